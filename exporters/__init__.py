@@ -1,0 +1,3 @@
+"""Exporters: a traced program and a weight store in, an artifact out."""
+
+DISTRIBUTION = "edgeforge"
