@@ -1,0 +1,246 @@
+"""Weight formats: how a matrix of weights is stored, and what its stored parts are.
+
+A format knows its parts' dtypes and shapes and refuses matrices that it cannot hold; it holds no
+weights itself. Codes are unsigned in every integer format: ``value = (code - zero_point) * scale``,
+where a symmetric format has the implicit zero point ``2 ** (bits - 1)``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from quant.errors import QuantizationError
+
+FloatName = Literal["float32", "float16", "bfloat16"]
+
+_ITEM_BYTES: Final = {"uint8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
+_FLOAT_NAMES: Final[dict[FloatName, str]] = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+}
+_INT_NAME: Final = re.compile(r"int(4|8)-(pc|g([1-9][0-9]*))(-asym)?")
+_USUAL_NAMES: Final = tuple(
+    f"int{bits}-{groups}{zero}"
+    for bits in (4, 8)
+    for groups in ("g32", "g64", "g128", "pc")
+    for zero in ("", "-asym")
+) + tuple(_FLOAT_NAMES.values())
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """Dtype and shape of one stored part.
+
+    Attributes:
+        dtype: Name of the element type, as torch spells it: ``uint8``, ``bfloat16``, ...
+        shape: Sizes of the dimensions, row major.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class IntFormat:
+    """Integers of 4 or 8 bits with one bfloat16 scale a group of columns.
+
+    Attributes:
+        bits: 4 or 8.
+        group_size: Columns that share a scale, or None for one group a row ("per channel").
+        symmetric: Whether the zero point is the implicit ``2 ** (bits - 1)``; otherwise every group
+            has its own zero point in ``0 .. 2 ** bits - 1``.
+    """
+
+    bits: Literal[4, 8]
+    group_size: int | None
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise QuantizationError(f"an integer format has 4 or 8 bits, not {self.bits!r}")
+        size = self.group_size
+        if size is not None and (size < 2 or size % 2):
+            raise QuantizationError(
+                f"group_size {size!r} is not possible: take an even number of columns, "
+                "or None for one group a row"
+            )
+
+    @property
+    def name(self) -> str:
+        """Short name that ``parse_format`` reads back, such as ``int4-g32`` or ``int8-pc``."""
+        groups = "pc" if self.group_size is None else f"g{self.group_size}"
+        return f"int{self.bits}-{groups}" + ("" if self.symmetric else "-asym")
+
+    @property
+    def implicit_zero_point(self) -> int:
+        """The code that stands for zero when the format is symmetric: 8 or 128."""
+        return 1 << (self.bits - 1)
+
+    @property
+    def max_code(self) -> int:
+        """The largest code: 15 or 255."""
+        return (1 << self.bits) - 1
+
+    def columns_per_group(self, cols: int) -> int:
+        """Columns that share a scale in a matrix of ``cols`` columns."""
+        return cols if self.group_size is None else self.group_size
+
+    def groups(self, cols: int) -> int:
+        """Groups in each row of a matrix of ``cols`` columns."""
+        return 1 if self.group_size is None else cols // self.group_size
+
+    def check(self, weight_name: str, rows: int, cols: int) -> None:
+        """Refuse a matrix of a shape that this format cannot hold.
+
+        Args:
+            weight_name: Name to use in the message.
+            rows: Output features.
+            cols: Input features, the dimension that is grouped.
+
+        Raises:
+            QuantizationError: When the matrix is empty, the groups do not divide the columns, or
+                int4 cannot pair them.
+        """
+        _check_size(weight_name, self.name, rows, cols)
+        if self.bits == 4 and cols % 2:
+            raise QuantizationError(
+                f"{weight_name} has {cols} input columns; {self.name} needs an even number, for it "
+                f"stores two a byte: keep it {self._int8_advice()}"
+            )
+        size = self.group_size
+        if size is not None and cols % size:
+            fitting = _largest_even_divisor(cols, size)
+            use = "" if fitting is None else f"use group_size {fitting} or "
+            raise QuantizationError(
+                f"{weight_name} has {cols} input columns; {self.name} needs a multiple of "
+                f"group_size {size}: {use}keep it {self._int8_advice()}"
+            )
+
+    def layout(self, rows: int, cols: int) -> dict[str, TensorLayout]:
+        """Dtypes and shapes of the stored parts of a ``[rows, cols]`` matrix.
+
+        ``codes`` is ``uint8[rows, cols * bits / 8]`` (int4: low nibble = even column), ``scale`` is
+        ``bfloat16[rows, groups]``, and an asymmetric format adds ``zero_point``,
+        ``uint8[rows, ceil(groups * bits / 8)]`` (int4: low nibble = even group).
+        """
+        groups = self.groups(cols)
+        parts = {
+            "codes": TensorLayout("uint8", (rows, cols * self.bits // 8)),
+            "scale": TensorLayout("bfloat16", (rows, groups)),
+        }
+        if not self.symmetric:
+            parts["zero_point"] = TensorLayout("uint8", (rows, -(-groups * self.bits // 8)))
+        return parts
+
+    def nbytes(self, rows: int, cols: int) -> int:
+        """Bytes of all stored parts of a ``[rows, cols]`` matrix."""
+        return sum(part.nbytes for part in self.layout(rows, cols).values())
+
+    def bits_per_weight(self, rows: int, cols: int) -> float:
+        """Stored bits a weight, scales and zero points included.
+
+        >>> IntFormat(4, 32).bits_per_weight(64, 128)
+        4.5
+        """
+        return 8 * self.nbytes(rows, cols) / (rows * cols)
+
+    def _int8_advice(self) -> str:
+        return "fp16" if self.bits == 8 and self.group_size is None else "int8-pc"
+
+
+@dataclass(frozen=True)
+class FloatFormat:
+    """Weights kept as floating-point values.
+
+    Attributes:
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+    """
+
+    dtype: FloatName
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _FLOAT_NAMES:
+            raise QuantizationError(
+                f"a float format is one of {', '.join(_FLOAT_NAMES)}, not {self.dtype!r}"
+            )
+
+    @property
+    def name(self) -> str:
+        """Short name that ``parse_format`` reads back: ``fp32``, ``fp16`` or ``bf16``."""
+        return _FLOAT_NAMES[self.dtype]
+
+    def check(self, weight_name: str, rows: int, cols: int) -> None:
+        """Refuse an empty matrix.
+
+        Raises:
+            QuantizationError: When there is no row or no column.
+        """
+        _check_size(weight_name, self.name, rows, cols)
+
+    def layout(self, rows: int, cols: int) -> dict[str, TensorLayout]:
+        """The one stored part of a ``[rows, cols]`` matrix: ``value``."""
+        return {"value": TensorLayout(self.dtype, (rows, cols))}
+
+    def nbytes(self, rows: int, cols: int) -> int:
+        """Bytes of a ``[rows, cols]`` matrix."""
+        return self.layout(rows, cols)["value"].nbytes
+
+    def bits_per_weight(self, rows: int, cols: int) -> float:
+        """Stored bits a weight."""
+        return 8 * self.nbytes(rows, cols) / (rows * cols)
+
+
+WeightFormat = IntFormat | FloatFormat
+
+
+def parse_format(name: str) -> WeightFormat:
+    """Read a format's name.
+
+    >>> parse_format("int4-g64-asym")
+    IntFormat(bits=4, group_size=64, symmetric=False)
+    >>> parse_format("fp16").name
+    'fp16'
+
+    Raises:
+        QuantizationError: When the name is not a format's; the message lists what is allowed.
+    """
+    for dtype, short in _FLOAT_NAMES.items():
+        if name == short:
+            return FloatFormat(dtype)
+    match = _INT_NAME.fullmatch(name)
+    if match is not None:
+        size = None if match[3] is None else int(match[3])
+        return IntFormat(4 if match[1] == "4" else 8, size, symmetric=match[4] is None)
+    near = difflib.get_close_matches(name, _USUAL_NAMES, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise QuantizationError(
+        f"{name!r} is not a weight format: allowed are int4 and int8 with -g<group_size> or -pc "
+        f"(per channel) and an optional -asym, such as int4-g32, int4-g64-asym and int8-pc, and "
+        f"{', '.join(_FLOAT_NAMES.values())}{meant}"
+    )
+
+
+def _check_size(weight_name: str, format_name: str, rows: int, cols: int) -> None:
+    if rows < 1 or cols < 1:
+        raise QuantizationError(
+            f"{weight_name} has shape [{rows}, {cols}]; {format_name} needs at least one row and "
+            "one column"
+        )
+
+
+def _largest_even_divisor(cols: int, limit: int) -> int | None:
+    """The even divisor of ``cols`` nearest below ``limit``, if it is a group of 8 or more."""
+    for size in range(min(limit, cols), 7, -1):
+        if size % 2 == 0 and cols % size == 0:
+            return size
+    return None

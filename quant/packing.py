@@ -1,0 +1,117 @@
+"""Packed codes, and what they mean in numbers.
+
+int4 codes lie two a byte along the last dimension, the LOW nibble holding the even column: the
+layout of ONNX Runtime's MatMulNBits and of XNNPACK. int8 codes lie one a byte.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from quant.formats import IntFormat
+
+
+def pack_int4(codes: torch.Tensor) -> torch.Tensor:
+    """Pack codes two a byte along the last dimension.
+
+    Args:
+        codes: uint8 ``[..., n]`` of values 0 to 15. An odd ``n`` leaves the last high nibble zero.
+
+    Returns:
+        uint8 ``[..., ceil(n / 2)]``.
+
+    >>> pack_int4(torch.tensor([1, 2, 3], dtype=torch.uint8)).tolist()
+    [33, 3]
+    """
+    even = codes[..., 0::2]
+    packed = even.clone(memory_format=torch.contiguous_format)
+    odd = codes[..., 1::2]
+    packed[..., : odd.shape[-1]] |= odd << 4
+    return packed
+
+
+def unpack_int4(packed: torch.Tensor, columns: int) -> torch.Tensor:
+    """Undo ``pack_int4``.
+
+    Args:
+        packed: uint8 ``[..., ceil(columns / 2)]``.
+        columns: Codes to take from the last dimension.
+
+    Returns:
+        uint8 ``[..., columns]`` of values 0 to 15.
+
+    >>> unpack_int4(torch.tensor([33, 3], dtype=torch.uint8), 3).tolist()
+    [1, 2, 3]
+    """
+    pairs = torch.stack((packed & 15, packed >> 4), dim=-1)
+    return pairs.reshape(*packed.shape[:-1], -1)[..., :columns]
+
+
+def pack_int4_numpy(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """``pack_int4`` for numpy arrays.
+
+    >>> pack_int4_numpy(np.array([1, 2, 3], dtype=np.uint8)).tolist()
+    [33, 3]
+    """
+    packed = codes[..., 0::2].copy()
+    odd = codes[..., 1::2]
+    packed[..., : odd.shape[-1]] |= odd << np.uint8(4)
+    return packed
+
+
+def unpack_int4_numpy(packed: npt.NDArray[np.uint8], columns: int) -> npt.NDArray[np.uint8]:
+    """``unpack_int4`` for numpy arrays.
+
+    >>> unpack_int4_numpy(np.array([33, 3], dtype=np.uint8), 3).tolist()
+    [1, 2, 3]
+    """
+    pairs = np.stack((packed & np.uint8(15), packed >> np.uint8(4)), axis=-1)
+    return pairs.reshape(*packed.shape[:-1], -1)[..., :columns]
+
+
+def unpack_codes(codes: torch.Tensor, fmt: IntFormat, count: int) -> torch.Tensor:
+    """One code an element.
+
+    Args:
+        codes: Packed codes or zero points of ``fmt``: uint8 ``[..., ceil(count * bits / 8)]``.
+        fmt: The format that they are stored in.
+        count: Codes in the last dimension.
+
+    Returns:
+        uint8 ``[..., count]``.
+    """
+    return unpack_int4(codes, count) if fmt.bits == 4 else codes[..., :count]
+
+
+def dequantize(
+    codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, fmt: IntFormat
+) -> torch.Tensor:
+    """The values that the stored parts stand for: the meaning of every integer format.
+
+    Args:
+        codes: uint8 ``[rows, cols * bits / 8]``.
+        scale: bfloat16 ``[rows, groups]``.
+        zero_point: uint8 ``[rows, ceil(groups * bits / 8)]``, or None when ``fmt`` is symmetric.
+        fmt: The format of the parts.
+
+    Returns:
+        float32 ``[rows, cols]``; exact, for the product of an integer of at most 9 bits and a
+        bfloat16 number fits float32.
+
+    >>> codes = torch.tensor([[0x98, 0x07]], dtype=torch.uint8)
+    >>> scale = torch.tensor([[0.5]], dtype=torch.bfloat16)
+    >>> dequantize(codes, scale, None, IntFormat(4, 4)).tolist()
+    [[0.0, 0.5, -0.5, -4.0]]
+    """
+    rows, stored = codes.shape
+    cols = stored * 8 // fmt.bits
+    groups = scale.shape[1]
+    grouped = unpack_codes(codes, fmt, cols).reshape(rows, groups, cols // groups)
+    if zero_point is None:
+        centred = grouped.to(torch.float32) - fmt.implicit_zero_point
+    else:
+        zero = unpack_codes(zero_point, fmt, groups).reshape(rows, groups, 1)
+        centred = grouped.to(torch.float32) - zero.to(torch.float32)
+    return (centred * scale.to(torch.float32).unsqueeze(-1)).reshape(rows, cols)
