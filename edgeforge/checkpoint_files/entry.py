@@ -1,0 +1,50 @@
+"""Where one tensor lies in a weight file, and the element types that occur."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_DIMENSIONS = 64
+MAX_TENSORS_PER_FILE = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a checkpoint: row-major, little-endian, uncompressed bytes in a file.
+
+    Attributes:
+        name: The tensor's name in the checkpoint.
+        dtype: ``float32``, ``float16`` or ``bfloat16`` for what can be read as a weight; other
+            element types (``int64``, ``float8_e4m3fn``, ...) are listed and refused when read.
+        shape: Dimensions, outermost first; ``()`` for a scalar.
+        file: The weight file.
+        offset: Bytes from the file's start to the first element.
+        nbytes: Bytes from the first element to past the last.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+
+def count_elements(shape: Sequence[int]) -> int | None:
+    """Return the number of elements of ``shape``, or None when an index would not fit 63 bits.
+
+    Zeros do not hide an overflow, since no array library accepts such a shape.
+
+    >>> count_elements((3, 4)), count_elements(()), count_elements((0, 5))
+    (12, 1, 0)
+    >>> count_elements((0, 2**62, 2**62)) is None
+    True
+    """
+    elements = 1
+    for size in shape:
+        elements *= max(size, 1)
+        if elements >= 2**63:
+            return None
+    return 0 if 0 in shape else elements
