@@ -37,6 +37,8 @@ class _Global:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
+    """A flat array in the zip member ``data/<key>``; ``itemsize`` in bytes."""
+
     dtype: str
     itemsize: int
     key: str
@@ -45,6 +47,8 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
+    """A view of a storage; ``offset`` and ``stride`` count elements."""
+
     storage: Storage
     offset: int
     shape: tuple[int, ...]

@@ -39,10 +39,10 @@ def read_torch_file(path: Path) -> dict[str, TensorEntry]:
         with path.open("rb") as file:
             start = file.read(64)
         refuse_git_lfs_pointer(path, start)
-        if start[:2] == b"\x80\x02" or start[:2] == b"\x80\x04":
+        if start[:1] == b"\x80":
             raise CheckpointError(
-                f"{path} is a bare pickle, as torch wrote before version 1.6: load it in torch and "
-                "save it again, as safetensors if you can"
+                f"{path} is a bare pickle, as torch wrote before version 1.6, which could run "
+                "code: ask for a safetensors file"
             )
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}

@@ -1,0 +1,206 @@
+"""Output folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from edgeforge.errors import DiskFullError, EdgeForgeError, UsageError
+
+_OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def atomic_folder(
+    final: Path,
+    force: bool,
+    *,
+    needed_bytes: int | None = None,
+    marks: Sequence[str] = ("edgeforge.json", "config.json"),
+) -> Iterator[Path]:
+    """Give a temporary folder beside ``final`` to write in; rename it to ``final`` when whole.
+
+    When the block ends, every file is flushed to the disk and the folder renamed. When it raises,
+    interrupts included, the temporary folder is removed and ``final`` is as it was.
+
+    Args:
+        final: Where the folder goes; missing parents are made. A symbolic link is followed.
+        force: Replace a folder that is there, once the new one is whole.
+        needed_bytes: What will be written, if known: checked before any work starts.
+        marks: ``force`` replaces only a folder that holds one of these files, so that a mistyped
+            path does not cost a home folder.
+
+    Yields:
+        The empty temporary folder, on the same file system as ``final``.
+
+    Raises:
+        UsageError: ``final`` cannot be used, or is not empty and ``force`` is off.
+        DiskFullError: No space left, a quota or a file size limit.
+    """
+    final = Path(os.path.realpath(final.expanduser()))
+    _check_final(final, force, marks)
+    partial: Path | None = None
+    made: list[Path] = []
+    try:
+        try:
+            _make_parents(final.parent, made)
+            _check_space(final, needed_bytes)
+            partial = _make_sibling(final, "partial")
+        except OSError as error:
+            raise _explain(error, final, needed_bytes) or UsageError(
+                f"{final} cannot be made ({error.strerror}): choose another folder"
+            ) from error
+        yield partial
+        _flush(partial)
+        _check_final(final, force, marks)
+        with _deferred_interrupt():
+            _put_in_place(partial, final)
+    except BaseException as error:
+        with _deferred_interrupt():
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+            for parent in reversed(made):
+                with suppress(OSError):
+                    parent.rmdir()
+        explained = _explain(error, final, needed_bytes)
+        if explained is not None:
+            raise explained from error
+        raise
+
+
+def _check_final(final: Path, force: bool, marks: Sequence[str]) -> None:
+    try:
+        if not final.name:
+            raise UsageError(f"{final} cannot be an output folder: name a new one")
+        if not final.exists():
+            return
+        if not final.is_dir():
+            raise UsageError(f"{final} is a file: name a folder to write to")
+        if not any(final.iterdir()):
+            return
+        if not force:
+            raise UsageError(
+                f"{final} exists and is not empty: choose another folder, or --force to replace it"
+            )
+        if not any((final / mark).is_file() for mark in marks):
+            raise UsageError(
+                f"{final} holds none of {', '.join(marks)}, so --force does not replace it: choose "
+                "another folder, or remove it yourself"
+            )
+    except OSError as error:
+        raise UsageError(f"{final} cannot be used for output: {error.strerror}") from error
+
+
+def _make_parents(folder: Path, made: list[Path]) -> None:
+    """Make missing folders, appending each to ``made``, outermost first."""
+    for path in [path for path in (folder, *folder.parents) if not path.exists()][::-1]:
+        path.mkdir(exist_ok=True)
+        made.append(path)
+
+
+def _make_sibling(final: Path, purpose: str) -> Path:
+    """Make a new hidden folder beside ``final``; one left by a killed process is not touched."""
+    stem = f".{final.name}.{purpose}-{os.getpid()}"
+    for number in itertools.count():
+        path = final.parent / (f"{stem}-{number}" if number else stem)
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("counting ended")
+
+
+def _check_space(final: Path, needed_bytes: int | None) -> None:
+    if needed_bytes is None:
+        return
+    free = shutil.disk_usage(final.parent).free
+    if free < needed_bytes:
+        raise DiskFullError(
+            f"{final} needs {needed_bytes} bytes and its disk has {free} free: free "
+            f"{needed_bytes - free} bytes or choose a folder on another disk"
+        )
+
+
+def _explain(error: BaseException, final: Path, needed_bytes: int | None) -> EdgeForgeError | None:
+    """Return the sentence for an error that a lack of space caused, however it was wrapped."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, DiskFullError):
+            return cause if cause is not error else None
+        if isinstance(cause, OSError) and cause.errno in _OUT_OF_SPACE:
+            break
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    if not isinstance(cause, OSError):
+        return None
+    need = f" (it needs {needed_bytes} bytes)" if needed_bytes is not None else ""
+    return DiskFullError(
+        f"{final} could not be written{need}: {cause.strerror}; nothing was left there: free some "
+        "space or choose a folder on another disk"
+    )
+
+
+def _flush(folder: Path) -> None:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _fsync(os.path.join(root, name))
+        _fsync(root)
+
+
+def _fsync(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    old: Path | None = None
+    try:
+        if final.is_dir() and any(final.iterdir()):
+            # A rename replaces an empty folder, so the place taken here stays ours.
+            old = _make_sibling(final, "old")
+            os.rename(final, old)
+        try:
+            os.rename(partial, final)
+        except BaseException:
+            if old is not None:
+                os.rename(old, final)
+            raise
+    except OSError as error:
+        if old is not None:
+            with suppress(OSError):
+                old.rmdir()
+        raise UsageError(
+            f"{final} cannot be put in place ({error.strerror}): name a folder inside it instead"
+        ) from error
+    with suppress(OSError):  # Not every file system flushes folders.
+        _fsync(final.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[None]:
+    """Hold back Ctrl-C until the block ends: a half-done swap or clean-up helps nobody."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[tuple[int, FrameType | None]] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
+    try:
+        yield
+    finally:
+        if handler is not None:  # None: set outside Python, which cannot put it back.
+            signal.signal(signal.SIGINT, handler)
+    if received and callable(handler):
+        handler(*received[0])
