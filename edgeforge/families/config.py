@@ -1,0 +1,189 @@
+"""Reading a ``config.json`` field by field, so that no field that changes the maths is missed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+
+from edgeforge.errors import CheckpointError
+
+# Fields that say how a model was trained, stored, sampled or displayed, and never what it computes.
+_HARMLESS = frozenset(
+    """
+    _name_or_path _commit_hash _attn_implementation _attn_implementation_internal
+    _attn_implementation_autoset _experts_implementation
+    add_cross_attention architectures attention_dropout attn_implementation auto_map
+    bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    embd_pdrop encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty
+    finetuning_task forced_bos_token_id forced_eos_token_id hidden_dropout hidden_dropout_prob
+    id2label initializer_range is_decoder is_encoder_decoder is_llama_config label2id length_penalty
+    max_length min_length model_type no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix
+    pretraining_tp problem_type pruned_heads remove_invalid_values repetition_penalty resid_pdrop
+    residual_dropout return_dict return_dict_in_generate sep_token_id suppress_tokens
+    task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype
+    torchscript transformers.js_config transformers_version typical_p unsloth_fixed
+    unsloth_version use_bfloat16 use_cache
+    """.split()
+)
+
+
+class ConfigReader:
+    """A configuration whose every read is recorded; `finish` refuses what nobody read.
+
+    Args:
+        config: the parsed ``config.json``.
+        ignore: fields the user vouches for, beside those known to be harmless.
+        where: what to call the mapping in messages.
+    """
+
+    def __init__(
+        self, config: Mapping[str, object], ignore: Iterable[str] = (), where: str = "config.json"
+    ) -> None:
+        self._config = config
+        self._read: set[str] = set()
+        self._ignore = frozenset(ignore)
+        self.where = where
+
+    def fields(self) -> frozenset[str]:
+        """Names of the fields that are present."""
+        return frozenset(self._config)
+
+    def raw(self) -> Mapping[str, object]:
+        """The mapping itself, for fields that are known to be harmless."""
+        return self._config
+
+    def get(self, field: str, default: object = None) -> object:
+        """The field's value, or ``default`` when it is absent or null."""
+        self._read.add(field)
+        value = self._config.get(field)
+        return default if value is None else value
+
+    def _required(self, field: str, default: object) -> object:
+        value = self.get(field, default)
+        if value is None:
+            near = difflib.get_close_matches(field, self._config, n=1)
+            hint = f" (it has {near[0]!r})" if near else ""
+            raise CheckpointError(f"{self.where} has no field {field!r}{hint}")
+        return value
+
+    def integer(self, field: str, default: int | None = None, minimum: int = 1) -> int:
+        """A whole number of at least ``minimum``; required when there is no default."""
+        return _integer(self._required(field, default), f"{self.where}: {field}", minimum)
+
+    def real(self, field: str, default: float | None = None) -> float:
+        """A finite number above zero; required when there is no default."""
+        return _real(self._required(field, default), f"{self.where}: {field}")
+
+    def flag(self, field: str, default: bool) -> bool:
+        """A boolean."""
+        value = self.get(field, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self.where}: {field} is {value!r}, not true or false")
+        return value
+
+    def integers(self, field: str, length: int) -> tuple[int, ...] | None:
+        """A list of ``length`` whole numbers above zero, None when the field is absent."""
+        value = self.get(field)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != length:
+            raise CheckpointError(f"{self.where}: {field} must list {length} numbers, one a layer")
+        return tuple(_integer(v, f"{self.where}: {field}[{i}]") for i, v in enumerate(value))
+
+    def reals(self, field: str) -> tuple[float, ...] | None:
+        """A list of numbers above zero (a lone number is a list of one), None when absent."""
+        value = self.get(field)
+        if value is None:
+            return None
+        values = value if isinstance(value, list) else [value]
+        return tuple(_real(v, f"{self.where}: {field}[{i}]") for i, v in enumerate(values))
+
+    def choice(self, field: str, allowed: tuple[str, ...], default: str) -> str:
+        """A word out of ``allowed``; anything else is a computation we do not have."""
+        value = self.get(field, default)
+        if value not in allowed:
+            raise CheckpointError(
+                f"{self.where} sets {field} to {value!r}; EdgeForge implements "
+                f"{' and '.join(map(repr, allowed))} here"
+            )
+        return str(value)
+
+    def absent(self, *fields: str) -> None:
+        """Refuses, by name, fields that change the maths unless they are off."""
+        for field in fields:
+            if not _is_off(self.get(field)):
+                self._refuse(field)
+
+    def section(self, field: str) -> ConfigReader | None:
+        """The reader of a nested object, None when it is absent."""
+        value = self.get(field)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{self.where}: {field} is {value!r}, not an object")
+        return ConfigReader(value, self._ignore, f"{self.where}: {field}")
+
+    def finish(self) -> None:
+        """Refuses the first field that is set, was never read and is not known to be harmless."""
+        known = self._read | _HARMLESS | self._ignore
+        for field in self._config:
+            if field not in known and not _is_off(self._config[field]):
+                self._refuse(field)
+
+    def _refuse(self, field: str) -> None:
+        if field in self._ignore:
+            return
+        shown = repr(self._config[field])
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        raise CheckpointError(
+            f"{self.where} sets {field!r} to {shown}, which EdgeForge does not implement for this "
+            f"family and which may change the model's numbers; if you know that it does not, pass "
+            f"--ignore-config {field}"
+        )
+
+
+def _is_off(value: object) -> bool:
+    return value is None or value is False or value in (0, "", [], {})
+
+
+def _integer(value: object, where: str, minimum: int = 1) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise CheckpointError(f"{where} is {value!r}, not a whole number of at least {minimum}")
+    return value
+
+
+def _real(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CheckpointError(f"{where} is {value!r}, not a number")
+    if value <= 0:
+        raise CheckpointError(f"{where} is {value!r}; it must be above zero")
+    return float(value)
+
+
+def token_ids(config: Mapping[str, object], generation: Mapping[str, object], field: str,
+              vocab_size: int) -> tuple[int, ...]:
+    """Special token ids, those of ``generation_config.json`` first, without repeats.
+
+    Raises:
+        CheckpointError: one is not a token of the vocabulary.
+    """
+    found: list[int] = []
+    for source in (generation, config):
+        value = source.get(field)
+        for token in value if isinstance(value, list) else [value]:
+            if token is None or token in found:
+                continue
+            if not isinstance(token, int) or isinstance(token, bool):
+                raise CheckpointError(f"{field} is {token!r}, not a token number")
+            if 0 <= token < vocab_size:
+                found.append(token)
+            elif token >= vocab_size:
+                raise CheckpointError(
+                    f"{field} is {token}, but the vocabulary has {vocab_size} tokens"
+                )
+    return tuple(found)

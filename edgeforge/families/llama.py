@@ -1,0 +1,127 @@
+"""Llama 2, 3, 3.1, 3.2 and whatever else loads as ``llama`` (SmolLM2, TinyLlama, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from edgeforge.errors import CheckpointError
+from edgeforge.families.assembly import assemble, matrix, norm
+from edgeforge.families.config import ConfigReader, token_ids
+from edgeforge.families.rotary import read_rope
+from edgeforge.spec import LayerSpec, ModelSpec, WeightSpec
+
+LayerWeights = Callable[..., dict[str, WeightSpec]]
+
+
+def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:
+    """Reads a Llama configuration (transformers' ``LlamaConfig`` fields)."""
+    config.absent("attention_bias", "mlp_bias", "rope_interleaved")
+    return read_llama_like(config, generation, "llama", window=0, norm_eps=1e-6)
+
+
+def read_llama_like(
+    config: ConfigReader,
+    generation: Mapping[str, object],
+    model_type: str,
+    *,
+    window: int,
+    norm_eps: float,
+    layer_weights: LayerWeights | None = None,
+) -> ModelSpec:
+    """Reads the fields that every descendant of Llama spells alike, and maps its weights.
+
+    Args:
+        config: the configuration's reader.
+        generation: ``generation_config.json``, or an empty mapping.
+        model_type: the family.
+        window: attention window in tokens, 0 for none.
+        norm_eps: the family's epsilon where the file has none.
+        layer_weights: maps a layer's weights; by default `separate_projections`.
+    """
+    hidden, heads, kv_heads, head_dim = read_head_counts(config)
+    config.choice("hidden_act", ("silu",), "silu")
+    layer = LayerSpec(heads, kv_heads, config.integer("intermediate_size"))
+    layers = (layer,) * config.integer("num_hidden_layers")
+    vocab = config.integer("vocab_size")
+    tied = config.flag("tie_word_embeddings", False)
+    max_context = config.integer("max_position_embeddings", 2048)
+    fields = config.raw()
+
+    return ModelSpec(
+        model_type=model_type,
+        hidden_size=hidden,
+        head_dim=head_dim,
+        vocab_size=vocab,
+        layers=layers,
+        norm_eps=config.real("rms_norm_eps", norm_eps),
+        rope=read_rope(config, head_dim, max_context),
+        qk_norm=False,
+        window=window,
+        tied=tied,
+        max_context=max_context,
+        bos=next(iter(token_ids(fields, generation, "bos_token_id", vocab)), None),
+        eos=token_ids(fields, generation, "eos_token_id", vocab),
+        pad=next(iter(token_ids(fields, generation, "pad_token_id", vocab)), None),
+        weights=assemble(
+            hidden_size=hidden,
+            vocab_size=vocab,
+            layers=layers,
+            layer_weights=partial(
+                layer_weights or separate_projections, hidden=hidden, head_dim=head_dim
+            ),
+            embedding="model.embed_tokens.weight",
+            final_norm="model.norm.weight",
+            head=None if tied else "lm_head.weight",
+        ),
+        ignored=("*.rotary_emb.inv_freq", *(("lm_head.weight",) if tied else ())),
+    )
+
+
+def separate_projections(
+    index: int, layer: LayerSpec, *, hidden: int, head_dim: int
+) -> dict[str, WeightSpec]:
+    """One layer of a checkpoint that stores q, k, v, gate and up apart."""
+    at = f"model.layers.{index}."
+    q, kv = layer.num_heads * head_dim, layer.num_kv_heads * head_dim
+    attn, mlp = at + "self_attn.", at + "mlp."
+    return {
+        "input_layernorm": norm(at + "input_layernorm.weight", hidden),
+        "self_attn.qkv_proj": matrix(
+            "linear",
+            hidden,
+            (attn + "q_proj.weight", q),
+            (attn + "k_proj.weight", kv),
+            (attn + "v_proj.weight", kv),
+        ),
+        "self_attn.o_proj": matrix("linear", q, (attn + "o_proj.weight", hidden)),
+        "post_attention_layernorm": norm(at + "post_attention_layernorm.weight", hidden),
+        "mlp.gate_up_proj": matrix(
+            "linear",
+            hidden,
+            (mlp + "gate_proj.weight", layer.ffn_width),
+            (mlp + "up_proj.weight", layer.ffn_width),
+        ),
+        "mlp.down_proj": matrix("linear", layer.ffn_width, (mlp + "down_proj.weight", hidden)),
+    }
+
+
+def read_head_counts(config: ConfigReader) -> tuple[int, int, int, int]:
+    """Hidden size, query heads, key/value heads and head width, and whether they agree.
+
+    Raises:
+        CheckpointError: heads that do not divide.
+    """
+    hidden = config.integer("hidden_size")
+    heads = config.integer("num_attention_heads")
+    kv_heads = config.integer("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise CheckpointError(
+            f"{config.where}: num_attention_heads {heads} is not a multiple of "
+            f"num_key_value_heads {kv_heads}"
+        )
+    if config.get("head_dim") is None and hidden % heads:
+        raise CheckpointError(
+            f"{config.where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+        )
+    return hidden, heads, kv_heads, config.integer("head_dim", hidden // heads)

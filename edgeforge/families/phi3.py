@@ -1,0 +1,44 @@
+"""Phi-3-mini (4k and 128k) and the Phi-3 family: fused projections, longrope, a window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgeforge.families.assembly import matrix, norm
+from edgeforge.families.config import ConfigReader
+from edgeforge.families.llama import read_llama_like
+from edgeforge.spec import LayerSpec, ModelSpec, WeightSpec
+
+
+def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:
+    """Reads a Phi-3 configuration (transformers' ``Phi3Config`` fields)."""
+    config.absent("attention_bias", "mlp_bias")
+    config.get("original_max_position_embeddings")  # only longrope asks for it
+    window = config.integer("sliding_window", 0, minimum=0)
+    return read_llama_like(
+        config,
+        generation,
+        "phi3",
+        window=window,
+        norm_eps=1e-5,
+        layer_weights=fused_projections,
+    )
+
+
+def fused_projections(
+    index: int, layer: LayerSpec, *, hidden: int, head_dim: int
+) -> dict[str, WeightSpec]:
+    """One layer of a checkpoint whose q, k, v are one tensor, and gate and up another."""
+    at = f"model.layers.{index}."
+    q, kv = layer.num_heads * head_dim, layer.num_kv_heads * head_dim
+    attn, mlp = at + "self_attn.", at + "mlp."
+    return {
+        "input_layernorm": norm(at + "input_layernorm.weight", hidden),
+        "self_attn.qkv_proj": matrix("linear", hidden, (attn + "qkv_proj.weight", q + 2 * kv)),
+        "self_attn.o_proj": matrix("linear", q, (attn + "o_proj.weight", hidden)),
+        "post_attention_layernorm": norm(at + "post_attention_layernorm.weight", hidden),
+        "mlp.gate_up_proj": matrix(
+            "linear", hidden, (mlp + "gate_up_proj.weight", 2 * layer.ffn_width)
+        ),
+        "mlp.down_proj": matrix("linear", layer.ffn_width, (mlp + "down_proj.weight", hidden)),
+    }

@@ -1,0 +1,52 @@
+"""Every family EdgeForge reads, by ``model_type``. To add one: a file, an import, a row."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+
+from edgeforge.errors import CheckpointError
+from edgeforge.families import llama, mistral, openelm, phi3
+from edgeforge.families.config import ConfigReader
+from edgeforge.spec import ModelSpec
+
+FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] = {
+    "llama": llama.read_spec,
+    "mistral": mistral.read_spec,
+    "openelm": openelm.read_spec,
+    "phi3": phi3.read_spec,
+}
+
+
+def read_spec(
+    config: Mapping[str, object],
+    generation: Mapping[str, object] | None = None,
+    ignore: Iterable[str] = (),
+) -> ModelSpec:
+    """The `ModelSpec` of a parsed ``config.json``.
+
+    Args:
+        config: the configuration.
+        generation: ``generation_config.json``, if there is one.
+        ignore: fields the user vouches for.
+
+    Raises:
+        CheckpointError: an unknown family, a field missing or wrong, a field that would change
+            the maths and is not implemented, or a checkpoint that is already quantized.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        near = difflib.get_close_matches(str(kind), FAMILIES, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise CheckpointError(
+            f"config.json has the model_type {kind!r}; EdgeForge reads {', '.join(FAMILIES)}{hint}"
+        )
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            "config.json has a quantization_config: the checkpoint is already quantized; give the "
+            "original one in bfloat16, float16 or float32"
+        )
+    reader = ConfigReader(config, ignore)
+    spec = FAMILIES[kind](reader, generation or {})
+    reader.finish()
+    return spec

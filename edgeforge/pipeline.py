@@ -1,0 +1,241 @@
+"""From a checkpoint to artifacts: one function, about one line a stage."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from edgeforge.cache import cache_dir
+from edgeforge.checkpoint import Checkpoint, CheckpointDigest
+from edgeforge.errors import UsageError
+from edgeforge.output import atomic_folder
+from edgeforge.spec import ModelSpec
+from exporters.manifest import Manifest, WeightRecord, record_files
+from exporters.target import ExportRequest, Lowered, ModelFacts, Target
+from quant.plan import QuantPlan
+from quant.store import WeightStore
+
+# Longer contexts are a choice: their caches and tables cost memory on every phone.
+DEFAULT_CONTEXT = 4096
+_TOOLS = ("edgeforge", "torch", "onnx", "onnxruntime")
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, what is done of it, and its size (0 when that is not known)."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a user asks of an export.
+
+    Attributes:
+        recipe: a name of `quant.recipes`, or a YAML file.
+        context: declared context in tokens; None for the model's own, 4096 at most.
+        ignore_config: config fields the user vouches for.
+        force: replace an existing output folder.
+        threads: for quantization; None for one per processor, four at most.
+    """
+
+    recipe: str = "int4"
+    context: int | None = None
+    ignore_config: tuple[str, ...] = ()
+    force: bool = False
+    threads: int | None = None
+
+
+def export(
+    checkpoint: Checkpoint,
+    targets: Sequence[Target],
+    out: Path,
+    options: ExportOptions,
+    progress: Progress = lambda stage, done, size: None,
+) -> list[Path]:
+    """Exports a checkpoint to every target from one trace and one quantization.
+
+    Args:
+        checkpoint: opened.
+        targets: what to write. One target's artifact is ``out`` itself; several are folders in it.
+        out: the output folder; it appears only when everything in it is whole.
+        options: what the user asked for.
+        progress: told of each stage.
+
+    Returns:
+        The artifacts' folders, in the order of ``targets``.
+
+    Raises:
+        EdgeForgeError: or a QuantizationError or ExportError; nothing is left half-written.
+    """
+    from edgeforge.families.registry import read_spec
+    from edgeforge.weights import CheckpointWeights
+    from quant.recipes import find_recipe
+
+    spec = read_spec(checkpoint.config, checkpoint.generation_config, options.ignore_config)
+    context = choose_context(spec, options.context)
+    weights = CheckpointWeights(checkpoint, spec)
+    plan = find_recipe(options.recipe).plan(weights.shapes(), weights.roles())
+    plan.check(weights.shapes())
+    for target in targets:
+        target.check(plan, weights.shapes(), _facts(spec))
+    with atomic_folder(out, options.force) as partial, ThreadPoolExecutor(1) as background:
+        # Hashing the files and tracing the program need nothing of each other.
+        digesting = background.submit(
+            checkpoint.digest, lambda done, size: progress("hash", done, size)
+        )
+
+        from edgeforge.trace import trace
+        from quant.dialect import check_float, check_quantized
+        from quant.rewrite import quantize_program
+
+        progress("trace", 0, 0)
+        program = trace(spec, context)
+        check_float(program)
+        digest = digesting.result()
+        store = quantize(weights, digest, plan, options.threads, progress)
+        program = quantize_program(program, plan)
+        check_quantized(program)
+        folders = []
+        for target in targets:
+            progress(f"write {target.name}", 0, 0)
+            folder = partial if len(targets) == 1 else partial / target.name
+            folder.mkdir(exist_ok=True)
+            request = ExportRequest(
+                program,
+                store,
+                _facts(spec),
+                checkpoint.tokenizer_files,
+                checkpoint.generation_config,
+            )
+            lowered = target.write(request, folder)
+            _copy_sidecars(checkpoint, folder)
+            manifest = _manifest(
+                checkpoint, digest, spec, context, plan, store, target, lowered
+            )
+            Manifest(**{**vars(manifest), "files": record_files(folder)}).write(folder)
+            folders.append(out if len(targets) == 1 else out / target.name)
+    return folders
+
+
+def choose_context(spec: ModelSpec, asked: int | None) -> int:
+    """The declared context: what was asked, or the model's own up to `DEFAULT_CONTEXT`.
+
+    Raises:
+        UsageError: longer than the model was made for.
+    """
+    if asked is None:
+        return min(spec.max_context, DEFAULT_CONTEXT)
+    if not 2 <= asked <= spec.max_context:
+        raise UsageError(
+            f"--context {asked} is not possible: this model takes 2 to {spec.max_context} tokens"
+        )
+    return asked
+
+
+def quantize(
+    weights: object,
+    digest: CheckpointDigest,
+    plan: QuantPlan,
+    threads: int | None,
+    progress: Progress,
+) -> WeightStore:
+    """The store of this checkpoint and plan: found in the cache, or made now."""
+    from edgeforge.weights import CheckpointWeights
+    from quant.quantize import fill_store
+    from quant.store import find_store, new_store, store_key
+
+    assert isinstance(weights, CheckpointWeights)
+    cache = cache_dir() / "stores"
+    key = store_key(digest.sha256, weights.mapping_digest(), plan)
+    found = find_store(cache, key)
+    if found is not None:
+        progress("quantize (cached)", 1, 1)
+        return found
+    size, done = weights.spec.num_parameters, 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("quantize", done, size)
+
+    with new_store(cache, key, plan, weights.shapes()) as writer:
+        fill_store(weights, plan, writer, threads=threads, progress=advance)
+    return WeightStore(cache / key)
+
+
+def _facts(spec: ModelSpec) -> ModelFacts:
+    return ModelFacts(
+        model_type=spec.model_type,
+        hidden_size=spec.hidden_size,
+        head_dim=spec.head_dim,
+        num_heads=tuple(layer.num_heads for layer in spec.layers),
+        num_kv_heads=tuple(layer.num_kv_heads for layer in spec.layers),
+        bos=spec.bos,
+        eos=spec.eos,
+        pad=spec.pad,
+    )
+
+
+def _copy_sidecars(checkpoint: Checkpoint, folder: Path) -> None:
+    """Keeps what the artifact needs to be run and verified apart from its checkpoint."""
+    for name in ("config.json", "generation_config.json"):
+        if (checkpoint.path / name).is_file():
+            shutil.copyfile(checkpoint.path / name, folder / name)
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    digest: CheckpointDigest,
+    spec: ModelSpec,
+    context: int,
+    plan: QuantPlan,
+    store: WeightStore,
+    target: Target,
+    lowered: Lowered,
+) -> Manifest:
+    from edgeforge.rope import uses_long_set
+
+    notes = list(lowered.notes)
+    if spec.rope.scaling == "longrope":
+        chosen = "long" if uses_long_set(spec.rope, context) else "short"
+        notes.append(
+            f"longrope: the {chosen} factors apply at every position, as the declared context of "
+            f"{context} tokens decides (the original context is {spec.rope.original_context})"
+        )
+    shapes = {name: weight.shape for name, weight in spec.weights.items()}
+    return Manifest(
+        target=target.name,
+        entry=lowered.entry,
+        recipe=plan.recipe,
+        context=context,
+        source={
+            "model": checkpoint.source,
+            "path": str(checkpoint.path.resolve()),
+            "revision": checkpoint.revision,
+            "sha256": digest.sha256,
+            "files": {file.name: file.sha256 for file in digest.files},
+        },
+        model=spec.summary(),
+        bits_per_weight=plan.bits_per_weight(shapes),
+        weights={
+            name: WeightRecord(
+                shape=shapes[name],
+                format=assignment.format.name,
+                algorithm=assignment.algorithm,
+                relative_error=store.relative_error[name],
+                digest=store.digests[name],
+            )
+            for name, assignment in plan.weights.items()
+        },
+        inputs=lowered.inputs,
+        outputs=lowered.outputs,
+        states=lowered.states,
+        notes=tuple(notes),
+        tools=versions(_TOOLS),
+    )
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Installed versions by package name."""
+    return {name: version(name) for name in packages}

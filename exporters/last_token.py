@@ -1,0 +1,60 @@
+"""Makes a program compute only what the last token's logits need."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from quant.dialect import EMBEDDING, LAST, POINTWISE, QUANT_EMBEDDING
+from quant.program import Program
+
+_LOOKUPS = (EMBEDDING, QUANT_EMBEDDING)
+
+
+def keep_last_token(program: Program) -> Program:
+    """Selects the last position as early as the graph allows.
+
+    Given::
+
+        %y = edgeforge::linear(%x, %w)        # every position
+        return %y
+
+    Result::
+
+        %l = aten::slice(%x, 1, -1, max)      # the last position
+        %y = edgeforge::linear(%l, %w)
+
+    A node moves past the selection when all its users have and when it works position by
+    position; so the head, the last norm, the last layer's feed-forward part and its output
+    projection run for one token. Attention needs every position and stops it.
+    """
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(program.graph, copies))
+    inputs = {copies[n].name: program.inputs[n.name] for n in copies if n.op == "placeholder"}
+    moved: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output":
+            moved.add(node)
+        elif (
+            node.op == "call_function"
+            and node.target in POINTWISE
+            and node.target not in _LOOKUPS
+            and all(user in moved for user in node.users)
+        ):
+            moved.add(node)
+    slices: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node not in moved or node.op == "output":
+            continue
+        for source in node.all_input_nodes:
+            if source.op == "placeholder" or source in moved:
+                continue
+            if source not in slices:
+                with graph.inserting_after(source):
+                    slices[source] = graph.call_function(LAST, (source, 1, -1, 2**63 - 1))
+                slices[source].meta["val"] = source.meta["val"][:, -1:]
+            node.replace_input_with(source, slices[source])
+        if hasattr(node.meta["val"], "shape"):
+            node.meta["val"] = node.meta["val"][:, -1:]
+    graph.lint()
+    return Program(graph, inputs, program.tables, program.context, program.vocab_size)

@@ -1,0 +1,149 @@
+"""`Manifest`: what an artifact's ``edgeforge.json`` says of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from exporters.errors import ExportError
+
+MANIFEST = "edgeforge.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of an artifact: size in bytes, and SHA-256 as ``sha256sum`` prints it."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class WeightRecord:
+    """One stored weight.
+
+    Attributes:
+        shape: ``[out, in]`` or ``[n]``.
+        format: as `quant.formats.parse_format` reads it.
+        algorithm: what chose the integers.
+        relative_error: L2 norm of the error over that of the weight.
+        digest: `quant.store.weight_digest`: equal over targets when the integers are.
+    """
+
+    shape: tuple[int, ...]
+    format: str
+    algorithm: str
+    relative_error: float
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about an artifact that its model files do not say themselves.
+
+    Attributes:
+        target: the runtime.
+        entry: the file a runtime opens.
+        recipe: what the user asked for.
+        context: declared context, tokens.
+        source: where the checkpoint came from: name, revision, digest.
+        model: the spec's dimensions.
+        bits_per_weight: stored bits over parameters.
+        weights: every stored weight.
+        inputs: of the entry, each ``dtype[dims]``.
+        outputs: likewise.
+        states: what is carried from call to call.
+        notes: what a user must know.
+        tools: versions that made it.
+        files: every file but this one.
+        schema_version: of this file.
+    """
+
+    target: str
+    entry: str
+    recipe: str
+    context: int
+    source: Mapping[str, object]
+    model: Mapping[str, object]
+    bits_per_weight: float
+    weights: Mapping[str, WeightRecord]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    states: Mapping[str, str]
+    notes: tuple[str, ...]
+    tools: Mapping[str, str]
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Writes ``edgeforge.json``."""
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Reads an artifact's manifest.
+
+        Raises:
+            ExportError: no artifact, an unreadable manifest, or one of another version.
+        """
+        path = folder / MANIFEST
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ExportError(f"{folder} is no EdgeForge artifact: it has no {MANIFEST}") from None
+        except (OSError, ValueError) as error:
+            raise ExportError(f"{path} cannot be read: {error}") from error
+        if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
+            found = data.get("schema_version") if isinstance(data, dict) else None
+            raise ExportError(
+                f"{path} has schema version {found!r}; this EdgeForge reads {SCHEMA_VERSION}: "
+                f"export the model again"
+            )
+        try:
+            data["files"] = {name: FileRecord(**row) for name, row in data["files"].items()}
+            data["weights"] = {
+                name: WeightRecord(**{**row, "shape": tuple(row["shape"])})
+                for name, row in data["weights"].items()
+            }
+            data["notes"] = tuple(data["notes"])
+            return cls(**data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ExportError(f"{path} is not a manifest: {error}") from error
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Size and digest of every file under a folder but its manifest, by relative name."""
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != MANIFEST
+    )
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(names, pool.map(lambda name: _record(folder / name), names), strict=True))
+
+
+def check_files(folder: Path, manifest: Manifest) -> list[str]:
+    """What is wrong with an artifact's files, one sentence each; an empty list when all is well."""
+    problems = []
+    for name, record in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != record.size:
+            problems.append(
+                f"{name} has {path.stat().st_size} bytes; {record.size} were written"
+            )
+        elif _record(path).sha256 != record.sha256:
+            problems.append(f"{name} was changed after it was written: its SHA-256 differs")
+    return problems
+
+
+def _record(path: Path) -> FileRecord:
+    with path.open("rb") as stream:
+        return FileRecord(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())

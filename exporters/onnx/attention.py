@@ -1,0 +1,241 @@
+"""GroupQueryAttention from an attention node and the views, norms and rotations around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto
+from torch import fx
+
+from exporters.errors import ExportError
+from exporters.onnx.graph import MICROSOFT, GraphBuilder
+from quant import dialect
+from quant.program import node_argument, shape_of
+
+
+@dataclass(frozen=True)
+class AttentionPattern:
+    """An attention node and what feeds it.
+
+    Attributes:
+        node: the attention.
+        packed: the value that holds q | k | v, when nothing but a split and the rotary embedding
+            stands between it and the attention; None otherwise.
+        sources: where q, k and v come from, as ``[1, t, heads * head_dim]``.
+        norms: the per-head norms of q and k, where there are any.
+        rotary_width: how many columns of a head are rotated.
+        absorbed: nodes that this pattern stands for, the attention itself apart.
+    """
+
+    node: fx.Node
+    packed: fx.Node | None
+    sources: tuple[fx.Node, fx.Node, fx.Node]
+    norms: tuple[fx.Node | None, fx.Node | None]
+    rotary_width: int
+    absorbed: frozenset[fx.Node]
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """Query heads, key/value heads, head width."""
+        q, k = shape_of(node_argument(self.node, 0)), shape_of(node_argument(self.node, 1))
+        return q[2], k[2], q[3]
+
+
+def match_attention(node: fx.Node) -> AttentionPattern:
+    """Finds the views, norms and rotations around an attention node.
+
+    Given::
+
+        %q, %k, %v = split(%qkv)
+        %y = attention(rope([rms_norm] view(%q)), rope([rms_norm] view(%k)), view(%v))
+
+    Result: a pattern, packed when there is no norm.
+
+    Raises:
+        ExportError: q, k and v are made in another way.
+    """
+    absorbed: set[fx.Node] = set()
+    sources: list[fx.Node] = []
+    norms: list[fx.Node | None] = []
+    rotary = 0
+    for index in range(3):
+        step = node_argument(node, index)
+        if index < 2:
+            _expect(step, dialect.ROPE, node)
+            absorbed.add(step)
+            rotary = 2 * shape_of(node_argument(step, 1))[1]
+            step = node_argument(step, 0)
+            norms.append(step if step.target is dialect.RMS_NORM else None)
+            if norms[-1] is not None:
+                absorbed.add(step)
+                step = node_argument(step, 0)
+        _expect(step, dialect.VIEW, node)
+        absorbed.add(step)
+        sources.append(node_argument(step, 0))
+    packed = None
+    if norms == [None, None]:
+        packed = _packed_source(sources)
+        if packed is not None:
+            absorbed |= {*sources, node_argument(sources[0], 0)}
+    return AttentionPattern(
+        node,
+        packed,
+        (sources[0], sources[1], sources[2]),
+        (norms[0], norms[1]),
+        rotary,
+        frozenset(absorbed),
+    )
+
+
+def _packed_source(sources: list[fx.Node]) -> fx.Node | None:
+    if any(s.target is not dialect.GET or len(s.users) != 1 for s in sources):
+        return None
+    split = node_argument(sources[0], 0)
+    in_order = [s.args for s in sources] == [(split, 0), (split, 1), (split, 2)]
+    return node_argument(split, 0) if in_order and len(split.users) == 3 else None
+
+
+def _expect(node: fx.Node, target: object, attention: fx.Node) -> None:
+    if node.target is not target:
+        raise ExportError(
+            f"the ONNX target cannot lower {attention.name}: {node.name} feeds it by {node.target}"
+        )
+
+
+def check_head_width(head_dim: int) -> None:
+    """Refuses head widths that the kernel cannot hold.
+
+    Raises:
+        ExportError: not a multiple of 8.
+    """
+    if head_dim % 8:
+        raise ExportError(
+            f"ONNX Runtime's GroupQueryAttention needs heads of a multiple of 8 columns; this "
+            f"model has {head_dim}"
+        )
+
+
+def emit_attention(
+    builder: GraphBuilder,
+    pattern: AttentionPattern,
+    *,
+    layer: int,
+    tables: Mapping[str, npt.NDArray[np.generic]],
+    weight: Callable[[fx.Node], str],
+    value: Callable[[fx.Node], str],
+) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Emits one attention.
+
+    Args:
+        builder: the graph.
+        pattern: what to emit.
+        layer: its number, which names the caches.
+        tables: ``rope_cos`` and ``rope_sin``: ``float32[context, width // 2]``.
+        weight: the initializer of a float weight's placeholder.
+        value: the ONNX value of a node.
+
+    Returns:
+        For the key and the value cache: input name, output name, ``(heads, head_dim)``.
+    """
+    heads, kv_heads, head_dim = pattern.heads
+    # The kernel rotates heads and widths of a multiple of 16 columns.
+    inside = head_dim % 16 == 0 and pattern.rotary_width % 16 == 0
+    cos = builder.table("rope_cos", tables["rope_cos"])
+    sin = builder.table("rope_sin", tables["rope_sin"])
+    at = f"layers.{layer}"
+    if pattern.packed is not None and inside:
+        operands = [value(pattern.packed), "", ""]
+    else:
+        operands = _separate(builder, pattern, at, weight, value)
+        if not inside:
+            width = pattern.rotary_width
+            for index, count in ((0, heads), (1, kv_heads)):
+                operands[index] = builder.node(
+                    "RotaryEmbedding",
+                    [operands[index], cos, sin, _position_ids(builder)],
+                    f"{at}.rotated_{'qk'[index]}",
+                    num_heads=count,
+                    rotary_embedding_dim=0 if width == head_dim else width,
+                    interleaved=0,
+                )
+    caches = [
+        (f"past_key_values.{layer}.{kind}", f"present.{layer}.{kind}", (kv_heads, head_dim))
+        for kind in ("key", "value")
+    ]
+    window, scale = pattern.node.args[6], pattern.node.args[7]
+    attributes: dict[str, object] = {"local_window_size": window} if window else {}
+    builder.node(
+        "GroupQueryAttention",
+        [
+            *operands,
+            *(past for past, _, _ in caches),
+            "seqlens_k",
+            "total_length",
+            *((cos, sin) if inside else ()),
+        ],
+        [value(pattern.node), *(present for _, present, _ in caches)],
+        domain=MICROSOFT,
+        num_heads=heads,
+        kv_num_heads=kv_heads,
+        do_rotary=int(inside),
+        scale=scale,
+        **attributes,
+    )
+    return caches
+
+
+def _separate(
+    builder: GraphBuilder,
+    pattern: AttentionPattern,
+    at: str,
+    weight: Callable[[fx.Node], str],
+    value: Callable[[fx.Node], str],
+) -> list[str]:
+    """q, k and v as three values ``[1, t, heads * head_dim]``, normalised per head."""
+    if pattern.packed is not None:
+        heads, kv_heads, head_dim = pattern.heads
+        sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+        lengths = builder.constant(
+            "split_" + "_".join(map(str, sizes)), np.array(sizes, np.int64)
+        )
+        operands = [f"{at}.{letter}" for letter in "qkv"]
+        builder.node("Split", [value(pattern.packed), lengths], operands, axis=-1)
+        return operands
+    operands = [value(source) for source in pattern.sources]
+    for index, norm in enumerate(pattern.norms):
+        if norm is None:
+            continue
+        count, width = shape_of(norm)[2:]
+        apart = builder.constant(f"heads_{count}_{width}", np.array([0, 0, count, width], np.int64))
+        together = builder.constant(f"flat_{count * width}", np.array([0, 0, -1], np.int64))
+        label = f"{at}.{'qk'[index]}"
+        split = builder.node("Reshape", [operands[index], apart], f"{label}_heads")
+        normed = builder.node(
+            "RMSNormalization",
+            [split, weight(node_argument(norm, 1))],
+            f"{label}_normed",
+            axis=-1,
+            epsilon=norm.args[2],
+            stash_type=1,
+        )
+        operands[index] = builder.node("Reshape", [normed, together], f"{label}_flat")
+    return operands
+
+
+def _position_ids(builder: GraphBuilder) -> str:
+    """Positions of the new tokens, ``int64[1, t]``: made once, for rotations outside the kernel."""
+    if not builder.has("position_ids"):
+        one = builder.constant("one", np.array(1, np.int64))
+        zero = builder.constant("axis_0", np.array([0], np.int64))
+        builder.node("Shape", ["input_ids"], "ids_shape")
+        builder.node("Gather", ["ids_shape", one], "new_length", axis=0)
+        builder.node("Sub", ["total_length_64", "new_length"], "past_length")
+        builder.node("Range", ["past_length", "total_length_64", one], "positions")
+        builder.node("Unsqueeze", ["positions", zero], "position_ids")
+    return "position_ids"
+
+
+CACHE_ELEMENT = TensorProto.FLOAT

@@ -1,0 +1,95 @@
+"""The files that onnxruntime-genai reads beside a graph."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from exporters.target import ExportRequest
+
+_SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
+
+
+def genai_config(request: ExportRequest, filename: str) -> dict[str, object]:
+    """``genai_config.json``: the model type is ``llama`` for every family.
+
+    That type says how onnxruntime-genai drives a graph (token ids, an attention mask and caches
+    layer by layer), not which maths is inside; the widths of the caches come from the graph.
+    """
+    facts, program = request.facts, request.program
+    model: dict[str, object] = {
+        "type": "llama",
+        "vocab_size": program.vocab_size,
+        "context_length": program.context,
+        "decoder": {
+            "filename": filename,
+            # Without this onnxruntime-genai takes one thread.
+            "session_options": {
+                "log_id": "onnxruntime-genai",
+                "intra_op_num_threads": min(4, os.cpu_count() or 1),
+                "provider_options": [],
+            },
+            "hidden_size": facts.hidden_size,
+            "head_size": facts.head_dim,
+            "num_attention_heads": max(facts.num_heads),
+            "num_key_value_heads": max(facts.num_kv_heads),
+            "num_hidden_layers": len(facts.num_heads),
+            "inputs": {
+                "input_ids": "input_ids",
+                "attention_mask": "attention_mask",
+                "past_key_names": "past_key_values.%d.key",
+                "past_value_names": "past_key_values.%d.value",
+            },
+            "outputs": {
+                "logits": "logits",
+                "present_key_names": "present.%d.key",
+                "present_value_names": "present.%d.value",
+            },
+        },
+    }
+    if facts.bos is not None:
+        model["bos_token_id"] = facts.bos
+    if facts.eos:
+        model["eos_token_id"] = list(facts.eos)
+    pad = facts.pad if facts.pad is not None else next(iter(facts.eos), None)
+    if pad is not None:
+        model["pad_token_id"] = pad
+    search: dict[str, object] = {
+        "max_length": program.context,
+        "past_present_share_buffer": True,
+        "num_beams": 1,
+        "do_sample": bool(request.generation.get("do_sample", False)),
+    }
+    search |= {k: v for k in _SAMPLING if isinstance(v := request.generation.get(k), int | float)}
+    return {"model": model, "search": search}
+
+
+def write_tokenizer(files: Mapping[str, Path], folder: Path) -> None:
+    """Copies the tokenizer's files, and states its class as onnxruntime-genai must read it.
+
+    A byte-level tokenizer that calls itself Llama's would be split by another pattern there, so
+    the class becomes the neutral one; without ``tokenizer_config.json`` it would not load at all.
+    """
+    for name, path in files.items():
+        shutil.copyfile(path, folder / name)
+    if "tokenizer.json" not in files:
+        return
+    target = folder / "tokenizer_config.json"
+    config = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    if _is_byte_level(json.loads(files["tokenizer.json"].read_text(encoding="utf-8"))):
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    target.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _is_byte_level(tokenizer: Mapping[str, object]) -> bool:
+    stages = [tokenizer.get("pre_tokenizer"), tokenizer.get("decoder")]
+    while stages:
+        stage = stages.pop()
+        if isinstance(stage, dict):
+            if stage.get("type") == "ByteLevel":
+                return True
+            stages.extend(stage.get("pretokenizers") or stage.get("decoders") or [])
+    return False

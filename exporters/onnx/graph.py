@@ -1,0 +1,131 @@
+"""An ONNX graph under construction: nodes, initializers and their places in the weight file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto, helper
+
+from exporters.onnx.weight_file import PAGE, Placed, WeightFile
+from quant.store import Extent
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, ValueInfoProto
+
+MICROSOFT = "com.microsoft"
+# The oldest opset with RMSNormalization, the only form of the norm that onnx.checker knows.
+OPSET, IR_VERSION = 23, 11
+
+_ELEMENT = {
+    "F32": TensorProto.FLOAT,
+    "F16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "U8": TensorProto.UINT8,
+}
+
+
+class GraphBuilder:
+    """Collects one graph; several graphs may share one weight file.
+
+    Args:
+        weights: where initializers too large for the graph itself go.
+    """
+
+    def __init__(self, weights: WeightFile) -> None:
+        self.weights = weights
+        self._nodes: list[NodeProto] = []
+        self._initializers: dict[str, TensorProto] = {}
+
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str] | str,
+        *,
+        domain: str = "",
+        **attributes: object,
+    ) -> str:
+        """Appends a node and returns the name of its first output."""
+        names = [outputs] if isinstance(outputs, str) else list(outputs)
+        name = f"{op}:{names[0]}"
+        made = helper.make_node(op, list(inputs), names, name=name, domain=domain, **attributes)
+        self._nodes.append(made)
+        return names[0]
+
+    def constant(self, name: str, value: npt.NDArray[np.generic]) -> str:
+        """A small initializer, held in the graph itself."""
+        if name not in self._initializers:
+            element = helper.np_dtype_to_tensor_dtype(value.dtype)
+            self._initializers[name] = helper.make_tensor(
+                name, element, value.shape, value.tobytes(), raw=True
+            )
+        return name
+
+    def table(self, name: str, value: npt.NDArray[np.generic]) -> str:
+        """An initializer made here; large ones go to the weight file."""
+        data = np.ascontiguousarray(value)
+        if data.nbytes < PAGE:
+            return self.constant(name, data)
+        element = helper.np_dtype_to_tensor_dtype(data.dtype)
+        placed = self.weights.place_bytes(name, data.tobytes())
+        return self._external(name, element, data.shape, placed)
+
+    def stored(self, name: str, extent: Extent, shape: Sequence[int], key: object) -> str:
+        """An initializer whose bytes lie in the weight store.
+
+        Args:
+            name: the initializer's.
+            extent: where the bytes are.
+            shape: how this graph reads them; two initializers may read the same bytes.
+            key: what the bytes are; equal keys share one place in the weight file.
+        """
+        if name not in self._initializers:
+            element = _ELEMENT[extent.dtype]
+            if extent.nbytes < PAGE:
+                with extent.file.open("rb") as stream:
+                    stream.seek(extent.offset)
+                    data = stream.read(extent.nbytes)
+                self._initializers[name] = helper.make_tensor(
+                    name, element, shape, data, raw=True
+                )
+            else:
+                self._external(name, element, shape, self.weights.place_extent(key, extent))
+        return name
+
+    def _external(self, name: str, element: int, shape: Sequence[int], placed: Placed) -> str:
+        tensor = TensorProto(name=name, data_type=element, dims=list(shape))
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (
+            ("location", self.weights.name),
+            ("offset", str(placed.offset)),
+            ("length", str(placed.nbytes)),
+        ):
+            entry = tensor.external_data.add()
+            entry.key, entry.value = key, value
+        self._initializers[name] = tensor
+        return name
+
+    def has(self, name: str) -> bool:
+        """Whether a value of this name was made by a node."""
+        return any(name in node.output for node in self._nodes)
+
+    def model(
+        self, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
+    ) -> ModelProto:
+        """The finished model; bytes of large initializers are in the weight file."""
+        graph = helper.make_graph(
+            self._nodes,
+            "decoder",
+            list(inputs),
+            list(outputs),
+            initializer=list(self._initializers.values()),
+        )
+        return helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+            ir_version=IR_VERSION,
+            producer_name="edgeforge",
+        )

@@ -1,0 +1,229 @@
+"""Walks a program and emits ONNX nodes: one handler for each operator of the dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from onnx import TensorProto
+from torch import fx
+
+from exporters.errors import ExportError
+from exporters.onnx import quantized
+from exporters.onnx.attention import AttentionPattern, emit_attention, match_attention
+from exporters.onnx.graph import MICROSOFT, GraphBuilder
+from quant import dialect
+from quant.program import Program, node_argument
+from quant.store import WeightStore
+
+
+@dataclass
+class Lowering:
+    """One graph being lowered.
+
+    Attributes:
+        program: in the lowered dialect.
+        store: the weights it names.
+        builder: the graph so far.
+        attention: the patterns around each attention node.
+        absorbed: nodes that a pattern emits, by whom nothing else is to be done.
+        caches: inputs and outputs made for the caches, in the order of the layers.
+    """
+
+    program: Program
+    store: WeightStore
+    builder: GraphBuilder
+    attention: dict[fx.Node, AttentionPattern] = field(default_factory=dict)
+    absorbed: set[fx.Node] = field(default_factory=set)
+    names: dict[fx.Node, str] = field(default_factory=dict)
+    caches: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
+
+    def name(self, node: fx.Node) -> str:
+        """The ONNX value that holds a node's result."""
+        return self.names.setdefault(node, node.name)
+
+    def operand(self, node: fx.Node, index: int) -> str:
+        """The ONNX value of one of a node's arguments."""
+        return self.name(node_argument(node, index))
+
+
+def lower(program: Program, store: WeightStore, builder: GraphBuilder) -> Lowering:
+    """Emits every node of the program into the builder.
+
+    Raises:
+        ExportError: a node with no handler, or dims that the kernels cannot hold.
+    """
+    state = Lowering(program, store, builder)
+    for node in program.graph.nodes:
+        if node.target is dialect.ATTENTION:
+            pattern = match_attention(node)
+            state.attention[node] = pattern
+            state.absorbed |= pattern.absorbed
+    _emit_positions(builder)
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node in state.absorbed:
+            continue
+        if node.target is dialect.GET or node.target is dialect.SIZE:
+            continue  # named by the split they take from; sizes only feed absorbed views
+        handler = HANDLERS.get(node.target)
+        if handler is None:
+            raise ExportError(f"the ONNX target has no handler for {node.target} at {node.name}")
+        handler(state, node)
+    return state
+
+
+def _emit_positions(builder: GraphBuilder) -> None:
+    """Sequence lengths as the attention kernel wants them, from the attention mask."""
+    axis = builder.constant("axis_1", np.array([1], np.int64))
+    one = builder.constant("one", np.array(1, np.int64))
+    builder.node("ReduceSum", ["attention_mask", axis], "attended", keepdims=0)
+    builder.node("Sub", ["attended", one], "attended_less_one")
+    builder.node("Cast", ["attended_less_one"], "seqlens_k", to=TensorProto.INT32)
+    builder.node("Shape", ["attention_mask"], "mask_shape")
+    builder.node("Gather", ["mask_shape", one], "total_length_64", axis=0)
+    builder.node("Cast", ["total_length_64"], "total_length", to=TensorProto.INT32)
+
+
+def _embedding(state: Lowering, node: fx.Node) -> None:
+    table = quantized.float_weight(state, node_argument(node, 1), as_table=True)
+    rows = state.builder.node("Gather", [table, "input_ids"], f"{node.name}_rows")
+    state.builder.node("Cast", [rows], state.name(node), to=TensorProto.FLOAT)
+
+
+def _linear(state: Lowering, node: fx.Node) -> None:
+    weight = quantized.float_weight(state, node_argument(node, 1))
+    state.builder.node(
+        "FusedMatMul",
+        [state.operand(node, 0), weight],
+        state.name(node),
+        domain=MICROSOFT,
+        transA=0,
+        transB=1,
+        alpha=1.0,
+    )
+
+
+def _rms_norm(state: Lowering, node: fx.Node) -> None:
+    """A norm right after an addition is emitted with it, see `_add`."""
+    source = node_argument(node, 0)
+    if source.target is dialect.ADD and _skip_norm(source) is node:
+        return
+    weight = quantized.float_weight(state, node_argument(node, 1))
+    state.builder.node(
+        "RMSNormalization",
+        [state.name(source), weight],
+        state.name(node),
+        axis=-1,
+        epsilon=float(node.args[2]),  # type: ignore[arg-type]
+        stash_type=1,
+    )
+
+
+def _skip_norm(add: fx.Node) -> fx.Node | None:
+    norms = [user for user in add.users if user.target is dialect.RMS_NORM]
+    return norms[0] if len(norms) == 1 else None
+
+
+def _add(state: Lowering, node: fx.Node) -> None:
+    """Fuses a residual addition with the norm that follows.
+
+    Given::
+
+        %s = aten::add(%x, %skip)
+        %n = edgeforge::rms_norm(%s, %w, eps)
+
+    Result::
+
+        %n, _, _, %s = SkipSimplifiedLayerNormalization(%x, %skip, %w)
+    """
+    norm = _skip_norm(node)
+    operands = [state.operand(node, 0), state.operand(node, 1)]
+    if norm is None:
+        state.builder.node("Add", operands, state.name(node))
+        return
+    weight = quantized.float_weight(state, node_argument(norm, 1))
+    others = [user for user in node.users if user is not norm]
+    state.builder.node(
+        "SkipSimplifiedLayerNormalization",
+        [*operands, weight],
+        [state.name(norm), "", "", state.name(node)] if others else [state.name(norm)],
+        domain=MICROSOFT,
+        epsilon=float(norm.args[2]),  # type: ignore[arg-type]
+    )
+
+
+def _mul(state: Lowering, node: fx.Node) -> None:
+    state.builder.node(
+        "Mul", [state.operand(node, 0), state.operand(node, 1)], state.name(node)
+    )
+
+
+def _silu(state: Lowering, node: fx.Node) -> None:
+    state.builder.node(
+        "QuickGelu", [state.operand(node, 0)], state.name(node), domain=MICROSOFT, alpha=1.0
+    )
+
+
+def _split(state: Lowering, node: fx.Node) -> None:
+    sizes = node.args[1]
+    assert isinstance(sizes, list)
+    lengths = state.builder.constant(
+        "split_" + "_".join(map(str, sizes)), np.array(sizes, np.int64)
+    )
+    outputs = [f"{node.name}_{index}" for index in range(len(sizes))]
+    for user in node.users:
+        index = user.args[1]
+        assert isinstance(index, int)
+        state.names[user] = outputs[index]
+    state.builder.node("Split", [state.operand(node, 0), lengths], outputs, axis=-1)
+
+
+def _last(state: Lowering, node: fx.Node) -> None:
+    bounds = (("last_start", [-1]), ("last_end", [np.iinfo(np.int64).max]), ("axis_1", [1]))
+    state.builder.node(
+        "Slice",
+        [
+            state.operand(node, 0),
+            *(state.builder.constant(name, np.array(value, np.int64)) for name, value in bounds),
+        ],
+        state.name(node),
+    )
+
+
+def _attention(state: Lowering, node: fx.Node) -> None:
+    layer = len(state.caches) // 2
+    made = emit_attention(
+        state.builder,
+        state.attention[node],
+        layer=layer,
+        tables={name: table.numpy() for name, table in state.program.tables.items()},
+        weight=lambda source: quantized.float_weight(state, source),
+        value=state.name,
+    )
+    state.caches.extend(made)
+
+
+def _quant_linear(state: Lowering, node: fx.Node) -> None:
+    quantized.emit_linear(state, node)
+
+
+def _quant_embedding(state: Lowering, node: fx.Node) -> None:
+    quantized.emit_embedding(state, node)
+
+
+HANDLERS: dict[object, Callable[[Lowering, fx.Node], None]] = {
+    dialect.EMBEDDING: _embedding,
+    dialect.LINEAR: _linear,
+    dialect.QUANT_LINEAR: _quant_linear,
+    dialect.QUANT_EMBEDDING: _quant_embedding,
+    dialect.RMS_NORM: _rms_norm,
+    dialect.ATTENTION: _attention,
+    dialect.ADD: _add,
+    dialect.MUL: _mul,
+    dialect.SILU: _silu,
+    dialect.SPLIT: _split,
+    dialect.LAST: _last,
+}
+
+

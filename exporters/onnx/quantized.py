@@ -1,0 +1,168 @@
+"""Weights as ONNX initializers: integers for MatMulNBits and GatherBlockQuantized, and floats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import TensorProto
+from torch import fx
+
+from exporters.errors import ExportError
+from exporters.onnx.graph import MICROSOFT, GraphBuilder
+from quant.formats import IntFormat, parse_format
+from quant.packing import pack_int4, unpack_codes
+from quant.program import node_argument, shape_of
+from quant.store import WeightStore
+
+if TYPE_CHECKING:
+    from exporters.onnx.lowering import Lowering
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
+def block_size(weight: str, format: IntFormat, columns: int) -> int:
+    """The kernels' block size for a format: its group, or for one scale a row the widest block.
+
+    A scale per row is the same as that scale repeated for every block, so that the integers and
+    the scale stay the store's.
+
+    Raises:
+        ExportError: no block size of the kernels fits.
+    """
+    if format.group_size is not None:
+        if format.group_size not in BLOCK_SIZES:
+            raise ExportError(
+                f"{weight} has groups of {format.group_size}; ONNX Runtime's kernels have blocks "
+                f"of {', '.join(map(str, BLOCK_SIZES))}: choose one of these"
+            )
+        return format.group_size
+    fitting = [size for size in BLOCK_SIZES if columns % size == 0]
+    if not fitting:
+        raise ExportError(
+            f"{weight} has {columns} input columns; ONNX Runtime's kernels need a multiple of 16 "
+            f"for {format.name}: keep it fp16"
+        )
+    return min(fitting[-1], 128)  # the widest block that the fast kernels were written for
+
+
+def emit_linear(state: Lowering, node: fx.Node) -> None:
+    """MatMulNBits with 8-bit activations inside (accuracy_level 4), float32 outside."""
+    weight, format = _weight_of(state, node)
+    rows, columns = _matrix(node, format)
+    block = block_size(weight, format, columns)
+    codes = state.store.extents(weight)["codes"]
+    packed = state.builder.stored(
+        f"{weight}.blocks",
+        codes,
+        (rows, columns // block, block * format.bits // 8),
+        (weight, "codes"),
+    )
+    state.builder.node(
+        "MatMulNBits",
+        [
+            state.operand(node, 0),
+            packed,
+            _scale(state.builder, state.store, weight, format, columns // block),
+            *_zero_point(state.builder, state.store, weight, format, columns // block),
+        ],
+        state.name(node),
+        domain=MICROSOFT,
+        K=columns,
+        N=rows,
+        bits=format.bits,
+        block_size=block,
+        accuracy_level=4,
+    )
+
+
+def emit_embedding(state: Lowering, node: fx.Node) -> None:
+    """GatherBlockQuantized; a tied head reads the same bytes of the weight file."""
+    weight, format = _weight_of(state, node)
+    _, columns = _matrix(node, format)
+    block = block_size(weight, format, columns)
+    codes = state.store.extents(weight)["codes"]
+    table = state.builder.stored(f"{weight}.rows", codes, codes.shape, (weight, "codes"))
+    state.builder.node(
+        "GatherBlockQuantized",
+        [
+            table,
+            "input_ids",
+            _scale(state.builder, state.store, weight, format, columns // block),
+            *_zero_point(state.builder, state.store, weight, format, columns // block),
+        ],
+        state.name(node),
+        domain=MICROSOFT,
+        bits=format.bits,
+        block_size=block,
+        gather_axis=0,
+        quantize_axis=1,
+    )
+
+
+def float_weight(state: Lowering, placeholder: fx.Node, as_table: bool = False) -> str:
+    """The initializer of a weight that stays float, as float32.
+
+    Args:
+        state: the graph being lowered.
+        placeholder: the weight's input.
+        as_table: give the stored dtype instead, for a gather whose few rows are cast after it.
+    """
+    weight = state.program.inputs[placeholder.name].name
+    extent = state.store.extents(weight)["value"]
+    shape = shape_of(placeholder)
+    if as_table:
+        return state.builder.stored(f"{weight}.rows", extent, shape, (weight, "value"))
+    if extent.dtype == "F32":
+        return state.builder.stored(weight, extent, shape, (weight, "value"))
+    narrow = state.builder.stored(f"{weight}.stored", extent, shape, (weight, "value"))
+    return _cast_once(state.builder, narrow, weight)
+
+
+def _cast_once(builder: GraphBuilder, source: str, target: str) -> str:
+    """A float32 view of a narrower initializer: folded when the model is loaded."""
+    if not builder.has(target):
+        builder.node("Cast", [source], target, to=TensorProto.FLOAT)
+    return target
+
+
+def _scale(
+    builder: GraphBuilder, store: WeightStore, weight: str, format: IntFormat, blocks: int
+) -> str:
+    """Scales as float32[rows, blocks], stored as the bfloat16 they are."""
+    extent = store.extents(weight)["scale"]
+    stored = builder.stored(f"{weight}.scale_bf16", extent, extent.shape, (weight, "scale"))
+    scale = _cast_once(builder, stored, f"{weight}.scale")
+    if format.group_size is not None or blocks == 1:
+        return scale
+    repeated = f"{weight}.scale_blocks"
+    if not builder.has(repeated):
+        shape = np.array([extent.shape[0], blocks], np.int64)
+        builder.node("Expand", [scale, builder.constant(f"{repeated}_shape", shape)], repeated)
+    return repeated
+
+
+def _zero_point(
+    builder: GraphBuilder, store: WeightStore, weight: str, format: IntFormat, blocks: int
+) -> list[str]:
+    if format.symmetric:
+        return []
+    extent = store.extents(weight)["zero_point"]
+    if format.group_size is not None or blocks == 1:
+        return [builder.stored(f"{weight}.zero", extent, extent.shape, (weight, "zero_point"))]
+    one = unpack_codes(store.part(weight, "zero_point"), format, 1)
+    repeated = one.expand(extent.shape[0], blocks)
+    packed = pack_int4(repeated) if format.bits == 4 else repeated
+    name = f"{weight}.zero_blocks{format.bits}"
+    return [builder.table(name, packed.contiguous().numpy())]
+
+
+def _weight_of(state: Lowering, node: fx.Node) -> tuple[str, IntFormat]:
+    format = parse_format(str(node.args[4]))
+    assert isinstance(format, IntFormat)
+    return state.program.inputs[node_argument(node, 1).name].name, format
+
+
+def _matrix(node: fx.Node, format: IntFormat) -> tuple[int, int]:
+    rows, stored = shape_of(node_argument(node, 1))
+    return rows, stored * 8 // format.bits

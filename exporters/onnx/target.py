@@ -1,0 +1,121 @@
+"""The ONNX target: two graphs over one weight file, and what runtimes want beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporters.errors import ExportError
+from exporters.last_token import keep_last_token
+from exporters.target import ExportRequest, Lowered, ModelFacts
+from quant.formats import IntFormat
+from quant.plan import QuantPlan, matrix_shape
+from quant.program import Program, shape_of
+from quant.store import WeightStore
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, ValueInfoProto
+
+    from exporters.onnx.weight_file import WeightFile
+
+GRAPH, VERIFY_GRAPH, WEIGHTS = "model.onnx", "verify.onnx", "model.onnx.data"
+
+
+class OnnxTarget:
+    """ONNX with ONNX Runtime's contrib operators, for CPUs and phones."""
+
+    name = "onnx"
+    about = "ONNX Runtime on CPU, Android, iOS and C# (also through onnxruntime-genai)"
+
+    def check(
+        self, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]], facts: ModelFacts
+    ) -> None:
+        """Refuses block sizes and head widths that ONNX Runtime's kernels do not have."""
+        from exporters.onnx.attention import check_head_width
+        from exporters.onnx.quantized import block_size
+
+        check_head_width(facts.head_dim)
+        for weight, assignment in plan.weights.items():
+            if isinstance(assignment.format, IntFormat):
+                block_size(weight, assignment.format, matrix_shape(shapes[weight])[1])
+
+    def write(self, request: ExportRequest, folder: Path) -> Lowered:
+        """Writes ``model.onnx``, ``verify.onnx``, ``model.onnx.data`` and genai's files."""
+        import onnx
+
+        from exporters.onnx.genai import genai_config, write_tokenizer
+        from exporters.onnx.weight_file import WeightFile
+
+        weights = WeightFile(WEIGHTS)
+        models = {
+            GRAPH: _model(keep_last_token(request.program), request.store, weights),
+            VERIFY_GRAPH: _model(request.program, request.store, weights),
+        }
+        weights.write(folder)
+        for name, model in models.items():
+            (folder / name).write_bytes(model.SerializeToString(deterministic=True))
+            try:
+                onnx.checker.check_model(str(folder / name))
+            except onnx.checker.ValidationError as error:
+                raise ExportError(f"onnx.checker refuses {name}: {error}") from error
+        write_tokenizer(request.tokenizer_files, folder)
+        config = genai_config(request, GRAPH)
+        (folder / "genai_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        graph = models[GRAPH].graph
+        return Lowered(
+            entry=GRAPH,
+            inputs={
+                v.name: _describe(v) for v in graph.input if not v.name.startswith("past_")
+            },
+            outputs={
+                v.name: _describe(v) for v in graph.output if not v.name.startswith("present.")
+            },
+            states={v.name: _describe(v) for v in graph.input if v.name.startswith("past_")},
+            notes=(
+                "matrix products round activations to 8 bits inside the kernel (accuracy_level 4)",
+            )
+            if any(isinstance(f, IntFormat) for f in request.store.plan.formats())
+            else (),
+        )
+
+    def stored_digests(self, folder: Path) -> Mapping[str, str]:
+        """Digests of the integers and scales as ``model.onnx`` and its weight file hold them."""
+        from exporters.onnx.reader import stored_digests
+
+        return stored_digests(folder / GRAPH)
+
+
+def _model(program: Program, store: WeightStore, weights: WeightFile) -> ModelProto:
+    """One graph with its typed inputs and outputs."""
+    from onnx import TensorProto, helper
+
+    from exporters.onnx.graph import GraphBuilder
+    from exporters.onnx.lowering import lower
+
+    builder = GraphBuilder(weights)
+    lowered = lower(program, store, builder)
+    batch, new, total = "batch_size", "sequence_length", "total_sequence_length"
+    tensor = helper.make_tensor_value_info
+    inputs = [
+        tensor("input_ids", TensorProto.INT64, [batch, new]),
+        tensor("attention_mask", TensorProto.INT64, [batch, total]),
+    ]
+    output = program.output()
+    builder.node("Identity", [lowered.name(output)], "logits")
+    length = shape_of(output)[1]
+    shape = [batch, new if length == -1 else length, program.vocab_size]
+    outputs = [tensor("logits", TensorProto.FLOAT, shape)]
+    for past, present, (heads, width) in lowered.caches:
+        inputs.append(tensor(past, TensorProto.FLOAT, [batch, heads, "past_length", width]))
+        outputs.append(tensor(present, TensorProto.FLOAT, [batch, heads, "cache_length", width]))
+    return builder.model(inputs, outputs)
+
+
+def _describe(info: ValueInfoProto) -> str:
+    from onnx import TensorProto
+
+    kind = info.type.tensor_type
+    dims = [d.dim_param or str(d.dim_value) for d in kind.shape.dim]
+    return f"{TensorProto.DataType.Name(kind.elem_type).lower()}[{', '.join(dims)}]"

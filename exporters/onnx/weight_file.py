@@ -1,0 +1,108 @@
+"""The external data file: planned first, then copied from the store by the kernel, not by us."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from quant.store import Extent
+
+# ONNX Runtime maps initializers that start on a page and reads others into memory.
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Bytes of the external data file."""
+
+    offset: int
+    nbytes: int
+
+
+class WeightFile:
+    """Plans where each part goes, and writes it; equal parts are placed once.
+
+    Args:
+        name: the file's name within the artifact.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.nbytes = 0
+        self._placed: dict[object, Placed] = {}
+        self._copies: list[tuple[Extent, int]] = []
+        self._bytes: list[tuple[bytes, int]] = []
+
+    def place_extent(self, key: object, extent: Extent) -> Placed:
+        """A place for bytes of the store; the same key gets the same place again."""
+        if key not in self._placed:
+            self._placed[key] = self._reserve(extent.nbytes)
+            self._copies.append((extent, self._placed[key].offset))
+        return self._placed[key]
+
+    def place_bytes(self, key: object, data: bytes) -> Placed:
+        """A place for bytes made here, such as rotary tables."""
+        if key not in self._placed:
+            self._placed[key] = self._reserve(len(data))
+            self._bytes.append((data, self._placed[key].offset))
+        return self._placed[key]
+
+    def _reserve(self, nbytes: int) -> Placed:
+        offset = -(-self.nbytes // PAGE) * PAGE
+        self.nbytes = offset + nbytes
+        return Placed(offset, nbytes)
+
+    def write(self, folder: Path) -> None:
+        """Writes the file; large parts never pass through this process's memory."""
+        with (folder / self.name).open("wb") as target:
+            if hasattr(os, "posix_fallocate") and self.nbytes:
+                os.posix_fallocate(target.fileno(), 0, self.nbytes)
+            for data, offset in self._bytes:
+                target.seek(offset)
+                target.write(data)
+            target.flush()
+            sources: dict[Path, int] = {}
+            try:
+                for extent, offset in self._copies:
+                    if extent.file not in sources:
+                        sources[extent.file] = os.open(extent.file, os.O_RDONLY)
+                    copy_range(sources[extent.file], extent, target.fileno(), offset)
+            finally:
+                for descriptor in sources.values():
+                    os.close(descriptor)
+
+
+def copy_range(source: int, extent: Extent, target: int, offset: int) -> None:
+    """Copies an extent between files, within the kernel where the system can.
+
+    Raises:
+        OSError: the source ended early or the disk is full.
+    """
+    done = 0
+    while done < extent.nbytes:
+        left = extent.nbytes - done
+        copied = _copy_some(source, extent.offset + done, target, offset + done, left)
+        if not copied:
+            raise OSError(f"{extent.file} ended {left} bytes early")
+        done += copied
+
+
+def _copy_some(source: int, at: int, target: int, offset: int, count: int) -> int:
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, target, count, at, offset)
+        except OSError as error:
+            # Some file systems, and pairs of them, have no copy within the kernel.
+            if error.errno not in _NO_KERNEL_COPY:
+                raise
+    return os.pwrite(target, os.pread(source, min(count, 1 << 22), at), offset)
+
+
+def _unsupported() -> frozenset[int]:
+    import errno
+
+    return frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
+
+
+_NO_KERNEL_COPY = _unsupported()

@@ -1,0 +1,24 @@
+"""Targets by the name the command line takes. To add one: a folder, an import, a row."""
+
+from __future__ import annotations
+
+import difflib
+
+from exporters.errors import ExportError
+from exporters.onnx.target import OnnxTarget
+from exporters.target import Target
+
+TARGETS: dict[str, Target] = {"onnx": OnnxTarget()}
+
+
+def find_target(name: str) -> Target:
+    """A target by name.
+
+    Raises:
+        ExportError: there is none of that name.
+    """
+    if name in TARGETS:
+        return TARGETS[name]
+    near = difflib.get_close_matches(name, TARGETS, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ExportError(f"there is no target {name!r}{hint}; known: {', '.join(TARGETS)}")

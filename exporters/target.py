@@ -1,0 +1,105 @@
+"""What every target is given, what it must do, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from quant.plan import QuantPlan
+from quant.program import Program
+from quant.store import WeightStore
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What runtimes' own configuration files ask for beside the graph.
+
+    Attributes:
+        model_type: the checkpoint's.
+        hidden_size: width of the residual stream.
+        head_dim: width of one attention head.
+        num_heads: query heads, layer by layer.
+        num_kv_heads: key/value heads, layer by layer.
+        bos: token that begins a text, if any.
+        eos: tokens that end one.
+        pad: padding token, if any.
+    """
+
+    model_type: str
+    hidden_size: int
+    head_dim: int
+    num_heads: tuple[int, ...]
+    num_kv_heads: tuple[int, ...]
+    bos: int | None
+    eos: tuple[int, ...]
+    pad: int | None
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """One program and its weights, to be written for one target.
+
+    Attributes:
+        program: in the quantized dialect.
+        store: the weights it names.
+        facts: for configuration files.
+        tokenizer_files: by the names they must have in the artifact; may be empty.
+        generation: the checkpoint's ``generation_config.json``, or an empty mapping.
+    """
+
+    program: Program
+    store: WeightStore
+    facts: ModelFacts
+    tokenizer_files: Mapping[str, Path] = field(default_factory=dict)
+    generation: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What a target wrote.
+
+    Attributes:
+        entry: the file that a runtime opens for generation.
+        inputs: its inputs, each ``dtype[dims]``.
+        outputs: its outputs, likewise.
+        states: what it carries from call to call, likewise.
+        notes: what a user must know, one sentence each.
+    """
+
+    entry: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    states: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+class Target(Protocol):
+    """A runtime's file format.
+
+    Attributes:
+        name: the key of `exporters.registry.TARGETS`.
+        about: one line for ``edgeforge list targets``.
+    """
+
+    name: str
+    about: str
+
+    def check(
+        self, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]], facts: ModelFacts
+    ) -> None:
+        """Refuses, before any work, what the format or its kernels cannot hold.
+
+        Raises:
+            ExportError: says which weight or dimension, and what to use instead.
+        """
+
+    def write(self, request: ExportRequest, folder: Path) -> Lowered:
+        """Writes the model's files into an existing folder; holds no weight in memory."""
+
+    def stored_digests(self, folder: Path) -> Mapping[str, str]:
+        """Digest by weight of the integers and scales as the written files hold them.
+
+        Comparable with `quant.store.WeightStore.digests`: equal when they are equal bit for bit.
+        """

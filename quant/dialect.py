@@ -1,0 +1,94 @@
+"""What a program may consist of, before and after quantization. Both checks always run."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+import quant.ops  # noqa: F401  (defines torch.ops.edgeforge)
+from quant.errors import QuantizationError
+from quant.program import Program, shape_of
+
+_edgeforge = torch.ops.edgeforge
+_aten = torch.ops.aten
+
+EMBEDDING = _edgeforge.embedding.default
+LINEAR = _edgeforge.linear.default
+RMS_NORM = _edgeforge.rms_norm.default
+ROPE = _edgeforge.rope.default
+ATTENTION = _edgeforge.attention.default
+QUANT_LINEAR = _edgeforge.quant_linear.default
+QUANT_EMBEDDING = _edgeforge.quant_embedding.default
+ADD = _aten.add.Tensor
+MUL = _aten.mul.Tensor
+SILU = _aten.silu.default
+VIEW = _aten.view.default
+SPLIT = _aten.split_with_sizes.default
+SIZE = _aten.sym_size.int
+LAST = _aten.slice.Tensor
+GET = operator.getitem
+
+FLOAT_DIALECT: frozenset[Callable[..., object]] = frozenset(
+    {EMBEDDING, LINEAR, RMS_NORM, ROPE, ATTENTION, ADD, MUL, SILU, VIEW, SPLIT, SIZE, GET}
+)
+QUANTIZED_DIALECT = FLOAT_DIALECT | {QUANT_LINEAR, QUANT_EMBEDDING}
+
+# Inserted by `exporters.last_token`, for artifacts that give only the last token's logits.
+LOWERED_DIALECT = QUANTIZED_DIALECT | {LAST}
+
+# Each output row depends on the same row of the inputs alone: position by position.
+POINTWISE = frozenset(
+    {EMBEDDING, LINEAR, RMS_NORM, ADD, MUL, SILU, QUANT_LINEAR, QUANT_EMBEDDING, SPLIT, GET}
+)
+
+
+class DialectError(QuantizationError):
+    """A program holds something that no exporter knows."""
+
+
+def check_float(program: Program) -> None:
+    """Checks a program as traced.
+
+    Raises:
+        DialectError: a call outside the float dialect, or an input or output of a wrong shape.
+    """
+    _check(program, FLOAT_DIALECT, "float")
+
+
+def check_quantized(program: Program) -> None:
+    """Checks a program after the rewrite; arguments as `check_float`."""
+    _check(program, QUANTIZED_DIALECT, "quantized")
+    for node in program.graph.nodes:
+        if node.target in (QUANT_LINEAR, QUANT_EMBEDDING):
+            for index, part in ((1, "codes"), (2, "scale"), (3, "zero_point")):
+                source = node.args[index]
+                if source is None and part == "zero_point":
+                    continue
+                if not isinstance(source, fx.Node) or program.inputs[source.name].part != part:
+                    raise DialectError(f"{node.name}: argument {index} is not a weight's {part}")
+
+
+def _check(program: Program, dialect: frozenset[Callable[..., object]], label: str) -> None:
+    for node in program.graph.nodes:
+        match node.op:
+            case "placeholder":
+                if node.name not in program.inputs:
+                    raise DialectError(f"the {label} program has an unnamed input {node.name}")
+            case "call_function":
+                if node.target not in dialect:
+                    raise DialectError(
+                        f"the {label} program calls {node.target} at {node.name}, which is not in "
+                        f"its dialect: write the family with edgeforge:: operators"
+                    )
+            case "output":
+                pass
+            case _:
+                raise DialectError(f"the {label} program has a {node.op} node at {node.name}")
+    shape = shape_of(program.output())
+    if len(shape) != 3 or shape[0] != 1 or shape[2] != program.vocab_size:
+        raise DialectError(
+            f"the {label} program returns shape {shape}, not logits [1, t, {program.vocab_size}]"
+        )

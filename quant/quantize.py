@@ -1,0 +1,146 @@
+"""Fills a weight store: every weight read once, in chunks of rows, by a few threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from threading import Lock
+from typing import Protocol
+
+import torch
+
+from quant.errors import QuantizationError
+from quant.formats import FloatFormat, IntFormat
+from quant.plan import Assignment, QuantPlan, matrix_shape
+from quant.registry import QUANTIZERS
+from quant.store import StoreWriter
+
+# Large enough that Python's share is small, small enough to stay in a core's cache.
+CHUNK_WEIGHTS = 1 << 20
+# Torch's threads wait for each other in every operator; ours never do.
+_FLOAT16_MAX = 65504.0
+
+
+class WeightSource(Protocol):
+    """What weights are read from: shapes by name, and rows on demand from any thread."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape by program weight name."""
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start`` to ``stop``: ``float32 | float16 | bfloat16 [stop - start, columns]``."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    weight: str
+    assignment: Assignment
+    start: int
+    stop: int
+    columns: int
+
+
+def fill_store(
+    source: WeightSource,
+    plan: QuantPlan,
+    writer: StoreWriter,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Quantizes every weight of the plan into the store.
+
+    Args:
+        source: where weights come from.
+        plan: what to make of each.
+        writer: where they go.
+        threads: how many to use; by default one per processor, four at most.
+        progress: called with the number of weights done since the last call, from any thread.
+
+    Raises:
+        QuantizationError: a NaN or infinite weight, or one that its format cannot hold; named.
+    """
+    chunks = list(_chunks(plan, source.shapes()))
+    errors: dict[str, list[float]] = {}
+    lock = Lock()
+
+    def work(chunk: _Chunk) -> None:
+        rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
+        squared_error, squared_norm = _store_rows(rows, chunk, writer)
+        with lock:
+            sums = errors.setdefault(chunk.weight, [0.0, 0.0])
+            sums[0] += squared_error
+            sums[1] += squared_norm
+        if progress is not None:
+            progress(rows.numel())
+
+    count = threads or min(4, os.cpu_count() or 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(count, thread_name_prefix="quantize") as pool:
+            pending = [pool.submit(work, chunk) for chunk in chunks]
+            try:
+                done, _ = wait(pending, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    finally:
+        torch.set_num_threads(before)
+    for weight, (squared_error, squared_norm) in errors.items():
+        writer.note(weight, (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0)
+
+
+def _chunks(plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[_Chunk]:
+    for name, assignment in plan.weights.items():
+        rows, columns = matrix_shape(shapes[name])
+        step = max(1, CHUNK_WEIGHTS // columns)
+        for start in range(0, rows, step):
+            yield _Chunk(name, assignment, start, min(rows, start + step), columns)
+
+
+def _store_rows(rows: torch.Tensor, chunk: _Chunk, writer: StoreWriter) -> tuple[float, float]:
+    """Writes one chunk; returns the sums of squared errors and of squared weights."""
+    format = chunk.assignment.format
+    if isinstance(format, IntFormat):
+        quantizer = QUANTIZERS[chunk.assignment.algorithm]
+        made = quantizer.quantize_rows(rows, format, name=chunk.weight, first_row=chunk.start)
+        parts = {"codes": made.codes, "scale": made.scale, "zero_point": made.zero_point}
+        for part, value in parts.items():
+            if value is not None:
+                stride = value.shape[1] * value.element_size()
+                writer.write(chunk.weight, part, chunk.start * stride, _bytes_of(value))
+        return made.squared_error, made.squared_norm
+    cast, squared_error, squared_norm = cast_rows(rows, format, chunk.weight)
+    writer.write(
+        chunk.weight, "value", chunk.start * chunk.columns * cast.element_size(), _bytes_of(cast)
+    )
+    return squared_error, squared_norm
+
+
+def cast_rows(
+    rows: torch.Tensor, format: FloatFormat, name: str
+) -> tuple[torch.Tensor, float, float]:
+    """Rows in a float format, the sum of squared errors and the sum of squares.
+
+    Raises:
+        QuantizationError: a NaN or infinite weight, or one beyond float16's range.
+    """
+    wide = rows.float()
+    peak = float(wide.abs().max())
+    if not peak < float("inf"):
+        bad = int((~wide.isfinite()).any(1).nonzero()[0])
+        raise QuantizationError(f"{name} holds a NaN or infinite weight (row {bad} of this part)")
+    if format.dtype == "float16" and peak > _FLOAT16_MAX:
+        raise QuantizationError(f"{name} holds {peak:g}, beyond float16's range: keep it fp32")
+    cast = wide.to(getattr(torch, format.dtype))
+    error = cast.float() - wide
+    return cast, float(error.square().sum()), float(wide.square().sum())
+
+
+def _bytes_of(value: torch.Tensor) -> memoryview:
+    return memoryview(value.contiguous().view(torch.uint8).numpy()).cast("B")

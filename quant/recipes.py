@@ -1,0 +1,141 @@
+"""Recipes: ordered rules from weights to formats, by a name on the command line or a YAML file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from quant.errors import QuantizationError
+from quant.formats import parse_format
+from quant.plan import FLOAT32, Assignment, QuantPlan, is_quantized
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Gives weights whose name or role matches a shell pattern a format and an algorithm."""
+
+    match: str
+    format: str
+    algorithm: str = "rtn"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rules in order: the first that matches a matrix decides."""
+
+    name: str
+    about: str
+    rules: tuple[Rule, ...]
+
+    def plan(self, shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, str]) -> QuantPlan:
+        """The plan for a model.
+
+        Args:
+            shapes: shape by weight name.
+            roles: ``embedding``, ``linear``, ``head`` or ``norm`` by weight name; rules may name
+                a role instead of a pattern.
+
+        Raises:
+            QuantizationError: a matrix that no rule matches, or a rule that matches nothing.
+        """
+        weights: dict[str, Assignment] = {}
+        used: set[Rule] = set()
+        for name, shape in shapes.items():
+            if len(shape) == 1:
+                weights[name] = Assignment(FLOAT32, "cast")
+                continue
+            rule = next((r for r in self.rules if _matches(r, name, roles[name])), None)
+            if rule is None:
+                raise QuantizationError(
+                    f"recipe {self.name} has no rule for {name}: end it with a rule for '*'"
+                )
+            used.add(rule)
+            chosen = parse_format(rule.format)
+            weights[name] = Assignment(chosen, rule.algorithm if is_quantized(chosen) else "cast")
+        for rule in self.rules:
+            if rule not in used and rule.match not in ("*", "head", "embedding", "linear"):
+                self._refuse_unused(rule, shapes)
+        return QuantPlan(self.name, weights)
+
+    def _refuse_unused(self, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        near = difflib.get_close_matches(rule.match, shapes, n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise QuantizationError(
+            f"recipe {self.name}: no weight is left for the rule {rule.match!r}{hint}"
+        )
+
+
+def _matches(rule: Rule, name: str, role: str) -> bool:
+    return rule.match == role or fnmatchcase(name, rule.match)
+
+
+def _uniform(name: str, format: str, about: str) -> Recipe:
+    return Recipe(name, about, (Rule("*", format),))
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        _uniform("int4", "int4-g32", "4 bits, groups of 32, searched scales: the default"),
+        _uniform("int4-g32", "int4-g32", "4 bits, groups of 32: 4.5 bits a weight"),
+        _uniform("int4-g64", "int4-g64", "4 bits, groups of 64: 4.25 bits a weight"),
+        _uniform("int4-g128", "int4-g128", "4 bits, groups of 128: 4.125 bits, the fastest"),
+        _uniform("int4-g32-asym", "int4-g32-asym", "4 bits with zero points, groups of 32"),
+        _uniform("int4-g64-asym", "int4-g64-asym", "4 bits with zero points, groups of 64"),
+        _uniform("int4-g128-asym", "int4-g128-asym", "4 bits with zero points, groups of 128"),
+        _uniform("int4-pc", "int4-pc", "4 bits, one scale a row: the smallest, the least exact"),
+        _uniform("int8", "int8-pc", "8 bits, one scale a row"),
+        _uniform("int8-g32", "int8-g32", "8 bits, groups of 32"),
+        _uniform("int8-g128", "int8-g128", "8 bits, groups of 128"),
+        _uniform("fp16", "fp16", "float16 weights, float32 arithmetic: the lossless baseline"),
+        _uniform("fp32", "fp32", "float32 weights"),
+    )
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by name, or from a YAML file of rules.
+
+    The file holds a list of ``{match: PATTERN, format: NAME, algorithm: NAME}``, or a mapping with
+    that list under ``rules``.
+
+    Raises:
+        QuantizationError: neither a known name nor a file that holds rules.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return _read_recipe(path)
+    near = difflib.get_close_matches(name, RECIPES, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise QuantizationError(
+        f"there is no recipe {name!r}{hint}; known: {', '.join(RECIPES)}, or a .yaml file of rules"
+    )
+
+
+def _read_recipe(path: Path) -> Recipe:
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise QuantizationError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise QuantizationError(f"recipe {path} is not YAML: {error}") from error
+    rows = data.get("rules") if isinstance(data, dict) else data
+    if not isinstance(rows, list) or not rows:
+        raise QuantizationError(f"recipe {path} holds no list of rules")
+    rules = []
+    for index, row in enumerate(rows):
+        fields = {"match", "format", "algorithm"}
+        if not isinstance(row, dict) or not {"match", "format"} <= set(row) <= fields:
+            raise QuantizationError(
+                f"recipe {path}: rule {index} must have match and format, and may have algorithm; "
+                f"found {row!r}"
+            )
+        rules.append(Rule(**{key: str(value) for key, value in row.items()}))
+    return Recipe(path.stem, f"rules from {path}", tuple(rules))
