@@ -13,6 +13,7 @@ import torch
 from quant.errors import QuantizationError
 from quant.formats import IntFormat
 
+_OUT_OF_MEMORY: Final = -2
 _WEIGHT_KIND: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -52,12 +53,34 @@ def _library() -> ctypes.CDLL | None:
     spec = importlib.util.find_spec("quant._kernels")
     if spec is None or spec.origin is None:
         return None
-    return None
+    library = ctypes.CDLL(spec.origin)
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.edgeforge_quantize_rows.restype = number
+    library.edgeforge_quantize_rows.argtypes = [
+        *(pointer, ctypes.c_int, number, number, number, ctypes.c_int, ctypes.c_int),
+        *(ctypes.c_float, ctypes.c_float, pointer, pointer, pointer, pointer),
+    ]
+    library.edgeforge_dequantize_rows.restype = None
+    library.edgeforge_dequantize_rows.argtypes = [
+        *(pointer, pointer, pointer, number, number, number, ctypes.c_int, pointer),
+    ]
+    library.edgeforge_limit_instruction_set.restype = ctypes.c_int
+    library.edgeforge_limit_instruction_set.argtypes = [ctypes.c_int]
+    return library
 
 
 def available() -> bool:
     """Whether the kernels were built when EdgeForge was installed."""
     return _library() is not None
+
+
+def limit_instruction_set(level: int) -> int:
+    """Use no wider vectors than ``level`` in this process: 0 plain, 1 AVX2, 2 AVX-512.
+
+    Returns:
+        The level that this processor will use now; the results do not depend on it.
+    """
+    return int(_loaded().edgeforge_limit_instruction_set(level))
 
 
 def quantize_rows(
@@ -67,5 +90,90 @@ def quantize_rows(
     scale: torch.Tensor,
     zero_point: torch.Tensor | None,
 ) -> Outcome:
-    """Quantize rows into contiguous buffers of the shapes that ``fmt.layout`` states."""
-    raise QuantizationError("the compiled kernels are not available: reinstall with a C compiler")
+    """Quantize rows into contiguous buffers of the shapes that ``fmt.layout`` states.
+
+    Args:
+        weight: Contiguous ``[rows, cols]`` in float32, float16 or bfloat16.
+        fmt: The integer format to store.
+        codes: uint8 to write.
+        scale: bfloat16 to write.
+        zero_point: uint8 to write, or None when ``fmt`` is symmetric.
+
+    Raises:
+        QuantizationError: When the kernels were not built.
+        MemoryError: When there is no memory for a few rows' worth of scratch.
+    """
+    rows, cols = weight.shape
+    size = fmt.columns_per_group(cols)
+    sums = (ctypes.c_double * 2)()
+    bad_row = _loaded().edgeforge_quantize_rows(
+        *(weight.data_ptr(), _WEIGHT_KIND[weight.dtype], rows, cols, size),
+        *(fmt.bits, int(fmt.symmetric), *interval(fmt, size)),
+        *(codes.data_ptr(), scale.data_ptr()),
+        *(None if zero_point is None else zero_point.data_ptr(), ctypes.addressof(sums)),
+    )
+    if bad_row == _OUT_OF_MEMORY:
+        raise MemoryError(f"no memory to quantize rows of {cols} columns")
+    return Outcome(sums[0], sums[1], None if bad_row < 0 else bad_row)
+
+
+def dequantize(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    fmt: IntFormat,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``quant.packing.dequantize`` by the compiled kernel, bit for bit the same.
+
+    Args:
+        codes: uint8 ``[rows, cols * bits / 8]``.
+        scale: bfloat16 ``[rows, groups]``.
+        zero_point: uint8 ``[rows, ceil(groups * bits / 8)]``, or None when ``fmt`` is symmetric.
+        fmt: The format of the parts.
+        out: Contiguous float32 ``[rows, cols]`` to write to, or None for a new tensor.
+
+    Returns:
+        float32 ``[rows, cols]``.
+
+    Raises:
+        QuantizationError: When a part does not have the dtype and shape that ``fmt`` states, or the
+            kernels were not built.
+    """
+    rows, cols = codes.shape[0], codes.shape[1] * 8 // fmt.bits
+    values = torch.empty(rows, cols) if out is None else out
+    given = {"codes": codes, "scale": scale, "zero_point": zero_point}
+    for part, layout in fmt.layout(rows, cols).items():
+        given[part] = _fitting(given[part], part, layout.shape, getattr(torch, layout.dtype))
+    if not (values.is_contiguous() and values.dtype == torch.float32):
+        raise QuantizationError("dequantized values need a contiguous float32 buffer")
+    _fitting(values, "out", (rows, cols), torch.float32)
+    points = None if fmt.symmetric else given["zero_point"]
+    _loaded().edgeforge_dequantize_rows(
+        *(_address(given["codes"]), _address(given["scale"]), _address(points)),
+        *(rows, cols, fmt.columns_per_group(cols), fmt.bits, values.data_ptr()),
+    )
+    return values
+
+
+def _loaded() -> ctypes.CDLL:
+    library = _library()
+    if library is None:
+        raise QuantizationError(
+            "the compiled kernels were not built: install EdgeForge again where a C compiler is "
+            "found, or use the torch backend"
+        )
+    return library
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _fitting(
+    tensor: torch.Tensor | None, part: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> torch.Tensor:
+    if tensor is None or tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        found = "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+        raise QuantizationError(f"{part} is {found}; it must be {dtype} {list(shape)}")
+    return tensor.contiguous()

@@ -1,0 +1,705 @@
+/*
+ * Round to nearest with the best representable scale of every group, and its inverse.
+ *
+ * quant/rtn.py holds the same arithmetic in torch and must give the same bits, so every sum below
+ * has a fixed order and nothing is fused: compile with -ffp-contract=off, and never with
+ * -ffast-math. Sixteen candidate scales are tried at once, one a lane, so that the order in which a
+ * candidate's error is summed does not depend on the width of the machine's vectors.
+ *
+ * The file includes itself once for every instruction set, with EF_NAME defined.
+ */
+#ifndef EF_NAME
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+
+#if defined(_WIN32)
+#define EF_EXPORT __declspec(dllexport)
+#else
+#define EF_EXPORT __attribute__((visibility("default")))
+#endif
+
+#if defined(__GNUC__)
+#define EF_INLINE static inline __attribute__((always_inline))
+#else
+#define EF_INLINE static __inline
+#endif
+
+enum { LANES = 16, SUM_COLUMNS = 128, MIN_SCALE_BITS = 0x3700, MAX_SCALE_BITS = 0x477F };
+enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+enum { OUT_OF_MEMORY = -2, ALL_ROWS_FINE = -1 };
+
+/* x + MAGIC - MAGIC rounds half to even for |x| < 2**22. */
+#define MAGIC 12582912.0f
+/* Margin of a lower bound over the best error: the rounding of either cannot matter. */
+#define SURE 1.001f
+#define LARGEST_SCALE 65504.0f
+
+typedef struct {
+    int64_t rows, cols, group;
+    int bits, symmetric;
+    float low_factor, high_factor;
+} Task;
+
+typedef struct {
+    int bits;
+    float zero;
+} Choice;
+
+typedef struct {
+    float *values, *residual, *zeros;
+    uint8_t *codes;
+} Scratch;
+
+EF_INLINE float float_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+EF_INLINE int scale_bits(float value) {
+    int32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits >>= 16;
+    if (bits < MIN_SCALE_BITS) bits = MIN_SCALE_BITS;
+    return bits > MAX_SCALE_BITS ? MAX_SCALE_BITS : bits;
+}
+
+EF_INLINE float round_even(float x) {
+    return (x + MAGIC) - MAGIC;
+}
+
+EF_INLINE float at_most(float x, float high) {
+    return x < high ? x : high;
+}
+
+EF_INLINE float at_least(float x, float low) {
+    return x > low ? x : low;
+}
+
+EF_INLINE uint32_t widen_half(uint32_t half) {
+    uint32_t sign = (half & 0x8000u) << 16, rest = (half & 0x7FFFu) << 13, bits;
+    float small = float_of_bits(rest | 0x38800000u) - float_of_bits(0x38800000u);
+    uint32_t small_bits;
+    memcpy(&small_bits, &small, sizeof small_bits);
+    bits = rest + 0x38000000u;
+    bits = rest >= 0x0F800000u ? rest | 0x7F800000u : bits;
+    bits = rest < 0x00800000u ? small_bits : bits;
+    return bits | sign;
+}
+
+/* ---- One instruction set after the other. ---- */
+
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+#include <immintrin.h>
+#define EF_DISPATCH 1
+
+#define EF_NAME(x) x##_avx512
+#define EF_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl")))
+#define V __m512
+#define VW 16
+#define SET1 _mm512_set1_ps
+#define LOAD _mm512_loadu_ps
+#define STORE _mm512_storeu_ps
+#define ADD _mm512_add_ps
+#define SUB _mm512_sub_ps
+#define MUL _mm512_mul_ps
+#define DIV _mm512_div_ps
+#define MIN _mm512_min_ps
+#define MAX _mm512_max_ps
+#define ROUND(x) _mm512_roundscale_ps(x, 8)
+#define FRACTION(x) _mm512_reduce_ps(x, 8)
+#include "_kernels.c"
+#undef EF_NAME
+#undef EF_TARGET
+#undef V
+#undef VW
+#undef SET1
+#undef LOAD
+#undef STORE
+#undef ADD
+#undef SUB
+#undef MUL
+#undef DIV
+#undef MIN
+#undef MAX
+#undef ROUND
+#undef FRACTION
+
+#define EF_NAME(x) x##_avx2
+#define EF_TARGET __attribute__((target("avx2")))
+#define V __m256
+#define VW 8
+#define SET1 _mm256_set1_ps
+#define LOAD _mm256_loadu_ps
+#define STORE _mm256_storeu_ps
+#define ADD _mm256_add_ps
+#define SUB _mm256_sub_ps
+#define MUL _mm256_mul_ps
+#define DIV _mm256_div_ps
+#define MIN _mm256_min_ps
+#define MAX _mm256_max_ps
+#define ROUND(x) _mm256_round_ps(x, 8)
+#define FRACTION(x) SUB(x, ROUND(x))
+#include "_kernels.c"
+#undef EF_NAME
+#undef EF_TARGET
+#undef V
+#undef VW
+#undef SET1
+#undef LOAD
+#undef STORE
+#undef ADD
+#undef SUB
+#undef MUL
+#undef DIV
+#undef MIN
+#undef MAX
+#undef ROUND
+#undef FRACTION
+#endif
+
+#define EF_NAME(x) x##_plain
+#define EF_TARGET
+#if defined(__aarch64__) && defined(__ARM_NEON)
+#include <arm_neon.h>
+#define V float32x4_t
+#define VW 4
+#define SET1 vdupq_n_f32
+#define LOAD vld1q_f32
+#define STORE vst1q_f32
+#define ADD vaddq_f32
+#define SUB vsubq_f32
+#define MUL vmulq_f32
+#define DIV vdivq_f32
+#define MIN vminq_f32
+#define MAX vmaxq_f32
+#define ROUND vrndnq_f32
+#elif defined(__SSE2__)
+#define V __m128
+#define VW 4
+#define SET1 _mm_set1_ps
+#define LOAD _mm_loadu_ps
+#define STORE _mm_storeu_ps
+#define ADD _mm_add_ps
+#define SUB _mm_sub_ps
+#define MUL _mm_mul_ps
+#define DIV _mm_div_ps
+#define MIN _mm_min_ps
+#define MAX _mm_max_ps
+#define ROUND(x) SUB(ADD(x, SET1(MAGIC)), SET1(MAGIC))
+#else
+#define V float
+#define VW 1
+#define SET1(x) (x)
+#define LOAD(p) (*(p))
+#define STORE(p, x) (*(p) = (x))
+#define ADD(a, b) ((a) + (b))
+#define SUB(a, b) ((a) - (b))
+#define MUL(a, b) ((a) * (b))
+#define DIV(a, b) ((a) / (b))
+#define MIN at_most
+#define MAX at_least
+#define ROUND round_even
+#endif
+#define FRACTION(x) SUB(x, ROUND(x))
+#include "_kernels.c"
+
+typedef int64_t (*QuantizeRows)(const Task *, const void *, int, uint8_t *, uint16_t *, uint8_t *,
+                                double *, Scratch *);
+typedef void (*DequantizeRows)(const Task *, const uint8_t *, const uint16_t *, const uint8_t *,
+                               float *);
+
+/* Widest instruction set to use: 0 plain, 1 AVX2, 2 AVX-512. */
+static int widest = 2;
+
+static int instruction_set(void) {
+#ifdef EF_DISPATCH
+    __builtin_cpu_init();
+    if (widest >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        return 2;
+    if (widest >= 1 && __builtin_cpu_supports("avx2")) return 1;
+#endif
+    return 0;
+}
+
+/* Restrict the instruction set, for tests and measurements; returns the one that will be used. */
+EF_EXPORT int edgeforge_limit_instruction_set(int limit) {
+    widest = limit;
+    return instruction_set();
+}
+
+/*
+ * Quantize rows. sums receives the squared error and the squared norm. Returns -1 when all rows
+ * were fine, -2 when there was no memory, otherwise the first row that cannot be quantized.
+ */
+EF_EXPORT int64_t edgeforge_quantize_rows(const void *weight, int kind, int64_t rows, int64_t cols,
+                                          int64_t group, int bits, int symmetric, float low_factor,
+                                          float high_factor, uint8_t *codes, uint16_t *scale,
+                                          uint8_t *zero_point, double *sums) {
+    Task task = {rows, cols, group, bits, symmetric, low_factor, high_factor};
+    size_t padded = (size_t)(cols + LANES - 1) / LANES * LANES;
+    Scratch scratch;
+    QuantizeRows run = quantize_rows_plain;
+    int64_t outcome;
+    scratch.values = calloc(padded * 3, sizeof(float));
+    scratch.codes = malloc(padded);
+    if (scratch.values == NULL || scratch.codes == NULL) {
+        free(scratch.values);
+        free(scratch.codes);
+        return OUT_OF_MEMORY;
+    }
+    scratch.residual = scratch.values + padded;
+    scratch.zeros = scratch.residual + padded;
+#ifdef EF_DISPATCH
+    switch (instruction_set()) {
+        case 2: run = quantize_rows_avx512; break;
+        case 1: run = quantize_rows_avx2; break;
+        default: break;
+    }
+#endif
+    outcome = run(&task, weight, kind, codes, scale, zero_point, sums, &scratch);
+    free(scratch.values);
+    free(scratch.codes);
+    return outcome;
+}
+
+/* Write the float32 values that the stored parts stand for. */
+EF_EXPORT void edgeforge_dequantize_rows(const uint8_t *codes, const uint16_t *scale,
+                                         const uint8_t *zero_point, int64_t rows, int64_t cols,
+                                         int64_t group, int bits, float *out) {
+    Task task = {rows, cols, group, bits, zero_point == NULL, 0.0f, 0.0f};
+    DequantizeRows run = dequantize_rows_plain;
+#ifdef EF_DISPATCH
+    switch (instruction_set()) {
+        case 2: run = dequantize_rows_avx512; break;
+        case 1: run = dequantize_rows_avx2; break;
+        default: break;
+    }
+#endif
+    run(&task, codes, scale, zero_point, out);
+}
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_kernels", "Compiled kernels; see quant.native.", -1, NULL,
+    NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__kernels(void) {
+    return PyModule_Create(&module);
+}
+
+#else /* EF_NAME: the parts that are compiled for each instruction set. */
+
+#define VECTORS (LANES / VW)
+
+typedef struct {
+    V v[VECTORS];
+} EF_NAME(Block);
+#define Block EF_NAME(Block)
+
+EF_TARGET EF_INLINE Block EF_NAME(load)(const float *p) {
+    Block b;
+    for (int k = 0; k < VECTORS; k++) b.v[k] = LOAD(p + k * VW);
+    return b;
+}
+
+EF_TARGET EF_INLINE Block EF_NAME(fill)(float x) {
+    Block b;
+    for (int k = 0; k < VECTORS; k++) b.v[k] = SET1(x);
+    return b;
+}
+
+/* Squared distance of w to its nearest step, in units of the scale, added to sum. */
+EF_TARGET EF_INLINE void EF_NAME(add_error)(float w, const Block *inverse, const Block *low,
+                                            const Block *high, int clip_low, int clip_high,
+                                            Block *sum) {
+    V weight = SET1(w);
+    for (int k = 0; k < VECTORS; k++) {
+        V x = MUL(weight, inverse->v[k]), error;
+        if (clip_low || clip_high) {
+            V q = x;
+            if (clip_high) q = MIN(q, high->v[k]);
+            if (clip_low) q = MAX(q, low->v[k]);
+            error = SUB(x, ROUND(q));
+        } else {
+            error = FRACTION(x);
+        }
+        sum->v[k] = ADD(sum->v[k], MUL(error, error));
+    }
+}
+
+/* Even and odd columns are summed apart over blocks of 128 columns; the blocks are then added. */
+EF_TARGET EF_INLINE Block EF_NAME(unit_errors)(const float *w, int64_t n, const Block *inverse,
+                                               const Block *low, const Block *high, int clip_low,
+                                               int clip_high) {
+    Block total = EF_NAME(fill)(0.0f);
+    for (int64_t start = 0; start < n; start += SUM_COLUMNS) {
+        Block even = EF_NAME(fill)(0.0f), odd = even;
+        int64_t stop = n - start < SUM_COLUMNS ? n : start + SUM_COLUMNS, j = start;
+        for (; j + 1 < stop; j += 2) {
+            EF_NAME(add_error)(w[j], inverse, low, high, clip_low, clip_high, &even);
+            EF_NAME(add_error)(w[j + 1], inverse, low, high, clip_low, clip_high, &odd);
+        }
+        if (j < stop) EF_NAME(add_error)(w[j], inverse, low, high, clip_low, clip_high, &even);
+        for (int k = 0; k < VECTORS; k++)
+            total.v[k] = ADD(total.v[k], ADD(even.v[k], odd.v[k]));
+    }
+    return total;
+}
+
+EF_TARGET EF_INLINE Block EF_NAME(errors)(const float *w, int64_t n, const Block *inverse,
+                                          const Block *area, const Block *low, const Block *high,
+                                          int clip_low, int clip_high) {
+    Block e;
+    if (clip_low && clip_high)
+        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 1, 1);
+    else if (clip_low)
+        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 1, 0);
+    else if (clip_high)
+        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 0, 1);
+    else
+        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 0, 0);
+    for (int k = 0; k < VECTORS; k++) e.v[k] = MUL(area->v[k], e.v[k]);
+    return e;
+}
+
+/* Least of 16 and the first lane that has it. */
+EF_TARGET EF_INLINE float EF_NAME(first_least)(const Block *b, int *lane) {
+#if VW == 16
+    float least = _mm512_reduce_min_ps(b->v[0]);
+    *lane = __builtin_ctz(_mm512_cmp_ps_mask(b->v[0], SET1(least), _CMP_EQ_OQ));
+    return least;
+#else
+    float e[LANES], least;
+    V m = b->v[0];
+    for (int k = 1; k < VECTORS; k++) m = MIN(m, b->v[k]);
+    STORE(e, m);
+    least = e[0];
+    for (int k = 1; k < VW; k++) least = at_most(least, e[k]);
+    for (int k = 0; k < VECTORS; k++) STORE(e + k * VW, b->v[k]);
+    *lane = 0;
+    while (e[*lane] != least) ++*lane;
+    return least;
+#endif
+}
+
+/* What clipping to [low, high] costs: a lower bound of the error of all narrower windows. */
+EF_TARGET EF_INLINE float EF_NAME(clipping)(const float *w, int64_t n, float low, float high) {
+    float parts[LANES], total = 0.0f;
+    Block sum = EF_NAME(fill)(0.0f);
+    int64_t j = 0;
+    for (; j + LANES <= n; j += LANES)
+        for (int k = 0; k < VECTORS; k++) {
+            V x = LOAD(w + j + k * VW);
+            V excess = SUB(x, MAX(MIN(x, SET1(high)), SET1(low)));
+            sum.v[k] = ADD(sum.v[k], MUL(excess, excess));
+        }
+    for (int k = 1; k < VECTORS; k++) sum.v[0] = ADD(sum.v[0], sum.v[k]);
+#if VW == 16
+    (void)parts;
+    total = _mm512_reduce_add_ps(sum.v[0]);
+#else
+    STORE(parts, sum.v[0]);
+    for (int k = 0; k < VW; k++) total += parts[k];
+#endif
+    for (; j < n; j++) {
+        float excess = w[j] - at_least(at_most(w[j], high), low);
+        total += excess * excess;
+    }
+    return total;
+}
+
+/* Highest and lowest of the group, and zero. */
+EF_TARGET EF_INLINE void EF_NAME(range)(const float *w, int64_t n, float *positive,
+                                        float *negative) {
+    float high[LANES], low[LANES], most = 0.0f, least = 0.0f;
+    Block highest = EF_NAME(fill)(0.0f), lowest = highest;
+    int64_t j = 0;
+    for (; j + LANES <= n; j += LANES)
+        for (int k = 0; k < VECTORS; k++) {
+            V x = LOAD(w + j + k * VW);
+            highest.v[k] = MAX(x, highest.v[k]);
+            lowest.v[k] = MIN(x, lowest.v[k]);
+        }
+    for (int k = 1; k < VECTORS; k++) {
+        highest.v[0] = MAX(highest.v[0], highest.v[k]);
+        lowest.v[0] = MIN(lowest.v[0], lowest.v[k]);
+    }
+#if VW == 16
+    (void)high, (void)low;
+    most = _mm512_reduce_max_ps(highest.v[0]);
+    least = _mm512_reduce_min_ps(lowest.v[0]);
+#else
+    STORE(high, highest.v[0]);
+    STORE(low, lowest.v[0]);
+    for (int k = 0; k < VW; k++) {
+        most = at_least(high[k], most);
+        least = at_most(low[k], least);
+    }
+#endif
+    for (; j < n; j++) {
+        most = at_least(w[j], most);
+        least = at_most(w[j], least);
+    }
+    *positive = most;
+    *negative = -least;
+}
+
+/* Sixteen scales that end at top, none below first; their reciprocals and squares. */
+EF_TARGET EF_INLINE void EF_NAME(candidates)(int top, int first, Block *inverse, Block *area) {
+    uint32_t bits[LANES];
+    float scales[LANES];
+    for (int l = 0; l < LANES; l++) {
+        int b = top - (LANES - 1) + l;
+        bits[l] = (uint32_t)(b < first ? first : b) << 16;
+    }
+    memcpy(scales, bits, sizeof scales);
+    for (int k = 0; k < VECTORS; k++) {
+        V scale = LOAD(scales + k * VW);
+        inverse->v[k] = DIV(SET1(1.0f), scale);
+        area->v[k] = MUL(scale, scale);
+    }
+}
+
+EF_INLINE int EF_NAME(lane_bits)(int top, int first, int lane) {
+    int bits = top - (LANES - 1) + lane;
+    return bits < first ? first : bits;
+}
+
+EF_TARGET EF_INLINE Choice EF_NAME(search_symmetric)(const Task *task, const float *w, int64_t n,
+                                                     float positive, float negative) {
+    const float zero = (float)(1 << (task->bits - 1));
+    const float reach = at_least(positive, negative);
+    const int first = scale_bits(reach * task->low_factor);
+    const Block low = EF_NAME(fill)(-zero), high = EF_NAME(fill)(zero - 1.0f);
+    float best = float_of_bits(0x7F800000u);
+    int top = scale_bits(reach * task->high_factor);
+    Choice choice = {top, zero};
+    for (;;) {
+        Block inverse, area, error;
+        float widest_inverse, least, scale, excess;
+        int lane;
+        EF_NAME(candidates)(top, first, &inverse, &area);
+        widest_inverse =
+            1.0f / float_of_bits((uint32_t)EF_NAME(lane_bits)(top, first, 0) << 16);
+        error = EF_NAME(errors)(w, n, &inverse, &area, &low, &high,
+                                negative * widest_inverse > zero + 0.5f,
+                                positive * widest_inverse > zero - 0.5f);
+        least = EF_NAME(first_least)(&error, &lane);
+        if (least <= best) { /* blocks go down the scales: an equal error takes the smaller one */
+            best = least;
+            choice.bits = EF_NAME(lane_bits)(top, first, lane);
+        }
+        top -= LANES;
+        if (top < first) break;
+        scale = float_of_bits((uint32_t)top << 16);
+        excess = at_least(positive - (zero - 1.0f) * scale, negative - zero * scale);
+        if (excess > 0.0f) {
+            if (excess * excess > best * SURE) break;
+            if (EF_NAME(clipping)(w, n, -zero * scale, (zero - 1.0f) * scale) > best * SURE) break;
+        }
+    }
+    return choice;
+}
+
+EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const float *w, int64_t n,
+                                                      float positive, float negative) {
+    const float steps = (float)((1 << task->bits) - 1);
+    const float reach = positive + negative;
+    const int first = scale_bits(reach * task->low_factor), four = task->bits == 4;
+    float best = float_of_bits(0x7F800000u);
+    int top = scale_bits(reach * task->high_factor);
+    Choice choice = {top, 0.0f};
+    for (;;) {
+        const float scale = float_of_bits((uint32_t)top << 16);
+        float from[LANES], to[LANES], inverses[LANES], errors[LANES], zeros[LANES];
+        float lowest = steps, highest = 0.0f, least, excess;
+        Block inverse, area, e;
+        int lane, trials;
+        EF_NAME(candidates)(top, first, &inverse, &area);
+        for (int k = 0; k < VECTORS; k++) STORE(inverses + k * VW, inverse.v[k]);
+        for (int l = 0; l < LANES; l++) {
+            float a = at_most(at_least(round_even(negative * inverses[l]), 0.0f), steps);
+            float b = steps - round_even(positive * inverses[l]);
+            b = at_most(at_least(b, 0.0f), steps);
+            b = at_most(a, b);
+            to[l] = a;
+            from[l] = b;
+            lowest = at_most(b, lowest);
+            highest = at_least(a, highest);
+            errors[l] = float_of_bits(0x7F800000u);
+            zeros[l] = 0.0f;
+        }
+        trials = four ? (int)(highest - lowest) + 1 : 3;
+        for (int trial = 0; trial < trials; trial++) {
+            float zero[LANES], ceiling[LANES], found[LANES];
+            int clip_low = 0, clip_high = 0;
+            if (four) {
+                float z = lowest + (float)trial;
+                float bound = EF_NAME(clipping)(w, n, -z * scale, (steps - z) * scale);
+                if (bound > best * SURE) continue;
+            }
+            for (int l = 0; l < LANES; l++) {
+                float spread = to[l] - from[l];
+                float z = four ? lowest + (float)trial
+                               : from[l] + (float)(int)(spread * (0.5f * (float)trial));
+                clip_low |= negative * inverses[l] > z + 0.5f;
+                clip_high |= positive * inverses[l] > (steps - z) + 0.5f;
+                zero[l] = -z;
+                ceiling[l] = steps - z;
+            }
+            {
+                Block low = EF_NAME(load)(zero), high = EF_NAME(load)(ceiling);
+                e = EF_NAME(errors)(w, n, &inverse, &area, &low, &high, clip_low, clip_high);
+            }
+            for (int k = 0; k < VECTORS; k++) STORE(found + k * VW, e.v[k]);
+            for (int l = 0; l < LANES; l++) {
+                float z = -zero[l];
+                int better = (found[l] < errors[l]) & (z >= from[l]) & (z <= to[l]);
+                errors[l] = better ? found[l] : errors[l];
+                zeros[l] = better ? z : zeros[l];
+            }
+        }
+        e = EF_NAME(load)(errors);
+        least = EF_NAME(first_least)(&e, &lane);
+        if (least <= best) {
+            best = least;
+            choice.bits = EF_NAME(lane_bits)(top, first, lane);
+            choice.zero = zeros[lane];
+        }
+        top -= LANES;
+        if (top < first) break;
+        /* The two excesses add up to what the range is too wide by, however the window lies. */
+        excess = reach - steps * float_of_bits((uint32_t)top << 16);
+        if (excess > 0.0f && excess * excess * 0.5f > best * SURE) break;
+    }
+    return choice;
+}
+
+EF_TARGET EF_INLINE void EF_NAME(encode)(const float *w, int64_t n, float scale, float zero,
+                                         float max_code, uint8_t *codes, float *residual) {
+    const float inverse = 1.0f / scale, low = -zero, high = max_code - zero;
+    for (int64_t j = 0; j < n; j++) {
+        float q = round_even(at_least(at_most(w[j] * inverse, high), low));
+        residual[j] = w[j] - q * scale;
+        codes[j] = (uint8_t)(int32_t)(q + zero);
+    }
+}
+
+EF_TARGET EF_INLINE void EF_NAME(pack)(const uint8_t *codes, int64_t n, int bits, uint8_t *out) {
+    if (bits == 8) {
+        memcpy(out, codes, (size_t)n);
+        return;
+    }
+    for (int64_t i = 0; i < n / 2; i++) out[i] = (uint8_t)(codes[2 * i] | codes[2 * i + 1] << 4);
+    if (n % 2) out[n / 2] = codes[n - 1];
+}
+
+/* Sum of squares of a row padded with zeros: lane j sums columns j, j + 16, ..., then a tree. */
+EF_TARGET EF_INLINE double EF_NAME(sum_of_squares)(const float *row, int64_t cols) {
+    double lanes[LANES] = {0.0};
+    for (int64_t j = 0; j < cols; j += LANES)
+        for (int l = 0; l < LANES; l++) lanes[l] += (double)row[j + l] * (double)row[j + l];
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
+    return lanes[0];
+}
+
+/* Read a row as float32; returns whether all of it is finite. */
+EF_TARGET EF_INLINE int EF_NAME(read_row)(const void *weight, int kind, int64_t row, int64_t cols,
+                                          float *values) {
+    uint32_t *out = (uint32_t *)(void *)values;
+    uint32_t bad = 0;
+    if (kind == FLOAT32) {
+        memcpy(values, (const float *)weight + row * cols, (size_t)cols * sizeof(float));
+    } else if (kind == BFLOAT16) {
+        const uint16_t *in = (const uint16_t *)weight + row * cols;
+        for (int64_t j = 0; j < cols; j++) out[j] = (uint32_t)in[j] << 16;
+    } else {
+        const uint16_t *in = (const uint16_t *)weight + row * cols;
+        for (int64_t j = 0; j < cols; j++) out[j] = widen_half(in[j]);
+    }
+    for (int64_t j = 0; j < cols; j++) bad |= (out[j] & 0x7F800000u) == 0x7F800000u;
+    return !bad;
+}
+
+EF_TARGET static int64_t EF_NAME(quantize_rows)(const Task *task, const void *weight, int kind,
+                                                uint8_t *codes, uint16_t *scale,
+                                                uint8_t *zero_point, double *sums,
+                                                Scratch *scratch) {
+    const int64_t cols = task->cols, n = task->group, groups = cols / n;
+    const float max_code = (float)((1 << task->bits) - 1);
+    const float limit = LARGEST_SCALE * (task->symmetric ? (max_code - 1.0f) / 2.0f : max_code);
+    double error = 0.0, norm = 0.0;
+    for (int64_t row = 0; row < task->rows; row++) {
+        if (!EF_NAME(read_row)(weight, kind, row, cols, scratch->values)) return row;
+        for (int64_t g = 0; g < groups; g++) {
+            const float *w = scratch->values + g * n;
+            float positive, negative, reach;
+            Choice choice;
+            EF_NAME(range)(w, n, &positive, &negative);
+            reach = task->symmetric ? at_least(positive, negative) : positive + negative;
+            if (!(reach <= limit)) return row;
+            choice = task->symmetric
+                         ? EF_NAME(search_symmetric)(task, w, n, positive, negative)
+                         : EF_NAME(search_asymmetric)(task, w, n, positive, negative);
+            EF_NAME(encode)(w, n, float_of_bits((uint32_t)choice.bits << 16), choice.zero,
+                            max_code, scratch->codes + g * n, scratch->residual + g * n);
+            scale[row * groups + g] = (uint16_t)choice.bits;
+            scratch->zeros[g] = choice.zero;
+        }
+        EF_NAME(pack)(scratch->codes, cols, task->bits, codes + row * (cols * task->bits / 8));
+        if (!task->symmetric) {
+            uint8_t *points = scratch->codes; /* this row's codes are packed and gone */
+            for (int64_t g = 0; g < groups; g++) points[g] = (uint8_t)(int)scratch->zeros[g];
+            EF_NAME(pack)(points, groups, task->bits,
+                          zero_point + row * ((groups * task->bits + 7) / 8));
+        }
+        error += EF_NAME(sum_of_squares)(scratch->residual, cols);
+        norm += EF_NAME(sum_of_squares)(scratch->values, cols);
+    }
+    sums[0] = error;
+    sums[1] = norm;
+    return ALL_ROWS_FINE;
+}
+
+EF_TARGET static void EF_NAME(dequantize_rows)(const Task *task, const uint8_t *codes,
+                                               const uint16_t *scale, const uint8_t *zero_point,
+                                               float *out) {
+    const int64_t cols = task->cols, n = task->group, groups = cols / n;
+    const int four = task->bits == 4;
+    for (int64_t row = 0; row < task->rows; row++) {
+        const uint8_t *row_codes = codes + row * (cols * task->bits / 8);
+        const uint8_t *row_zeros = zero_point + row * ((groups * task->bits + 7) / 8);
+        for (int64_t g = 0; g < groups; g++) {
+            const float s = float_of_bits((uint32_t)scale[row * groups + g] << 16);
+            float *o = out + row * cols + g * n;
+            int zero = four ? 8 : 128;
+            if (!task->symmetric)
+                zero = four ? row_zeros[g / 2] >> (g % 2 * 4) & 15 : row_zeros[g];
+            if (four) {
+                const uint8_t *in = row_codes + g * n / 2;
+                for (int64_t i = 0; i < n / 2; i++) {
+                    o[2 * i] = (float)((in[i] & 15) - zero) * s;
+                    o[2 * i + 1] = (float)((in[i] >> 4) - zero) * s;
+                }
+            } else {
+                const uint8_t *in = row_codes + g * n;
+                for (int64_t j = 0; j < n; j++) o[j] = (float)(in[j] - zero) * s;
+            }
+        }
+    }
+}
+
+#undef Block
+#undef VECTORS
+#endif
