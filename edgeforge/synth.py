@@ -11,13 +11,11 @@ table of 65536 evenly spaced quantiles of the normal distribution by 16 random b
 cuts the tails at 4.3 deviations and is seven times faster than drawing them one by one.
 """
 
-import contextlib
 import difflib
 import hashlib
 import json
 import math
 import os
-import shutil
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeforge.errors import UsageError
+from edgeforge.output import atomic_folder
 from edgeforge.synth_presets import PRESETS, TINY_BOS, TINY_EOS, TINY_PAD, TINY_VOCAB, Preset
 
 __all__ = ["PRESETS", "Preset", "synthesise", "write_byte_tokenizer"]
@@ -73,12 +72,12 @@ def synthesise(
         shards: how many safetensors files; by default as few as stay within 5 GB each.
         config_style: ``hub`` (as released) or ``rope_parameters`` (as transformers 5 writes it).
         progress: called with (bytes written, bytes in all) about every half megabyte.
-        force: replace ``out`` if it exists.
+        force: replace ``out`` if it is a checkpoint already.
 
     Raises:
         UsageError: for an unknown preset, dtype or style, or a number of shards that the model
-            cannot be cut into, or when ``out`` exists and ``force`` is false.
-        OSError: when the disk refuses (full, read-only).
+            cannot be cut into, or when ``out`` cannot be used or is there and not to be replaced.
+        DiskFullError: when the disk is too small, before any work where that can be known.
     """
     shape = _find(preset)
     if dtype not in DTYPES:
@@ -88,7 +87,8 @@ def synthesise(
     except ValueError as error:
         raise UsageError(f"{preset}: {error}") from error
     files = _plan_files(preset, shape, dtype, shards)
-    with _atomic_folder(out, force=force) as folder:
+    needed = sum(file.nbytes for file in files)
+    with atomic_folder(out, force, needed_bytes=needed) as folder:
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", dict(shape.generation_config))
         if shape.byte_tokenizer:
@@ -135,24 +135,6 @@ def _byte_characters() -> list[str]:
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     stand_ins = iter(range(0x100, 0x200))
     return [chr(byte) if byte in visible else chr(next(stand_ins)) for byte in range(256)]
-
-
-@contextlib.contextmanager
-def _atomic_folder(out: Path, *, force: bool) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its name once the block ends well."""
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists already: choose another folder, or overwrite by --force")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.mkdir()
-    try:
-        yield partial
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _find(preset: str) -> Preset:
