@@ -1,0 +1,106 @@
+"""Run a command in its own process; measure its wall time and the peak memory of its tree."""
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a process cost: ``wall`` in seconds, ``peak`` resident bytes of it and its children."""
+
+    wall: float
+    peak: int
+    output: str
+
+    def json(self) -> dict[str, Any]:
+        """The last line of its output, which the measuring scripts print as JSON."""
+        return json.loads(self.output.strip().splitlines()[-1])
+
+
+def pin(threads: int) -> None:
+    """Keep this process and all that it starts on ``threads`` cores, and their pools as small."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"):
+        os.environ[f"{name}_NUM_THREADS"] = str(threads)
+
+
+def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Finished:
+    """Run ``command`` to its end.
+
+    The peak of a lone process is the kernel's own high-water mark; for a tree, the largest sum of
+    the resident sizes seen at one time, every 50 ms.
+
+    Raises:
+        SystemExit: when the command fails, with the end of what it printed.
+    """
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(env or {})},
+    )
+    peaks = [0]
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(POLL_SECONDS):
+            peaks[0] = max(peaks[0], _tree_resident(process.pid))
+
+    errors: list[str] = []
+    watcher = threading.Thread(target=watch)
+    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))
+    watcher.start()
+    reader.start()
+    output = process.stdout.read()
+    # wait4, unlike Popen.wait, also gives this child's own high-water mark.
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    ended.set()
+    watcher.join()
+    reader.join()
+    if process.returncode:
+        shown = " ".join(str(part) for part in command)
+        tail = "\n".join((output + errors[0]).splitlines()[-30:])
+        raise SystemExit(f"{shown}\nfailed with exit code {process.returncode}:\n{tail}")
+    return Finished(wall, max(peaks[0], usage.ru_maxrss * 1024), output)
+
+
+def high_water_mark() -> int:
+    """The peak resident size of this process so far, in bytes (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("the kernel does not say VmHWM")
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in ``folder``."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _tree_resident(root: int) -> int:
+    """Resident bytes of a process and all its descendants now; 0 once they are gone."""
+    total, waiting = 0, [root]
+    page = os.sysconf("SC_PAGE_SIZE")
+    while waiting:
+        pid = waiting.pop()
+        try:
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                waiting += [int(child) for child in (task / "children").read_text().split()]
+        except OSError:
+            continue
+    return total

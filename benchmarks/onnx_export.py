@@ -1,0 +1,269 @@
+"""EdgeForge's ONNX export against onnxruntime-genai's model builder, in turn in one run.
+
+Each leg (an export, a load with its prefill and decode) runs in a process of its own, both sides
+on the same cores, with the same threads, from the same checkpoint of random weights, and their
+artifacts are timed by the same code. Repeats are interleaved, so that whatever else the machine
+does falls on all alike; medians and their ratios are printed.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measured_process import folder_bytes, pin, run
+
+HERE = Path(__file__).resolve().parent
+PEER_OPTIONS = {
+    "peer default": [],
+    "peer tuned": ["block_size=128", "prune_lm_head=true", "fuse_mlp_gate_up=true"],
+}
+OURS = "EdgeForge"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the table: its key in the records, its title, how to show it, which way is good."""
+
+    key: str
+    title: str
+    scale: float
+    digits: int
+    lower_is_better: bool
+
+
+METRICS = [
+    Metric("export_s", "export, s", 1, 1, True),
+    Metric("export_peak", "export peak memory, MB", 1e6, 0, True),
+    Metric("artifact", "artifact, MB", 1e6, 1, True),
+    Metric("load_s", "load, s", 1, 2, True),
+    Metric("loaded_peak", "peak memory to load, MB", 1e6, 0, True),
+    Metric("peak", "peak memory to run, MB", 1e6, 0, True),
+    Metric("prefill_tps", "prefill, tokens/s", 1, 1, False),
+    Metric("decode_tps", "decode, tokens/s", 1, 1, False),
+    Metric("read_per_token", "weights read a token, MB", 1e6, 1, True),
+    Metric("bandwidth_share", "decode, % of memory bandwidth", 0.01, 0, False),
+]
+
+
+def main() -> None:
+    """Read the arguments, run the legs, print the table."""
+    options = parse_arguments()
+    pin(options.threads)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    root = options.workdir or Path(tempfile.mkdtemp(prefix="onnx-export-"))
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        records = measure(options, root)
+    finally:
+        if options.workdir is None:
+            shutil.rmtree(root, ignore_errors=True)
+    print_table(records, options)
+    if options.json:
+        options.json.write_text(json.dumps(records, indent=2) + "\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="llama-3.2-1b", help="a shape of `edgeforge synth`")
+    parser.add_argument("--recipe", default="int4-g128", help="EdgeForge's recipe")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prefill", type=int, default=128, help="tokens in the prompt")
+    parser.add_argument("--decode", type=int, default=64, help="tokens generated")
+    parser.add_argument("--skip-peer", action="store_true", help="measure EdgeForge alone")
+    parser.add_argument("--skip-edgeforge", action="store_true", help="measure the peer alone")
+    parser.add_argument(
+        "--reuse", action="store_true", help="export only what --workdir does not hold yet"
+    )
+    parser.add_argument("--genai", action="store_true", help="also time both by onnxruntime-genai")
+    parser.add_argument("--workdir", type=Path, help="keep the folders here (default: a scratch)")
+    parser.add_argument("--json", type=Path, help="write all records here")
+    options = parser.parse_args()
+    if not options.skip_peer:
+        missing = [
+            name
+            for name in ("onnxruntime_genai", "transformers", "onnx_ir")
+            if importlib.util.find_spec(name) is None
+        ]
+        if missing:
+            parser.error(f"the peer needs {', '.join(missing)}: install them, or use --skip-peer")
+    return options
+
+
+def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """All legs; per contender a list of one record a repeat."""
+    checkpoint = root / options.preset
+    if not checkpoint.exists():
+        say(f"writing random weights of {options.preset}")
+        run([edgeforge(), "synth", options.preset, "--out", checkpoint])
+    if not options.skip_peer and not (checkpoint / "tokenizer.json").exists():
+        give_tokenizer(checkpoint)
+    contenders = [] if options.skip_edgeforge else [OURS]
+    contenders += [] if options.skip_peer else list(PEER_OPTIONS)
+    legs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    bandwidths = []
+    for repeat in range(options.repeats):
+        load = os.getloadavg()[0]
+        say(f"repeat {repeat + 1} of {options.repeats} (load average {load:.1f})")
+        for name in contenders:
+            artifact = root / name.lower().replace(" ", "-")
+            record = {"load_average": os.getloadavg()[0]}
+            if not (options.reuse and artifact.exists()):
+                record |= export(name, checkpoint, artifact, options)
+            record["artifact"] = folder_bytes(artifact)
+            record["read_per_token"] = bytes_per_token(artifact)
+            legs[name].append(record)
+        # Speeds in a round of their own, next to each other in time, with the bandwidth.
+        bandwidth = run([sys.executable, HERE / "bandwidth.py", "--threads", options.threads])
+        bandwidths.append(bandwidth.json()["bytes_per_s"])
+        for name in contenders:
+            artifact = root / name.lower().replace(" ", "-")
+            record = legs[name][-1]
+            record |= time_artifact(artifact, options, "onnxruntime")
+            read = record["decode_tps"] * record["read_per_token"]
+            record["bandwidth_share"] = read / bandwidths[-1]
+            if options.genai:
+                genai = time_artifact(artifact, options, "genai")
+                record |= {f"genai_{key}": value for key, value in genai.items()}
+            say(f"  {name}: {describe(record)}")
+    return {"preset": options.preset, "bandwidth": bandwidths, "legs": legs}
+
+
+def export(
+    name: str, checkpoint: Path, artifact: Path, options: argparse.Namespace
+) -> dict[str, float]:
+    """Write ``artifact`` from nothing; wall seconds and peak bytes."""
+    cache = artifact.with_name(artifact.name + "-cache")
+    for folder in (artifact, cache):
+        shutil.rmtree(folder, ignore_errors=True)
+    # What was written before must not be flushed to the disk on this leg's time.
+    os.sync()
+    if name == OURS:
+        command = [edgeforge(), "export", checkpoint, "--target", "onnx"]
+        command += ["--recipe", options.recipe, "--out", artifact]
+        done = run(command, {"EDGEFORGE_CACHE": str(cache)})
+    else:
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint]
+        command += ["-o", artifact, "-p", "int4", "-e", "cpu", "-c", cache]
+        extra = PEER_OPTIONS[name]
+        done = run([*command, "--extra_options", *extra] if extra else command)
+    shutil.rmtree(cache, ignore_errors=True)
+    say(f"  {name}: exported in {done.wall:.1f} s, peak {done.peak / 1e6:.0f} MB")
+    return {"export_s": done.wall, "export_peak": done.peak}
+
+
+def time_artifact(artifact: Path, options: argparse.Namespace, runtime: str) -> dict[str, float]:
+    """Load, prefill and decode in a fresh process."""
+    command = [sys.executable, HERE / "onnx_speed.py", artifact, "--runtime", runtime]
+    for option in ("threads", "prefill", "decode"):
+        command += [f"--{option}", getattr(options, option)]
+    return run(command).json()
+
+
+def bytes_per_token(artifact: Path) -> int:
+    """Bytes of weights that one decoded token reads: all that matrix products refer to.
+
+    Embedding rows are looked up, not read through, so a table counts only where the head is it.
+    """
+    import onnx
+
+    config = json.loads((artifact / "genai_config.json").read_text())
+    name = config["model"]["decoder"]["filename"]
+    graph = onnx.load(artifact / name, load_external_data=False).graph
+    sizes = {}
+    for tensor in graph.initializer:
+        numbers = {entry.key: entry.value for entry in tensor.external_data}
+        width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        count = 1
+        for dim in tensor.dims:
+            count *= dim
+        sizes[tensor.name] = int(numbers.get("length", count * width))
+    products = [node for node in graph.node if node.op_type in ("MatMulNBits", "MatMul", "Gemm")]
+    return sum(sizes.get(name, 0) for node in products for name in node.input)
+
+
+def give_tokenizer(checkpoint: Path) -> None:
+    """A byte tokenizer beside the random weights: the peer does not export without one."""
+    from edgeforge.synth import write_byte_tokenizer
+
+    write_byte_tokenizer(checkpoint, entries=259)
+
+
+def edgeforge() -> Path:
+    """The command beside the Python that runs this."""
+    command = Path(sys.executable).with_name("edgeforge")
+    if not command.exists():
+        raise SystemExit(f"{command} is missing: install EdgeForge into this environment")
+    return command
+
+
+def print_table(records: dict[str, Any], options: argparse.Namespace) -> None:
+    """Medians a contender, and EdgeForge's gain over each other one (above 1: EdgeForge wins)."""
+    legs = records["legs"]
+    medians = {
+        name: {
+            key: statistics.median(record[key] for record in rows)
+            for key in rows[0]
+            if all(key in record for record in rows)
+        }
+        for name, rows in legs.items()
+    }
+    others = [name for name in legs if name != OURS] if OURS in legs else []
+    header = ["", *legs, *(f"gain over {name.removeprefix('peer ')}" for name in others)]
+    lines = [header]
+    genai = [
+        Metric(f"genai_{m.key}", f"genai: {m.title}", m.scale, m.digits, m.lower_is_better)
+        for m in METRICS
+    ]
+    for metric in [*METRICS, *genai]:
+        values = {name: medians[name].get(metric.key) for name in legs}
+        if all(value is None for value in values.values()):
+            continue
+        line = [metric.title]
+        for value in values.values():
+            line.append("-" if value is None else f"{value / metric.scale:.{metric.digits}f}")
+        for other in others:
+            line.append(gain(values[OURS], values[other], metric.lower_is_better))
+        lines.append(line)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    print(
+        f"\n{options.preset}, {options.threads} threads, {options.repeats} repeats, prompt of "
+        f"{options.prefill}, {options.decode} tokens decoded, memory bandwidth "
+        f"{statistics.median(records['bandwidth']) / 1e9:.1f} GB/s"
+    )
+    for line in lines:
+        first, *rest = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join([line[0].ljust(len(first)), *rest]))
+
+
+def gain(ours: float | None, theirs: float | None, lower_is_better: bool) -> str:
+    """How many times better EdgeForge is."""
+    if not ours or not theirs:
+        return "-"
+    return f"{theirs / ours if lower_is_better else ours / theirs:.2f}x"
+
+
+def describe(record: dict[str, float]) -> str:
+    """One line of what a repeat gave."""
+    return (
+        f"load {record['load_s']:.2f} s, prefill {record['prefill_tps']:.1f}, "
+        f"decode {record['decode_tps']:.1f} tokens/s"
+    )
+
+
+def say(text: str) -> None:
+    """Progress, kept off the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
