@@ -32,3 +32,9 @@ class DiskFullError(EdgeForgeError, OSError):
     """The disk, a quota or a file size limit stopped an output from being written."""
 
     exit_code: ClassVar[int] = 5
+
+
+class CheckFailed(EdgeForgeError):
+    """A check ran to its end and found the artifact wanting."""
+
+    exit_code: ClassVar[int] = 1

@@ -12,8 +12,10 @@ from pathlib import Path
 from edgeforge.cache import cache_dir
 from edgeforge.checkpoint import Checkpoint, CheckpointDigest
 from edgeforge.errors import UsageError
+from edgeforge.model import Model
 from edgeforge.output import atomic_folder
 from edgeforge.spec import ModelSpec
+from edgeforge.weights import CheckpointWeights
 from exporters.manifest import Manifest, WeightRecord, record_files
 from exporters.target import ExportRequest, Lowered, ModelFacts, Target
 from quant.plan import QuantPlan
@@ -34,20 +36,18 @@ class ExportOptions:
     Attributes:
         recipe: a name of `quant.recipes`, or a YAML file.
         context: declared context in tokens; None for the model's own, 4096 at most.
-        ignore_config: config fields the user vouches for.
         force: replace an existing output folder.
         threads: for quantization; None for one per processor, four at most.
     """
 
     recipe: str = "int4"
     context: int | None = None
-    ignore_config: tuple[str, ...] = ()
     force: bool = False
     threads: int | None = None
 
 
 def export(
-    checkpoint: Checkpoint,
+    model: Model,
     targets: Sequence[Target],
     out: Path,
     options: ExportOptions,
@@ -56,7 +56,7 @@ def export(
     """Exports a checkpoint to every target from one trace and one quantization.
 
     Args:
-        checkpoint: opened.
+        model: opened.
         targets: what to write. One target's artifact is ``out`` itself; several are folders in it.
         out: the output folder; it appears only when everything in it is whole.
         options: what the user asked for.
@@ -68,13 +68,10 @@ def export(
     Raises:
         EdgeForgeError: or a QuantizationError or ExportError; nothing is left half-written.
     """
-    from edgeforge.families.registry import read_spec
-    from edgeforge.weights import CheckpointWeights
     from quant.recipes import find_recipe
 
-    spec = read_spec(checkpoint.config, checkpoint.generation_config, options.ignore_config)
+    checkpoint, spec, weights = model.checkpoint, model.spec, model.weights
     context = choose_context(spec, options.context)
-    weights = CheckpointWeights(checkpoint, spec)
     plan = find_recipe(options.recipe).plan(weights.shapes(), weights.roles())
     plan.check(weights.shapes())
     for target in targets:
@@ -134,18 +131,16 @@ def choose_context(spec: ModelSpec, asked: int | None) -> int:
 
 
 def quantize(
-    weights: object,
+    weights: CheckpointWeights,
     digest: CheckpointDigest,
     plan: QuantPlan,
     threads: int | None,
     progress: Progress,
 ) -> WeightStore:
     """The store of this checkpoint and plan: found in the cache, or made now."""
-    from edgeforge.weights import CheckpointWeights
     from quant.quantize import fill_store
     from quant.store import find_store, new_store, store_key
 
-    assert isinstance(weights, CheckpointWeights)
     cache = cache_dir() / "stores"
     key = store_key(digest.sha256, weights.mapping_digest(), plan)
     found = find_store(cache, key)

@@ -86,6 +86,14 @@ class CheckpointWeights:
         rows = 1 if len(weight.shape) == 1 else weight.shape[0]
         return self.read_rows(name, 0, rows).float().reshape(weight.shape)
 
+    def float_rows(self, name: str, tokens: torch.Tensor) -> torch.Tensor:
+        """Rows of an embedding as ``float32``: ``int64[b, t] -> [b, t, columns]``."""
+        import torch
+
+        rows, where = torch.unique(tokens, return_inverse=True)
+        read = [self.read_rows(name, row, row + 1) for row in rows.tolist()]
+        return torch.cat(read).float()[where]
+
 
 def _check_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     wanted = {p.tensor: p for w in spec.weights.values() for p in w.pieces}

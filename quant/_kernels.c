@@ -13,6 +13,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +35,8 @@
 #endif
 
 enum { LANES = 16, SUM_COLUMNS = 128, MIN_SCALE_BITS = 0x3700, MAX_SCALE_BITS = 0x477F };
+/* Blocks of every third scale that cover the widest interval, seven octaves of 128 scales. */
+enum { MAX_BLOCKS = 20 };
 enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 enum { OUT_OF_MEMORY = -2, ALL_ROWS_FINE = -1 };
 
@@ -41,6 +44,8 @@ enum { OUT_OF_MEMORY = -2, ALL_ROWS_FINE = -1 };
 #define MAGIC 12582912.0f
 /* Margin of a lower bound over the best error: the rounding of either cannot matter. */
 #define SURE 1.001f
+/* From one bfloat16 number to the next, of their power of two; a little more, for it is a bound. */
+#define STEP (1.01f / 128.0f)
 #define LARGEST_SCALE 65504.0f
 
 typedef struct {
@@ -83,6 +88,16 @@ EF_INLINE float at_most(float x, float high) {
 
 EF_INLINE float at_least(float x, float low) {
     return x > low ? x : low;
+}
+
+EF_INLINE int lowest_lane(unsigned mask) {
+#if defined(__GNUC__)
+    return __builtin_ctz(mask);
+#else
+    int lane = 0;
+    while (!(mask >> lane & 1u)) ++lane;
+    return lane;
+#endif
 }
 
 EF_INLINE uint32_t widen_half(uint32_t half) {
@@ -376,7 +391,7 @@ EF_TARGET EF_INLINE Block EF_NAME(errors)(const float *w, int64_t n, const Block
 EF_TARGET EF_INLINE float EF_NAME(first_least)(const Block *b, int *lane) {
 #if VW == 16
     float least = _mm512_reduce_min_ps(b->v[0]);
-    *lane = __builtin_ctz(_mm512_cmp_ps_mask(b->v[0], SET1(least), _CMP_EQ_OQ));
+    *lane = lowest_lane(_mm512_cmp_ps_mask(b->v[0], SET1(least), _CMP_EQ_OQ));
     return least;
 #else
     float e[LANES], least;
@@ -389,6 +404,25 @@ EF_TARGET EF_INLINE float EF_NAME(first_least)(const Block *b, int *lane) {
     *lane = 0;
     while (e[*lane] != least) ++*lane;
     return least;
+#endif
+}
+
+/* Lanes of a that are at most those of b, as bits. */
+EF_TARGET EF_INLINE unsigned EF_NAME(at_most_mask)(const Block *a, const Block *b) {
+#if VW == 16
+    return _mm512_cmp_ps_mask(a->v[0], b->v[0], _CMP_LE_OQ);
+#elif VW == 8
+    return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a->v[0], b->v[0], _CMP_LE_OQ)) |
+           (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a->v[1], b->v[1], _CMP_LE_OQ)) << 8;
+#else
+    float x[LANES], y[LANES];
+    unsigned mask = 0;
+    for (int k = 0; k < VECTORS; k++) {
+        STORE(x + k * VW, a->v[k]);
+        STORE(y + k * VW, b->v[k]);
+    }
+    for (int l = 0; l < LANES; l++) mask |= (unsigned)(x[l] <= y[l]) << l;
+    return mask;
 #endif
 }
 
@@ -475,38 +509,92 @@ EF_INLINE int EF_NAME(lane_bits)(int top, int first, int lane) {
     return bits < first ? first : bits;
 }
 
+/* Errors of the scales with these bits, and in choice and best the least of them so far. */
+EF_TARGET EF_INLINE Block EF_NAME(try_scales)(const float *w, int64_t n, const int *bits,
+                                              float zero, float positive, float negative,
+                                              Choice *choice, float *best) {
+    const Block low = EF_NAME(fill)(-zero), high = EF_NAME(fill)(zero - 1.0f);
+    float scales[LANES], least, widest;
+    uint32_t shifted[LANES];
+    int lane, clip_low, clip_high, better;
+    Block inverse, area, error;
+    for (int l = 0; l < LANES; l++) shifted[l] = (uint32_t)bits[l] << 16;
+    memcpy(scales, shifted, sizeof scales);
+    for (int k = 0; k < VECTORS; k++) {
+        V scale = LOAD(scales + k * VW);
+        inverse.v[k] = DIV(SET1(1.0f), scale);
+        area.v[k] = MUL(scale, scale);
+    }
+    widest = 1.0f / float_of_bits((uint32_t)bits[0] << 16);
+    clip_low = negative * widest > zero + 0.5f;
+    clip_high = positive * widest > zero - 0.5f;
+    /* In a short group, a branch guessed wrong costs more than a clamp that does nothing. */
+    if (n <= 64) clip_low = clip_high = clip_low | clip_high;
+    error = EF_NAME(errors)(w, n, &inverse, &area, &low, &high, clip_low, clip_high);
+    least = EF_NAME(first_least)(&error, &lane);
+    better = (least < *best) | ((least == *best) & (bits[lane] < choice->bits));
+    choice->bits = better ? bits[lane] : choice->bits;
+    *best = better ? least : *best;
+    return error;
+}
+
+/*
+ * Every third scale is tried, from the largest down, until clipping alone costs more than the best
+ * error. A scale one step away from one tried has codes q with |q * scale| <= |w| + error, so by
+ * the triangle inequality its error (as a length) is less by at most (step / scale) times that:
+ * only those that could still win are tried too.
+ */
 EF_TARGET EF_INLINE Choice EF_NAME(search_symmetric)(const Task *task, const float *w, int64_t n,
                                                      float positive, float negative) {
     const float zero = (float)(1 << (task->bits - 1));
     const float reach = at_least(positive, negative);
     const int first = scale_bits(reach * task->low_factor);
-    const Block low = EF_NAME(fill)(-zero), high = EF_NAME(fill)(zero - 1.0f);
-    float best = float_of_bits(0x7F800000u);
-    int top = scale_bits(reach * task->high_factor);
-    Choice choice = {top, zero};
-    for (;;) {
-        Block inverse, area, error;
-        float widest_inverse, least, scale, excess;
-        int lane;
-        EF_NAME(candidates)(top, first, &inverse, &area);
-        widest_inverse =
-            1.0f / float_of_bits((uint32_t)EF_NAME(lane_bits)(top, first, 0) << 16);
-        error = EF_NAME(errors)(w, n, &inverse, &area, &low, &high,
-                                negative * widest_inverse > zero + 0.5f,
-                                positive * widest_inverse > zero - 0.5f);
-        least = EF_NAME(first_least)(&error, &lane);
-        if (least <= best) { /* blocks go down the scales: an equal error takes the smaller one */
-            best = least;
-            choice.bits = EF_NAME(lane_bits)(top, first, lane);
+    const int last = scale_bits(reach * task->high_factor);
+    const float length = sqrtf(EF_NAME(clipping)(w, n, 0.0f, 0.0f));
+    float best = float_of_bits(0x7F800000u), near_length, best_length;
+    Choice choice = {MAX_SCALE_BITS + 1, zero};
+    Block tried[MAX_BLOCKS];
+    int near_bits[MAX_BLOCKS * LANES * 2 + LANES], count = 0, blocks = 0;
+    for (int bottom = last - 1 - 3 * (LANES - 1);; bottom -= 3 * LANES) {
+        int bits[LANES];
+        float scale;
+        for (int l = 0; l < LANES; l++) {
+            int b = bottom + 3 * l;
+            bits[l] = b < first ? first : b;
         }
-        top -= LANES;
-        if (top < first) break;
-        scale = float_of_bits((uint32_t)top << 16);
-        excess = at_least(positive - (zero - 1.0f) * scale, negative - zero * scale);
-        if (excess > 0.0f) {
-            if (excess * excess > best * SURE) break;
-            if (EF_NAME(clipping)(w, n, -zero * scale, (zero - 1.0f) * scale) > best * SURE) break;
+        tried[blocks++] =
+            EF_NAME(try_scales)(w, n, bits, zero, positive, negative, &choice, &best);
+        if (bottom - 1 <= first || blocks == MAX_BLOCKS) break;
+        scale = float_of_bits((uint32_t)(bottom - 2) << 16);
+        if (EF_NAME(clipping)(w, n, -zero * scale, (zero - 1.0f) * scale) > best * SURE) break;
+    }
+    best_length = sqrtf(best);
+    near_length = (length + best_length) * SURE;
+    for (int block = blocks - 1; block >= 0; block--) {
+        const int bottom = last - 1 - 3 * (LANES - 1) - 3 * LANES * block;
+        float bounds[LANES];
+        unsigned could_win;
+        Block bound;
+        for (int l = 0; l < LANES; l++) {
+            uint32_t b = (uint32_t)(bottom + 3 * l < first ? first : bottom + 3 * l);
+            float step = float_of_bits((b & 0x7F80u) << 16) * STEP;
+            float reachable = best_length + step / float_of_bits(b << 16) * near_length;
+            bounds[l] = reachable * reachable * SURE;
         }
+        bound = EF_NAME(load)(bounds);
+        could_win = EF_NAME(at_most_mask)(&tried[block], &bound);
+        while (could_win) {
+            const int middle = bottom + 3 * lowest_lane(could_win);
+            could_win &= could_win - 1;
+            near_bits[count] = middle - 1;
+            count += middle - 1 >= first;
+            near_bits[count] = middle + 1;
+            count += (middle + 1 <= last) & (middle >= first);
+        }
+    }
+    for (int start = 0; start < count; start += LANES) {
+        for (int l = count; l < start + LANES; l++) near_bits[l] = near_bits[count - 1];
+        EF_NAME(try_scales)(w, n, near_bits + start, zero, positive, negative, &choice, &best);
     }
     return choice;
 }

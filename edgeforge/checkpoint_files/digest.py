@@ -119,21 +119,26 @@ def _digest_file(path: Path, counter: _Counter) -> tuple[int, str]:
     if known is not None:
         counter.add(before.st_size)
         return before.st_size, known
-    found = _hash(path, counter)
+    found = _hash(path, before.st_size, counter)
     if _identity(path, _stat(path)) != identity:
         raise CheckpointError(f"{path} changed while it was read: wait until its writer is done")
     _remember(record, {**identity, "sha256": found})
     return before.st_size, found
 
 
-def _hash(path: Path, counter: _Counter) -> str:
+def _hash(path: Path, size: int, counter: _Counter) -> str:
+    """Hash the first ``size`` bytes, so that a file that grows meanwhile still has an end."""
     state = hashlib.sha256()
     block = memoryview(bytearray(BLOCK_BYTES))
     try:
         with path.open("rb", buffering=0) as file:
-            while (count := file.readinto(block)) and not counter.stopped:
+            while size and not counter.stopped:
+                count = file.readinto(block[:size])
+                if not count:
+                    break
                 state.update(block[:count])
                 counter.add(count)
+                size -= count
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
     if counter.stopped:

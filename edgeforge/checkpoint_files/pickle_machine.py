@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from edgeforge.checkpoint_files.entry import MAX_DIMENSIONS
 
-MAX_PICKLE_OPCODES = 3_000_000
+MAX_PICKLE_OPCODES = 1_000_000
 
 _STORAGES: dict[str, tuple[str, int]] = {  # torch's storage class: element type, bytes an element
     "FloatStorage": ("float32", 4),

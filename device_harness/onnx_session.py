@@ -1,0 +1,139 @@
+"""Runs an ONNX artifact in onnxruntime on this host."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from device_harness.errors import DeviceError
+from device_harness.session import Logits, Tokens
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+GENERATE, VERIFY = "model.onnx", "verify.onnx"
+
+
+class OnnxSession:
+    """An ONNX artifact in onnxruntime's CPU provider, its caches bound in place.
+
+    Args:
+        folder: the artifact.
+        context: the declared context, tokens.
+        threads: for onnxruntime; by default one per processor, four at most.
+
+    Raises:
+        DeviceError: onnxruntime refuses the artifact.
+    """
+
+    def __init__(self, folder: Path, context: int, threads: int | None = None) -> None:
+        import onnxruntime
+
+        self._folder, self._threads = folder, threads or min(4, os.cpu_count() or 1)
+        self.context = context
+        self.runtime = f"onnxruntime {onnxruntime.__version__} (CPU, {self._threads} threads)"
+        self._generator: onnxruntime.InferenceSession | None = None
+        self._verifier: onnxruntime.InferenceSession | None = None
+        self._caches: dict[str, tuple[str, onnxruntime.OrtValue]] = {}
+        self._buffers: list[npt.NDArray[np.float32]] = []  # the caches' memory, kept alive
+        self._length = 0
+
+    def _open(self, name: str) -> onnxruntime.InferenceSession:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        path = self._folder / name
+        try:
+            return onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise DeviceError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+
+    def load(self) -> None:
+        """Loads the graph that generates and makes its caches; `extend` does it when needed."""
+        import onnxruntime
+
+        if self._generator is not None:
+            return
+        self._generator = self._open(GENERATE)
+        for value in self._generator.get_inputs():
+            if not value.name.startswith("past_key_values."):
+                continue
+            # Zeros are not touched until they are written: an unused context costs no memory.
+            zeros = np.zeros((1, value.shape[1], self.context, value.shape[3]), np.float32)
+            present = value.name.replace("past_key_values", "present")
+            cache = onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
+            self._caches[value.name] = (present, cache)
+            self._buffers.append(zeros)
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        self.load()
+        assert self._generator is not None
+        return int(self._generator.get_outputs()[0].shape[2])
+
+    def reset(self) -> None:
+        """Forgets all positions."""
+        self._length = 0
+
+    def extend(self, tokens: Tokens) -> Logits:
+        """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
+        self.load()
+        assert self._generator is not None
+        total = self._length + len(tokens)
+        self._check(tokens, total)
+        binding = self._generator.io_binding()
+        binding.bind_cpu_input("input_ids", tokens.reshape(1, -1))
+        binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
+        binding.bind_output("logits")
+        for past, (present, cache) in self._caches.items():
+            binding.bind_ortvalue_input(past, cache)
+            binding.bind_ortvalue_output(present, cache)
+        self._call(lambda: self._generator.run_with_iobinding(binding))  # type: ignore[union-attr]
+        self._length = total
+        result: Logits = binding.get_outputs()[0].numpy().reshape(-1).copy()
+        return result
+
+    def logits(self, tokens: Tokens) -> Logits:
+        """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``."""
+        self._check(tokens, len(tokens))
+        if self._verifier is None:
+            self._verifier = self._open(VERIFY)
+        feeds: dict[str, Any] = {
+            "input_ids": tokens.reshape(1, -1),
+            "attention_mask": np.ones((1, len(tokens)), np.int64),
+        }
+        for value in self._verifier.get_inputs():
+            if value.name.startswith("past_key_values."):
+                feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        result = self._call(lambda: self._verifier.run(["logits"], feeds))  # type: ignore[union-attr]
+        logits: Logits = result[0][0]
+        return logits
+
+    def _check(self, tokens: Tokens, total: int) -> None:
+        if not len(tokens):
+            raise DeviceError("there is no token to run")
+        if total > self.context:
+            raise DeviceError(
+                f"{total} tokens do not fit the artifact's context of {self.context}: shorten the "
+                f"text, or export with a larger --context"
+            )
+
+    def _call(self, work: Any) -> Any:
+        try:
+            return work()
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise DeviceError(f"onnxruntime failed: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

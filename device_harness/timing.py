@@ -1,0 +1,135 @@
+"""Times an artifact in a process of its own, so that its memory is its own too.
+
+``python -m device_harness.timing DIR`` prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from device_harness.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What running an artifact costs on one machine.
+
+    Attributes:
+        runtime: name, version and threads.
+        load_seconds: from opening the files to a model that can run.
+        first_token_seconds: from the prompt to its last logits, on a warm model.
+        prefill_tokens: length of the prompt.
+        prefill_tokens_per_second: prompt tokens over the time to the first token.
+        decode_tokens: tokens decoded one by one after the prompt.
+        decode_tokens_per_second: 1 over the median time of a token.
+        loaded_bytes: peak resident memory once loaded, the interpreter's own taken out.
+        peak_bytes: peak resident memory of the whole process at the end.
+    """
+
+    runtime: str
+    load_seconds: float
+    first_token_seconds: float
+    prefill_tokens: int
+    prefill_tokens_per_second: float
+    decode_tokens: int
+    decode_tokens_per_second: float
+    loaded_bytes: int
+    peak_bytes: int
+
+
+def time_artifact(
+    folder: Path, *, threads: int | None, prefill: int = 128, decode: int = 32
+) -> Timings:
+    """Times an artifact in a fresh process.
+
+    Args:
+        folder: the artifact.
+        threads: for the runtime; None for its default here.
+        prefill: tokens of the prompt; fewer when the context is shorter.
+        decode: tokens decoded one by one.
+
+    Raises:
+        DeviceError: the process failed; its last words are in the message.
+    """
+    command = [sys.executable, "-m", "device_harness.timing", str(folder)]
+    command += ["--prefill", str(prefill), "--decode", str(decode)]
+    if threads is not None:
+        command += ["--threads", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = done.stderr.strip().splitlines()
+        raise DeviceError(f"timing {folder} failed: {words[-1] if words else done.returncode}")
+    return Timings(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(folder: Path, threads: int | None, prefill: int, decode: int) -> Timings:
+    """Times an artifact in this process; arguments as `time_artifact`."""
+    import numpy as np
+
+    from device_harness.registry import open_session
+    from exporters.manifest import Manifest
+
+    manifest = Manifest.read(folder)
+    session = open_session(folder, manifest, threads)
+    before = resident_peak()
+    started = time.perf_counter()
+    vocab = session.vocab_size
+    loaded = time.perf_counter() - started
+    loaded_bytes = max(0, resident_peak() - before)
+    prefill = max(1, min(prefill, manifest.context // 2))
+    decode = max(1, min(decode, manifest.context - prefill - 1))
+    tokens = np.random.default_rng(0).integers(0, vocab, prefill + decode, dtype=np.int64)
+    firsts = []
+    for _ in range(3):  # the first call also warms caches and thread pools
+        session.reset()
+        started = time.perf_counter()
+        session.extend(tokens[:prefill])
+        firsts.append(time.perf_counter() - started)
+    steps = []
+    for index in range(decode):
+        started = time.perf_counter()
+        session.extend(tokens[prefill + index : prefill + index + 1])
+        steps.append(time.perf_counter() - started)
+    first = min(firsts[1:])
+    return Timings(
+        runtime=session.runtime,
+        load_seconds=loaded,
+        first_token_seconds=first,
+        prefill_tokens=prefill,
+        prefill_tokens_per_second=prefill / first,
+        decode_tokens=decode,
+        decode_tokens_per_second=1 / median(steps),
+        loaded_bytes=loaded_bytes,
+        peak_bytes=resident_peak(),
+    )
+
+
+def resident_peak() -> int:
+    """Peak resident memory of this process in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    """Times the artifact named on the command line and prints JSON."""
+    parser = argparse.ArgumentParser(prog="device_harness.timing")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--prefill", type=int, default=128)
+    parser.add_argument("--decode", type=int, default=32)
+    asked = parser.parse_args()
+    timings = measure(asked.folder, asked.threads, asked.prefill, asked.decode)
+    print(json.dumps(asdict(timings)))
+
+
+if __name__ == "__main__":
+    main()

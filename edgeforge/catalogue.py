@@ -1,0 +1,59 @@
+"""What ``edgeforge list`` lists."""
+
+from __future__ import annotations
+
+import difflib
+
+from edgeforge.errors import UsageError
+
+
+def catalogue(what: str) -> dict[str, str]:
+    """Names and one line about each.
+
+    Args:
+        what: ``families``, ``recipes``, ``targets`` or ``presets``.
+
+    Raises:
+        UsageError: something else.
+    """
+    kinds = {
+        "families": _families,
+        "recipes": _recipes,
+        "targets": _targets,
+        "presets": _presets,
+    }
+    if what not in kinds:
+        near = difflib.get_close_matches(what, kinds, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UsageError(f"there is no list of {what!r}{hint}; known: {', '.join(kinds)}")
+    return kinds[what]()
+
+
+def _families() -> dict[str, str]:
+    import sys
+
+    from edgeforge.families.registry import FAMILIES
+
+    modules = {name: sys.modules[reader.__module__].__doc__ for name, reader in FAMILIES.items()}
+    return {name: (doc or "").splitlines()[0].rstrip(".") for name, doc in modules.items()}
+
+
+def _recipes() -> dict[str, str]:
+    from quant.recipes import RECIPES
+
+    return {name: recipe.about for name, recipe in RECIPES.items()}
+
+
+def _targets() -> dict[str, str]:
+    from exporters.registry import TARGETS
+
+    return {name: target.about for name, target in TARGETS.items()}
+
+
+def _presets() -> dict[str, str]:
+    from edgeforge.synth import PRESETS
+
+    return {
+        name: f"{preset.parameters:,} parameters, {preset.model_type}"
+        for name, preset in PRESETS.items()
+    }

@@ -1,0 +1,299 @@
+"""The command line: each command reads its options, calls one function and prints the result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="edgeforge",
+    help="Compiles language models for phones: one trace, one quantization, proven artifacts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Threads = Annotated[
+    Optional[int],
+    typer.Option(min=1, max=256, help="Threads; by default one per processor, 4 at most."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
+Artifact = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact that export wrote.")]
+_SYNTH_NAMES = "See `edgeforge list presets`."
+
+
+@app.callback()
+def _options(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error arose, not only what it is.")
+    ] = False,
+) -> None:
+    """Options before the command; `main` reads them from the arguments themselves."""
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(help="A checkpoint folder, a hub id (org/name), or `demo`.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
+    target: Annotated[str, typer.Option(help="Targets, separated by commas.")] = "onnx",
+    recipe: Annotated[
+        str, typer.Option(help="A name from `edgeforge list recipes`, or a YAML file of rules.")
+    ] = "int4",
+    context: Annotated[
+        Optional[int],
+        typer.Option(help="Declared context in tokens; by default the model's, 4096 at most."),
+    ] = None,
+    tokenizer: Annotated[
+        Optional[str],
+        typer.Option(help="Take the tokenizer from this folder, file or hub id instead."),
+    ] = None,
+    revision: Annotated[
+        Optional[str], typer.Option(help="Branch, tag or commit of a hub id.")
+    ] = None,
+    ignore_config: Annotated[
+        Optional[list[str]],
+        typer.Option(help="A config.json field that you know not to change the maths."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace an existing output folder.")] = False,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Trace, quantize and write a model for one or more runtimes."""
+    from edgeforge.model import open_model
+    from edgeforge.pipeline import ExportOptions
+    from edgeforge.pipeline import export as run_export
+    from edgeforge.progress import Reporter
+    from edgeforge.show import size_text
+    from exporters.manifest import Manifest
+    from exporters.registry import find_target
+
+    targets = [find_target(name.strip()) for name in dict.fromkeys(target.split(","))]
+    opened = open_model(
+        model, revision=revision, tokenizer=tokenizer, ignore_config=ignore_config or ()
+    )
+    options = ExportOptions(recipe=recipe, context=context, force=force, threads=threads)
+    with Reporter(quiet) as progress:
+        folders = run_export(opened, targets, out, options, progress)
+    for folder in folders:
+        manifest = Manifest.read(folder)
+        size = size_text(sum(record.size for record in manifest.files.values()))
+        print(
+            f"{folder}: {manifest.target}, {manifest.recipe}, context {manifest.context}, "
+            f"{manifest.bits_per_weight:.3f} bits a weight, {size}"
+        )
+
+
+@app.command()
+def verify(
+    artifacts: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Artifacts that export wrote.")
+    ],
+    text: Annotated[
+        Optional[Path],
+        typer.Option(help="UTF-8 text to evaluate on; by default the demo's held-out text."),
+    ] = None,
+    tokens: Annotated[
+        Optional[int], typer.Option(min=2, help="How many tokens of it; by default all.")
+    ] = None,
+    checkpoint: Annotated[
+        Optional[str], typer.Option(help="The checkpoint, if it is not where it was.")
+    ] = None,
+    timed: Annotated[bool, typer.Option(help="Measure load, prefill, decode and memory.")] = True,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run an artifact and report how right and how fast it is (also in report.json)."""
+    from edgeforge.progress import Reporter
+    from edgeforge.show import evaluation_tables
+    from edgeforge.verify import VerifyOptions, find_artifacts
+    from edgeforge.verify import verify as run_verify
+
+    options = VerifyOptions(text, tokens, checkpoint, threads, timed)
+    results = []
+    for folder in find_artifacts(artifacts):
+        with Reporter(quiet) as progress:
+            results.append(run_verify(folder, options, progress))
+    if json:
+        _print_json([result.to_json() for result in results])
+        return
+    for table in evaluation_tables(results):
+        _console().print(table)
+
+
+@app.command()
+def inspect(
+    artifact: Artifact,
+    weights: Annotated[bool, typer.Option("--weights", help="List every weight.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what an artifact holds and whether its files are as they were written."""
+    from dataclasses import asdict
+
+    from edgeforge.errors import CheckFailed
+    from edgeforge.show import inspect_tables, weight_table
+    from edgeforge.verify import require_stored_weights
+    from exporters.manifest import Manifest, check_files
+
+    manifest = Manifest.read(artifact)
+    problems = check_files(artifact, manifest)
+    if json:
+        _print_json({**asdict(manifest), "problems": problems})
+    else:
+        source = manifest.source
+        print(f"{artifact}: {manifest.target} from {source['model']}, recipe {manifest.recipe}")
+        print(
+            f"context {manifest.context} tokens, {manifest.bits_per_weight:.3f} bits a weight, "
+            f"checkpoint sha256 {str(source['sha256'])[:16]}"
+        )
+        for kind in ("inputs", "outputs"):
+            shown = ", ".join(f"{k}: {v}" for k, v in getattr(manifest, kind).items())
+            print(f"{kind}: {shown}")
+        print(f"states: {len(manifest.states)} caches")
+        for note in manifest.notes:
+            print(f"note: {note}")
+        tables = inspect_tables(manifest)
+        for table in [*tables, weight_table(manifest)] if weights else tables:
+            _console().print(table)
+    if problems:
+        raise CheckFailed(f"{artifact}: {'; '.join(problems)}")
+    require_stored_weights(artifact, manifest)
+    if not json:
+        print("all files are as written; integers and scales read back equal the store's")
+
+
+@app.command()
+def run(
+    artifact: Artifact,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue.")],
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1)] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Share of probability to draw from.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Continue a text with an artifact, token by token."""
+    from edgeforge.generate import generate
+
+    result = generate(
+        artifact,
+        prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        threads=threads,
+        emit=None if json else _emit,
+    )
+    if json:
+        _print_json(result.to_json())
+    else:
+        print()
+        print(result.summary(), file=sys.stderr)
+
+
+@app.command(name="list")
+def list_known(
+    what: Annotated[str, typer.Argument(help="families, recipes, targets or presets")],
+    json: Json = False,
+) -> None:
+    """List what EdgeForge knows."""
+    from edgeforge.catalogue import catalogue
+
+    rows = catalogue(what)
+    if json:
+        _print_json(rows)
+        return
+    width = max(map(len, rows), default=0)
+    for name, about in rows.items():
+        print(f"{name:<{width}}  {about}")
+
+
+@app.command()
+def synth(
+    preset: Annotated[str, typer.Argument(help=_SYNTH_NAMES)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Write a checkpoint of random weights at a released model's true shape."""
+    from edgeforge.progress import Reporter
+    from edgeforge.synth import synthesise
+
+    with Reporter(quiet) as progress:
+        folder = synthesise(
+            preset, out, seed=seed, progress=lambda done, size: progress("synthesise", done, size)
+        )
+    print(folder)
+
+
+def main() -> None:
+    """Runs the command line; errors meant for users become one line and an exit code."""
+    arguments = [a for a in sys.argv[1:] if a != "--traceback"]
+    try:
+        sys.exit(app(args=arguments, standalone_mode=False))
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None or "--traceback" in sys.argv[1:]:
+            raise
+        print(f"edgeforge: {_message(error)}", file=sys.stderr)
+        sys.exit(code)
+    except KeyboardInterrupt:
+        print("edgeforge: interrupted; nothing was left half-written", file=sys.stderr)
+        sys.exit(130)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of an error meant for users, None for a bug."""
+    from device_harness.errors import DeviceError
+    from edgeforge.errors import EdgeForgeError
+    from exporters.errors import ExportError
+    from quant.errors import QuantizationError
+
+    if isinstance(error, EdgeForgeError):
+        return error.exit_code
+    if isinstance(error, typer.Abort):
+        return 130
+    for kind, code in ((QuantizationError, 4), (ExportError, 5), (DeviceError, 6)):
+        if isinstance(error, kind):
+            return code
+    # What the command line itself refuses: options, arguments and unknown commands.
+    return 2 if hasattr(error, "format_message") else None
+
+
+def _message(error: Exception) -> str:
+    words = error.format_message() if hasattr(error, "format_message") else str(error)
+    return words or type(error).__name__
+
+
+def _emit(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Not a terminal: wide enough for every table, so that nothing is cut in a log.
+    return Console(width=None if sys.stdout.isatty() else 110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Runs a program by the reference operators, one weight in memory at a time.
+
+Each operator runs on every block of tokens before the next one starts, so a weight is read once
+for all of them and dropped: memory is bounded by the largest single weight and the activations
+of the blocks, never by the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from quant import dialect
+from quant.program import Input, Program, node_argument
+from quant.store import WeightStore
+
+# Blocks are grouped until they hold this many tokens; each group reads every weight once.
+GROUP_TOKENS = 8192
+
+WeightReader = Callable[[Input], Tensor]
+"""Gives the value of an input of kind ``weight``."""
+
+Values = dict[fx.Node, list[object]]
+
+
+class ReferenceRunner:
+    """Logits of a program, by the meaning of its operators.
+
+    Args:
+        program: in the float or the quantized dialect.
+        read: gives each weight (`checkpoint_reader`, `store_reader`).
+        rows: gives rows of a float embedding by token, so that the table is never whole in memory.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        read: WeightReader,
+        rows: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> None:
+        self.program, self._read, self._rows = program, read, rows
+        self._order = [n for n in program.graph.nodes if n.op == "call_function"]
+        position = {node: index for index, node in enumerate(self._order)}
+        self._last_use = {
+            node: max((position.get(u, len(self._order)) for u in node.users), default=0)
+            for node in self._order
+        }
+
+    def logits(self, blocks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Logits of every position of each block, each a fresh text.
+
+        Args:
+            blocks: ``int64[t]`` each, any lengths up to the context.
+
+        Yields:
+            ``float32[t, vocab]`` for each block, in order.
+        """
+        group: list[Tensor] = []
+        for block in blocks:
+            group.append(block)
+            if sum(map(len, group)) >= GROUP_TOKENS:
+                yield from self._run(group)
+                group = []
+        if group:
+            yield from self._run(group)
+
+    def _run(self, blocks: list[Tensor]) -> Iterator[Tensor]:
+        head = self.program.output()
+        values: Values = {}
+        inputs = self.program.inputs
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder" and inputs[node.name].kind == "tokens":
+                values[node] = [block.reshape(1, -1) for block in blocks]
+        with torch.no_grad():
+            for index, node in enumerate(self._order):
+                if node is head:
+                    break
+                values[node] = self._node(node, values, len(blocks))
+                for used in node.all_input_nodes:
+                    if self._last_use.get(used, -1) == index:
+                        del values[used]
+            weights = self._weights(head)
+            for index in range(len(blocks)):
+                result = head.target(*self._arguments(head, values, index, weights))  # type: ignore[operator]
+                yield result[0]
+
+    def _node(self, node: fx.Node, values: Values, count: int) -> list[object]:
+        if node.target is dialect.EMBEDDING and self._rows is not None:
+            name = self.program.inputs[node_argument(node, 1).name].name
+            tokens = values[node_argument(node, 0)]
+            return [self._rows(name, block) for block in tokens if isinstance(block, Tensor)]
+        weights = self._weights(node)
+        target = node.target
+        assert callable(target)
+        return [target(*self._arguments(node, values, i, weights)) for i in range(count)]
+
+    def _weights(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+        """The weights and tables that a node takes."""
+        found = {}
+        for source in node.all_input_nodes:
+            if source.op == "placeholder":
+                given = self.program.inputs[source.name]
+                if given.kind == "weight":
+                    found[source] = self._read(given)
+                elif given.kind == "table":
+                    found[source] = self.program.tables[given.name]
+        return found
+
+    def _arguments(
+        self, node: fx.Node, values: Values, index: int, weights: dict[fx.Node, Tensor]
+    ) -> tuple[object, ...]:
+        def value(source: fx.Node) -> object:
+            if source in weights:
+                return weights[source]
+            if source in values:
+                return values[source][index]
+            given = self.program.inputs[source.name]
+            if given.kind == "position":
+                return torch.zeros(1, dtype=torch.int64)
+            # A cache as long as the block is enough, for every block is a fresh text.
+            _, heads, _, width = source.meta["val"].shape
+            length = values[node_argument(node, 0)][index].shape[1]  # type: ignore[attr-defined]
+            return torch.zeros(1, heads, length, width)
+
+        return tuple(fx.node.map_arg(node.args, value))
+
+
+def store_reader(store: WeightStore) -> WeightReader:
+    """Reads the quantized reference's weights from a store."""
+
+    def read(given: Input) -> Tensor:
+        part = store.part(given.name, given.part)
+        if given.part != "value":
+            return part
+        part = part.float()
+        return part[0] if len(part) == 1 else part
+
+    return read
