@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
@@ -125,6 +127,68 @@ class ReferenceRunner:
             return torch.zeros(1, heads, length, width)
 
         return tuple(fx.node.map_arg(node.args, value))
+
+
+class ReferenceSession:
+    """A program as a session: the reference operators with caches that live from call to call.
+
+    Holds every weight it has read; meant for small models and for tests.
+
+    Args:
+        program: in the float or the quantized dialect.
+        read: gives each weight.
+    """
+
+    def __init__(self, program: Program, read: WeightReader) -> None:
+        self.program, self.context = program, program.context
+        self.vocab_size = program.vocab_size
+        self.runtime = f"torch {torch.__version__} (reference operators)"
+        self._fixed: dict[fx.Node, Tensor] = {}
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                given = program.inputs[node.name]
+                if given.kind == "weight":
+                    self._fixed[node] = read(given)
+                elif given.kind == "table":
+                    self._fixed[node] = program.tables[given.name]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all positions."""
+        self._length = 0
+        for node, _ in self.program.placeholders("cache"):
+            self._fixed[node] = torch.zeros(node.meta["val"].shape)
+
+    def extend(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Appends ``int64[t]`` tokens and returns the last one's logits, ``float32[vocab]``."""
+        return self.extend_all(tokens)[-1]
+
+    def extend_all(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Appends ``int64[t]`` tokens and returns all their logits, ``float32[t, vocab]``."""
+        values: dict[fx.Node, object] = dict(self._fixed)
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder" and node not in values:
+                kind = self.program.inputs[node.name].kind
+                values[node] = (
+                    torch.from_numpy(tokens).reshape(1, -1)
+                    if kind == "tokens"
+                    else torch.tensor([self._length])
+                )
+            elif node.op == "call_function":
+                arguments = fx.node.map_arg(node.args, lambda source: values[source])
+                values[node] = node.target(*arguments)
+        self._length += len(tokens)
+        result = values[self.program.output()]
+        assert isinstance(result, Tensor)
+        logits: npt.NDArray[np.float32] = result[0].numpy()
+        return logits
+
+    def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Logits of every position of a fresh text; `extend` begins anew after it."""
+        self.reset()
+        result = self.extend_all(tokens)
+        self.reset()
+        return result
 
 
 def store_reader(store: WeightStore) -> WeightReader:
