@@ -256,11 +256,11 @@ def _resolve(source: str, revision: str | None) -> tuple[Path, str | None]:
         is_folder, exists = folder.is_dir(), folder.exists()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source[:200]!r} is no usable path: {error}") from error
-    if is_folder:
+    if is_folder and source:  # An empty text would be the current folder.
         if revision is not None:
             raise UsageError(f"{source} is a folder, which has no revision {revision!r}: drop it")
         return folder, None
-    if exists:
+    if exists and source:
         raise CheckpointError(
             f"{source} is a file; name the folder that holds it together with {CONFIG}"
         )

@@ -82,7 +82,9 @@ def commit_of(snapshot: Path) -> str | None:
 def _missing_weights(folder: Path) -> list[str]:
     layout = find_weights(folder)
     if layout is None:
-        return [f"{SAFETENSORS} (or {SAFETENSORS_INDEX} with its shards, or {TORCH})"]
+        # The cache links to a file before it is whole: a link that leads nowhere names it.
+        awaited = [n for n in (SAFETENSORS, SAFETENSORS_INDEX, TORCH) if (folder / n).is_symlink()]
+        return awaited or [f"{SAFETENSORS} (or {SAFETENSORS_INDEX} with its shards, or {TORCH})"]
     return [name for name in layout.files if not (folder / name).is_file()]
 
 
