@@ -98,7 +98,8 @@ class OnnxSession:
         for past, (present, cache) in self._caches.items():
             binding.bind_ortvalue_input(past, cache)
             binding.bind_ortvalue_output(present, cache)
-        self._call(lambda: self._generator.run_with_iobinding(binding))  # type: ignore[union-attr]
+        generator = self._generator
+        self._call(lambda: generator.run_with_iobinding(binding))
         self._length = total
         result: Logits = binding.get_outputs()[0].numpy().reshape(-1).copy()
         return result
@@ -115,7 +116,8 @@ class OnnxSession:
         for value in self._verifier.get_inputs():
             if value.name.startswith("past_key_values."):
                 feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-        result = self._call(lambda: self._verifier.run(["logits"], feeds))  # type: ignore[union-attr]
+        verifier = self._verifier
+        result = self._call(lambda: verifier.run(["logits"], feeds))
         logits: Logits = result[0][0]
         return logits
 

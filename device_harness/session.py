@@ -12,17 +12,19 @@ Tokens = npt.NDArray[np.int64]
 
 
 class Session(Protocol):
-    """One artifact, loaded.
+    """One artifact, loaded."""
 
-    Attributes:
-        context: how many positions the caches hold.
-        vocab_size: width of the logits.
-        runtime: the runtime's name and version, for reports.
-    """
+    @property
+    def context(self) -> int:
+        """How many positions the caches hold."""
 
-    context: int
-    vocab_size: int
-    runtime: str
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+
+    @property
+    def runtime(self) -> str:
+        """The runtime's name, version and threads, for reports."""
 
     def reset(self) -> None:
         """Forgets all positions."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 
 Threads = Annotated[
-    Optional[int],
+    int | None,
     typer.Option(min=1, max=256, help="Threads; by default one per processor, 4 at most."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
@@ -50,18 +50,16 @@ def export(
         str, typer.Option(help="A name from `edgeforge list recipes`, or a YAML file of rules.")
     ] = "int4",
     context: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(help="Declared context in tokens; by default the model's, 4096 at most."),
     ] = None,
     tokenizer: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="Take the tokenizer from this folder, file or hub id instead."),
     ] = None,
-    revision: Annotated[
-        Optional[str], typer.Option(help="Branch, tag or commit of a hub id.")
-    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     ignore_config: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(help="A config.json field that you know not to change the maths."),
     ] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing output folder.")] = False,
@@ -99,14 +97,14 @@ def verify(
         list[Path], typer.Argument(metavar="DIR...", help="Artifacts that export wrote.")
     ],
     text: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="UTF-8 text to evaluate on; by default the demo's held-out text."),
     ] = None,
     tokens: Annotated[
-        Optional[int], typer.Option(min=2, help="How many tokens of it; by default all.")
+        int | None, typer.Option(min=2, help="How many tokens of it; by default all.")
     ] = None,
     checkpoint: Annotated[
-        Optional[str], typer.Option(help="The checkpoint, if it is not where it was.")
+        str | None, typer.Option(help="The checkpoint, if it is not where it was.")
     ] = None,
     timed: Annotated[bool, typer.Option(help="Measure load, prefill, decode and memory.")] = True,
     threads: Threads = None,

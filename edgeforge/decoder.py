@@ -46,6 +46,7 @@ class Attention(nn.Module):
         self.window = spec.window if spec.window < context else 0
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
+        """Mixes each token with those before it."""
         spec, layer, t = self.spec, self.layer, x.shape[1]
         heads = (layer.num_heads, layer.num_kv_heads, layer.num_kv_heads)
         packed = ops.linear(x, self.qkv_proj.weight)
@@ -62,7 +63,8 @@ class Attention(nn.Module):
         mixed = ops.attention(
             q, k, v, self.k_cache, self.v_cache, position, self.window, spec.head_dim**-0.5
         )
-        return ops.linear(mixed, self.o_proj.weight)
+        out: Tensor = ops.linear(mixed, self.o_proj.weight)
+        return out
 
 
 class GatedFeedForward(nn.Module):
@@ -75,8 +77,10 @@ class GatedFeedForward(nn.Module):
         self.width = layer.ffn_width
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transforms each token alone."""
         gate, up = ops.linear(x, self.gate_up_proj.weight).split([self.width, self.width], -1)
-        return ops.linear(F.silu(gate) * up, self.down_proj.weight)
+        out: Tensor = ops.linear(F.silu(gate) * up, self.down_proj.weight)
+        return out
 
 
 class Layer(nn.Module):
@@ -91,9 +95,12 @@ class Layer(nn.Module):
         self.mlp = GatedFeedForward(spec, layer)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
+        """One block."""
         normed = ops.rms_norm(x, self.input_layernorm.weight, self.eps)
         x = x + self.self_attn(normed, cos, sin, position)
-        return x + self.mlp(ops.rms_norm(x, self.post_attention_layernorm.weight, self.eps))
+        normed = ops.rms_norm(x, self.post_attention_layernorm.weight, self.eps)
+        out: Tensor = x + self.mlp(normed)
+        return out
 
 
 class Trunk(nn.Module):
@@ -127,10 +134,12 @@ class Decoder(nn.Module):
         self.register_buffer("rope_sin", torch.empty_like(table))
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """Logits of every position."""
         trunk = self.model
         x = ops.embedding(tokens, trunk.embed_tokens.weight)
         for layer in trunk.layers:
             x = layer(x, self.rope_cos, self.rope_sin, position)
         x = ops.rms_norm(x, trunk.norm.weight, self.spec.norm_eps)
         head = trunk.embed_tokens if self.spec.tied else self.lm_head
-        return ops.linear(x, head.weight)
+        logits: Tensor = ops.linear(x, head.weight)
+        return logits

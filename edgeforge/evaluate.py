@@ -182,10 +182,10 @@ def greedy_agreement(
     agreements = []
     for reference in references:
         same = []
-        for prompt, text, logits, count in zip(
+        for prompt, text, wanted, count in zip(
             prompts, texts, reference.logits(texts), lengths, strict=True
         ):
-            chosen = logits[len(prompt) - 1 : -1].argmax(-1)
+            chosen = wanted[len(prompt) - 1 : -1].argmax(-1)
             differs = (chosen != text[len(prompt) :]).nonzero()
             same.append(int(differs[0]) if len(differs) else count)
         agreements.append(GreedyAgreement(len(texts), max(lengths), sum(same) / len(same)))

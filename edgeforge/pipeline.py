@@ -107,9 +107,7 @@ def export(
             )
             lowered = target.write(request, folder)
             _copy_sidecars(checkpoint, folder)
-            manifest = _manifest(
-                checkpoint, digest, spec, context, plan, store, target, lowered
-            )
+            manifest = _manifest(checkpoint, digest, spec, context, plan, store, target, lowered)
             Manifest(**{**vars(manifest), "files": record_files(folder)}).write(folder)
             folders.append(out if len(targets) == 1 else out / target.name)
     return folders

@@ -8,6 +8,7 @@ of the blocks, never by the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -126,7 +127,7 @@ class ReferenceRunner:
             length = values[node_argument(node, 0)][index].shape[1]  # type: ignore[attr-defined]
             return torch.zeros(1, heads, length, width)
 
-        return tuple(fx.node.map_arg(node.args, value))
+        return _replace_nodes(node, value)
 
 
 class ReferenceSession:
@@ -161,7 +162,8 @@ class ReferenceSession:
 
     def extend(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Appends ``int64[t]`` tokens and returns the last one's logits, ``float32[vocab]``."""
-        return self.extend_all(tokens)[-1]
+        last: npt.NDArray[np.float32] = self.extend_all(tokens)[-1]
+        return last
 
     def extend_all(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Appends ``int64[t]`` tokens and returns all their logits, ``float32[t, vocab]``."""
@@ -175,7 +177,7 @@ class ReferenceSession:
                     else torch.tensor([self._length])
                 )
             elif node.op == "call_function":
-                arguments = fx.node.map_arg(node.args, lambda source: values[source])
+                arguments = _replace_nodes(node, values.__getitem__)
                 values[node] = node.target(*arguments)
         self._length += len(tokens)
         result = values[self.program.output()]
@@ -189,6 +191,12 @@ class ReferenceSession:
         result = self.extend_all(tokens)
         self.reset()
         return result
+
+
+def _replace_nodes(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[object, ...]:
+    """A node's arguments with every node in them replaced by its value."""
+    arguments: Any = fx.node.map_arg(node.args, value)
+    return tuple(arguments)
 
 
 def store_reader(store: WeightStore) -> WeightReader:

@@ -40,9 +40,7 @@ class Sampling:
             raise UsageError(f"--top-p {self.top_p} must be above 0 and at most 1")
 
 
-def choose(
-    logits: npt.NDArray[np.float32], sampling: Sampling, draws: np.random.Generator
-) -> int:
+def choose(logits: npt.NDArray[np.float32], sampling: Sampling, draws: np.random.Generator) -> int:
     """The next token of ``float32[vocab]`` logits.
 
     >>> choose(np.array([0.0, 2.0, 1.0], np.float32), Sampling(), np.random.default_rng(0))

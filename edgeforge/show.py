@@ -22,7 +22,10 @@ def evaluation_tables(results: list[Evaluation]) -> list[Table]:
         ("perplexity QUANTIZED", [f"{r.perplexity['quantized'].value:.4f}" for r in results]),
         (
             "perplexity ARTIFACT",
-            [f"{r.perplexity['artifact'].value:.4f}  (x {r.perplexity_ratio:.4f})" for r in results],
+            [
+                f"{r.perplexity['artifact'].value:.4f}  (x {r.perplexity_ratio:.4f})"
+                for r in results
+            ],
         ),
     ]
     for title, pick in (
@@ -126,8 +129,8 @@ def inspect_tables(manifest: Manifest) -> list[Table]:
     files = Table(title="Files", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("file", "size", "SHA-256"):
         files.add_column(heading)
-    for name, record in manifest.files.items():
-        files.add_row(name, size_text(record.size), record.sha256[:16])
+    for name, file in manifest.files.items():
+        files.add_row(name, size_text(file.size), file.sha256[:16])
     return [summary, files]
 
 

@@ -23,8 +23,8 @@ class Tokenizer:
 
         if file is None or not file.is_file():
             raise CheckpointError(
-                f"{where} has no tokenizer.json, so text cannot become tokens: export it again with "
-                f"--tokenizer PATH"
+                f"{where} has no tokenizer.json, so text cannot become tokens: export it again "
+                f"with --tokenizer PATH"
             )
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))

@@ -34,7 +34,7 @@ def trace(spec: ModelSpec, context: int) -> Program:
     inputs: dict[str, Input] = {}
     user = iter(("tokens", "position"))
     for item in exported.graph_signature.input_specs:
-        name = item.arg.name  # type: ignore[union-attr]
+        name = item.arg.name
         if name in signature.inputs_to_parameters:
             inputs[name] = Input("weight", signature.inputs_to_parameters[name])
         elif name in signature.inputs_to_buffers:

@@ -33,9 +33,7 @@ def keep_last_token(program: Program) -> Program:
     inputs = {copies[n].name: program.inputs[n.name] for n in copies if n.op == "placeholder"}
     moved: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node.op == "output":
-            moved.add(node)
-        elif (
+        if node.op == "output" or (
             node.op == "call_function"
             and node.target in POINTWISE
             and node.target not in _LOOKUPS

@@ -136,9 +136,7 @@ def check_files(folder: Path, manifest: Manifest) -> list[str]:
         if not path.is_file():
             problems.append(f"{name} is missing")
         elif path.stat().st_size != record.size:
-            problems.append(
-                f"{name} has {path.stat().st_size} bytes; {record.size} were written"
-            )
+            problems.append(f"{name} has {path.stat().st_size} bytes; {record.size} were written")
         elif _record(path).sha256 != record.sha256:
             problems.append(f"{name} was changed after it was written: its SHA-256 differs")
     return problems

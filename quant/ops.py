@@ -173,9 +173,7 @@ def quant_linear(
 
 
 @quant_linear.register_fake
-def _(
-    x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format: str
-) -> Tensor:
+def _(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format: str) -> Tensor:
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
 

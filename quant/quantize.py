@@ -143,4 +143,5 @@ def cast_rows(
 
 
 def _bytes_of(value: torch.Tensor) -> memoryview:
-    return memoryview(value.contiguous().view(torch.uint8).numpy()).cast("B")
+    data: memoryview = value.contiguous().view(torch.uint8).numpy().data
+    return data.cast("B")

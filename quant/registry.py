@@ -12,13 +12,11 @@ from quant.rtn import QuantizedRows
 
 
 class RowQuantizer(Protocol):
-    """A quantizer that looks at a row alone, so that chunks may go in any order.
+    """A quantizer that looks at a row alone, so that chunks may go in any order."""
 
-    Attributes:
-        name: as in the literature, the key of `QUANTIZERS`.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """As in the literature, the key of `QUANTIZERS`."""
 
     def quantize_rows(
         self, weight: torch.Tensor, fmt: IntFormat, *, name: str = "", first_row: int = 0

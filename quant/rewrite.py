@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from quant.dialect import EMBEDDING, LINEAR, QUANT_EMBEDDING, QUANT_LINEAR
+from quant.dialect import LINEAR, QUANT_EMBEDDING, QUANT_LINEAR
 from quant.formats import IntFormat
 from quant.plan import QuantPlan
 from quant.program import Input, Program
@@ -58,7 +58,7 @@ def _replace(
             inputs[parts[part].name] = Input("weight", weight, part)
     stored = (parts["codes"], parts["scale"], parts.get("zero_point"), format.name)
     for user in list(node.users):
-        target = {LINEAR: QUANT_LINEAR, EMBEDDING: QUANT_EMBEDDING}[user.target]
+        target = QUANT_LINEAR if user.target is LINEAR else QUANT_EMBEDDING
         with graph.inserting_before(user):
             new = graph.call_function(target, (user.args[0], *stored))
         new.meta = dict(user.meta)

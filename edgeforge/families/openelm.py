@@ -19,13 +19,17 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
     config.choice("activation_fn_name", ("swish", "silu"), "swish")
     config.choice("normalization_layer_name", ("rms_norm",), "rms_norm")
     if not config.flag("ffn_with_glu", True):
-        raise CheckpointError(f"{config.where}: ffn_with_glu is false; only the gated form is known")
+        raise CheckpointError(
+            f"{config.where}: ffn_with_glu is false; only the gated form is known"
+        )
     hidden, head_dim = config.integer("model_dim"), config.integer("head_dim")
     layers = read_layers(config, hidden, head_dim)
     vocab = config.integer("vocab_size", 32000)
     qk_norm = config.flag("normalize_qk_projections", True)
     tied = config.flag("share_input_output_layers", True)
-    config.get("tie_word_embeddings")  # restated by some exports of the files; the field above rules
+    config.get(
+        "tie_word_embeddings"
+    )  # restated by some exports of the files; the field above rules
     max_context = config.integer("max_context_length", 2048)
     config.get("rope_max_length")  # how many table rows were precomputed, twice the context
     fields = config.raw()
@@ -35,7 +39,9 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
         q, kv = layer.num_heads * head_dim, layer.num_kv_heads * head_dim
         weights = {
             "input_layernorm": norm(at + "attn_norm.weight", hidden),
-            "self_attn.qkv_proj": matrix("linear", hidden, (at + "attn.qkv_proj.weight", q + 2 * kv)),
+            "self_attn.qkv_proj": matrix(
+                "linear", hidden, (at + "attn.qkv_proj.weight", q + 2 * kv)
+            ),
         }
         if qk_norm:
             weights["self_attn.q_norm"] = norm(at + "attn.q_norm.weight", head_dim)
@@ -46,9 +52,7 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
             "mlp.gate_up_proj": matrix(
                 "linear", hidden, (at + "ffn.proj_1.weight", 2 * layer.ffn_width)
             ),
-            "mlp.down_proj": matrix(
-                "linear", layer.ffn_width, (at + "ffn.proj_2.weight", hidden)
-            ),
+            "mlp.down_proj": matrix("linear", layer.ffn_width, (at + "ffn.proj_2.weight", hidden)),
         }
         return weights
 
@@ -94,9 +98,7 @@ def read_layers(config: ConfigReader, model_dim: int, head_dim: int) -> tuple[La
     kv_heads = config.integers("num_kv_heads", count)
     if heads is None:
         scaled = _by_layer(config, "qkv_multipliers", qkv or (1.0,), count)
-        heads = tuple(
-            make_divisible(model_dim * m, head_dim * groups) // head_dim for m in scaled
-        )
+        heads = tuple(make_divisible(model_dim * m, head_dim * groups) // head_dim for m in scaled)
     if kv_heads is None:
         kv_heads = tuple(h // groups for h in heads)
     for index, (h, k) in enumerate(zip(heads, kv_heads, strict=True)):

@@ -92,7 +92,8 @@ def _factors(section: ConfigReader, field: str, width: int) -> tuple[float, ...]
     if factors is None or len(factors) != width // 2:
         found = "none" if factors is None else str(len(factors))
         raise CheckpointError(
-            f"{section.where}: {field} must list {width // 2} numbers, one a frequency; found {found}"
+            f"{section.where}: {field} must list {width // 2} numbers, one a frequency; "
+            f"found {found}"
         )
     return factors
 

@@ -126,7 +126,7 @@ def emit_attention(
     tables: Mapping[str, npt.NDArray[np.generic]],
     weight: Callable[[fx.Node], str],
     value: Callable[[fx.Node], str],
-) -> list[tuple[str, str, tuple[int, ...]]]:
+) -> list[tuple[str, str, tuple[int, int]]]:
     """Emits one attention.
 
     Args:
@@ -198,9 +198,7 @@ def _separate(
     if pattern.packed is not None:
         heads, kv_heads, head_dim = pattern.heads
         sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
-        lengths = builder.constant(
-            "split_" + "_".join(map(str, sizes)), np.array(sizes, np.int64)
-        )
+        lengths = builder.constant("split_" + "_".join(map(str, sizes)), np.array(sizes, np.int64))
         operands = [f"{at}.{letter}" for letter in "qkv"]
         builder.node("Split", [value(pattern.packed), lengths], operands, axis=-1)
         return operands

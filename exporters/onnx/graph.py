@@ -88,9 +88,7 @@ class GraphBuilder:
                 with extent.file.open("rb") as stream:
                     stream.seek(extent.offset)
                     data = stream.read(extent.nbytes)
-                self._initializers[name] = helper.make_tensor(
-                    name, element, shape, data, raw=True
-                )
+                self._initializers[name] = helper.make_tensor(name, element, shape, data, raw=True)
             else:
                 self._external(name, element, shape, self.weights.place_extent(key, extent))
         return name

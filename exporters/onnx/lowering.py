@@ -37,7 +37,7 @@ class Lowering:
     attention: dict[fx.Node, AttentionPattern] = field(default_factory=dict)
     absorbed: set[fx.Node] = field(default_factory=set)
     names: dict[fx.Node, str] = field(default_factory=dict)
-    caches: list[tuple[str, str, tuple[int, ...]]] = field(default_factory=list)
+    caches: list[tuple[str, str, tuple[int, int]]] = field(default_factory=list)
 
     def name(self, node: fx.Node) -> str:
         """The ONNX value that holds a node's result."""
@@ -154,9 +154,7 @@ def _add(state: Lowering, node: fx.Node) -> None:
 
 
 def _mul(state: Lowering, node: fx.Node) -> None:
-    state.builder.node(
-        "Mul", [state.operand(node, 0), state.operand(node, 1)], state.name(node)
-    )
+    state.builder.node("Mul", [state.operand(node, 0), state.operand(node, 1)], state.name(node))
 
 
 def _silu(state: Lowering, node: fx.Node) -> None:
@@ -225,5 +223,3 @@ HANDLERS: dict[object, Callable[[Lowering, fx.Node], None]] = {
     dialect.SPLIT: _split,
     dialect.LAST: _last,
 }
-
-

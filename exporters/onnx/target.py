@@ -66,9 +66,7 @@ class OnnxTarget:
         graph = models[GRAPH].graph
         return Lowered(
             entry=GRAPH,
-            inputs={
-                v.name: _describe(v) for v in graph.input if not v.name.startswith("past_")
-            },
+            inputs={v.name: _describe(v) for v in graph.input if not v.name.startswith("past_")},
             outputs={
                 v.name: _describe(v) for v in graph.output if not v.name.startswith("present.")
             },
