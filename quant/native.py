@@ -40,11 +40,11 @@ def interval(fmt: IntFormat, size: int) -> tuple[float, float]:
     """
     steps = fmt.max_code // 2 if fmt.symmetric else fmt.max_code
     if fmt.bits == 4:
-        low, high = 1 / 64, 1.2 if size <= 32 else 1.1
+        low, high = 1 / 64, 1.2
         if not fmt.symmetric:
             low = 0.5 if size <= 256 else 1 / 16
     else:
-        low, high = (1 / 64 if fmt.symmetric else 1 / 4), 1.02
+        low, high = (1 / 64 if fmt.symmetric else 1 / 4), 1.025
     return low / (steps + 1), high / steps
 
 

@@ -1,0 +1,103 @@
+"""Names, sizes and refusals of the weight formats."""
+
+import pytest
+
+from quant.errors import QuantizationError
+from quant.formats import FloatFormat, IntFormat, TensorLayout, parse_format
+
+NAMES = [
+    *("int4-g32", "int4-g64", "int4-g128", "int4-pc", "int4-g32-asym", "int4-pc-asym"),
+    *("int8-g32", "int8-pc", "int8-g64-asym", "int8-pc-asym", "fp32", "fp16", "bf16"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_reads_back(name):
+    assert parse_format(name).name == name
+
+
+def test_names_mean_what_they_say():
+    assert parse_format("int4-g32") == IntFormat(4, 32)
+    assert parse_format("int8-pc-asym") == IntFormat(8, None, symmetric=False)
+    assert parse_format("bf16") == FloatFormat("bfloat16")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "int4", "int3-g32", "int4-g0", "int4-g33", "int4-g-32", "INT4-g32", "int4-g32 "]
+)
+def test_other_names_are_refused(name):
+    with pytest.raises(QuantizationError):
+        parse_format(name)
+
+
+def test_a_typing_slip_gets_a_suggestion_and_the_list():
+    with pytest.raises(QuantizationError, match=r"allowed are .*did you mean int4-g128\?"):
+        parse_format("int4-128")
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "bits"),
+    [
+        ("int4-g32", {"codes": (6, 48), "scale": (6, 3)}, 4.5),
+        ("int4-g32-asym", {"codes": (6, 48), "scale": (6, 3), "zero_point": (6, 2)}, 4 + 32 / 96),
+        ("int4-pc", {"codes": (6, 48), "scale": (6, 1)}, 4 + 16 / 96),
+        ("int8-pc-asym", {"codes": (6, 96), "scale": (6, 1), "zero_point": (6, 1)}, 8.25),
+    ],
+)
+def test_layout_and_size(name, layout, bits):
+    fmt = parse_format(name)
+    expected = {
+        part: TensorLayout("bfloat16" if part == "scale" else "uint8", shape)
+        for part, shape in layout.items()
+    }
+    assert fmt.layout(6, 96) == expected
+    if name == "int4-g32-asym":
+        bits += 16 / 96 + 16 / 96 - 32 / 96 + 16 / 96 + 16 / 96  # three scales, two bytes of points
+    assert fmt.bits_per_weight(6, 96) == pytest.approx(bits)
+    assert fmt.nbytes(6, 96) == round(bits * 6 * 96 / 8)
+
+
+def test_float_formats_hold_one_part():
+    assert FloatFormat("float16").layout(3, 5) == {"value": TensorLayout("float16", (3, 5))}
+    assert FloatFormat("float32").nbytes(3, 5) == 60
+    assert FloatFormat("bfloat16").bits_per_weight(3, 5) == 16.0
+
+
+def test_a_group_that_does_not_divide_is_refused_with_advice():
+    with pytest.raises(QuantizationError) as error:
+        IntFormat(4, 32).check("model.layers.0.mlp.down_proj.weight", 8, 100)
+    assert str(error.value) == (
+        "model.layers.0.mlp.down_proj.weight has 100 input columns; int4-g32 needs a multiple of "
+        "group_size 32: use group_size 20 or keep it int8-pc"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "cols", "advice"),
+    [
+        ("int4-pc", 33, "even number.*int8-pc"),
+        ("int4-g64", 96, "use group_size 48 or"),
+        ("int8-g32", 37, "group_size 32: keep it int8-pc"),
+        ("int8-pc", 0, "at least one"),
+        ("fp16", 0, "at least one"),
+    ],
+)
+def test_shapes_that_do_not_fit(name, cols, advice):
+    with pytest.raises(QuantizationError, match=advice):
+        parse_format(name).check("w", 4, cols)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_that_fit(name):
+    parse_format(name).check("w", 1, 256)
+
+
+@pytest.mark.parametrize("arguments", [(3, 32), (4, 0), (4, 7), (4, -32)])
+def test_impossible_formats_are_refused(arguments):
+    with pytest.raises(QuantizationError):
+        IntFormat(*arguments)
+
+
+def test_unknown_float_dtype_is_refused():
+    with pytest.raises(QuantizationError, match="float8"):
+        FloatFormat("float8")

@@ -1,0 +1,66 @@
+"""Packed codes against plain Python, and the meaning of the stored parts."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quant.formats import IntFormat
+from quant.packing import (
+    dequantize,
+    pack_int4,
+    pack_int4_numpy,
+    unpack_int4,
+    unpack_int4_numpy,
+)
+
+CODES = st.lists(st.integers(0, 15), min_size=1, max_size=70)
+
+
+@given(CODES)
+def test_low_nibble_is_the_even_column(codes):
+    packed = pack_int4(torch.tensor(codes, dtype=torch.uint8)).tolist()
+    expected = []
+    for index in range(0, len(codes), 2):
+        odd = codes[index + 1] if index + 1 < len(codes) else 0
+        expected.append(codes[index] + 16 * odd)
+    assert packed == expected
+    assert pack_int4_numpy(np.array(codes, dtype=np.uint8)).tolist() == expected
+
+
+@given(CODES, st.integers(1, 3))
+def test_unpacking_undoes_packing(codes, rows):
+    matrix = torch.tensor([codes] * rows, dtype=torch.uint8)
+    assert torch.equal(unpack_int4(pack_int4(matrix), len(codes)), matrix)
+    array = matrix.numpy()
+    assert np.array_equal(unpack_int4_numpy(pack_int4_numpy(array), len(codes)), array)
+
+
+def test_packing_leaves_its_input_alone():
+    codes = torch.tensor([[1, 2, 3, 4]], dtype=torch.uint8)
+    pack_int4(codes)
+    assert codes.tolist() == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_dequantize_is_code_minus_zero_point_times_scale(bits, symmetric):
+    rng = np.random.default_rng(bits)
+    rows, groups, size = 3, 5, 6
+    fmt = IntFormat(bits, size, symmetric)
+    codes = rng.integers(0, 2**bits, (rows, groups, size))
+    points = rng.integers(0, 2**bits, (rows, groups))
+    if symmetric:
+        points[:] = 2 ** (bits - 1)
+    scale = torch.tensor(rng.uniform(0.01, 2.0, (rows, groups))).to(torch.bfloat16)
+    wide = scale.double().numpy()
+    expected = ((codes - points[..., None]) * wide[..., None]).reshape(rows, -1)
+
+    flat = torch.tensor(codes.reshape(rows, -1), dtype=torch.uint8)
+    zero = torch.tensor(points, dtype=torch.uint8)
+    if bits == 4:
+        flat, zero = pack_int4(flat), pack_int4(zero)
+    values = dequantize(flat, scale, None if symmetric else zero, fmt)
+    assert values.dtype == torch.float32
+    assert np.array_equal(values.double().numpy(), expected)
