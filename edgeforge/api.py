@@ -1,0 +1,126 @@
+"""The public Python API: what the command line does, as functions.
+
+>>> import edgeforge
+>>> folder = edgeforge.export("demo", "out/demo")       # doctest: +SKIP
+>>> edgeforge.verify(folder).lowering.kl_mean           # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from device_harness.session import Session
+    from device_harness.timing import Timings
+    from edgeforge.evaluate import Evaluation
+
+
+def export(
+    model: str | Path,
+    out: str | Path,
+    *,
+    targets: Sequence[str] = ("onnx",),
+    recipe: str = "int4",
+    context: int | None = None,
+    tokenizer: str | None = None,
+    revision: str | None = None,
+    ignore_config: Sequence[str] = (),
+    force: bool = False,
+    threads: int | None = None,
+) -> list[Path]:
+    """Traces, quantizes and writes a model.
+
+    Args:
+        model: a checkpoint folder, a hub id, or ``demo``.
+        out: the output folder; it appears only when everything in it is whole.
+        targets: names of `exporters.registry`.
+        recipe: a name of `quant.recipes`, or a YAML file of rules.
+        context: declared context in tokens; None for the model's own, 4096 at most.
+        tokenizer: where to take the tokenizer from instead.
+        revision: of a hub id.
+        ignore_config: config fields you know not to change the maths.
+        force: replace an existing output folder.
+        threads: for quantization.
+
+    Returns:
+        The artifacts' folders, in the order of ``targets``.
+
+    Raises:
+        EdgeForgeError: or a QuantizationError or ExportError, in one sentence.
+    """
+    from edgeforge.model import open_model
+    from edgeforge.pipeline import ExportOptions
+    from edgeforge.pipeline import export as run_export
+    from exporters.registry import find_target
+
+    chosen = [find_target(name) for name in targets]
+    opened = open_model(
+        str(model), revision=revision, tokenizer=tokenizer, ignore_config=ignore_config
+    )
+    return run_export(
+        opened,
+        chosen,
+        Path(out),
+        ExportOptions(recipe=recipe, context=context, force=force, threads=threads),
+    )
+
+
+def verify(
+    artifact: str | Path,
+    *,
+    text: str | Path | None = None,
+    tokens: int | None = None,
+    checkpoint: str | None = None,
+    threads: int | None = None,
+    timed: bool = True,
+) -> Evaluation:
+    """Runs every check on an artifact and writes ``report.json`` into it.
+
+    Args:
+        artifact: a folder that `export` wrote.
+        text: a UTF-8 file; None for the demo model's held-out text.
+        tokens: how many tokens of it; None for all (2,048 for models over 50 M parameters).
+        checkpoint: where the checkpoint is now, if it was moved.
+        threads: for the runtime.
+        timed: whether to time the artifact too.
+
+    Raises:
+        CheckFailed: files were changed, or their integers and scales are not the store's.
+    """
+    from edgeforge.verify import VerifyOptions
+    from edgeforge.verify import verify as run_verify
+
+    chosen = None if text is None else Path(text)
+    return run_verify(Path(artifact), VerifyOptions(chosen, tokens, checkpoint, threads, timed))
+
+
+def bench(
+    artifact: str | Path, *, prefill: int = 128, decode: int = 32, threads: int | None = None
+) -> Timings:
+    """Times an artifact on this host, in a process of its own.
+
+    Args:
+        artifact: a folder that `export` wrote.
+        prefill: tokens of the prompt.
+        decode: tokens decoded one by one after it.
+        threads: for the runtime.
+    """
+    from device_harness.timing import time_artifact
+
+    return time_artifact(Path(artifact), threads=threads, prefill=prefill, decode=decode)
+
+
+def load(artifact: str | Path, *, threads: int | None = None) -> Session:
+    """Opens an artifact to run it token by token.
+
+    Args:
+        artifact: a folder that `export` wrote.
+        threads: for the runtime.
+    """
+    from device_harness.registry import open_session
+    from exporters.manifest import Manifest
+
+    folder = Path(artifact)
+    return open_session(folder, Manifest.read(folder), threads)
