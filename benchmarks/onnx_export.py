@@ -9,6 +9,7 @@ does falls on all alike; medians and their ratios are printed.
 import argparse
 import importlib.util
 import json
+import math
 import os
 import shutil
 import statistics
@@ -109,7 +110,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
         give_tokenizer(checkpoint)
     contenders = [] if options.skip_edgeforge else [OURS]
     contenders += [] if options.skip_peer else list(PEER_OPTIONS)
-    legs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    legs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     bandwidths = []
     for repeat in range(options.repeats):
         load = os.getloadavg()[0]
@@ -129,10 +130,14 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
             artifact = root / name.lower().replace(" ", "-")
             record = legs[name][-1]
             record |= time_artifact(artifact, options, "onnxruntime")
+            tokens = record.pop("tokens")
             read = record["decode_tps"] * record["read_per_token"]
             record["bandwidth_share"] = read / bandwidths[-1]
             if options.genai:
                 genai = time_artifact(artifact, options, "genai")
+                agreed = common_start(tokens, genai.pop("tokens"))
+                if agreed < min(options.decode, 8):
+                    say(f"  {name}: WARNING: the runtimes agree on {agreed} greedy tokens only")
                 record |= {f"genai_{key}": value for key, value in genai.items()}
             say(f"  {name}: {describe(record)}")
     return {"preset": options.preset, "bandwidth": bandwidths, "legs": legs}
@@ -161,7 +166,7 @@ def export(
     return {"export_s": done.wall, "export_peak": done.peak}
 
 
-def time_artifact(artifact: Path, options: argparse.Namespace, runtime: str) -> dict[str, float]:
+def time_artifact(artifact: Path, options: argparse.Namespace, runtime: str) -> dict[str, Any]:
     """Load, prefill and decode in a fresh process."""
     command = [sys.executable, HERE / "onnx_speed.py", artifact, "--runtime", runtime]
     for option in ("threads", "prefill", "decode"):
@@ -179,16 +184,35 @@ def bytes_per_token(artifact: Path) -> int:
     config = json.loads((artifact / "genai_config.json").read_text())
     name = config["model"]["decoder"]["filename"]
     graph = onnx.load(artifact / name, load_external_data=False).graph
-    sizes = {}
-    for tensor in graph.initializer:
-        numbers = {entry.key: entry.value for entry in tensor.external_data}
-        width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        count = 1
-        for dim in tensor.dims:
-            count *= dim
-        sizes[tensor.name] = int(numbers.get("length", count * width))
-    products = [node for node in graph.node if node.op_type in ("MatMulNBits", "MatMul", "Gemm")]
-    return sum(sizes.get(name, 0) for node in products for name in node.input)
+    sizes = {tensor.name: tensor_bytes(tensor) for tensor in graph.initializer}
+    total = 0
+    for node in graph.node:
+        if node.op_type == "MatMulNBits":
+            # By its attributes: scales are float32 when they are read, however they are stored.
+            wants = {entry.name: entry.i for entry in node.attribute}
+            weights, groups = wants["K"] * wants["N"], wants["K"] // wants["block_size"]
+            total += weights * wants["bits"] // 8 + wants["N"] * groups * 4
+            total += sizes.get(node.input[3], 0) if len(node.input) > 3 else 0
+        elif node.op_type in ("MatMul", "Gemm"):
+            total += sum(sizes.get(name, 0) for name in node.input)
+    return total
+
+
+def tensor_bytes(tensor: Any) -> int:
+    """Stored bytes of an ONNX initializer whose numbers may lie in another file."""
+    import onnx
+
+    for entry in tensor.external_data:
+        if entry.key == "length":
+            return int(entry.value)
+    width = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return math.prod(tensor.dims) * width
+
+
+def common_start(first: list[int], second: list[int]) -> int:
+    """How many tokens two generations begin with in common."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def give_tokenizer(checkpoint: Path) -> None:

@@ -30,8 +30,8 @@ def main() -> None:
     print(json.dumps(measure(options)))
 
 
-def measure_onnxruntime(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds to load, peak bytes, tokens/s of prefill and decode in plain onnxruntime."""
+def measure_onnxruntime(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds to load, peak bytes, tokens/s of prefill and decode, and the greedy tokens."""
     import onnxruntime as ort
 
     settings = ort.SessionOptions()
@@ -53,6 +53,7 @@ def measure_onnxruntime(options: argparse.Namespace) -> dict[str, float]:
         "peak": high_water_mark(),
         "prefill_tps": options.prefill / statistics.median(prefill for prefill, _ in rounds),
         "decode_tps": options.decode / statistics.median(decode for _, decode in rounds),
+        "tokens": model.tokens,
     }
 
 
@@ -65,6 +66,7 @@ class Decoder:
         self.ort = ort
         self.inputs = {entry.name: entry for entry in session.get_inputs()}
         self.caches = {}
+        self.tokens: list[int] = []
         for name, entry in self.inputs.items():
             if name.startswith("past_key_values."):
                 _, heads, _, width = entry.shape
@@ -77,8 +79,10 @@ class Decoder:
         began = time.perf_counter()
         token = self.step(prompt, prompt.shape[1])
         prefilled = time.perf_counter()
+        self.tokens = [token]
         for i in range(count):
             token = self.step(np.array([[token]]), prompt.shape[1] + i + 1)
+            self.tokens.append(token)
         return prefilled - began, time.perf_counter() - prefilled
 
     def step(self, tokens: np.ndarray, length: int) -> int:
@@ -117,7 +121,7 @@ def decoder_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
 
 
-def measure_genai(options: argparse.Namespace) -> dict[str, float]:
+def measure_genai(options: argparse.Namespace) -> dict[str, Any]:
     """The same figures by onnxruntime-genai, its thread count pinned."""
     import onnxruntime_genai as og
 
@@ -144,12 +148,14 @@ def measure_genai(options: argparse.Namespace) -> dict[str, float]:
             generator.generate_next_token()
         decode = (time.perf_counter() - prefilled) / (count - 1)
         rounds.append((prefilled - began, decode))
+        generated = [int(token) for token in generator.get_sequence(0)[len(tokens) :]]
     return {
         "load_s": load,
         "loaded_peak": loaded,
         "peak": high_water_mark(),
         "prefill_tps": options.prefill / statistics.median(prefill for prefill, _ in rounds[1:]),
         "decode_tps": 1 / statistics.median(decode for _, decode in rounds[1:]),
+        "tokens": generated,
     }
 
 
