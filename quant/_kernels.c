@@ -37,6 +37,8 @@
 enum { LANES = 16, SUM_COLUMNS = 128, MIN_SCALE_BITS = 0x3700, MAX_SCALE_BITS = 0x477F };
 /* Blocks of every third scale that cover the widest interval, seven octaves of 128 scales. */
 enum { MAX_BLOCKS = 20 };
+/* Groups whose searches go side by side, one stage after the other: no stage waits for the last. */
+enum { BATCH = 16 };
 enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 enum { OUT_OF_MEMORY = -2, ALL_ROWS_FINE = -1 };
 
@@ -59,6 +61,16 @@ typedef struct {
     float zero;
 } Choice;
 
+/* The search for one symmetric group's scale. */
+typedef struct {
+    const float *w;
+    float positive, negative, length, best;
+    int first, last, blocks, count;
+    Choice choice;
+    float tried[MAX_BLOCKS][LANES];
+    int near_bits[(MAX_BLOCKS * 2 + 1) * LANES];
+} Search;
+
 typedef struct {
     float *values, *residual, *zeros;
     uint8_t *codes;
@@ -69,6 +81,31 @@ EF_INLINE float float_of_bits(uint32_t bits) {
     memcpy(&value, &bits, sizeof value);
     return value;
 }
+
+/* Sixteen integers; loops over them would be unrolled into scalar code. */
+#if defined(__GNUC__)
+typedef int32_t Lanes __attribute__((vector_size(64), aligned(4)));
+#define EVERY_THIRD \
+    (Lanes) { 0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45 }
+#define LANES_FROM(out, start) (out) = EVERY_THIRD + (start)
+#define LANES_SHIFT(out, a) (out) = (a) << 16
+#define LANES_AND(out, a, mask) (out) = (a) & (mask)
+#define LANES_AT_LEAST(out, low)                     \
+    do {                                             \
+        Lanes below = (Lanes)((out) < (low));        \
+        (out) = (below & (low)) | (~below & (out));  \
+    } while (0)
+#else
+typedef struct {
+    int32_t lane[16];
+} Lanes;
+#define EACH_LANE for (int l = 0; l < 16; l++)
+#define LANES_FROM(out, start) EACH_LANE (out).lane[l] = 3 * l + (start)
+#define LANES_SHIFT(out, a) EACH_LANE (out).lane[l] = (a).lane[l] << 16
+#define LANES_AND(out, a, mask) EACH_LANE (out).lane[l] = (a).lane[l] & (mask)
+#define LANES_AT_LEAST(out, low) \
+    EACH_LANE (out).lane[l] = (out).lane[l] < (low) ? (low) : (out).lane[l]
+#endif
 
 EF_INLINE int scale_bits(float value) {
     int32_t bits;
@@ -488,15 +525,13 @@ EF_TARGET EF_INLINE void EF_NAME(range)(const float *w, int64_t n, float *positi
     *negative = -least;
 }
 
-/* Sixteen scales that end at top, none below first; their reciprocals and squares. */
-EF_TARGET EF_INLINE void EF_NAME(candidates)(int top, int first, Block *inverse, Block *area) {
-    uint32_t bits[LANES];
+/* Reciprocals and squares of the sixteen scales with these bits. */
+EF_TARGET EF_INLINE void EF_NAME(candidates)(const int *bits, Block *inverse, Block *area) {
+    Lanes lanes;
     float scales[LANES];
-    for (int l = 0; l < LANES; l++) {
-        int b = top - (LANES - 1) + l;
-        bits[l] = (uint32_t)(b < first ? first : b) << 16;
-    }
-    memcpy(scales, bits, sizeof scales);
+    memcpy(&lanes, bits, sizeof lanes);
+    LANES_SHIFT(lanes, lanes);
+    memcpy(scales, &lanes, sizeof scales);
     for (int k = 0; k < VECTORS; k++) {
         V scale = LOAD(scales + k * VW);
         inverse->v[k] = DIV(SET1(1.0f), scale);
@@ -504,165 +539,185 @@ EF_TARGET EF_INLINE void EF_NAME(candidates)(int top, int first, Block *inverse,
     }
 }
 
-EF_INLINE int EF_NAME(lane_bits)(int top, int first, int lane) {
-    int bits = top - (LANES - 1) + lane;
-    return bits < first ? first : bits;
-}
-
-/* Errors of the scales with these bits, and in choice and best the least of them so far. */
-EF_TARGET EF_INLINE Block EF_NAME(try_scales)(const float *w, int64_t n, const int *bits,
-                                              float zero, float positive, float negative,
-                                              Choice *choice, float *best) {
+/* Errors of the scales with these bits; the least of them so far is kept in the search. */
+EF_TARGET EF_INLINE Block EF_NAME(try_scales)(Search *search, int64_t n, const int *bits) {
+    const float zero = search->choice.zero;
     const Block low = EF_NAME(fill)(-zero), high = EF_NAME(fill)(zero - 1.0f);
-    float scales[LANES], least, widest;
-    uint32_t shifted[LANES];
+    float least, widest;
     int lane, clip_low, clip_high, better;
     Block inverse, area, error;
-    for (int l = 0; l < LANES; l++) shifted[l] = (uint32_t)bits[l] << 16;
-    memcpy(scales, shifted, sizeof scales);
-    for (int k = 0; k < VECTORS; k++) {
-        V scale = LOAD(scales + k * VW);
-        inverse.v[k] = DIV(SET1(1.0f), scale);
-        area.v[k] = MUL(scale, scale);
-    }
+    EF_NAME(candidates)(bits, &inverse, &area);
     widest = 1.0f / float_of_bits((uint32_t)bits[0] << 16);
-    clip_low = negative * widest > zero + 0.5f;
-    clip_high = positive * widest > zero - 0.5f;
+    clip_low = search->negative * widest > zero + 0.5f;
+    clip_high = search->positive * widest > zero - 0.5f;
     /* In a short group, a branch guessed wrong costs more than a clamp that does nothing. */
-    if (n <= 64) clip_low = clip_high = clip_low | clip_high;
-    error = EF_NAME(errors)(w, n, &inverse, &area, &low, &high, clip_low, clip_high);
+    if (n <= 64) clip_low = clip_high = 1;
+    error = EF_NAME(errors)(search->w, n, &inverse, &area, &low, &high, clip_low, clip_high);
     least = EF_NAME(first_least)(&error, &lane);
-    better = (least < *best) | ((least == *best) & (bits[lane] < choice->bits));
-    choice->bits = better ? bits[lane] : choice->bits;
-    *best = better ? least : *best;
+    better = (least < search->best) |
+             ((least == search->best) & (bits[lane] < search->choice.bits));
+    search->choice.bits = better ? bits[lane] : search->choice.bits;
+    search->best = better ? least : search->best;
     return error;
 }
 
 /*
+ * The search for the scale of a symmetric group, in four stages.
+ *
  * Every third scale is tried, from the largest down, until clipping alone costs more than the best
  * error. A scale one step away from one tried has codes q with |q * scale| <= |w| + error, so by
  * the triangle inequality its error (as a length) is less by at most (step / scale) times that:
  * only those that could still win are tried too.
  */
-EF_TARGET EF_INLINE Choice EF_NAME(search_symmetric)(const Task *task, const float *w, int64_t n,
-                                                     float positive, float negative) {
-    const float zero = (float)(1 << (task->bits - 1));
-    const float reach = at_least(positive, negative);
-    const int first = scale_bits(reach * task->low_factor);
-    const int last = scale_bits(reach * task->high_factor);
-    const float length = sqrtf(EF_NAME(clipping)(w, n, 0.0f, 0.0f));
-    float best = float_of_bits(0x7F800000u), near_length, best_length;
-    Choice choice = {MAX_SCALE_BITS + 1, zero};
-    Block tried[MAX_BLOCKS];
-    int near_bits[MAX_BLOCKS * LANES * 2 + LANES], count = 0, blocks = 0;
-    for (int bottom = last - 1 - 3 * (LANES - 1);; bottom -= 3 * LANES) {
-        int bits[LANES];
+EF_TARGET EF_INLINE void EF_NAME(try_every_third)(Search *search, int64_t n) {
+    const int bottom = search->last - 1 - 3 * (LANES - 1) - 3 * LANES * search->blocks;
+    int bits[LANES];
+    Lanes lanes;
+    Block error;
+    LANES_FROM(lanes, bottom);
+    LANES_AT_LEAST(lanes, search->first);
+    memcpy(bits, &lanes, sizeof bits);
+    error = EF_NAME(try_scales)(search, n, bits);
+    for (int k = 0; k < VECTORS; k++) STORE(search->tried[search->blocks] + k * VW, error.v[k]);
+    search->blocks++;
+}
+
+EF_TARGET EF_INLINE void EF_NAME(start)(const Task *task, Search *search, int64_t n) {
+    const float reach = at_least(search->positive, search->negative);
+    search->first = scale_bits(reach * task->low_factor);
+    search->last = scale_bits(reach * task->high_factor);
+    search->length = sqrtf(EF_NAME(clipping)(search->w, n, 0.0f, 0.0f));
+    search->best = float_of_bits(0x7F800000u);
+    search->blocks = search->count = 0;
+    search->choice.bits = MAX_SCALE_BITS + 1;
+    search->choice.zero = (float)(1 << (task->bits - 1));
+    EF_NAME(try_every_third)(search, n);
+}
+
+EF_TARGET EF_INLINE void EF_NAME(descend)(Search *search, int64_t n) {
+    const float zero = search->choice.zero;
+    while (search->blocks < MAX_BLOCKS) {
+        const int above = search->last - 3 * LANES * search->blocks; /* all above are decided */
         float scale;
-        for (int l = 0; l < LANES; l++) {
-            int b = bottom + 3 * l;
-            bits[l] = b < first ? first : b;
-        }
-        tried[blocks++] =
-            EF_NAME(try_scales)(w, n, bits, zero, positive, negative, &choice, &best);
-        if (bottom - 1 <= first || blocks == MAX_BLOCKS) break;
-        scale = float_of_bits((uint32_t)(bottom - 2) << 16);
-        if (EF_NAME(clipping)(w, n, -zero * scale, (zero - 1.0f) * scale) > best * SURE) break;
+        if (above < search->first) break;
+        scale = float_of_bits((uint32_t)above << 16);
+        if (EF_NAME(clipping)(search->w, n, -zero * scale, (zero - 1.0f) * scale) >
+            search->best * SURE)
+            break;
+        EF_NAME(try_every_third)(search, n);
     }
-    best_length = sqrtf(best);
-    near_length = (length + best_length) * SURE;
-    for (int block = blocks - 1; block >= 0; block--) {
+}
+
+EF_TARGET EF_INLINE void EF_NAME(list_near)(Search *search) {
+    const float best_length = sqrtf(search->best);
+    const float near_length = (search->length + best_length) * SURE;
+    const int first = search->first, last = search->last;
+    int count = 0;
+    for (int block = search->blocks - 1; block >= 0; block--) {
         const int bottom = last - 1 - 3 * (LANES - 1) - 3 * LANES * block;
-        float bounds[LANES];
+        float powers[LANES], scales[LANES];
         unsigned could_win;
-        Block bound;
-        for (int l = 0; l < LANES; l++) {
-            uint32_t b = (uint32_t)(bottom + 3 * l < first ? first : bottom + 3 * l);
-            float step = float_of_bits((b & 0x7F80u) << 16) * STEP;
-            float reachable = best_length + step / float_of_bits(b << 16) * near_length;
-            bounds[l] = reachable * reachable * SURE;
+        Block error = EF_NAME(load)(search->tried[block]), bound;
+        Lanes bits, power;
+        LANES_FROM(bits, bottom);
+        LANES_AT_LEAST(bits, first);
+        LANES_SHIFT(bits, bits);
+        LANES_AND(power, bits, 0x7F800000);
+        memcpy(scales, &bits, sizeof scales);
+        memcpy(powers, &power, sizeof powers);
+        for (int k = 0; k < VECTORS; k++) {
+            V step = MUL(LOAD(powers + k * VW), SET1(STEP * near_length));
+            V reachable = ADD(SET1(best_length), DIV(step, LOAD(scales + k * VW)));
+            bound.v[k] = MUL(MUL(reachable, reachable), SET1(SURE));
         }
-        bound = EF_NAME(load)(bounds);
-        could_win = EF_NAME(at_most_mask)(&tried[block], &bound);
+        could_win = EF_NAME(at_most_mask)(&error, &bound);
+        /* Lanes below the first scale stood for it: the scales around them are out or tried. */
+        if (bottom < first) could_win &= ~0u << (first - bottom + 2) / 3;
         while (could_win) {
             const int middle = bottom + 3 * lowest_lane(could_win);
             could_win &= could_win - 1;
-            near_bits[count] = middle - 1;
+            search->near_bits[count] = middle - 1;
             count += middle - 1 >= first;
-            near_bits[count] = middle + 1;
-            count += (middle + 1 <= last) & (middle >= first);
+            search->near_bits[count] = middle + 1;
+            count += middle + 1 <= last;
         }
     }
-    for (int start = 0; start < count; start += LANES) {
-        for (int l = count; l < start + LANES; l++) near_bits[l] = near_bits[count - 1];
-        EF_NAME(try_scales)(w, n, near_bits + start, zero, positive, negative, &choice, &best);
-    }
-    return choice;
+    if (count)
+        for (int l = 0; l < LANES - 1; l++) search->near_bits[count + l] = last;
+    search->count = count;
 }
 
+EF_TARGET EF_INLINE void EF_NAME(try_near)(Search *search, int64_t n) {
+    for (int start = 0; start < search->count; start += LANES)
+        (void)EF_NAME(try_scales)(search, n, search->near_bits + start);
+}
+
+/* Sixteen scales at a time, from the largest down, each with the zero points that suit it. */
 EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const float *w, int64_t n,
                                                       float positive, float negative) {
     const float steps = (float)((1 << task->bits) - 1);
     const float reach = positive + negative;
     const int first = scale_bits(reach * task->low_factor), four = task->bits == 4;
+    const V none = SET1(0.0f), all = SET1(steps);
     float best = float_of_bits(0x7F800000u);
     int top = scale_bits(reach * task->high_factor);
-    Choice choice = {top, 0.0f};
+    Choice choice = {MAX_SCALE_BITS + 1, 0.0f};
     for (;;) {
         const float scale = float_of_bits((uint32_t)top << 16);
-        float from[LANES], to[LANES], inverses[LANES], errors[LANES], zeros[LANES];
-        float lowest = steps, highest = 0.0f, least, excess;
-        Block inverse, area, e;
-        int lane, trials;
-        EF_NAME(candidates)(top, first, &inverse, &area);
-        for (int k = 0; k < VECTORS; k++) STORE(inverses + k * VW, inverse.v[k]);
+        float excess, lowest, highest;
+        int bits[LANES], unused, trials;
+        Block inverse, area, from, to, negated;
         for (int l = 0; l < LANES; l++) {
-            float a = at_most(at_least(round_even(negative * inverses[l]), 0.0f), steps);
-            float b = steps - round_even(positive * inverses[l]);
-            b = at_most(at_least(b, 0.0f), steps);
-            b = at_most(a, b);
-            to[l] = a;
-            from[l] = b;
-            lowest = at_most(b, lowest);
-            highest = at_least(a, highest);
-            errors[l] = float_of_bits(0x7F800000u);
-            zeros[l] = 0.0f;
+            int b = top - (LANES - 1) + l;
+            bits[l] = b < first ? first : b;
         }
+        EF_NAME(candidates)(bits, &inverse, &area);
+        for (int k = 0; k < VECTORS; k++) {
+            V above = SUB(all, ROUND(MUL(SET1(positive), inverse.v[k])));
+            to.v[k] = MIN(MAX(ROUND(MUL(SET1(negative), inverse.v[k])), none), all);
+            from.v[k] = MIN(MIN(MAX(above, none), all), to.v[k]);
+            negated.v[k] = SUB(none, to.v[k]);
+        }
+        lowest = EF_NAME(first_least)(&from, &unused);
+        highest = -EF_NAME(first_least)(&negated, &unused);
         trials = four ? (int)(highest - lowest) + 1 : 3;
         for (int trial = 0; trial < trials; trial++) {
-            float zero[LANES], ceiling[LANES], found[LANES];
-            int clip_low = 0, clip_high = 0;
+            const float z = lowest + (float)trial;
+            float zeros[LANES], least, widest;
+            int lane, better, clip_low = 1, clip_high = 1;
+            Block low, high, error;
             if (four) {
-                float z = lowest + (float)trial;
-                float bound = EF_NAME(clipping)(w, n, -z * scale, (steps - z) * scale);
-                if (bound > best * SURE) continue;
+                if (EF_NAME(clipping)(w, n, -z * scale, (steps - z) * scale) > best * SURE)
+                    continue;
+                widest = 1.0f / float_of_bits((uint32_t)bits[0] << 16);
+                clip_low = negative * widest > z + 0.5f;
+                clip_high = positive * widest > (steps - z) + 0.5f;
+                if (n <= 64) clip_low = clip_high = clip_low | clip_high;
             }
-            for (int l = 0; l < LANES; l++) {
-                float spread = to[l] - from[l];
-                float z = four ? lowest + (float)trial
-                               : from[l] + (float)(int)(spread * (0.5f * (float)trial));
-                clip_low |= negative * inverses[l] > z + 0.5f;
-                clip_high |= positive * inverses[l] > (steps - z) + 0.5f;
-                zero[l] = -z;
-                ceiling[l] = steps - z;
+            for (int k = 0; k < VECTORS; k++) {
+                V zero = SET1(z);
+                if (!four) { /* the lower end, the middle rounded down, the upper end */
+                    V way = MUL(SUB(to.v[k], from.v[k]), SET1(0.5f * (float)trial));
+                    zero = ADD(from.v[k], ROUND(SUB(way, SET1(0.25f))));
+                }
+                STORE(zeros + k * VW, zero);
+                low.v[k] = SUB(none, zero);
+                high.v[k] = SUB(all, zero);
             }
-            {
-                Block low = EF_NAME(load)(zero), high = EF_NAME(load)(ceiling);
-                e = EF_NAME(errors)(w, n, &inverse, &area, &low, &high, clip_low, clip_high);
-            }
-            for (int k = 0; k < VECTORS; k++) STORE(found + k * VW, e.v[k]);
-            for (int l = 0; l < LANES; l++) {
-                float z = -zero[l];
-                int better = (found[l] < errors[l]) & (z >= from[l]) & (z <= to[l]);
-                errors[l] = better ? found[l] : errors[l];
-                zeros[l] = better ? z : zeros[l];
-            }
-        }
-        e = EF_NAME(load)(errors);
-        least = EF_NAME(first_least)(&e, &lane);
-        if (least <= best) {
-            best = least;
-            choice.bits = EF_NAME(lane_bits)(top, first, lane);
-            choice.zero = zeros[lane];
+            error = EF_NAME(errors)(w, n, &inverse, &area, &low, &high, clip_low, clip_high);
+            if (four)
+                for (int k = 0; k < VECTORS; k++) { /* put zero points of other scales out */
+                    V outside = MAX(SUB(from.v[k], SET1(z)), SUB(SET1(z), to.v[k]));
+                    V penalty = MUL(MAX(outside, none), SET1(1e38f));
+                    error.v[k] = ADD(error.v[k], penalty);
+                }
+            least = EF_NAME(first_least)(&error, &lane);
+            /* Of equal errors the smaller scale wins, then the smaller zero point. */
+            better = (least < best) | ((least == best) & (bits[lane] < choice.bits)) |
+                     ((least == best) & (bits[lane] == choice.bits) & (zeros[lane] < choice.zero));
+            choice.bits = better ? bits[lane] : choice.bits;
+            choice.zero = better ? zeros[lane] : choice.zero;
+            best = better ? least : best;
         }
         top -= LANES;
         if (top < first) break;
@@ -728,22 +783,40 @@ EF_TARGET static int64_t EF_NAME(quantize_rows)(const Task *task, const void *we
     const float max_code = (float)((1 << task->bits) - 1);
     const float limit = LARGEST_SCALE * (task->symmetric ? (max_code - 1.0f) / 2.0f : max_code);
     double error = 0.0, norm = 0.0;
+    Search searches[BATCH];
     for (int64_t row = 0; row < task->rows; row++) {
         if (!EF_NAME(read_row)(weight, kind, row, cols, scratch->values)) return row;
-        for (int64_t g = 0; g < groups; g++) {
-            const float *w = scratch->values + g * n;
-            float positive, negative, reach;
-            Choice choice;
-            EF_NAME(range)(w, n, &positive, &negative);
-            reach = task->symmetric ? at_least(positive, negative) : positive + negative;
-            if (!(reach <= limit)) return row;
-            choice = task->symmetric
-                         ? EF_NAME(search_symmetric)(task, w, n, positive, negative)
-                         : EF_NAME(search_asymmetric)(task, w, n, positive, negative);
-            EF_NAME(encode)(w, n, float_of_bits((uint32_t)choice.bits << 16), choice.zero,
-                            max_code, scratch->codes + g * n, scratch->residual + g * n);
-            scale[row * groups + g] = (uint16_t)choice.bits;
-            scratch->zeros[g] = choice.zero;
+        for (int64_t begin = 0; begin < groups; begin += BATCH) {
+            const int64_t left = groups - begin;
+            const int batch = left < BATCH ? (int)left : BATCH;
+            for (int i = 0; i < batch; i++) {
+                Search *one = &searches[i];
+                float reach;
+                one->w = scratch->values + (begin + i) * n;
+                EF_NAME(range)(one->w, n, &one->positive, &one->negative);
+                reach = task->symmetric ? at_least(one->positive, one->negative)
+                                        : one->positive + one->negative;
+                if (!(reach <= limit)) return row;
+                if (task->symmetric)
+                    EF_NAME(start)(task, one, n);
+                else
+                    one->choice = EF_NAME(search_asymmetric)(task, one->w, n, one->positive,
+                                                             one->negative);
+            }
+            if (task->symmetric) {
+                for (int i = 0; i < batch; i++) EF_NAME(descend)(&searches[i], n);
+                for (int i = 0; i < batch; i++) EF_NAME(list_near)(&searches[i]);
+                for (int i = 0; i < batch; i++) EF_NAME(try_near)(&searches[i], n);
+            }
+            for (int i = 0; i < batch; i++) {
+                const int64_t g = begin + i;
+                const Choice choice = searches[i].choice;
+                EF_NAME(encode)(searches[i].w, n, float_of_bits((uint32_t)choice.bits << 16),
+                                choice.zero, max_code, scratch->codes + g * n,
+                                scratch->residual + g * n);
+                scale[row * groups + g] = (uint16_t)choice.bits;
+                scratch->zeros[g] = choice.zero;
+            }
         }
         EF_NAME(pack)(scratch->codes, cols, task->bits, codes + row * (cols * task->bits / 8));
         if (!task->symmetric) {
