@@ -53,7 +53,8 @@ def check_float(program: Program) -> None:
     """Checks a program as traced.
 
     Raises:
-        DialectError: a call outside the float dialect, or an input or output of a wrong shape.
+        DialectError: a call outside the float dialect, one with keyword arguments (exporters
+            read arguments by place), an input without a meaning, or an output that is no logits.
     """
     _check(program, FLOAT_DIALECT, "float")
 
@@ -67,7 +68,8 @@ def check_quantized(program: Program) -> None:
                 source = node.args[index]
                 if source is None and part == "zero_point":
                     continue
-                if not isinstance(source, fx.Node) or program.inputs[source.name].part != part:
+                given = program.inputs.get(source.name) if isinstance(source, fx.Node) else None
+                if given is None or given.kind != "weight" or given.part != part:
                     raise DialectError(f"{node.name}: argument {index} is not a weight's {part}")
 
 
@@ -82,6 +84,11 @@ def _check(program: Program, dialect: frozenset[Callable[..., object]], label: s
                     raise DialectError(
                         f"the {label} program calls {node.target} at {node.name}, which is not in "
                         f"its dialect: write the family with edgeforge:: operators"
+                    )
+                if node.kwargs:
+                    raise DialectError(
+                        f"the {label} program gives {node.name} the keyword "
+                        f"{', '.join(node.kwargs)}, which exporters would not see: give it by place"
                     )
             case "output":
                 pass

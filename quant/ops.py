@@ -78,6 +78,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
     """
     start = int(position)
     rows = slice(start, start + x.shape[1])
+    if rows.stop > len(cos):
+        raise ValueError(f"position {rows.stop} lies past the tables' {len(cos)} rows")
     c, s = cos[rows, None, :], sin[rows, None, :]
     half = cos.shape[1]
     wide = x.float()

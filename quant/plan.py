@@ -54,16 +54,21 @@ class QuantPlan:
             raise QuantizationError(
                 f"the plan has version {data.get('version')!r}; this EdgeForge reads {PLAN_VERSION}"
             )
-        weights = data.get("weights")
-        if not isinstance(weights, dict):
-            raise QuantizationError("the plan lists no weights")
-        return cls(
-            recipe=str(data.get("recipe")),
-            weights={
-                name: Assignment(parse_format(row["format"]), row["algorithm"])
-                for name, row in weights.items()
-            },
-        )
+        recipe, weights = data.get("recipe"), data.get("weights")
+        if not isinstance(recipe, str) or not isinstance(weights, dict):
+            raise QuantizationError("the plan names no recipe or lists no weights")
+        assignments = {}
+        for name, row in weights.items():
+            if (
+                not isinstance(row, dict)
+                or row.keys() != {"format", "algorithm"}
+                or not all(isinstance(value, str) for value in row.values())
+            ):
+                raise QuantizationError(
+                    f"the plan gives {name} {row!r}, not the names of a format and an algorithm"
+                )
+            assignments[name] = Assignment(parse_format(row["format"]), row["algorithm"])
+        return cls(recipe, assignments)
 
     def fingerprint(self) -> str:
         """A canonical text: equal for plans that give equal stores (the recipe's name is out)."""
@@ -83,9 +88,19 @@ class QuantPlan:
         """Checks that each format can hold its weight, before anything is read.
 
         Raises:
-            QuantizationError: a group size that does not divide; a vector in integers.
+            QuantizationError: a group size that does not divide; a vector in integers; weights
+                that the plan or the model lacks.
         """
+        strangers = sorted(self.weights.keys() ^ shapes.keys())
+        if strangers:
+            whose = "the plan" if strangers[0] in self.weights else "the model"
+            raise QuantizationError(f"the plan is another model's: only {whose} has {strangers[0]}")
         for name, assignment in self.weights.items():
+            if len(shapes[name]) == 1 and is_quantized(assignment.format):
+                raise QuantizationError(
+                    f"{name} is a vector; only matrices are stored as integers: keep it fp32, not "
+                    f"{assignment.format.name}"
+                )
             rows, columns = matrix_shape(shapes[name])
             assignment.format.check(name, rows, columns)
 

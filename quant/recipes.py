@@ -39,8 +39,11 @@ class Recipe:
                 a role instead of a pattern.
 
         Raises:
-            QuantizationError: a matrix that no rule matches, or a rule that matches nothing.
+            QuantizationError: a matrix that no rule matches, a rule that matches nothing, or an
+                unknown algorithm.
         """
+        for asked in self.rules:
+            self._check_algorithm(asked)
         weights: dict[str, Assignment] = {}
         used: set[Rule] = set()
         for name, shape in shapes.items():
@@ -59,6 +62,17 @@ class Recipe:
             if rule not in used and rule.match not in ("*", "head", "embedding", "linear"):
                 self._refuse_unused(rule, shapes)
         return QuantPlan(self.name, weights)
+
+    def _check_algorithm(self, rule: Rule) -> None:
+        from quant.registry import QUANTIZERS
+
+        if rule.algorithm not in QUANTIZERS:
+            near = difflib.get_close_matches(rule.algorithm, QUANTIZERS, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise QuantizationError(
+                f"recipe {self.name}: there is no algorithm {rule.algorithm!r}{hint}; known: "
+                f"{', '.join(QUANTIZERS)}"
+            )
 
     def _refuse_unused(self, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> None:
         near = difflib.get_close_matches(rule.match, shapes, n=1, cutoff=0.3)
@@ -118,24 +132,45 @@ def find_recipe(name: str) -> Recipe:
 
 
 def _read_recipe(path: Path) -> Recipe:
+    rows = _read_rules(path)
+    fields = {"match", "format", "algorithm"}
+    rules = []
+    for number, row in enumerate(rows, start=1):
+        where = f"recipe {path}: rule {number}"
+        if not isinstance(row, dict) or not {"match", "format"} <= set(row) <= fields:
+            raise QuantizationError(
+                f"{where} must have match and format, and may have algorithm; found {row!r}"
+            )
+        rule = Rule(**{key: str(value) for key, value in row.items()})
+        try:
+            parse_format(rule.format)
+        except QuantizationError as error:
+            raise QuantizationError(f"{where}: {error}") from error
+        rules.append(rule)
+    return Recipe(path.stem, f"rules from {path}", tuple(rules))
+
+
+def _read_rules(path: Path) -> list[object]:
     import yaml
 
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise QuantizationError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise QuantizationError(f"recipe {path} is not YAML: {error}") from error
-    rows = data.get("rules") if isinstance(data, dict) else data
-    if not isinstance(rows, list) or not rows:
-        raise QuantizationError(f"recipe {path} holds no list of rules")
-    rules = []
-    for index, row in enumerate(rows):
-        fields = {"match", "format", "algorithm"}
-        if not isinstance(row, dict) or not {"match", "format"} <= set(row) <= fields:
-            raise QuantizationError(
-                f"recipe {path}: rule {index} must have match and format, and may have algorithm; "
-                f"found {row!r}"
-            )
-        rules.append(Rule(**{key: str(value) for key, value in row.items()}))
-    return Recipe(path.stem, f"rules from {path}", tuple(rules))
+    except UnicodeDecodeError as error:
+        raise QuantizationError(f"recipe {path} is not UTF-8 text: {error.reason}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise QuantizationError(
+            f"recipe {path} is not YAML{where} ({problem}): patterns with a star want quotes, "
+            f"as in {{match: '*', format: int4-g32}}"
+        ) from error
+    if isinstance(data, dict) and data.keys() == {"rules"}:
+        data = data["rules"]
+    if not isinstance(data, list) or not data:
+        raise QuantizationError(
+            f"recipe {path} must be a list of rules, or that list under the one key 'rules'"
+        )
+    return data
