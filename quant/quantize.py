@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -19,8 +20,6 @@ from quant.store import StoreWriter
 
 # Large enough that Python's share is small, small enough to stay in a core's cache.
 CHUNK_WEIGHTS = 1 << 20
-# Torch's threads wait for each other in every operator; ours never do.
-_FLOAT16_MAX = 65504.0
 
 
 class WeightSource(Protocol):
@@ -57,26 +56,26 @@ def fill_store(
         plan: what to make of each.
         writer: where they go.
         threads: how many to use; by default one per processor, four at most.
-        progress: called with the number of weights done since the last call, from any thread.
+        progress: called with the number of weights done since the last call, from one thread at
+            a time.
 
     Raises:
         QuantizationError: a NaN or infinite weight, or one that its format cannot hold; named.
     """
     chunks = list(_chunks(plan, source.shapes()))
-    errors: dict[str, list[float]] = {}
+    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in plan.weights}
     lock = Lock()
 
     def work(chunk: _Chunk) -> None:
         rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
-        squared_error, squared_norm = _store_rows(rows, chunk, writer)
+        cost = _store_rows(rows, chunk, writer)
         with lock:
-            sums = errors.setdefault(chunk.weight, [0.0, 0.0])
-            sums[0] += squared_error
-            sums[1] += squared_norm
-        if progress is not None:
-            progress(rows.numel())
+            costs[chunk.weight].append(cost)
+            if progress is not None:
+                progress(rows.numel())
 
     count = threads or min(4, os.cpu_count() or 1)
+    # Torch's threads wait for each other in every operator; ours never do.
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -91,7 +90,9 @@ def fill_store(
                 raise
     finally:
         torch.set_num_threads(before)
-    for weight, (squared_error, squared_norm) in errors.items():
+    for weight, chunk_costs in costs.items():
+        # Exact sums, for chunks come in any order and the notes must not depend on it.
+        squared_error, squared_norm = map(math.fsum, zip(*chunk_costs, strict=True))
         writer.note(weight, (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0)
 
 
@@ -115,7 +116,7 @@ def _store_rows(rows: torch.Tensor, chunk: _Chunk, writer: StoreWriter) -> tuple
                 stride = value.shape[1] * value.element_size()
                 writer.write(chunk.weight, part, chunk.start * stride, _bytes_of(value))
         return made.squared_error, made.squared_norm
-    cast, squared_error, squared_norm = cast_rows(rows, format, chunk.weight)
+    cast, squared_error, squared_norm = cast_rows(rows, format, chunk.weight, first_row=chunk.start)
     writer.write(
         chunk.weight, "value", chunk.start * chunk.columns * cast.element_size(), _bytes_of(cast)
     )
@@ -123,21 +124,39 @@ def _store_rows(rows: torch.Tensor, chunk: _Chunk, writer: StoreWriter) -> tuple
 
 
 def cast_rows(
-    rows: torch.Tensor, format: FloatFormat, name: str
+    rows: torch.Tensor, format: FloatFormat, name: str, *, first_row: int = 0
 ) -> tuple[torch.Tensor, float, float]:
     """Rows in a float format, the sum of squared errors and the sum of squares.
 
+    Args:
+        rows: ``float32 | float16 | bfloat16 [rows, columns]``.
+        format: what to store.
+        name: the weight's name, for messages.
+        first_row: number of the first of these rows in the whole weight, for messages.
+
     Raises:
-        QuantizationError: a NaN or infinite weight, or one beyond float16's range.
+        QuantizationError: a NaN or infinite weight, or one beyond the format's range.
     """
     wide = rows.float()
-    peak = float(wide.abs().max())
-    if not peak < float("inf"):
-        bad = int((~wide.isfinite()).any(1).nonzero()[0])
-        raise QuantizationError(f"{name} holds a NaN or infinite weight (row {bad} of this part)")
-    if format.dtype == "float16" and peak > _FLOAT16_MAX:
-        raise QuantizationError(f"{name} holds {peak:g}, beyond float16's range: keep it fp32")
     cast = wide.to(getattr(torch, format.dtype))
+    # Whatever is not finite, or overflows, is not finite in the result either.
+    bad = (~cast.isfinite()).any(1).nonzero()
+    if len(bad):
+        row = int(bad[0])
+        values, number = wide[row], first_row + row
+        if bool(values.isnan().any()):
+            problem = "NaN"
+        elif bool(values.isinf().any()):
+            problem = "an infinite value"
+        else:
+            raise QuantizationError(
+                f"{name} has values up to {float(values.abs().max()):g} in row {number}, beyond "
+                f"the range of {format.dtype}: keep it fp32"
+            )
+        raise QuantizationError(
+            f"{name} has {problem} in row {number}; only finite weights can be stored: the "
+            f"checkpoint is damaged or overflowed when it was saved"
+        )
     error = cast.float() - wide
     return cast, float(error.square().sum()), float(wide.square().sum())
 

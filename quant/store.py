@@ -7,23 +7,29 @@ a digest of what determines its bytes, so the same work is never done twice.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from quant.errors import QuantizationError
+from quant.errors import QuantizationError, StoreFullError
 from quant.formats import TensorLayout
 from quant.plan import QuantPlan, matrix_shape
+
+Result = TypeVar("Result")
 
 STORE_VERSION = 1
 _FILE, _NOTES = "weights.safetensors", "store.json"
@@ -36,6 +42,8 @@ _TORCH = {
 }
 # Wide elements first, so that every part is aligned to its own element without holes.
 _ORDER = ("float32", "float16", "bfloat16", "uint8")
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_STALE_SECONDS = 24 * 3600  # no store takes a day: its writer was killed
 
 
 @dataclass(frozen=True)
@@ -133,8 +141,10 @@ class StoreWriter:
 
     def finish(self) -> None:
         """Digests what was written, closes the file and writes the notes beside it."""
-        digests = self._digests()
-        os.close(self._descriptor)
+        try:
+            digests = self._digests()
+        finally:
+            os.close(self._descriptor)
         notes = {
             "version": STORE_VERSION,
             "plan": self.plan.to_json(),
@@ -207,34 +217,28 @@ class WeightStore:
         folder: where `StoreWriter` left it.
 
     Raises:
-        QuantizationError: the folder holds no store, or one of another version.
+        QuantizationError: the folder holds no whole store, or one of another version.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, folder / _FILE
         try:
             notes = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
+            if notes["version"] != STORE_VERSION:
+                raise QuantizationError(f"{folder} holds a weight store of another version")
+            self.plan = QuantPlan.from_json(notes["plan"])
+            self.relative_error: dict[str, float] = dict(notes["relative_error"])
+            self.digests: dict[str, str] = dict(notes["digests"])
+            self._extents = _read_extents(self.file)
             with self.file.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                header = json.loads(stream.read(length))
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError, struct.error) as error:
+        except QuantizationError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
             raise QuantizationError(f"{folder} holds no weight store: {error}") from error
-        if notes.get("version") != STORE_VERSION:
-            raise QuantizationError(f"{folder} holds a weight store of another version")
-        self.plan = QuantPlan.from_json(notes["plan"])
-        self.relative_error: dict[str, float] = notes["relative_error"]
-        self.digests: dict[str, str] = notes["digests"]
-        start = 8 + length
-        self._extents: dict[str, dict[str, Extent]] = {}
-        for key, row in header.items():
-            if key == "__metadata__":
-                continue
-            name, _, part = key.rpartition(":")
-            begin, end = row["data_offsets"]
-            self._extents.setdefault(name, {})[part] = Extent(
-                self.file, start + begin, end - begin, row["dtype"], tuple(row["shape"])
-            )
+        for held in (self.relative_error, self.digests, self._extents):
+            if held.keys() != self.plan.weights.keys():
+                raise QuantizationError(f"{folder} holds a part of a weight store only")
 
     def names(self) -> Iterator[str]:
         """Weight names in the plan's order."""
@@ -265,6 +269,36 @@ class WeightStore:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
+def _read_extents(file: Path) -> dict[str, dict[str, Extent]]:
+    """Where the parts lie, by weight and part.
+
+    Raises:
+        ValueError: the file is not as long as its header says. (Or another error of what a
+            damaged header holds.)
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        start = 8 + length
+        if start > size:
+            raise ValueError("its header is cut short")
+        header = json.loads(stream.read(length))
+    extents: dict[str, dict[str, Extent]] = {}
+    last = 0
+    for key, row in header.items():
+        if key == "__metadata__":
+            continue
+        name, _, part = key.rpartition(":")
+        begin, end = row["data_offsets"]
+        extents.setdefault(name, {})[part] = Extent(
+            file, start + begin, end - begin, row["dtype"], tuple(row["shape"])
+        )
+        last = max(last, end)
+    if size != start + last:
+        raise ValueError(f"{_FILE} has {size} bytes and not {start + last}")
+    return extents
+
+
 @contextmanager
 def new_store(
     cache: Path, key: str, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]
@@ -276,19 +310,20 @@ def new_store(
         key: `store_key`.
         plan: formats by weight.
         shapes: shape by weight.
+
+    Raises:
+        StoreFullError: there is no room for the store.
+        QuantizationError: the cache folder cannot be written.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = cache / f".{key}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial = cache / f".{key}.partial-{os.getpid()}-{threading.get_ident()}"
     try:
-        writer = StoreWriter(partial, plan, shapes)
+        writer = _or_explained(cache, lambda: _open_writer(partial, plan, shapes))
         try:
             yield writer
         except BaseException:
             writer.abandon()
             raise
-        writer.finish()
+        _or_explained(cache, writer.finish)
         final = cache / key
         try:
             partial.rename(final)
@@ -299,7 +334,61 @@ def new_store(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _open_writer(
+    partial: Path, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]
+) -> StoreWriter:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    for other in partial.parent.glob(".*.partial-*"):
+        with suppress(OSError):
+            if time.time() - other.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(other, ignore_errors=True)
+    partial.mkdir()
+    return StoreWriter(partial, plan, shapes)
+
+
+def _or_explained(cache: Path, work: Callable[[], Result]) -> Result:
+    """What some work on the cache gives; what the disk refuses becomes a sentence.
+
+    The sentence is not raised `from` the system's error: whoever is writing an output folder
+    around this would look through to it, and take that folder's disk for the full one.
+    """
+    try:
+        return work()
+    except OSError as error:
+        number, words = error.errno, error.strerror
+    if number in _OUT_OF_SPACE:
+        raise StoreFullError(
+            f"the cache of weight stores {cache} has no room for this model ({words}): free some "
+            f"space, or set EDGEFORGE_CACHE to a folder on another disk"
+        )
+    raise QuantizationError(
+        f"the cache of weight stores {cache} cannot be written ({words}): set EDGEFORGE_CACHE to "
+        f"another folder"
+    )
+
+
 def find_store(cache: Path, key: str) -> WeightStore | None:
-    """The finished store of this key, or None."""
+    """The finished store of this key, or None; a damaged one is removed.
+
+    Damage is what a file's size shows: a disk that filled up or a copy that broke off.
+
+    Raises:
+        QuantizationError: a damaged store cannot be removed.
+    """
     folder = cache / key
-    return WeightStore(folder) if (folder / _NOTES).is_file() else None
+    if not folder.exists():
+        return None
+    try:
+        return WeightStore(folder)
+    except QuantizationError as damage:
+        away = cache / f".{key}.partial-damaged-{os.getpid()}-{threading.get_ident()}"
+        try:
+            folder.rename(away)
+        except FileNotFoundError:  # another process was first
+            return None
+        except OSError as error:
+            raise QuantizationError(
+                f"{damage}, and it cannot be removed ({error.strerror}): remove it yourself"
+            ) from error
+        shutil.rmtree(away, ignore_errors=True)
+        return None
