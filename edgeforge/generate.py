@@ -124,12 +124,22 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, manifest: Manifest) -> list
     """A prompt's tokens, begun with the model's ``bos`` if it has one.
 
     Raises:
-        UsageError: no token at all.
+        UsageError: no token at all, text that is not UTF-8, or another model's tokenizer.
     """
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError("the prompt is not UTF-8 text") from None
     tokens = tokenizer.encode(prompt)
     bos = manifest.model.get("bos")
     if isinstance(bos, int) and tokens[:1] != [bos]:
         tokens = [bos, *tokens]
     if not tokens:
         raise UsageError("the prompt is empty and the model has no token that begins a text")
+    vocab_size = manifest.model.get("vocab_size")
+    if isinstance(vocab_size, int) and max(tokens) >= vocab_size:
+        raise UsageError(
+            f"the tokenizer gives token {max(tokens)}, but the model has {vocab_size}: it is "
+            f"another model's; export again with --tokenizer PATH"
+        )
     return tokens

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from device_harness.errors import DeviceError
 from device_harness.session import Session
 from edgeforge.errors import UsageError
 
@@ -43,13 +44,24 @@ class Sampling:
 def choose(logits: npt.NDArray[np.float32], sampling: Sampling, draws: np.random.Generator) -> int:
     """The next token of ``float32[vocab]`` logits.
 
+    Raises:
+        DeviceError: the largest logit is not a number: the runtime's arithmetic went wrong.
+
     >>> choose(np.array([0.0, 2.0, 1.0], np.float32), Sampling(), np.random.default_rng(0))
     1
     """
+    likeliest = int(logits.argmax())
+    if not np.isfinite(logits[likeliest]):
+        raise DeviceError(
+            f"the runtime gives {logits[likeliest]} as a logit: verify the artifact; if it is as "
+            f"it was written, the checkpoint's values overflow float32"
+        )
     if sampling.temperature == 0:
-        return int(logits.argmax())
-    wide = logits.astype(np.float64) / sampling.temperature
-    weights = np.exp(wide - wide.max())
+        return likeliest
+    # The largest is taken off first: dividing by a tiny temperature must not overflow.
+    wide = logits.astype(np.float64) - float(logits[likeliest])
+    with np.errstate(over="ignore"):  # minus infinity is right: a probability of zero
+        weights = np.exp(wide / sampling.temperature)
     weights /= weights.sum()
     if sampling.top_p < 1:
         order = np.argsort(-weights, kind="stable")

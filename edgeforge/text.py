@@ -7,12 +7,16 @@ from pathlib import Path
 
 from edgeforge.errors import CheckpointError, UsageError
 
+_HALF = "\ufffd"  # what the first bytes of a character decode to
+_TAIL = 16  # tokens that are decoded again
+
 
 class Tokenizer:
     """A ``tokenizer.json``, by the tokenizers library.
 
     Args:
         file: the file; None when there is none, which is refused in words.
+        where: the artifact or checkpoint, for messages.
 
     Raises:
         CheckpointError: missing or unreadable.
@@ -48,22 +52,27 @@ class Tokenizer:
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
-    """Pieces of text as tokens come, never half a character.
+    """Pieces of text as tokens come, never half a character; joined they are the whole text.
 
-    Decodes a short tail again at each token, for what a token adds depends on those before it.
+    Decodes a short tail again at each token, for what a token adds depends on those before it:
+    many tokenizers drop the space that begins a text.
     """
     held: list[int] = []
     shown = ""
     for token in tokens:
         held.append(token)
         text = tokenizer.decode(held)
-        if text.endswith("\ufffd"):
+        if text.endswith(_HALF):
             continue
         if len(text) > len(shown):
             yield text[len(shown) :]
         shown = text
-        if text.endswith("\n") and len(held) > 16:
-            held, shown = [], ""
+        if len(held) >= 2 * _TAIL:
+            tail = held[-_TAIL:]
+            short = tokenizer.decode(tail)
+            # What the tail says must be how the text ends, with something for the next to follow.
+            if short.strip() and text.endswith(short):
+                held, shown = tail, short
     rest = tokenizer.decode(held)[len(shown) :]
     if rest:
         yield rest
