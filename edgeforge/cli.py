@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from edgeforge.exits import ended_by_signals, explain, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,7 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="edgeforge",
     help="Compiles language models for phones: one trace, one quantization, proven artifacts.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -27,7 +30,6 @@ Threads = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 Artifact = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact that export wrote.")]
-_SYNTH_NAMES = "See `edgeforge list presets`."
 
 
 @app.callback()
@@ -75,7 +77,8 @@ def export(
     from exporters.manifest import Manifest
     from exporters.registry import find_target
 
-    targets = [find_target(name.strip()) for name in dict.fromkeys(target.split(","))]
+    names = dict.fromkeys(name.strip() for name in target.split(","))
+    targets = [find_target(name) for name in names]
     opened = open_model(
         model, revision=revision, tokenizer=tokenizer, ignore_config=ignore_config or ()
     )
@@ -174,10 +177,16 @@ def inspect(
 def run(
     artifact: Artifact,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue.")],
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1)] = 128,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", min=1, help="How many tokens at most.")
+    ] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Share of probability to draw from.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest tokens that hold this probability.")
+    ] = 1.0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the draws; the same seed gives the same text.")
+    ] = 0,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -220,9 +229,10 @@ def list_known(
 
 @app.command()
 def synth(
-    preset: Annotated[str, typer.Argument(help=_SYNTH_NAMES)],
+    preset: Annotated[str, typer.Argument(help="A name from `edgeforge list presets`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    force: Annotated[bool, typer.Option(help="Replace an existing output folder.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a checkpoint of random weights at a released model's true shape."""
@@ -231,48 +241,53 @@ def synth(
 
     with Reporter(quiet) as progress:
         folder = synthesise(
-            preset, out, seed=seed, progress=lambda done, size: progress("synthesise", done, size)
+            preset,
+            out,
+            seed=seed,
+            force=force,
+            progress=lambda done, size: progress("synthesise", done, size),
         )
     print(folder)
 
 
 def main() -> None:
     """Runs the command line; errors meant for users become one line and an exit code."""
-    arguments = [a for a in sys.argv[1:] if a != "--traceback"]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
+    if hasattr(sys.stdout, "reconfigure"):  # a text that the terminal cannot show is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
+    signals: list[int] = []
     try:
-        sys.exit(app(args=arguments, standalone_mode=False))
-    except Exception as error:
-        code = _exit_code(error)
-        if code is None or "--traceback" in sys.argv[1:]:
-            raise
-        print(f"edgeforge: {_message(error)}", file=sys.stderr)
-        sys.exit(code)
+        with ended_by_signals(signals):
+            _run_command(arguments or ["--help"])
+            sys.stdout.flush()
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
+        number = signals[0] if signals else signal.SIGINT
         print("edgeforge: interrupted; nothing was left half-written", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + number)
+    except BrokenPipeError:
+        # Who read our results left, as `head` does; Python would complain when it flushes again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        if "--traceback" in sys.argv[1:]:
+            import traceback
+
+            traceback.print_exc()
+        code, sentence = explained
+        print(f"edgeforge: {one_line(sentence)}", file=sys.stderr)
+        sys.exit(code)
 
 
-def _exit_code(error: Exception) -> int | None:
-    """The exit code of an error meant for users, None for a bug."""
-    from device_harness.errors import DeviceError
-    from edgeforge.errors import EdgeForgeError
-    from exporters.errors import ExportError
-    from quant.errors import QuantizationError
-
-    if isinstance(error, EdgeForgeError):
-        return error.exit_code
-    if isinstance(error, typer.Abort):
-        return 130
-    for kind, code in ((QuantizationError, 4), (ExportError, 5), (DeviceError, 6)):
-        if isinstance(error, kind):
-            return code
-    # What the command line itself refuses: options, arguments and unknown commands.
-    return 2 if hasattr(error, "format_message") else None
-
-
-def _message(error: Exception) -> str:
-    words = error.format_message() if hasattr(error, "format_message") else str(error)
-    return words or type(error).__name__
+def _run_command(arguments: list[str]) -> None:
+    """What typer does beside this would hide Ctrl-C and some of our own bugs."""
+    command = typer.main.get_command(app)
+    with command.make_context("edgeforge", arguments) as context:
+        command.invoke(context)
 
 
 def _emit(piece: str) -> None:

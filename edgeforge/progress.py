@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,7 @@ class Reporter:
         self._tasks: dict[str, Any] = {}
         self._lines: dict[str, float] = {}
         self._started = time.perf_counter()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
@@ -53,10 +55,11 @@ class Reporter:
         """Reports that ``done`` of ``size`` is done of a stage; size 0 when it is not known."""
         if self._quiet:
             return
-        if self._bar is not None:
-            self._update_bar(stage, done, size)
-        else:
-            self._print_line(stage, done, size)
+        with self._lock:
+            if self._bar is not None:
+                self._update_bar(stage, done, size)
+            else:
+                self._print_line(stage, done, size)
 
     def _update_bar(self, stage: str, done: int, size: int) -> None:
         amount = f"{_amount(done)} of {_amount(size)}" if size > 1 else ""

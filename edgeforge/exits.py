@@ -1,0 +1,84 @@
+"""How a command ends: the exit code and the one line of an error, and signals."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What the machine refuses, rather than what a mistake of ours asks for.
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENOMEM)
+
+
+def explain(error: Exception) -> tuple[int, str] | None:
+    """The exit code and the sentence of an error meant for users, None for a bug.
+
+    Codes: 1 a check failed, 2 usage, 3 checkpoint, 4 quantization, 5 export or a full disk,
+    6 device.
+    """
+    from device_harness.errors import DeviceError
+    from edgeforge.errors import EdgeForgeError
+    from exporters.errors import ExportError
+    from quant.errors import QuantizationError, StoreFullError
+
+    words = str(error) or type(error).__name__
+    if isinstance(error, EdgeForgeError):
+        return error.exit_code, words
+    for kind, code in (
+        (StoreFullError, 5),
+        (QuantizationError, 4),
+        (ExportError, 5),
+        (DeviceError, 6),
+    ):
+        if isinstance(error, kind):
+            return code, words
+    if isinstance(error, OSError) and error.errno in (*_OUT_OF_SPACE, *_NOT_ALLOWED):
+        where = f"{error.filename}: " if error.filename else ""
+        return 5 if error.errno in _OUT_OF_SPACE else 2, f"{where}{error.strerror}"
+    if hasattr(error, "format_message"):  # options, arguments and commands that typer refuses
+        context = getattr(error, "ctx", None)
+        path = "edgeforge" if context is None else context.command_path
+        return 2, f"{error.format_message().rstrip('.')} (see '{path} --help')"
+    return None
+
+
+def one_line(text: str) -> str:
+    r"""A message as one line that no file's content can turn into terminal commands.
+
+    >>> one_line("a name with\x1b[2J\n  breaks")
+    'a name with\\x1b[2J breaks'
+    """
+    line = " ".join(part.strip() for part in text.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+@contextmanager
+def ended_by_signals(received: list[int]) -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP end a command just as Ctrl-C does, wherever Ctrl-C may.
+
+    Args:
+        received: gets the number of the signal that came.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        handler = signal.getsignal(signal.SIGINT)
+        if callable(handler):
+            handler(number, frame)
+        else:  # Ctrl-C is ignored, as in a background job of a shell script.
+            raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: so do we
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
