@@ -142,13 +142,15 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
         CheckpointError: it is not there.
     """
     source = manifest.source
-    where = checkpoint or str(source["path"])
+    where, revision = checkpoint or str(source["path"]), None
     if source["model"] == str(DEMO_FOLDER) and checkpoint is None:
         where = DEMO
     elif checkpoint is None and not Path(where).is_dir() and source.get("revision"):
-        where = str(source["model"])
+        where, revision = str(source["model"]), str(source["revision"])
     ignored = manifest.model.get("ignored_config")
-    model = open_model(where, ignore_config=ignored if isinstance(ignored, list) else ())
+    model = open_model(
+        where, revision=revision, ignore_config=ignored if isinstance(ignored, list) else ()
+    )
     digest = model.checkpoint.digest()
     if digest.sha256 != source["sha256"]:
         raise UsageError(
