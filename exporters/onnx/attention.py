@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto
 from torch import fx
 
 from exporters.errors import ExportError
@@ -224,16 +223,20 @@ def _separate(
 
 
 def _position_ids(builder: GraphBuilder) -> str:
-    """Positions of the new tokens, ``int64[1, t]``: made once, for rotations outside the kernel."""
+    """Positions of the new tokens, ``int64[batch, t]``: made once, for rotations outside the kernel.
+
+    As the kernel counts them: a row's tokens begin after what its mask says was there before, and
+    a first prompt padded on the right begins at 0.
+    """
     if not builder.has("position_ids"):
-        one = builder.constant("one", np.array(1, np.int64))
-        zero = builder.constant("axis_0", np.array([0], np.int64))
+        step = builder.constant("one", np.array(1, np.int64))
+        zero = builder.constant("zero", np.array(0, np.int64))
+        axis = builder.constant("axis_1", np.array([1], np.int64))
         builder.node("Shape", ["input_ids"], "ids_shape")
-        builder.node("Gather", ["ids_shape", one], "new_length", axis=0)
-        builder.node("Sub", ["total_length_64", "new_length"], "past_length")
-        builder.node("Range", ["past_length", "total_length_64", one], "positions")
-        builder.node("Unsqueeze", ["positions", zero], "position_ids")
+        builder.node("Gather", ["ids_shape", step], "new_length", axis=0)
+        builder.node("Sub", ["attended", "new_length"], "attended_before")
+        builder.node("Max", ["attended_before", zero], "past_length")
+        builder.node("Unsqueeze", ["past_length", axis], "first_position")
+        builder.node("Range", [zero, "new_length", step], "steps")
+        builder.node("Add", ["first_position", "steps"], "position_ids")
     return "position_ids"
-
-
-CACHE_ELEMENT = TensorProto.FLOAT

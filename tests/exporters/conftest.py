@@ -1,0 +1,264 @@
+"""Checkpoints of awkward dims, and artifacts of them, made once for all tests of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from edgeforge.model import Model, open_model
+from edgeforge.pipeline import ExportOptions, export, quantize
+from edgeforge.reference import ReferenceRunner, store_reader
+from edgeforge.synth import write_byte_tokenizer
+from edgeforge.synth_shapes import tensor_shapes
+from edgeforge.trace import trace
+from exporters.manifest import Manifest
+from exporters.registry import find_target
+from quant.program import Program
+from quant.recipes import find_recipe
+from quant.rewrite import quantize_program
+from quant.store import WeightStore
+
+Config = dict[str, object]
+
+VOCAB, BOS, EOS = 320, 256, 257
+CONTEXT = 48
+
+
+def llama(**changes: object) -> Config:
+    """A config of one Llama layer; changes may make it Mistral's."""
+    return {
+        "model_type": "llama",
+        "vocab_size": VOCAB,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "hidden_size": 64,
+        "head_dim": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+        "intermediate_size": 96,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 4096,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        **changes,
+    }
+
+
+def phi3(**changes: object) -> Config:
+    """A config of Phi-3: fused projections, untied."""
+    base = llama(model_type="phi3", num_key_value_heads=4, sliding_window=None)
+    return {**base, "original_max_position_embeddings": 4096, **changes}
+
+
+def openelm(
+    heads: list[int], kv_heads: list[int], *, head_dim: int = 16, **changes: object
+) -> Config:
+    """A config of OpenELM, head counts layer by layer."""
+    count = len(heads)
+    return {
+        "model_type": "openelm",
+        "vocab_size": VOCAB,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "model_dim": 64,
+        "head_dim": head_dim,
+        "num_transformer_layers": count,
+        "num_gqa_groups": heads[0] // kv_heads[0],
+        "num_query_heads": heads,
+        "num_kv_heads": kv_heads,
+        "ffn_multipliers": [1.0 + 0.5 * i for i in range(count)],
+        "ffn_dim_divisor": 32,
+        "ffn_with_glu": True,
+        "activation_fn_name": "swish",
+        "normalization_layer_name": "rms_norm",
+        "normalize_qk_projections": True,
+        "share_input_output_layers": True,
+        "rope_freq_constant": 10000,
+        "max_context_length": 4096,
+        **changes,
+    }
+
+
+def _longrope(long: bool) -> Config:
+    # The declared context of 48 tokens lies on one side of the original context or the other.
+    return phi3(
+        head_dim=32,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        max_position_embeddings=256,
+        original_max_position_embeddings=32 if long else 64,
+        rope_scaling={
+            "type": "longrope",
+            "long_factor": [1 + 0.9 * i for i in range(16)],
+            "short_factor": [1 + 0.1 * i for i in range(16)],
+        },
+    )
+
+
+# Every reason a graph has to differ from the plainest one.
+CASES: dict[str, Config] = {
+    "llama-gqa": llama(),
+    "llama-head-8": llama(head_dim=8),
+    "llama-head-24-3-1": llama(head_dim=24, num_attention_heads=3, num_key_value_heads=1),
+    "llama-head-40-tied": llama(head_dim=40, tie_word_embeddings=True),
+    "llama-5-5": llama(num_attention_heads=5, num_key_value_heads=5),
+    "llama-15-5-head-80": llama(head_dim=80, num_attention_heads=15, num_key_value_heads=5),
+    "llama-head-96": llama(head_dim=96, num_attention_heads=2, num_key_value_heads=1),
+    "llama-linear-rope": llama(rope_scaling={"type": "linear", "factor": 4.0}),
+    "llama-3-rope": llama(
+        tie_word_embeddings=True,
+        rope_scaling={
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "mistral-window-7": llama(model_type="mistral", sliding_window=7),
+    "mistral-window-1": llama(model_type="mistral", sliding_window=1),
+    "mistral-window-7-head-24": llama(model_type="mistral", sliding_window=7, head_dim=24),
+    "mistral-window-39": llama(model_type="mistral", sliding_window=39),
+    "mistral-window-40": llama(model_type="mistral", sliding_window=40),
+    "mistral-window-41": llama(model_type="mistral", sliding_window=41),
+    "mistral-window-context": llama(model_type="mistral", sliding_window=CONTEXT),
+    "phi3": phi3(),
+    "phi3-half-rotary": phi3(head_dim=32, partial_rotary_factor=0.5),
+    "phi3-three-quarter-rotary": phi3(head_dim=32, partial_rotary_factor=0.75),
+    "phi3-half-rotary-head-40": phi3(head_dim=40, partial_rotary_factor=0.4),
+    "phi3-longrope-short": _longrope(long=False),
+    "phi3-longrope-long": _longrope(long=True),
+    "phi3-window-5": phi3(sliding_window=5),
+    "openelm-uneven": openelm([3, 4, 6], [1, 2, 3]),
+    "openelm-head-24": openelm([2, 4], [1, 2], head_dim=24),
+    "openelm-untied": openelm([4, 8], [1, 2], share_input_output_layers=False),
+    "openelm-no-qk-norm": openelm([2, 4], [1, 2], normalize_qk_projections=False),
+}
+
+
+def write_checkpoint(folder: Path, config: Config, seed: int = 0) -> Path:
+    """A Hugging Face folder of random float32 weights, skewed so that asymmetry shows."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    draw = np.random.default_rng(seed)
+    tied = bool(config.get("tie_word_embeddings", config.get("share_input_output_layers")))
+    shapes = dict(tensor_shapes({"tie_word_embeddings": tied, **config}))
+    if config.get("normalize_qk_projections") is False:
+        shapes = {n: s for n, s in shapes.items() if "q_norm" not in n and "k_norm" not in n}
+    if not tied:
+        shapes["lm_head.weight"] = (VOCAB, int(config.get("hidden_size", config.get("model_dim"))))
+    tensors = {}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            tensors[name] = draw.normal(1, 0.1, shape).astype(np.float32)
+        else:
+            skewed = draw.gamma(2.0, 1.0, shape) - 1.7
+            tensors[name] = (skewed / np.sqrt(2 * shape[1])).astype(np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    write_byte_tokenizer(folder, VOCAB)
+    return folder
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An artifact and all it was made of."""
+
+    folder: Path
+    manifest: Manifest
+    model: Model
+    float_program: Program
+    program: Program
+    store: WeightStore
+
+    def float_logits(self, tokens: np.ndarray) -> np.ndarray:
+        """FLOAT: logits of every position of a fresh text, ``float32[t, vocab]``."""
+        weights = self.model.weights
+        runner = ReferenceRunner(self.float_program, lambda given: weights.float_weight(given.name))
+        return next(runner.logits([torch.from_numpy(tokens)])).numpy()
+
+    def quantized_logits(self, tokens: np.ndarray) -> np.ndarray:
+        """QUANTIZED, likewise."""
+        runner = ReferenceRunner(self.program, store_reader(self.store))
+        return next(runner.logits([torch.from_numpy(tokens)])).numpy()
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of this run's own; models this small run fastest on one thread."""
+    folder = tmp_path_factory.mktemp("cache")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEFORGE_CACHE", str(folder))
+        yield folder
+    torch.set_num_threads(threads)
+
+
+Build = Callable[..., Exported]
+
+
+@pytest.fixture(scope="session")
+def build(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Exports a config by a recipe (or a format's name); the same again is not made twice."""
+    root = tmp_path_factory.mktemp("artifacts")
+    checkpoints: dict[str, Model] = {}
+    made: dict[tuple[str, str, int], Exported] = {}
+
+    def open_checkpoint(config: Config) -> Model:
+        key = json.dumps(config, sort_keys=True)
+        if key not in checkpoints:
+            folder = write_checkpoint(root / f"checkpoint-{len(checkpoints)}", config)
+            checkpoints[key] = open_model(str(folder))
+        return checkpoints[key]
+
+    def build(config: Config, recipe: str = "fp32", context: int = CONTEXT) -> Exported:
+        key = (json.dumps(config, sort_keys=True), recipe, context)
+        if key not in made:
+            model = open_checkpoint(config)
+            out = root / f"artifact-{len(made)}"
+            chosen = as_recipe(recipe, root)
+            options = ExportOptions(recipe=chosen, context=context, threads=2)
+            export(model, [find_target("onnx")], out, options)
+            weights = model.weights
+            plan = find_recipe(chosen).plan(weights.shapes(), weights.roles())
+            store = quantize(
+                weights, model.checkpoint.digest(), plan, 2, lambda stage, done, size: None
+            )
+            traced = trace(model.spec, context)
+            program = quantize_program(traced, plan)
+            made[key] = Exported(out, Manifest.read(out), model, traced, program, store)
+        return made[key]
+
+    return build
+
+
+def as_recipe(name: str, root: Path) -> str:
+    """A recipe's name, or for a format's name a file with one rule for it."""
+    try:
+        find_recipe(name)
+    except ValueError:
+        path = root / f"{name}.yaml"
+        path.write_text(f"- {{match: '*', format: {name}}}\n", encoding="utf-8")
+        return str(path)
+    return name
+
+
+@pytest.fixture(scope="session")
+def tokens() -> np.ndarray:
+    """As many random tokens as the artifacts' context holds, and one more: ``int64[49]``."""
+    return np.random.default_rng(7).integers(0, VOCAB, CONTEXT + 1, dtype=np.int64)
+
+
+@pytest.fixture(params=CASES)
+def exported(request: pytest.FixtureRequest, build: Build) -> Exported:
+    """Every case as float32: the artifact must equal FLOAT."""
+    return build(CASES[request.param])
