@@ -49,6 +49,7 @@ _HARMLESS = frozenset(
         "label2id",
         "length_penalty",
         "max_length",
+        "max_sequence_length",
         "min_length",
         "model_type",
         "no_repeat_ngram_size",
@@ -175,6 +176,12 @@ class ConfigReader:
         """Refuses, by name, fields that change the maths unless they are off."""
         for field in fields:
             if not _is_off(self.get(field)):
+                self._refuse(field)
+
+    def require_one(self, *fields: str) -> None:
+        """Refuses, by name, factors that change the maths unless they are 1."""
+        for field in fields:
+            if self.get(field, 1) != 1:
                 self._refuse(field)
 
     def section(self, field: str) -> ConfigReader | None:

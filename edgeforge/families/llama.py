@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from edgeforge.errors import CheckpointError
@@ -14,50 +15,73 @@ from edgeforge.spec import LayerSpec, ModelSpec, WeightSpec
 LayerWeights = Callable[..., dict[str, WeightSpec]]
 
 
+@dataclass(frozen=True)
+class Conventions:
+    """What sets a descendant of Llama apart, and what it assumes where its file is silent.
+
+    Attributes:
+        model_type: the family.
+        window: attention window in tokens, 0 for none.
+        norm_eps: ``rms_norm_eps`` where the file has none.
+        max_context: ``max_position_embeddings`` where the file has none, tokens.
+        kv_heads: ``num_key_value_heads`` where the file has none; 0 for as many as query heads.
+        original_context: longrope's original context where the file has none, tokens; 0 for the
+            model's own.
+        partial_rotary: whether heads may be rotated in part.
+        layer_weights: maps a layer's weights; None for `separate_projections`.
+    """
+
+    model_type: str
+    window: int = 0
+    norm_eps: float = 1e-6
+    max_context: int = 2048
+    kv_heads: int = 0
+    original_context: int = 0
+    partial_rotary: bool = False
+    layer_weights: LayerWeights | None = None
+
+
 def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:
     """Reads a Llama configuration (transformers' ``LlamaConfig`` fields)."""
     config.absent("attention_bias", "mlp_bias", "rope_interleaved")
-    return read_llama_like(config, generation, "llama", window=0, norm_eps=1e-6)
+    return read_llama_like(config, generation, Conventions("llama"))
 
 
 def read_llama_like(
-    config: ConfigReader,
-    generation: Mapping[str, object],
-    model_type: str,
-    *,
-    window: int,
-    norm_eps: float,
-    layer_weights: LayerWeights | None = None,
+    config: ConfigReader, generation: Mapping[str, object], family: Conventions
 ) -> ModelSpec:
     """Reads the fields that every descendant of Llama spells alike, and maps its weights.
 
     Args:
         config: the configuration's reader.
         generation: ``generation_config.json``, or an empty mapping.
-        model_type: the family.
-        window: attention window in tokens, 0 for none.
-        norm_eps: the family's epsilon where the file has none.
-        layer_weights: maps a layer's weights; by default `separate_projections`.
+        family: what sets the family apart.
     """
-    hidden, heads, kv_heads, head_dim = read_head_counts(config)
-    config.choice("hidden_act", ("silu",), "silu")
+    hidden, heads, kv_heads, head_dim = read_head_counts(config, family.kv_heads)
+    config.choice("hidden_act", ("silu", "swish"), "silu")
     layer = LayerSpec(heads, kv_heads, config.integer("intermediate_size"))
     layers = (layer,) * config.integer("num_hidden_layers")
     vocab = config.integer("vocab_size")
     tied = config.flag("tie_word_embeddings", False)
-    max_context = config.integer("max_position_embeddings", 2048)
+    max_context = config.integer("max_position_embeddings", family.max_context)
     fields = config.raw()
 
     return ModelSpec(
-        model_type=model_type,
+        model_type=family.model_type,
         hidden_size=hidden,
         head_dim=head_dim,
         vocab_size=vocab,
         layers=layers,
-        norm_eps=config.real("rms_norm_eps", norm_eps),
-        rope=read_rope(config, head_dim, max_context),
+        norm_eps=config.real("rms_norm_eps", family.norm_eps),
+        rope=read_rope(
+            config,
+            head_dim,
+            max_context,
+            original_context=family.original_context,
+            partial=family.partial_rotary,
+        ),
         qk_norm=False,
-        window=window,
+        window=family.window,
         tied=tied,
         max_context=max_context,
         bos=next(iter(token_ids(fields, generation, "bos_token_id", vocab)), None),
@@ -68,7 +92,7 @@ def read_llama_like(
             vocab_size=vocab,
             layers=layers,
             layer_weights=partial(
-                layer_weights or separate_projections, hidden=hidden, head_dim=head_dim
+                family.layer_weights or separate_projections, hidden=hidden, head_dim=head_dim
             ),
             embedding="model.embed_tokens.weight",
             final_norm="model.norm.weight",
@@ -106,15 +130,21 @@ def separate_projections(
     }
 
 
-def read_head_counts(config: ConfigReader) -> tuple[int, int, int, int]:
+def read_head_counts(config: ConfigReader, absent_kv_heads: int) -> tuple[int, int, int, int]:
     """Hidden size, query heads, key/value heads and head width, and whether they agree.
+
+    Args:
+        config: the configuration's reader.
+        absent_kv_heads: key/value heads where the file does not name them, 0 for as many as
+            query heads; null always means as many as query heads.
 
     Raises:
         CheckpointError: heads that do not divide.
     """
     hidden = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")
-    kv_heads = config.integer("num_key_value_heads", heads)
+    named = "num_key_value_heads" in config.fields()
+    kv_heads = config.integer("num_key_value_heads", heads if named else absent_kv_heads or heads)
     if heads % kv_heads:
         raise CheckpointError(
             f"{config.where}: num_attention_heads {heads} is not a multiple of "

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgeforge.families.config import ConfigReader
-from edgeforge.families.llama import read_llama_like
+from edgeforge.families.llama import Conventions, read_llama_like
 from edgeforge.spec import ModelSpec
 
 
 def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:
     """Reads a Mistral configuration (transformers' ``MistralConfig`` fields)."""
     config.absent("attention_bias", "mlp_bias")
-    window = config.integer("sliding_window", 0, minimum=0)
-    return read_llama_like(config, generation, "mistral", window=window, norm_eps=1e-6)
+    # An absent window is the first release's; only null says that there is none.
+    absent = 0 if "sliding_window" in config.fields() else 4096
+    family = Conventions(
+        "mistral",
+        window=config.integer("sliding_window", absent, minimum=0),
+        max_context=131072,
+        kv_heads=8,
+    )
+    return read_llama_like(config, generation, family)

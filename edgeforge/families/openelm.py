@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from edgeforge.errors import CheckpointError
 from edgeforge.families.assembly import assemble, matrix, norm
 from edgeforge.families.config import ConfigReader, token_ids
+from edgeforge.families.rotary import rotated_columns
 from edgeforge.spec import LayerSpec, ModelSpec, RopeSpec, WeightSpec
 
 
@@ -25,8 +26,8 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
     hidden, head_dim = config.integer("model_dim"), config.integer("head_dim")
     layers = read_layers(config, hidden, head_dim)
     vocab = config.integer("vocab_size", 32000)
-    qk_norm = config.flag("normalize_qk_projections", True)
-    tied = config.flag("share_input_output_layers", True)
+    qk_norm = config.flag("normalize_qk_projections", False)
+    tied = config.flag("share_input_output_layers", False)
     config.get(
         "tie_word_embeddings"
     )  # restated by some exports of the files; the field above rules
@@ -63,7 +64,7 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
         vocab_size=vocab,
         layers=layers,
         norm_eps=1e-6,
-        rope=RopeSpec(config.real("rope_freq_constant", 10000.0), head_dim),
+        rope=RopeSpec(config.real("rope_freq_constant", 10000.0), rotated_columns(head_dim)),
         qk_norm=qk_norm,
         window=0,
         tied=tied,

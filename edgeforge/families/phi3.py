@@ -6,23 +6,26 @@ from collections.abc import Mapping
 
 from edgeforge.families.assembly import matrix, norm
 from edgeforge.families.config import ConfigReader
-from edgeforge.families.llama import read_llama_like
+from edgeforge.families.llama import Conventions, read_llama_like
 from edgeforge.spec import LayerSpec, ModelSpec, WeightSpec
 
 
 def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:
     """Reads a Phi-3 configuration (transformers' ``Phi3Config`` fields)."""
-    config.absent("attention_bias", "mlp_bias")
+    config.absent("attention_bias", "mlp_bias", "lm_head_bias")
+    # Phi-4-mini's files state these; at 1 they change nothing.
+    config.require_one("full_attn_mod", "interpolate_factor")
     config.get("original_max_position_embeddings")  # only longrope asks for it
-    window = config.integer("sliding_window", 0, minimum=0)
-    return read_llama_like(
-        config,
-        generation,
+    family = Conventions(
         "phi3",
-        window=window,
+        window=config.integer("sliding_window", 0, minimum=0),
         norm_eps=1e-5,
+        max_context=4096,
+        original_context=4096,
+        partial_rotary=True,
         layer_weights=fused_projections,
     )
+    return read_llama_like(config, generation, family)
 
 
 def fused_projections(

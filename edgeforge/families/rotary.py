@@ -9,33 +9,67 @@ from edgeforge.families.config import ConfigReader
 from edgeforge.spec import RopeSpec
 
 
-def read_rope(config: ConfigReader, head_dim: int, max_context: int) -> RopeSpec:
+def read_rope(
+    config: ConfigReader,
+    head_dim: int,
+    max_context: int,
+    *,
+    original_context: int = 0,
+    partial: bool = False,
+) -> RopeSpec:
     """Reads ``rope_theta`` + ``rope_scaling`` (old files) or ``rope_parameters`` (newer ones).
 
     Args:
         config: the reader of the whole configuration.
         head_dim: width of one head.
         max_context: ``max_position_embeddings``.
+        original_context: longrope's original context where the file has none; 0 for max_context.
+        partial: whether the family may rotate only the first columns of each head.
 
     Raises:
-        CheckpointError: a kind of scaling that is not implemented, or values that contradict it.
+        CheckpointError: a kind of scaling that is not implemented, values that contradict it, or
+            two spellings in one file that contradict each other.
     """
     theta = config.real("rope_theta", 10000.0)
     outer = config.get("partial_rotary_factor", 1.0)
-    section = config.section("rope_parameters")
-    scaling = config.section("rope_scaling")
-    if section is None:
-        section = scaling
-    if section is None:
-        return RopeSpec(theta, _width(head_dim, outer))
+    sections = (config.section("rope_parameters"), config.section("rope_scaling"))
+    ropes = [
+        _read_section(config, section, theta, outer, head_dim, max_context, original_context)
+        for section in sections
+        if section is not None and section.fields()
+    ] or [RopeSpec(theta, rotated_columns(head_dim, outer))]
+    rope = ropes[0]
+    if any(other != rope for other in ropes):
+        raise CheckpointError(
+            f"{config.where}: rope_parameters and rope_scaling contradict each other; keep one"
+        )
+    if rope.width != head_dim and not partial:
+        raise CheckpointError(
+            f"{config.where}: partial_rotary_factor rotates {rope.width} of {head_dim} columns of "
+            f"a head; this family rotates all of them"
+        )
+    return rope
+
+
+def _read_section(
+    config: ConfigReader,
+    section: ConfigReader,
+    theta: float,
+    outer: object,
+    head_dim: int,
+    max_context: int,
+    original_context: int,
+) -> RopeSpec:
     if "rope_type" in section.fields() or "type" not in section.fields():
         kind = section.get("rope_type", "default")
         section.get("type")
     else:
         kind = section.get("type")
     theta = section.real("rope_theta", theta)
-    width = _width(head_dim, section.get("partial_rotary_factor", outer))
-    rope = _read_scaling(config, section, str(kind), theta, width, max_context)
+    width = rotated_columns(head_dim, section.get("partial_rotary_factor", outer))
+    rope = _read_scaling(
+        config, section, str(kind), theta, width, max_context, original_context or max_context
+    )
     section.finish()
     return rope
 
@@ -47,6 +81,7 @@ def _read_scaling(
     theta: float,
     width: int,
     max_context: int,
+    original_context: int,
 ) -> RopeSpec:
     match kind:
         case "default":
@@ -54,20 +89,30 @@ def _read_scaling(
         case "linear":
             return RopeSpec(theta, width, "linear", factor=section.real("factor"))
         case "llama3":
+            low, high = section.real("low_freq_factor"), section.real("high_freq_factor")
+            if low >= high:
+                raise CheckpointError(
+                    f"{section.where}: low_freq_factor {low} is not under high_freq_factor {high}"
+                )
             return RopeSpec(
                 theta,
                 width,
                 "llama3",
                 factor=section.real("factor"),
-                low_freq_factor=section.real("low_freq_factor"),
-                high_freq_factor=section.real("high_freq_factor"),
+                low_freq_factor=low,
+                high_freq_factor=high,
                 original_context=section.integer("original_max_position_embeddings"),
             )
         case "longrope" | "su":
-            outer = config.get("original_max_position_embeddings")
-            original = section.integer(
-                "original_max_position_embeddings", outer if isinstance(outer, int) else max_context
-            )
+            field = "original_max_position_embeddings"
+            outer = config.integer(field, section.integer(field, original_context))
+            original = section.integer(field, outer)
+            if original != outer:
+                raise CheckpointError(
+                    f"{config.where}: {field} is {outer}, but {original} in {section.where}"
+                )
+            if original < 2:
+                raise CheckpointError(f"{config.where}: {field} is {original}; it must be over 1")
             stretch = section.real("factor", max_context / original)
             attention = 1.0
             if stretch > 1:
@@ -98,10 +143,21 @@ def _factors(section: ConfigReader, field: str, width: int) -> tuple[float, ...]
     return factors
 
 
-def _width(head_dim: int, factor: object) -> int:
-    if not isinstance(factor, int | float) or not 0 < factor <= 1:
+def rotated_columns(head_dim: int, factor: object = 1.0) -> int:
+    """How many columns of a head a partial rotary embedding turns.
+
+    >>> rotated_columns(128, 0.75)
+    96
+
+    Raises:
+        CheckpointError: the factor is outside (0, 1], or the columns do not pair up.
+    """
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 1:
         raise CheckpointError(f"partial_rotary_factor is {factor!r}; it must be in (0, 1]")
     width = int(head_dim * factor)
-    if width % 2:
-        raise CheckpointError(f"{width} rotated columns of a head of {head_dim} are not even")
+    if width % 2 or not width:
+        raise CheckpointError(
+            f"{width} rotated columns of a head of {head_dim} do not make pairs: an even number "
+            f"is needed"
+        )
     return width
