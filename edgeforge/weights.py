@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from edgeforge.errors import CheckpointError
+from edgeforge.families.assembly import EMBEDDING, HEAD
 from edgeforge.spec import ModelSpec, Piece, WeightSpec
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from edgeforge.checkpoint import Checkpoint
 
 _READABLE = ("bfloat16", "float16", "float32")
+
+# Compared at a time, where files hold a head beside the embedding that it is tied to.
+_COMPARED_WEIGHTS = 1 << 22
 
 
 class CheckpointWeights:
@@ -33,6 +37,7 @@ class CheckpointWeights:
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         self.checkpoint, self.spec = checkpoint, spec
         _check_tensors(checkpoint, spec)
+        _check_head(checkpoint, spec)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape by program weight name, in the program's order."""
@@ -93,6 +98,27 @@ class CheckpointWeights:
         rows, where = torch.unique(tokens, return_inverse=True)
         read = [self.read_rows(name, row, row + 1) for row in rows.tolist()]
         return torch.cat(read).float()[where]
+
+
+def _check_head(checkpoint: Checkpoint, spec: ModelSpec) -> None:
+    """Refuses a tied model whose files hold a head other than the embedding."""
+    if not spec.tied or HEAD not in checkpoint.tensors:
+        return
+    (embedding,) = spec.weights[EMBEDDING].pieces
+    rows, columns = embedding.shape
+    step = max(1, _COMPARED_WEIGHTS // columns)
+    head, stored = checkpoint.tensors[HEAD], checkpoint.tensors[embedding.tensor]
+    same = (head.shape, head.dtype) == (stored.shape, stored.dtype) and all(
+        checkpoint.read_rows(HEAD, at, min(at + step, rows)).tobytes()
+        == checkpoint.read_rows(embedding.tensor, at, min(at + step, rows)).tobytes()
+        for at in range(0, rows, step)
+    )
+    if not same:
+        raise CheckpointError(
+            f"config.json ties the head to the embedding, but the checkpoint holds a {HEAD} that "
+            f"differs from {embedding.tensor}: if that head is meant, let config.json say that it "
+            f"is not tied"
+        )
 
 
 def _check_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> None:
