@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
+from device_harness.errors import DeviceError
 from quant import dialect
 from quant.program import Input, Program, node_argument
 from quant.store import WeightStore
@@ -161,12 +162,21 @@ class ReferenceSession:
             self._fixed[node] = torch.zeros(node.meta["val"].shape)
 
     def extend(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Appends ``int64[t]`` tokens and returns the last one's logits, ``float32[vocab]``."""
+        """Appends ``int64[t]`` tokens and returns the last one's logits, ``float32[vocab]``.
+
+        Raises:
+            DeviceError: no token, a token outside the vocabulary, or past the context.
+        """
         last: npt.NDArray[np.float32] = self.extend_all(tokens)[-1]
         return last
 
     def extend_all(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Appends ``int64[t]`` tokens and returns all their logits, ``float32[t, vocab]``."""
+        """Appends ``int64[t]`` tokens and returns all their logits, ``float32[t, vocab]``.
+
+        Raises:
+            DeviceError: as `extend`.
+        """
+        self._check(tokens)
         values: dict[fx.Node, object] = dict(self._fixed)
         for node in self.program.graph.nodes:
             if node.op == "placeholder" and node not in values:
@@ -186,11 +196,32 @@ class ReferenceSession:
         return logits
 
     def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Logits of every position of a fresh text; `extend` begins anew after it."""
+        """Logits of every position of a fresh text, ``float32[t, vocab]``; `extend` goes on after.
+
+        Raises:
+            DeviceError: as `extend`.
+        """
+        kept, length = dict(self._fixed), self._length
         self.reset()
-        result = self.extend_all(tokens)
-        self.reset()
-        return result
+        try:
+            return self.extend_all(tokens)
+        finally:
+            self._fixed, self._length = kept, length
+
+    def _check(self, tokens: npt.NDArray[np.int64]) -> None:
+        if not len(tokens):
+            raise DeviceError("there is no token to run")
+        for token in (int(tokens.min()), int(tokens.max())):
+            if not 0 <= token < self.vocab_size:
+                raise DeviceError(
+                    f"token {token} is outside the vocabulary of {self.vocab_size} tokens"
+                )
+        total = self._length + len(tokens)
+        if total > self.context:
+            raise DeviceError(
+                f"{total} tokens do not fit the program's context of {self.context}: shorten the "
+                f"text, or trace with a larger context"
+            )
 
 
 def _replace_nodes(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[object, ...]:
