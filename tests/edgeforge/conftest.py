@@ -1,0 +1,37 @@
+"""Gives the tests of the families their oracles, which lie apart under ``tests/oracles``."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+_ORACLES = Path(__file__).parent.parent / "oracles"
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        f"edgeforge_oracle_{name}", _ORACLES / f"{name}.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def openelm_numpy() -> ModuleType:
+    """OpenELM written once more, in NumPy."""
+    return _load("openelm_numpy")
+
+
+@pytest.fixture(scope="session")
+def hugging_face() -> ModuleType:
+    """Tiny checkpoints saved by transformers, and transformers' logits for them."""
+    return _load("hugging_face")
+
+
+@pytest.fixture(scope="session")
+def traced() -> ModuleType:
+    """What is under test: a checkpoint folder opened, traced and run by the reference operators."""
+    return _load("traced")
