@@ -223,7 +223,7 @@ def _separate(
 
 
 def _position_ids(builder: GraphBuilder) -> str:
-    """Positions of the new tokens, ``int64[batch, t]``: made once, for rotations outside the kernel.
+    """Positions of the new tokens, ``int64[batch, t]``, for rotations outside the kernel.
 
     As the kernel counts them: a row's tokens begin after what its mask says was there before, and
     a first prompt padded on the right begins at 0.

@@ -153,7 +153,7 @@ def _zero_point(
     one = unpack_codes(store.part(weight, "zero_point"), format, 1)
     repeated = one.expand(extent.shape[0], blocks)
     packed = pack_int4(repeated) if format.bits == 4 else repeated
-    name = f"{weight}.zero_blocks{format.bits}"
+    name = f"{weight}.zero_{format.bits}x{blocks}"
     return [builder.table(name, packed.contiguous().numpy())]
 
 

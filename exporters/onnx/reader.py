@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,12 +21,11 @@ _PARTS = {
     ".rows": "codes",
     ".scale_bf16": "scale",
     ".zero": "zero_point",
-    # One zero point a row, repeated for every block: its first column is the store's.
-    ".zero_blocks4": "zero_point",
-    ".zero_blocks8": "zero_point",
     ".stored": "value",
     "": "value",
 }
+# One zero point a row, repeated for so many blocks: the store holds it once.
+_REPEATED_ZERO = re.compile(r"\.zero_([48])x([0-9]+)")
 _BLOCK = 1 << 20
 
 
@@ -68,11 +68,15 @@ class StoredPart:
             raise ExportError(f"{self.file} cannot be read: {error.strerror}") from error
 
 
-def read_parts(graph: Path) -> dict[str, dict[str, StoredPart]]:
+Parts = dict[str, list[StoredPart]]
+"""Where each part of a weight is: in several places when graphs hold small ones inline."""
+
+
+def read_parts(graph: Path) -> dict[str, Parts]:
     """Parts by weight name, as the graph's initializers hold them.
 
     Raises:
-        ExportError: the file is no ONNX model.
+        ExportError: the file is no ONNX model, or one that its data file does not fit.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -81,18 +85,22 @@ def read_parts(graph: Path) -> dict[str, dict[str, StoredPart]]:
         model = onnx.load(str(graph), load_external_data=False)
     except (OSError, DecodeError, ValueError) as error:
         raise ExportError(f"{graph} cannot be read as an ONNX model: {error}") from error
-    weights: dict[str, dict[str, StoredPart]] = {}
+    weights: dict[str, Parts] = {}
     for tensor in model.graph.initializer:
-        weight, _, suffix = tensor.name.partition(".weight")
-        if not _ or suffix not in _PARTS:
+        weight, found, suffix = tensor.name.partition(".weight")
+        repeated = _REPEATED_ZERO.fullmatch(suffix)
+        if not found or (suffix not in _PARTS and repeated is None):
             continue
-        part = _PARTS[suffix]
-        if suffix == ".rows" and tensor.data_type != onnx.TensorProto.UINT8:
-            part = "value"
         stored = _stored(tensor, graph.parent)
-        if suffix.startswith(".zero_blocks"):
-            stored = _first_column(stored, tensor.dims[1], 15 if suffix.endswith("4") else 255)
-        weights.setdefault(weight + ".weight", {})[part] = stored
+        if repeated is not None:
+            part, stored = "zero_point", _once(stored, int(repeated[1]), int(repeated[2]))
+        elif suffix == ".rows" and tensor.data_type != onnx.TensorProto.UINT8:
+            part = "value"
+        else:
+            part = _PARTS[suffix]
+        places = weights.setdefault(weight + ".weight", {}).setdefault(part, [])
+        if stored not in places:
+            places.append(stored)
     return weights
 
 
@@ -104,21 +112,50 @@ def _stored(tensor: TensorProto, folder: Path) -> StoredPart:
     return StoredPart(b"", folder / place["location"], offset, nbytes)
 
 
-def _first_column(stored: StoredPart, columns: int, mask: int) -> StoredPart:
-    data = b"".join(stored.blocks())[::columns]
-    return StoredPart(bytes(byte & mask for byte in data), None, 0, len(data))
+def _once(stored: StoredPart, bits: int, count: int) -> StoredPart:
+    """A row's zero point out of ``count`` equal ones; all of them when they are not equal."""
+    data = b"".join(stored.blocks())
+    width = -(-count * bits // 8)
+    once = bytearray()
+    for start in range(0, len(data), width):
+        zero = data[start] & (1 << bits) - 1
+        pair = zero if bits == 8 else zero | zero << 4
+        row = bytearray([pair]) * width
+        if bits == 4 and count % 2:
+            row[-1] = zero
+        if row != data[start : start + width]:
+            return StoredPart(data, None, 0, len(data))
+        once.append(zero)
+    return StoredPart(bytes(once), None, 0, len(once))
 
 
-def stored_digests(graph: Path) -> dict[str, str]:
+def stored_digests(*graphs: Path) -> dict[str, str]:
     """`quant.store.weight_digest` of every weight, from the written files alone.
+
+    A weight that is held in several places, and not the same in all of them, gets a text that no
+    digest equals.
+
+    Args:
+        graphs: files that share weights.
 
     Raises:
         ExportError: a file is missing, too short, or no ONNX model.
     """
-    weights = read_parts(graph)
-
-    def digest(parts: dict[str, StoredPart]) -> str:
-        return weight_digest({part: stored.blocks() for part, stored in parts.items()})
+    weights: dict[str, Parts] = {}
+    for graph in graphs:
+        for name, parts in read_parts(graph).items():
+            for part, places in parts.items():
+                known = weights.setdefault(name, {}).setdefault(part, [])
+                known.extend(place for place in places if place not in known)
 
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(weights, pool.map(digest, weights.values()), strict=True))
+        return dict(zip(weights, pool.map(_digest, weights.values()), strict=True))
+
+
+def _digest(parts: Parts) -> str:
+    copies = max(map(len, parts.values()))
+    found = {
+        weight_digest({part: places[i % len(places)].blocks() for part, places in parts.items()})
+        for i in range(copies)
+    }
+    return " or ".join(sorted(found))

@@ -79,10 +79,10 @@ class OnnxTarget:
         )
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
-        """Digests of the integers and scales as ``model.onnx`` and its weight file hold them."""
+        """Digests of the integers and scales as both graphs and their weight file hold them."""
         from exporters.onnx.reader import stored_digests
 
-        return stored_digests(folder / GRAPH)
+        return stored_digests(folder / GRAPH, folder / VERIFY_GRAPH)
 
 
 def _model(program: Program, store: WeightStore, weights: WeightFile) -> ModelProto:

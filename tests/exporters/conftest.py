@@ -262,3 +262,21 @@ def tokens() -> np.ndarray:
 def exported(request: pytest.FixtureRequest, build: Build) -> Exported:
     """Every case as float32: the artifact must equal FLOAT."""
     return build(CASES[request.param])
+
+
+@pytest.fixture(scope="session")
+def llama_config() -> Callable[..., Config]:
+    """Makes a Llama config from what is to differ."""
+    return llama
+
+
+@pytest.fixture(scope="session")
+def openelm_config() -> Callable[..., Config]:
+    """Makes an OpenELM config from head counts and what is to differ."""
+    return openelm
+
+
+@pytest.fixture(scope="session")
+def phi3_config() -> Callable[..., Config]:
+    """Makes a Phi-3 config from what is to differ."""
+    return phi3
