@@ -64,11 +64,12 @@ typedef struct {
 /* The search for one symmetric group's scale. */
 typedef struct {
     const float *w;
-    float positive, negative, length, best;
-    int first, last, blocks, count;
+    float positive, negative, length, best, zero;
+    int first, last, blocks, count, smallest;
     Choice choice;
     float tried[MAX_BLOCKS][LANES];
     int near_bits[(MAX_BLOCKS * 2 + 1) * LANES];
+    float near_errors[MAX_BLOCKS * 2 + 1][LANES];
 } Search;
 
 typedef struct {
@@ -155,7 +156,7 @@ EF_INLINE uint32_t widen_half(uint32_t half) {
 #define EF_DISPATCH 1
 
 #define EF_NAME(x) x##_avx512
-#define EF_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl")))
+#define EF_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,popcnt")))
 #define V __m512
 #define VW 16
 #define SET1 _mm512_set1_ps
@@ -539,30 +540,28 @@ EF_TARGET EF_INLINE void EF_NAME(candidates)(const int *bits, Block *inverse, Bl
     }
 }
 
-/* Errors of the scales with these bits; the least of them so far is kept in the search. */
-EF_TARGET EF_INLINE Block EF_NAME(try_scales)(Search *search, int64_t n, const int *bits) {
-    const float zero = search->choice.zero;
+/* Errors of the scales with these bits, none of them below smallest. */
+EF_TARGET EF_INLINE void EF_NAME(try_scales)(const Search *search, int64_t n, const int *bits,
+                                             int smallest, float *out) {
+    const float zero = search->zero;
     const Block low = EF_NAME(fill)(-zero), high = EF_NAME(fill)(zero - 1.0f);
-    float least, widest;
-    int lane, clip_low, clip_high, better;
+    const float widest = 1.0f / float_of_bits((uint32_t)smallest << 16);
+    int clip_low = search->negative * widest > zero + 0.5f;
+    int clip_high = search->positive * widest > zero - 0.5f;
     Block inverse, area, error;
     EF_NAME(candidates)(bits, &inverse, &area);
-    widest = 1.0f / float_of_bits((uint32_t)bits[0] << 16);
-    clip_low = search->negative * widest > zero + 0.5f;
-    clip_high = search->positive * widest > zero - 0.5f;
     /* In a short group, a branch guessed wrong costs more than a clamp that does nothing. */
-    if (n <= 64) clip_low = clip_high = 1;
+    if (n <= 64) clip_low = clip_high = clip_low | clip_high;
     error = EF_NAME(errors)(search->w, n, &inverse, &area, &low, &high, clip_low, clip_high);
-    least = EF_NAME(first_least)(&error, &lane);
-    better = (least < search->best) |
-             ((least == search->best) & (bits[lane] < search->choice.bits));
-    search->choice.bits = better ? bits[lane] : search->choice.bits;
-    search->best = better ? least : search->best;
-    return error;
+    for (int k = 0; k < VECTORS; k++) STORE(out + k * VW, error.v[k]);
+}
+
+EF_INLINE int EF_NAME(lowest_of_third)(const Search *search, int block) {
+    return search->last - 1 - 3 * (LANES - 1) - 3 * LANES * block;
 }
 
 /*
- * The search for the scale of a symmetric group, in four stages.
+ * The search for the scale of a symmetric group, in five stages.
  *
  * Every third scale is tried, from the largest down, until clipping alone costs more than the best
  * error. A scale one step away from one tried has codes q with |q * scale| <= |w| + error, so by
@@ -570,15 +569,12 @@ EF_TARGET EF_INLINE Block EF_NAME(try_scales)(Search *search, int64_t n, const i
  * only those that could still win are tried too.
  */
 EF_TARGET EF_INLINE void EF_NAME(try_every_third)(Search *search, int64_t n) {
-    const int bottom = search->last - 1 - 3 * (LANES - 1) - 3 * LANES * search->blocks;
     int bits[LANES];
     Lanes lanes;
-    Block error;
-    LANES_FROM(lanes, bottom);
+    LANES_FROM(lanes, EF_NAME(lowest_of_third)(search, search->blocks));
     LANES_AT_LEAST(lanes, search->first);
     memcpy(bits, &lanes, sizeof bits);
-    error = EF_NAME(try_scales)(search, n, bits);
-    for (int k = 0; k < VECTORS; k++) STORE(search->tried[search->blocks] + k * VW, error.v[k]);
+    EF_NAME(try_scales)(search, n, bits, bits[0], search->tried[search->blocks]);
     search->blocks++;
 }
 
@@ -586,35 +582,66 @@ EF_TARGET EF_INLINE void EF_NAME(start)(const Task *task, Search *search, int64_
     const float reach = at_least(search->positive, search->negative);
     search->first = scale_bits(reach * task->low_factor);
     search->last = scale_bits(reach * task->high_factor);
-    search->length = sqrtf(EF_NAME(clipping)(search->w, n, 0.0f, 0.0f));
-    search->best = float_of_bits(0x7F800000u);
-    search->blocks = search->count = 0;
-    search->choice.bits = MAX_SCALE_BITS + 1;
-    search->choice.zero = (float)(1 << (task->bits - 1));
+    search->zero = (float)(1 << (task->bits - 1));
+    search->blocks = 0;
     EF_NAME(try_every_third)(search, n);
+    /* At 4 bits the second block is needed nearly always. */
+    if (task->bits == 4) EF_NAME(try_every_third)(search, n);
+}
+
+EF_TARGET EF_INLINE float EF_NAME(least_of)(const float *errors) {
+    Block block = EF_NAME(load)(errors);
+    int lane;
+    return EF_NAME(first_least)(&block, &lane);
 }
 
 EF_TARGET EF_INLINE void EF_NAME(descend)(Search *search, int64_t n) {
-    const float zero = search->choice.zero;
+    const float zero = search->zero;
+    float best = EF_NAME(least_of)(search->tried[0]);
+    if (search->blocks == 2) best = at_most(EF_NAME(least_of)(search->tried[1]), best);
     while (search->blocks < MAX_BLOCKS) {
         const int above = search->last - 3 * LANES * search->blocks; /* all above are decided */
         float scale;
         if (above < search->first) break;
         scale = float_of_bits((uint32_t)above << 16);
-        if (EF_NAME(clipping)(search->w, n, -zero * scale, (zero - 1.0f) * scale) >
-            search->best * SURE)
+        if (EF_NAME(clipping)(search->w, n, -zero * scale, (zero - 1.0f) * scale) > best * SURE)
             break;
         EF_NAME(try_every_third)(search, n);
+        best = at_most(EF_NAME(least_of)(search->tried[search->blocks - 1]), best);
     }
+    search->best = best;
+    search->length = sqrtf(EF_NAME(clipping)(search->w, n, 0.0f, 0.0f));
+}
+
+/* Append the masked ones of every third number from bottom, unless below first. */
+EF_TARGET EF_INLINE int EF_NAME(append)(int *list, int count, unsigned mask, int bottom,
+                                        int first) {
+#if VW == 16
+    const __m512i third =
+        _mm512_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45);
+    const __m512i bits = _mm512_add_epi32(third, _mm512_set1_epi32(bottom));
+    mask &= _mm512_cmpge_epi32_mask(bits, _mm512_set1_epi32(first));
+    _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32((__mmask16)mask, bits));
+    return count + __builtin_popcount(mask);
+#else
+    while (mask) {
+        const int bits = bottom + 3 * lowest_lane(mask);
+        mask &= mask - 1;
+        list[count] = bits;
+        count += bits >= first;
+    }
+    return count;
+#endif
 }
 
 EF_TARGET EF_INLINE void EF_NAME(list_near)(Search *search) {
     const float best_length = sqrtf(search->best);
     const float near_length = (search->length + best_length) * SURE;
     const int first = search->first, last = search->last;
-    int count = 0;
+    int *near_bits = search->near_bits, count = 0, plus;
+    unsigned masks[MAX_BLOCKS];
     for (int block = search->blocks - 1; block >= 0; block--) {
-        const int bottom = last - 1 - 3 * (LANES - 1) - 3 * LANES * block;
+        const int bottom = EF_NAME(lowest_of_third)(search, block);
         float powers[LANES], scales[LANES];
         unsigned could_win;
         Block error = EF_NAME(load)(search->tried[block]), bound;
@@ -632,24 +659,56 @@ EF_TARGET EF_INLINE void EF_NAME(list_near)(Search *search) {
         }
         could_win = EF_NAME(at_most_mask)(&error, &bound);
         /* Lanes below the first scale stood for it: the scales around them are out or tried. */
-        if (bottom < first) could_win &= ~0u << (first - bottom + 2) / 3;
-        while (could_win) {
-            const int middle = bottom + 3 * lowest_lane(could_win);
-            could_win &= could_win - 1;
-            search->near_bits[count] = middle - 1;
-            count += middle - 1 >= first;
-            search->near_bits[count] = middle + 1;
-            count += middle + 1 <= last;
+        if (bottom < first) {
+            const int below = (first - bottom + 2) / 3;
+            could_win = below < LANES ? could_win & ~0u << below : 0u;
         }
+        count = EF_NAME(append)(near_bits, count, could_win, bottom - 1, first);
+        masks[block] = could_win;
     }
-    if (count)
-        for (int l = 0; l < LANES - 1; l++) search->near_bits[count + l] = last;
+    search->smallest = near_bits[0];
+    plus = count;
+    for (int block = search->blocks - 1; block >= 0; block--)
+        count = EF_NAME(append)(near_bits, count, masks[block],
+                                EF_NAME(lowest_of_third)(search, block) + 1, first);
+    if (plus == 0 || (count > plus && near_bits[plus] < near_bits[0]))
+        search->smallest = near_bits[plus];
+    for (int l = 0; l < LANES - 1; l++) near_bits[count + l] = last;
     search->count = count;
 }
 
 EF_TARGET EF_INLINE void EF_NAME(try_near)(Search *search, int64_t n) {
     for (int start = 0; start < search->count; start += LANES)
-        (void)EF_NAME(try_scales)(search, n, search->near_bits + start);
+        EF_NAME(try_scales)(search, n, search->near_bits + start, search->smallest,
+                            search->near_errors[start / LANES]);
+}
+
+/* Of equal errors the smaller scale wins. */
+EF_TARGET EF_INLINE void EF_NAME(choose)(Search *search) {
+    const int blocks = (search->count + LANES - 1) / LANES;
+    float best = search->best;
+    int chosen = MAX_SCALE_BITS;
+    Block least;
+    for (int block = 0; block < blocks; block++)
+        best = at_most(EF_NAME(least_of)(search->near_errors[block]), best);
+    least = EF_NAME(fill)(best);
+    for (int block = 0; block < search->blocks; block++) {
+        Block error = EF_NAME(load)(search->tried[block]);
+        unsigned winners = EF_NAME(at_most_mask)(&error, &least);
+        int bits = EF_NAME(lowest_of_third)(search, block) + 3 * lowest_lane(winners | 1u << 31);
+        bits = bits < search->first ? search->first : bits;
+        chosen = (winners != 0) & (bits < chosen) ? bits : chosen;
+    }
+    for (int block = 0; block < blocks; block++) {
+        Block error = EF_NAME(load)(search->near_errors[block]);
+        unsigned winners = EF_NAME(at_most_mask)(&error, &least);
+        for (; winners; winners &= winners - 1) {
+            int bits = search->near_bits[block * LANES + lowest_lane(winners)];
+            chosen = bits < chosen ? bits : chosen;
+        }
+    }
+    search->choice.bits = chosen;
+    search->choice.zero = search->zero;
 }
 
 /* Sixteen scales at a time, from the largest down, each with the zero points that suit it. */
@@ -807,6 +866,7 @@ EF_TARGET static int64_t EF_NAME(quantize_rows)(const Task *task, const void *we
                 for (int i = 0; i < batch; i++) EF_NAME(descend)(&searches[i], n);
                 for (int i = 0; i < batch; i++) EF_NAME(list_near)(&searches[i]);
                 for (int i = 0; i < batch; i++) EF_NAME(try_near)(&searches[i], n);
+                for (int i = 0; i < batch; i++) EF_NAME(choose)(&searches[i]);
             }
             for (int i = 0; i < batch; i++) {
                 const int64_t g = begin + i;

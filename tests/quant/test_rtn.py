@@ -191,7 +191,7 @@ def test_one_outlier_does_not_ruin_a_long_row():
 def test_a_bad_value_is_refused_with_weight_and_row(name, backend, value, says):
     weight = torch.ones(4, 128)
     weight[2, 40] = value
-    with pytest.raises(QuantizationError, match=rf"^lm_head\.weight has .*row 102.*") as error:
+    with pytest.raises(QuantizationError, match=r"^lm_head\.weight has .*row 102.*") as error:
         RTN.quantize_rows(
             weight, parse_format(name), name="lm_head.weight", first_row=100, backend=backend
         )
