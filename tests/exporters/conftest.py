@@ -207,24 +207,35 @@ Build = Callable[..., Exported]
 
 
 @pytest.fixture(scope="session")
-def build(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], Model]:
+    """Writes a checkpoint of a config, once, and opens it."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    made: dict[str, Model] = {}
+
+    def checkpoint_of(config: Config) -> Model:
+        key = json.dumps(config, sort_keys=True)
+        if key not in made:
+            made[key] = open_model(str(write_checkpoint(root / str(len(made)), config)))
+        return made[key]
+
+    return checkpoint_of
+
+
+@pytest.fixture(scope="session")
+def build(
+    cache: Path,
+    checkpoint_of: Callable[[Config], Model],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Build:
     """Exports a config by a recipe (or a format's name); the same again is not made twice."""
     root = tmp_path_factory.mktemp("artifacts")
-    checkpoints: dict[str, Model] = {}
     made: dict[tuple[str, str, int], Exported] = {}
-
-    def open_checkpoint(config: Config) -> Model:
-        key = json.dumps(config, sort_keys=True)
-        if key not in checkpoints:
-            folder = write_checkpoint(root / f"checkpoint-{len(checkpoints)}", config)
-            checkpoints[key] = open_model(str(folder))
-        return checkpoints[key]
 
     def build(config: Config, recipe: str = "fp32", context: int = CONTEXT) -> Exported:
         key = (json.dumps(config, sort_keys=True), recipe, context)
         if key not in made:
-            model = open_checkpoint(config)
-            out = root / f"artifact-{len(made)}"
+            model = checkpoint_of(config)
+            out = root / str(len(made))
             chosen = as_recipe(recipe, root)
             options = ExportOptions(recipe=chosen, context=context, threads=2)
             export(model, [find_target("onnx")], out, options)

@@ -1,0 +1,59 @@
+"""What ONNX Runtime's kernels cannot hold is refused in words, before any work."""
+
+from __future__ import annotations
+
+import pytest
+
+import edgeforge.pipeline as pipeline
+from edgeforge.pipeline import ExportOptions, export
+from exporters.errors import ExportError
+from exporters.registry import find_target
+
+
+@pytest.fixture
+def refused(cache, tmp_path, monkeypatch, checkpoint_of):
+    """Exports and returns the refusal; hashing or quantizing anything fails the test."""
+
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("work was done before the refusal")
+
+    def refused(config, format):
+        model = checkpoint_of(config)
+        monkeypatch.setattr(type(model.checkpoint), "digest", work)
+        monkeypatch.setattr(pipeline, "quantize", work)
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(f"- {{match: '*', format: {format}}}\n")
+        out = tmp_path / "out"
+        with pytest.raises(ExportError) as caught:
+            export(model, [find_target("onnx")], out, ExportOptions(recipe=str(recipe)))
+        assert not out.exists()
+        return str(caught.value)
+
+    return refused
+
+
+def test_heads_of_a_width_the_attention_kernel_lacks(refused, llama_config):
+    assert refused(llama_config(head_dim=12), "fp32") == (
+        "ONNX Runtime's GroupQueryAttention needs heads of a multiple of 8 columns; this model "
+        "has 12"
+    )
+
+
+@pytest.mark.parametrize("size", [8, 24, 48, 96, 512])
+def test_groups_that_are_no_block_of_the_kernels(refused, llama_config, size):
+    config = llama_config(
+        hidden_size=3 * 512, num_attention_heads=2, head_dim=768, intermediate_size=3 * 512
+    )
+    assert refused(config, f"int4-g{size}") == (
+        f"model.embed_tokens.weight has groups of {size}; ONNX Runtime's kernels have blocks of "
+        f"16, 32, 64, 128, 256: choose one of these"
+    )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_one_scale_a_row_over_columns_that_no_block_divides(refused, llama_config, bits):
+    config = llama_config(intermediate_size=100)
+    assert refused(config, f"int{bits}-pc") == (
+        f"model.layers.0.mlp.down_proj.weight has 100 input columns; ONNX Runtime's kernels need "
+        f"a multiple of 16 for int{bits}-pc: keep it fp16"
+    )

@@ -1,0 +1,75 @@
+"""Selecting the last position early: the same last row, from a program that does less."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from edgeforge.reference import ReferenceRunner, store_reader
+from exporters.last_token import keep_last_token
+from quant import dialect
+from quant.program import node_argument, shape_of
+
+
+def calls(program, target):
+    return [node for node in program.graph.nodes if node.target is target]
+
+
+def weight_name(program, node):
+    return program.inputs[node_argument(node, 1).name].name
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "int4-g32"])
+def test_the_last_row_is_the_same(build, openelm_config, llama_config, recipe, tokens):
+    for config in (openelm_config([2, 4], [1, 2]), llama_config(num_hidden_layers=1)):
+        made = build(config, recipe)
+        kept = keep_last_token(made.program)
+        for length in (1, 2, 13):
+            block = torch.from_numpy(tokens[:length])
+            every = next(ReferenceRunner(made.program, store_reader(made.store)).logits([block]))
+            last = next(ReferenceRunner(kept, store_reader(made.store)).logits([block]))
+            assert last.shape == (1, made.program.vocab_size)
+            assert np.abs(last[0] - every[-1]).max() < 1e-6 * np.ptp(every)
+
+
+def test_everything_after_the_last_attention_sees_one_position(build, openelm_config):
+    made = build(openelm_config([2, 4], [1, 2]), "int4-g32")
+    kept = keep_last_token(made.program)
+    seen = {weight_name(kept, n): shape_of(n)[1] for n in calls(kept, dialect.QUANT_LINEAR)}
+    layer = "model.layers.{}.{}.weight"
+    parts = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+    wanted = {layer.format(i, name): -1 for i in (0, 1) for name in parts}
+    wanted |= {layer.format(1, name): 1 for name in parts[1:]}
+    wanted["model.embed_tokens.weight"] = 1
+    assert seen == wanted
+    # Two selections: the attention's result and the residual stream beside it.
+    sources = {node_argument(node, 0) for node in calls(kept, dialect.LAST)}
+    assert len(calls(kept, dialect.LAST)) == len(sources) == 2
+    attention = calls(kept, dialect.ATTENTION)[-1]
+    assert attention in sources
+    assert {n.target for n in sources} == {dialect.ATTENTION, dialect.ADD}
+    assert shape_of(kept.output()) == (1, 1, made.program.vocab_size)
+    # Caches are still filled from every position.
+    assert shape_of(attention)[1] == -1
+
+
+def test_the_given_program_is_left_as_it_was(build, openelm_config):
+    made = build(openelm_config([2, 4], [1, 2]), "int4-g32")
+    before = str(made.program.graph)
+    shapes = {n.name: shape_of(n) for n in calls(made.program, dialect.QUANT_LINEAR)}
+    kept = keep_last_token(made.program)
+    assert str(made.program.graph) == before
+    assert {n.name: shape_of(n) for n in calls(made.program, dialect.QUANT_LINEAR)} == shapes
+    assert not calls(made.program, dialect.LAST)
+    assert dict(kept.inputs) == dict(made.program.inputs)
+    dialect.check_quantized(made.program)
+
+
+def test_only_the_lowered_dialect_knows_the_selection(build, openelm_config):
+    kept = keep_last_token(build(openelm_config([2], [1]), "fp32").program)
+    assert {n.target for n in kept.graph.nodes if n.op == "call_function"} <= (
+        dialect.LOWERED_DIALECT
+    )
+    with pytest.raises(dialect.DialectError, match=r"slice\.Tensor"):
+        dialect.check_quantized(kept)
