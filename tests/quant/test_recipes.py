@@ -1,0 +1,166 @@
+"""Recipes: the order of rules, roles, patterns, YAML files and their errors."""
+
+import subprocess
+import sys
+
+import pytest
+
+from quant.errors import QuantizationError
+from quant.formats import IntFormat, parse_format
+from quant.recipes import RECIPES, Recipe, Rule, find_recipe
+
+SHAPES = {
+    "model.embed_tokens.weight": (64, 128),
+    "model.layers.0.input_layernorm.weight": (128,),
+    "model.layers.0.self_attn.qkv_proj.weight": (192, 128),
+    "model.layers.0.mlp.down_proj.weight": (128, 256),
+    "model.layers.1.mlp.down_proj.weight": (128, 256),
+    "lm_head.weight": (64, 128),
+}
+ROLES = {
+    "model.embed_tokens.weight": "embedding",
+    "model.layers.0.input_layernorm.weight": "norm",
+    "lm_head.weight": "head",
+}
+ROLES = {name: ROLES.get(name, "linear") for name in SHAPES}
+
+
+def formats(*rules: Rule) -> list[str]:
+    plan = Recipe("mine", "", rules).plan(SHAPES, ROLES)
+    assert list(plan.weights) == list(SHAPES)
+    return [plan.weights[name].format.name for name in SHAPES]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_plans_a_model_whole(name):
+    recipe = RECIPES[name]
+    assert find_recipe(name) is recipe and recipe.name == name and recipe.about
+    plan = recipe.plan(SHAPES, ROLES)
+    plan.check(SHAPES)
+    assert plan.recipe == name
+    for weight, assignment in plan.weights.items():
+        is_integer = isinstance(assignment.format, IntFormat)
+        assert assignment.algorithm == ("rtn" if is_integer else "cast")
+        assert is_integer == (name.startswith("int") and len(SHAPES[weight]) == 2)
+    assert plan.weights["model.layers.0.input_layernorm.weight"].format.name == "fp32"
+
+
+def test_the_default_keeps_to_its_bits():
+    bits = RECIPES["int4"].plan(SHAPES, ROLES).bits_per_weight(SHAPES)
+    assert bits < 4.6
+
+
+def test_the_first_rule_that_matches_decides():
+    assert formats(
+        Rule("model.layers.1.*", "int8-pc"),
+        Rule("*down_proj*", "int4-g64"),
+        Rule("head", "fp16"),
+        Rule("*", "int4-g32"),
+    ) == ["int4-g32", "fp32", "int4-g32", "int4-g64", "int8-pc", "fp16"]
+
+
+def test_a_rule_may_name_a_role():
+    assert formats(
+        Rule("embedding", "int8-pc"), Rule("linear", "int4-g128"), Rule("head", "bf16")
+    ) == ["int8-pc", "fp32", "int4-g128", "int4-g128", "int4-g128", "bf16"]
+
+
+def test_patterns_know_sets_and_case():
+    assert formats(Rule("model.layers.[1-9].*", "int8-pc"), Rule("*", "int4-g32"))[4] == "int8-pc"
+    with pytest.raises(QuantizationError, match="no weight is left"):
+        formats(Rule("MODEL.*", "int8-pc"), Rule("*", "int4-g32"))
+
+
+def test_rules_without_a_star_at_their_end_are_refused():
+    with pytest.raises(QuantizationError, match=r"no rule for model\.embed.*rule for '\*'"):
+        formats(Rule("linear", "int4-g32"))
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (Rule("model.layer.0.mlp.down_proj.weight", "int8-pc"), Rule("*", "int4-g32")),
+        (Rule("*", "int4-g32"), Rule("model.layers.0.mlp.down_proj.weight", "int8-pc")),
+    ],
+    ids=["misspelt", "after the star"],
+)
+def test_a_rule_that_matches_nothing_is_refused(rules):
+    with pytest.raises(QuantizationError, match=r"no weight is left.*did you mean .*down_proj"):
+        formats(*rules)
+
+
+def test_a_rule_for_a_head_may_match_nothing():
+    tied = {name: shape for name, shape in SHAPES.items() if name != "lm_head.weight"}
+    Recipe("mine", "", (Rule("head", "fp16"), Rule("*", "int4-g32"))).plan(tied, ROLES)
+
+
+def test_an_unknown_algorithm_is_refused_before_any_work():
+    with pytest.raises(QuantizationError, match=r"no algorithm 'rnt' \(did you mean 'rtn'\?\)"):
+        formats(Rule("*", "int4-g32", "rnt"))
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest():
+    with pytest.raises(QuantizationError) as caught:
+        find_recipe("int4-g33")
+    assert "did you mean 'int4-g3" in str(caught.value)
+    assert all(name in str(caught.value) for name in RECIPES)
+
+
+@pytest.mark.parametrize("head", ["", "rules:\n"], ids=["list", "mapping"])
+def test_a_file_of_rules_is_read(tmp_path, head):
+    file = tmp_path / "mischung größe.yaml"
+    file.write_text(
+        f"{head}- {{match: head, format: fp16}}\n- match: '*'\n  format: int4-g64\n"
+        "  algorithm: rtn\n",
+        encoding="utf-8",
+    )
+    recipe = find_recipe(str(file))
+    assert recipe.rules == (Rule("head", "fp16"), Rule("*", "int4-g64", "rtn"))
+    assert recipe.plan(SHAPES, ROLES).recipe == "mischung größe"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"- {match: *, format: int4-g32}", r"not YAML at line 1, column 12 .*want quotes"),
+        (b"- [", "not YAML at line 1"),
+        (b"\xff\xfe\xff", "not UTF-8"),
+        (b"", "must be a list of rules"),
+        (b"[]", "must be a list of rules"),
+        (b"rules: 3", "must be a list of rules"),
+        (b"ruels: []", "must be a list of rules"),
+        (b"{rules: [{match: '*', format: fp16}], default: int4}", "must be a list of rules"),
+        (b"- int4", "rule 1 must have match and format"),
+        (b"- {match: '*'}", "rule 1 must have match and format"),
+        (b"- {match: '*', format: fp16, bits: 4}", "rule 1 must have match and format"),
+        (b"- {match: head, format: fp16}\n- {match: '*', format: int3}", "rule 2: 'int3' is not"),
+        (b"[" * 5000, "not YAML"),
+    ],
+)
+def test_a_file_that_holds_no_rules_is_refused(tmp_path, content, words):
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    with pytest.raises(QuantizationError, match=words) as caught:
+        find_recipe(str(file))
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(QuantizationError, match=r"nowhere\.yml cannot be read: No such file"):
+        find_recipe(str(tmp_path / "nowhere.yml"))
+    with pytest.raises(QuantizationError, match=r"folder\.yaml cannot be read: Is a directory"):
+        (tmp_path / "folder.yaml").mkdir()
+        find_recipe(str(tmp_path / "folder.yaml"))
+
+
+def test_listing_recipes_loads_no_torch():
+    code = "import sys, quant.recipes; print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout == "False\n"
+
+
+def test_every_format_that_a_recipe_names_is_known():
+    for recipe in RECIPES.values():
+        for rule in recipe.rules:
+            assert parse_format(rule.format).name == rule.format

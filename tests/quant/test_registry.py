@@ -1,0 +1,59 @@
+"""The contract of every quantizer: a row alone decides what it becomes."""
+
+import pytest
+import torch
+
+from quant.errors import QuantizationError
+from quant.formats import parse_format
+from quant.packing import dequantize
+from quant.registry import QUANTIZERS
+
+FORMATS = ("int4-g32", "int4-g32-asym", "int4-pc", "int8-pc", "int8-g32", "int8-g64-asym")
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_a_quantizer_bears_the_name_of_its_row(name):
+    assert QUANTIZERS[name].name == name
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_rows_do_not_see_each_other(name, format):
+    fmt = parse_format(format)
+    weight = torch.randn(21, 128, generator=torch.Generator().manual_seed(1))
+    whole = QUANTIZERS[name].quantize_rows(weight, fmt)
+    for start, stop in ((0, 1), (1, 8), (8, 21)):
+        rows = QUANTIZERS[name].quantize_rows(weight[start:stop], fmt)
+        assert torch.equal(rows.codes, whole.codes[start:stop])
+        assert torch.equal(rows.scale, whole.scale[start:stop])
+        if fmt.symmetric:
+            assert rows.zero_point is None and whole.zero_point is None
+        else:
+            assert torch.equal(rows.zero_point, whole.zero_point[start:stop])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_parts_are_laid_out_as_the_format_says_and_the_costs_are_true(name, format):
+    fmt = parse_format(format)
+    weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+    made = QUANTIZERS[name].quantize_rows(weight, fmt)
+    for part, layout in fmt.layout(6, 64).items():
+        value = getattr(made, part)
+        assert tuple(value.shape) == layout.shape
+        assert value.dtype == getattr(torch, layout.dtype)
+    stored = dequantize(made.codes, made.scale, made.zero_point, fmt).double()
+    error = (weight.double() - stored).square().sum()
+    assert made.squared_error == pytest.approx(float(error), rel=1e-5)
+    assert made.squared_norm == pytest.approx(float(weight.double().square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_what_is_not_finite_is_named_with_its_row(name, bad):
+    weight = torch.ones(4, 64)
+    weight[2, 5] = bad
+    with pytest.raises(QuantizationError, match=r"w\.weight has .* in row 102"):
+        QUANTIZERS[name].quantize_rows(
+            weight, parse_format("int4-g32"), name="w.weight", first_row=100
+        )
