@@ -10,9 +10,6 @@
  */
 #ifndef EF_NAME
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -342,12 +339,12 @@ EF_EXPORT void edgeforge_dequantize_rows(const uint8_t *codes, const uint16_t *s
     run(&task, codes, scale, zero_point, out);
 }
 
-static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_kernels", "Compiled kernels; see quant.native.", -1, NULL,
-    NULL, NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit__kernels(void) {
-    return PyModule_Create(&module);
+/*
+ * Linkers that are told to export a module's entry find one here. It makes no module: quant.native
+ * loads the library by ctypes, so that building it needs a C compiler and no Python headers.
+ */
+EF_EXPORT void *PyInit__kernels(void) {
+    return NULL;
 }
 
 #else /* EF_NAME: the parts that are compiled for each instruction set. */
