@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 
 from edgeforge.errors import CheckpointError
@@ -91,6 +90,11 @@ _HARMLESS = frozenset(
 )
 
 
+# More than any model has; a damaged or hostile file can claim a number that nothing could hold.
+_MAX_LAYERS = 10_000
+_MAX_NUMBER = 2**53
+
+
 class ConfigReader:
     """A configuration whose every read is recorded; `finish` refuses what nobody read.
 
@@ -134,6 +138,15 @@ class ConfigReader:
         """A whole number of at least ``minimum``; required when there is no default."""
         return _integer(self._required(field, default), f"{self.where}: {field}", minimum)
 
+    def layer_count(self, field: str) -> int:
+        """How many layers there are; required."""
+        count = self.integer(field)
+        if count > _MAX_LAYERS:
+            raise CheckpointError(
+                f"{self.where}: {field} is {count}; EdgeForge reads {_MAX_LAYERS} layers at most"
+            )
+        return count
+
     def real(self, field: str, default: float | None = None) -> float:
         """A finite number above zero; required when there is no default."""
         return _real(self._required(field, default), f"{self.where}: {field}")
@@ -142,7 +155,7 @@ class ConfigReader:
         """A boolean."""
         value = self.get(field, default)
         if not isinstance(value, bool):
-            raise CheckpointError(f"{self.where}: {field} is {value!r}, not true or false")
+            raise CheckpointError(f"{self.where}: {field} is {_show(value)}, not true or false")
         return value
 
     def integers(self, field: str, length: int) -> tuple[int, ...] | None:
@@ -167,7 +180,7 @@ class ConfigReader:
         value = self.get(field, default)
         if value not in allowed:
             raise CheckpointError(
-                f"{self.where} sets {field} to {value!r}; EdgeForge implements "
+                f"{self.where} sets {field} to {_show(value)}; EdgeForge implements "
                 f"{' and '.join(map(repr, allowed))} here"
             )
         return str(value)
@@ -190,7 +203,7 @@ class ConfigReader:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise CheckpointError(f"{self.where}: {field} is {value!r}, not an object")
+            raise CheckpointError(f"{self.where}: {field} is {_show(value)}, not an object")
         return ConfigReader(value, self._ignore, f"{self.where}: {field}")
 
     def finish(self) -> None:
@@ -203,12 +216,11 @@ class ConfigReader:
     def _refuse(self, field: str) -> None:
         if field in self._ignore:
             return
-        shown = repr(self._config[field])
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        option = field if field.isidentifier() else repr(field)
         raise CheckpointError(
-            f"{self.where} sets {field!r} to {shown}, which EdgeForge does not implement for this "
-            f"family and which may change the model's numbers; if you know that it does not, pass "
-            f"--ignore-config {field}"
+            f"{self.where} sets {field!r} to {_show(self._config[field])}, which EdgeForge does "
+            f"not implement for this family and which may change the model's numbers; if you know "
+            f"that it does not, pass --ignore-config {option}"
         )
 
 
@@ -216,19 +228,30 @@ def _is_off(value: object) -> bool:
     return value is None or value is False or value in (0, "", [], {})
 
 
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def _integer(value: object, where: str, minimum: int = 1) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise CheckpointError(f"{where} is {value!r}, not a whole number of at least {minimum}")
+        raise CheckpointError(
+            f"{where} is {_show(value)}, not a whole number of at least {minimum}"
+        )
+    if value > _MAX_NUMBER:
+        raise CheckpointError(f"{where} is {_show(value)}, more than any model has")
     return value
 
 
 def _real(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CheckpointError(f"{where} is {value!r}, not a number")
-    if value <= 0:
-        raise CheckpointError(f"{where} is {value!r}; it must be above zero")
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise CheckpointError(f"{where} is {_show(value)}, not a number")
+    if not 0 < value <= _MAX_NUMBER:
+        raise CheckpointError(
+            f"{where} is {_show(value)}; it must be above zero and at most 2 to the 53rd"
+        )
     return float(value)
 
 

@@ -60,7 +60,7 @@ def read_llama_like(
     hidden, heads, kv_heads, head_dim = read_head_counts(config, family.kv_heads)
     config.choice("hidden_act", ("silu", "swish"), "silu")
     layer = LayerSpec(heads, kv_heads, config.integer("intermediate_size"))
-    layers = (layer,) * config.integer("num_hidden_layers")
+    layers = (layer,) * config.layer_count("num_hidden_layers")
     vocab = config.integer("vocab_size")
     tied = config.flag("tie_word_embeddings", False)
     max_context = config.integer("max_position_embeddings", family.max_context)

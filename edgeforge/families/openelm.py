@@ -91,7 +91,7 @@ def read_layers(config: ConfigReader, model_dim: int, head_dim: int) -> tuple[La
     Raises:
         CheckpointError: lists that contradict each other.
     """
-    count = config.integer("num_transformer_layers")
+    count = config.layer_count("num_transformer_layers")
     groups = config.integer("num_gqa_groups", 1)
     divisor = config.integer("ffn_dim_divisor", 256)
     qkv = config.reals("qkv_multipliers")
