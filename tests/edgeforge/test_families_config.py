@@ -1,0 +1,278 @@
+"""A configuration is understood whole or refused by name: nothing that matters is ignored."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeforge.errors import CheckpointError
+from edgeforge.families.registry import FAMILIES, read_spec
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+}
+MISTRAL = LLAMA | {"model_type": "mistral"}
+PHI3 = LLAMA | {"model_type": "phi3"}
+OPENELM = {
+    "model_type": "openelm",
+    "model_dim": 48,
+    "head_dim": 8,
+    "num_transformer_layers": 2,
+    "ffn_dim_divisor": 16,
+}
+BY_FAMILY = {"llama": LLAMA, "mistral": MISTRAL, "openelm": OPENELM, "phi3": PHI3}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+
+
+def refusal(config, **options) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        read_spec(config, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_every_family_has_a_configuration_here():
+    assert set(BY_FAMILY) == set(FAMILIES)
+    for config in BY_FAMILY.values():
+        read_spec(config)
+
+
+CHANGES_THE_MATHS = {
+    "attention_multiplier": 0.125,
+    "attn_logit_softcapping": 50.0,
+    "clip_qkv": 8.0,
+    "embedding_multiplier": 12.0,
+    "final_logit_softcapping": 30.0,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "logit_scale": 0.0625,
+    "logits_scaling": 8.0,
+    "max_window_layers": 28,
+    "num_local_experts": 8,
+    "qk_layernorm": True,
+    "residual_multiplier": 0.22,
+    "some_future_field": "yes",
+}
+
+
+@pytest.mark.parametrize("family", BY_FAMILY)
+@pytest.mark.parametrize("field", CHANGES_THE_MATHS)
+def test_a_field_that_changes_the_maths_is_refused_unless_vouched_for(family, field):
+    value = CHANGES_THE_MATHS[field]
+    config = BY_FAMILY[family] | {field: value}
+    message = refusal(config)
+    assert f"{field!r} to {value!r}" in message
+    assert f"--ignore-config {field}" in message
+    assert read_spec(config, ignore=[field]) == read_spec(BY_FAMILY[family])
+    assert field in refusal(config, ignore=["another"])
+    assert read_spec(BY_FAMILY[family] | {field: None}) == read_spec(BY_FAMILY[family])
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "phi3"])
+@pytest.mark.parametrize("field", ["attention_bias", "mlp_bias"])
+def test_a_bias_is_refused(family, field):
+    assert f"{field!r} to True" in refusal(BY_FAMILY[family] | {field: True})
+    read_spec(BY_FAMILY[family] | {field: False})
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (LLAMA | {"rope_interleaved": True}, ["'rope_interleaved'"]),
+        (LLAMA | {"sliding_window": 128}, ["'sliding_window' to 128"]),
+        (PHI3 | {"lm_head_bias": True}, ["'lm_head_bias'"]),
+        (PHI3 | {"full_attn_mod": 2}, ["'full_attn_mod' to 2"]),
+        (PHI3 | {"interpolate_factor": 2}, ["'interpolate_factor' to 2"]),
+        (PHI3 | {"blocksparse_params": {"block_size": 64}}, ["'blocksparse_params'"]),
+        (LLAMA | {"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "'silu'"]),
+        (LLAMA | {"hidden_act": "gelu_pytorch_tanh"}, ["hidden_act"]),
+        (LLAMA | {"num_key_value_heads": 4}, ["6", "multiple", "4", "num_key_value_heads"]),
+        (LLAMA | {"hidden_size": 50}, ["hidden_size 50", "num_attention_heads 6"]),
+        (LLAMA | {"head_dim": 7}, ["head of 7", "even"]),
+        (LLAMA | {"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "4 of 8"]),
+        (MISTRAL | {"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "4 of 8"]),
+        (PHI3 | {"partial_rotary_factor": 1.5}, ["partial_rotary_factor is 1.5", "(0, 1]"]),
+        (PHI3 | {"partial_rotary_factor": 0.4}, ["3 rotated columns", "8"]),
+        (PHI3 | {"partial_rotary_factor": 0.1}, ["0 rotated columns"]),
+        (LLAMA | {"quantization_config": {"bits": 4}}, ["quantization_config", "already"]),
+        (LLAMA | {"bos_token_id": 100}, ["bos_token_id is 100", "100 tokens"]),
+        (LLAMA | {"eos_token_id": ["</s>"]}, ["eos_token_id", "'</s>'"]),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(config, words):
+    message = refusal(config)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize(
+    ("rope", "words"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0}, ["'yarn'", "llama3", "longrope"]),
+        ({"type": "yarn", "factor": 4.0}, ["'yarn'"]),
+        ({"type": "dynamic", "factor": 2.0}, ["'dynamic'", "linear"]),
+        ({"rope_type": "proportional"}, ["'proportional'"]),
+        ({"rope_type": "linear"}, ["no field 'factor'"]),
+        ({"rope_type": "linear", "facto": 2.0}, ["no field 'factor'", "'facto'"]),
+        ({"rope_type": "linear", "factor": -2.0}, ["factor is -2.0"]),
+        ({"rope_type": "linear", "factor": "2"}, ["factor is '2'"]),
+        ({"rope_type": "linear", "factor": float("nan")}, ["factor is nan"]),
+        ({"rope_type": "default", "factor": 2.0}, ["'factor' to 2.0"]),
+        ({"rope_type": "default", "mrope_section": [1, 1, 2]}, ["'mrope_section'"]),
+        ({"full_attention": {"rope_type": "default"}}, ["'full_attention'"]),
+        (
+            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1, "high_freq_factor": 4},
+            ["original_max_position_embeddings"],
+        ),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 4,
+                "high_freq_factor": 4,
+                "original_max_position_embeddings": 64,
+            },
+            ["low_freq_factor 4.0", "high_freq_factor 4.0"],
+        ),
+        ({**LONGROPE, "short_factor": [1.0] * 3}, ["short_factor", "4 numbers", "found 3"]),
+        ({**LONGROPE, "long_factor": [1.0] * 5}, ["long_factor", "4 numbers", "found 5"]),
+        ({**LONGROPE, "long_factor": [1.0, 1.0, 0.0, 1.0]}, ["long_factor[2] is 0.0"]),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 4}, ["long_factor", "found none"]),
+        ({**LONGROPE, "short_mscale": 1.1, "long_mscale": 1.2}, ["'short_mscale' to 1.1"]),
+        ([1, 2], ["not an object"]),
+    ],
+)
+def test_rope_that_is_not_implemented_is_refused(spelling, rope, words):
+    message = refusal(PHI3 | {spelling: rope})
+    assert all(word in message for word in [spelling, *words]), message
+
+
+def test_two_spellings_of_the_same_rope_may_stand_together_but_not_disagree():
+    linear = {"rope_type": "linear", "factor": 2.0}
+    both = LLAMA | {"rope_parameters": linear, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    assert read_spec(both).rope.factor == 2.0
+    both["rope_scaling"] = {"type": "linear", "factor": 3.0}
+    assert "contradict" in refusal(both)
+    both["rope_parameters"] = {"rope_theta": 5.0}
+    assert "contradict" in refusal(both)
+
+
+def test_the_original_context_is_found_outside_and_inside_of_the_rope():
+    field = "original_max_position_embeddings"
+    outside = PHI3 | {field: 64, "rope_scaling": LONGROPE}
+    inside = PHI3 | {"rope_scaling": LONGROPE | {field: 64}}
+    assert read_spec(outside).rope == read_spec(inside).rope
+    assert read_spec(inside).rope.original_context == 64
+    assert "64" in refusal(inside | {field: 128})
+    assert field in refusal(PHI3 | {field: "64", "rope_scaling": LONGROPE})
+    assert field in refusal(PHI3 | {field: 1, "rope_scaling": LONGROPE})
+
+
+@pytest.mark.parametrize("name", ["su", "longrope"])
+def test_longrope_has_two_names(name):
+    rope = {**LONGROPE, "type": name}
+    del rope["rope_type"]
+    assert read_spec(PHI3 | {"rope_scaling": rope}).rope.scaling == "longrope"
+
+
+@pytest.mark.parametrize("family", BY_FAMILY)
+@pytest.mark.parametrize("value", [None, "12", -1, 0, 1.5, True, [3], {}])
+def test_wrong_types_and_missing_fields_name_the_field(family, value):
+    config = BY_FAMILY[family]
+    required = {"openelm": ["model_dim", "head_dim", "num_transformer_layers"]}.get(
+        family,
+        [
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "vocab_size",
+        ],
+    )
+    for field in required:
+        message = refusal(config | {field: value})
+        assert repr(field) in message if value is None else f"{field} is {value!r}" in message
+        without = {key: kept for key, kept in config.items() if key != field}
+        assert f"no field {field!r}" in refusal(without)
+        assert f"(it has '{field}s')" in refusal(without | {f"{field}s": 3})
+
+
+@pytest.mark.parametrize("family", BY_FAMILY)
+def test_numbers_that_no_model_has_are_refused_at_once(family):
+    layers = "num_transformer_layers" if family == "openelm" else "num_hidden_layers"
+    assert f"{layers} is 1000000000;" in refusal(BY_FAMILY[family] | {layers: 1_000_000_000})
+    message = refusal(BY_FAMILY[family] | {"vocab_size": 10**4000})
+    assert "vocab_size is 1000" in message
+    assert len(message) < 300
+    assert "vocab_size is [0, 0" in (message := refusal(LLAMA | {"vocab_size": [0] * 10**5}))
+    assert len(message) < 300
+
+
+def test_a_field_with_line_breaks_in_its_name_stays_on_one_line():
+    assert r"'a\nb'" in refusal(LLAMA | {"a\nb": 1})
+
+
+@pytest.mark.parametrize("field", ["tie_word_embeddings", "rms_norm_eps", "rope_theta", "head_dim"])
+def test_optional_fields_are_checked_too(field):
+    assert re.search(rf"{field} is \[\]", refusal(LLAMA | {field: []}))
+    assert re.search(rf"{field} is 'x'", refusal(LLAMA | {field: "x"}))
+
+
+@pytest.mark.parametrize("kind", ["lama", "Llama", "mixtral", None, 3, ["llama"], ""])
+def test_an_unknown_model_type_lists_the_known(kind):
+    message = refusal(LLAMA | {"model_type": kind})
+    assert repr(kind) in message
+    assert "llama, mistral, openelm, phi3" in message
+    assert ("did you mean 'llama'" in message) == (kind in ("lama", "Llama", ["llama"]))
+    assert "model_type None" in refusal({})
+
+
+def test_ends_of_text_are_gathered_from_both_files():
+    config = LLAMA | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": -1}
+    spec = read_spec(config, {"eos_token_id": [7, 8, 2], "bos_token_id": 3})
+    assert (spec.bos, spec.eos, spec.pad) == (3, (7, 8, 2), None)
+    assert read_spec(config).eos == (2,)
+    nameless = read_spec(LLAMA | {"bos_token_id": None})
+    assert (nameless.bos, nameless.eos, nameless.pad) == (None, (), None)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats()
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), family=st.sampled_from(sorted(BY_FAMILY)))
+def test_no_value_of_any_field_is_more_than_refused(data, family):
+    config = dict(BY_FAMILY[family])
+    rope = {"rope_type": "longrope", "short_factor": [1] * 4, "long_factor": [1] * 4}
+    known = [*config, "rope_scaling", "rope_parameters", "rope_theta", "eos_token_id"]
+    known += ["head_dim", "tie_word_embeddings", "num_query_heads", "qkv_multipliers"]
+    config[data.draw(st.sampled_from(known))] = data.draw(JSON)
+    if family != "openelm" and data.draw(st.booleans()):
+        config["rope_scaling"] = rope | {data.draw(st.sampled_from(list(rope))): data.draw(JSON)}
+    try:
+        spec = read_spec(config)
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+    else:
+        assert spec.rope.width > 0
+        assert spec.num_parameters > 0
