@@ -48,7 +48,7 @@ class OnnxSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised; they need not be printed too
         path = self._folder / name
         try:
             return onnxruntime.InferenceSession(
@@ -79,7 +79,7 @@ class OnnxSession:
         """Width of the logits."""
         self.load()
         assert self._generator is not None
-        return int(self._generator.get_outputs()[0].shape[2])
+        return _vocab_size(self._generator)
 
     def reset(self) -> None:
         """Forgets all positions."""
@@ -90,7 +90,7 @@ class OnnxSession:
         self.load()
         assert self._generator is not None
         total = self._length + len(tokens)
-        self._check(tokens, total)
+        self._check(self._generator, tokens, total)
         binding = self._generator.io_binding()
         binding.bind_cpu_input("input_ids", tokens.reshape(1, -1))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
@@ -106,9 +106,9 @@ class OnnxSession:
 
     def logits(self, tokens: Tokens) -> Logits:
         """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``."""
-        self._check(tokens, len(tokens))
         if self._verifier is None:
             self._verifier = self._open(VERIFY)
+        self._check(self._verifier, tokens, len(tokens))
         feeds: dict[str, Any] = {
             "input_ids": tokens.reshape(1, -1),
             "attention_mask": np.ones((1, len(tokens)), np.int64),
@@ -121,9 +121,17 @@ class OnnxSession:
         logits: Logits = result[0][0]
         return logits
 
-    def _check(self, tokens: Tokens, total: int) -> None:
+    def _check(self, session: onnxruntime.InferenceSession, tokens: Tokens, total: int) -> None:
         if not len(tokens):
             raise DeviceError("there is no token to run")
+        # The kernels give zeros or another token's row for a token that does not exist.
+        vocab_size = _vocab_size(session)
+        outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
+        if len(outside):
+            raise DeviceError(
+                f"there is no token {outside[0]}: the artifact's vocabulary is 0 to "
+                f"{vocab_size - 1}"
+            )
         if total > self.context:
             raise DeviceError(
                 f"{total} tokens do not fit the artifact's context of {self.context}: shorten the "
@@ -135,6 +143,10 @@ class OnnxSession:
             return work()
         except Exception as error:  # onnxruntime's errors share no base class
             raise DeviceError(f"onnxruntime failed: {_first_line(error)}") from error
+
+
+def _vocab_size(session: onnxruntime.InferenceSession) -> int:
+    return int(session.get_outputs()[0].shape[2])
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from device_harness.errors import DeviceError
+from exporters.errors import ExportError
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,10 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, default=128)
     parser.add_argument("--decode", type=int, default=32)
     asked = parser.parse_args()
-    timings = measure(asked.folder, asked.threads, asked.prefill, asked.decode)
+    try:
+        timings = measure(asked.folder, asked.threads, asked.prefill, asked.decode)
+    except (DeviceError, ExportError) as error:
+        sys.exit(str(error))
     print(json.dumps(asdict(timings)))
 
 

@@ -43,7 +43,9 @@ def test_one_flipped_bit_is_seen_wherever_it_is(artifact, tmp_path):
     kinds = set()
     for graph in ("model.onnx", "verify.onnx"):
         whole = (copy / graph).read_bytes()
-        for index, tensor in enumerate(onnx.load(copy / graph, load_external_data=False).graph.initializer):
+        for index, tensor in enumerate(
+            onnx.load(copy / graph, load_external_data=False).graph.initializer
+        ):
             weight, found, suffix = tensor.name.partition(".weight")
             if not found or "shape" in suffix:
                 continue

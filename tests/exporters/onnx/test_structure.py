@@ -222,13 +222,13 @@ def test_the_graph_declares_its_own_names_and_shapes(build, openelm_config):
     assert manifest.outputs == {"logits": "float[batch_size, 1, 320]"}
     assert found["past_key_values.1.key"] == "float[batch_size, 3, past_length, 16]"
     names = [value.name for value in session.get_outputs()]
-    assert names == ["logits"] + [f"present.{i}.{kind}" for i in (0, 1) for kind in ("key", "value")]
+    assert names == ["logits"] + [
+        f"present.{i}.{kind}" for i in (0, 1) for kind in ("key", "value")
+    ]
 
 
 @pytest.mark.parametrize("recipe", ["int4-g32-asym", "fp16"])
-def test_two_exports_are_equal_byte_for_byte(
-    build, openelm_config, recipe, tmp_path, monkeypatch
-):
+def test_two_exports_are_equal_byte_for_byte(build, openelm_config, recipe, tmp_path, monkeypatch):
     first = build(openelm_config([2, 4], [1, 2]), recipe)
     # In another place, from another store made anew.
     monkeypatch.setenv("EDGEFORGE_CACHE", str(tmp_path / "other cache"))

@@ -1,0 +1,24 @@
+"""One small artifact for every test of the host runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeforge.model import open_model
+from edgeforge.pipeline import ExportOptions, export
+from edgeforge.synth import synthesise
+from exporters.registry import find_target
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny Llama at int4 with a context of 64 tokens."""
+    root = tmp_path_factory.mktemp("device harness")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEFORGE_CACHE", str(root / "cache"))
+        model = open_model(str(synthesise("tiny-llama", root / "checkpoint")))
+        export(model, [find_target("onnx")], root / "artifact", ExportOptions("int4", context=64))
+        yield root / "artifact"
