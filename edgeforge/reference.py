@@ -8,15 +8,19 @@ of the blocks, never by the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from device_harness.errors import DeviceError
-from quant import dialect
+from quant import dialect, native, packing
+from quant.ops import integer_format
 from quant.program import Input, Program, node_argument
 from quant.store import WeightStore
 
@@ -26,7 +30,7 @@ GROUP_TOKENS = 8192
 WeightReader = Callable[[Input], Tensor]
 """Gives the value of an input of kind ``weight``."""
 
-Values = dict[fx.Node, list[object]]
+Values = dict[fx.Node, list[Any]]
 
 
 class ReferenceRunner:
@@ -77,28 +81,51 @@ class ReferenceRunner:
         for node in self.program.graph.nodes:
             if node.op == "placeholder" and inputs[node.name].kind == "tokens":
                 values[node] = [block.reshape(1, -1) for block in blocks]
-        with torch.no_grad():
+        with _block_pool() as pool:
             for index, node in enumerate(self._order):
                 if node is head:
                     break
-                values[node] = self._node(node, values, len(blocks))
+                values[node] = self._node(node, values, len(blocks), pool)
                 for used in node.all_input_nodes:
                     if self._last_use.get(used, -1) == index:
                         del values[used]
-            weights = self._weights(head)
-            for index in range(len(blocks)):
-                result = head.target(*self._arguments(head, values, index, weights))  # type: ignore[operator]
-                yield result[0]
+        run = self._prepare(head, values)
+        for index in range(len(blocks)):
+            yield run(index)[0]
 
-    def _node(self, node: fx.Node, values: Values, count: int) -> list[object]:
+    def _node(
+        self, node: fx.Node, values: Values, count: int, pool: ThreadPoolExecutor
+    ) -> list[object]:
         if node.target is dialect.EMBEDDING and self._rows is not None:
             name = self.program.inputs[node_argument(node, 1).name].name
             tokens = values[node_argument(node, 0)]
             return [self._rows(name, block) for block in tokens if isinstance(block, Tensor)]
+        return list(pool.map(self._prepare(node, values), range(count)))
+
+    def _prepare(self, node: fx.Node, values: Values) -> Callable[[int], Any]:
+        """What runs a node on one block, its weights already read and unpacked."""
         weights = self._weights(node)
         target = node.target
         assert callable(target)
-        return [target(*self._arguments(node, values, i, weights)) for i in range(count)]
+
+        def run(index: int) -> Any:
+            with torch.no_grad():
+                return target(*self._arguments(node, values, index, weights))
+
+        def run_unpacked(index: int) -> Any:
+            with torch.no_grad():
+                return F.linear(values[node_argument(node, 0)][index], unpacked)
+
+        if target is not dialect.QUANT_LINEAR:
+            return run
+        # What the operator does for every block, done once for all.
+        codes, scale, zero_point = (
+            weights[source] if isinstance(source, fx.Node) else None for source in node.args[1:4]
+        )
+        assert codes is not None and scale is not None
+        unpack = native.dequantize if native.available() else packing.dequantize
+        unpacked = unpack(codes, scale, zero_point, integer_format(str(node.args[4])))
+        return run_unpacked
 
     def _weights(self, node: fx.Node) -> dict[fx.Node, Tensor]:
         """The weights and tables that a node takes."""
@@ -125,7 +152,7 @@ class ReferenceRunner:
                 return torch.zeros(1, dtype=torch.int64)
             # A cache as long as the block is enough, for every block is a fresh text.
             _, heads, _, width = source.meta["val"].shape
-            length = values[node_argument(node, 0)][index].shape[1]  # type: ignore[attr-defined]
+            length = values[node_argument(node, 0)][index].shape[1]
             return torch.zeros(1, heads, length, width)
 
         return _replace_nodes(node, value)
@@ -222,6 +249,18 @@ class ReferenceSession:
                 f"{total} tokens do not fit the program's context of {self.context}: shorten the "
                 f"text, or trace with a larger context"
             )
+
+
+@contextmanager
+def _block_pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads that take a block each: they never wait for each other within an operator."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(before, thread_name_prefix="reference") as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
 
 
 def _replace_nodes(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[object, ...]:

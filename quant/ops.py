@@ -18,7 +18,8 @@ from quant.formats import IntFormat, parse_format
 from quant.packing import dequantize
 
 
-def _integers(format: str) -> IntFormat:
+def integer_format(format: str) -> IntFormat:
+    """The integer format that an operator's argument names."""
     parsed = parse_format(format)
     if not isinstance(parsed, IntFormat):
         raise ValueError(f"{format} is not an integer format")
@@ -171,7 +172,7 @@ def quant_linear(
     Returns:
         ``float[..., o]``.
     """
-    return F.linear(x, dequantize(codes, scale, zero_point, _integers(format)).to(x.dtype))
+    return F.linear(x, dequantize(codes, scale, zero_point, integer_format(format)).to(x.dtype))
 
 
 @quant_linear.register_fake
@@ -186,12 +187,12 @@ def quant_embedding(
     """`embedding` from a table in an integer format; arguments as in `quant_linear`."""
     rows, where = torch.unique(tokens, return_inverse=True)
     zero = None if zero_point is None else zero_point[rows]
-    return dequantize(codes[rows], scale[rows], zero, _integers(format))[where]
+    return dequantize(codes[rows], scale[rows], zero, integer_format(format))[where]
 
 
 @quant_embedding.register_fake
 def _(
     tokens: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format: str
 ) -> Tensor:
-    columns = codes.shape[1] * 8 // _integers(format).bits
+    columns = codes.shape[1] * 8 // integer_format(format).bits
     return torch.empty((*tokens.shape, columns), dtype=torch.float32, device=codes.device)
