@@ -74,8 +74,7 @@ class CheckpointWeights:
             begin = end
         if len(found) == 1:
             return found[0]
-        if len({rows.dtype for rows in found}) > 1:
-            found = [rows.float() for rows in found]
+        # Of several dtypes it makes float32, bfloat16 beside float16 included.
         return torch.cat(found)
 
     def _piece(self, piece: Piece, start: int, stop: int) -> torch.Tensor:
