@@ -189,7 +189,7 @@ def test_without_a_generation_config_it_is_greedy(build, llama_config, tmp_path)
 
 
 def llama2_like(folder: Path) -> None:
-    """A SentencePiece-style tokenizer.json, as Llama 2 and OpenELM have: no regex, byte fallback."""
+    """A tokenizer.json as Llama 2 and OpenELM have: byte fallback, no regex."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]

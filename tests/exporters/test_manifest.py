@@ -1,0 +1,130 @@
+"""The manifest reads back as it was written, and finds what happened to files since."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from exporters.errors import ExportError
+from exporters.manifest import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    WeightRecord,
+    check_files,
+    record_files,
+)
+
+PLAIN = Manifest(
+    target="onnx",
+    entry="model.onnx",
+    recipe="int4",
+    context=64,
+    source={"model": "größe/модель", "revision": None, "files": {"a": "b"}},
+    model={"hidden_size": 4, "eos": [1, 2], "layers": [{"num_heads": 1}]},
+    bits_per_weight=4.5,
+    weights={"w": WeightRecord((2, 4), "int4-g32", "rtn", 0.125, "00ff")},
+    inputs={"input_ids": "int64[b, t]"},
+    outputs={"logits": "float[b, 1, v]"},
+    states={},
+    notes=("one", "two"),
+    tools={"onnx": "1"},
+    files={"model.onnx": FileRecord(3, "abc")},
+)
+
+
+def test_it_reads_back_equal(tmp_path):
+    PLAIN.write(tmp_path)
+    assert Manifest.read(tmp_path) == PLAIN
+    data = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
+    assert data["schema_version"] == 1
+    assert data["source"]["model"] == "größe/модель"
+
+
+def test_a_real_one_reads_back_equal(build, openelm_config, tmp_path):
+    made = build(openelm_config([2, 4], [1, 2]), "int4-g32-asym")
+    made.manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == made.manifest
+    assert (tmp_path / MANIFEST).read_bytes() == (made.folder / MANIFEST).read_bytes()
+    weights = made.manifest.weights
+    assert {name: record.digest for name, record in weights.items()} == made.store.digests
+    assert weights["model.layers.1.mlp.down_proj.weight"].shape == (64, 96)
+    assert weights["model.norm.weight"].format == "fp32"
+    assert made.manifest.context == 48
+    stored = sum(
+        hashlib.sha256(path.read_bytes()).hexdigest() == made.manifest.files[path.name].sha256
+        and path.stat().st_size == made.manifest.files[path.name].size
+        for path in made.folder.iterdir()
+        if path.name != MANIFEST
+    )
+    assert stored == len(made.manifest.files) == len(list(made.folder.iterdir())) - 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "is no EdgeForge artifact: it has no edgeforge.json"),
+        ("{", "cannot be read: "),
+        ("\ufeff\x00", "cannot be read: "),
+        ("[]", "has schema version None; this EdgeForge reads 1: export the model again"),
+        ('{"schema_version": 2}', "has schema version 2; this EdgeForge reads 1"),
+        ('{"schema_version": 1}', "is not a manifest: 'files'"),
+        ('{"schema_version": 1, "files": [], "weights": {}, "notes": []}', "is not a manifest: "),
+        ('{"schema_version": 1, "files": {"a": {}}, "weights": {}, "notes": []}', "not a manifest"),
+        ('{"schema_version": 1, "files": {}, "weights": {}, "notes": []}', "is not a manifest: "),
+        ('{"schema_version": 1, "files": {}, "weights": {}, "notes": [], "x": 1}', "not a manife"),
+    ],
+)
+def test_what_is_no_manifest_is_refused_in_one_sentence(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / MANIFEST).write_text(text, encoding="utf-8")
+    with pytest.raises(ExportError) as caught:
+        Manifest.read(tmp_path)
+    assert words in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = tmp_path / "artifact"
+    (folder / "tökenizer files").mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"12345")
+    (folder / "tökenizer files" / "vocab").write_bytes(b"")
+    replace(PLAIN, files=record_files(folder)).write(folder)
+    return folder
+
+
+def test_files_as_they_were_written(folder):
+    manifest = Manifest.read(folder)
+    assert set(manifest.files) == {"model.onnx", "tökenizer files/vocab"}
+    digest = hashlib.sha256(b"12345").hexdigest()
+    assert manifest.files["model.onnx"] == FileRecord(5, digest)
+    assert check_files(folder, manifest) == []
+    (folder / "report.json").write_text("{}")  # what is added later is not the artifact's
+    assert check_files(folder, manifest) == []
+
+
+def test_files_that_changed_went_or_shrank(folder, tmp_path):
+    manifest = Manifest.read(folder)
+    (folder / "model.onnx").write_bytes(b"12346")
+    assert check_files(folder, manifest) == [
+        "model.onnx was changed after it was written: its SHA-256 differs"
+    ]
+    (folder / "model.onnx").write_bytes(b"123")
+    (folder / "tökenizer files" / "vocab").unlink()
+    assert check_files(folder, manifest) == [
+        "model.onnx has 3 bytes; 5 were written",
+        "tökenizer files/vocab is missing",
+    ]
+    shutil.rmtree(folder / "tökenizer files")
+    (folder / "model.onnx").unlink()
+    (folder / "model.onnx").mkdir()
+    assert check_files(folder, manifest) == [
+        "model.onnx is missing",
+        "tökenizer files/vocab is missing",
+    ]
