@@ -1,0 +1,83 @@
+"""Checkpoints whose config and tensors do not agree, and weights that are not finite."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+CHECKPOINT, QUANTIZATION = 3, 4
+QKV = "model.layers.0.self_attn.qkv_proj.weight"
+
+
+def change_config(folder: Path, **fields: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+def change_tensors(folder: Path, change) -> None:
+    file = folder / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    change(tensors)
+    save_file(tensors, file, {"format": "pt"})
+
+
+def test_an_unknown_model_type_lists_those_known(checkpoint, export):
+    change_config(checkpoint, model_type="lama")
+    shown = export(checkpoint, CHECKPOINT, "model_type 'lama'", "did you mean 'llama'?")
+    assert all(family in shown for family in ("llama", "mistral", "openelm", "phi3"))
+    change_config(checkpoint, model_type=None)
+    export(checkpoint, CHECKPOINT, "model_type None")
+
+
+def test_a_field_that_changes_the_maths_is_named(checkpoint, export):
+    change_config(checkpoint, clip_qkv=8.0)
+    export(checkpoint, CHECKPOINT, "'clip_qkv'", "--ignore-config clip_qkv")
+
+
+def test_a_missing_tensor_is_named(checkpoint, export):
+    change_tensors(checkpoint, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
+    export(checkpoint, CHECKPOINT, "lacks model.layers.1.mlp.up_proj.weight")
+
+
+def test_an_extra_tensor_is_named(checkpoint, export):
+    change_tensors(checkpoint, lambda t: t.update({"model.layers.0.bias": torch.ones(3)}))
+    export(checkpoint, CHECKPOINT, "holds model.layers.0.bias")
+
+
+def test_a_tensor_of_another_shape_is_named(checkpoint, export):
+    change_tensors(checkpoint, lambda t: t.update({"model.norm.weight": torch.ones(127)}))
+    export(checkpoint, CHECKPOINT, "model.norm.weight has shape [127]", "calls for [128]")
+
+
+def test_a_tensor_of_another_dtype_is_named(checkpoint, export):
+    ones = torch.ones(128, dtype=torch.int8)
+    change_tensors(checkpoint, lambda t: t.update({"model.norm.weight": ones}))
+    export(checkpoint, CHECKPOINT, "model.norm.weight is int8", "bfloat16, float16, float32")
+
+
+@pytest.mark.parametrize("recipe", ["int4", "int8", "fp16"])
+@pytest.mark.parametrize(("bad", "words"), [(torch.nan, "NaN"), (torch.inf, "an infinite value")])
+def test_what_is_not_finite_is_named_with_its_row(checkpoint, export, bad, words, recipe):
+    def spoil(tensors):
+        # Rows of q come first (4 heads of 32), then those of k: row 5 of k is row 133 of all.
+        tensors["model.layers.0.self_attn.k_proj.weight"][5, 7] = bad
+
+    change_tensors(checkpoint, spoil)
+    options = ("--recipe", recipe)
+    export(checkpoint, QUANTIZATION, f"{QKV} has {words} in row 133", options=options)
+
+
+def test_a_norm_that_is_not_finite_is_named(checkpoint, export):
+    change_tensors(checkpoint, lambda t: t["model.norm.weight"].__setitem__(9, torch.nan))
+    export(checkpoint, QUANTIZATION, "model.norm.weight has NaN")
+
+
+def test_what_float16_cannot_hold_is_named(checkpoint, export):
+    def spoil(tensors):
+        tensors["model.embed_tokens.weight"][300, 0] = 1e6
+
+    change_tensors(checkpoint, spoil)
+    options = ("--recipe", "fp16")
+    export(checkpoint, QUANTIZATION, "model.embed_tokens.weight", "row 300", options=options)
