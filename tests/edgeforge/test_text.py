@@ -94,6 +94,20 @@ def test_a_word_after_a_line_keeps_its_space(llama_like):
     assert text == ("the " * 20).rstrip() + "\n" + " cat" * 40
 
 
+def test_a_word_after_many_tokens_that_show_nothing_keeps_its_space(llama_like):
+    the, special = 2, FIRST_BYTE + 256
+    for count in range(14, 40):
+        tokens = [the] * 5 + [special] * count + [the] * 3
+        assert "".join(stream_text(llama_like, iter(tokens))) == "the the the the the the the the"
+
+
+def test_characters_in_a_long_run_of_bytes_are_not_split(llama_like):
+    text = "a" + "é" * 60
+    tokens = [FIRST_BYTE + byte for byte in text.encode()]
+    pieces = list(stream_text(llama_like, iter(tokens)))
+    assert pieces == list(text)
+
+
 def test_pieces_come_as_soon_as_they_are_whole(byte_level):
     taken: list[int] = []
 

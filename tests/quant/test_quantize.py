@@ -95,6 +95,7 @@ def test_progress_counts_every_weight_from_one_thread_at_a_time(tmp_path):
     def progress(count):
         assert busy.acquire(blocking=False)
         counts.append(count)
+        time.sleep(0.002)  # long enough for another thread to come
         busy.release()
 
     fill(tmp_path, Source(), threads=3, progress=progress)
