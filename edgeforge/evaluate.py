@@ -16,7 +16,7 @@ import torch
 
 from device_harness.session import Session
 from device_harness.timing import Timings
-from edgeforge.metrics import Divergence, DivergenceMeter, Perplexity, PerplexityMeter
+from edgeforge.metrics import Divergence, DivergenceMeter, Perplexity, PerplexityMeter, Scored
 from edgeforge.reference import ReferenceRunner
 
 REPORT = "report.json"
@@ -131,16 +131,16 @@ def compare(
     quantization, lowering, total = DivergenceMeter(), DivergenceMeter(), DivergenceMeter()
     streams = zip(tokens, reference.logits(tokens), quantized.logits(tokens), strict=True)
     for index, (block, float_logits, quantized_logits) in enumerate(streams):
-        artifact_logits = torch.from_numpy(session.logits(block.numpy()))
-        quantization.add(float_logits, quantized_logits)
-        lowering.add(quantized_logits, artifact_logits)
-        total.add(float_logits, artifact_logits)
-        for name, logits in (
-            ("float", float_logits),
-            ("quantized", quantized_logits),
-            ("artifact", artifact_logits),
-        ):
-            perplexity[name].add(logits[:-1], block[1:])
+        scored = {
+            "float": Scored(float_logits),
+            "quantized": Scored(quantized_logits),
+            "artifact": Scored(torch.from_numpy(session.logits(block.numpy()))),
+        }
+        quantization.add(scored["float"], scored["quantized"])
+        lowering.add(scored["quantized"], scored["artifact"])
+        total.add(scored["float"], scored["artifact"])
+        for name, logits in scored.items():
+            perplexity[name].add(logits, block[1:])
         progress(index + 1, len(tokens))
     return Comparison(
         {name: meter.result() for name, meter in perplexity.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,6 +50,33 @@ class Divergence:
         return self.max_difference / self.logits_range if self.logits_range else 0.0
 
 
+class Scored:
+    """Logits ``float32[t, vocab]`` with what several comparisons need of them, computed once."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    @classmethod
+    def of(cls, logits: Tensor | Scored) -> Scored:
+        """The given logits, wrapped if they are not."""
+        return logits if isinstance(logits, Scored) else cls(logits)
+
+    @cached_property
+    def log_probabilities(self) -> Tensor:
+        """``float32[t, vocab]``."""
+        return self.logits.log_softmax(-1)
+
+    @cached_property
+    def top(self) -> Tensor:
+        """The likeliest five tokens, best first: ``int64[t, 5]`` (fewer of a tiny vocabulary)."""
+        return self.logits.topk(min(5, self.logits.shape[-1]), -1).indices
+
+    @cached_property
+    def choice(self) -> Tensor:
+        """The likeliest token, ``int64[t]``."""
+        return self.logits.argmax(-1)
+
+
 @dataclass
 class PerplexityMeter:
     """Adds up negative log likelihoods."""
@@ -56,10 +84,10 @@ class PerplexityMeter:
     total: float = 0.0
     tokens: int = 0
 
-    def add(self, logits: Tensor, targets: Tensor) -> None:
-        """Adds ``float32[t, v]`` logits whose next tokens are ``int64[t]``."""
-        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-        self.total += float(loss)
+    def add(self, logits: Tensor | Scored, targets: Tensor) -> None:
+        """Adds ``float32[t, v]`` logits and the tokens after them, ``int64[t]`` or fewer."""
+        rows = Scored.of(logits).log_probabilities[: len(targets)]
+        self.total -= float(rows.gather(-1, targets[:, None]).double().sum())
         self.tokens += len(targets)
 
     def result(self) -> Perplexity:
@@ -81,25 +109,26 @@ class DivergenceMeter:
     _low: float = math.inf
     _high: float = -math.inf
 
-    def add(self, reference: Tensor, candidate: Tensor) -> None:
+    def add(self, reference: Tensor | Scored, candidate: Tensor | Scored) -> None:
         """Adds two ``float32[t, v]``."""
-        log_p = reference.log_softmax(-1)
-        log_q = candidate.log_softmax(-1)
-        kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+        one, other = Scored.of(reference), Scored.of(candidate)
+        # torch's kl_div(input, target) is KL(target || input), element by element.
+        kl = torch.nn.functional.kl_div(
+            other.log_probabilities, one.log_probabilities, reduction="none", log_target=True
+        ).sum(-1)
         # A divergence is never negative; what rounding leaves below zero is noise around it.
         self._kl.append(kl.clamp_min(0))
-        self._top1 += int((reference.argmax(-1) == candidate.argmax(-1)).sum())
-        k = min(5, reference.shape[-1])
-        top = reference.topk(k, -1).indices
-        found = candidate.topk(k, -1).indices
-        shared = (top[..., :, None] == found[..., None, :]).any(-1)
+        self._top1 += int((one.choice == other.choice).sum())
+        shared = (one.top[..., :, None] == other.top[..., None, :]).any(-1)
         self._top5 += float(shared.float().mean(-1).sum())
-        difference = (reference - candidate).abs()
-        self._max = max(self._max, float(difference.max()))
-        self._squares += float(difference.double().square().sum())
+        difference = one.logits - other.logits
+        low, high = difference.aminmax()
+        self._max = max(self._max, -float(low), float(high))
+        # A row's sum is short enough for float32; the sum of rows is not.
+        self._squares += float(difference.square_().sum(-1).double().sum())
         self._count += difference.numel()
-        self._low = min(self._low, float(reference.min()))
-        self._high = max(self._high, float(reference.max()))
+        low, high = one.logits.aminmax()
+        self._low, self._high = min(self._low, float(low)), max(self._high, float(high))
 
     def result(self) -> Divergence:
         """The comparison so far."""

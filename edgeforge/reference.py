@@ -38,7 +38,7 @@ class ReferenceRunner:
 
     Args:
         program: in the float or the quantized dialect.
-        read: gives each weight (`checkpoint_reader`, `store_reader`).
+        read: gives each weight (`store_reader`, or a checkpoint's `float_weight`).
         rows: gives rows of a float embedding by token, so that the table is never whole in memory.
     """
 

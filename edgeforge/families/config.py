@@ -260,6 +260,9 @@ def token_ids(
 ) -> tuple[int, ...]:
     """Special token ids, those of ``generation_config.json`` first, without repeats.
 
+    A padding token past the vocabulary, as some released files have, is left out: nothing here
+    pads.
+
     Raises:
         CheckpointError: one is not a token of the vocabulary.
     """
@@ -273,7 +276,7 @@ def token_ids(
                 raise CheckpointError(f"{field} is {token!r}, not a token number")
             if 0 <= token < vocab_size:
                 found.append(token)
-            elif token >= vocab_size:
+            elif token >= vocab_size and field != "pad_token_id":
                 raise CheckpointError(
                     f"{field} is {token}, but the vocabulary has {vocab_size} tokens"
                 )
