@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 def evaluation_tables(results: list[Evaluation]) -> list[Table]:
     """Accuracy and cost, one column an artifact."""
+    from rich.markup import escape
+
     accuracy = _table("Accuracy", results)
     rows: list[tuple[str, list[str]]] = [
-        ("tokens", [f"{r.tokens} of {r.text}" for r in results]),
+        ("tokens", [f"{r.tokens} of {escape(r.text)}" for r in results]),
         ("perplexity FLOAT", [f"{r.perplexity['float'].value:.4f}" for r in results]),
         ("perplexity QUANTIZED", [f"{r.perplexity['quantized'].value:.4f}" for r in results]),
         (
@@ -80,12 +82,13 @@ def _cost_table(results: list[Evaluation]) -> list[Table]:
 
 def _table(title: str, results: list[Evaluation]) -> Table:
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for result in results:
-        table.add_column(f"{result.target} {result.recipe}", overflow="fold")
+        table.add_column(escape(f"{result.target} {result.recipe}"), overflow="fold")
     return table
 
 
@@ -109,6 +112,7 @@ def _divergence_rows(results: list[Divergence]) -> list[tuple[str, list[str]]]:
 def inspect_tables(manifest: Manifest) -> list[Table]:
     """What an artifact holds: its files and the formats of its weights."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     formats: dict[str, Counter[str]] = {}
@@ -130,22 +134,23 @@ def inspect_tables(manifest: Manifest) -> list[Table]:
     for heading in ("file", "size", "SHA-256"):
         files.add_column(heading)
     for name, file in manifest.files.items():
-        files.add_row(name, size_text(file.size), file.sha256[:16])
+        files.add_row(escape(name), size_text(file.size), file.sha256[:16])
     return [summary, files]
 
 
 def weight_table(manifest: Manifest) -> Table:
     """Every weight's shape, format and error."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="Each weight", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("weight", "shape", "format", "by", "relative error"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for name, record in manifest.weights.items():
         error = f"{record.relative_error:.2e}" if record.relative_error else "exact"
         shape = " x ".join(map(str, record.shape))
-        table.add_row(name, shape, record.format, record.algorithm, error)
+        table.add_row(escape(name), shape, record.format, record.algorithm, error)
     return table
 
 

@@ -259,6 +259,17 @@ def test_verify_takes_a_text_of_the_users(edgeforge, artifact, tmp_path):
     assert report["tokens"] == len(text.read_bytes()) + 1  # and the token that begins it
 
 
+def test_names_with_brackets_are_shown_as_they_are(edgeforge, checkpoint, tmp_path):
+    recipe, text = tmp_path / "[bold]mine.yaml", tmp_path / "t[red].txt"
+    recipe.write_text("- {match: '*', format: int8-pc}")
+    text.write_text("some text")
+    out = tmp_path / "out"
+    assert edgeforge("export", checkpoint, "-o", out, "-q", "--recipe", recipe).code == 0
+    shown = edgeforge("verify", out, "--no-timed", "-q", "--text", text)
+    assert shown.code == 0
+    assert "onnx [bold]mine" in shown.out and "of t[red].txt" in shown.out
+
+
 def test_verify_finds_a_checkpoint_that_moved(edgeforge, artifact, checkpoint, tmp_path):
     moved = tmp_path / "umgezogen"
     os.rename(checkpoint, moved)
