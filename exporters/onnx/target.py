@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporters.errors import ExportError
-from exporters.last_token import keep_last_token
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats import IntFormat
 from quant.plan import QuantPlan, matrix_shape
-from quant.program import Program, shape_of
-from quant.store import WeightStore
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
     from exporters.onnx.weight_file import WeightFile
+    from quant.program import Program
+    from quant.store import WeightStore
 
 GRAPH, VERIFY_GRAPH, WEIGHTS = "model.onnx", "verify.onnx", "model.onnx.data"
 
@@ -45,6 +44,7 @@ class OnnxTarget:
         """Writes ``model.onnx``, ``verify.onnx``, ``model.onnx.data`` and genai's files."""
         import onnx
 
+        from exporters.last_token import keep_last_token
         from exporters.onnx.genai import genai_config, write_tokenizer
         from exporters.onnx.weight_file import WeightFile
 
@@ -91,6 +91,7 @@ def _model(program: Program, store: WeightStore, weights: WeightFile) -> ModelPr
 
     from exporters.onnx.graph import GraphBuilder
     from exporters.onnx.lowering import lower
+    from quant.program import shape_of
 
     builder = GraphBuilder(weights)
     lowered = lower(program, store, builder)
