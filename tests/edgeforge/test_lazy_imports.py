@@ -10,7 +10,13 @@ HEAVY = ("torch", "onnx", "onnxruntime", "transformers")
 
 @pytest.mark.parametrize(
     "modules",
-    ["edgeforge", "edgeforge.cli", "exporters.registry", "quant.recipes", "device_harness.registry"],
+    [
+        "edgeforge",
+        "edgeforge.cli",
+        "exporters.registry",
+        "quant.recipes",
+        "device_harness.registry",
+    ],
 )
 def test_loads_nothing_heavy(modules):
     program = f"import sys, {modules}; print([m for m in {HEAVY!r} if m in sys.modules])"

@@ -15,7 +15,7 @@ from edgeforge.errors import UsageError
 from edgeforge.model import Model, open_model
 from edgeforge.pipeline import DEFAULT_CONTEXT, ExportOptions, choose_context, export
 from edgeforge.synth import synthesise
-from edgeforge.verify import find_artifacts, require_stored_weights
+from edgeforge.verification import find_artifacts, require_stored_weights
 from exporters import registry
 from exporters.errors import ExportError
 from exporters.manifest import Manifest, check_files
