@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -281,6 +282,24 @@ def main() -> None:
         code, sentence = explained
         print(f"edgeforge: {one_line(sentence)}", file=sys.stderr)
         sys.exit(code)
+
+
+def entry() -> None:
+    """What the installed command calls: `main`, then an end without a slow farewell.
+
+    All results are written by then; taking torch's modules apart one by one would cost a second.
+    """
+    try:
+        main()
+        code: int | str | None = 0
+    except SystemExit as left:
+        code = left.code
+    if not isinstance(code, int | None):
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code or 0)
 
 
 def _run_command(arguments: list[str]) -> None:

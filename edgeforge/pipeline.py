@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from quant.store import WeightStore
 
 # Longer contexts are a choice: their caches and tables cost memory on every phone.
 DEFAULT_CONTEXT = 4096
+_HAND_OVER_SECONDS = 0.0002
 _TOOLS = ("edgeforge", "torch", "onnx", "onnxruntime")
 
 Progress = Callable[[str, int, int], None]
@@ -84,23 +87,26 @@ def export(
         _set_at_exit() as left,
     ):
 
-        def report_hash(done: int, size: int) -> None:
+        def report(stage: str, done: int, size: int) -> None:
             if left.is_set():  # the export has failed or was interrupted
                 raise CancelledError
-            progress("hash", done, size)
+            progress(stage, done, size)
 
-        # Hashing the files and tracing the program need nothing of each other.
-        digesting = background.submit(checkpoint.digest, report_hash)
+        def hash_and_quantize() -> tuple[CheckpointDigest, WeightStore]:
+            digest = checkpoint.digest(lambda done, size: report("hash", done, size))
+            return digest, quantize(weights, digest, plan, options.threads, report)
 
-        from edgeforge.trace import trace
-        from quant.dialect import check_float, check_quantized
-        from quant.rewrite import quantize_program
-
+        # Tracing is Python and needs no weight; hashing and quantizing are neither.
+        quantizing = background.submit(hash_and_quantize)
         progress("trace", 0, 0)
-        program = trace(spec, context)
+        with shared_interpreter():
+            from edgeforge.trace import trace
+            from quant.dialect import check_float, check_quantized
+            from quant.rewrite import quantize_program
+
+            program = trace(spec, context)
         check_float(program)
-        digest = digesting.result()
-        store = quantize(weights, digest, plan, options.threads, progress)
+        digest, store = quantizing.result()
         program = quantize_program(program, plan)
         check_quantized(program)
         folders = []
@@ -121,6 +127,24 @@ def export(
             Manifest(**{**vars(manifest), "files": record_files(folder)}).write(folder)
             folders.append(out if len(targets) == 1 else out / target.name)
     return folders
+
+
+@contextmanager
+def shared_interpreter() -> Iterator[None]:
+    """Makes room for threads that work beside a long stretch of Python.
+
+    They need the interpreter for an instant between blocks, and would wait 5 ms for it each time.
+    The garbage collector would walk, again and again, what importing torch allocates.
+    """
+    was_on, interval = gc.isenabled(), sys.getswitchinterval()
+    gc.disable()
+    sys.setswitchinterval(_HAND_OVER_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        if was_on:
+            gc.enable()
 
 
 @contextmanager
