@@ -131,10 +131,12 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
             legs[name].append(record)
         # Speeds next to each other in time, each round with the bandwidth of the moment.
         timed: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
-        for _ in range(options.speed_rounds):
+        for turn in range(options.speed_rounds):
             probe = run([sys.executable, HERE / "bandwidth.py", "--threads", options.threads])
             bandwidths.append(probe.json()["bytes_per_s"])
-            for name in contenders:
+            # Each goes first in its turn: what ran just before leaves its mark.
+            first = turn % len(contenders)
+            for name in contenders[first:] + contenders[:first]:
                 artifact = root / name.lower().replace(" ", "-")
                 record = time_both_runtimes(name, artifact, options)
                 read = record["decode_tps"] * legs[name][-1]["read_per_token"]
