@@ -13,6 +13,8 @@ from exporters.copying import copy_range
 from quant.store import Extent
 
 _CHUNK = 1 << 20
+# Ends the key of a weight that is bfloat16 in the store and float32 in the file.
+WIDE: Final = "widened"
 
 
 def swap_nibbles(data: bytes) -> bytes:

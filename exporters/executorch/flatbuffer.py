@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import flatbuffers
 
@@ -40,7 +40,7 @@ class Record:
     table: str
     fields: Mapping[str, object] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> object:
+    def __getitem__(self, name: str) -> Any:  # only the schema knows of what type
         return self.fields[name]
 
 

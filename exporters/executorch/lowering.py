@@ -6,6 +6,7 @@ kernels of ExecuTorch's own, so that every attention ends one delegate and the n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,7 +14,7 @@ import numpy as np
 from torch import fx
 
 from exporters.errors import ExportError
-from exporters.executorch.blobs import NIBBLES_SWAPPED, SIGNED, WIDENED, Blob
+from exporters.executorch.blobs import NIBBLES_SWAPPED, SIGNED, WIDE, WIDENED, Blob
 from exporters.executorch.method import SCALAR_TYPES, MethodBuilder, ScalarType
 from exporters.executorch.pte_file import PteFile
 from exporters.executorch.xnnpack_graph import FP16, FP32, XnnpackGraph
@@ -170,8 +171,7 @@ class MethodLowering:
             self._arguments.append(self._tensors[node])
             self._local[node] = self._graph.unary("XNNConvert", given) if half else given
             if node.target is dialect.ATTENTION or (
-                node.target is dialect.LAST
-                and node_argument(node, 0).target is dialect.ATTENTION
+                node.target is dialect.LAST and node_argument(node, 0).target is dialect.ATTENTION
             ):
                 self._local[node] = self._graph.reshape(given, shape_of(node))
         return self._local[node]
@@ -205,9 +205,10 @@ def _embedding(state: MethodLowering, node: fx.Node) -> None:
     name, method = state.weight_name(node, 1), state.method
     extent = state.store.extents(name)["value"]
     dtype = state._table_dtype(node)
-    blob = Blob(extent, WIDENED if extent.dtype == "BF16" else None)
-    buffer = state.file.constant(name, blob)
-    table = method.constant(dtype, shape_of(node_argument(node, 1)), buffer, name)
+    wide = extent.dtype == "BF16"
+    key = f"{name} {WIDE}" if wide else name
+    buffer = state.file.constant(key, Blob(extent, WIDENED if wide else None))
+    table = method.constant(dtype, shape_of(node_argument(node, 1)), buffer, key)
     state._tensors[node] = out = method.tensor(dtype, state.dims(node), dynamic=True)
     absent, no = method.integer(-1), method.boolean(False)
     method.call("aten::embedding", "out", table, state._ids, absent, no, no, out=out)
@@ -422,13 +423,13 @@ def _get(state: MethodLowering, node: fx.Node) -> int:
     return state._graph.columns(source, start, start + sizes[index])
 
 
-_KERNEL_HANDLERS = {
+_KERNEL_HANDLERS: dict[object, Callable[[MethodLowering, fx.Node], None]] = {
     dialect.EMBEDDING: _embedding,
     dialect.QUANT_EMBEDDING: _quant_embedding,
     dialect.ATTENTION: _attention,
     dialect.LAST: _last,
 }
-_DELEGATE_HANDLERS = {
+_DELEGATE_HANDLERS: dict[object, Callable[[MethodLowering, fx.Node], int | None]] = {
     dialect.LINEAR: _linear,
     dialect.QUANT_LINEAR: _quant_linear,
     dialect.RMS_NORM: _rms_norm,

@@ -96,9 +96,7 @@ class MethodBuilder:
         fields = self._tensor_fields(dtype, shape, dynamic=False)
         fields["data_buffer_idx"] = buffer
         if name is not None:
-            fields["extra_tensor_info"] = Record(
-                "ExtraTensorInfo", {"fully_qualified_name": name}
-            )
+            fields["extra_tensor_info"] = Record("ExtraTensorInfo", {"fully_qualified_name": name})
         return self._value("Tensor", fields)
 
     def tensor(self, dtype: ScalarType, shape: Sequence[int], *, dynamic: bool) -> int:
@@ -135,9 +133,7 @@ class MethodBuilder:
             self._planned[value].first = -1
 
     @staticmethod
-    def _tensor_fields(
-        dtype: ScalarType, shape: Sequence[int], dynamic: bool
-    ) -> dict[str, object]:
+    def _tensor_fields(dtype: ScalarType, shape: Sequence[int], dynamic: bool) -> dict[str, object]:
         return {
             "scalar_type": SCALAR_TYPES[dtype][0],
             "sizes": list(shape),

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from exporters.executorch.blobs import SIGNED, WIDENED, Blob
+from exporters.executorch.blobs import SIGNED, WIDE, WIDENED, Blob
 from exporters.executorch.flatbuffer import Record
 from exporters.executorch.pte_file import PteFile
 from exporters.executorch.schemas import XNNPACK
@@ -82,9 +82,7 @@ class XnnpackGraph:
 
     def _node(self, kind: str, **fields: object) -> None:
         node = Record(kind, {**fields, "flags": 0})
-        self._nodes.append(
-            Record("XNode", {"xnode_union": node, "debug_handle": len(self._nodes)})
-        )
+        self._nodes.append(Record("XNode", {"xnode_union": node, "debug_handle": len(self._nodes)}))
 
     def input(self, dims: Sequence[int], datatype: int = FP32) -> int:
         """The next tensor that is given at each run."""
@@ -121,7 +119,8 @@ class XnnpackGraph:
             extent = self._store.extents(name)["value"]
             datatype = FP16 if extent.dtype == "F16" else FP32
             conversion = WIDENED if extent.dtype == "BF16" else None
-            data = self._stored(name, Blob(extent, conversion))
+            key = f"{name} {WIDE}" if conversion else name
+            data = self._stored(key, Blob(extent, conversion))
             self._constants[name] = self._value(dims, datatype, data)
         return self._constants[name]
 
@@ -259,7 +258,4 @@ def _aligned(first: tuple[int, ...], second: tuple[int, ...]) -> list[tuple[int,
     """Pairs of dims as broadcasting pairs them, from the last."""
     count = max(len(first), len(second))
     ones = (1,) * count
-    return list(
-        zip((*ones[len(first) :], *first), (*ones[len(second) :], *second), strict=True)
-    )
-
+    return list(zip((*ones[len(first) :], *first), (*ones[len(second) :], *second), strict=True))
