@@ -89,8 +89,8 @@ def verify(
     Raises:
         CheckFailed: files were changed, or their integers and scales are not the store's.
     """
-    from edgeforge.verify import VerifyOptions
-    from edgeforge.verify import verify as run_verify
+    from edgeforge.verification import VerifyOptions
+    from edgeforge.verification import verify as run_verify
 
     chosen = None if text is None else Path(text)
     return run_verify(Path(artifact), VerifyOptions(chosen, tokens, checkpoint, threads, timed))

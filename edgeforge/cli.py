@@ -117,8 +117,8 @@ def verify(
     """Run an artifact and report how right and how fast it is (also in report.json)."""
     from edgeforge.progress import Reporter
     from edgeforge.show import evaluation_tables
-    from edgeforge.verify import VerifyOptions, find_artifacts
-    from edgeforge.verify import verify as run_verify
+    from edgeforge.verification import VerifyOptions, find_artifacts
+    from edgeforge.verification import verify as run_verify
 
     options = VerifyOptions(text, tokens, checkpoint, threads, timed)
     results = []
@@ -143,7 +143,7 @@ def inspect(
 
     from edgeforge.errors import CheckFailed
     from edgeforge.show import inspect_tables, weight_table
-    from edgeforge.verify import require_stored_weights
+    from edgeforge.verification import require_stored_weights
     from exporters.manifest import Manifest, check_files
 
     manifest = Manifest.read(artifact)

@@ -92,7 +92,9 @@ class PerplexityMeter:
 
     def result(self) -> Perplexity:
         """The perplexity so far."""
-        mean = self.total / self.tokens if self.tokens else math.nan
+        if not self.tokens:
+            return Perplexity(math.nan, 0)
+        mean = self.total / self.tokens
         return Perplexity(math.exp(mean) if mean < 700 else math.inf, self.tokens)
 
 

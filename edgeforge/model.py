@@ -18,11 +18,19 @@ HELDOUT = DEMO_FOLDER / "heldout.txt"
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint whose configuration was understood and whose tensors are all there."""
+    """A checkpoint whose configuration was understood and whose tensors are all there.
+
+    Attributes:
+        checkpoint: its files.
+        spec: its dimensions.
+        weights: its tensors, by program weight.
+        ignored_config: config fields that the user vouched for.
+    """
 
     checkpoint: Checkpoint
     spec: ModelSpec
     weights: CheckpointWeights
+    ignored_config: tuple[str, ...] = ()
 
 
 def open_model(
@@ -45,5 +53,6 @@ def open_model(
     """
     where = str(DEMO_FOLDER) if source == DEMO and not Path(DEMO).is_dir() else source
     checkpoint = Checkpoint.open(where, revision=revision, tokenizer=tokenizer)
-    spec = read_spec(checkpoint.config, checkpoint.generation_config, ignore_config)
-    return Model(checkpoint, spec, CheckpointWeights(checkpoint, spec))
+    ignored = tuple(ignore_config)
+    spec = read_spec(checkpoint.config, checkpoint.generation_config, ignored)
+    return Model(checkpoint, spec, CheckpointWeights(checkpoint, spec), ignored)

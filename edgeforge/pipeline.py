@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event
 
 from edgeforge.cache import cache_dir
-from edgeforge.checkpoint import Checkpoint, CheckpointDigest
+from edgeforge.checkpoint import CheckpointDigest
 from edgeforge.errors import UsageError
 from edgeforge.model import Model
 from edgeforge.output import atomic_folder
@@ -76,11 +78,19 @@ def export(
     plan.check(weights.shapes())
     for target in targets:
         target.check(plan, weights.shapes(), _facts(spec))
-    with atomic_folder(out, options.force) as partial, ThreadPoolExecutor(1) as background:
+    with (
+        atomic_folder(out, options.force) as partial,
+        ThreadPoolExecutor(1) as background,
+        _set_at_exit() as left,
+    ):
+
+        def report_hash(done: int, size: int) -> None:
+            if left.is_set():  # the export has failed or was interrupted
+                raise CancelledError
+            progress("hash", done, size)
+
         # Hashing the files and tracing the program need nothing of each other.
-        digesting = background.submit(
-            checkpoint.digest, lambda done, size: progress("hash", done, size)
-        )
+        digesting = background.submit(checkpoint.digest, report_hash)
 
         from edgeforge.trace import trace
         from quant.dialect import check_float, check_quantized
@@ -106,11 +116,21 @@ def export(
                 checkpoint.generation_config,
             )
             lowered = target.write(request, folder)
-            _copy_sidecars(checkpoint, folder)
-            manifest = _manifest(checkpoint, digest, spec, context, plan, store, target, lowered)
+            _copy_sidecars(checkpoint.path, folder)
+            manifest = _manifest(model, digest, context, plan, store, target, lowered)
             Manifest(**{**vars(manifest), "files": record_files(folder)}).write(folder)
             folders.append(out if len(targets) == 1 else out / target.name)
     return folders
+
+
+@contextmanager
+def _set_at_exit() -> Iterator[Event]:
+    """An event that is set once the block is left, in whichever way."""
+    event = Event()
+    try:
+        yield event
+    finally:
+        event.set()
 
 
 def choose_context(spec: ModelSpec, asked: int | None) -> int:
@@ -170,17 +190,16 @@ def _facts(spec: ModelSpec) -> ModelFacts:
     )
 
 
-def _copy_sidecars(checkpoint: Checkpoint, folder: Path) -> None:
-    """Keeps what the artifact needs to be run and verified apart from its checkpoint."""
+def _copy_sidecars(checkpoint: Path, folder: Path) -> None:
+    """Keeps what says how the model is configured and sampled."""
     for name in ("config.json", "generation_config.json"):
-        if (checkpoint.path / name).is_file():
-            shutil.copyfile(checkpoint.path / name, folder / name)
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, folder / name)
 
 
 def _manifest(
-    checkpoint: Checkpoint,
+    model: Model,
     digest: CheckpointDigest,
-    spec: ModelSpec,
     context: int,
     plan: QuantPlan,
     store: WeightStore,
@@ -189,6 +208,7 @@ def _manifest(
 ) -> Manifest:
     from edgeforge.rope import uses_long_set
 
+    checkpoint, spec = model.checkpoint, model.spec
     notes = list(lowered.notes)
     if spec.rope.scaling == "longrope":
         chosen = "long" if uses_long_set(spec.rope, context) else "short"
@@ -209,7 +229,7 @@ def _manifest(
             "sha256": digest.sha256,
             "files": {file.name: file.sha256 for file in digest.files},
         },
-        model=spec.summary(),
+        model={**spec.summary(), "ignored_config": list(model.ignored_config)},
         bits_per_weight=plan.bits_per_weight(shapes),
         weights={
             name: WeightRecord(

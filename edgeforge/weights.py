@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,13 @@ class CheckpointWeights:
     def roles(self) -> Mapping[str, str]:
         """Role by program weight name."""
         return {name: weight.role for name, weight in self.spec.weights.items()}
+
+    def pieces(self, name: str) -> Sequence[tuple[str, int]]:
+        """The checkpoint tensors a weight is stacked from, and their rows; a vector is one row."""
+        weight = self.spec.weights[name]
+        if len(weight.shape) == 1:
+            return ((weight.pieces[0].tensor, 1),)
+        return tuple((piece.tensor, piece.shape[0]) for piece in weight.pieces)
 
     def mapping_digest(self) -> str:
         """Digest of the map from program weights to checkpoint tensors."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from quant.plan import QuantPlan
-from quant.program import Program
-from quant.store import WeightStore
+if TYPE_CHECKING:  # torch comes with these; listing targets needs none of it
+    from quant.plan import QuantPlan
+    from quant.program import Program
+    from quant.store import WeightStore
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Lock
@@ -28,6 +28,12 @@ class WeightSource(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape by program weight name."""
 
+    def pieces(self, name: str) -> Sequence[tuple[str, int]]:
+        """What a weight is stacked from: the name and the rows of each part, in order.
+
+        Rows are read within one part at a time, and messages name it.
+        """
+
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``start`` to ``stop``: ``float32 | float16 | bfloat16 [stop - start, columns]``."""
 
@@ -39,6 +45,8 @@ class _Chunk:
     start: int
     stop: int
     columns: int
+    origin: str
+    origin_row: int
 
 
 def fill_store(
@@ -62,7 +70,7 @@ def fill_store(
     Raises:
         QuantizationError: a NaN or infinite weight, or one that its format cannot hold; named.
     """
-    chunks = list(_chunks(plan, source.shapes()))
+    chunks = list(_chunks(plan, source))
     costs: dict[str, list[tuple[float, float]]] = {name: [] for name in plan.weights}
     lock = Lock()
 
@@ -96,12 +104,17 @@ def fill_store(
         writer.note(weight, (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0)
 
 
-def _chunks(plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[_Chunk]:
+def _chunks(plan: QuantPlan, source: WeightSource) -> Iterator[_Chunk]:
+    shapes = source.shapes()
     for name, assignment in plan.weights.items():
-        rows, columns = matrix_shape(shapes[name])
+        _, columns = matrix_shape(shapes[name])
         step = max(1, CHUNK_WEIGHTS // columns)
-        for start in range(0, rows, step):
-            yield _Chunk(name, assignment, start, min(rows, start + step), columns)
+        first = 0
+        for origin, rows in source.pieces(name):
+            for row in range(0, rows, step):
+                stop = first + min(rows, row + step)
+                yield _Chunk(name, assignment, first + row, stop, columns, origin, row)
+            first += rows
 
 
 def _store_rows(rows: torch.Tensor, chunk: _Chunk, writer: StoreWriter) -> tuple[float, float]:
@@ -109,14 +122,16 @@ def _store_rows(rows: torch.Tensor, chunk: _Chunk, writer: StoreWriter) -> tuple
     format = chunk.assignment.format
     if isinstance(format, IntFormat):
         quantizer = QUANTIZERS[chunk.assignment.algorithm]
-        made = quantizer.quantize_rows(rows, format, name=chunk.weight, first_row=chunk.start)
+        made = quantizer.quantize_rows(rows, format, name=chunk.origin, first_row=chunk.origin_row)
         parts = {"codes": made.codes, "scale": made.scale, "zero_point": made.zero_point}
         for part, value in parts.items():
             if value is not None:
                 stride = value.shape[1] * value.element_size()
                 writer.write(chunk.weight, part, chunk.start * stride, _bytes_of(value))
         return made.squared_error, made.squared_norm
-    cast, squared_error, squared_norm = cast_rows(rows, format, chunk.weight, first_row=chunk.start)
+    cast, squared_error, squared_norm = cast_rows(
+        rows, format, chunk.origin, first_row=chunk.origin_row
+    )
     writer.write(
         chunk.weight, "value", chunk.start * chunk.columns * cast.element_size(), _bytes_of(cast)
     )

@@ -13,10 +13,18 @@ import argparse
 import json
 import math
 import shutil
+import textwrap
 from pathlib import Path
 
 import torch
-from model import OpenELM, greedy, load, negative_log_likelihood, unigram_perplexity
+from model import (
+    OpenELM,
+    greedy,
+    load,
+    negative_log_likelihood,
+    sampled,
+    unigram_perplexity,
+)
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -28,11 +36,12 @@ SHIPPED = (
     "tokenizer_config.json",
 )
 PROMPTS = (
-    "The function returns",
-    "If the argument is omitted,",
-    "A transaction is",
+    "If the file does not exist,",
+    "If the string contains",
+    "If the connection is closed by the client,",
 )
-SAMPLE_TOKENS = 80
+GREEDY_TOKENS, SAMPLED_TOKENS = 48, 100
+TEMPERATURE, TOP_P, SEED = 0.8, 0.9, 1
 
 
 def training_counts(data: Path, tokenizer: Tokenizer) -> Tensor:
@@ -45,10 +54,25 @@ def training_counts(data: Path, tokenizer: Tokenizer) -> Tensor:
     return counts
 
 
-def sample(model: OpenELM, tokenizer: Tokenizer, prompt: str) -> str:
-    """Greedy continuation of a prompt, as text."""
-    ids = tokenizer.encode(prompt).ids
-    return tokenizer.decode(greedy(model, ids, SAMPLE_TOKENS))
+def fill(text: str) -> str:
+    """Lay out a paragraph in lines of at most 100 columns."""
+    return textwrap.fill(" ".join(text.split()), 100, break_on_hyphens=False)
+
+
+def quote(prompt: str, continuation: str) -> str:
+    """Lay out a prompt and what the model made of it as a Markdown quotation."""
+    return f"> **{prompt}**{continuation.rstrip()}".replace("\n", "\n> ")
+
+
+def samples(model: OpenELM, tokenizer: Tokenizer) -> tuple[str, str]:
+    """Continue every prompt greedily and by sampling; return both as Markdown quotations."""
+    likeliest, drawn = [], []
+    for prompt in PROMPTS:
+        ids = tokenizer.encode(prompt).ids
+        likeliest.append(quote(prompt, tokenizer.decode(greedy(model, ids, GREEDY_TOKENS))))
+        tokens = sampled(model, ids, SAMPLED_TOKENS, TEMPERATURE, TOP_P, SEED)
+        drawn.append(quote(prompt, tokenizer.decode(tokens)))
+    return "\n\n".join(likeliest), "\n\n".join(drawn)
 
 
 def measure(data: Path, folder: Path, threads: int) -> dict[str, float]:
@@ -85,9 +109,29 @@ def card(data: Path, folder: Path, facts: dict[str, float]) -> str:
         for s in sources
     )
     heldout_names = (data / "heldout_documents.txt").read_text(encoding="utf-8").split()
-    samples = "\n\n".join(
-        f"> **{prompt}**{sample(model, tokenizer, prompt)}".replace("\n", "\n> ")
-        for prompt in PROMPTS
+    likeliest, drawn = samples(model, tokenizer)
+    what_it_is = fill(
+        f"""A language model of {run["parameters"]:,} parameters with OpenELM's architecture,
+        trained from nothing on software documentation. It is small enough to ship with the package
+        and truly trained, so that what quantization does to it can be measured. It writes in the
+        manner of a manual; it knows nothing reliable and is of no use for anything else."""
+    )
+    how_measured = fill(
+        f"""The weights are the bfloat16 ones of `model.safetensors`, the maths float32. The text is
+        cut into windows of {config["max_context_length"] - 1} tokens, each after one `<s>`, and
+        every token is predicted once. A unigram model that had counted the held-out text itself
+        would reach {facts["own_unigram_perplexity"]:.1f}."""
+    )
+    how_trained = fill(
+        f"""{run["minutes"]:.0f} minutes on {run["processes"]} CPU cores shared with other work:
+        {run["steps"]:,} steps of {run["recipe"]["tokens_per_step"]:,} tokens,
+        {run["tokens_trained_on"] / 1e6:.1f} M tokens in all, {run["passes"]:.1f} passes over
+        {run["training_tokens"] / 1e6:.2f} M. Muon for the layers' matrices (peak rate
+        {run["recipe"]["matrix_rate"]}), AdamW for the embedding and the norms
+        ({run["recipe"]["embedding_rate"]}), rates falling linearly to zero; matrix products in
+        bfloat16. Windows of 512 tokens, for the last fifth of the time of
+        {config["max_context_length"]}. On other pages, kept aside to watch the run, the perplexity
+        is {run["validation_perplexity"]:.2f} over {run["validation_tokens"]:,} tokens."""
     )
     return f"""---
 language: en
@@ -99,10 +143,7 @@ tags: [openelm, demo]
 
 # EdgeForge demo model
 
-A language model of {run["parameters"]:,} parameters with OpenELM's architecture, trained from
-nothing on software documentation. It is small enough to ship with the package and truly trained,
-so that what quantization does to it can be measured. It writes text in the manner of a manual; it
-knows nothing reliable and is of no use for anything else.
+{what_it_is}
 
 ## Measured on the held-out text
 
@@ -114,14 +155,16 @@ knows nothing reliable and is of no use for anything else.
 | ratio | **{facts["ratio"]:.1f}** |
 | bits per byte ({facts["bytes"]:,} bytes) | {facts["bits_per_byte"]:.3f} |
 
-The weights are the bfloat16 ones of `model.safetensors`, the maths float32. The text is cut into
-windows of {config["max_context_length"] - 1} tokens, each after one `<s>`, and every token is
-predicted once. A unigram model that had counted the held-out text itself would reach
-{facts["own_unigram_perplexity"]:.1f}.
+{how_measured}
 
-Greedy text, {SAMPLE_TOKENS} tokens after the prompt in bold:
+Greedy text, {GREEDY_TOKENS} tokens after the prompt in bold. It speaks the
+text's language; being small, it repeats itself after a sentence or two:
 
-{samples}
+{likeliest}
+
+Sampled text, {SAMPLED_TOKENS} tokens at temperature {TEMPERATURE} and top-p {TOP_P}, seed {SEED}:
+
+{drawn}
 
 ## Dimensions
 
@@ -140,13 +183,8 @@ RMSNorm before attention and FFN, RMSNorm on every query and key head before rot
 
 ## Training
 
-{run["minutes"]:.0f} minutes on {run["processes"]} CPU cores shared with other work:
-{run["steps"]:,} steps of {run["recipe"]["tokens_per_step"]:,} tokens,
-{run["tokens_trained_on"] / 1e6:.1f} M tokens in all, {run["passes"]:.1f} passes over
-{run["training_tokens"] / 1e6:.2f} M. Muon for the layers' matrices (peak rate
-{run["recipe"]["matrix_rate"]}), AdamW for the embedding and the norms
-({run["recipe"]["embedding_rate"]}), rates falling linearly to zero; matrix products in bfloat16.
-Windows of 512 tokens, for the last fifth of the time of {config["max_context_length"]}.
+{how_trained}
+
 `examples/demo_model` in the source tree rebuilds text, tokenizer and model.
 
 ## Text

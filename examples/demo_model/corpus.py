@@ -51,7 +51,7 @@ SOURCES = (
     Source(
         "python3.11-doc",
         "Python 3.11 documentation",
-        "Python Software Foundation License 2; Copyright 2001-2023 Python Software Foundation",
+        "Python Software Foundation License 2; Copyright 2001-2026 Python Software Foundation",
         "usr/share/doc/python3.11/html/**/*.html",
         r"genindex|py-modindex|/search\.html|/download\.html|/contents\.html|changelog\.html"
         r"|/license\.html|/copyright\.html|_static|whatsnew/index",
@@ -60,7 +60,8 @@ SOURCES = (
     Source(
         "postgresql-doc-15",
         "PostgreSQL 15 documentation",
-        "PostgreSQL License; Copyright 1996-2024 The PostgreSQL Global Development Group",
+        "PostgreSQL License; Copyright 1996-2026 PostgreSQL Global Development Group,"
+        " 1994 The Regents of the University of California",
         "usr/share/doc/postgresql-doc-15/html/*.html",
         r"release|bookindex|biblio|/index\.html|features|legalnotice|contributors|keywords-appendix"
         r"|errcodes",
@@ -78,7 +79,7 @@ SOURCES = (
     Source(
         "python-sqlalchemy-doc",
         "SQLAlchemy 1.4 documentation",
-        "MIT; Copyright 2005-2023 Michael Bayer and contributors",
+        "MIT; Copyright 2007-2023 the SQLAlchemy authors and contributors",
         "usr/share/doc/python-sqlalchemy-doc/html/**/*.html",
         r"genindex|py-modindex|/search\.html|/contents\.html|changelog|_modules|copyright",
         0.020,

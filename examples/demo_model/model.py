@@ -282,6 +282,21 @@ def negative_log_likelihood(
 
 
 @torch.inference_mode()
+def sampled(
+    model: OpenELM, prompt: list[int], count: int, temperature: float, top_p: float, seed: int
+) -> list[int]:
+    """Continue the token ids by draws from the likeliest tokens that make up `top_p` together."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = list(prompt)
+    for _ in range(count):
+        window = torch.tensor([tokens[-model.shape.max_context_length :]])
+        probability, order = (model(window)[0, -1] / temperature).softmax(-1).sort(descending=True)
+        probability[probability.cumsum(-1) - probability >= top_p] = 0
+        tokens.append(int(order[torch.multinomial(probability, 1, generator=generator)]))
+    return tokens[len(prompt) :]
+
+
+@torch.inference_mode()
 def greedy(model: OpenELM, prompt: list[int], count: int, eos: int = 2) -> list[int]:
     """Continue the token ids by the likeliest token, `count` times or until `</s>`."""
     tokens = list(prompt)

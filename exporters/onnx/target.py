@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporters.errors import ExportError
-from exporters.last_token import keep_last_token
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats import IntFormat
 from quant.plan import QuantPlan, matrix_shape
-from quant.program import Program, shape_of
-from quant.store import WeightStore
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, ValueInfoProto
 
     from exporters.onnx.weight_file import WeightFile
+    from quant.program import Program
+    from quant.store import WeightStore
 
 GRAPH, VERIFY_GRAPH, WEIGHTS = "model.onnx", "verify.onnx", "model.onnx.data"
 
@@ -45,6 +44,7 @@ class OnnxTarget:
         """Writes ``model.onnx``, ``verify.onnx``, ``model.onnx.data`` and genai's files."""
         import onnx
 
+        from exporters.last_token import keep_last_token
         from exporters.onnx.genai import genai_config, write_tokenizer
         from exporters.onnx.weight_file import WeightFile
 
@@ -71,11 +71,7 @@ class OnnxTarget:
                 v.name: _describe(v) for v in graph.output if not v.name.startswith("present.")
             },
             states={v.name: _describe(v) for v in graph.input if v.name.startswith("past_")},
-            notes=(
-                "matrix products round activations to 8 bits inside the kernel (accuracy_level 4)",
-            )
-            if any(isinstance(f, IntFormat) for f in request.store.plan.formats())
-            else (),
+            notes=_notes(graph),
         )
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
@@ -91,6 +87,7 @@ def _model(program: Program, store: WeightStore, weights: WeightFile) -> ModelPr
 
     from exporters.onnx.graph import GraphBuilder
     from exporters.onnx.lowering import lower
+    from quant.program import shape_of
 
     builder = GraphBuilder(weights)
     lowered = lower(program, store, builder)
@@ -109,6 +106,20 @@ def _model(program: Program, store: WeightStore, weights: WeightFile) -> ModelPr
         inputs.append(tensor(past, TensorProto.FLOAT, [batch, heads, "past_length", width]))
         outputs.append(tensor(present, TensorProto.FLOAT, [batch, heads, "cache_length", width]))
     return builder.model(inputs, outputs)
+
+
+def _notes(graph: GraphProto) -> tuple[str, ...]:
+    """What the kernels do to activations, read off the graph."""
+    levels = [
+        attribute.i
+        for node in graph.node
+        for attribute in node.attribute
+        if attribute.name == "accuracy_level"
+    ]
+    if 4 not in levels:
+        return ()
+    words = "matrix products round activations to 8 bits inside the kernel (accuracy_level 4)"
+    return (words + ("; the head, a small one, does not" if 1 in levels else ""),)
 
 
 def _describe(info: ValueInfoProto) -> str:

@@ -26,7 +26,7 @@ from edgeforge.metrics import Divergence, Perplexity
 from edgeforge.model import open_model
 from edgeforge.pipeline import ExportOptions, export
 from edgeforge.text import Tokenizer, read_text, split_blocks
-from edgeforge.verify import _references
+from edgeforge.verification import _references
 from exporters.manifest import Manifest
 from exporters.registry import find_target
 

@@ -28,6 +28,9 @@ class Source:
     def shapes(self):
         return SHAPES
 
+    def pieces(self, name):
+        return [(name, 1 if len(SHAPES[name]) == 1 else SHAPES[name][0])]
+
     def read_rows(self, name, start, stop):
         return self.weights[name].reshape(-1, 64)[start:stop]
 

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from device_harness.onnx_session import OnnxSession
 from edgeforge.model import open_model
 from edgeforge.pipeline import ExportOptions, export
+from exporters.onnx.quantized import SMALL_HEAD, accuracy_level
 from exporters.registry import find_target
 
 GRAPHS = ("model.onnx", "verify.onnx")
@@ -59,8 +60,21 @@ def test_llama_packs_its_projections_into_the_attention(build, llama_config, lay
             if node.op_type == "GroupQueryAttention":
                 assert node.input[0] and not node.input[1] and not node.input[2]
                 assert helper.get_node_attr_value(node, "do_rotary") == 1
-            if node.op_type == "MatMulNBits":
-                assert helper.get_node_attr_value(node, "accuracy_level") == 4
+        levels = {
+            node.input[1]: helper.get_node_attr_value(node, "accuracy_level")
+            for node in model.graph.node
+            if node.op_type == "MatMulNBits"
+        }
+        head = next(name for name in levels if name.startswith("lm_head"))
+        # Only a head this small keeps float32 activations inside the kernel.
+        assert levels.pop(head) == 1
+        assert set(levels.values()) == {4}
+
+
+def test_a_large_head_is_computed_as_fast_as_the_rest():
+    assert accuracy_level(True, SMALL_HEAD) == 1
+    assert accuracy_level(True, SMALL_HEAD + 1) == 4
+    assert accuracy_level(False, 1) == 4
 
 
 def test_openelm_normalises_heads_before_the_attention(build, openelm_config):
