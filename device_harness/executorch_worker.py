@@ -84,7 +84,8 @@ def serve(file: str, threads: int, requests: BinaryIO, answers: BinaryIO) -> Non
         tokens = np.frombuffer(requests.read(8 * asked["tokens"]), np.int64)
         try:
             if name not in methods:
-                methods[name] = program.load_method(name)
+                # Methods of one loaded program share the memory that their caches are planned in.
+                methods[name] = runtime._load_program(file).load_method(name)
             if not len(tokens):  # asked to load it only
                 _answer(answers, {"shape": [0], "peak": resident_peak()})
                 continue
