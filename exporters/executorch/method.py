@@ -111,7 +111,7 @@ class MethodBuilder:
     def state(self, dtype: ScalarType, shape: Sequence[int]) -> int:
         """A tensor that keeps its contents from run to run; the file holds none of them."""
         value = self.tensor(dtype, shape, dynamic=False)
-        self._keep(value, _FOREVER)
+        self._planned[value].first, self._planned[value].last = -1, _FOREVER
         return value
 
     def input(self, dtype: ScalarType, shape: Sequence[int], *, dynamic: bool) -> int:
@@ -125,12 +125,7 @@ class MethodBuilder:
         """Makes a tensor the next output."""
         self._outputs.append(value)
         if value in self._planned:
-            self._keep(value, _FOREVER)
-
-    def _keep(self, value: int, until: int) -> None:
-        self._planned[value].last = until
-        if until == _FOREVER:
-            self._planned[value].first = -1
+            self._planned[value].last = _FOREVER
 
     @staticmethod
     def _tensor_fields(dtype: ScalarType, shape: Sequence[int], dynamic: bool) -> dict[str, object]:
