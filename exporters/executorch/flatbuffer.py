@@ -177,8 +177,10 @@ class Schema:
             elif given.vector:
                 found[given.name] = self._read_vector(data, given.type, at + place, depth)
             elif given.type in self._unions:
-                number = _scalar(data, "H", vtable + 2 + 2 * given.slot)
-                member, concrete = self._unions[given.type][_scalar(data, "B", at + number) - 1]
+                number = _scalar(data, "B", at + _scalar(data, "H", vtable + 2 + 2 * given.slot))
+                if not number:
+                    raise ValueError("it is damaged (a union holds something of no kind)")
+                member, concrete = self._unions[given.type][number - 1]
                 found[given.name] = self._read(
                     data, concrete, member, _follow(data, at + place), depth + 1
                 )

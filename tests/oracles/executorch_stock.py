@@ -27,7 +27,7 @@ def stock_pte(program: Program, store: WeightStore, tokens: int) -> bytes:
         store: its weights.
         tokens: how many one run takes at most.
     """
-    import executorch.kernels.quantized
+    import executorch.kernels.quantized  # noqa: F401
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
     from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
