@@ -222,7 +222,7 @@ def _quant_embedding(state: MethodLowering, node: fx.Node) -> None:
     extents = state.store.extents(name)
     conversion = NIBBLES_SWAPPED if format.bits == 4 else SIGNED
     codes = state.file.constant(f"{name} rows", Blob(extents["codes"], conversion))
-    scale = state.file.constant(f"{name} row scale", Blob(extents["scale"], WIDENED))
+    scale = state.file.constant(f"{name} row scale", Blob(extents["scale"]))
     dtype: ScalarType = "uint8" if format.bits == 4 else "int8"
     state._tensors[node] = out = method.tensor("float32", state.dims(node), dynamic=True)
     half = format.implicit_zero_point
@@ -230,7 +230,7 @@ def _quant_embedding(state: MethodLowering, node: fx.Node) -> None:
         f"quantized_decomposed::embedding_{'4bit' if format.bits == 4 else 'byte'}",
         "dtype_out",
         method.constant(dtype, extents["codes"].shape, codes, f"{name} rows"),
-        method.constant("float32", extents["scale"].shape, scale, f"{name} row scale"),
+        method.constant("bfloat16", extents["scale"].shape, scale, f"{name} row scale"),
         *(method.none(), method.integer(-half), method.integer(half - 1)),
         *(state._ids, method.integer(SCALAR_TYPES["float32"][0])),
         out=out,

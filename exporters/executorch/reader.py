@@ -142,8 +142,9 @@ def read_parts(pte: Pte) -> Places:
         ExportError: a delegate names data that the file does not hold.
     """
     places: Places = {}
-    named = {row["key"]: pte.segments[row["segment_index"]] for row in _named(pte)}
     try:
+        rows = _records(pte.program, "named_data")
+        named = {row["key"]: pte.segments[row["segment_index"]] for row in rows}
         for graph in pte.delegates.values():
             for part, weight, stored in _delegate_parts(graph, named):
                 known = places.setdefault(weight, {}).setdefault(part, [])
@@ -156,10 +157,6 @@ def read_parts(pte: Pte) -> Places:
     except (LookupError, TypeError, AttributeError) as error:
         raise ExportError(f"{pte.file} names weights that it does not hold: {error}") from error
     return places
-
-
-def _named(pte: Pte) -> list[Record]:
-    return _records(pte.program, "named_data")
 
 
 def _delegate_parts(
@@ -217,7 +214,7 @@ def _constant_parts(pte: Pte) -> Iterator[tuple[str, str, StoredPart]]:
             restore: Callable[[bytes], bytes] | None = None
             if label == "rows":
                 restore = swap_nibbles if kind == _UINT8 else flip_sign
-            elif label in ("row scale", WIDE):
+            elif label == WIDE:
                 restore = narrow_to_bfloat16
             yield _ROW_PARTS[label], weight, StoredPart(begin + offset, nbytes, restore)
 
