@@ -80,6 +80,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prefill", type=int, default=128, help="tokens in the prompt")
     parser.add_argument("--decode", type=int, default=64, help="tokens generated")
+    parser.add_argument(
+        "--speed-rounds",
+        type=int,
+        default=5,
+        help="how often in a repeat each artifact is loaded and timed, in turn",
+    )
     parser.add_argument("--skip-peer", action="store_true", help="measure EdgeForge alone")
     parser.add_argument("--skip-edgeforge", action="store_true", help="measure the peer alone")
     parser.add_argument(
@@ -123,23 +129,22 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
             record["artifact"] = folder_bytes(artifact)
             record["read_per_token"] = bytes_per_token(artifact)
             legs[name].append(record)
-        # Speeds in a round of their own, next to each other in time, with the bandwidth.
-        bandwidth = run([sys.executable, HERE / "bandwidth.py", "--threads", options.threads])
-        bandwidths.append(bandwidth.json()["bytes_per_s"])
-        for name in contenders:
-            artifact = root / name.lower().replace(" ", "-")
-            record = legs[name][-1]
-            record |= time_artifact(artifact, options, "onnxruntime")
-            tokens = record.pop("tokens")
-            read = record["decode_tps"] * record["read_per_token"]
-            record["bandwidth_share"] = read / bandwidths[-1]
-            if options.genai:
-                genai = time_artifact(artifact, options, "genai")
-                agreed = common_start(tokens, genai.pop("tokens"))
-                if agreed < min(options.decode, 8):
-                    say(f"  {name}: WARNING: the runtimes agree on {agreed} greedy tokens only")
-                record |= {f"genai_{key}": value for key, value in genai.items()}
-            say(f"  {name}: {describe(record)}")
+        # Speeds next to each other in time, each round with the bandwidth of the moment.
+        timed: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+        for _ in range(options.speed_rounds):
+            probe = run([sys.executable, HERE / "bandwidth.py", "--threads", options.threads])
+            bandwidths.append(probe.json()["bytes_per_s"])
+            for name in contenders:
+                artifact = root / name.lower().replace(" ", "-")
+                record = time_both_runtimes(name, artifact, options)
+                read = record["decode_tps"] * legs[name][-1]["read_per_token"]
+                timed[name].append(record | {"bandwidth_share": read / bandwidths[-1]})
+        for name, rounds in timed.items():
+            legs[name][-1] |= {
+                key: statistics.median(record[key] for record in rounds) for key in rounds[0]
+            }
+            legs[name][-1]["rounds"] = rounds
+            say(f"  {name}: {describe(legs[name][-1])}")
     return {"preset": options.preset, "bandwidth": bandwidths, "legs": legs}
 
 
@@ -164,6 +169,19 @@ def export(
     shutil.rmtree(cache, ignore_errors=True)
     say(f"  {name}: exported in {done.wall:.1f} s, peak {done.peak / 1e6:.0f} MB")
     return {"export_s": done.wall, "export_peak": done.peak}
+
+
+def time_both_runtimes(name: str, artifact: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Speeds in onnxruntime, and in onnxruntime-genai where asked for."""
+    record = time_artifact(artifact, options, "onnxruntime")
+    tokens = record.pop("tokens")
+    if options.genai:
+        genai = time_artifact(artifact, options, "genai")
+        agreed = common_start(tokens, genai.pop("tokens"))
+        if agreed < min(options.decode, 8):
+            say(f"  {name}: WARNING: the runtimes agree on {agreed} greedy tokens only")
+        record |= {f"genai_{key}": value for key, value in genai.items()}
+    return record
 
 
 def time_artifact(artifact: Path, options: argparse.Namespace, runtime: str) -> dict[str, Any]:
@@ -237,7 +255,7 @@ def print_table(records: dict[str, Any], options: argparse.Namespace) -> None:
         name: {
             key: statistics.median(record[key] for record in rows)
             for key in rows[0]
-            if all(key in record for record in rows)
+            if key != "rounds" and all(key in record for record in rows)
         }
         for name, rows in legs.items()
     }

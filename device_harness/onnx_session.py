@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +72,7 @@ class OnnxSession:
         for value in self._generator.get_inputs():
             if not value.name.startswith("past_key_values."):
                 continue
-            # Zeros are not touched until they are written: an unused context costs no memory.
-            zeros = np.zeros((1, value.shape[1], self.context, value.shape[3]), np.float32)
+            zeros = untouched_zeros((1, value.shape[1], self.context, value.shape[3]))
             present = value.name.replace("past_key_values", "present")
             cache = onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
             self._caches[value.name] = (present, cache)
@@ -149,6 +152,22 @@ class OnnxSession:
             return work()
         except Exception as error:  # onnxruntime's errors share no base class
             raise DeviceError(f"onnxruntime failed: {_first_line(error)}") from error
+
+
+def untouched_zeros(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Zeros ``float32[shape]`` that cost memory only where they are written, page by small page.
+
+    A cache holds one stretch of positions for each head. NumPy asks for huge pages, of which the
+    first token of every head would touch one: all of them, where a context is long.
+    """
+    # Private pages: shared ones would be counted when they are only read, too.
+    private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    pages = mmap.mmap(-1, 4 * math.prod(shape), **private)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    zeros: npt.NDArray[np.float32] = np.frombuffer(pages, np.float32).reshape(shape)
+    return zeros
 
 
 def _vocab_size(session: onnxruntime.InferenceSession) -> int:

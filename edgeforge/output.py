@@ -24,7 +24,7 @@ def atomic_folder(
     force: bool,
     *,
     needed_bytes: int | None = None,
-    marks: Sequence[str] = ("edgeforge.json", "config.json"),
+    marks: Sequence[str] = ("edgeforge.json", "*/edgeforge.json", "config.json"),
 ) -> Iterator[Path]:
     """Give a temporary folder beside ``final`` to write in; rename it to ``final`` when whole.
 
@@ -35,7 +35,7 @@ def atomic_folder(
         final: Where the folder goes; missing parents are made. A symbolic link is followed.
         force: Replace a folder that is there, once the new one is whole.
         needed_bytes: What will be written, if known: checked before any work starts.
-        marks: ``force`` replaces only a folder that holds one of these files, so that a mistyped
+        marks: ``force`` replaces only a folder that holds one of these (glob), so that a mistyped
             path does not cost a home folder.
 
     Yields:
@@ -90,7 +90,7 @@ def _check_final(final: Path, force: bool, marks: Sequence[str]) -> None:
             raise UsageError(
                 f"{final} exists and is not empty: choose another folder, or --force to replace it"
             )
-        if not any((final / mark).is_file() for mark in marks):
+        if not any(path.is_file() for mark in marks for path in final.glob(mark)):
             raise UsageError(
                 f"{final} holds none of {', '.join(marks)}, so --force does not replace it: choose "
                 "another folder, or remove it yourself"

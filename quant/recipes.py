@@ -9,17 +9,36 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from quant.errors import QuantizationError
-from quant.formats import parse_format
-from quant.plan import FLOAT32, Assignment, QuantPlan, is_quantized
+from quant.formats import WeightFormat, parse_format
+from quant.plan import FLOAT32, Assignment, QuantPlan, is_quantized, matrix_shape
+
+_ROLES = ("*", "head", "embedding", "linear")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Gives weights whose name or role matches a shell pattern a format and an algorithm."""
+    """Gives weights whose name or role matches a shell pattern a format and an algorithm.
+
+    Attributes:
+        match: shell pattern of weight names, or a role.
+        format: a format's name; or several with ``|`` between, of which each weight gets the
+            first whose groups divide its columns.
+        algorithm: a name of `quant.registry`.
+        optional: whether it may match nothing; a rule of a file that does is a mistake.
+    """
 
     match: str
     format: str
     algorithm: str = "rtn"
+    optional: bool = False
+
+    def formats(self) -> list[WeightFormat]:
+        """The formats in order of preference.
+
+        Raises:
+            QuantizationError: one is not a format's name.
+        """
+        return [parse_format(part.strip()) for part in self.format.split("|")]
 
 
 @dataclass(frozen=True)
@@ -56,12 +75,23 @@ class Recipe:
                     f"recipe {self.name} has no rule for {name}: end it with a rule for '*'"
                 )
             used.add(rule)
-            chosen = parse_format(rule.format)
+            chosen = self._choose_format(rule, name, shape)
             weights[name] = Assignment(chosen, rule.algorithm if is_quantized(chosen) else "cast")
         for rule in self.rules:
-            if rule not in used and rule.match not in ("*", "head", "embedding", "linear"):
+            if rule not in used and not rule.optional and rule.match not in _ROLES:
                 self._refuse_unused(rule, shapes)
         return QuantPlan(self.name, weights)
+
+    def _choose_format(self, rule: Rule, name: str, shape: tuple[int, ...]) -> WeightFormat:
+        """The first of the rule's formats that the weight fits; the last one is checked later."""
+        first, *others = rule.formats()
+        for other in others:
+            try:
+                first.check(name, *matrix_shape(shape))
+                break
+            except QuantizationError:
+                first = other
+        return first
 
     def _check_algorithm(self, rule: Rule) -> None:
         from quant.registry import QUANTIZERS
@@ -90,10 +120,22 @@ def _uniform(name: str, format: str, about: str) -> Recipe:
     return Recipe(name, about, (Rule("*", format),))
 
 
+# Found on the demo model, see the README: the first layer feels its rounding most, gate and up
+# projections least, so that wider groups there pay for the first layer's 8 bits.
+_INT4 = Recipe(
+    "int4",
+    "4 bits in groups of 32 and 64, the first layer 8 bits: the default",
+    (
+        Rule("model.layers.0.*", "int8-pc", optional=True),
+        Rule("*.gate_up_proj.*", "int4-g64 | int4-g32", optional=True),
+        Rule("*", "int4-g32"),
+    ),
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        _uniform("int4", "int4-g32", "4 bits, groups of 32, searched scales: the default"),
+        _INT4,
         _uniform("int4-g32", "int4-g32", "4 bits, groups of 32: 4.5 bits a weight"),
         _uniform("int4-g64", "int4-g64", "4 bits, groups of 64: 4.25 bits a weight"),
         _uniform("int4-g128", "int4-g128", "4 bits, groups of 128: 4.125 bits, the fastest"),
@@ -141,9 +183,10 @@ def _read_recipe(path: Path) -> Recipe:
             raise QuantizationError(
                 f"{where} must have match and format, and may have algorithm; found {row!r}"
             )
-        rule = Rule(**{key: str(value) for key, value in row.items()})
+        texts = {key: str(value) for key, value in row.items()}
+        rule = Rule(texts["match"], texts["format"], texts.get("algorithm", "rtn"))
         try:
-            parse_format(rule.format)
+            rule.formats()
         except QuantizationError as error:
             raise QuantizationError(f"{where}: {error}") from error
         rules.append(rule)

@@ -59,7 +59,7 @@ def test_an_error_leaves_nothing_not_even_parents(tmp_path, error):
 
 
 def artifact(folder: Path, text: str) -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "edgeforge.json").write_text(text)
 
 
@@ -78,6 +78,13 @@ def test_a_finished_folder_is_replaced_only_by_force(tmp_path):
         (partial / "edgeforge.json").write_text("new")
     assert listing(tmp_path) == ["out", "out/edgeforge.json"]
     assert (final / "edgeforge.json").read_text() == "new"
+
+
+def test_a_folder_of_several_artifacts_is_replaced_by_force(tmp_path):
+    artifact(tmp_path / "out" / "onnx", "old")
+    with atomic_folder(tmp_path / "out", force=True) as partial:
+        (partial / "edgeforge.json").write_text("new")
+    assert listing(tmp_path) == ["out", "out/edgeforge.json"]
 
 
 def test_a_failure_with_force_keeps_the_old_folder(tmp_path):

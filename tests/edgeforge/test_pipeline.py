@@ -23,7 +23,7 @@ from exporters.onnx.target import OnnxTarget
 from exporters.target import Lowered
 from quant.errors import QuantizationError
 
-SHORT = ExportOptions("int4", context=48)
+SHORT = ExportOptions("int4-g32", context=48)
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_a_second_export_quantizes_nothing(model, tmp_path, cache, monkeypatch):
     )
     assert "quantize (cached)" in stages and "quantize" not in stages
     # Neither another context nor another name for the same formats makes another store.
-    export(model, [OnnxTarget()], tmp_path / "long", ExportOptions("int4", context=200))
+    export(model, [OnnxTarget()], tmp_path / "long", ExportOptions("int4-g32", context=200))
     recipe = tmp_path / "mine.yaml"
     formats = {r.format for r in Manifest.read(tmp_path / "first").weights.values()} - {"fp32"}
     assert len(formats) == 1

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from edgeforge.model import open_model
 from quant.errors import QuantizationError
-from quant.formats import IntFormat, parse_format
+from quant.formats import IntFormat
 from quant.recipes import RECIPES, Recipe, Rule, find_recipe
 
 SHAPES = {
@@ -45,9 +46,25 @@ def test_every_recipe_plans_a_model_whole(name):
     assert plan.weights["model.layers.0.input_layernorm.weight"].format.name == "fp32"
 
 
-def test_the_default_keeps_to_its_bits():
-    bits = RECIPES["int4"].plan(SHAPES, ROLES).bits_per_weight(SHAPES)
-    assert bits < 4.6
+def test_the_default_keeps_to_its_bits_on_the_demo_model():
+    weights = open_model("demo").weights
+    plan = RECIPES["int4"].plan(weights.shapes(), weights.roles())
+    assert 4.5 < plan.bits_per_weight(weights.shapes()) <= 4.6
+    formats = {name: assignment.format.name for name, assignment in plan.weights.items()}
+    assert formats["model.layers.0.mlp.gate_up_proj.weight"] == "int8-pc"
+    assert formats["model.layers.1.mlp.gate_up_proj.weight"] == "int4-g64"
+    assert formats["model.layers.1.mlp.down_proj.weight"] == "int4-g32"
+
+
+def test_a_rule_may_name_formats_in_order_of_preference():
+    shapes = {"a.weight": (4, 128), "b.weight": (4, 96), "c.weight": (4, 60)}
+    rule = Rule("*", "int4-g64 | int4-g32")
+    plan = Recipe("mine", "", (rule,)).plan(shapes, dict.fromkeys(shapes, "linear"))
+    chosen = [assignment.format.name for assignment in plan.weights.values()]
+    # The last is refused by the plan's own check, with the weight's name.
+    assert chosen == ["int4-g64", "int4-g32", "int4-g32"]
+    with pytest.raises(QuantizationError, match=r"c\.weight has 60 input columns"):
+        plan.check(shapes)
 
 
 def test_the_first_rule_that_matches_decides():
@@ -163,4 +180,4 @@ def test_listing_recipes_loads_no_torch():
 def test_every_format_that_a_recipe_names_is_known():
     for recipe in RECIPES.values():
         for rule in recipe.rules:
-            assert parse_format(rule.format).name == rule.format
+            assert " | ".join(f.name for f in rule.formats()) == rule.format
