@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from exporters.errors import ExportError
 from exporters.executorch import pte_file, xnnpack_graph
 from exporters.executorch.blobs import WIDE, flip_sign, narrow_to_bfloat16, swap_nibbles
@@ -131,7 +133,28 @@ def _records(record: Record, field: str) -> list[Record]:
     return rows
 
 
-Places = dict[str, dict[str, list[StoredPart]]]
+@dataclass(frozen=True)
+class GroupedPart:
+    """A part of a weight that lies in the file group by group of columns.
+
+    Attributes:
+        groups: each group's rows, in order.
+        rows: of the weight.
+    """
+
+    groups: tuple[StoredPart, ...]
+    rows: int
+
+    def blocks(self, file: Path) -> Iterator[bytes]:
+        """The bytes as the store holds them: each row whole."""
+        pieces = [
+            np.frombuffer(b"".join(part.blocks(file)), np.uint8).reshape(self.rows, -1)
+            for part in self.groups
+        ]
+        yield np.concatenate(pieces, axis=1).tobytes()
+
+
+Places = dict[str, dict[str, list[StoredPart | GroupedPart]]]
 """By weight and part: the places that hold it, two for the embedding that is also the head."""
 
 
@@ -161,8 +184,9 @@ def read_parts(pte: Pte) -> Places:
 
 def _delegate_parts(
     graph: Record, named: dict[str, tuple[int, int]]
-) -> Iterator[tuple[str, str, StoredPart]]:
+) -> Iterator[tuple[str, str, StoredPart | GroupedPart]]:
     data = _records(graph, "constant_data")
+    apart: dict[str, dict[int, tuple[StoredPart, StoredPart, int]]] = {}  # by weight and group
 
     def place(index: int, restore: Callable[[bytes], bytes] | None) -> StoredPart:
         return StoredPart(*named[data[index]["named_key"]], restore)
@@ -180,10 +204,20 @@ def _delegate_parts(
             if weight.endswith(".weight"):
                 yield "value", weight, place(index, _UNWIDENED.get(part, restore))
             continue
-        yield part, weight, place(index, restore)
         grouped = quantization.table == "PerChannelGroupQuant"
-        scale = quantization["scale_buffer_idx"]
-        yield "scale", weight, place(scale, None if grouped else narrow_to_bfloat16)
+        codes = place(index, restore)
+        scale = place(quantization["scale_buffer_idx"], None if grouped else narrow_to_bfloat16)
+        part, _, group = part.partition(" ")
+        if group:
+            apart.setdefault(weight, {})[int(group)] = codes, scale, value["dims"][0]
+            continue
+        yield part, weight, codes
+        yield "scale", weight, scale
+    for weight, groups in apart.items():
+        ordered = [groups[number] for number in range(len(groups))]
+        rows = ordered[0][2]
+        yield "codes", weight, GroupedPart(tuple(codes for codes, _, _ in ordered), rows)
+        yield "scale", weight, GroupedPart(tuple(scale for _, scale, _ in ordered), rows)
 
 
 _ROW_PARTS: Final = {"rows": "codes", "row scale": "scale", "": "value", WIDE: "value"}
@@ -230,7 +264,7 @@ def stored_digests(file: Path) -> dict[str, str]:
     """
     weights = read_parts(read_pte(file))
 
-    def digest(parts: dict[str, list[StoredPart]]) -> str:
+    def digest(parts: dict[str, list[StoredPart | GroupedPart]]) -> str:
         copies = max(map(len, parts.values()))
         found = {
             weight_digest(

@@ -195,6 +195,36 @@ class XnnpackGraph:
         """A product by a weight in integers; each token's activations are rounded to 8 bits."""
         return self.linear(self._per_token(source), self._integers(name, format, rows))
 
+    def exact_linear(self, source: int, name: str, format: IntFormat, rows: int) -> int:
+        """A product by a weight in integers that leaves activations float32.
+
+        XNNPACK has such kernels for one scale a row only, so that a weight in groups becomes one
+        weight for each group of columns, ``NAME codes 0`` and on, and their products a sum.
+        """
+        if format.group_size is None:
+            return self.linear(source, self._integers(name, format, rows))
+        size = format.group_size
+        codes, scale = self._store.part(name, "codes"), self._store.part(name, "scale")
+        total: int | None = None
+        for group in range(scale.shape[1]):
+            begin = group * size
+            piece = codes[:, begin // 2 : (begin + size) // 2].contiguous()
+            row_scale = scale[:, group].float()
+            data = self._stored(f"{name} codes {group}", Blob(piece.numpy().tobytes()))
+            where = {
+                "scale": [],
+                "channel_dim": 0,
+                "scale_buffer_idx": self._stored(
+                    f"{name} scale {group}", Blob(row_scale.numpy().tobytes())
+                ),
+                "num_scales": rows,
+            }
+            weight = self._value([rows, size], QCINT4, data, Record("PerChannelQuant", where))
+            product = self.linear(self.columns(source, begin, begin + size), weight)
+            total = product if total is None else self.binary("XNNAdd", total, product)
+        assert total is not None
+        return total
+
     def _per_token(self, source: int) -> int:
         if source not in self._quantized:
             per_token = Record("PerTokenDynamicQuant", {"num_nonbatch_dims": 1})

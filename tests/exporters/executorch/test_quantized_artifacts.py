@@ -51,3 +51,19 @@ def test_the_embedding_alone_is_exact(pte, run_pte, llama_config, tmp_path, toke
     wanted = made.quantized_logits(tokens[:20])
     with run_pte(made.folder) as session:
         assert np.abs(session.logits(tokens[:20]) - wanted).max() < 2e-5 * np.ptp(wanted)
+
+
+@pytest.mark.parametrize("format", ["int4-g32", "int4-g64", "int4-pc", "int8-pc"])
+def test_small_heads_and_gated_products_keep_float32_activations(
+    pte, run_pte, llama_config, tmp_path, tokens, format
+):
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(
+        f"- {{match: head, format: {format}}}\n"
+        f"- {{match: '*down_proj*', format: {format}}}\n- {{match: '*', format: fp32}}\n"
+    )
+    made = pte(llama_config(**DIMS), str(recipe))
+    wanted = made.quantized_logits(tokens[:20])
+    with run_pte(made.folder) as session:
+        assert np.abs(session.logits(tokens[:20]) - wanted).max() < 2e-5 * np.ptp(wanted)
+        assert np.abs(session.extend(tokens[:20]) - wanted[19]).max() < 2e-5 * np.ptp(wanted)
