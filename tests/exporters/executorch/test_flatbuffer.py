@@ -78,6 +78,7 @@ ENUMS = {
     "CHAR": 1,
     "BOOL": 11,
     "HALF": 5,
+    "BFLOAT16": 15,
     "STATIC": 0,
     "DYNAMIC_BOUND": 1,
     "SEGMENT": None,  # 0 of a tensor's data, 1 of a delegate's
