@@ -24,9 +24,9 @@ $(STAMP): pyproject.toml quant/_kernels.c
 	@touch $@
 
 demo: $(STAMP)  ## Export the demo model at int4, verify it, print the table.
-	$(BIN)/edgeforge export demo --target onnx --recipe int4 --out $(DEMO_OUT) --force
+	$(BIN)/edgeforge export demo --target onnx,executorch --recipe int4 --out $(DEMO_OUT) --force
 	$(BIN)/edgeforge verify $(DEMO_OUT)
-	$(BIN)/edgeforge run $(DEMO_OUT) --prompt "The function returns" --max-tokens 48
+	$(BIN)/edgeforge run $(DEMO_OUT)/executorch --prompt "The function returns" --max-tokens 48
 
 test: $(STAMP)  ## Run the whole fast suite.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

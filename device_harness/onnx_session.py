@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
+from device_harness.memory import resident_peak
 from device_harness.session import Logits, Tokens
 
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ class OnnxSession:
         self.load()
         assert self._generator is not None
         return _vocab_size(self._generator)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak resident memory so far of this process, which runs the artifact."""
+        return resident_peak()
 
     def reset(self) -> None:
         """Forgets all positions."""

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from device_harness.errors import DeviceError
+from device_harness.executorch_session import ExecutorchSession
 from device_harness.onnx_session import OnnxSession
 from device_harness.session import Session
 from exporters.manifest import Manifest
 
-RUNTIMES: dict[str, Callable[[Path, int, int | None], Session]] = {"onnx": OnnxSession}
+RUNTIMES: dict[str, Callable[[Path, int, int | None], Session]] = {
+    "onnx": OnnxSession,
+    "executorch": ExecutorchSession,
+}
 
 
 def open_session(folder: Path, manifest: Manifest, threads: int | None = None) -> Session:

@@ -26,6 +26,10 @@ class Session(Protocol):
     def runtime(self) -> str:
         """The runtime's name, version and threads, for reports."""
 
+    @property
+    def peak_bytes(self) -> int:
+        """Peak resident memory so far of the process that runs the artifact."""
+
     def reset(self) -> None:
         """Forgets all positions."""
 

@@ -31,7 +31,7 @@ class Timings:
         decode_tokens: tokens decoded one by one after the prompt.
         decode_tokens_per_second: 1 over the median time of a token.
         loaded_bytes: peak resident memory once loaded, the interpreter's own taken out.
-        peak_bytes: peak resident memory of the whole process at the end.
+        peak_bytes: peak resident memory, at the end, of the whole process that runs it.
     """
 
     runtime: str
@@ -79,11 +79,11 @@ def measure(folder: Path, threads: int | None, prefill: int, decode: int) -> Tim
 
     manifest = Manifest.read(folder)
     session = open_session(folder, manifest, threads)
-    before = resident_peak()
+    before = session.peak_bytes
     started = time.perf_counter()
     vocab = session.vocab_size
     loaded = time.perf_counter() - started
-    loaded_bytes = max(0, resident_peak() - before)
+    loaded_bytes = max(0, session.peak_bytes - before)
     prefill = max(1, min(prefill, manifest.context // 2))
     decode = max(1, min(decode, manifest.context - prefill - 1))
     tokens = np.random.default_rng(0).integers(0, vocab, prefill + decode, dtype=np.int64)
@@ -108,22 +108,8 @@ def measure(folder: Path, threads: int | None, prefill: int, decode: int) -> Tim
         decode_tokens=decode,
         decode_tokens_per_second=1 / median(steps),
         loaded_bytes=loaded_bytes,
-        peak_bytes=resident_peak(),
+        peak_bytes=session.peak_bytes,
     )
-
-
-def resident_peak() -> int:
-    """Peak resident memory of this process in bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # getrusage would give the parent's peak where that was larger: it survives exec.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def main() -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import difflib
 
 from exporters.errors import ExportError
+from exporters.executorch.target import ExecutorchTarget
 from exporters.onnx.target import OnnxTarget
 from exporters.target import Target
 
-TARGETS: dict[str, Target] = {"onnx": OnnxTarget()}
+TARGETS: dict[str, Target] = {
+    "onnx": OnnxTarget(),
+    "executorch": ExecutorchTarget(),
+}
 
 
 def find_target(name: str) -> Target:

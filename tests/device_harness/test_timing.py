@@ -11,7 +11,8 @@ from dataclasses import fields
 import pytest
 
 from device_harness.errors import DeviceError
-from device_harness.timing import Timings, measure, resident_peak, time_artifact
+from device_harness.memory import resident_peak
+from device_harness.timing import Timings, measure, time_artifact
 from exporters.manifest import Manifest
 
 

@@ -229,16 +229,18 @@ def build(
 ) -> Build:
     """Exports a config by a recipe (or a format's name); the same again is not made twice."""
     root = tmp_path_factory.mktemp("artifacts")
-    made: dict[tuple[str, str, int], Exported] = {}
+    made: dict[tuple[str, str, int, str], Exported] = {}
 
-    def build(config: Config, recipe: str = "fp32", context: int = CONTEXT) -> Exported:
-        key = (json.dumps(config, sort_keys=True), recipe, context)
+    def build(
+        config: Config, recipe: str = "fp32", context: int = CONTEXT, target: str = "onnx"
+    ) -> Exported:
+        key = (json.dumps(config, sort_keys=True), recipe, context, target)
         if key not in made:
             model = checkpoint_of(config)
             out = root / str(len(made))
             chosen = as_recipe(recipe, root)
             options = ExportOptions(recipe=chosen, context=context, threads=2)
-            export(model, [find_target("onnx")], out, options)
+            export(model, [find_target(target)], out, options)
             weights = model.weights
             plan = find_recipe(chosen).plan(weights.shapes(), weights.roles())
             store = quantize(
@@ -269,10 +271,16 @@ def tokens() -> np.ndarray:
     return np.random.default_rng(7).integers(0, VOCAB, CONTEXT + 1, dtype=np.int64)
 
 
-@pytest.fixture(params=CASES)
-def exported(request: pytest.FixtureRequest, build: Build) -> Exported:
+@pytest.fixture(scope="session", params=CASES)
+def case(request: pytest.FixtureRequest) -> Config:
+    """Every reason a graph has to differ from the plainest one."""
+    return CASES[request.param]
+
+
+@pytest.fixture
+def exported(case: Config, build: Build) -> Exported:
     """Every case as float32: the artifact must equal FLOAT."""
-    return build(CASES[request.param])
+    return build(case)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,213 @@
+"""Runs an ExecuTorch artifact on this host, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from device_harness.errors import DeviceError
+from device_harness.session import Logits, Tokens
+
+MODEL, GENERATE, VERIFY = "model.pte", "forward", "logits_all"
+SUPPORTED = "1.4.1"
+
+
+class ExecutorchSession:
+    """A .pte in ExecuTorch's runtime with XNNPACK.
+
+    Args:
+        folder: the artifact.
+        context: the declared context, tokens.
+        threads: for the runtime; by default one per processor, four at most.
+
+    Raises:
+        DeviceError: ExecuTorch is not installed, is of another version, or refuses the artifact.
+    """
+
+    def __init__(self, folder: Path, context: int, threads: int | None = None) -> None:
+        installed = require_executorch()
+        self.context = context
+        self._file, self._threads = folder / MODEL, threads or min(4, os.cpu_count() or 1)
+        self.runtime = f"executorch {installed} (XNNPACK on CPU, {self._threads} threads)"
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
+        self._constants: dict[str, list[int]] = {}
+        self._length, self._loaded = 0, False
+        self._names: list[str] = []
+        self._peak = 0
+
+    def _start(self) -> None:
+        """Starts the runtime's process."""
+        if self._worker is not None:
+            return
+        command = [sys.executable, "-m", "device_harness.executorch_worker"]
+        self._worker = subprocess.Popen(
+            [*command, str(self._file), str(self._threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+        )
+        answer = self._read_answer(f"loading {self._file}")
+        constants = answer["constants"]
+        assert isinstance(constants, dict)
+        names, peak = answer["methods"], answer["peak"]
+        assert isinstance(names, list) and isinstance(peak, int)
+        self._constants, self._names, self._peak = constants, names, peak
+
+    def load(self) -> None:
+        """Loads the method that generates; `extend` does it when needed."""
+        self._start()
+        if not self._loaded:
+            self._ask(GENERATE, np.zeros(0, np.int64), 0)
+            self._loaded = True
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        self.load()
+        return self._constants["get_vocab_size"][0]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak resident memory so far of the process that runs the artifact."""
+        self._start()
+        return self._peak
+
+    def reset(self) -> None:
+        """Forgets all positions."""
+        self._length = 0
+
+    def extend(self, tokens: Tokens) -> Logits:
+        """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
+        self._check(tokens, self._length + len(tokens))
+        for piece in self._pieces(tokens):
+            logits = self._ask(GENERATE, piece, self._length)
+            self._length += len(piece)
+        return logits.reshape(-1)
+
+    def logits(self, tokens: Tokens) -> Logits:
+        """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``."""
+        self._check(tokens, len(tokens))
+        if VERIFY not in self._names:
+            raise DeviceError(
+                f"{self._file} has no method {VERIFY}, which verification needs: export it again"
+            )
+        position, rows = 0, []
+        for piece in self._pieces(tokens):
+            rows.append(self._ask(VERIFY, piece, position)[0])
+            position += len(piece)
+        return np.concatenate(rows)
+
+    def close(self) -> None:
+        """Ends the runtime's process."""
+        if self._worker is not None:
+            worker, self._worker, self._loaded = self._worker, None, False
+            assert worker.stdin is not None and worker.stdout is not None
+            worker.stdin.close()
+            worker.stdout.close()
+            worker.kill()
+            worker.wait()
+
+    def __del__(self) -> None:
+        if getattr(self, "_worker", None) is not None:
+            self.close()
+
+    def _pieces(self, tokens: Tokens) -> list[Tokens]:
+        limit = self._constants["get_max_seq_len"][0]
+        return [tokens[start : start + limit] for start in range(0, len(tokens), limit)]
+
+    def _check(self, tokens: Tokens, total: int) -> None:
+        if not len(tokens):
+            raise DeviceError("there is no token to run")
+        # The kernels read past the table's end for a token that does not exist.
+        vocab_size = self.vocab_size
+        outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
+        if len(outside):
+            raise DeviceError(
+                f"there is no token {outside[0]}: the artifact's vocabulary is 0 to "
+                f"{vocab_size - 1}"
+            )
+        if total > self.context:
+            raise DeviceError(
+                f"{total} tokens do not fit the artifact's context of {self.context}: shorten the "
+                f"text, or export with a larger --context"
+            )
+
+    def _ask(self, method: str, tokens: Tokens, position: int) -> Logits:
+        assert self._worker is not None and self._worker.stdin is not None
+        what = f"{method} with {len(tokens)} tokens at position {position}"
+        if not len(tokens):
+            what = f"loading {method}"
+        request = {"method": method, "tokens": len(tokens), "position": position}
+        try:
+            self._worker.stdin.write(json.dumps(request).encode() + b"\n")
+            self._worker.stdin.write(np.ascontiguousarray(tokens, np.int64).data)
+            self._worker.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended: reading its answer says how
+        answer = self._read_answer(what)
+        shape, peak = answer["shape"], answer["peak"]
+        assert isinstance(shape, list) and isinstance(peak, int) and self._worker.stdout
+        self._peak = max(self._peak, peak)
+        count = int(np.prod(shape))
+        data = self._worker.stdout.read(4 * count)
+        if len(data) != 4 * count:
+            self._fail(what)
+        return np.frombuffer(data, np.float32).reshape(shape)
+
+    def _read_answer(self, what: str) -> dict[str, object]:
+        assert self._worker is not None and self._worker.stdout is not None
+        line = self._worker.stdout.readline()
+        if not line:
+            self._fail(what)
+        answer: dict[str, object] = json.loads(line)
+        if "error" in answer:
+            raise DeviceError(f"ExecuTorch failed in {what}: {answer['error']}{self._last_words()}")
+        return answer
+
+    def _fail(self, what: str) -> None:
+        """Says how the runtime's process ended.
+
+        Raises:
+            DeviceError: always.
+        """
+        assert self._worker is not None
+        code = self._worker.wait()
+        self.close()
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        raise DeviceError(f"ExecuTorch ended its process ({how}) in {what}{self._last_words()}")
+
+    def _last_words(self) -> str:
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        kept = [line for line in lines if "cpuinfo" not in line]
+        return f": {kept[-1].strip()[:300]}" if kept else ""
+
+
+def require_executorch() -> str:
+    """The installed version of ExecuTorch.
+
+    Raises:
+        DeviceError: none, or one that EdgeForge's programs were not tested with.
+    """
+    install = f'pip install "executorch=={SUPPORTED}" (or "edgeforge[executorch]")'
+    try:
+        installed = version("executorch")
+    except PackageNotFoundError:
+        raise DeviceError(
+            f"ExecuTorch is not installed, and this artifact runs in it: {install}"
+        ) from None
+    if installed != SUPPORTED:
+        raise DeviceError(
+            f"ExecuTorch {installed} is installed; EdgeForge's artifacts are for {SUPPORTED}: "
+            f"{install}"
+        )
+    return installed

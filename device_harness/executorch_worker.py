@@ -1,0 +1,113 @@
+"""Runs an ExecuTorch program in a process of its own, for the runtime may end its process.
+
+``python -m device_harness.executorch_worker FILE THREADS`` reads requests on stdin, one line of
+JSON each, followed by the tokens it announces (``int64``); it answers on stdout with a line of
+JSON, followed by the numbers that this announces (``float32``). It ends when stdin does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from device_harness.memory import resident_peak
+
+# Kernels of quantized embeddings, attention and caches: shared libraries that register them.
+_KERNELS = (
+    "kernels/quantized/libquantized_ops_aot_lib.so",
+    "extension/llm/custom_ops/libcustom_ops_aot_lib.so",
+)
+
+
+def load_runtime() -> Any:
+    """ExecuTorch's runtime with the kernels that EdgeForge's programs call.
+
+    Its bindings are imported from below, for ``executorch.runtime`` would import all of its
+    exporter first: 4 to 10 seconds against a twentieth of one.
+    """
+    import torch
+    from executorch.extension.pybindings import _portable_lib
+
+    spec = find_spec("executorch")
+    assert spec is not None and spec.submodule_search_locations
+    root = Path(next(iter(spec.submodule_search_locations)))
+    for library in _KERNELS:
+        torch.ops.load_library(  # type: ignore[no-untyped-call]
+            str(next(root.glob(library.replace(".so", ".*"))))
+        )
+    return _portable_lib
+
+
+def main() -> None:
+    """Serves requests until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this decides when it ends
+    # The runtime may print on stdout; answers go where nothing else does.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    file, threads = sys.argv[1], int(sys.argv[2])
+    try:
+        serve(file, threads, sys.stdin.buffer, answers)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def serve(file: str, threads: int, requests: BinaryIO, answers: BinaryIO) -> None:
+    """Loads a program and answers requests."""
+    import torch
+
+    torch.set_num_threads(1)
+    runtime = load_runtime()
+    runtime._unsafe_reset_threadpool(threads)
+    try:
+        program = runtime._load_program(file)
+        names = {program.get_method_name(i) for i in range(program.num_methods())}
+        constants = {
+            name: [int(value) for value in program.load_method(name)([])]
+            for name in names
+            if program.method_meta(name).num_inputs() == 0
+        }
+    except RuntimeError as error:
+        _answer(answers, {"error": str(error)})
+        return
+    _answer(answers, {"methods": sorted(names), "constants": constants, "peak": resident_peak()})
+    methods: dict[str, Any] = {}
+    for line in requests:
+        asked = json.loads(line)
+        name = asked["method"]
+        tokens = np.frombuffer(requests.read(8 * asked["tokens"]), np.int64)
+        try:
+            if name not in methods:
+                # Methods of one loaded program share the memory that their caches are planned in.
+                methods[name] = runtime._load_program(file).load_method(name)
+            if not len(tokens):  # asked to load it only
+                _answer(answers, {"shape": [0], "peak": resident_peak()})
+                continue
+            inputs = [
+                torch.from_numpy(tokens.copy()).reshape(1, -1),
+                torch.tensor([asked["position"]]),
+            ]
+            logits = methods[name](inputs, clone_outputs=False)[0].numpy()
+        except RuntimeError as error:
+            _answer(answers, {"error": str(error)})
+            continue
+        _answer(answers, {"shape": list(logits.shape), "peak": resident_peak()}, logits)
+
+
+def _answer(
+    answers: BinaryIO, words: dict[str, object], numbers: np.ndarray[Any, Any] | None = None
+) -> None:
+    answers.write(json.dumps(words).encode() + b"\n")
+    if numbers is not None:
+        answers.write(np.ascontiguousarray(numbers, np.float32).data)
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

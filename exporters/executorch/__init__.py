@@ -1,0 +1,1 @@
+"""ExecuTorch programs (.pte) with the XNNPACK delegate, written without ExecuTorch itself."""

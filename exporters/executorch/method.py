@@ -1,0 +1,263 @@
+"""One method of a .pte under construction: values, calls, and where tensors lie in memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from exporters.executorch.flatbuffer import Record
+
+ScalarType = Literal["uint8", "int8", "int64", "float16", "float32", "bool", "bfloat16"]
+# ExecuTorch's number of a dtype, and bytes of an element.
+SCALAR_TYPES: Final[dict[ScalarType, tuple[int, int]]] = {
+    "uint8": (0, 1),
+    "int8": (1, 1),
+    "int64": (4, 8),
+    "float16": (5, 2),
+    "float32": (6, 4),
+    "bool": (11, 1),
+    "bfloat16": (15, 2),
+}
+BACKEND: Final = "XnnpackBackend"
+_ALIGNMENT = 64
+_ARENA = 1  # memory 0 is for constants
+_STATIC, _BOUND = 0, 1
+_IN_SEGMENT = 1
+_FOREVER = 1 << 60
+
+
+@dataclass
+class _Planned:
+    """A tensor that gets a place in the arena, and when it is alive (numbers of calls)."""
+
+    value: int
+    fields: dict[str, object]
+    nbytes: int
+    first: int
+    last: int
+    offset: int = 0
+
+
+class MethodBuilder:
+    """Collects a method's values and calls; tensors are referred to by the number of their value.
+
+    Args:
+        name: the method's.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._values: list[Record] = []
+        self._scalars: dict[tuple[str, object], int] = {}
+        self._operators: dict[tuple[str, str], int] = {}
+        self._delegates: list[int] = []
+        self._calls: list[Record] = []
+        self._planned: dict[int, _Planned] = {}
+        self._inputs: list[int] = []
+        self._outputs: list[int] = []
+
+    def _value(self, kind: str, fields: dict[str, object]) -> int:
+        self._values.append(Record("EValue", {"val": Record(kind, fields)}))
+        return len(self._values) - 1
+
+    def _scalar(self, kind: str, field: str, value: object) -> int:
+        key = (kind, value)
+        if key not in self._scalars:
+            self._scalars[key] = self._value(kind, {field: value} if field else {})
+        return self._scalars[key]
+
+    def none(self) -> int:
+        """An absent optional argument."""
+        return self._scalar("Null", "", None)
+
+    def integer(self, value: int) -> int:
+        """A constant integer."""
+        return self._scalar("Int", "int_val", value)
+
+    def boolean(self, value: bool) -> int:
+        """A constant truth value."""
+        return self._scalar("Bool", "bool_val", value)
+
+    def double(self, value: float) -> int:
+        """A constant number."""
+        return self._scalar("Double", "double_val", value)
+
+    def computed_integer(self) -> int:
+        """An integer that a call writes."""
+        return self._value("Int", {"int_val": 0})
+
+    def constant(
+        self, dtype: ScalarType, shape: Sequence[int], buffer: int, name: str | None = None
+    ) -> int:
+        """A tensor in the file's constants, by buffer index."""
+        fields = self._tensor_fields(dtype, shape, dynamic=False)
+        fields["data_buffer_idx"] = buffer
+        if name is not None:
+            fields["extra_tensor_info"] = Record("ExtraTensorInfo", {"fully_qualified_name": name})
+        return self._value("Tensor", fields)
+
+    def tensor(self, dtype: ScalarType, shape: Sequence[int], *, dynamic: bool) -> int:
+        """A tensor that calls write and read; ``shape`` is its largest when it is dynamic."""
+        fields = self._tensor_fields(dtype, shape, dynamic)
+        value = self._value("Tensor", fields)
+        nbytes = math.prod(shape) * SCALAR_TYPES[dtype][1]
+        now = len(self._calls)
+        self._planned[value] = _Planned(value, fields, nbytes, now, now)
+        return value
+
+    def state(self, dtype: ScalarType, shape: Sequence[int]) -> int:
+        """A tensor that keeps its contents from run to run; the file holds none of them."""
+        value = self.tensor(dtype, shape, dynamic=False)
+        self._planned[value].first, self._planned[value].last = -1, _FOREVER
+        return value
+
+    def input(self, dtype: ScalarType, shape: Sequence[int], *, dynamic: bool) -> int:
+        """The next input."""
+        value = self.tensor(dtype, shape, dynamic=dynamic)
+        self._inputs.append(value)
+        self._planned[value].first = -1
+        return value
+
+    def output(self, value: int) -> None:
+        """Makes a tensor the next output."""
+        self._outputs.append(value)
+        if value in self._planned:
+            self._planned[value].last = _FOREVER
+
+    @staticmethod
+    def _tensor_fields(dtype: ScalarType, shape: Sequence[int], dynamic: bool) -> dict[str, object]:
+        return {
+            "scalar_type": SCALAR_TYPES[dtype][0],
+            "sizes": list(shape),
+            "dim_order": list(range(len(shape))),
+            "shape_dynamism": _BOUND if dynamic else _STATIC,
+        }
+
+    def _use(self, arguments: Sequence[int]) -> None:
+        now = len(self._calls)
+        for value in arguments:
+            if value in self._planned:
+                self._planned[value].last = max(self._planned[value].last, now)
+
+    def call(self, operator: str, overload: str, *arguments: int, out: int | None = None) -> None:
+        """Calls a kernel; ``out`` is given twice, as an argument and as what the call returns."""
+        key = (operator, overload)
+        index = self._operators.setdefault(key, len(self._operators))
+        given = [*arguments, *([out, out] if out is not None else [])]
+        self._use(given)
+        call = Record("KernelCall", {"op_index": index, "args": given})
+        self._calls.append(Record("Instruction", {"instr_args": call}))
+
+    def delegate(self, segment: int, arguments: Sequence[int]) -> None:
+        """Calls a delegate whose program is a segment: its inputs, then its outputs."""
+        self._use(arguments)
+        call = Record(
+            "DelegateCall", {"delegate_index": len(self._delegates), "args": list(arguments)}
+        )
+        self._delegates.append(segment)
+        self._calls.append(Record("Instruction", {"instr_args": call}))
+
+    def plan(self) -> Record:
+        """The finished method."""
+        size = _place(list(self._planned.values()))
+        for tensor in self._planned.values():
+            tensor.fields["allocation_info"] = Record(
+                "AllocationDetails",
+                {
+                    "memory_id": _ARENA,
+                    "memory_offset_low": tensor.offset & 0xFFFFFFFF,
+                    "memory_offset_high": tensor.offset >> 32,
+                },
+            )
+        leaf: dict[str, object] = {"type": None, "context": None, "children_spec": []}
+        return Record(
+            "ExecutionPlan",
+            {
+                "name": self.name,
+                "container_meta_type": _containers(len(self._inputs), leaf),
+                "values": self._values,
+                "inputs": self._inputs,
+                "outputs": self._outputs,
+                "chains": [
+                    Record("Chain", {"inputs": [], "outputs": [], "instructions": self._calls})
+                ],
+                "operators": [
+                    Record("Operator", {"name": name, "overload": overload})
+                    for name, overload in self._operators
+                ],
+                "delegates": [
+                    Record(
+                        "BackendDelegate",
+                        {
+                            "id": BACKEND,
+                            "processed": Record(
+                                "DelegateDataReference",
+                                {"location": _IN_SEGMENT, "index": segment},
+                            ),
+                            "compile_specs": [],
+                        },
+                    )
+                    for segment in self._delegates
+                ],
+                "non_const_buffer_sizes": [0, size] if self._planned else [0],
+            },
+        )
+
+
+def constant_method(name: str, value: int | bool | Sequence[int]) -> Record:
+    """A method without a call that returns numbers: how runners ask about a model."""
+    builder = MethodBuilder(name)
+    if isinstance(value, bool):
+        builder.output(builder.boolean(value))
+    else:
+        for number in [value] if isinstance(value, int) else value:
+            builder.output(builder.integer(number))
+    return builder.plan()
+
+
+def _containers(inputs: int, leaf: dict[str, object]) -> Record:
+    """How Python's bindings of ExecuTorch nest inputs and outputs: a tuple, and a single leaf."""
+
+    def container(type: str, context: str, children: list[object]) -> dict[str, object]:
+        return {"type": f"builtins.{type}", "context": context, "children_spec": children}
+
+    tuple_of = container("tuple", "null", [leaf] * inputs)
+    call = container("tuple", "null", [tuple_of, container("dict", "[]", [])])
+    return Record(
+        "ContainerMetadata",
+        {
+            "encoded_inp_str": json.dumps([1, call]) if inputs else "",
+            "encoded_out_str": json.dumps([1, leaf]),
+        },
+    )
+
+
+def _place(tensors: list[_Planned]) -> int:
+    """Gives tensors that are alive at the same time places that do not overlap.
+
+    Largest first, each at the lowest free offset (greedy by size, Pisarchyk & Lee 2020).
+
+    Returns:
+        Bytes of the arena.
+    """
+    placed: list[_Planned] = []
+    size = 0
+    for tensor in sorted(tensors, key=lambda t: -t.nbytes):
+        offset = 0
+        for other in sorted(placed, key=lambda t: t.offset):
+            if other.last < tensor.first or tensor.last < other.first:
+                continue
+            if offset + tensor.nbytes <= other.offset:
+                break
+            offset = max(offset, _align(other.offset + other.nbytes))
+        tensor.offset = offset
+        placed.append(tensor)
+        size = max(size, _align(offset + tensor.nbytes))
+    return size
+
+
+def _align(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,278 @@
+"""Reads a .pte back: its methods and delegates, and the integers and scales its segments hold."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from exporters.errors import ExportError
+from exporters.executorch import pte_file, xnnpack_graph
+from exporters.executorch.blobs import WIDE, flip_sign, narrow_to_bfloat16, swap_nibbles
+from exporters.executorch.flatbuffer import Record
+from exporters.executorch.method import SCALAR_TYPES
+from exporters.executorch.schemas import PROGRAM, XNNPACK
+from quant.store import weight_digest
+
+_BLOCK = 1 << 20
+_UINT8, _INT8, _FLOAT32 = (SCALAR_TYPES[name][0] for name in ("uint8", "int8", "float32"))
+# How an XNNPACK datatype's bytes become the store's.
+_FROM_XNNPACK: Final[dict[int, Callable[[bytes], bytes] | None]] = {
+    xnnpack_graph.QCINT8: flip_sign,
+    xnnpack_graph.QCINT4: None,
+    xnnpack_graph.QBINT4: None,
+    xnnpack_graph.FP32: None,
+    xnnpack_graph.FP16: None,
+}
+_UNWIDENED: Final = {WIDE: narrow_to_bfloat16}
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """Where a part of a weight lies in a .pte, and how its bytes become the store's.
+
+    Attributes:
+        offset: in the file.
+        nbytes: in the file.
+        restore: undoes the file's layout, a block at a time; None when it is the store's.
+    """
+
+    offset: int
+    nbytes: int
+    restore: Callable[[bytes], bytes] | None = None
+
+    def blocks(self, file: Path) -> Iterator[bytes]:
+        """The bytes as the store holds them."""
+        left = self.nbytes
+        with file.open("rb") as stream:
+            stream.seek(self.offset)
+            while left:
+                block = stream.read(min(_BLOCK, left))
+                if not block:
+                    raise ExportError(f"{file} is {left} bytes too short")
+                left -= len(block)
+                yield self.restore(block) if self.restore else block
+
+
+@dataclass(frozen=True)
+class Pte:
+    """An opened .pte.
+
+    Attributes:
+        file: its path.
+        program: the root table, see `exporters.executorch.schemas`.
+        segments: offset in the file and size of each.
+        delegates: by segment, the XNNPACK graphs.
+    """
+
+    file: Path
+    program: Record
+    segments: tuple[tuple[int, int], ...]
+    delegates: dict[int, Record]
+
+
+def read_pte(file: Path) -> Pte:
+    """Opens a .pte; weights stay in the file.
+
+    Raises:
+        ExportError: it is missing, cut short, damaged, or of another schema.
+    """
+    try:
+        with file.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            start = stream.read(8 + pte_file.HEADER.size)
+            magic, _, length, base, total = pte_file.HEADER.unpack_from(start, 8)
+            if magic != pte_file.HEADER_MAGIC or start[4:8] != PROGRAM.identifier:
+                raise ExportError(
+                    f"{file} is no ExecuTorch program of the schema "
+                    f"{PROGRAM.identifier.decode()} with weights in segments"
+                )
+            if base + total > size:
+                raise ExportError(
+                    f"{file} was cut short: it has {size} bytes and not {base + total}"
+                )
+            stream.seek(0)
+            program = PROGRAM.decode(stream.read(length), "Program")
+            segments = tuple(
+                (base + row["offset"], row["size"]) for row in _records(program, "segments")
+            )
+            if any(offset + nbytes > size for offset, nbytes in segments):
+                raise ValueError("a segment lies past the end")
+            delegates = {}
+            for plan in _records(program, "execution_plan"):
+                for delegate in _records(plan, "delegates"):
+                    index = delegate["processed"]["index"]
+                    if index not in delegates:
+                        stream.seek(segments[index][0])
+                        delegates[index] = _read_graph(stream.read(segments[index][1]))
+    except OSError as error:
+        raise ExportError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise ExportError(f"{file} cannot be read as an ExecuTorch program: {error}") from error
+    return Pte(file, program, segments, delegates)
+
+
+def _read_graph(data: bytes) -> Record:
+    _, magic, _, start, length, _, _ = xnnpack_graph.HEADER.unpack_from(data)
+    if magic != xnnpack_graph.HEADER_MAGIC:
+        raise ValueError("a delegate's program is not XNNPACK's")
+    return XNNPACK.decode(data[start : start + length], "XNNGraph")
+
+
+def _records(record: Record, field: str) -> list[Record]:
+    rows = record[field]
+    assert isinstance(rows, list)
+    return rows
+
+
+@dataclass(frozen=True)
+class GroupedPart:
+    """A part of a weight that lies in the file group by group of columns.
+
+    Attributes:
+        groups: each group's rows, in order.
+        rows: of the weight.
+    """
+
+    groups: tuple[StoredPart, ...]
+    rows: int
+
+    def blocks(self, file: Path) -> Iterator[bytes]:
+        """The bytes as the store holds them: each row whole."""
+        pieces = [
+            np.frombuffer(b"".join(part.blocks(file)), np.uint8).reshape(self.rows, -1)
+            for part in self.groups
+        ]
+        yield np.concatenate(pieces, axis=1).tobytes()
+
+
+Places = dict[str, dict[str, list[StoredPart | GroupedPart]]]
+"""By weight and part: the places that hold it, two for the embedding that is also the head."""
+
+
+def read_parts(pte: Pte) -> Places:
+    """Every weight of a .pte, from what the delegates and the constants say of themselves.
+
+    Raises:
+        ExportError: a delegate names data that the file does not hold.
+    """
+    places: Places = {}
+    try:
+        rows = _records(pte.program, "named_data")
+        named = {row["key"]: pte.segments[row["segment_index"]] for row in rows}
+        for graph in pte.delegates.values():
+            for part, weight, stored in _delegate_parts(graph, named):
+                known = places.setdefault(weight, {}).setdefault(part, [])
+                if stored not in known:
+                    known.append(stored)
+        for part, weight, stored in _constant_parts(pte):
+            known = places.setdefault(weight, {}).setdefault(part, [])
+            if stored not in known:
+                known.append(stored)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ExportError(f"{pte.file} names weights that it does not hold: {error}") from error
+    return places
+
+
+def _delegate_parts(
+    graph: Record, named: dict[str, tuple[int, int]]
+) -> Iterator[tuple[str, str, StoredPart | GroupedPart]]:
+    data = _records(graph, "constant_data")
+    apart: dict[str, dict[int, tuple[StoredPart, StoredPart, int]]] = {}  # by weight and group
+
+    def place(index: int, restore: Callable[[bytes], bytes] | None) -> StoredPart:
+        return StoredPart(*named[data[index]["named_key"]], restore)
+
+    for row in _records(graph, "xvalues"):
+        value, quantization = row["xvalue_union"], None
+        if value.table == "XNNQuantizedTensorValue":
+            value, quantization = value["tensor_value"], value["quant_params"]
+        index = value["constant_buffer_idx"]
+        if not index:
+            continue
+        weight, _, part = data[index]["named_key"].partition(" ")
+        restore = _FROM_XNNPACK[value["datatype"]]
+        if quantization is None:
+            if weight.endswith(".weight"):
+                yield "value", weight, place(index, _UNWIDENED.get(part, restore))
+            continue
+        grouped = quantization.table == "PerChannelGroupQuant"
+        codes = place(index, restore)
+        scale = place(quantization["scale_buffer_idx"], None if grouped else narrow_to_bfloat16)
+        part, _, group = part.partition(" ")
+        if group:
+            apart.setdefault(weight, {})[int(group)] = codes, scale, value["dims"][0]
+            continue
+        yield part, weight, codes
+        yield "scale", weight, scale
+    for weight, groups in apart.items():
+        ordered = [groups[number] for number in range(len(groups))]
+        rows = ordered[0][2]
+        yield "codes", weight, GroupedPart(tuple(codes for codes, _, _ in ordered), rows)
+        yield "scale", weight, GroupedPart(tuple(scale for _, scale, _ in ordered), rows)
+
+
+_ROW_PARTS: Final = {"rows": "codes", "row scale": "scale", "": "value", WIDE: "value"}
+
+
+def _constant_parts(pte: Pte) -> Iterator[tuple[str, str, StoredPart]]:
+    where = pte.program["constant_segment"]
+    assert isinstance(where, Record)
+    begin, total = pte.segments[where["segment_index"]]
+    offsets = where["offsets"]
+    for plan in _records(pte.program, "execution_plan"):
+        for row in _records(plan, "values"):
+            tensor = row["val"]
+            if tensor.table != "Tensor" or not tensor["data_buffer_idx"]:
+                continue
+            extra = tensor["extra_tensor_info"]
+            name = extra["fully_qualified_name"] if extra else ""
+            weight, _, label = (name or "").partition(" ")
+            if not weight.endswith(".weight"):
+                continue
+            kind, nbytes = tensor["scalar_type"], 1
+            for dim in tensor["sizes"]:
+                nbytes *= dim
+            nbytes *= next(size for number, size in SCALAR_TYPES.values() if number == kind)
+            offset = offsets[tensor["data_buffer_idx"]]
+            if offset + nbytes > total:
+                raise LookupError(f"{name} lies past its segment")
+            restore: Callable[[bytes], bytes] | None = None
+            if label == "rows":
+                restore = swap_nibbles if kind == _UINT8 else flip_sign
+            elif label == WIDE:
+                restore = narrow_to_bfloat16
+            yield _ROW_PARTS[label], weight, StoredPart(begin + offset, nbytes, restore)
+
+
+def stored_digests(file: Path) -> dict[str, str]:
+    """`quant.store.weight_digest` of every weight, from the written file alone.
+
+    A weight that is held in several places, and not the same in all of them, gets a text that no
+    digest equals.
+
+    Raises:
+        ExportError: the file is missing, cut short, damaged, or of another schema.
+    """
+    weights = read_parts(read_pte(file))
+
+    def digest(parts: dict[str, list[StoredPart | GroupedPart]]) -> str:
+        copies = max(map(len, parts.values()))
+        found = {
+            weight_digest(
+                {part: places[i % len(places)].blocks(file) for part, places in parts.items()}
+            )
+            for i in range(copies)
+        }
+        return " or ".join(sorted(found))
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(weights, pool.map(digest, weights.values()), strict=True))

@@ -1,0 +1,291 @@
+"""One XNNPACK delegate's program under construction: values, nodes, and weights by key."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from exporters.executorch.blobs import SIGNED, WIDE, WIDENED, Blob
+from exporters.executorch.flatbuffer import Record
+from exporters.executorch.pte_file import PteFile
+from exporters.executorch.schemas import XNNPACK
+from quant.formats import IntFormat
+from quant.store import WeightStore
+
+Binary = Literal["XNNAdd", "XNNMultiply", "XNNSubtract"]
+Unary = Literal["XNNSigmoid", "XNNReciprocalSquareRoot", "XNNConvert", "XNNNegate"]
+
+FP32, FP16, QCINT8, QCINT4, QDINT8, QBINT4 = 1, 2, 6, 8, 9, 10
+_NOT_EXTERNAL: Final = 0xFFFFFFFF
+_BY_KEY: Final = 0xFFFFFFFFFFFFFFFF
+_INPUT, _OUTPUT = 1, 2
+# Zeros, magic, own length, where the graph begins, its length, where constants begin, theirs.
+HEADER: Final = struct.Struct("<4s4sHIIIQ2x")
+HEADER_MAGIC: Final = b"XH00"
+_HEADER_LENGTH = 30
+
+
+class XnnpackGraph:
+    """A graph that computes in float32, with weights as the store has them.
+
+    Values are referred to by number. The dimension of tokens is written as its largest; the
+    runtime sets it at each run.
+
+    Args:
+        file: where weights are registered by key.
+        store: where they are.
+    """
+
+    def __init__(self, file: PteFile, store: WeightStore) -> None:
+        self._file, self._store = file, store
+        self._values: list[Record] = []
+        self._nodes: list[Record] = []
+        self._dims: list[tuple[int, ...]] = []
+        self._data = [Record("ConstantDataOffset", {"offset": 0, "size": 0, "named_key": ""})]
+        self._inputs: list[int] = []
+        self._outputs: list[int] = []
+        self._tensors: list[dict[str, object]] = []
+        self._quantized: dict[int, int] = {}
+        self._constants: dict[str, int] = {}
+
+    def dims(self, value: int) -> tuple[int, ...]:
+        """A value's shape, the tokens at their most."""
+        return self._dims[value]
+
+    def _value(
+        self,
+        dims: Sequence[int],
+        datatype: int = FP32,
+        data: int = 0,
+        quantization: Record | None = None,
+    ) -> int:
+        number = len(self._values)
+        tensor: dict[str, object] = {
+            "datatype": datatype,
+            "num_dims": len(dims),
+            "dims": list(dims),
+            "constant_buffer_idx": data,
+            "external_id": _NOT_EXTERNAL,
+            "flags": 0,
+            "id_out": number,
+        }
+        union = Record("XNNTensorValue", tensor)
+        if quantization is not None:
+            parts = {"tensor_value": union, "quant_params": quantization}
+            union = Record("XNNQuantizedTensorValue", parts)
+        self._values.append(Record("XValue", {"xvalue_union": union}))
+        self._tensors.append(tensor)
+        self._dims.append(tuple(dims))
+        return number
+
+    def _node(self, kind: str, **fields: object) -> None:
+        node = Record(kind, {**fields, "flags": 0})
+        self._nodes.append(Record("XNode", {"xnode_union": node, "debug_handle": len(self._nodes)}))
+
+    def input(self, dims: Sequence[int], datatype: int = FP32) -> int:
+        """The next tensor that is given at each run."""
+        value = self._value(dims, datatype)
+        self._tensors[value] |= {"flags": _INPUT, "external_id": len(self._inputs)}
+        self._inputs.append(value)
+        return value
+
+    def output(self, value: int) -> None:
+        """Makes a value the next one that a run gives; after the last `input`."""
+        self._tensors[value] |= {
+            "flags": _OUTPUT,
+            "external_id": len(self._inputs) + len(self._outputs),
+        }
+        self._outputs.append(value)
+
+    def _stored(self, key: str, blob: Blob) -> int:
+        size = self._file.named(key, blob)
+        self._data.append(
+            Record("ConstantDataOffset", {"offset": _BY_KEY, "size": size, "named_key": key})
+        )
+        return len(self._data) - 1
+
+    def constant(self, key: str, values: Sequence[float], dims: Sequence[int]) -> int:
+        """float32 numbers made here, under a key that says what they are."""
+        if key not in self._constants:
+            blob = Blob(struct.pack(f"<{len(values)}f", *values))
+            self._constants[key] = self._value(dims, data=self._stored(key, blob))
+        return self._constants[key]
+
+    def weight(self, name: str, dims: Sequence[int]) -> int:
+        """A weight that stays float, under its name: float32 or float16 as it is stored."""
+        if name not in self._constants:
+            extent = self._store.extents(name)["value"]
+            datatype = FP16 if extent.dtype == "F16" else FP32
+            conversion = WIDENED if extent.dtype == "BF16" else None
+            key = f"{name} {WIDE}" if conversion else name
+            data = self._stored(key, Blob(extent, conversion))
+            self._constants[name] = self._value(dims, datatype, data)
+        return self._constants[name]
+
+    def binary(self, kind: Binary, first: int, second: int) -> int:
+        """A pointwise operation, with broadcasting."""
+        dims = [max(pair) for pair in _aligned(self._dims[first], self._dims[second])]
+        result = self._value(dims)
+        self._node(kind, input1_id=first, input2_id=second, output_id=result)
+        return result
+
+    def unary(self, kind: Unary, source: int, datatype: int = FP32) -> int:
+        """A pointwise function."""
+        result = self._value(self._dims[source], datatype)
+        self._node(kind, input_id=source, output_id=result)
+        return result
+
+    def reshape(self, source: int, shape: Sequence[int]) -> int:
+        """Another shape of the same numbers; -1 stands for the tokens."""
+        known = math.prod(dim for dim in shape if dim != -1)
+        tokens = math.prod(self._dims[source]) // known
+        result = self._value([tokens if dim == -1 else dim for dim in shape])
+        self._node(
+            "XNNStaticReshape",
+            num_dims=len(shape),
+            new_shape=[0 if dim == -1 else dim for dim in shape],
+            input_id=source,
+            output_id=result,
+        )
+        return result
+
+    def columns(self, source: int, start: int, stop: int) -> int:
+        """A range of the last dimension."""
+        dims = [*self._dims[source][:-1], stop - start]
+        result = self._value(dims)
+        self._node(
+            "XNNStaticSlice",
+            num_dims=len(dims),
+            offsets=[0] * (len(dims) - 1) + [start],
+            sizes=[0] * (len(dims) - 1) + [stop - start],  # 0: all there are
+            input_id=source,
+            output_id=result,
+        )
+        return result
+
+    def concatenate(self, parts: Sequence[int]) -> int:
+        """Two or three values side by side in the last dimension."""
+        dims = list(self._dims[parts[0]])
+        dims[-1] = sum(self._dims[part][-1] for part in parts)
+        result = self._value(dims)
+        ids = [*parts, *[_NOT_EXTERNAL] * (5 - len(parts))]
+        self._node(
+            f"XNNConcatenate{len(parts)}",
+            axis=len(dims) - 1,
+            output_id=result,
+            **{f"input{i + 1}_id": value for i, value in enumerate(ids)},
+        )
+        return result
+
+    def linear(self, source: int, filter: int) -> int:
+        """``source @ filter.T`` in float32."""
+        result = self._value([*self._dims[source][:-1], self._dims[filter][0]])
+        self._node(
+            "XNNFullyConnected",
+            input1_id=source,
+            filter_id=filter,
+            bias_id=_NOT_EXTERNAL,
+            output_id=result,
+        )
+        return result
+
+    def quantized_linear(self, source: int, name: str, format: IntFormat, rows: int) -> int:
+        """A product by a weight in integers; each token's activations are rounded to 8 bits."""
+        return self.linear(self._per_token(source), self._integers(name, format, rows))
+
+    def exact_linear(self, source: int, name: str, format: IntFormat, rows: int) -> int:
+        """A product by a weight in integers that leaves activations float32.
+
+        XNNPACK has such kernels for one scale a row only, so that a weight in groups becomes one
+        weight for each group of columns, ``NAME codes 0`` and on, and their products a sum.
+        """
+        if format.group_size is None:
+            return self.linear(source, self._integers(name, format, rows))
+        size = format.group_size
+        codes, scale = self._store.part(name, "codes"), self._store.part(name, "scale")
+        total: int | None = None
+        for group in range(scale.shape[1]):
+            begin = group * size
+            piece = codes[:, begin // 2 : (begin + size) // 2].contiguous()
+            row_scale = scale[:, group].float()
+            data = self._stored(f"{name} codes {group}", Blob(piece.numpy().tobytes()))
+            where = {
+                "scale": [],
+                "channel_dim": 0,
+                "scale_buffer_idx": self._stored(
+                    f"{name} scale {group}", Blob(row_scale.numpy().tobytes())
+                ),
+                "num_scales": rows,
+            }
+            weight = self._value([rows, size], QCINT4, data, Record("PerChannelQuant", where))
+            product = self.linear(self.columns(source, begin, begin + size), weight)
+            total = product if total is None else self.binary("XNNAdd", total, product)
+        assert total is not None
+        return total
+
+    def _per_token(self, source: int) -> int:
+        if source not in self._quantized:
+            per_token = Record("PerTokenDynamicQuant", {"num_nonbatch_dims": 1})
+            result = self._value(self._dims[source], QDINT8, quantization=per_token)
+            self._node("XNNConvert", input_id=source, output_id=result)
+            self._quantized[source] = result
+        return self._quantized[source]
+
+    def _integers(self, name: str, format: IntFormat, rows: int) -> int:
+        """A weight's codes and scales under ``NAME codes`` and ``NAME scale``.
+
+        XNNPACK's 4-bit codes lie as the store's do. Its 8-bit codes are signed. Scales of groups
+        are bfloat16, scales of rows float32.
+        """
+        extents = self._store.extents(name)
+        grouped = format.group_size is not None
+        codes = Blob(extents["codes"], SIGNED if format.bits == 8 else None)
+        scale = Blob(extents["scale"], None if grouped else WIDENED)
+        data = self._stored(f"{name} codes", codes)
+        where = {
+            "scale": [],
+            "channel_dim": 0,
+            "scale_buffer_idx": self._stored(f"{name} scale", scale),
+            "num_scales": math.prod(extents["scale"].shape),
+        }
+        if grouped:
+            quantization = Record(
+                "PerChannelGroupQuant", {**where, "group_size": format.group_size}
+            )
+        else:
+            quantization = Record("PerChannelQuant", where)
+        columns = extents["codes"].shape[1] * 8 // format.bits
+        datatype = QBINT4 if grouped else QCINT4 if format.bits == 4 else QCINT8
+        return self._value([rows, columns], datatype, data, quantization)
+
+    def encode(self) -> bytes:
+        """The delegate's program, as a segment holds it."""
+        graph = XNNPACK.encode(
+            Record(
+                "XNNGraph",
+                {
+                    "version": "0",
+                    "xnodes": self._nodes,
+                    "xvalues": self._values,
+                    "num_externs": len(self._inputs) + len(self._outputs),
+                    "input_ids": self._inputs,
+                    "output_ids": self._outputs,
+                    "constant_data": self._data,
+                },
+            )
+        )
+        end = HEADER.size + len(graph)
+        padding = -end % 16
+        header = HEADER.pack(
+            bytes(4), HEADER_MAGIC, _HEADER_LENGTH, HEADER.size, len(graph), end + padding, 0
+        )
+        return header + graph + bytes(padding)
+
+
+def _aligned(first: tuple[int, ...], second: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Pairs of dims as broadcasting pairs them, from the last."""
+    count = max(len(first), len(second))
+    ones = (1,) * count
+    return list(zip((*ones[len(first) :], *first), (*ones[len(second) :], *second), strict=True))

@@ -1,0 +1,41 @@
+"""ExecuTorch artifacts of the same checkpoints, and the runtime to run them in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from device_harness.executorch_session import ExecutorchSession
+from exporters.executorch import target
+
+CHUNK = 16  # so that the 48 tokens of a context take three runs
+
+
+@pytest.fixture(scope="session")
+def pte(build):
+    """Exports a config for ExecuTorch by a recipe (or a format's name)."""
+
+    def pte(config, recipe="fp32", context=48):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(target, "CHUNK_TOKENS", CHUNK)
+            return build(config, recipe, context, "executorch")
+
+    return pte
+
+
+@contextmanager
+def opened(folder: Path, context: int = 48) -> Iterator[ExecutorchSession]:
+    session = ExecutorchSession(folder, context, 1)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+@pytest.fixture(scope="session")
+def run_pte():
+    """Opens an artifact in ExecuTorch for the length of a ``with``."""
+    return opened

@@ -1,0 +1,61 @@
+"""ExecuTorch's own LLM runner, which its Android and iOS packages are built on, gives our text."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgeforge.model
+from edgeforge.generate import generate
+from edgeforge.model import open_model
+from edgeforge.pipeline import ExportOptions, export
+from exporters.registry import find_target
+
+PROMPTS = [
+    "The function returns a list of",
+    'class Error(Exception):\n    """Raised when',
+    " ".join(["Install the package with apt and then"] * 30),  # more than one run takes
+]
+# A process of its own: the runner and the session's libraries register the same kernels.
+RUNNER = """
+import json, sys
+import torch
+from device_harness.executorch_worker import load_runtime
+load_runtime()
+from executorch.extension.llm.runner._llm_runner import GenerationConfig, TextLLMRunner
+folder, count, *prompts = sys.argv[1:]
+runner = TextLLMRunner(f"{folder}/model.pte", f"{folder}/tokenizer.json")
+texts = []
+for prompt in prompts:
+    runner.reset()
+    pieces = []
+    config = GenerationConfig(
+        echo=False, temperature=0.0, max_new_tokens=int(count), num_bos=1, num_eos=0
+    )
+    runner.generate(prompt, config, pieces.append)
+    texts.append("".join(pieces))
+print("RESULT" + json.dumps(texts))
+"""
+
+
+@pytest.fixture(scope="module")
+def demo(cache, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "artifact"
+    model = open_model(edgeforge.model.DEMO)
+    export(model, [find_target("executorch")], out, ExportOptions("int4", context=512))
+    return out
+
+
+def test_the_unmodified_runner_gives_the_text_that_run_gives(demo):
+    command = [sys.executable, "-c", RUNNER, str(demo), "24", *PROMPTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (line,) = [row for row in done.stdout.splitlines() if row.startswith("RESULT")]
+    texts = json.loads(line.removeprefix("RESULT"))
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        wanted = generate(demo, prompt, max_tokens=24, threads=1)
+        assert wanted.text.strip() and len(wanted.tokens) == 24
+        assert text == wanted.text

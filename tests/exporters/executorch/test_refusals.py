@@ -1,0 +1,54 @@
+"""What XNNPACK cannot hold, or would silently get wrong, is refused before any work."""
+
+from __future__ import annotations
+
+import pytest
+
+import edgeforge.pipeline as pipeline
+from edgeforge.pipeline import ExportOptions, export
+from exporters.errors import ExportError
+from exporters.registry import find_target
+
+WIDE = {"hidden_size": 192, "intermediate_size": 192, "num_attention_heads": 2, "head_dim": 96}
+
+
+@pytest.mark.parametrize(
+    ("format", "words"),
+    [
+        (
+            "int4-g32-asym",
+            "model.embed_tokens.weight is to be int4-g32-asym; XNNPACK ignores zero points, which "
+            "would give wrong numbers: use int4-g32 or int8-pc",
+        ),
+        (
+            "int8-pc-asym",
+            "model.embed_tokens.weight is to be int8-pc-asym; XNNPACK ignores zero points, which "
+            "would give wrong numbers: use int8-pc",
+        ),
+        (
+            "int8-g64",
+            "model.embed_tokens.weight is to be int8-g64; XNNPACK holds 8 bits with one scale a "
+            "row only: use int8-pc, or int4-g64",
+        ),
+        (
+            "int4-g48",
+            "model.embed_tokens.weight has groups of 48; XNNPACK's need a multiple of 32: use "
+            "int4-g32, int4-g64 or int4-g128, or int8-pc",
+        ),
+    ],
+)
+def test_formats(cache, tmp_path, monkeypatch, checkpoint_of, llama_config, format, words):
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("work was done before the refusal")
+
+    model = checkpoint_of(llama_config(**WIDE))
+    monkeypatch.setattr(type(model.checkpoint), "digest", work)
+    monkeypatch.setattr(pipeline, "quantize", work)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"- {{match: '*', format: {format}}}\n")
+    out = tmp_path / "out"
+    targets = [find_target("executorch"), find_target("onnx")]
+    with pytest.raises(ExportError) as caught:
+        export(model, targets, out, ExportOptions(recipe=str(recipe)))
+    assert str(caught.value) == words
+    assert not out.exists()
