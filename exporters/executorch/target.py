@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from exporters.errors import ExportError
-from exporters.last_token import keep_last_token
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats import IntFormat
 from quant.plan import QuantPlan
@@ -40,6 +39,7 @@ class ExecutorchTarget:
         from exporters.executorch.lowering import MethodLowering
         from exporters.executorch.method import constant_method
         from exporters.executorch.pte_file import PteFile
+        from exporters.last_token import keep_last_token
 
         program, facts, file = request.program, request.facts, PteFile()
         limit = min(program.context, CHUNK_TOKENS)
