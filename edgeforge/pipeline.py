@@ -28,7 +28,7 @@ from quant.store import WeightStore
 # Longer contexts are a choice: their caches and tables cost memory on every phone.
 DEFAULT_CONTEXT = 4096
 _HAND_OVER_SECONDS = 0.0002
-_TOOLS = ("edgeforge", "torch", "onnx", "onnxruntime", "flatbuffers")
+_TOOLS = ("edgeforge", "torch", "onnx", "onnxruntime")
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, what is done of it, and its size (0 when that is not known)."""
