@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from device_harness.errors import DeviceError
-from device_harness.session import Logits, Tokens
+from device_harness.session import Logits, Tokens, check_tokens
 
 MODEL, GENERATE, VERIFY = "model.pte", "forward", "logits_all"
 SUPPORTED = "1.4.1"
@@ -87,7 +87,7 @@ class ExecutorchSession:
 
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
-        self._check(tokens, self._length + len(tokens))
+        check_tokens(tokens, self._length + len(tokens), self.vocab_size, self.context)
         for piece in self._pieces(tokens):
             logits = self._ask(GENERATE, piece, self._length)
             self._length += len(piece)
@@ -95,7 +95,7 @@ class ExecutorchSession:
 
     def logits(self, tokens: Tokens) -> Logits:
         """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``."""
-        self._check(tokens, len(tokens))
+        check_tokens(tokens, len(tokens), self.vocab_size, self.context)
         if VERIFY not in self._names:
             raise DeviceError(
                 f"{self._file} has no method {VERIFY}, which verification needs: export it again"
@@ -123,23 +123,6 @@ class ExecutorchSession:
     def _pieces(self, tokens: Tokens) -> list[Tokens]:
         limit = self._constants["get_max_seq_len"][0]
         return [tokens[start : start + limit] for start in range(0, len(tokens), limit)]
-
-    def _check(self, tokens: Tokens, total: int) -> None:
-        if not len(tokens):
-            raise DeviceError("there is no token to run")
-        # The kernels read past the table's end for a token that does not exist.
-        vocab_size = self.vocab_size
-        outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
-        if len(outside):
-            raise DeviceError(
-                f"there is no token {outside[0]}: the artifact's vocabulary is 0 to "
-                f"{vocab_size - 1}"
-            )
-        if total > self.context:
-            raise DeviceError(
-                f"{total} tokens do not fit the artifact's context of {self.context}: shorten the "
-                f"text, or export with a larger --context"
-            )
 
     def _ask(self, method: str, tokens: Tokens, position: int) -> Logits:
         assert self._worker is not None and self._worker.stdin is not None

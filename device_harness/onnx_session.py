@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from device_harness.errors import DeviceError
 from device_harness.memory import resident_peak
-from device_harness.session import Logits, Tokens
+from device_harness.session import Logits, Tokens, check_tokens
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -99,7 +99,7 @@ class OnnxSession:
         self.load()
         assert self._generator is not None
         total = self._length + len(tokens)
-        self._check(self._generator, tokens, total)
+        check_tokens(tokens, total, _vocab_size(self._generator), self.context)
         binding = self._generator.io_binding()
         binding.bind_cpu_input("input_ids", tokens.reshape(1, -1))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
@@ -117,7 +117,7 @@ class OnnxSession:
         """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``."""
         if self._verifier is None:
             self._verifier = self._open(VERIFY)
-        self._check(self._verifier, tokens, len(tokens))
+        check_tokens(tokens, len(tokens), _vocab_size(self._verifier), self.context)
         feeds: dict[str, Any] = {
             "input_ids": tokens.reshape(1, -1),
             "attention_mask": np.ones((1, len(tokens)), np.int64),
@@ -129,23 +129,6 @@ class OnnxSession:
         result = self._call(lambda: verifier.run(["logits"], feeds))
         logits: Logits = result[0][0]
         return logits
-
-    def _check(self, session: onnxruntime.InferenceSession, tokens: Tokens, total: int) -> None:
-        if not len(tokens):
-            raise DeviceError("there is no token to run")
-        # The kernels give zeros or another token's row for a token that does not exist.
-        vocab_size = _vocab_size(session)
-        outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
-        if len(outside):
-            raise DeviceError(
-                f"there is no token {outside[0]}: the artifact's vocabulary is 0 to "
-                f"{vocab_size - 1}"
-            )
-        if total > self.context:
-            raise DeviceError(
-                f"{total} tokens do not fit the artifact's context of {self.context}: shorten the "
-                f"text, or export with a larger --context"
-            )
 
     def _call(self, work: Any) -> Any:
         try:

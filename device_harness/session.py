@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from device_harness.errors import DeviceError
+
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
 
@@ -45,3 +47,29 @@ class Session(Protocol):
 
         Leaves the positions of `extend` as they were.
         """
+
+
+def check_tokens(tokens: Tokens, total: int, vocab_size: int, context: int) -> None:
+    """Refuses tokens that a runtime would not: kernels look up what lies past a table's end.
+
+    Args:
+        tokens: ``int64[t]``, about to be run.
+        total: positions taken once they are.
+        vocab_size: tokens are under it.
+        context: positions there are.
+
+    Raises:
+        DeviceError: no token, a token outside the vocabulary, or past the context.
+    """
+    if not len(tokens):
+        raise DeviceError("there is no token to run")
+    outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    if len(outside):
+        raise DeviceError(
+            f"there is no token {outside[0]}: the artifact's vocabulary is 0 to {vocab_size - 1}"
+        )
+    if total > context:
+        raise DeviceError(
+            f"{total} tokens do not fit the artifact's context of {context}: shorten the text, or "
+            f"export with a larger --context"
+        )
