@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from device_harness.session import Session
@@ -29,6 +29,7 @@ def export(
     ignore_config: Sequence[str] = (),
     force: bool = False,
     threads: int | None = None,
+    **target_options: Any,
 ) -> list[Path]:
     """Traces, quantizes and writes a model.
 
@@ -43,6 +44,7 @@ def export(
         ignore_config: config fields you know not to change the maths.
         force: replace an existing output folder.
         threads: for quantization.
+        target_options: fields of `exporters.options.TargetOptions`, such as ``strip=True``.
 
     Returns:
         The artifacts' folders, in the order of ``targets``.
@@ -53,6 +55,7 @@ def export(
     from edgeforge.model import open_model
     from edgeforge.pipeline import ExportOptions
     from edgeforge.pipeline import export as run_export
+    from exporters.options import TargetOptions
     from exporters.registry import find_target
 
     chosen = [find_target(name) for name in targets]
@@ -63,7 +66,7 @@ def export(
         opened,
         chosen,
         Path(out),
-        ExportOptions(recipe=recipe, context=context, force=force, threads=threads),
+        ExportOptions(recipe, context, force, threads, TargetOptions(**target_options)),
     )
 
 

@@ -65,6 +65,15 @@ def export(
         list[str] | None,
         typer.Option(help="A config.json field that you know not to change the maths."),
     ] = None,
+    strip: Annotated[
+        bool, typer.Option("--strip", help="Leave out what only verification needs.")
+    ] = False,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="What the device has for the model, such as 3GB: refuse what needs more."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing output folder.")] = False,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -74,8 +83,9 @@ def export(
     from edgeforge.pipeline import ExportOptions
     from edgeforge.pipeline import export as run_export
     from edgeforge.progress import Reporter
-    from edgeforge.show import size_text
+    from edgeforge.show import parse_size, size_text
     from exporters.manifest import Manifest
+    from exporters.options import TargetOptions
     from exporters.registry import find_target
 
     names = dict.fromkeys(name.strip() for name in target.split(","))
@@ -83,7 +93,10 @@ def export(
     opened = open_model(
         model, revision=revision, tokenizer=tokenizer, ignore_config=ignore_config or ()
     )
-    options = ExportOptions(recipe=recipe, context=context, force=force, threads=threads)
+    target_options = TargetOptions(
+        strip=strip, max_memory=None if max_memory is None else parse_size(max_memory)
+    )
+    options = ExportOptions(recipe, context, force, threads, target_options)
     with Reporter(quiet) as progress:
         folders = run_export(opened, targets, out, options, progress)
     for folder in folders:

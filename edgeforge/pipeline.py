@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event
@@ -21,6 +21,7 @@ from edgeforge.output import atomic_folder
 from edgeforge.spec import ModelSpec
 from edgeforge.weights import CheckpointWeights
 from exporters.manifest import Manifest, WeightRecord, record_files
+from exporters.options import TargetOptions, check_options
 from exporters.target import ExportRequest, Lowered, ModelFacts, Target
 from quant.plan import QuantPlan
 from quant.store import WeightStore
@@ -43,12 +44,14 @@ class ExportOptions:
         context: declared context in tokens; None for the model's own, 4096 at most.
         force: replace an existing output folder.
         threads: for quantization; None for one per processor, four at most.
+        target: what targets are asked beyond the recipe.
     """
 
     recipe: str = "int4"
     context: int | None = None
     force: bool = False
     threads: int | None = None
+    target: TargetOptions = field(default_factory=TargetOptions)
 
 
 def export(
@@ -79,8 +82,10 @@ def export(
     context = choose_context(spec, options.context)
     plan = find_recipe(options.recipe).plan(weights.shapes(), weights.roles())
     plan.check(weights.shapes())
+    facts = _facts(spec, context)
+    check_options(options.target, targets)
     for target in targets:
-        target.check(plan, weights.shapes(), _facts(spec))
+        target.check(plan, weights.shapes(), facts, options.target.only(target.options))
     with (
         atomic_folder(out, options.force) as partial,
         ThreadPoolExecutor(1) as background,
@@ -117,13 +122,14 @@ def export(
             request = ExportRequest(
                 program,
                 store,
-                _facts(spec),
+                facts,
                 checkpoint.tokenizer_files,
                 checkpoint.generation_config,
+                options.target.only(target.options),
             )
             lowered = target.write(request, folder)
             _copy_sidecars(checkpoint.path, folder)
-            manifest = _manifest(model, digest, context, plan, store, target, lowered)
+            manifest = _manifest(model, digest, plan, store, target, request, lowered)
             Manifest(**{**vars(manifest), "files": record_files(folder)}).write(folder)
             folders.append(out if len(targets) == 1 else out / target.name)
     return folders
@@ -201,7 +207,7 @@ def quantize(
     return WeightStore(cache / key)
 
 
-def _facts(spec: ModelSpec) -> ModelFacts:
+def _facts(spec: ModelSpec, context: int) -> ModelFacts:
     return ModelFacts(
         model_type=spec.model_type,
         hidden_size=spec.hidden_size,
@@ -211,6 +217,7 @@ def _facts(spec: ModelSpec) -> ModelFacts:
         bos=spec.bos,
         eos=spec.eos,
         pad=spec.pad,
+        context=context,
     )
 
 
@@ -224,15 +231,15 @@ def _copy_sidecars(checkpoint: Path, folder: Path) -> None:
 def _manifest(
     model: Model,
     digest: CheckpointDigest,
-    context: int,
     plan: QuantPlan,
     store: WeightStore,
     target: Target,
+    request: ExportRequest,
     lowered: Lowered,
 ) -> Manifest:
     from edgeforge.rope import uses_long_set
 
-    checkpoint, spec = model.checkpoint, model.spec
+    checkpoint, spec, context = model.checkpoint, model.spec, request.facts.context
     notes = list(lowered.notes)
     if spec.rope.scaling == "longrope":
         chosen = "long" if uses_long_set(spec.rope, context) else "short"
@@ -269,6 +276,7 @@ def _manifest(
         outputs=lowered.outputs,
         states=lowered.states,
         notes=tuple(notes),
+        options=request.options.given(),
         tools=versions(_TOOLS),
     )
 

@@ -61,6 +61,7 @@ class Manifest:
         notes: what a user must know.
         tools: versions that made it.
         files: every file but this one.
+        options: what the target was asked beyond the recipe.
         schema_version: of this file.
     """
 
@@ -78,6 +79,7 @@ class Manifest:
     notes: tuple[str, ...]
     tools: Mapping[str, str]
     files: Mapping[str, FileRecord] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def write(self, folder: Path) -> None:

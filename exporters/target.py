@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from exporters.options import Choices, TargetOptions
+
 if TYPE_CHECKING:  # torch comes with these; listing targets needs none of it
     from quant.plan import QuantPlan
     from quant.program import Program
@@ -26,6 +28,7 @@ class ModelFacts:
         bos: token that begins a text, if any.
         eos: tokens that end one.
         pad: padding token, if any.
+        context: declared context, tokens.
     """
 
     model_type: str
@@ -36,6 +39,7 @@ class ModelFacts:
     bos: int | None
     eos: tuple[int, ...]
     pad: int | None
+    context: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class ExportRequest:
         facts: for configuration files.
         tokenizer_files: by the names they must have in the artifact; may be empty.
         generation: the checkpoint's ``generation_config.json``, or an empty mapping.
+        options: those that this target takes.
     """
 
     program: Program
@@ -55,6 +60,7 @@ class ExportRequest:
     facts: ModelFacts
     tokenizer_files: Mapping[str, Path] = field(default_factory=dict)
     generation: Mapping[str, object] = field(default_factory=dict)
+    options: TargetOptions = field(default_factory=TargetOptions)
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,19 @@ class Target(Protocol):
     Attributes:
         name: the key of `exporters.registry.TARGETS`.
         about: one line for ``edgeforge list targets``.
+        options: the options it takes, each with the values it knows (none listed: any).
     """
 
     name: str
     about: str
+    options: Choices
 
     def check(
-        self, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]], facts: ModelFacts
+        self,
+        plan: QuantPlan,
+        shapes: Mapping[str, tuple[int, ...]],
+        facts: ModelFacts,
+        options: TargetOptions,
     ) -> None:
         """Refuses, before any work, what the format or its kernels cannot hold.
 

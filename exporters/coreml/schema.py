@@ -175,7 +175,7 @@ def _add_message(file: FileDescriptorProto, name: str, *fields: str) -> None:
     for text in fields:
         number, field_name, kind = text.split(":")
         kind, _, group = kind.partition("@")
-        field = message.field.add(name=field_name, number=int(number), label=_OPTIONAL)
+        field: Any = message.field.add(name=field_name, number=int(number), label=_OPTIONAL)
         if kind.startswith("{"):
             field.label, field.type = _REPEATED, _MESSAGE
             field.type_name = _map_entry(message, name, field_name, kind[1:-1])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from exporters.errors import ExportError
+from exporters.options import Choices, TargetOptions
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats import IntFormat
 from quant.plan import QuantPlan
@@ -25,9 +27,14 @@ class ExecutorchTarget:
 
     name = "executorch"
     about = "ExecuTorch with XNNPACK on CPU, Android and iOS (also through its LLM runner)"
+    options: Choices = MappingProxyType({})
 
     def check(
-        self, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]], facts: ModelFacts
+        self,
+        plan: QuantPlan,
+        shapes: Mapping[str, tuple[int, ...]],
+        facts: ModelFacts,
+        options: TargetOptions,
     ) -> None:
         """Refuses formats that XNNPACK's kernels do not have or would silently get wrong."""
         for weight, assignment in plan.weights.items():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from exporters.errors import ExportError
+from exporters.options import Choices, TargetOptions
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats import IntFormat
 from quant.plan import QuantPlan, matrix_shape
@@ -27,9 +29,14 @@ class OnnxTarget:
 
     name = "onnx"
     about = "ONNX Runtime on CPU, Android, iOS and C# (also through onnxruntime-genai)"
+    options: Choices = MappingProxyType({"strip": ()})
 
     def check(
-        self, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]], facts: ModelFacts
+        self,
+        plan: QuantPlan,
+        shapes: Mapping[str, tuple[int, ...]],
+        facts: ModelFacts,
+        options: TargetOptions,
     ) -> None:
         """Refuses block sizes and head widths that ONNX Runtime's kernels do not have."""
         from exporters.onnx.attention import check_head_width
@@ -49,10 +56,9 @@ class OnnxTarget:
         from exporters.onnx.weight_file import WeightFile
 
         weights = WeightFile(WEIGHTS)
-        models = {
-            GRAPH: _model(keep_last_token(request.program), request.store, weights),
-            VERIFY_GRAPH: _model(request.program, request.store, weights),
-        }
+        models = {GRAPH: _model(keep_last_token(request.program), request.store, weights)}
+        if not request.options.strip:
+            models[VERIFY_GRAPH] = _model(request.program, request.store, weights)
         weights.write(folder)
         for name, model in models.items():
             (folder / name).write_bytes(model.SerializeToString(deterministic=True))
@@ -78,7 +84,8 @@ class OnnxTarget:
         """Digests of the integers and scales as both graphs and their weight file hold them."""
         from exporters.onnx.reader import stored_digests
 
-        return stored_digests(folder / GRAPH, folder / VERIFY_GRAPH)
+        graphs = folder / GRAPH, folder / VERIFY_GRAPH
+        return stored_digests(*(graph for graph in graphs if graph == graphs[0] or graph.is_file()))
 
 
 def _model(program: Program, store: WeightStore, weights: WeightFile) -> ModelProto:

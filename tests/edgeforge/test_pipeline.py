@@ -53,7 +53,7 @@ class Note(OnnxTarget):
     name = "note"
     about = "for tests"
 
-    def check(self, plan, shapes, facts):
+    def check(self, plan, shapes, facts, options):
         if "int8-pc" in {format.name for format in plan.formats()}:
             raise ExportError("the note holds no int8")
 

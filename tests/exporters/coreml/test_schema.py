@@ -66,7 +66,7 @@ def test_fields_are_those_of_coremltools(apple, name):
 
 
 def test_enumerations_are_those_of_coremltools(apple):
-    mil, features, _ = apple
+    mil = apple[0]
     theirs = {v.number for v in mil.enum_types_by_name["DataType"].values}
     assert set(schema.DATA_TYPES.values()) == theirs - {0}
     names = {v.number: v.name for v in mil.enum_types_by_name["DataType"].values}

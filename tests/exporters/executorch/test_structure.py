@@ -186,7 +186,7 @@ def test_the_same_export_gives_the_same_bytes(pte, llama_config, tmp_path, monke
 
     made = pte(llama_config(), "int4-g32")
     monkeypatch.setattr(target, "CHUNK_TOKENS", 16)
-    facts = ModelFacts("llama", 64, 16, (4, 4), (2, 2), 256, (257,), None)
+    facts = ModelFacts("llama", 64, 16, (4, 4), (2, 2), 256, (257,), None, 32)
     request = ExportRequest(made.program, made.store, facts)
     lowered = target.ExecutorchTarget().write(request, tmp_path)
     data = (tmp_path / lowered.entry).read_bytes()
