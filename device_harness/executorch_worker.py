@@ -77,15 +77,15 @@ def serve(file: str, threads: int, requests: BinaryIO, answers: BinaryIO) -> Non
         _answer(answers, {"error": str(error)})
         return
     _answer(answers, {"methods": sorted(names), "constants": constants, "peak": resident_peak()})
-    methods: dict[str, Any] = {}
+    methods: dict[tuple[str, bool], Any] = {}
     for line in requests:
         asked = json.loads(line)
-        name = asked["method"]
+        name = asked["method"], asked["apart"]
         tokens = np.frombuffer(requests.read(8 * asked["tokens"]), np.int64)
         try:
             if name not in methods:
                 # Methods of one loaded program share the memory that their caches are planned in.
-                methods[name] = runtime._load_program(file).load_method(name)
+                methods[name] = runtime._load_program(file).load_method(name[0])
             if not len(tokens):  # asked to load it only
                 _answer(answers, {"shape": [0], "peak": resident_peak()})
                 continue

@@ -27,7 +27,7 @@ class ExecutorchTarget:
 
     name = "executorch"
     about = "ExecuTorch with XNNPACK on CPU, Android and iOS (also through its LLM runner)"
-    options: Choices = MappingProxyType({})
+    options: Choices = MappingProxyType({"strip": ()})
 
     def check(
         self,
@@ -50,7 +50,9 @@ class ExecutorchTarget:
 
         program, facts, file = request.program, request.facts, PteFile()
         limit = min(program.context, CHUNK_TOKENS)
-        methods = {GENERATE: keep_last_token(program), VERIFY: program}
+        methods = {GENERATE: keep_last_token(program)}
+        if not request.options.strip:
+            methods[VERIFY] = program
         for name, given in methods.items():
             lowering = MethodLowering(given, request.store, file, name, limit)
             file.plans.append(lowering.run().plan())
@@ -75,8 +77,8 @@ class ExecutorchTarget:
             entry=MODEL,
             inputs={"tokens": f"int64[1, t <= {limit}]", "position": "int64[1]"},
             outputs={
-                GENERATE: f"float32[1, 1, {program.vocab_size}]",
-                VERIFY: f"float32[1, t, {program.vocab_size}]",
+                name: f"float32[1, {1 if name == GENERATE else 't'}, {program.vocab_size}]"
+                for name in methods
             },
             states={
                 given.name: "float32[1, {2}, {1}, {3}]".format(*node.meta["val"].shape)
