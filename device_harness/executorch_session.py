@@ -15,6 +15,7 @@ import numpy as np
 
 from device_harness.errors import DeviceError
 from device_harness.session import Logits, Tokens, check_tokens
+from exporters.errors import ExportError
 
 MODEL, GENERATE, VERIFY = "model.pte", "forward", "logits_all"
 SUPPORTED = "1.4.1"
@@ -48,9 +49,16 @@ class ExecutorchSession:
         """Starts the runtime's process."""
         if self._worker is not None:
             return
+        from exporters.executorch.reader import read_weights
+
+        try:
+            external = read_weights(self._file)
+        except ExportError as error:
+            raise DeviceError(str(error)) from error
+        weights = str(external.file) if external else ""
         command = [sys.executable, "-m", "device_harness.executorch_worker"]
         self._worker = subprocess.Popen(
-            [*command, str(self._file), str(self._threads)],
+            [*command, str(self._file), weights, str(self._threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,

@@ -6,7 +6,7 @@ kernels of ExecuTorch's own, so that every attention ends one delegate and the n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,12 +15,11 @@ from torch import fx
 from exporters.errors import ExportError
 from exporters.executorch.attention import Window, attention
 from exporters.executorch.blobs import Blob
-from exporters.executorch.lookups import embedding, last, quant_embedding
+from exporters.executorch.lookups import embedding, format_of, last, quant_embedding
 from exporters.executorch.method import MethodBuilder, ScalarType
 from exporters.executorch.pte_file import PteFile
 from exporters.executorch.xnnpack_graph import FP16, FP32, XnnpackGraph
 from quant import dialect
-from quant.formats import IntFormat, parse_format
 from quant.program import Program, node_argument, shape_of
 from quant.store import WeightStore
 
@@ -74,6 +73,11 @@ def stages_of(program: Program) -> list[_Stage]:
     return found
 
 
+def origin(node: fx.Node) -> fx.Node:
+    """What a selection of the last token selects from; any other node is its own."""
+    return node_argument(node, 0) if node.target is dialect.LAST else node
+
+
 class MethodLowering:
     """Lowers a program to a method of a file.
 
@@ -97,6 +101,7 @@ class MethodLowering:
         self._rows: dict[str, int] = {}  # values of the rotary tables' rows
         self._given_rows: dict[str, int] = {}  # likewise, in the delegate at hand
         self.windows: dict[int, Window] = {}
+        self.exchanged: set[fx.Node] = set()  # embeddings with the columns of pairs exchanged
 
     def run(self) -> MethodBuilder:
         """Emits the whole method."""
@@ -133,6 +138,23 @@ class MethodLowering:
     def table(self, key: str, data: bytes, shape: list[int]) -> int:
         """A float32 constant that is made here and no weight, under a key that says what it is."""
         return self.method.constant("float32", shape, self.file.constant(key, Blob(data)), key)
+
+    def weight_table(self, key: str, blob: Blob, dtype: ScalarType, shape: Sequence[int]) -> int:
+        """A weight, or a part of one, that a kernel reads."""
+        buffer = self.file.table(key, blob, dtype, shape)
+        return self.method.constant(dtype, shape, buffer, key)
+
+    def shares_head(self, node: fx.Node) -> bool:
+        """Whether an embedding's table and the head's matrix are the same bytes of a file."""
+        if self.file.weights is None:
+            return False
+        table = node_argument(node, 1)
+        # A small head in groups lies there group by group, see `XnnpackGraph.exact_linear`.
+        return any(
+            user.target is dialect.QUANT_LINEAR
+            and (format_of(user).group_size is None or not is_exact(self, user))
+            for user in table.users
+        )
 
     def slice(self, source: int, axis: int, start: int, end: int, out: int) -> None:
         """Copies ``source[start:end]`` along an axis; its bounds are values of the method."""
@@ -174,23 +196,34 @@ class MethodLowering:
     def value(self, node: fx.Node) -> int:
         """A node's value within the delegate at hand; made an input when it comes from before."""
         if node not in self._local:
-            half = node.target is dialect.EMBEDDING and self.table_dtype(node) == "float16"
+            half = self.outer_dtype(node) == "float16"
             given = self.graph.input(self.outer_dims(node), FP16 if half else FP32)
             self._arguments.append(self.tensors[node])
             self._local[node] = self.graph.unary("XNNConvert", given) if half else given
-            if node.target is dialect.ATTENTION or (
-                node.target is dialect.LAST and node_argument(node, 0).target is dialect.ATTENTION
-            ):
+            if origin(node) in self.exchanged:
+                self._local[node] = self._exchange(given)
+            if origin(node).target is dialect.ATTENTION:
                 self._local[node] = self.graph.reshape(given, shape_of(node))
         return self._local[node]
 
+    def _exchange(self, source: int) -> int:
+        """Exchanges the columns of each pair."""
+        graph, width = self.graph, self.graph.dims(source)[-1]
+        pairs = graph.reshape(source, [1, -1, width // 2, 2])
+        turned = graph.concatenate([graph.columns(pairs, 1, 2), graph.columns(pairs, 0, 1)])
+        return graph.reshape(turned, [1, -1, width])
+
     def outer_dims(self, node: fx.Node) -> list[int]:
         """The shape of a tensor of the method: attention's has its heads apart."""
-        source = node_argument(node, 0) if node.target is dialect.LAST else node
-        dims = self.dims(node)
+        source, dims = origin(node), self.dims(node)
         if source.target is dialect.ATTENTION:
             return [*dims[:2], *self.dims(node_argument(source, 0))[2:]]
         return dims
+
+    def outer_dtype(self, node: fx.Node) -> ScalarType:
+        """The dtype of a tensor of the method: rows of a float16 table are float16."""
+        source = origin(node)
+        return self.table_dtype(source) if source.target is dialect.EMBEDDING else "float32"
 
     def rows(self, name: str, width: int) -> int:
         """A rotary table's rows for these tokens in the delegate at hand: ``[1, t, 1, width]``."""
@@ -218,14 +251,18 @@ def _linear(state: MethodLowering, node: fx.Node) -> int:
 
 
 def _quant_linear(state: MethodLowering, node: fx.Node) -> int:
-    format = parse_format(str(node.args[4]))
-    assert isinstance(format, IntFormat)
     source, codes = node_argument(node, 0), node_argument(node, 1)
-    rows, stored = shape_of(codes)
-    small = rows * stored * 8 // format.bits <= SMALL
-    exact = small and (source.target is dialect.MUL or node is state.program.output())
+    exact = is_exact(state, node)
     product = state.graph.exact_linear if exact else state.graph.quantized_linear
-    return product(state.value(source), state.weight_name(node, 1), format, rows)
+    rows = shape_of(codes)[0]
+    return product(state.value(source), state.weight_name(node, 1), format_of(node), rows)
+
+
+def is_exact(state: MethodLowering, node: fx.Node) -> bool:
+    """Whether a product with integers leaves its activations float32."""
+    source, (rows, stored) = node_argument(node, 0), shape_of(node_argument(node, 1))
+    small = rows * stored * 8 // format_of(node).bits <= SMALL
+    return small and (source.target is dialect.MUL or node is state.program.output())
 
 
 def _rms_norm(state: MethodLowering, node: fx.Node) -> int:
