@@ -68,6 +68,10 @@ def export(
     strip: Annotated[
         bool, typer.Option("--strip", help="Leave out what only verification needs.")
     ] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Where weights lie: `internal`, or `external` in a file of their own."),
+    ] = None,
     max_memory: Annotated[
         str | None,
         typer.Option(
@@ -94,7 +98,9 @@ def export(
         model, revision=revision, tokenizer=tokenizer, ignore_config=ignore_config or ()
     )
     target_options = TargetOptions(
-        strip=strip, max_memory=None if max_memory is None else parse_size(max_memory)
+        strip=strip,
+        weights=weights,
+        max_memory=None if max_memory is None else parse_size(max_memory),
     )
     options = ExportOptions(recipe, context, force, threads, target_options)
     with Reporter(quiet) as progress:
