@@ -153,7 +153,7 @@ class FunctionBuilder:
     ) -> list[Value]:
         """Emits an operation of any number of results."""
         names = {key: self._operand_names(operand) for key, operand in operands.items()}
-        values = [self._named(self.fresh(name), *kind_) for name, *kind_ in results]
+        values = [self._named(self.fresh(name), dtype, shape) for name, dtype, shape in results]
         own = values[0].name if values else self.fresh(kind)
         operation = self._operation(kind, own, values)
         for key, given in names.items():

@@ -1,4 +1,4 @@
-"""The files of an ``.mlpackage`` around a program: descriptions, metadata, the table of contents."""
+"""The files of an ``.mlpackage`` around a program: descriptions, metadata, table of contents."""
 
 from __future__ import annotations
 

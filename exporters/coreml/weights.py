@@ -8,13 +8,13 @@ by a power of two, and the product by its inverse.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from exporters.blobs import SIGNED, SIGNED_NIBBLES, WIDENED, Blob, Conversion
 from exporters.coreml.emitter import Emitter
@@ -40,7 +40,7 @@ def scale_to_half(data: bytes, exponent: int) -> bytes:
     """
     wide = np.frombuffer(data, np.uint16).astype(np.int32)
     shifted = ((wide & 0x7FFF) << 3) - (_BFLOAT16_BIAS - _HALF_BIAS - exponent << 10)
-    half = np.where(wide & 0x7FFF, shifted, 0) | (wide & 0x8000)
+    half: npt.NDArray[np.int32] = np.where(wide & 0x7FFF, shifted, 0) | (wide & 0x8000)
     return half.astype(np.uint16).tobytes()
 
 
@@ -49,8 +49,9 @@ def scale_from_half(data: bytes, exponent: int) -> bytes:
     half = np.frombuffer(data, np.uint16).astype(np.int32)
     if (half & 7).any():
         return data
-    wide = (half & 0x7FFF) + (_BFLOAT16_BIAS - _HALF_BIAS - exponent << 10) >> 3
-    return (np.where(half & 0x7FFF, wide, 0) | (half & 0x8000)).astype(np.uint16).tobytes()
+    shifted = (half & 0x7FFF) + (_BFLOAT16_BIAS - _HALF_BIAS - exponent << 10) >> 3
+    wide: npt.NDArray[np.int32] = np.where(half & 0x7FFF, shifted, 0) | (half & 0x8000)
+    return wide.astype(np.uint16).tobytes()
 
 
 def scale_conversion(exponent: int) -> Conversion:
@@ -147,7 +148,7 @@ class WeightBank:
         return Weight(value, emitter.named_scalar(name + DESCALE, 2.0**-exponent, "fp16"))
 
     def _affine(self, emitter: Emitter, name: str, data: FileValue, scale: FileValue) -> Value:
-        """iOS 16's form, of integers of 8 bits with a scale a row."""
+        """The form of iOS 16, of integers of 8 bits with a scale a row."""
         from exporters.coreml.function import array_value
         from exporters.coreml.schema import messages
 
@@ -183,7 +184,7 @@ class WeightBank:
         value = self._file_value(weight, "value", dtype, shape, conversion)
         return emitter.stored(identifier(weight), value)
 
-    def table(self, emitter: Emitter, name: str, values: np.ndarray) -> Value:
+    def table(self, emitter: Emitter, name: str, values: npt.NDArray[np.generic]) -> Value:
         """A constant that is no weight: float16 or float32."""
         dtype = {2: "fp16", 4: "fp32"}[values.itemsize]
         offset = self.file.place((name, dtype), dtype, values.size, Blob(values.tobytes()))
