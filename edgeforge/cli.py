@@ -68,6 +68,17 @@ def export(
     strip: Annotated[
         bool, typer.Option("--strip", help="Leave out what only verification needs.")
     ] = False,
+    profile: Annotated[
+        str | None, typer.Option(help="Core ML: the processor to shape for, gpu or ane.")
+    ] = None,
+    chunk: Annotated[
+        str | None,
+        typer.Option(help="Core ML: tokens of a prefill call, or several such as 16,64,256."),
+    ] = None,
+    cache_write: Annotated[
+        str | None, typer.Option(help="Core ML: how caches are written, slice or onehot.")
+    ] = None,
+    opset: Annotated[str | None, typer.Option(help="Core ML: operators of ios18 or ios17.")] = None,
     max_memory: Annotated[
         str | None,
         typer.Option(
@@ -94,7 +105,12 @@ def export(
         model, revision=revision, tokenizer=tokenizer, ignore_config=ignore_config or ()
     )
     target_options = TargetOptions(
-        strip=strip, max_memory=None if max_memory is None else parse_size(max_memory)
+        strip=strip,
+        profile=profile,
+        chunk=chunk,
+        cache_write=cache_write,
+        opset=opset,
+        max_memory=None if max_memory is None else parse_size(max_memory),
     )
     options = ExportOptions(recipe, context, force, threads, target_options)
     with Reporter(quiet) as progress:
