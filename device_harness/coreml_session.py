@@ -17,7 +17,7 @@ from exporters.coreml import names
 from exporters.coreml.package import Interface, Package, open_package
 
 COMPUTE_UNITS: Final = ("all", "cpu", "cpu-and-gpu", "cpu-and-ne")
-UNKNOWN_TO_INTERPRETER: Final = (
+UNKNOWN_TO_INTERPRETER: Final[tuple[str, ...]] = (
     "whether Core ML's own compiler accepts the package",
     "how wide Core ML accumulates on each processor: the interpreter accumulates in float32 and "
     "rounds each operation's result to float16",
@@ -108,7 +108,8 @@ class CoremlSession:
         check_tokens(tokens, self._length + len(tokens), self.vocab_size, self.context)
         logits = self._run(tokens, self._length, self._caches, self._prefill)[-1]
         self._length += len(tokens)
-        return logits[-1]
+        last: Logits = logits[-1]
+        return last
 
     def logits(self, tokens: Tokens) -> Logits:
         """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``."""
@@ -173,7 +174,7 @@ class InterpretedRunner:
         precision: ``fp16`` or ``fp32``.
     """
 
-    limits = UNKNOWN_TO_INTERPRETER
+    limits: tuple[str, ...] = UNKNOWN_TO_INTERPRETER
 
     def __init__(self, package: Package, threads: int | None, precision: str) -> None:
         import torch
