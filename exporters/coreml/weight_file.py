@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
-from exporters.blobs import Blob
 from quant.store import Extent
 
 ALIGNMENT: Final = 64
@@ -38,6 +38,17 @@ BLOB_TYPES: Final[dict[str, tuple[int, int]]] = {
     "int32": (14, 32),
     "uint32": (15, 32),
 }
+
+
+class Blob(Protocol):
+    """Bytes to be written, such as an `exporters.blobs.Blob`."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+
+    def write(self, target: int, offset: int, sources: Callable[[Extent], int]) -> None:
+        """Writes the bytes at an offset of a file."""
 
 
 @dataclass(frozen=True)
