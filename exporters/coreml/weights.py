@@ -23,6 +23,8 @@ from quant.store import WeightStore
 
 # Ends the name of the constant that what a row gives is multiplied by.
 DESCALE: Final = "__descale"
+# Ends the name of a weight that is bfloat16 in the store and float32 in the file.
+WIDENED_NAME: Final = "__widened"
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class WeightBank:
         dtype = "fp16" if extent.dtype == "F16" else "fp32"
         conversion = WIDENED if extent.dtype == "BF16" else None
         value = self._file_value(weight, "value", dtype, shape, conversion)
-        return emitter.stored(identifier(weight), value)
+        return emitter.stored(identifier(weight) + (WIDENED_NAME if conversion else ""), value)
 
     def table(self, emitter: Emitter, name: str, values: npt.NDArray[np.generic]) -> Value:
         """A constant that is no weight: float16 or float32."""
