@@ -26,6 +26,13 @@ class Emitter(FunctionBuilder):
         """Another dtype; the value itself where it has it already."""
         return x if x.dtype == dtype else self.call("cast", name, dtype, x.shape, x=x, dtype=dtype)
 
+    def cast_once(self, name: str, x: Value, dtype: str) -> Value:
+        """Another dtype of a constant that is used often."""
+        key = "cast", name
+        if key not in self._constants:
+            self._constants[key] = self.cast(name, x, dtype)
+        return self._constants[key]
+
     def reshape(self, name: str, x: Value, shape: Shape) -> Value:
         """Another shape; one size may depend on the number of tokens."""
         if shape == x.shape:
@@ -69,8 +76,8 @@ class Emitter(FunctionBuilder):
         return self.call("rsqrt", name, x.dtype, x.shape, x=x, epsilon=small)
 
     def gather_rows(self, name: str, table: Value, rows: Value) -> Value:
-        """Rows of a matrix: ``[n, width], int32[...] -> [..., width]``."""
-        shape = (*rows.shape, table.shape[1])
+        """Rows of a matrix, or numbers of a list: ``[n, ...], int32[a, ...] -> [a, ..., ...]``."""
+        shape = (*rows.shape, *table.shape[1:])
         return self.call(
             *("gather", name, table.dtype, shape),
             x=table,

@@ -225,15 +225,6 @@ class FunctionBuilder:
             self._constants[key] = value
         return self._constants[key]
 
-    def named_scalar(self, name: str, literal: float, dtype: str) -> Value:
-        """A scalar under a name of its own, by which a reader finds it."""
-        if ("scalar", name) not in self._constants:
-            value = self._named(name, dtype, ())
-            message = array_value(dtype, np.asarray(literal, _NUMPY[dtype]))
-            self._operation("const", name, [value]).attributes["val"].CopyFrom(message)
-            self._constants["scalar", name] = value
-        return self._constants["scalar", name]
-
     def fresh(self, name: str) -> str:
         """The name itself, or with a number when it is taken."""
         found = name

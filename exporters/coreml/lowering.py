@@ -144,20 +144,22 @@ def _product(state: FunctionLowering, node: fx.Node, weight: Weight) -> Value:
     bias = state.bank.table(emitter, f"no_bias_{dtype}_{len(zeros)}", zeros)
     x = emitter.cast(f"{name}_wide_input", state.value(node, 0), dtype)
     raw = name if weight.descale is None and dtype == "fp16" else f"{name}_raw"
-    return _finish(state, name, emitter.linear(raw, x, weight.value, bias), weight)
-
-
-def _finish(state: FunctionLowering, name: str, raw: Value, weight: Weight) -> Value:
-    """What a product or a gather becomes: multiplied back, and float16."""
+    product = emitter.linear(raw, x, weight.value, bias)
     if weight.descale is not None:
-        raw = state.emitter.binary("mul", name, raw, weight.descale)
-    return state.emitter.cast(name, raw, "fp16")
+        product = emitter.binary("mul", name, product, weight.descale)
+    return emitter.cast(name, product, "fp16")
 
 
 def _rows(state: FunctionLowering, node: fx.Node, weight: Weight) -> Value:
-    name = state.name(node)
+    """Rows of a table for the tokens, as float16."""
+    emitter, name = state.emitter, state.name(node)
     raw = name if weight.descale is None and weight.value.dtype == "fp16" else f"{name}_raw"
-    return _finish(state, name, state.emitter.gather_rows(raw, weight.value, state.ids), weight)
+    rows = emitter.gather_rows(raw, weight.value, state.ids)
+    if weight.descale is not None:
+        factors = emitter.gather_rows(f"{name}_factors", weight.descale, state.ids)
+        column = emitter.reshape(f"{name}_factor_column", factors, (*factors.shape, 1))
+        rows = emitter.binary("mul", name, rows, column)
+    return emitter.cast(name, rows, "fp16")
 
 
 def _embedding(state: FunctionLowering, node: fx.Node) -> Value:

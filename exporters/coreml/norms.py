@@ -28,7 +28,7 @@ def wide_rms_norm(emitter: Emitter, name: str, x: Value, weight: Value, epsilon:
     scaled = emitter.binary(
         "mul", f"{name}_scaled", wide, emitter.rsqrt(f"{name}_rsqrt", mean, epsilon)
     )
-    scale = emitter.cast(f"{weight.name}_wide", weight, "fp32")
+    scale = emitter.cast_once(f"{weight.name}_wide", weight, "fp32")
     return emitter.cast(name, emitter.binary("mul", f"{name}_weighted", scaled, scale), "fp16")
 
 
@@ -55,5 +55,5 @@ def scaled_rms_norm(emitter: Emitter, name: str, x: Value, weight: Value, epsilo
     small = emitter.binary("mul", f"{name}_epsilon", root, root)
     total = emitter.binary("add", f"{name}_total", mean, small)
     scaled = emitter.binary("mul", f"{name}_scaled", y, emitter.rsqrt(f"{name}_rsqrt", total, 0.0))
-    scale = emitter.cast(f"{weight.name}_half", weight, "fp16")
+    scale = emitter.cast_once(f"{weight.name}_half", weight, "fp16")
     return emitter.binary("mul", name, scaled, scale)

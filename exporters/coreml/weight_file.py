@@ -8,36 +8,28 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
-from exporters.blobs import Blob
+from exporters.coreml.blob_file import ALIGNMENT, BITS, BLOB_TYPES, SENTINEL, VERSION
 from quant.store import Extent
 
-ALIGNMENT: Final = 64
-VERSION: Final = 2
 HEADER: Final = struct.Struct("<II56x")  # blobs, version
 # Sentinel, dtype, bytes, offset of the data, bits of the last byte that are no element.
 RECORD: Final = struct.Struct("<IIQQQ32x")
-SENTINEL: Final = 0xDEADBEEF
-# Blob storage's number of a dtype, and bits of an element.
-BLOB_TYPES: Final[dict[str, tuple[int, int]]] = {
-    "fp16": (1, 16),
-    "fp32": (2, 32),
-    "uint8": (3, 8),
-    "int8": (4, 8),
-    "int16": (6, 16),
-    "uint16": (7, 16),
-    "int4": (8, 4),
-    "uint1": (9, 1),
-    "uint2": (10, 2),
-    "uint4": (11, 4),
-    "uint3": (12, 3),
-    "uint6": (13, 6),
-    "int32": (14, 32),
-    "uint32": (15, 32),
-}
+
+
+class Blob(Protocol):
+    """Bytes to be written, such as an `exporters.blobs.Blob`."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+
+    def write(self, target: int, offset: int, sources: Callable[[Extent], int]) -> None:
+        """Writes the bytes at an offset of a file."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +55,8 @@ class PlacedBlob:
 
     def record(self) -> bytes:
         """What stands before the data."""
-        code, bits = BLOB_TYPES[self.dtype]
-        padding = 8 * self.blob.nbytes - bits * self.count
+        padding = 8 * self.blob.nbytes - BITS[self.dtype] * self.count
+        code = BLOB_TYPES[self.dtype]
         return RECORD.pack(SENTINEL, code, self.blob.nbytes, self.data_offset, padding)
 
 
@@ -80,12 +72,12 @@ class WeightFile:
 
         Args:
             key: of what the blob holds.
-            dtype: a key of `BLOB_TYPES`.
+            dtype: as MIL names it.
             count: elements.
             blob: their bytes.
         """
         if key not in self._placed:
-            assert blob.nbytes == -(-count * BLOB_TYPES[dtype][1] // 8), f"{key}: {blob.nbytes}"
+            assert blob.nbytes == -(-count * BITS[dtype] // 8), f"{key}: {blob.nbytes}"
             offset = -(-self.nbytes // ALIGNMENT) * ALIGNMENT
             self._placed[key] = PlacedBlob(offset, dtype, count, blob)
             self.nbytes = offset + ALIGNMENT + blob.nbytes
