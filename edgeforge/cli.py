@@ -72,6 +72,17 @@ def export(
         str | None,
         typer.Option(help="Where weights lie: `internal`, or `external` in a file of their own."),
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Core ML: the processor to shape for, gpu or ane.")
+    ] = None,
+    chunk: Annotated[
+        str | None,
+        typer.Option(help="Core ML: tokens of a prefill call, or several such as 16,64,256."),
+    ] = None,
+    cache_write: Annotated[
+        str | None, typer.Option(help="Core ML: how caches are written, slice or onehot.")
+    ] = None,
+    opset: Annotated[str | None, typer.Option(help="Core ML: operators of ios18 or ios17.")] = None,
     max_memory: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +111,10 @@ def export(
     target_options = TargetOptions(
         strip=strip,
         weights=weights,
+        profile=profile,
+        chunk=chunk,
+        cache_write=cache_write,
+        opset=opset,
         max_memory=None if max_memory is None else parse_size(max_memory),
     )
     options = ExportOptions(recipe, context, force, threads, target_options)
@@ -130,17 +145,26 @@ def verify(
         str | None, typer.Option(help="The checkpoint, if it is not where it was.")
     ] = None,
     timed: Annotated[bool, typer.Option(help="Measure load, prefill, decode and memory.")] = True,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of EdgeForge's interpreter of Core ML: fp16 (default) or fp32."),
+    ] = None,
+    compute_units: Annotated[
+        str | None,
+        typer.Option(help="Of Core ML on a Mac: all (default), cpu, cpu-and-gpu or cpu-and-ne."),
+    ] = None,
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run an artifact and report how right and how fast it is (also in report.json)."""
     from edgeforge.progress import Reporter
-    from edgeforge.show import evaluation_tables
+    from edgeforge.show import evaluation_tables, limit_lines
     from edgeforge.verification import VerifyOptions, find_artifacts
     from edgeforge.verification import verify as run_verify
 
-    options = VerifyOptions(text, tokens, checkpoint, threads, timed)
+    runtime = {"precision": precision, "compute_units": compute_units}
+    options = VerifyOptions(text, tokens, checkpoint, threads, timed, runtime)
     results = []
     for folder in find_artifacts(artifacts):
         with Reporter(quiet) as progress:
@@ -150,6 +174,8 @@ def verify(
         return
     for table in evaluation_tables(results):
         _console().print(table)
+    for line in limit_lines(results):
+        print(line)
 
 
 @app.command()
