@@ -54,7 +54,9 @@ def bin_ends(ascending: Singles, mass: Doubles, bins: int, *, sampled: bool) -> 
     ends = np.zeros((groups, bins + 1), np.int64)
     for group, summed in enumerate(total):
         wanted = summed[-1] * (np.arange(1, bins) / bins)
-        ends[group, 1:-1] = knots[np.searchsorted(summed, wanted) + 1]
+        cuts = knots[np.searchsorted(summed, wanted) + 1]
+        # Equal values stay together.
+        ends[group, 1:-1] = np.searchsorted(ascending[group], ascending[group, cuts])
     ends[:, -1] = count
     return ends
 

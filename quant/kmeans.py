@@ -181,6 +181,7 @@ def _tables(
     """
     groups, count = ascending.shape
     table = _start(ascending, mass, sums, entries, whole)
+    _keep_few(ascending, table)
     # One search finds the edges of every group: keys ascend by group, then by value.
     keys = (_ordered(ascending) + (np.arange(groups, dtype=np.int64) << 32)[:, None]).reshape(-1)
     cuts = np.full((groups, entries - 1), -1)
@@ -202,6 +203,14 @@ def _tables(
         # Rounding must not turn two neighbours round, nor leave an empty cluster out of place.
         table[active] = np.maximum.accumulate(means, axis=1)
     return table.astype(np.float16)
+
+
+def _keep_few(ascending: Singles, table: Doubles) -> None:
+    """Writes the tables of groups that have no more values than entries: the values."""
+    rises = ascending[:, 1:] > ascending[:, :-1]
+    for group in np.flatnonzero(rises.sum(1) < table.shape[1]):
+        distinct = ascending[group][np.concatenate(([True], rises[group]))]
+        table[group, : len(distinct)], table[group, len(distinct) :] = distinct, distinct[-1]
 
 
 def _start(ascending: Singles, mass: Doubles, sums: Doubles, entries: int, whole: bool) -> Doubles:

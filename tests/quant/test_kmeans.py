@@ -71,16 +71,16 @@ def test_eight_values_get_the_best_of_all_partitions(values, scale):
 @pytest.mark.parametrize("bits", [2, 3, 4, 6])
 @pytest.mark.parametrize("kind", SHAPES_OF_DATA)
 def test_small_groups_are_optimal(kind, bits):
-    weight = drawn(kind, 4, 128, seed=bits)
+    weight = drawn(kind, 4, 64, seed=bits)
     made = KMEANS.quantize_groups(weight, parse_format(f"lut{bits}-gc4"))
     best = exact_error(weight.numpy().reshape(-1), 2**bits)
     assert error_of(weight, made, f"lut{bits}-gc4") <= 1.002 * best
 
 
-@pytest.mark.parametrize(("bits", "slack"), [(2, 1.001), (4, 1.005), (6, 1.03), (8, 1.12)])
+@pytest.mark.parametrize(("bits", "slack"), [(2, 1.001), (4, 1.005), (6, 1.03)])
 @pytest.mark.parametrize("kind", SHAPES_OF_DATA)
 def test_large_groups_are_near_the_optimum(kind, bits, slack):
-    weight = drawn(kind, 16, 48 if bits == 8 else 128, seed=bits)
+    weight = drawn(kind, 16, 64, seed=bits)
     made = KMEANS.quantize_groups(weight, parse_format(f"lut{bits}-gc16"))
     best = exact_error(weight.numpy().reshape(-1), 2**bits)
     assert error_of(weight, made, f"lut{bits}-gc16") <= slack * best
