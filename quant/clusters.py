@@ -18,9 +18,10 @@ Integers = npt.NDArray[np.int64]
 
 _KNOTS = 1024
 _TAIL = 128
+_CAPPED = 6
 
 
-def bin_ends(ascending: Singles, mass: Doubles, bins: int) -> Integers:
+def bin_ends(ascending: Singles, mass: Doubles, bins: int, *, sampled: bool) -> Integers:
     """Cuts sorted values into bins that clusters are then made of.
 
     Each value is a bin where there are enough; else bins have equal shares of the integral of the
@@ -30,6 +31,7 @@ def bin_ends(ascending: Singles, mass: Doubles, bins: int) -> Integers:
         ascending: float32 ``[groups, n]``.
         mass: float64 ``[groups, n + 1]``, prefix sums of what each value counts.
         bins: a power of two.
+        sampled: whether to look at some 1,280 of a group's values only, the outermost among them.
 
     Returns:
         int64 ``[groups, bins + 1]``: bin ``b`` holds the values from ``ends[b]`` up to, and not
@@ -40,16 +42,21 @@ def bin_ends(ascending: Singles, mass: Doubles, bins: int) -> Integers:
         ends = np.minimum(np.arange(bins + 1), count)
         return np.broadcast_to(ends, (groups, bins + 1))
     knots = np.arange(count)
-    if groups > 1 and count > _KNOTS + 2 * _TAIL:
+    if sampled and count > _KNOTS + 2 * _TAIL:
         inner = np.linspace(_TAIL, count - _TAIL, _KNOTS, endpoint=False, dtype=np.int64)
         knots = np.concatenate((knots[:_TAIL], inner, knots[-_TAIL:]))
     reach = np.diff(ascending[:, knots].astype(np.float64), axis=1)
     shares = np.cbrt(np.square(reach) * np.diff(mass[:, knots], axis=1))
+    # No gap is worth more than one cut, however far an outlier lies; what it gives up is shared.
+    for _ in range(_CAPPED):
+        np.minimum(shares, shares.sum(1, keepdims=True) / bins, out=shares)
     total = np.cumsum(shares, axis=1)
     ends = np.zeros((groups, bins + 1), np.int64)
     for group, summed in enumerate(total):
         wanted = summed[-1] * (np.arange(1, bins) / bins)
-        ends[group, 1:-1] = knots[np.searchsorted(summed, wanted) + 1]
+        cuts = knots[np.searchsorted(summed, wanted) + 1]
+        # Equal values stay together.
+        ends[group, 1:-1] = np.searchsorted(ascending[group], ascending[group, cuts])
     ends[:, -1] = count
     return ends
 

@@ -69,15 +69,17 @@ def check_quantized(program: Program) -> None:
                 source = node.args[index]
                 if source is None and index == 3:
                     continue
+                if part is None:
+                    raise DialectError(f"{node.name}: argument 3 must be None for a palette")
                 given = program.inputs.get(source.name) if isinstance(source, fx.Node) else None
                 if given is None or given.kind != "weight" or given.part != part:
                     raise DialectError(f"{node.name}: argument {index} is not a weight's {part}")
 
 
-def _parts(node: fx.Node) -> tuple[str, str, str]:
-    """The parts that a quantized operator takes, in order; the last one may be None."""
+def _parts(node: fx.Node) -> tuple[str, str, str | None]:
+    """The parts that a quantized operator takes, in order; a third one may be left out."""
     if isinstance(quantized_format(str(node.args[4])), PaletteFormat):
-        return "codes", "lut", "nothing"
+        return "codes", "lut", None
     return "codes", "scale", "zero_point"
 
 

@@ -32,7 +32,7 @@ _ROUNDS: Final = 200
 # Bins that clusters are made of, before Lloyd's algorithm moves their edges value by value. With
 # 256 entries there is a bin for each: a search among more would take most of the time.
 _GROUP_BINS: Final = 256
-_WHOLE_BINS: Final = 2048
+_WHOLE_BINS: Final = 1024
 # Sign, exponent and 11 bits of the significand: exact for bfloat16 and float16 weights.
 _DROPPED_BITS: Final = 12
 _BINS: Final = 1 << (32 - _DROPPED_BITS)
@@ -165,7 +165,7 @@ def _nearest(values: Singles, table: Singles, out: npt.NDArray[np.uint8]) -> Non
 
 
 def _tables(
-    ascending: Singles, mass: Doubles, sums: Doubles, entries: int
+    ascending: Singles, mass: Doubles, sums: Doubles, entries: int, *, whole: bool = False
 ) -> npt.NDArray[np.float16]:
     """Lloyd's algorithm on the sorted values of each group.
 
@@ -174,12 +174,14 @@ def _tables(
         mass: float64 ``[groups, n + 1]``, prefix sums of what each value counts.
         sums: float64 ``[groups, n + 1]``, prefix sums of values times what they count.
         entries: of a table.
+        whole: whether the one group is a whole matrix, which is worth more bins.
 
     Returns:
         float16 ``[groups, entries]``, ascending.
     """
     groups, count = ascending.shape
-    table = _start(ascending, mass, sums, entries)
+    table = _start(ascending, mass, sums, entries, whole)
+    _keep_few(ascending, table)
     # One search finds the edges of every group: keys ascend by group, then by value.
     keys = (_ordered(ascending) + (np.arange(groups, dtype=np.int64) << 32)[:, None]).reshape(-1)
     cuts = np.full((groups, entries - 1), -1)
@@ -203,10 +205,18 @@ def _tables(
     return table.astype(np.float16)
 
 
-def _start(ascending: Singles, mass: Doubles, sums: Doubles, entries: int) -> Doubles:
+def _keep_few(ascending: Singles, table: Doubles) -> None:
+    """Writes the tables of groups that have no more values than entries: the values."""
+    rises = ascending[:, 1:] > ascending[:, :-1]
+    for group in np.flatnonzero(rises.sum(1) < table.shape[1]):
+        distinct = ascending[group][np.concatenate(([True], rises[group]))]
+        table[group, : len(distinct)], table[group, len(distinct) :] = distinct, distinct[-1]
+
+
+def _start(ascending: Singles, mass: Doubles, sums: Doubles, entries: int, whole: bool) -> Doubles:
     """Tables of the optimal clusters of bins."""
-    bins = _WHOLE_BINS if len(ascending) == 1 else _GROUP_BINS
-    ends = bin_ends(ascending, mass, bins)
+    bins = _WHOLE_BINS if whole else _GROUP_BINS
+    ends = bin_ends(ascending, mass, bins, sampled=not whole)
     rows = np.arange(len(ascending))[:, None]
     mass, sums = mass[rows, ends], sums[rows, ends]
     cuts = optimal_ends(mass, sums, entries) if bins > entries else np.arange(entries + 1)
@@ -249,7 +259,7 @@ def _table_of_counts(counts: Integers, entries: int) -> npt.NDArray[np.float16]:
     ordered = keys.astype(np.int32)
     values = (ordered ^ (ordered >> 31 & 0x7FFFFFFF)).view(np.float32)[None]
     mass = counts[bins].astype(np.float64)[None]
-    return _tables(values, _prefix_sums(mass), _prefix_sums(mass * values), entries)
+    return _tables(values, _prefix_sums(mass), _prefix_sums(mass * values), entries, whole=True)
 
 
 def _checked(weight: torch.Tensor, label: str, first_row: int) -> Singles:

@@ -32,7 +32,7 @@ class RowQuantizer(Protocol):
 class Palettizer(Protocol):
     """A quantizer that looks at a group of rows alone, so that groups may go in any order.
 
-    A format with one table for the whole matrix has one group.
+    One table for a whole matrix is found in two passes over it.
     """
 
     @property
@@ -47,6 +47,19 @@ class Palettizer(Protocol):
         Raises:
             QuantizationError: a weight that the format cannot hold, by ``name`` and row.
         """
+
+    def count_values(
+        self, weight: torch.Tensor, *, name: str = "", first_row: int = 0
+    ) -> torch.Tensor:
+        """First of two passes for one table: counts of rows' values, which add up over a matrix."""
+
+    def table_of_counts(self, counts: torch.Tensor, fmt: PaletteFormat) -> torch.Tensor:
+        """The one table of a matrix, as ``quantize_groups`` of the whole would find it."""
+
+    def look_up_rows(
+        self, weight: torch.Tensor, fmt: PaletteFormat, lut: torch.Tensor
+    ) -> PalettizedRows:
+        """Second of two passes: codes of rows into a table that is known."""
 
 
 QUANTIZERS: dict[str, RowQuantizer] = {"rtn": rtn.RoundToNearest()}
