@@ -140,17 +140,26 @@ def verify(
         str | None, typer.Option(help="The checkpoint, if it is not where it was.")
     ] = None,
     timed: Annotated[bool, typer.Option(help="Measure load, prefill, decode and memory.")] = True,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of EdgeForge's interpreter of Core ML: fp16 (default) or fp32."),
+    ] = None,
+    compute_units: Annotated[
+        str | None,
+        typer.Option(help="Of Core ML on a Mac: all (default), cpu, cpu-and-gpu or cpu-and-ne."),
+    ] = None,
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run an artifact and report how right and how fast it is (also in report.json)."""
     from edgeforge.progress import Reporter
-    from edgeforge.show import evaluation_tables
+    from edgeforge.show import evaluation_tables, limit_lines
     from edgeforge.verification import VerifyOptions, find_artifacts
     from edgeforge.verification import verify as run_verify
 
-    options = VerifyOptions(text, tokens, checkpoint, threads, timed)
+    runtime = {"precision": precision, "compute_units": compute_units}
+    options = VerifyOptions(text, tokens, checkpoint, threads, timed, runtime)
     results = []
     for folder in find_artifacts(artifacts):
         with Reporter(quiet) as progress:
@@ -160,6 +169,8 @@ def verify(
         return
     for table in evaluation_tables(results):
         _console().print(table)
+    for line in limit_lines(results):
+        print(line)
 
 
 @app.command()

@@ -60,6 +60,17 @@ def evaluation_tables(results: list[Evaluation]) -> list[Table]:
     return [accuracy, *_cost_table(results)]
 
 
+def limit_lines(results: list[Evaluation]) -> list[str]:
+    """What the runtimes that stood in for others cannot know, below the tables."""
+    lines = []
+    for result in results:
+        if result.limits:
+            lines.append(f"{result.target} {result.recipe} was run by {result.runtime}.")
+            lines.append("What that cannot know:")
+            lines += [f"  - {limit}" for limit in result.limits]
+    return lines
+
+
 def _cost_table(results: list[Evaluation]) -> list[Table]:
     cost = _table("Cost on this machine", results)
     cost.add_row("runtime", *(r.runtime for r in results))

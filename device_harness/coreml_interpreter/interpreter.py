@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
@@ -51,6 +52,7 @@ class Interpreter:
         self._budget = Budget(budget)
         self._weights: dict[object, Any] = {}
         self._programs: dict[str, Program] = {}
+        self._signatures: dict[str, _Signature] = {}
 
     def inputs(self, function: str | None = None) -> dict[str, TensorType]:
         """Types of a function's inputs in the program, states left out."""
@@ -122,7 +124,7 @@ class Interpreter:
             DeviceError: an input or a state is missing or does not fit, or an operation fails.
         """
         name = self.package.default_function if function is None else function
-        kinds = self.outputs(name)
+        kinds = self._signature(name).outputs
         with limited(self._limits), torch.inference_mode():
             program = self.bind(name)
             slots = list(program.initial)
@@ -133,6 +135,17 @@ class Interpreter:
                 output: outside(tensor_of(slots[slot]), kinds[output].dtype, self.precision)
                 for output, slot in program.outputs
             }
+
+    def _signature(self, function: str) -> _Signature:
+        if function not in self._signatures:
+            described = self.package.interface(function).inputs
+            self._signatures[function] = _Signature(
+                self.inputs(function),
+                self.states(function),
+                self.outputs(function),
+                {feature.name: feature for feature in described},
+            )
+        return self._signatures[function]
 
     def _given(self, function: str | None) -> dict[str, tuple[bool, TensorType]]:
         return {
@@ -146,24 +159,24 @@ class Interpreter:
     def _fitting(
         self, function: str, inputs: Mapping[str, npt.ArrayLike], states: Mapping[str, State]
     ) -> dict[str, Any]:
-        wanted = self.inputs(function)
+        signature = self._signature(function)
+        wanted = signature.inputs
         unknown = sorted(set(inputs) - set(wanted))
         if unknown:
             raise DeviceError(
                 f"function {function} has no input {unknown[0]!r}; it has {_listed(wanted)}"
             )
-        described = {each.name: each for each in self.package.interface(function).inputs}
         values: dict[str, Any] = {}
         for name, kind in wanted.items():
             if name not in inputs:
                 raise DeviceError(f"function {function} needs the input {name!r}, which is {kind}")
             where = f"the input {name!r} of function {function}"
             tensor = given_tensor(inputs[name], kind.dtype, where)
-            _check_shape(tuple(tensor.shape), kind, described.get(name), where)
+            _check_shape(tuple(tensor.shape), kind, signature.described.get(name), where)
             if kind.dtype == "fp16" and self.precision is Precision.FP16:
                 tensor = round_to_half(tensor)
             values[name] = tensor
-        for name, kind in self.states(function).items():
+        for name, kind in signature.states.items():
             if name not in states:
                 raise DeviceError(
                     f"function {function} uses the state {name!r}, which was not made: make its "
@@ -175,6 +188,16 @@ class Interpreter:
                 )
             values[name] = states[name]
         return values
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """What a function takes and gives, read once."""
+
+    inputs: dict[str, TensorType]
+    states: dict[str, TensorType]
+    outputs: dict[str, TensorType]
+    described: dict[str, Feature]
 
 
 def _check_shape(

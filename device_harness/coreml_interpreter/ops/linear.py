@@ -6,10 +6,14 @@ import math
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from device_harness.coreml_interpreter.ops.kinds import Operation, Tensors
 from device_harness.coreml_interpreter.weights import Weight
+
+_MANY_QUERIES: Final = 16  # for fewer, looking at the mask takes longer than it saves
+_NO_FLOAT32: Final = 110.0  # exp(-110) is 0 in float32
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
@@ -44,13 +48,29 @@ def scaled_dot_product_attention(
         attn_mask: floats that are added, or booleans that say which positions take part,
             broadcast to ``[B, ..., L, S]``.
     """
-    scores = torch.matmul(query * (1 / math.sqrt(query.shape[-1])), key.transpose(-1, -2))
-    if attn_mask is not None:
-        if attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, -math.inf)
-        else:
-            scores = scores + attn_mask
-    return torch.matmul(torch.softmax(scores, -1), value)
+    if attn_mask is not None and query.shape[-2] >= _MANY_QUERIES:
+        stop = _used(query, key, attn_mask)
+        key, value = key[..., :stop, :], value[..., :stop, :]
+        attn_mask = attn_mask[..., :stop] if attn_mask.shape[-1] > 1 else attn_mask
+    return F.scaled_dot_product_attention(query, key, value, attn_mask)
+
+
+def _used(query: Tensor, key: Tensor, mask: Tensor) -> int:
+    """Where the positions end that any query looks at: the empty end of a cache takes no part.
+
+    A position is left out only when its weight is exactly 0 for every query: when its score, at
+    most the product of the longest query and the longest key, lies so far below a row's largest
+    that its exponential is no float32.
+    """
+    rows = mask.reshape(-1, mask.shape[-1])
+    if mask.dtype == torch.bool:
+        wanted = rows.any(0)
+    else:
+        bound = query.norm(dim=-1).amax() * key.norm(dim=-1).amax() / math.sqrt(query.shape[-1])
+        least = rows.amax(1).amin() - 2 * bound - _NO_FLOAT32
+        wanted = ~(rows.amax(0) < least)
+    places = wanted.nonzero()
+    return int(places[-1]) + 1 if len(places) and len(wanted) == key.shape[-2] else key.shape[-2]
 
 
 OPS: Final[dict[str, Operation]] = {
