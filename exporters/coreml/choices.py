@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from exporters.coreml.names import identifier
 from exporters.errors import ExportError
 from exporters.options import TargetOptions
-from quant.formats import FloatFormat, IntFormat, WeightFormat
+from quant.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
 from quant.plan import QuantPlan
 
 
@@ -44,16 +44,24 @@ def _check_ane(weight: str, format: WeightFormat) -> None:
     if isinstance(format, IntFormat) and format.group_size is not None:
         raise ExportError(
             f"{weight} is to be {format.name}; the Neural Engine wants one scale a row or a "
-            f"palette, not blocks: use int{format.bits}-pc, or --profile gpu"
+            f"palette, not blocks: use lut{format.bits}-gc16 or int{format.bits}-pc, or "
+            f"--profile gpu"
         )
 
 
 def _check_ios17(weight: str, format: WeightFormat) -> None:
     if isinstance(format, FloatFormat):
         return
-    if isinstance(format, IntFormat) and format == IntFormat(8, None):
+    if format == IntFormat(8, None):
         return
+    if isinstance(format, PaletteFormat):
+        if format.rows_per_group is None:
+            return
+        raise ExportError(
+            f"{weight} is to be {format.name}; iOS 17 has one table for a whole matrix: use "
+            f"lut{format.bits}-pt, or --opset ios18"
+        )
     raise ExportError(
         f"{weight} is to be {format.name}; of integers, iOS 17 holds those of 8 bits with one "
-        f"scale a row: use int8-pc or fp16, or --opset ios18"
+        f"scale a row: use int8-pc, lut4-pt or fp16, or --opset ios18"
     )
