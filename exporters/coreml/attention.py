@@ -116,7 +116,10 @@ class Attention:
                 attn_mask=mask,
             )
         else:
-            small = emitter.binary("mul", f"{name}_scaled", rows, scale)
+            # float16 would round the factor.
+            exact = emitter.cast(f"{name}_exact", rows, "fp32") if state.style.wide else rows
+            small = emitter.binary("mul", f"{name}_scaled", exact, scale)
+            small = emitter.cast(f"{name}_small", small, "fp16")
             scores = emitter.matmul(f"{name}_scores", small, keys, transpose_y=True)
             seen = emitter.binary("add", f"{name}_seen", scores, mask)
             mixed = emitter.matmul(
