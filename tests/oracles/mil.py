@@ -26,6 +26,8 @@ def inferred(operation: str, opset: str, given: dict[str, Any]) -> tuple[Any, ..
     """
     tools, function, builder = _tools()
     target = getattr(tools.target, opset)
+    if operation.startswith("constexpr_") and opset == "iOS18":
+        given = {name: _narrow(name, value) for name, value in given.items()}
     with function({}, opset_version=target):
         made = getattr(builder, operation)(**given)
     results = made if isinstance(made, tuple | list) else (made,)
@@ -38,9 +40,10 @@ def inferred(operation: str, opset: str, given: dict[str, Any]) -> tuple[Any, ..
     return tuple(np.asarray(value) for value in values)
 
 
-def mil_types() -> Any:
-    """coremltools' element types."""
-    _tools()
+def _narrow(name: str, value: Any) -> Any:
+    """Masks of one bit and indices of two, in the types that coremltools has for them."""
     from coremltools.converters.mil.mil import types
 
-    return types
+    if name in ("mask", "indices_mask", "data_mask"):
+        return value.astype(types.np_uint1_dtype)
+    return value.astype(types.np_uint2_dtype) if name == "indices_nonzero_data" else value

@@ -132,7 +132,7 @@ def activation(**factors: tuple[float, float]) -> Row:
 
 def of_channels(*names: str) -> Row:
     def make(d: Draw) -> Arguments:
-        shape = d.shape(3, 4)
+        shape = d.shape(4, 4)
         return {"x": d.floats(shape), **{name: d.floats((shape[1],), 0.1, 2) for name in names}}
 
     return Row(make)
@@ -820,6 +820,12 @@ def along_axis(name: str = "x", **flags: Any) -> Row:
     return Row(make)
 
 
+def running_sum(x: Any, axis: Any, exclusive: bool, reverse: bool) -> Any:
+    along = np.flip(x, axis) if reverse else x
+    total = np.cumsum(along, axis) - (along if exclusive else 0)
+    return np.flip(total, axis) if reverse else total
+
+
 def to_permute(d: Draw) -> Arguments:
     x = d.floats(d.shape())
     order = np.argsort(d.floats((x.ndim,))).astype(np.int32)
@@ -878,7 +884,7 @@ ROWS: dict[str, Row] = {
     "reduce_log_sum_exp": reduction(),
     "reduce_argmax": argument_reduction(),
     "reduce_argmin": argument_reduction(),
-    "cumsum": along_axis(exclusive=True, reverse=True),
+    "cumsum": Row(along_axis(exclusive=True, reverse=True).make, running_sum),
     "argsort": along_axis(ascending=True),
     "topk": Row(make_topk),
     "reshape": Row(shape_pair),
@@ -886,7 +892,10 @@ ROWS: dict[str, Row] = {
     "transpose": Row(to_permute),
     "expand_dims": Row(with_axes),
     "squeeze": Row(make_squeeze),
-    "flatten2d": Row(lambda d: {"x": d.floats(d.shape(2)), "axis": np.int32(d.int(1, 2))}),
+    "flatten2d": Row(
+        lambda d: {"x": d.floats(d.shape(2)), "axis": np.int32(d.int(1, 2))},
+        lambda x, axis: x.reshape(math.prod(x.shape[:axis]), -1),
+    ),
     "shape": Row(lambda d: {"x": d.floats(d.shape())}),
     "identity": Row(lambda d: {"x": d.floats(d.shape())}),
     "concat": Row(make_concat, concatenated),
@@ -997,6 +1006,4 @@ ROWS: dict[str, Row] = {
     ),
 }
 # Operations that have no meaning outside a program: tests of their own run them in one.
-IN_PROGRAMS = frozenset(
-    {"read_state", "write_state", "coreml_update_state", "cond", "while_loop"}
-)
+IN_PROGRAMS = frozenset({"read_state", "write_state", "coreml_update_state", "cond", "while_loop"})

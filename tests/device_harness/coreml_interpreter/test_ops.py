@@ -32,7 +32,7 @@ def test_every_operation_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("operation", sorted(ROWS))
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_it_gives_what_others_say(operation: str, data: st.DataObject) -> None:
     row = ROWS[operation]
