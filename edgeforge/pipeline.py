@@ -17,6 +17,7 @@ from edgeforge.cache import cache_dir
 from edgeforge.checkpoint import CheckpointDigest
 from edgeforge.errors import UsageError
 from edgeforge.model import Model
+from edgeforge.model_card import provenance
 from edgeforge.output import atomic_folder
 from edgeforge.spec import ModelSpec
 from edgeforge.weights import CheckpointWeights
@@ -126,6 +127,7 @@ def export(
                 checkpoint.tokenizer_files,
                 checkpoint.generation_config,
                 options.target.only(target.options),
+                provenance(checkpoint),
             )
             lowered = target.write(request, folder)
             _copy_sidecars(checkpoint.path, folder)

@@ -43,6 +43,23 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """Where weights come from, for the metadata that apps show; empty where it is not known.
+
+    Attributes:
+        title: a name to show.
+        hub_id: ``organisation/name``, by which apps find the tokenizer.
+        author: who made the weights.
+        licence: of the weights.
+    """
+
+    title: str = ""
+    hub_id: str = ""
+    author: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
 class ExportRequest:
     """One program and its weights, to be written for one target.
 
@@ -53,6 +70,7 @@ class ExportRequest:
         tokenizer_files: by the names they must have in the artifact; may be empty.
         generation: the checkpoint's ``generation_config.json``, or an empty mapping.
         options: those that this target takes.
+        provenance: of the weights.
     """
 
     program: Program
@@ -61,6 +79,7 @@ class ExportRequest:
     tokenizer_files: Mapping[str, Path] = field(default_factory=dict)
     generation: Mapping[str, object] = field(default_factory=dict)
     options: TargetOptions = field(default_factory=TargetOptions)
+    provenance: Provenance = field(default_factory=Provenance)
 
 
 @dataclass(frozen=True)

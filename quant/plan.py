@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quant.errors import QuantizationError
-from quant.formats import FloatFormat, IntFormat, WeightFormat, parse_format
+from quant.formats import FloatFormat, WeightFormat, parse_format
 
 PLAN_VERSION = 1
 
@@ -98,7 +98,7 @@ class QuantPlan:
         for name, assignment in self.weights.items():
             if len(shapes[name]) == 1 and is_quantized(assignment.format):
                 raise QuantizationError(
-                    f"{name} is a vector; only matrices are stored as integers: keep it fp32, not "
+                    f"{name} is a vector; only matrices are quantized: keep it fp32, not "
                     f"{assignment.format.name}"
                 )
             rows, columns = matrix_shape(shapes[name])
@@ -122,8 +122,8 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def is_quantized(format: WeightFormat) -> bool:
-    """Whether a format holds integers."""
-    return isinstance(format, IntFormat)
+    """Whether a format holds codes, of integers or of a palette."""
+    return not isinstance(format, FloatFormat)
 
 
 FLOAT32 = FloatFormat("float32")

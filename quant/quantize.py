@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 
 from quant.errors import QuantizationError
-from quant.formats import FloatFormat, IntFormat
+from quant.formats import FloatFormat, IntFormat, PaletteFormat
 from quant.plan import Assignment, QuantPlan, matrix_shape
-from quant.registry import QUANTIZERS
+from quant.registry import PALETTIZERS, QUANTIZERS
 from quant.store import StoreWriter
 
 # Large enough that Python's share is small, small enough to stay in a core's cache.
@@ -109,6 +109,13 @@ def _chunks(plan: QuantPlan, source: WeightSource) -> Iterator[_Chunk]:
     for name, assignment in plan.weights.items():
         _, columns = matrix_shape(shapes[name])
         step = max(1, CHUNK_WEIGHTS // columns)
+        if isinstance(assignment.format, PaletteFormat):
+            total = shapes[name][0]
+            group = assignment.format.rows_per_group or total
+            step = max(1, step // group) * group
+            for row in range(0, total, step):
+                yield _Chunk(name, assignment, row, min(total, row + step), columns, name, row)
+            continue
         first = 0
         for origin, rows in source.pieces(name):
             for row in range(0, rows, step):
@@ -120,6 +127,19 @@ def _chunks(plan: QuantPlan, source: WeightSource) -> Iterator[_Chunk]:
 def _store_rows(rows: torch.Tensor, chunk: _Chunk, writer: StoreWriter) -> tuple[float, float]:
     """Writes one chunk; returns the sums of squared errors and of squared weights."""
     format = chunk.assignment.format
+    if isinstance(format, PaletteFormat):
+        palettizer = PALETTIZERS[chunk.assignment.algorithm]
+        tables = palettizer.quantize_groups(
+            rows, format, name=chunk.origin, first_row=chunk.origin_row
+        )
+        first_group = chunk.start // (format.rows_per_group or 1)
+        for part, stored, first in (
+            ("codes", tables.codes, chunk.start),
+            ("lut", tables.lut, first_group),
+        ):
+            stride = stored.shape[1] * stored.element_size()
+            writer.write(chunk.weight, part, first * stride, _bytes_of(stored))
+        return tables.squared_error, tables.squared_norm
     if isinstance(format, IntFormat):
         quantizer = QUANTIZERS[chunk.assignment.algorithm]
         made = quantizer.quantize_rows(rows, format, name=chunk.origin, first_row=chunk.origin_row)

@@ -23,13 +23,13 @@ class Rule:
         match: shell pattern of weight names, or a role.
         format: a format's name; or several with ``|`` between, of which each weight gets the
             first whose groups divide its columns.
-        algorithm: a name of `quant.registry`.
+        algorithm: a name of `quant.registry`; None for the usual one of each format.
         optional: whether it may match nothing; a rule of a file that does is a mistake.
     """
 
     match: str
     format: str
-    algorithm: str = "rtn"
+    algorithm: str | None = None
     optional: bool = False
 
     def formats(self) -> list[WeightFormat]:
@@ -76,7 +76,7 @@ class Recipe:
                 )
             used.add(rule)
             chosen = self._choose_format(rule, name, shape)
-            weights[name] = Assignment(chosen, rule.algorithm if is_quantized(chosen) else "cast")
+            weights[name] = Assignment(chosen, _algorithm(rule, chosen))
         for rule in self.rules:
             if rule not in used and not rule.optional and rule.match not in _ROLES:
                 self._refuse_unused(rule, shapes)
@@ -94,15 +94,26 @@ class Recipe:
         return first
 
     def _check_algorithm(self, rule: Rule) -> None:
-        from quant.registry import QUANTIZERS
+        from quant.registry import PALETTIZERS, QUANTIZERS, algorithms_for
 
-        if rule.algorithm not in QUANTIZERS:
-            near = difflib.get_close_matches(rule.algorithm, QUANTIZERS, n=1)
+        if rule.algorithm is None:
+            return
+        known = (*QUANTIZERS, *PALETTIZERS)
+        if rule.algorithm not in known:
+            near = difflib.get_close_matches(rule.algorithm, known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise QuantizationError(
                 f"recipe {self.name}: there is no algorithm {rule.algorithm!r}{hint}; known: "
-                f"{', '.join(QUANTIZERS)}"
+                f"{', '.join(known)}"
             )
+        for format in rule.formats():
+            able = algorithms_for(format)
+            if is_quantized(format) and rule.algorithm not in able:
+                raise QuantizationError(
+                    f"recipe {self.name}: algorithm {rule.algorithm} cannot fill {format.name}, "
+                    f"which rule {rule.match!r} asks for: use {' or '.join(able)}, or leave the "
+                    f"algorithm out"
+                )
 
     def _refuse_unused(self, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> None:
         near = difflib.get_close_matches(rule.match, shapes, n=1, cutoff=0.3)
@@ -110,6 +121,13 @@ class Recipe:
         raise QuantizationError(
             f"recipe {self.name}: no weight is left for the rule {rule.match!r}{hint}"
         )
+
+
+def _algorithm(rule: Rule, format: WeightFormat) -> str:
+    from quant.registry import algorithms_for
+
+    usual = algorithms_for(format)[0]
+    return usual if rule.algorithm is None or not is_quantized(format) else rule.algorithm
 
 
 def _matches(rule: Rule, name: str, role: str) -> bool:
@@ -146,6 +164,11 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int8", "int8-pc", "8 bits, one scale a row"),
         _uniform("int8-g32", "int8-g32", "8 bits, groups of 32"),
         _uniform("int8-g128", "int8-g128", "8 bits, groups of 128"),
+        _uniform("lut4", "lut4-gc16", "palettes of 16 values, each for 16 rows"),
+        _uniform("lut6", "lut6-gc16", "palettes of 64 values, each for 16 rows"),
+        _uniform("lut8", "lut8-gc16", "palettes of 256 values, each for 16 rows"),
+        _uniform("lut3", "lut3-gc16", "palettes of 8 values, each for 16 rows"),
+        _uniform("lut2", "lut2-gc16", "palettes of 4 values, each for 16 rows"),
         _uniform("fp16", "fp16", "float16 weights, float32 arithmetic: the lossless baseline"),
         _uniform("fp32", "fp32", "float32 weights"),
     )
@@ -184,7 +207,7 @@ def _read_recipe(path: Path) -> Recipe:
                 f"{where} must have match and format, and may have algorithm; found {row!r}"
             )
         texts = {key: str(value) for key, value in row.items()}
-        rule = Rule(texts["match"], texts["format"], texts.get("algorithm", "rtn"))
+        rule = Rule(texts["match"], texts["format"], texts.get("algorithm"))
         try:
             rule.formats()
         except QuantizationError as error:

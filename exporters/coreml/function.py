@@ -20,6 +20,7 @@ Shape = tuple[int, ...]
 """Sizes; -1 for one that depends on the number of tokens."""
 
 _NUMPY: Final = {"fp16": np.float16, "fp32": np.float32, "int32": np.int32, "bool": np.bool_}
+_IN_BYTES: Final = {"fp16": np.float16, "int8": np.int8, "uint32": np.uint32}
 _IMMEDIATE_LIMIT: Final = 10  # elements that the model's text may hold instead of the weight file
 
 
@@ -71,8 +72,8 @@ def array_value(dtype: str, array: npt.NDArray[np.generic]) -> Any:
     made = messages()["Value"]()
     made.type.CopyFrom(value_type(dtype, array.shape))
     tensor = made.immediateValue.tensor
-    if dtype == "fp16":
-        tensor.bytes.values = array.astype(np.float16).tobytes()
+    if dtype in _IN_BYTES:
+        tensor.bytes.values = array.astype(_IN_BYTES[dtype]).tobytes()
     else:
         field = {"fp32": "floats", "int32": "ints", "bool": "bools"}[dtype]
         getattr(tensor, field).values.extend(array.ravel().tolist())

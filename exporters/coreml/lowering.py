@@ -17,7 +17,8 @@ from exporters.coreml.norms import scaled_rms_norm, wide_rms_norm
 from exporters.coreml.weights import Weight, WeightBank
 from exporters.errors import ExportError
 from quant import dialect
-from quant.formats import IntFormat, parse_format
+from quant.formats import PaletteFormat
+from quant.ops import quantized_format
 from quant.program import Program, node_argument, shape_of
 
 Profile = Literal["gpu", "ane"]
@@ -122,11 +123,12 @@ class FunctionLowering:
 
     def quantized(self, node: fx.Node) -> Weight:
         """The quantized weight that a node reads."""
-        format = parse_format(str(node.args[4]))
-        assert isinstance(format, IntFormat)
+        format, weight = quantized_format(str(node.args[4])), self.weight_name(node)
         rows, stored = shape_of(node_argument(node, 1))
         shape = rows, stored * 8 // format.bits
-        return self.bank.integer(self.emitter, self.weight_name(node), format, shape)
+        if isinstance(format, PaletteFormat):
+            return Weight(self.bank.palette(self.emitter, weight, format, shape))
+        return self.bank.integer(self.emitter, weight, format, shape)
 
     def split_results(self, node: fx.Node, pieces: list[Value]) -> None:
         """Names what is taken from a split."""

@@ -49,7 +49,7 @@ class CoremlTarget:
 
         choose_style(options, facts.context)
         choose_chunks(options, facts.context)
-        check_formats(plan, options)
+        check_formats(plan, shapes, options)
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.mlpackage`` and the tokenizer's files beside it."""
@@ -81,8 +81,8 @@ class CoremlTarget:
         for name, program, tokens in plans:
             emitter = FunctionLowering(program, bank, name, tokens, style).run()
             given = chunks if tokens == -1 else ()
-            functions.append(WrittenFunction(emitter, given, describe_function(emitter, style)))
-        model = model_message(functions, OPSETS[style.opset][1], metadata(request, chunks))
+            functions.append(WrittenFunction(emitter, given, describe_function(emitter)))
+        model = model_message(functions, OPSETS[style.opset][1], metadata(request, style, chunks))
         package = folder / names.PACKAGE
         (package / names.WEIGHTS_PATH).parent.mkdir(parents=True)
         (package / names.MODEL_PATH).write_bytes(model.SerializeToString(deterministic=True))
@@ -92,7 +92,7 @@ class CoremlTarget:
             shutil.copyfile(path, folder / name)
         return Lowered(
             entry=names.PACKAGE,
-            inputs=_inputs(functions[0].emitter, style),
+            inputs=_inputs(functions[0].emitter),
             outputs={
                 f"{f.emitter.name}.{value.name}": _type_text(value)
                 for f in functions
@@ -154,7 +154,7 @@ def choose_chunks(options: TargetOptions, context: int) -> tuple[int, ...]:
     return tuple(sorted({min(chunk, context) for chunk in chunks}))
 
 
-def _inputs(emitter: Emitter, style: Style) -> dict[str, str]:
+def _inputs(emitter: Emitter) -> dict[str, str]:
     return {value.name: _type_text(value) for value in emitter.inputs if not _is_cache(value)}
 
 

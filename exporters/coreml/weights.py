@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from exporters.blobs import SIGNED, SIGNED_NIBBLES, WIDENED, Blob, Conversion
 from exporters.coreml.emitter import Emitter
-from exporters.coreml.function import FileValue, Shape, Value
+from exporters.coreml.function import FileValue, Shape, Value, array_value
 from exporters.coreml.names import identifier
 from exporters.coreml.scales import Exponents, ScaleBlob, row_exponents
 from exporters.coreml.weight_file import WeightFile
-from quant.formats import IntFormat
+from quant.formats import IntFormat, PaletteFormat
 from quant.store import WeightStore
 
 # Ends the name of the constant that what a row gives is multiplied by.
@@ -86,18 +86,33 @@ class WeightBank:
         inverse = self.table(emitter, name + DESCALE, np.exp2(-exponents[:, 0].astype(np.float32)))
         return Weight(value, emitter.cast_once(f"{inverse.name}_half", inverse, "fp16"))
 
+    def palette(self, emitter: Emitter, weight: str, format: PaletteFormat, shape: Shape) -> Value:
+        """A matrix of codes into tables of float16 values; arguments as in `integer`."""
+        name, bits, entries = identifier(weight), format.bits, format.entries
+        extents = self.store.extents(weight)
+        tables = self._file_value(weight, "lut", "fp16", extents["lut"].shape, None)
+        kind = "constexpr_lut_to_dense"
+        if emitter.opset == "CoreML7":  # one table, codes as bytes, and the shape apart
+            packed = (weight, "bytes"), "uint8", extents["codes"].nbytes, Blob(extents["codes"])
+            parts: dict[str, object] = {
+                "indices": FileValue("uint8", (extents["codes"].nbytes,), self.file.place(*packed)),
+                "lut": FileValue("fp16", (entries,), tables.offset),
+                "shape": array_value("uint32", np.asarray(shape)),
+            }
+        else:
+            groups = tables.shape[0]
+            parts = {
+                "indices": self._file_value(weight, "codes", f"uint{bits}", shape, None),
+                "lut": FileValue("fp16", (groups, 1, entries, 1), tables.offset),
+            }
+        return emitter.constexpr(kind, name, "fp16", shape, parts)
+
     def _affine(self, emitter: Emitter, name: str, data: FileValue, scale: FileValue) -> Value:
         """The form of iOS 16, of integers of 8 bits with a scale a row."""
-        from exporters.coreml.function import array_value
-        from exporters.coreml.schema import messages
-
-        zero = messages()["Value"]()
-        zero.type.tensorType.dataType = 21
-        zero.immediateValue.tensor.bytes.values = b"\0"
         parts = {
             "quantized_data": data,
             "scale": FileValue("fp16", scale.shape[:1], scale.offset),
-            "zero_point": zero,
+            "zero_point": array_value("int8", np.asarray(0)),
             "axis": array_value("int32", np.asarray(0)),
         }
         return emitter.constexpr("constexpr_affine_dequantize", name, "fp16", data.shape, parts)

@@ -153,9 +153,9 @@ def test_quant_embedding_takes_rows_of_what_is_stored(format):
     assert found.dtype == torch.float32
 
 
-def test_a_float_format_is_no_integer_format():
+def test_a_float_format_is_no_quantized_format():
     made = RTN.quantize_rows(random(4, 32), parse_format("int8-pc"))
-    with pytest.raises(ValueError, match="fp16 is not an integer format"):
+    with pytest.raises(ValueError, match="fp16 is a float format"):
         ops.quant_linear(random(1, 32), made.codes, made.scale, None, "fp16")
 
 
