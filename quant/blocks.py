@@ -134,7 +134,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _over_rows(work: Any, start: int, stop: int) -> None:
-    """Calls ``work(first, last)`` over stretches of rows, as many at once as PyTorch has threads."""
+    """Calls ``work(first, last)`` over stretches of rows, one for each of PyTorch's threads."""
     threads = min(torch.get_num_threads(), max(1, (stop - start) // _ROWS))
     if threads == 1:
         work(start, stop)

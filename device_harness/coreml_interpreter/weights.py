@@ -323,13 +323,13 @@ def shift_scale(values: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
     """
     split: list[int] = []
     spread: list[int] = []
-    for dim, blocks in zip(values.shape, scale.shape, strict=True):
-        if blocks in (1, dim):
+    for dim, count in zip(values.shape, scale.shape, strict=True):
+        if count in (1, dim):
             split.append(dim)
-            spread.append(blocks)
+            spread.append(count)
         else:
-            split += [blocks, dim // blocks]
-            spread += [blocks, 1]
+            split += [count, dim // count]
+            spread += [count, 1]
     blocked = values.reshape(split)
     if offset is not None:
         blocked = blocked - offset.reshape(spread)
