@@ -256,9 +256,66 @@ def run(
         print(result.summary(), file=sys.stderr)
 
 
+@app.command(name="coreml-run")
+def coreml_run(
+    package: Annotated[
+        Path, typer.Argument(metavar="PACKAGE", help="An .mlpackage, EdgeForge's or anybody's.")
+    ],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option(help="An .npz file of inputs; several are calls in turn, states kept."),
+    ] = None,
+    outputs: Annotated[
+        list[Path] | None,
+        typer.Option(help="Write outputs to this .npz file: one a call, or one for the last."),
+    ] = None,
+    function: Annotated[
+        list[str] | None, typer.Option(help="Which function: one a call, or one for all.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp16: round as the package's types say; fp32: round nothing.")
+    ] = "fp16",
+    compare: Annotated[
+        Path | None, typer.Option(help="Hold the last outputs against those of this .npz file.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Exit with 1 when they differ by more than this of their range."),
+    ] = None,
+    max_iterations: Annotated[
+        int | None, typer.Option(min=1, help="Of one loop of the program; by default 100000.")
+    ] = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Describe a Core ML package, run it without Core ML, compare its outputs."""
+    from edgeforge.coreml_run import RunRequest, report, require_close
+
+    request = RunRequest(
+        package,
+        tuple(inputs or ()),
+        tuple(outputs or ()),
+        tuple(function or ()),
+        precision,
+        compare,
+        tolerance,
+        max_iterations,
+        threads,
+    )
+    result, lines, compared = report(request)
+    if json:
+        _print_json(result)
+    else:
+        print("\n".join(lines))
+    if compared:
+        require_close(compared, tolerance)
+
+
 @app.command(name="list")
 def list_known(
-    what: Annotated[str, typer.Argument(help="families, recipes, targets or presets")],
+    what: Annotated[
+        str, typer.Argument(help="families, recipes, targets, presets or coreml-operations")
+    ],
     json: Json = False,
 ) -> None:
     """List what EdgeForge knows."""

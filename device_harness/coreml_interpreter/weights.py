@@ -12,14 +12,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from device_harness.coreml_interpreter.values import Precision, held, round_to_half
 from exporters.coreml.constants import Constant, unpack_bits
+from quant import blocks
+from quant.blocks import Blocks
 
 TILE: Final = 1 << 22  # elements made at once: 16 MiB of float32
+_FEW_ROWS: Final = 8  # of activations, for which products are made from packed integers
+_LARGE: Final = 1 << 20  # elements past which they are
 
 
 class Budget:
@@ -49,6 +54,7 @@ class Weight(ABC):
         self._budget = budget
         self._kept: Tensor | None = None
         self._refused = False
+        self._blocks: Blocks | None = None
 
     @abstractmethod
     def make(self, start: int, stop: int) -> Tensor:
@@ -80,12 +86,15 @@ class Weight(ABC):
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x [..., columns]`` by this ``[rows, columns]``: float32 ``[..., rows]``."""
-        if self._kept is None and not self._refused:
+        rows, columns = self.shape
+        flat = x.reshape(-1, columns)
+        if self._kept is None and self._blocks and len(flat) <= _FEW_ROWS and self._large:
+            product = self._blocks.product(flat).reshape(*x.shape[:-1], rows)
+            return product if bias is None else product + bias
+        if self._kept is None and 4 * rows * columns <= self._budget.left:
             self.tensor()
         if self._kept is not None:
             return F.linear(x, self._kept, bias)
-        rows, columns = self.shape
-        flat = x.reshape(-1, columns)
         out = torch.empty(flat.shape[0], rows)
         step = max(1, TILE // max(1, columns))
         for start in range(0, rows, step):
@@ -94,6 +103,10 @@ class Weight(ABC):
         if bias is not None:
             out += bias
         return out.reshape(*x.shape[:-1], rows)
+
+    @property
+    def _large(self) -> bool:
+        return math.prod(self.shape) >= _LARGE
 
     def _make_whole(self) -> Tensor:
         rows = self.shape[0]
@@ -169,8 +182,7 @@ class BlockWeight(Weight):
         data: integers ``[d0, d1, ...]``.
         scale: float32, each dimension a divisor of ``data``'s.
         offset: float32 of ``scale``'s shape, or None for zero.
-        precision: whether results are rounded to float16.
-        half: whether the program's type of the result is fp16.
+        half: whether results are rounded to float16.
         budget: that all weights of a package share.
     """
 
@@ -185,9 +197,12 @@ class BlockWeight(Weight):
         super().__init__(data.shape, budget)
         self._data, self._scale, self._offset, self._half = data, scale, offset, half
         self._block = data.shape[0] // scale.shape[0]
+        self._blocks = _blocks_of(data, scale, offset, half)
 
     def make(self, start: int, stop: int) -> Tensor:
         """Rows from ``start`` to ``stop``."""
+        if self._blocks:
+            return self._blocks.dequantize(start, stop).reshape(stop - start, *self.shape[1:])
         values = code_rows(self._data, start, stop).to(torch.float32)
         scale = self._of_rows(self._scale, start, stop)
         offset = None if self._offset is None else self._of_rows(self._offset, start, stop)
@@ -217,9 +232,12 @@ class LookupWeight(Weight):
         self._indices = indices
         self._tables = round_to_half(tables) if half else tables
         self._block = indices.shape[0] // tables.shape[0]
+        self._blocks = _tables_of(indices, self._tables)
 
     def make(self, start: int, stop: int) -> Tensor:
         """Rows from ``start`` to ``stop``."""
+        if self._blocks:
+            return self._blocks.dequantize(start, stop).reshape(stop - start, *self.shape[1:])
         codes = code_rows(self._indices, start, stop)
         first = start // self._block
         tables = self._tables[first : (stop - 1) // self._block + 1]
@@ -227,6 +245,56 @@ class LookupWeight(Weight):
             tables = tables.repeat_interleave(self._block, 0)
             tables = tables[start - first * self._block : stop - first * self._block]
         return look_up(codes, tables, 0)
+
+
+def _blocks_of(data: Constant, scale: Tensor, offset: Tensor | None, half: bool) -> Blocks | None:
+    """The same for the compiled kernels, where they are and take it: blocks of columns."""
+    inner = math.prod(data.shape[1:])
+    groups = math.prod(scale.shape[1:])
+    in_order = groups == 1 or len(data.shape) == 2
+    if not (blocks.available() and _packs(data) and in_order and inner):
+        return None
+    repeat = data.shape[0] // scale.shape[0]
+
+    def of_rows(parts: Tensor) -> Tensor:
+        return parts.reshape(-1, groups).repeat_interleave(repeat, 0).float().contiguous()
+
+    return Blocks(
+        data.data.reshape(-1).view(np.uint8),
+        data.bits,
+        data.dtype.startswith("int"),
+        *(data.shape[0], inner, of_rows(scale)),
+        None if offset is None else of_rows(offset),
+        half=half and not _exact_in_half(data, scale, offset),
+    )
+
+
+def _tables_of(indices: Constant, tables: Tensor) -> Blocks | None:
+    entries = tables.shape[-2]
+    in_order = math.prod(tables.shape[1:]) == entries and entries == 1 << indices.bits
+    inner = math.prod(indices.shape[1:])
+    if not (blocks.available() and _packs(indices) and in_order and inner):
+        return None
+    flat = tables.reshape(-1, entries).float().contiguous()
+    rows = indices.shape[0]
+    packed = indices.data.reshape(-1).view(np.uint8)
+    return Blocks(
+        packed, indices.bits, False, rows, inner, flat, table_rows=rows // tables.shape[0]
+    )
+
+
+def _packs(constant: Constant) -> bool:
+    integers = constant.dtype.startswith(("int", "uint")) and constant.bits <= 8
+    return integers and constant.data.flags.c_contiguous
+
+
+def _exact_in_half(data: Constant, scale: Tensor, offset: Tensor | None) -> bool:
+    """Whether rounding to float16 changes no product: 3 bits by bfloat16's 8 are float16's 11."""
+    if data.bits > 4 or not data.dtype.startswith("int") or offset is not None:
+        return False
+    sizes = scale.abs()
+    lean = bool((scale.bfloat16().float() == scale).all())
+    return lean and bool((sizes >= 2**-17).all()) and float(sizes.max()) * 8 <= 65504
 
 
 def code_rows(constant: Constant, start: int, stop: int) -> Tensor:
@@ -255,13 +323,13 @@ def shift_scale(values: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
     """
     split: list[int] = []
     spread: list[int] = []
-    for dim, blocks in zip(values.shape, scale.shape, strict=True):
-        if blocks in (1, dim):
+    for dim, count in zip(values.shape, scale.shape, strict=True):
+        if count in (1, dim):
             split.append(dim)
-            spread.append(blocks)
+            spread.append(count)
         else:
-            split += [blocks, dim // blocks]
-            spread += [blocks, 1]
+            split += [count, dim // count]
+            spread += [count, 1]
     blocked = values.reshape(split)
     if offset is not None:
         blocked = blocked - offset.reshape(spread)
