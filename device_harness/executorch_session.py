@@ -8,16 +8,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
 from device_harness.errors import DeviceError
 from device_harness.session import Logits, Tokens, check_tokens
+from exporters.errors import ExportError
+from exporters.executorch import installed
 
 MODEL, GENERATE, VERIFY = "model.pte", "forward", "logits_all"
-SUPPORTED = "1.4.1"
 
 
 class ExecutorchSession:
@@ -33,10 +33,10 @@ class ExecutorchSession:
     """
 
     def __init__(self, folder: Path, context: int, threads: int | None = None) -> None:
-        installed = require_executorch()
+        found = require_executorch()
         self.context = context
         self._file, self._threads = folder / MODEL, threads or min(4, os.cpu_count() or 1)
-        self.runtime = f"executorch {installed} (XNNPACK on CPU, {self._threads} threads)"
+        self.runtime = f"executorch {found} (XNNPACK on CPU, {self._threads} threads)"
         self._worker: subprocess.Popen[bytes] | None = None
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
         self._constants: dict[str, list[int]] = {}
@@ -181,16 +181,7 @@ def require_executorch() -> str:
     Raises:
         DeviceError: none, or one that EdgeForge's programs were not tested with.
     """
-    install = f'pip install "executorch=={SUPPORTED}" (or "edgeforge[executorch]")'
     try:
-        installed = version("executorch")
-    except PackageNotFoundError:
-        raise DeviceError(
-            f"ExecuTorch is not installed, and this artifact runs in it: {install}"
-        ) from None
-    if installed != SUPPORTED:
-        raise DeviceError(
-            f"ExecuTorch {installed} is installed; EdgeForge's artifacts are for {SUPPORTED}: "
-            f"{install}"
-        )
-    return installed
+        return installed.require_executorch("this artifact runs in it")
+    except ExportError as error:
+        raise DeviceError(str(error)) from None

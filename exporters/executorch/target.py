@@ -6,13 +6,19 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from exporters.errors import ExportError
+from exporters.executorch.installed import require_executorch
 from exporters.options import Choices, TargetOptions
+from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats import IntFormat
 from quant.plan import QuantPlan
+
+if TYPE_CHECKING:
+    from quant.program import Program
+    from quant.store import WeightStore
 
 MODEL: Final = "model.pte"
 GENERATE, VERIFY = "forward", "logits_all"
@@ -27,7 +33,9 @@ class ExecutorchTarget:
 
     name = "executorch"
     about = "ExecuTorch with XNNPACK on CPU, Android and iOS (also through its LLM runner)"
-    options: Choices = MappingProxyType({})
+    options: Choices = MappingProxyType(
+        {"lowering": ("edgeforge", "stock"), "backend": ("xnnpack",)}
+    )
 
     def check(
         self,
@@ -37,37 +45,26 @@ class ExecutorchTarget:
         options: TargetOptions,
     ) -> None:
         """Refuses formats that XNNPACK's kernels do not have or would silently get wrong."""
+        if options.lowering == "stock":
+            require_executorch("--lowering stock lowers with it")
         for weight, assignment in plan.weights.items():
             if isinstance(assignment.format, IntFormat):
                 _check_format(weight, assignment.format)
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.pte`` and the tokenizer that runners read beside it."""
-        from exporters.executorch.lowering import MethodLowering
-        from exporters.executorch.method import constant_method
-        from exporters.executorch.pte_file import PteFile
         from exporters.last_token import keep_last_token
 
-        program, facts, file = request.program, request.facts, PteFile()
+        program, options = request.program, request.options
         limit = min(program.context, CHUNK_TOKENS)
         methods = {GENERATE: keep_last_token(program), VERIFY: program}
-        for name, given in methods.items():
-            lowering = MethodLowering(given, request.store, file, name, limit)
-            file.plans.append(lowering.run().plan())
-        metadata: dict[str, int | bool | list[int]] = {
-            "get_max_seq_len": limit,
-            "get_max_context_len": program.context,
-            "get_vocab_size": program.vocab_size,
-            "get_n_layers": len(facts.num_heads),
-            "enable_dynamic_shape": True,
-            "use_kv_cache": True,
-            "use_sdpa_with_kv_cache": True,
-            "get_eos_ids": list(dict.fromkeys(facts.eos)),
-        }
-        if facts.bos is not None:
-            metadata["get_bos_id"] = facts.bos
-        file.plans.extend(constant_method(name, value) for name, value in metadata.items())
-        file.write(folder / MODEL)
+        constants = _constants(request, limit)
+        if options.lowering == "stock":
+            from exporters.executorch.stock.write import write_stock
+
+            write_stock(methods, request.store, constants, limit, "xnnpack", folder / MODEL)
+        else:
+            _write(methods, request.store, constants, limit, folder / MODEL)
         for name, path in request.tokenizer_files.items():
             shutil.copyfile(path, folder / name)
         quantized = any(isinstance(f, IntFormat) for f in request.store.plan.formats())
@@ -84,6 +81,7 @@ class ExecutorchTarget:
             },
             notes=(
                 f"one run takes {limit} tokens at most: longer prompts go in pieces",
+                *(("lowered by ExecuTorch's own exporter",) if options.lowering == "stock" else ()),
                 *(
                     ("matrix products round each token's activations to 8 bits",)
                     if quantized
@@ -94,9 +92,56 @@ class ExecutorchTarget:
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
         """Digests of the integers and scales as the program's segments hold them."""
-        from exporters.executorch.reader import stored_digests
+        from exporters.executorch import reader
+        from exporters.executorch.stock import names
 
-        return stored_digests(folder / MODEL)
+        if (folder / names.NAMES).is_file():
+            return names.stored_digests(folder / MODEL)
+        return reader.stored_digests(folder / MODEL)
+
+    def structure(self, folder: Path) -> tuple[Section, ...]:
+        """Delegates, operators outside of them, weight formats and segments of the program."""
+        from exporters.executorch.reader import read_pte
+        from exporters.executorch.structure import structure_of
+
+        return structure_of(read_pte(folder / MODEL))
+
+
+def _constants(request: ExportRequest, limit: int) -> dict[str, int | bool | list[int]]:
+    """What runners ask of a model, by method name."""
+    program, facts = request.program, request.facts
+    constants: dict[str, int | bool | list[int]] = {
+        "get_max_seq_len": limit,
+        "get_max_context_len": program.context,
+        "get_vocab_size": program.vocab_size,
+        "get_n_layers": len(facts.num_heads),
+        "enable_dynamic_shape": True,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+        "get_eos_ids": list(dict.fromkeys(facts.eos)),
+    }
+    if facts.bos is not None:
+        constants["get_bos_id"] = facts.bos
+    return constants
+
+
+def _write(
+    methods: Mapping[str, Program],
+    store: WeightStore,
+    constants: Mapping[str, int | bool | list[int]],
+    limit: int,
+    path: Path,
+) -> None:
+    """Writes the program byte by byte, without ExecuTorch."""
+    from exporters.executorch.lowering import MethodLowering
+    from exporters.executorch.method import constant_method
+    from exporters.executorch.pte_file import PteFile
+
+    file = PteFile()
+    for name, program in methods.items():
+        file.plans.append(MethodLowering(program, store, file, name, limit).run().plan())
+    file.plans.extend(constant_method(name, value) for name, value in constants.items())
+    file.write(path)
 
 
 def _check_format(weight: str, format: IntFormat) -> None:

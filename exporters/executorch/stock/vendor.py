@@ -1,0 +1,108 @@
+"""All that is asked of ExecuTorch's exporter, its private interfaces included, each with its why.
+
+Written for the version in `exporters.executorch.installed`; a test holds the logits of what comes
+out against those of EdgeForge's own lowering, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+Constants = Mapping[str, int | bool | Sequence[int]]
+
+
+def write_program(
+    methods: Mapping[str, nn.Module], constants: Constants, tokens: int, backend: str, file: Path
+) -> None:
+    """Exports modules and writes them as one .pte.
+
+    Args:
+        methods: modules of ``tokens int64[1, t], position int64[1]``, by method name.
+        constants: what further methods return.
+        tokens: how many one run takes at most.
+        backend: whose partitioner chooses what a delegate computes.
+        file: to write.
+    """
+    with _quiet(), torch.no_grad():
+        # Each import registers operators with torch: embeddings and activations in integers,
+        # attention with caches.
+        import executorch.kernels.quantized  # noqa: F401
+        from executorch.exir import (
+            EdgeCompileConfig,
+            ExecutorchBackendConfig,
+            to_edge_transform_and_lower,
+        )
+        from executorch.exir.passes import MemoryPlanningPass
+        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
+
+        # torch's own definitions of the operators that spell quantization out: a private module,
+        # and nothing else defines `choose_qparams_per_token_asymmetric` for torch.export.
+        from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401
+
+        length = torch.export.Dim("tokens", min=1, max=tokens)
+        example = (
+            torch.zeros(1, min(4, tokens), dtype=torch.int64),
+            torch.zeros(1, dtype=torch.int64),
+        )
+        programs = {
+            name: torch.export.export(
+                module.eval(), example, dynamic_shapes=({1: length}, None), strict=False
+            )
+            for name, module in methods.items()
+        }
+        edge = to_edge_transform_and_lower(
+            programs,
+            partitioner={name: [_PARTITIONERS[backend]()] for name in programs},
+            constant_methods={name: _constant(value) for name, value in constants.items()},
+            # The validity check knows no custom operator, so it would refuse attention; operators
+            # that carry an order of dims have no kernels in the LLM runner.
+            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+        )
+        edge.to_executorch(
+            ExecutorchBackendConfig(
+                # Inputs and outputs in the plan, as runners expect of a method.
+                memory_planning_pass=MemoryPlanningPass(),
+            )
+        ).save(str(file))
+
+
+def _constant(value: int | bool | Sequence[int]) -> object:
+    """A constant method's result: a list is given as its items."""
+    return list(value) if isinstance(value, Sequence) else value
+
+
+def _xnnpack() -> object:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    return XnnpackPartitioner()
+
+
+def _vulkan() -> object:
+    from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+    # Without it, operators whose kernels cannot follow a prompt's length are taken too.
+    return VulkanPartitioner({"require_dynamic_shapes": True})
+
+
+_PARTITIONERS = {"xnnpack": _xnnpack, "vulkan": _vulkan}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters warn and log about their own affairs; what concerns a user is in the manifest."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
