@@ -16,6 +16,8 @@ from device_harness.errors import DeviceError
 from device_harness.session import Logits, Tokens, check_tokens
 from exporters.errors import ExportError
 from exporters.executorch import installed
+from exporters.executorch.backends import backend_of
+from exporters.manifest import MANIFEST, Manifest
 
 MODEL, GENERATE, VERIFY = "model.pte", "forward", "logits_all"
 
@@ -33,6 +35,7 @@ class ExecutorchSession:
     """
 
     def __init__(self, folder: Path, context: int, threads: int | None = None) -> None:
+        _refuse_other_backends(folder)
         found = require_executorch()
         self.context = context
         self._file, self._threads = folder / MODEL, threads or min(4, os.cpu_count() or 1)
@@ -173,6 +176,22 @@ class ExecutorchSession:
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         kept = [line for line in lines if "cpuinfo" not in line]
         return f": {kept[-1].strip()[:300]}" if kept else ""
+
+
+def _refuse_other_backends(folder: Path) -> None:
+    """Refuses an artifact that this host's runtime has no delegate for.
+
+    Raises:
+        DeviceError: says which runtime it needs.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    backend = backend_of(Manifest.read(folder).options)
+    if backend.needs is not None:
+        raise DeviceError(
+            f"{folder} is for ExecuTorch's {backend.title} delegate, which the runtime on this "
+            f"host does not have: run it in {backend.needs}"
+        )
 
 
 def require_executorch() -> str:

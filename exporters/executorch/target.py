@@ -8,8 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from exporters.errors import ExportError
-from exporters.executorch.installed import require_executorch
+from exporters.executorch.backends import BACKENDS, XNNPACK, Backend, check_backend, is_stock
 from exporters.options import Choices, TargetOptions
 from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
@@ -25,7 +24,6 @@ GENERATE, VERIFY = "forward", "logits_all"
 # Tokens of one run at most: longer prompts go in pieces. More would not be faster, and every
 # buffer between kernels is as long.
 CHUNK_TOKENS: Final = 128
-GROUP_MULTIPLE: Final = 32
 
 
 class ExecutorchTarget:
@@ -34,7 +32,7 @@ class ExecutorchTarget:
     name = "executorch"
     about = "ExecuTorch with XNNPACK on CPU, Android and iOS (also through its LLM runner)"
     options: Choices = MappingProxyType(
-        {"lowering": ("edgeforge", "stock"), "backend": ("xnnpack",)}
+        {"lowering": ("edgeforge", "stock"), "backend": tuple(BACKENDS)}
     )
 
     def check(
@@ -44,50 +42,41 @@ class ExecutorchTarget:
         facts: ModelFacts,
         options: TargetOptions,
     ) -> None:
-        """Refuses formats that XNNPACK's kernels do not have or would silently get wrong."""
-        if options.lowering == "stock":
-            require_executorch("--lowering stock lowers with it")
-        for weight, assignment in plan.weights.items():
-            if isinstance(assignment.format, IntFormat):
-                _check_format(weight, assignment.format)
+        """Refuses formats that the delegate's kernels do not have or would silently get wrong."""
+        check_backend(plan, options)
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.pte`` and the tokenizer that runners read beside it."""
         from exporters.last_token import keep_last_token
 
         program, options = request.program, request.options
-        limit = min(program.context, CHUNK_TOKENS)
-        methods = {GENERATE: keep_last_token(program), VERIFY: program}
+        name = options.backend or XNNPACK
+        backend = BACKENDS[name]
+        limit = min(program.context, backend.tokens or CHUNK_TOKENS)
+        methods = {GENERATE: keep_last_token(program)}
+        if limit > 1:  # else every run gives every position's logits
+            methods[VERIFY] = program
         constants = _constants(request, limit)
-        if options.lowering == "stock":
+        if is_stock(options):
             from exporters.executorch.stock.write import write_stock
 
-            write_stock(methods, request.store, constants, limit, "xnnpack", folder / MODEL)
+            write_stock(methods, request.store, constants, limit, name, folder / MODEL)
         else:
             _write(methods, request.store, constants, limit, folder / MODEL)
         for name, path in request.tokenizer_files.items():
             shutil.copyfile(path, folder / name)
-        quantized = any(isinstance(f, IntFormat) for f in request.store.plan.formats())
         return Lowered(
             entry=MODEL,
             inputs={"tokens": f"int64[1, t <= {limit}]", "position": "int64[1]"},
             outputs={
-                GENERATE: f"float32[1, 1, {program.vocab_size}]",
-                VERIFY: f"float32[1, t, {program.vocab_size}]",
+                method: f"float32[1, {1 if method == GENERATE else 't'}, {program.vocab_size}]"
+                for method in methods
             },
             states={
                 given.name: "float32[1, {2}, {1}, {3}]".format(*node.meta["val"].shape)
                 for node, given in program.placeholders("cache")
             },
-            notes=(
-                f"one run takes {limit} tokens at most: longer prompts go in pieces",
-                *(("lowered by ExecuTorch's own exporter",) if options.lowering == "stock" else ()),
-                *(
-                    ("matrix products round each token's activations to 8 bits",)
-                    if quantized
-                    else ()
-                ),
-            ),
+            notes=_notes(request, backend, limit),
         )
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
@@ -107,6 +96,19 @@ class ExecutorchTarget:
         return structure_of(read_pte(folder / MODEL))
 
 
+def _notes(request: ExportRequest, backend: Backend, limit: int) -> tuple[str, ...]:
+    """What a user must know of the artifact."""
+    notes = [f"one run takes {limit} tokens at most: longer prompts go in pieces"]
+    quantized = any(isinstance(f, IntFormat) for f in request.store.plan.formats())
+    if quantized and backend is BACKENDS[XNNPACK]:
+        notes.append("matrix products round each token's activations to 8 bits")
+    if is_stock(request.options):
+        notes.append("lowered by ExecuTorch's own exporter")
+    if backend.needs is not None:
+        notes.append(f"produced but not executed here: it needs {backend.needs}")
+    return (*notes, *backend.notes)
+
+
 def _constants(request: ExportRequest, limit: int) -> dict[str, int | bool | list[int]]:
     """What runners ask of a model, by method name."""
     program, facts = request.program, request.facts
@@ -115,7 +117,7 @@ def _constants(request: ExportRequest, limit: int) -> dict[str, int | bool | lis
         "get_max_context_len": program.context,
         "get_vocab_size": program.vocab_size,
         "get_n_layers": len(facts.num_heads),
-        "enable_dynamic_shape": True,
+        "enable_dynamic_shape": limit > 1,
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": True,
         "get_eos_ids": list(dict.fromkeys(facts.eos)),
@@ -142,28 +144,3 @@ def _write(
         file.plans.append(MethodLowering(program, store, file, name, limit).run().plan())
     file.plans.extend(constant_method(name, value) for name, value in constants.items())
     file.write(path)
-
-
-def _check_format(weight: str, format: IntFormat) -> None:
-    """Refuses an integer format.
-
-    Raises:
-        ExportError: what is wrong with it, and what to use.
-    """
-    size = format.group_size
-    if not format.symmetric:
-        raise ExportError(
-            f"{weight} is to be {format.name}; XNNPACK ignores zero points, which would give "
-            f"wrong numbers: use {IntFormat(format.bits, size).name}"
-            + (" or int8-pc" if format.bits == 4 else "")
-        )
-    if format.bits == 8 and size is not None:
-        raise ExportError(
-            f"{weight} is to be {format.name}; XNNPACK holds 8 bits with one scale a row only: use "
-            f"int8-pc, or int4-g{size}"
-        )
-    if size is not None and size % GROUP_MULTIPLE:
-        raise ExportError(
-            f"{weight} has groups of {size}; XNNPACK's need a multiple of {GROUP_MULTIPLE}: use "
-            f"int4-g32, int4-g64 or int4-g128, or int8-pc"
-        )

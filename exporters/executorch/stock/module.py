@@ -60,7 +60,8 @@ class StockWeights:
             rows = signed
             if format.bits == 4:
                 rows = codes[:, 0::2] << 4 | codes[:, 1::2]
-            self.buffers[name, "rows"], self.buffers[name, "row scale"] = rows, scale
+            # A copy: exporters take one tensor for one constant, and may turn the product's.
+            self.buffers[name, "rows"], self.buffers[name, "row scale"] = rows, scale.clone()
         if (dialect.QUANT_LINEAR, name) in uses:
             grouped = format.group_size is not None
             column = scale if grouped else scale[:, 0].contiguous()
@@ -109,8 +110,13 @@ class StockModule(nn.Module):
         """The part of the weight or cache that an argument names."""
         return self.kept(self.program.inputs[node_argument(node, index).name].name, part)
 
-    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """Runs the program from a position that its caches were filled up to."""
+    @property
+    def handlers(self) -> Mapping[object, Handler]:
+        """What each operator means."""
+        return HANDLERS
+
+    def begin(self, tokens: Tensor, position: Tensor) -> None:
+        """Makes what a run's operators share."""
         self.start, count = _integer(position), tokens.shape[1]
         end = self.start + count
         _promise(self.start >= 0, self.start < self.program.context, end <= self.program.context)
@@ -121,12 +127,16 @@ class StockModule(nn.Module):
             for name, table in self.program.tables.items()
             for width in [table.shape[1]]
         }
+
+    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """Runs the program from a position that its caches were filled up to."""
+        self.begin(tokens, position)
         values: dict[fx.Node, Any] = {}
         for node in self.program.graph.nodes:
             if node.op != "call_function" or node.target is dialect.SIZE:
                 continue
             given = [values.get(a) if isinstance(a, fx.Node) else a for a in node.args]
-            handler = _HANDLERS.get(node.target)
+            handler = self.handlers.get(node.target)
             if handler is None:
                 raise ExportError(f"ExecuTorch's exporter is not told what {node.target} means")
             values[node] = handler(self, node, given)
@@ -170,6 +180,7 @@ def _buffer_name(name: str, part: str) -> str:
 
 
 Handler = Callable[[StockModule, fx.Node, list[Any]], Any]
+"""Given the module, a node and its arguments' values: the node's value."""
 
 
 def _embedding(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
@@ -196,7 +207,12 @@ def _quant_linear(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor
     bounds = -128, 127, torch.int8
     x = kernels.quantize_per_token(x, scale, zero, *bounds)
     x = kernels.dequantize_per_token(x, scale, zero, *bounds, torch.float32)
-    format = parse_format(str(node.args[4]))
+    return _weight_only(state, node, [x])
+
+
+def _weight_only(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
+    """A product of activations as they are with widened weights."""
+    kernels, format = torch.ops.quantized_decomposed, parse_format(str(node.args[4]))
     assert isinstance(format, IntFormat)
     half = format.implicit_zero_point
     parts = [state.part(node, 1, part) for part in ("codes", "scale", "zero")]
@@ -205,7 +221,7 @@ def _quant_linear(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor
     else:
         limits = -half, half - 1, torch.int8, format.group_size, torch.float32
         wide = kernels.dequantize_per_channel_group(*parts, *limits)
-    return F.linear(x, wide)
+    return F.linear(given[0], wide)
 
 
 def _rms_norm(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
@@ -269,7 +285,7 @@ def _plain(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
     return node.target(*given)
 
 
-_HANDLERS: Mapping[object, Handler] = {
+HANDLERS: Mapping[object, Handler] = {
     dialect.EMBEDDING: _embedding,
     dialect.QUANT_EMBEDDING: _quant_embedding,
     dialect.LINEAR: _linear,
@@ -285,3 +301,12 @@ _HANDLERS: Mapping[object, Handler] = {
     dialect.SILU: _plain,
     dialect.SPLIT: _split,
 }
+
+
+class VulkanModule(StockModule):
+    """One method for Vulkan's kernels, which multiply with float activations."""
+
+    @property
+    def handlers(self) -> Mapping[object, Handler]:
+        """What each operator means."""
+        return {**HANDLERS, dialect.QUANT_LINEAR: _weight_only}

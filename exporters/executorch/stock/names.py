@@ -16,25 +16,45 @@ from typing import Final
 import numpy as np
 
 from exporters.errors import ExportError
+from exporters.executorch.backends import XNNPACK
 from exporters.executorch.blobs import narrow_to_bfloat16
 from exporters.executorch.reader import read_pte
+from exporters.executorch.stock.bytes_found import digests_of_bytes, find_bytes
 from exporters.executorch.tensors import FileTensor, file_tensors
-from quant.store import weight_digest
+from quant.store import WeightStore, weight_digest
 
 NAMES: Final = "weight_names.json"
 _VERSION = 1
 
 
-def write_names(program: Path, digests: Mapping[str, str]) -> None:
+def write_names(program: Path, store: WeightStore, backend: str) -> None:
     """Writes ``weight_names.json`` beside a program.
 
     Args:
         program: the .pte.
-        digests: of the store's weights, by name.
+        store: the weights it was made of.
+        backend: whose delegates it has.
 
     Raises:
         ExportError: the program holds integers that are no weight's, or a weight is not in it.
     """
+    noted: dict[str, object] = {"version": _VERSION}
+    if backend == XNNPACK:
+        noted["places"] = _named_tensors(program, store.digests)
+    else:
+        noted["bytes"] = find_bytes(program, store, backend)
+        noted["rows"] = {name: _rows(store, name) for name in store.names()}
+        noted["digests"] = store.digests
+    text = json.dumps(noted, indent=1)
+    (program.parent / NAMES).write_text(text + "\n", encoding="utf-8")
+
+
+def _rows(store: WeightStore, name: str) -> int:
+    return next(iter(store.extents(name).values())).shape[0]
+
+
+def _named_tensors(program: Path, digests: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """The weights that each tensor of a program is, and the dtype that its values had."""
     names: dict[str, list[str]] = {}
     for name, digest in digests.items():
         names.setdefault(digest, []).append(name)
@@ -60,8 +80,7 @@ def write_names(program: Path, digests: Mapping[str, str]) -> None:
             f"ExecuTorch's exporter did not keep {next(iter(missing))} as it was given "
             f"({len(missing)} weights in all): use --lowering edgeforge"
         )
-    text = json.dumps({"version": _VERSION, "places": places}, indent=1)
-    (program.parent / NAMES).write_text(text + "\n", encoding="utf-8")
+    return places
 
 
 def stored_digests(program: Path) -> dict[str, str]:
@@ -79,6 +98,9 @@ def stored_digests(program: Path) -> dict[str, str]:
         noted = json.loads(path.read_text(encoding="utf-8"))
         if noted["version"] != _VERSION:
             raise ExportError(f"{path} is of another version: export the model again")
+        if "bytes" in noted:
+            given = (noted["bytes"], noted["rows"], noted["digests"])
+            return digests_of_bytes(program, *given)
         places = dict(noted["places"])
         for tensor in file_tensors(read_pte(program)):
             place = places.pop(_place(tensor), None)

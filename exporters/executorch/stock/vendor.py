@@ -46,14 +46,20 @@ def write_program(
         # and nothing else defines `choose_qparams_per_token_asymmetric` for torch.export.
         from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401
 
-        length = torch.export.Dim("tokens", min=1, max=tokens)
+        # Defines `torchao::dequantize_affine`, the only integers that the Core ML delegate knows.
+        from torchao.quantization import quant_primitives  # noqa: F401
+
+        length = torch.export.Dim("tokens", min=1, max=tokens) if tokens > 1 else None
         example = (
             torch.zeros(1, min(4, tokens), dtype=torch.int64),
             torch.zeros(1, dtype=torch.int64),
         )
         programs = {
             name: torch.export.export(
-                module.eval(), example, dynamic_shapes=({1: length}, None), strict=False
+                module.eval(),
+                example,
+                dynamic_shapes=({1: length} if length else None, None),
+                strict=False,
             )
             for name, module in methods.items()
         }
@@ -91,7 +97,27 @@ def _vulkan() -> object:
     return VulkanPartitioner({"require_dynamic_shapes": True})
 
 
-_PARTITIONERS = {"xnnpack": _xnnpack, "vulkan": _vulkan}
+def _coreml() -> object:
+    # coremltools warns of versions of torch and scikit-learn that it was not tested with.
+    import coremltools as ct
+    from executorch.backends.apple.coreml.compiler import CoreMLBackend
+    from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+    # Integers in blocks and states for caches came with iOS 18. `MODEL` stands for a package that
+    # the device compiles: Apple's compiler, which would do it here, is on Macs alone.
+    specs = CoreMLBackend.generate_compile_specs(
+        minimum_deployment_target=ct.target.iOS18,
+        compute_precision=ct.precision.FLOAT16,
+        compute_unit=ct.ComputeUnit.ALL,
+        model_type=CoreMLBackend.MODEL_TYPE.MODEL,
+    )
+    # The whole graph with its caches in one delegate, or an error: nothing is left outside.
+    return CoreMLPartitioner(
+        compile_specs=specs, lower_full_graph=True, take_over_mutable_buffer=True
+    )
+
+
+_PARTITIONERS = {"xnnpack": _xnnpack, "vulkan": _vulkan, "coreml": _coreml}
 
 
 @contextmanager

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from exporters.executorch.stock.module import StockModule, StockWeights
+from exporters.executorch.stock.coreml_module import CoremlModule
+from exporters.executorch.stock.module import StockModule, StockWeights, VulkanModule
 from exporters.executorch.stock.names import write_names
 from exporters.executorch.stock.vendor import Constants, write_program
 from quant.program import Program
 from quant.store import WeightStore
+
+_MODULES: Mapping[str, type[StockModule]] = {
+    "xnnpack": StockModule,
+    "vulkan": VulkanModule,
+    "coreml": CoremlModule,
+}
 
 
 def write_stock(
@@ -34,6 +41,7 @@ def write_stock(
         ExportError: the exporter did not keep a weight as the store has it.
     """
     weights = StockWeights(next(iter(methods.values())), store)
-    modules = {name: StockModule(program, weights, tokens) for name, program in methods.items()}
+    kind = _MODULES[backend]
+    modules = {name: kind(program, weights, tokens) for name, program in methods.items()}
     write_program(modules, constants, tokens, backend, file)
-    write_names(file, store.digests)
+    write_names(file, store, backend)
