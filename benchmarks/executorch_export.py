@@ -28,6 +28,7 @@ POSITIONS = 8, 512, 1500
 
 METRICS = [
     Metric("export_s", "export, s", 1, 1, True),
+    Metric("export_cpu", "export, CPU s", 1, 1, True),
     Metric("export_peak", "export peak memory, MB", 1e6, 0, True),
     Metric("artifact", "program, MB", 1e6, 1, True),
     Metric("load_s", "load (repacks weights), s", 1, 2, True),
@@ -129,8 +130,11 @@ def export(
         command += ["--recipe", RECIPES[name], "--context", str(options.context), "--quiet"]
         done = run(command, {"EDGEFORGE_CACHE": str(cache)})
     shutil.rmtree(cache, ignore_errors=True)
-    say(f"  {name}: exported in {done.wall:.1f} s, peak {done.peak / 1e6:.0f} MB")
-    return {"export_s": done.wall, "export_peak": done.peak}
+    say(
+        f"  {name}: exported in {done.wall:.1f} s ({done.cpu:.1f} s of CPU), "
+        f"peak {done.peak / 1e6:.0f} MB"
+    )
+    return {"export_s": done.wall, "export_cpu": done.cpu, "export_peak": done.peak}
 
 
 def peer_command(checkpoint: Path, folder: Path, context: int) -> list[str | Path]:

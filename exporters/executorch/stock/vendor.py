@@ -6,14 +6,17 @@ out against those of EdgeForge's own lowering, bit for bit.
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from exporters.errors import ExportError
 
 Constants = Mapping[str, int | bool | Sequence[int]]
 
@@ -29,17 +32,15 @@ def write_program(
         tokens: how many one run takes at most.
         backend: whose partitioner chooses what a delegate computes.
         file: to write.
+
+    Raises:
+        ExportError: the exporter failed.
     """
-    with _quiet(), torch.no_grad():
+    with _quiet(backend), torch.no_grad():
         # Each import registers operators with torch: embeddings and activations in integers,
         # attention with caches.
         import executorch.kernels.quantized  # noqa: F401
-        from executorch.exir import (
-            EdgeCompileConfig,
-            ExecutorchBackendConfig,
-            to_edge_transform_and_lower,
-        )
-        from executorch.exir.passes import MemoryPlanningPass
+        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
         from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
 
         # torch's own definitions of the operators that spell quantization out: a private module,
@@ -71,12 +72,7 @@ def write_program(
             # that carry an order of dims have no kernels in the LLM runner.
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
         )
-        edge.to_executorch(
-            ExecutorchBackendConfig(
-                # Inputs and outputs in the plan, as runners expect of a method.
-                memory_planning_pass=MemoryPlanningPass(),
-            )
-        ).save(str(file))
+        edge.to_executorch().save(str(file))
 
 
 def _constant(value: int | bool | Sequence[int]) -> object:
@@ -121,14 +117,24 @@ _PARTITIONERS = {"xnnpack": _xnnpack, "vulkan": _vulkan, "coreml": _coreml}
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters warn and log about their own affairs; what concerns a user is in the manifest."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
+def _quiet(backend: str) -> Iterator[None]:
+    """Exporters warn, log and draw bars of their own affairs; their errors become one sentence.
+
+    Raises:
+        ExportError: the exporter failed, or says that its delegate does not hold something.
+    """
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
+    except ExportError:
+        raise
+    except Exception as error:  # its passes raise whatever torch and they themselves do
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        words = next(iter(str(first).strip().splitlines()), type(first).__name__)
+        raise ExportError(f"ExecuTorch's exporter failed for {backend}: {words}") from error
     finally:
-        root.setLevel(level)
+        logging.disable(logging.NOTSET)
