@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from exporters.executorch.backends import BACKENDS, XNNPACK, Backend, check_backend, is_stock
+from exporters.executorch.installed import SUPPORTED
 from exporters.options import Choices, TargetOptions
 from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
@@ -103,7 +104,7 @@ def _notes(request: ExportRequest, backend: Backend, limit: int) -> tuple[str, .
     if quantized and backend is BACKENDS[XNNPACK]:
         notes.append("matrix products round each token's activations to 8 bits")
     if is_stock(request.options):
-        notes.append("lowered by ExecuTorch's own exporter")
+        notes.append(f"lowered by ExecuTorch {SUPPORTED}'s own exporter")
     if backend.needs is not None:
         notes.append(f"produced but not executed here: it needs {backend.needs}")
     return (*notes, *backend.notes)

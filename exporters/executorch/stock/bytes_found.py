@@ -21,6 +21,9 @@ from quant.store import WeightStore, weight_digest
 
 _BFLOAT16, _FLOAT16, _FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 
+_ROUNDED: Final = "values in float16"
+_UNLIKELY: Final = 64  # so many bytes do not stand somewhere by chance
+
 Layout = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[bytes, int], bytes]]
 """A part as the delegate holds it; and, of that one's bytes and number of rows, the store's."""
 
@@ -56,14 +59,14 @@ _LAYOUTS: Final[Mapping[str, Layout]] = {
     ),
     "values in float32": (lambda value: value.float(), lambda data, rows: data),
     # The only one that cannot be undone: such a place is held against its own digest.
-    "values in float16": (lambda value: value.to(_FLOAT16), lambda data, rows: data),
+    _ROUNDED: (lambda value: value.to(_FLOAT16), lambda data, rows: data),
 }
 _CODES: Final = {
     "vulkan": {4: ("as stored",)},
     "coreml": {4: ("signed of 4 bits",), 8: ("signed of 8 bits",)},
 }
 _SCALES: Final = {"vulkan": ("float32, groups first", "float32"), "coreml": ("float16",)}
-_VALUES: Final = {"vulkan": "values in float32", "coreml": "values in float16"}
+_VALUES: Final = {"vulkan": "values in float32", "coreml": _ROUNDED}
 
 Place = dict[str, object]
 """Of a part: ``offset``, ``nbytes``, ``layout``, and ``sha256`` where that is no way back."""
@@ -102,12 +105,14 @@ def find_bytes(
 
 
 def _find(file: mmap.mmap, data: bytes, layout: str) -> Iterator[Place]:
+    """Every copy; of a short part the first alone, for such bytes may stand anywhere by chance."""
     offset = file.find(data)
-    if offset >= 0:
+    while offset >= 0:
         place: Place = {"offset": offset, "nbytes": len(data), "layout": layout}
-        if layout == "values in float16":
+        if layout == _ROUNDED:
             place["sha256"] = hashlib.sha256(data).hexdigest()
         yield place
+        offset = file.find(data, offset + len(data)) if len(data) >= _UNLIKELY else -1
 
 
 def digests_of_bytes(
