@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,11 @@ import numpy as np
 from device_harness.errors import DeviceError
 from device_harness.session import Logits, Tokens, check_tokens
 from exporters.errors import ExportError
+from exporters.executorch import installed
+from exporters.executorch.backends import backend_of
+from exporters.manifest import MANIFEST, Manifest
 
 MODEL, GENERATE, VERIFY = "model.pte", "forward", "logits_all"
-SUPPORTED = "1.4.1"
 
 
 class ExecutorchSession:
@@ -34,10 +35,11 @@ class ExecutorchSession:
     """
 
     def __init__(self, folder: Path, context: int, threads: int | None = None) -> None:
-        installed = require_executorch()
+        _refuse_other_backends(folder)
+        found = require_executorch()
         self.context = context
         self._file, self._threads = folder / MODEL, threads or min(4, os.cpu_count() or 1)
-        self.runtime = f"executorch {installed} (XNNPACK on CPU, {self._threads} threads)"
+        self.runtime = f"executorch {found} (XNNPACK on CPU, {self._threads} threads)"
         self._worker: subprocess.Popen[bytes] | None = None
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
         self._constants: dict[str, list[int]] = {}
@@ -194,22 +196,29 @@ class ExecutorchSession:
         return f": {kept[-1].strip()[:300]}" if kept else ""
 
 
+def _refuse_other_backends(folder: Path) -> None:
+    """Refuses an artifact that this host's runtime has no delegate for.
+
+    Raises:
+        DeviceError: says which runtime it needs.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    backend = backend_of(Manifest.read(folder).options)
+    if backend.needs is not None:
+        raise DeviceError(
+            f"{folder} is for ExecuTorch's {backend.title} delegate, which the runtime on this "
+            f"host does not have: run it in {backend.needs}"
+        )
+
+
 def require_executorch() -> str:
     """The installed version of ExecuTorch.
 
     Raises:
         DeviceError: none, or one that EdgeForge's programs were not tested with.
     """
-    install = f'pip install "executorch=={SUPPORTED}" (or "edgeforge[executorch]")'
     try:
-        installed = version("executorch")
-    except PackageNotFoundError:
-        raise DeviceError(
-            f"ExecuTorch is not installed, and this artifact runs in it: {install}"
-        ) from None
-    if installed != SUPPORTED:
-        raise DeviceError(
-            f"ExecuTorch {installed} is installed; EdgeForge's artifacts are for {SUPPORTED}: "
-            f"{install}"
-        )
-    return installed
+        return installed.require_executorch("this artifact runs in it")
+    except ExportError as error:
+        raise DeviceError(str(error)) from None

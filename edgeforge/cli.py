@@ -83,6 +83,14 @@ def export(
         str | None, typer.Option(help="Core ML: how caches are written, slice or onehot.")
     ] = None,
     opset: Annotated[str | None, typer.Option(help="Core ML: operators of ios18 or ios17.")] = None,
+    lowering: Annotated[
+        str | None,
+        typer.Option(help="Who lowers for ExecuTorch: edgeforge (the default) or stock."),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="ExecuTorch's delegate: xnnpack (the default), vulkan or coreml."),
+    ] = None,
     max_memory: Annotated[
         str | None,
         typer.Option(
@@ -115,6 +123,8 @@ def export(
         chunk=chunk,
         cache_write=cache_write,
         opset=opset,
+        lowering=lowering,
+        backend=backend,
         max_memory=None if max_memory is None else parse_size(max_memory),
     )
     options = ExportOptions(recipe, context, force, threads, target_options)
@@ -188,14 +198,17 @@ def inspect(
     from dataclasses import asdict
 
     from edgeforge.errors import CheckFailed
-    from edgeforge.show import inspect_tables, weight_table
+    from edgeforge.show import inspect_tables, section_tables, weight_table
     from edgeforge.verification import require_stored_weights
     from exporters.manifest import Manifest, check_files
+    from exporters.registry import find_target
+    from exporters.structure import to_json
 
     manifest = Manifest.read(artifact)
     problems = check_files(artifact, manifest)
+    sections = () if problems else find_target(manifest.target).structure(artifact)
     if json:
-        _print_json({**asdict(manifest), "problems": problems})
+        _print_json({**asdict(manifest), "structure": to_json(sections), "problems": problems})
     else:
         source = manifest.source
         print(f"{artifact}: {manifest.target} from {source['model']}, recipe {manifest.recipe}")
@@ -209,7 +222,7 @@ def inspect(
         print(f"states: {len(manifest.states)} caches")
         for note in manifest.notes:
             print(f"note: {note}")
-        tables = inspect_tables(manifest)
+        tables = [*inspect_tables(manifest), *section_tables(sections)]
         for table in [*tables, weight_table(manifest)] if weights else tables:
             _console().print(table)
     if problems:

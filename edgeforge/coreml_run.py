@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeforge.errors import CheckFailed, UsageError
-from exporters.coreml.package import Feature, Package, open_package, tensor_type
-from exporters.errors import ExportError
+from exporters.coreml.package import Feature, Package, open_package
+from exporters.coreml.structure import weight_formats
 
 if TYPE_CHECKING:
     from device_harness.coreml_interpreter.values import Precision
@@ -84,7 +84,9 @@ def describe(package: Package) -> dict[str, Any]:
             "states": {feature.name: _told(feature) for feature in interface.states},
             "operations": dict(counts.most_common()),
             "unknown_operations": sorted(kind for kind in counts if kind not in {*OPS, "const"}),
-            "weights": dict(_weight_formats(package, name).most_common()),
+            "weights": {
+                kind: tensors for kind, (tensors, _) in weight_formats(package, name).items()
+            },
         }
     return {
         "package": str(package.path),
@@ -298,31 +300,3 @@ def _difference(
 
 def _told(feature: Feature) -> str:
     return str(feature)
-
-
-def _weight_formats(package: Package, name: str) -> Counter[str]:
-    """How the function's weights are stored: constants in files, and what unpacks them."""
-    counts: Counter[str] = Counter()
-    for operation in package.operations(name):
-        kind = str(operation.type)
-        if kind == "const" and "val" in operation.attributes:
-            value = operation.attributes["val"]
-            if value.WhichOneof("value") == "blobFileValue":
-                counts[_dtype(value.type)] += 1
-        elif kind.startswith("constexpr_"):
-            parts = [
-                _dtype(binding.value.type)
-                for argument in ("data", "indices", "quantized_data", "nonzero_data")
-                if argument in operation.inputs
-                for binding in operation.inputs[argument].arguments
-                if binding.WhichOneof("binding") == "value"
-            ]
-            counts[" ".join([*parts, f"by {kind}"])] += 1
-    return counts
-
-
-def _dtype(value_type: Any) -> str:
-    try:
-        return tensor_type(value_type, "a weight").dtype
-    except ExportError:
-        return "unknown"

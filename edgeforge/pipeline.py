@@ -23,6 +23,7 @@ from edgeforge.spec import ModelSpec
 from edgeforge.weights import CheckpointWeights
 from exporters.manifest import Manifest, WeightRecord, record_files
 from exporters.options import TargetOptions, check_options
+from exporters.structure import to_json
 from exporters.target import ExportRequest, Lowered, ModelFacts, Target
 from quant.plan import QuantPlan
 from quant.store import WeightStore
@@ -132,7 +133,9 @@ def export(
             lowered = target.write(request, folder)
             _copy_sidecars(checkpoint.path, folder)
             manifest = _manifest(model, digest, plan, store, target, request, lowered)
-            Manifest(**{**vars(manifest), "files": record_files(folder)}).write(folder)
+            structure = to_json(target.structure(folder))
+            found = {"files": record_files(folder), "structure": structure}
+            Manifest(**{**vars(manifest), **found}).write(folder)
             folders.append(out if len(targets) == 1 else out / target.name)
     return folders
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from exporters.options import Choices, TargetOptions
+from exporters.structure import Section
 
 if TYPE_CHECKING:  # torch comes with these; listing targets needs none of it
     from quant.plan import QuantPlan
@@ -134,4 +135,11 @@ class Target(Protocol):
         """Digest by weight of the integers and scales as the written files hold them.
 
         Comparable with `quant.store.WeightStore.digests`: equal when they are equal bit for bit.
+        """
+
+    def structure(self, folder: Path) -> tuple[Section, ...]:
+        """What the written files consist of, read from them: what ``edgeforge inspect`` shows.
+
+        Raises:
+            ExportError: a file is missing or damaged.
         """

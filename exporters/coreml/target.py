@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from exporters.coreml import names
 from exporters.errors import ExportError
 from exporters.options import Choices, TargetOptions
+from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.plan import QuantPlan
 
@@ -112,6 +113,13 @@ class CoremlTarget:
         from exporters.coreml.reader import stored_digests
 
         return stored_digests(folder / names.PACKAGE)
+
+    def structure(self, folder: Path) -> tuple[Section, ...]:
+        """Operations and stored weights of every function."""
+        from exporters.coreml.package import open_package
+        from exporters.coreml.structure import structure_of
+
+        return structure_of(open_package(folder / names.PACKAGE))
 
 
 def choose_style(options: TargetOptions, context: int) -> Style:

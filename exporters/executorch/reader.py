@@ -16,7 +16,7 @@ from exporters.errors import ExportError
 from exporters.executorch import pte_file, xnnpack_graph
 from exporters.executorch.blobs import WIDE, flip_sign, narrow_to_bfloat16, swap_nibbles
 from exporters.executorch.flatbuffer import Record
-from exporters.executorch.method import SCALAR_TYPES
+from exporters.executorch.method import BACKEND, SCALAR_TYPES
 from exporters.executorch.ptd_file import MARK_OF_PTE, Ptd, read_at, read_ptd
 from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE
 from exporters.executorch.schemas import PROGRAM, XNNPACK
@@ -110,7 +110,7 @@ def read_pte(file: Path) -> Pte:
         for plan in _records(program, "execution_plan"):
             for delegate in _records(plan, "delegates"):
                 index = delegate["processed"]["index"]
-                if index not in delegates:
+                if index not in delegates and delegate["id"] == BACKEND:
                     stream.seek(segments[index][0])
                     delegates[index] = _read_graph(stream.read(segments[index][1]))
     return Pte(file, program, segments, delegates, _read_weights(file, program, segments))

@@ -12,6 +12,7 @@ from exporters.errors import ExportError
 from exporters.footprint import RuntimeCosts, check_memory, estimate
 from exporters.options import Choices, TargetOptions
 from exporters.palettes import refuse_palettes
+from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats import IntFormat
 from quant.plan import QuantPlan, matrix_shape
@@ -91,8 +92,19 @@ class OnnxTarget:
         """Digests of the integers and scales as both graphs and their weight file hold them."""
         from exporters.onnx.reader import stored_digests
 
-        graphs = folder / GRAPH, folder / VERIFY_GRAPH
-        return stored_digests(*(graph for graph in graphs if graph == graphs[0] or graph.is_file()))
+        return stored_digests(*_graphs(folder))
+
+    def structure(self, folder: Path) -> tuple[Section, ...]:
+        """Operators and initializers of the graphs."""
+        from exporters.onnx.structure import structure_of
+
+        return structure_of(_graphs(folder))
+
+
+def _graphs(folder: Path) -> list[Path]:
+    """The graphs of an artifact; a stripped one has no graph for verification."""
+    graphs = folder / GRAPH, folder / VERIFY_GRAPH
+    return [graph for graph in graphs if graph == graphs[0] or graph.is_file()]
 
 
 def _model(program: Program, store: WeightStore, weights: WeightFile) -> ModelProto:

@@ -30,6 +30,7 @@ Config = dict[str, object]
 
 VOCAB, BOS, EOS = 320, 256, 257
 CONTEXT = 48
+NOTHING_ASKED = TargetOptions()
 
 
 def llama(**changes: object) -> Config:
@@ -237,9 +238,8 @@ def build(
         recipe: str = "fp32",
         context: int = CONTEXT,
         target: str = "onnx",
-        asked: TargetOptions | None = None,
+        asked: TargetOptions = NOTHING_ASKED,
     ) -> Exported:
-        asked = asked or TargetOptions()
         key = (json.dumps(config, sort_keys=True), recipe, context, target, asked)
         if key not in made:
             model = checkpoint_of(config)

@@ -19,10 +19,10 @@ CHUNK = 16  # so that the 48 tokens of a context take three runs
 def pte(build):
     """Exports a config for ExecuTorch by a recipe (or a format's name)."""
 
-    def pte(config, recipe="fp32", context=48, **asked):
+    def pte(config, recipe="fp32", context=48, **options):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(target, "CHUNK_TOKENS", CHUNK)
-            return build(config, recipe, context, "executorch", TargetOptions(**asked))
+            return build(config, recipe, context, "executorch", TargetOptions(**options))
 
     return pte
 
