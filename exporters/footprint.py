@@ -1,8 +1,12 @@
 """What a model takes of a device's memory, estimated before any work is done.
 
 An estimate counts what a runtime keeps: every weight once, a tied embedding as often as the runtime
-holds it, caches filled to the context, and the buffers of one run. The runtime's own code and the
-process around it are not in it.
+holds it, caches filled to the context, and the buffers of one run of 128 tokens. Not in it are the
+runtime's own code, the process around it, and pages of the weight file that the system may drop.
+Llama-3.2-1B's shape at int4-g128 with a context of 4096 took 1.05 GB of anonymous and locked pages
+in ExecuTorch, where this says 1.06 GB. The demo model at int4, whose weights are fewer than the
+code that runs them, grew a process by 19 MB there and by 25 MB in ONNX Runtime, where this says
+8 MB and 12 MB.
 """
 
 from __future__ import annotations
