@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 from exporters.errors import ExportError
+from exporters.footprint import RuntimeCosts, check_memory, estimate
 from exporters.options import Choices, TargetOptions
 from exporters.palettes import refuse_palettes
 from exporters.target import ExportRequest, Lowered, ModelFacts
@@ -21,6 +22,8 @@ GENERATE, VERIFY = "forward", "logits_all"
 # buffer between kernels is as long.
 CHUNK_TOKENS: Final = 128
 GROUP_MULTIPLE: Final = 32
+# XNNPACK packs every matrix anew when it loads it; an embedding's table is read where it lies.
+COSTS: Final = RuntimeCosts(cache_element=4, tied_copies=2, run_tokens=CHUNK_TOKENS)
 
 
 class ExecutorchTarget:
@@ -28,7 +31,9 @@ class ExecutorchTarget:
 
     name = "executorch"
     about = "ExecuTorch with XNNPACK on CPU, Android and iOS (also through its LLM runner)"
-    options: Choices = MappingProxyType({"strip": (), "weights": ("internal", "external")})
+    options: Choices = MappingProxyType(
+        {"strip": (), "weights": ("internal", "external"), "max_memory": ()}
+    )
 
     def check(
         self,
@@ -39,6 +44,8 @@ class ExecutorchTarget:
     ) -> None:
         """Refuses formats that XNNPACK's kernels do not have or would silently get wrong."""
         refuse_palettes(plan, "XNNPACK")
+        footprint = estimate(plan, shapes, facts, COSTS)
+        check_memory(self.name, footprint, facts.context, options.max_memory)
         for weight, assignment in plan.weights.items():
             if isinstance(assignment.format, IntFormat):
                 _check_format(weight, assignment.format)

@@ -87,3 +87,11 @@ def test_grouped_palettes_before_ios_18(refused):
 def test_values_of_options_that_are_not_known(name, allowed, refused):
     flag = "--" + name.replace("_", "-")
     assert refused(**{name: "best"}) == f"{flag} best is not known to coreml: take {allowed}"
+
+
+def test_a_context_that_does_not_fit_the_stated_memory(refused):
+    sentence = refused("int8-pc", max_memory=1_000_000)
+    # Keys and values of 2 layers, 2 heads of 16 columns, 2 bytes each.
+    assert "for a context of 4096 tokens (weights 0.1 MB, caches 1.0 MB, buffers " in sentence
+    assert ", and --max-memory is 1.0 MB: export with --context " in sentence
+    assert "caches 2.1 MB" in refused("int8-pc", max_memory=1_000_000, opset="ios17")
