@@ -85,7 +85,7 @@ def test_packed_integers_as_apples_own_library_writes_them(bits: int, tmp_path: 
 def test_a_package_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="there is no Core ML model at"):
         open_package(tmp_path / "none.mlpackage")
-    with pytest.raises(ExportError, match="is no Core ML package: it has no Manifest.json"):
+    with pytest.raises(ExportError, match=r"is no Core ML package: it has no Manifest\.json"):
         open_package(tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_weight_files_that_were_cut_or_changed(tmp_path: Path) -> None:
 def test_a_weight_file_of_another_package(package: Path) -> None:
     other, _ = blob_file(*(("uint8", bytes(24), 0) for _ in range(3)))
     (package / WEIGHTS).write_bytes(other)
-    with pytest.raises(ExportError, match="int4.*but the weight file holds uint8"):
+    with pytest.raises(ExportError, match=r"int4.*but the weight file holds uint8"):
         Interpreter(open_package(package)).bind()
 
 
