@@ -53,7 +53,7 @@ class ExecutorchTarget:
         options: TargetOptions,
     ) -> None:
         """Refuses formats that the delegate's kernels do not have or would silently get wrong."""
-        refuse_palettes(plan, "ExecuTorch")
+        refuse_palettes(plan, BACKENDS[options.backend or XNNPACK].title)
         check_backend(plan, options)
         footprint = estimate(plan, shapes, facts, COSTS)
         check_memory(self.name, footprint, facts.context, options.max_memory)
