@@ -22,13 +22,14 @@ def export(
     out: str | Path,
     *,
     targets: Sequence[str] = ("onnx",),
-    recipe: str = "int4",
+    recipe: str | None = None,
     context: int | None = None,
     tokenizer: str | None = None,
     revision: str | None = None,
     ignore_config: Sequence[str] = (),
     force: bool = False,
     threads: int | None = None,
+    imported_scales: str = "float16",
     **target_options: Any,
 ) -> list[Path]:
     """Traces, quantizes and writes a model.
@@ -37,13 +38,16 @@ def export(
         model: a checkpoint folder, a hub id, or ``demo``.
         out: the output folder; it appears only when everything in it is whole.
         targets: names of `exporters.registry`.
-        recipe: a name of `quant.recipes`, or a YAML file of rules.
+        recipe: a name that ``edgeforge list recipes`` shows, or a YAML file of rules; None for
+            ``int4``, or for ``as-is`` where the checkpoint is quantized already.
         context: declared context in tokens; None for the model's own, 4096 at most.
         tokenizer: where to take the tokenizer from instead.
         revision: of a hub id.
         ignore_config: config fields you know not to change the maths.
         force: replace an existing output folder.
         threads: for quantization.
+        imported_scales: ``float16`` keeps the scales of such a checkpoint exactly, ``bfloat16``
+            rounds them, which every target can hold.
         target_options: fields of `exporters.options.TargetOptions`, such as ``strip=True``.
 
     Returns:
@@ -55,6 +59,7 @@ def export(
     from edgeforge.model import open_model
     from edgeforge.pipeline import ExportOptions
     from edgeforge.pipeline import export as run_export
+    from edgeforge.planning import scale_name
     from exporters.options import TargetOptions
     from exporters.registry import find_target
 
@@ -66,7 +71,14 @@ def export(
         opened,
         chosen,
         Path(out),
-        ExportOptions(recipe, context, force, threads, TargetOptions(**target_options)),
+        ExportOptions(
+            recipe,
+            context,
+            force,
+            threads,
+            TargetOptions(**target_options),
+            scale_name(imported_scales),
+        ),
     )
 
 

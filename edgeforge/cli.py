@@ -50,8 +50,19 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
     target: Annotated[str, typer.Option(help="Targets, separated by commas.")] = "onnx",
     recipe: Annotated[
-        str, typer.Option(help="A name from `edgeforge list recipes`, or a YAML file of rules.")
-    ] = "int4",
+        str | None,
+        typer.Option(
+            help="A name from `edgeforge list recipes`, or a YAML file of rules; by default int4, "
+            "or as-is for a checkpoint that is quantized already."
+        ),
+    ] = None,
+    imported_scales: Annotated[
+        str,
+        typer.Option(
+            help="Of a checkpoint that is quantized already: float16 keeps its scales exactly, "
+            "bfloat16 rounds them, which every target can hold."
+        ),
+    ] = "float16",
     context: Annotated[
         int | None,
         typer.Option(help="Declared context in tokens; by default the model's, 4096 at most."),
@@ -82,6 +93,7 @@ def export(
     from edgeforge.model import open_model
     from edgeforge.pipeline import ExportOptions
     from edgeforge.pipeline import export as run_export
+    from edgeforge.planning import scale_name
     from edgeforge.progress import Reporter
     from edgeforge.show import parse_size, size_text
     from exporters.manifest import Manifest
@@ -96,7 +108,9 @@ def export(
     target_options = TargetOptions(
         strip=strip, max_memory=None if max_memory is None else parse_size(max_memory)
     )
-    options = ExportOptions(recipe, context, force, threads, target_options)
+    options = ExportOptions(
+        recipe, context, force, threads, target_options, scale_name(imported_scales)
+    )
     with Reporter(quiet) as progress:
         folders = run_export(opened, targets, out, options, progress)
     for folder in folders:

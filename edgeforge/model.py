@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgeforge.checkpoint import Checkpoint
 from edgeforge.families.registry import read_spec
+from edgeforge.packed.registry import read_packing
 from edgeforge.spec import ModelSpec
 from edgeforge.weights import CheckpointWeights
 
@@ -55,4 +56,5 @@ def open_model(
     checkpoint = Checkpoint.open(where, revision=revision, tokenizer=tokenizer)
     ignored = tuple(ignore_config)
     spec = read_spec(checkpoint.config, checkpoint.generation_config, ignored)
-    return Model(checkpoint, spec, CheckpointWeights(checkpoint, spec), ignored)
+    packing = read_packing(checkpoint.config, ignored)
+    return Model(checkpoint, spec, CheckpointWeights(checkpoint, spec, packing), ignored)

@@ -18,11 +18,13 @@ from edgeforge.checkpoint import CheckpointDigest
 from edgeforge.errors import UsageError
 from edgeforge.model import Model
 from edgeforge.output import atomic_folder
+from edgeforge.planning import choose_plan, import_notes
 from edgeforge.spec import ModelSpec
 from edgeforge.weights import CheckpointWeights
 from exporters.manifest import Manifest, WeightRecord, record_files
 from exporters.options import TargetOptions, check_options
 from exporters.target import ExportRequest, Lowered, ModelFacts, Target
+from quant.formats import ScaleName
 from quant.plan import QuantPlan
 from quant.store import WeightStore
 
@@ -40,18 +42,21 @@ class ExportOptions:
     """What a user asks of an export.
 
     Attributes:
-        recipe: a name of `quant.recipes`, or a YAML file.
+        recipe: a name of `quant.recipes` or `edgeforge.planning`, or a YAML file; None for the
+            checkpoint's natural one.
         context: declared context in tokens; None for the model's own, 4096 at most.
         force: replace an existing output folder.
         threads: for quantization; None for one per processor, four at most.
         target: what targets are asked beyond the recipe.
+        imported_scales: what scales of imported weights are kept in.
     """
 
-    recipe: str = "int4"
+    recipe: str | None = None
     context: int | None = None
     force: bool = False
     threads: int | None = None
     target: TargetOptions = field(default_factory=TargetOptions)
+    imported_scales: ScaleName = "float16"
 
 
 def export(
@@ -76,12 +81,9 @@ def export(
     Raises:
         EdgeForgeError: or a QuantizationError or ExportError; nothing is left half-written.
     """
-    from quant.recipes import find_recipe
-
     checkpoint, spec, weights = model.checkpoint, model.spec, model.weights
     context = choose_context(spec, options.context)
-    plan = find_recipe(options.recipe).plan(weights.shapes(), weights.roles())
-    plan.check(weights.shapes())
+    plan = choose_plan(weights, options.recipe, options.imported_scales)
     facts = _facts(spec, context)
     check_options(options.target, targets)
     for target in targets:
@@ -240,7 +242,7 @@ def _manifest(
     from edgeforge.rope import uses_long_set
 
     checkpoint, spec, context = model.checkpoint, model.spec, request.facts.context
-    notes = list(lowered.notes)
+    notes = [*lowered.notes, *import_notes(model.weights, plan)]
     if spec.rope.scaling == "longrope":
         chosen = "long" if uses_long_set(spec.rope, context) else "short"
         notes.append(

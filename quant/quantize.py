@@ -14,8 +14,9 @@ import torch
 
 from quant.errors import QuantizationError
 from quant.formats import FloatFormat, IntFormat
-from quant.plan import Assignment, QuantPlan, matrix_shape
+from quant.plan import IMPORTED, Assignment, QuantPlan, matrix_shape
 from quant.registry import QUANTIZERS
+from quant.rtn import QuantizedRows
 from quant.store import StoreWriter
 
 # Large enough that Python's share is small, small enough to stay in a core's cache.
@@ -36,6 +37,13 @@ class WeightSource(Protocol):
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``start`` to ``stop``: ``float32 | float16 | bfloat16 [stop - start, columns]``."""
+
+    def imported_rows(self, name: str, start: int, stop: int, format: IntFormat) -> QuantizedRows:
+        """Codes, scales and zero points of a piece of a weight that is stored in integers.
+
+        Asked for only where the plan's algorithm is `quant.plan.IMPORTED`. Codes and zero points
+        are the checkpoint's; scales are rounded where the format's are narrower.
+        """
 
 
 @dataclass(frozen=True)
@@ -75,12 +83,11 @@ def fill_store(
     lock = Lock()
 
     def work(chunk: _Chunk) -> None:
-        rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
-        cost = _store_rows(rows, chunk, writer)
+        cost = _store_chunk(source, chunk, writer)
         with lock:
             costs[chunk.weight].append(cost)
             if progress is not None:
-                progress(rows.numel())
+                progress((chunk.stop - chunk.start) * chunk.columns)
 
     count = threads or min(4, os.cpu_count() or 1)
     # Torch's threads wait for each other in every operator; ours never do.
@@ -111,24 +118,26 @@ def _chunks(plan: QuantPlan, source: WeightSource) -> Iterator[_Chunk]:
         step = max(1, CHUNK_WEIGHTS // columns)
         first = 0
         for origin, rows in source.pieces(name):
+            if assignment.algorithm == IMPORTED:
+                step = rows  # packed along the rows: a part of them costs as much as all
             for row in range(0, rows, step):
                 stop = first + min(rows, row + step)
                 yield _Chunk(name, assignment, first + row, stop, columns, origin, row)
             first += rows
 
 
-def _store_rows(rows: torch.Tensor, chunk: _Chunk, writer: StoreWriter) -> tuple[float, float]:
+def _store_chunk(source: WeightSource, chunk: _Chunk, writer: StoreWriter) -> tuple[float, float]:
     """Writes one chunk; returns the sums of squared errors and of squared weights."""
     format = chunk.assignment.format
     if isinstance(format, IntFormat):
-        quantizer = QUANTIZERS[chunk.assignment.algorithm]
-        made = quantizer.quantize_rows(rows, format, name=chunk.origin, first_row=chunk.origin_row)
+        made = _quantize(source, chunk, format)
         parts = {"codes": made.codes, "scale": made.scale, "zero_point": made.zero_point}
         for part, value in parts.items():
             if value is not None:
                 stride = value.shape[1] * value.element_size()
                 writer.write(chunk.weight, part, chunk.start * stride, _bytes_of(value))
         return made.squared_error, made.squared_norm
+    rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
     cast, squared_error, squared_norm = cast_rows(
         rows, format, chunk.origin, first_row=chunk.origin_row
     )
@@ -136,6 +145,14 @@ def _store_rows(rows: torch.Tensor, chunk: _Chunk, writer: StoreWriter) -> tuple
         chunk.weight, "value", chunk.start * chunk.columns * cast.element_size(), _bytes_of(cast)
     )
     return squared_error, squared_norm
+
+
+def _quantize(source: WeightSource, chunk: _Chunk, format: IntFormat) -> QuantizedRows:
+    if chunk.assignment.algorithm == IMPORTED:
+        return source.imported_rows(chunk.weight, chunk.start, chunk.stop, format)
+    rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
+    quantizer = QUANTIZERS[chunk.assignment.algorithm]
+    return quantizer.quantize_rows(rows, format, name=chunk.origin, first_row=chunk.origin_row)
 
 
 def cast_rows(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -152,11 +152,15 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe(name: str, others: Iterable[str] = ()) -> Recipe:
     """A recipe by name, or from a YAML file of rules.
 
     The file holds a list of ``{match: PATTERN, format: NAME, algorithm: NAME}``, or a mapping with
     that list under ``rules``.
+
+    Args:
+        name: what the user asked for.
+        others: names that the caller knows beside these, for the message.
 
     Raises:
         QuantizationError: neither a known name nor a file that holds rules.
@@ -166,10 +170,11 @@ def find_recipe(name: str) -> Recipe:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return _read_recipe(path)
-    near = difflib.get_close_matches(name, RECIPES, n=1)
+    known = [*RECIPES, *others]
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise QuantizationError(
-        f"there is no recipe {name!r}{hint}; known: {', '.join(RECIPES)}, or a .yaml file of rules"
+        f"there is no recipe {name!r}{hint}; known: {', '.join(known)}, or a .yaml file of rules"
     )
 
 

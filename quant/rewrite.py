@@ -10,7 +10,7 @@ from quant.formats import IntFormat
 from quant.plan import QuantPlan
 from quant.program import Input, Program
 
-_TORCH = {"uint8": torch.uint8, "bfloat16": torch.bfloat16}
+_TORCH = {"uint8": torch.uint8, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def quantize_program(program: Program, plan: QuantPlan) -> Program:

@@ -106,6 +106,12 @@ def _check_format(weight: str, format: IntFormat) -> None:
         ExportError: what is wrong with it, and what to use.
     """
     size = format.group_size
+    if format.scale_dtype != "bfloat16":
+        raise ExportError(
+            f"{weight} is {format.name}; XNNPACK holds scales as bfloat16: round them with "
+            f"--imported-scales bfloat16, which keeps the integers and changes no scale by more "
+            f"than 0.2 %"
+        )
     if not format.symmetric:
         raise ExportError(
             f"{weight} is to be {format.name}; XNNPACK ignores zero points, which would give "
