@@ -16,7 +16,7 @@ from quant.errors import QuantizationError
 from quant.formats import FloatFormat, IntFormat
 from quant.plan import Assignment, QuantPlan, matrix_shape
 from quant.registry import QUANTIZERS
-from quant.store import StoreWriter
+from quant.rtn import QuantizedRows
 
 # Large enough that Python's share is small, small enough to stay in a core's cache.
 CHUNK_WEIGHTS = 1 << 20
@@ -38,6 +38,16 @@ class WeightSource(Protocol):
         """Rows ``start`` to ``stop``: ``float32 | float16 | bfloat16 [stop - start, columns]``."""
 
 
+class WeightSink(Protocol):
+    """Where stored parts go: a store's writer."""
+
+    def write(self, weight: str, part: str, at: int, data: memoryview) -> None:
+        """Writes bytes ``at`` an offset within a part, from any thread."""
+
+    def note(self, weight: str, relative_error: float) -> None:
+        """Records how well a weight survived."""
+
+
 @dataclass(frozen=True)
 class _Chunk:
     weight: str
@@ -52,7 +62,7 @@ class _Chunk:
 def fill_store(
     source: WeightSource,
     plan: QuantPlan,
-    writer: StoreWriter,
+    writer: WeightSink,
     *,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -117,17 +127,22 @@ def _chunks(plan: QuantPlan, source: WeightSource) -> Iterator[_Chunk]:
             first += rows
 
 
-def _store_rows(rows: torch.Tensor, chunk: _Chunk, writer: StoreWriter) -> tuple[float, float]:
+def write_rows(writer: WeightSink, weight: str, start: int, made: QuantizedRows) -> None:
+    """Writes quantized rows, from row ``start`` on, to their places."""
+    parts = {"codes": made.codes, "scale": made.scale, "zero_point": made.zero_point}
+    for part, value in parts.items():
+        if value is not None:
+            stride = value.shape[1] * value.element_size()
+            writer.write(weight, part, start * stride, _bytes_of(value))
+
+
+def _store_rows(rows: torch.Tensor, chunk: _Chunk, writer: WeightSink) -> tuple[float, float]:
     """Writes one chunk; returns the sums of squared errors and of squared weights."""
     format = chunk.assignment.format
     if isinstance(format, IntFormat):
         quantizer = QUANTIZERS[chunk.assignment.algorithm]
         made = quantizer.quantize_rows(rows, format, name=chunk.origin, first_row=chunk.origin_row)
-        parts = {"codes": made.codes, "scale": made.scale, "zero_point": made.zero_point}
-        for part, value in parts.items():
-            if value is not None:
-                stride = value.shape[1] * value.element_size()
-                writer.write(chunk.weight, part, chunk.start * stride, _bytes_of(value))
+        write_rows(writer, chunk.weight, chunk.start, made)
         return made.squared_error, made.squared_norm
     cast, squared_error, squared_norm = cast_rows(
         rows, format, chunk.origin, first_row=chunk.origin_row
