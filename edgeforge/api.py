@@ -76,8 +76,8 @@ def export(
             context,
             force,
             threads,
-            TargetOptions(**target_options),
-            scale_name(imported_scales),
+            target=TargetOptions(**target_options),
+            imported_scales=scale_name(imported_scales),
         ),
     )
 

@@ -85,11 +85,33 @@ def export(
             help="What the device has for the model, such as 3GB: refuse what needs more."
         ),
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|demo",
+            help="Text that calibrated recipes look at activations on; by default `demo`.",
+        ),
+    ] = None,
+    calibration_tokens: Annotated[
+        int | None, typer.Option(min=1, help="How many tokens of it; by default 32768.")
+    ] = None,
+    calibration_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of a sequence; by default 512, the context at most."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Which of its sequences are taken.")] = 0,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of calibration's partial results, to go on from; else in the cache."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing output folder.")] = False,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
     """Trace, quantize and write a model for one or more runtimes."""
+    from edgeforge.calibration import CalibrationOptions
     from edgeforge.model import open_model
     from edgeforge.pipeline import ExportOptions
     from edgeforge.pipeline import export as run_export
@@ -108,8 +130,21 @@ def export(
     target_options = TargetOptions(
         strip=strip, max_memory=None if max_memory is None else parse_size(max_memory)
     )
+    text = CalibrationOptions(
+        calibration,
+        calibration_tokens or CalibrationOptions.tokens,
+        calibration_length or CalibrationOptions.length,
+        seed,
+    )
     options = ExportOptions(
-        recipe, context, force, threads, target_options, scale_name(imported_scales)
+        recipe,
+        context,
+        force,
+        threads,
+        target_options,
+        text,
+        resume,
+        scale_name(imported_scales),
     )
     with Reporter(quiet) as progress:
         folders = run_export(opened, targets, out, options, progress)

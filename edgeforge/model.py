@@ -15,6 +15,7 @@ from edgeforge.weights import CheckpointWeights
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo"
 HELDOUT = DEMO_FOLDER / "heldout.txt"
+CALIBRATION_TEXT = DEMO_FOLDER / "calibration.txt"
 
 
 @dataclass(frozen=True)

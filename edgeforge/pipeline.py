@@ -6,7 +6,7 @@ import gc
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -14,18 +14,19 @@ from pathlib import Path
 from threading import Event
 
 from edgeforge.cache import cache_dir
+from edgeforge.calibration import Calibration, CalibrationOptions, calibration_for
 from edgeforge.checkpoint import CheckpointDigest
 from edgeforge.errors import UsageError
 from edgeforge.model import Model
 from edgeforge.output import atomic_folder
 from edgeforge.planning import choose_plan, import_notes
 from edgeforge.spec import ModelSpec
-from edgeforge.weights import CheckpointWeights
 from exporters.manifest import Manifest, WeightRecord, record_files
 from exporters.options import TargetOptions, check_options
 from exporters.target import ExportRequest, Lowered, ModelFacts, Target
 from quant.formats import ScaleName
 from quant.plan import QuantPlan
+from quant.program import Program
 from quant.store import WeightStore
 
 # Longer contexts are a choice: their caches and tables cost memory on every phone.
@@ -48,6 +49,8 @@ class ExportOptions:
         force: replace an existing output folder.
         threads: for quantization; None for one per processor, four at most.
         target: what targets are asked beyond the recipe.
+        calibration: the text that calibrated algorithms look at activations on.
+        resume: folder of the partial results of calibration; None for one in the cache.
         imported_scales: what scales of imported weights are kept in.
     """
 
@@ -56,6 +59,8 @@ class ExportOptions:
     force: bool = False
     threads: int | None = None
     target: TargetOptions = field(default_factory=TargetOptions)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    resume: Path | None = None
     imported_scales: ScaleName = "float16"
 
 
@@ -88,10 +93,12 @@ def export(
     check_options(options.target, targets)
     for target in targets:
         target.check(plan, weights.shapes(), facts, options.target.only(target.options))
+    calibration = calibration_for(plan, model, options.calibration, context)
     with (
         atomic_folder(out, options.force) as partial,
         ThreadPoolExecutor(1) as background,
         _set_at_exit() as left,
+        _cancelled_at_exit() as traced,
     ):
 
         def report(stage: str, done: int, size: int) -> None:
@@ -101,7 +108,10 @@ def export(
 
         def hash_and_quantize() -> tuple[CheckpointDigest, WeightStore]:
             digest = checkpoint.digest(lambda done, size: report("hash", done, size))
-            return digest, quantize(weights, digest, plan, options.threads, report)
+            made = quantize(
+                model, digest, plan, options.threads, report, calibration, traced, options.resume
+            )
+            return digest, made
 
         # Tracing is Python and needs no weight; hashing and quantizing are neither.
         quantizing = background.submit(hash_and_quantize)
@@ -113,6 +123,7 @@ def export(
 
             program = trace(spec, context)
         check_float(program)
+        traced.set_result(program)
         digest, store = quantizing.result()
         program = quantize_program(program, plan)
         check_quantized(program)
@@ -131,7 +142,7 @@ def export(
             )
             lowered = target.write(request, folder)
             _copy_sidecars(checkpoint.path, folder)
-            manifest = _manifest(model, digest, plan, store, target, request, lowered)
+            manifest = _manifest(model, digest, plan, calibration, store, target, request, lowered)
             Manifest(**{**vars(manifest), "files": record_files(folder)}).write(folder)
             folders.append(out if len(targets) == 1 else out / target.name)
     return folders
@@ -165,6 +176,16 @@ def _set_at_exit() -> Iterator[Event]:
         event.set()
 
 
+@contextmanager
+def _cancelled_at_exit() -> Iterator[Future[Program]]:
+    """A program to come; whoever waits for it is released once the block is left without it."""
+    future: Future[Program] = Future()
+    try:
+        yield future
+    finally:
+        future.cancel()
+
+
 def choose_context(spec: ModelSpec, asked: int | None) -> int:
     """The declared context: what was asked, or the model's own up to `DEFAULT_CONTEXT`.
 
@@ -181,18 +202,37 @@ def choose_context(spec: ModelSpec, asked: int | None) -> int:
 
 
 def quantize(
-    weights: CheckpointWeights,
+    model: Model,
     digest: CheckpointDigest,
     plan: QuantPlan,
     threads: int | None,
     progress: Progress,
+    calibration: Calibration | None,
+    program: Future[Program],
+    resume: Path | None = None,
 ) -> WeightStore:
-    """The store of this checkpoint and plan: found in the cache, or made now."""
+    """The store of this checkpoint, plan and calibration: found in the cache, or made now.
+
+    Args:
+        model: opened.
+        digest: of its checkpoint.
+        plan: what to make of each weight.
+        threads: how many to use; None for one per processor, four at most.
+        progress: told of each stage.
+        calibration: of `edgeforge.calibration.calibration_for`.
+        program: the traced one, in the float dialect; waited for only where weights are calibrated.
+        resume: folder of the partial results of calibration; None for one in the cache.
+    """
     from quant.quantize import fill_store
     from quant.store import find_store, new_store, store_key
 
-    cache = cache_dir() / "stores"
-    key = store_key(digest.sha256, weights.mapping_digest(), plan)
+    cache, weights = cache_dir() / "stores", model.weights
+    key = store_key(
+        digest.sha256,
+        weights.mapping_digest(),
+        plan,
+        "" if calibration is None else calibration.digest,
+    )
     found = find_store(cache, key)
     if found is not None:
         progress("quantize (cached)", 1, 1)
@@ -204,8 +244,16 @@ def quantize(
         done += count
         progress("quantize", done, size)
 
-    with new_store(cache, key, plan, weights.shapes()) as writer:
-        fill_store(weights, plan, writer, threads=threads, progress=advance)
+    if calibration is None:
+        with new_store(cache, key, plan, weights.shapes()) as writer:
+            fill_store(weights, plan, writer, threads=threads, progress=advance)
+        return WeightStore(cache / key)
+
+    from edgeforge.sequential import fill_calibrated
+    from quant.resume import partial_store
+
+    with partial_store(cache, key, plan, weights.shapes(), resume) as partial:
+        fill_calibrated(model, plan, calibration, program.result, partial, threads, progress)
     return WeightStore(cache / key)
 
 
@@ -234,6 +282,7 @@ def _manifest(
     model: Model,
     digest: CheckpointDigest,
     plan: QuantPlan,
+    calibration: Calibration | None,
     store: WeightStore,
     target: Target,
     request: ExportRequest,
@@ -249,6 +298,8 @@ def _manifest(
             f"longrope: the {chosen} factors apply at every position, as the declared context of "
             f"{context} tokens decides (the original context is {spec.rope.original_context})"
         )
+    if calibration is not None:
+        notes.extend(calibration.notes)
     shapes = {name: weight.shape for name, weight in spec.weights.items()}
     return Manifest(
         target=target.name,
@@ -279,6 +330,7 @@ def _manifest(
         states=lowered.states,
         notes=tuple(notes),
         options=request.options.given(),
+        calibration={} if calibration is None else calibration.record(),
         tools=versions(_TOOLS),
     )
 

@@ -62,6 +62,7 @@ class Manifest:
         tools: versions that made it.
         files: every file but this one.
         options: what the target was asked beyond the recipe.
+        calibration: the text, its tokens and their digest, where a quantizer looked at activations.
         schema_version: of this file.
     """
 
@@ -80,6 +81,7 @@ class Manifest:
     tools: Mapping[str, str]
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
+    calibration: Mapping[str, object] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def write(self, folder: Path) -> None:

@@ -17,7 +17,6 @@ from quant.formats import FloatFormat, IntFormat
 from quant.plan import IMPORTED, Assignment, QuantPlan, matrix_shape
 from quant.registry import QUANTIZERS
 from quant.rtn import QuantizedRows
-from quant.store import StoreWriter
 
 # Large enough that Python's share is small, small enough to stay in a core's cache.
 CHUNK_WEIGHTS = 1 << 20
@@ -46,6 +45,16 @@ class WeightSource(Protocol):
         """
 
 
+class WeightSink(Protocol):
+    """Where stored parts go: a store's writer."""
+
+    def write(self, weight: str, part: str, at: int, data: memoryview) -> None:
+        """Writes bytes ``at`` an offset within a part, from any thread."""
+
+    def note(self, weight: str, relative_error: float) -> None:
+        """Records how well a weight survived."""
+
+
 @dataclass(frozen=True)
 class _Chunk:
     weight: str
@@ -60,7 +69,7 @@ class _Chunk:
 def fill_store(
     source: WeightSource,
     plan: QuantPlan,
-    writer: StoreWriter,
+    writer: WeightSink,
     *,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -126,16 +135,21 @@ def _chunks(plan: QuantPlan, source: WeightSource) -> Iterator[_Chunk]:
             first += rows
 
 
-def _store_chunk(source: WeightSource, chunk: _Chunk, writer: StoreWriter) -> tuple[float, float]:
+def write_rows(writer: WeightSink, weight: str, start: int, made: QuantizedRows) -> None:
+    """Writes quantized rows, from row ``start`` on, to their places."""
+    parts = {"codes": made.codes, "scale": made.scale, "zero_point": made.zero_point}
+    for part, value in parts.items():
+        if value is not None:
+            stride = value.shape[1] * value.element_size()
+            writer.write(weight, part, start * stride, _bytes_of(value))
+
+
+def _store_chunk(source: WeightSource, chunk: _Chunk, writer: WeightSink) -> tuple[float, float]:
     """Writes one chunk; returns the sums of squared errors and of squared weights."""
     format = chunk.assignment.format
     if isinstance(format, IntFormat):
         made = _quantize(source, chunk, format)
-        parts = {"codes": made.codes, "scale": made.scale, "zero_point": made.zero_point}
-        for part, value in parts.items():
-            if value is not None:
-                stride = value.shape[1] * value.element_size()
-                writer.write(chunk.weight, part, chunk.start * stride, _bytes_of(value))
+        write_rows(writer, chunk.weight, chunk.start, made)
         return made.squared_error, made.squared_norm
     rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
     cast, squared_error, squared_norm = cast_rows(

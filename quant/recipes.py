@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -23,7 +23,9 @@ class Rule:
         match: shell pattern of weight names, or a role.
         format: a format's name; or several with ``|`` between, of which each weight gets the
             first whose groups divide its columns.
-        algorithm: a name of `quant.registry`.
+        algorithm: a name of `quant.registry`. An embedding has no inputs to calibrate on, and what
+            a tied head shares with it is needed from the first token on: where the algorithm is a
+            calibrated one, an embedding gets ``rtn``.
         optional: whether it may match nothing; a rule of a file that does is a mistake.
     """
 
@@ -76,7 +78,7 @@ class Recipe:
                 )
             used.add(rule)
             chosen = self._choose_format(rule, name, shape)
-            weights[name] = Assignment(chosen, rule.algorithm if is_quantized(chosen) else "cast")
+            weights[name] = Assignment(chosen, _algorithm(rule, chosen, roles[name]))
         for rule in self.rules:
             if rule not in used and not rule.optional and rule.match not in _ROLES:
                 self._refuse_unused(rule, shapes)
@@ -94,14 +96,15 @@ class Recipe:
         return first
 
     def _check_algorithm(self, rule: Rule) -> None:
-        from quant.registry import QUANTIZERS
+        from quant.registry import CALIBRATED, QUANTIZERS
 
-        if rule.algorithm not in QUANTIZERS:
-            near = difflib.get_close_matches(rule.algorithm, QUANTIZERS, n=1)
+        known = [*QUANTIZERS, *CALIBRATED]
+        if rule.algorithm not in known:
+            near = difflib.get_close_matches(rule.algorithm, known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise QuantizationError(
                 f"recipe {self.name}: there is no algorithm {rule.algorithm!r}{hint}; known: "
-                f"{', '.join(QUANTIZERS)}"
+                f"{', '.join(known)}"
             )
 
     def _refuse_unused(self, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -116,8 +119,16 @@ def _matches(rule: Rule, name: str, role: str) -> bool:
     return rule.match == role or fnmatchcase(name, rule.match)
 
 
-def _uniform(name: str, format: str, about: str) -> Recipe:
-    return Recipe(name, about, (Rule("*", format),))
+def _algorithm(rule: Rule, format: WeightFormat, role: str) -> str:
+    from quant.registry import CALIBRATED
+
+    if not is_quantized(format):
+        return "cast"
+    return "rtn" if role == "embedding" and rule.algorithm in CALIBRATED else rule.algorithm
+
+
+def _uniform(name: str, format: str, about: str, algorithm: str = "rtn") -> Recipe:
+    return Recipe(name, about, (Rule("*", format, algorithm),))
 
 
 # Found on the demo model, see the README: the first layer feels its rounding most, gate and up
@@ -132,6 +143,12 @@ _INT4 = Recipe(
     ),
 )
 
+_INT4_GPTQ = Recipe(
+    "int4-gptq",
+    "the formats of int4, integers chosen by GPTQ on a calibration text",
+    tuple(replace(rule, algorithm="gptq") for rule in _INT4.rules),
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -139,6 +156,8 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int4-g32", "int4-g32", "4 bits, groups of 32: 4.5 bits a weight"),
         _uniform("int4-g64", "int4-g64", "4 bits, groups of 64: 4.25 bits a weight"),
         _uniform("int4-g128", "int4-g128", "4 bits, groups of 128: 4.125 bits, the fastest"),
+        _INT4_GPTQ,
+        _uniform("int4-g128-gptq", "int4-g128", "4 bits, groups of 128, by GPTQ", "gptq"),
         _uniform("int4-g32-asym", "int4-g32-asym", "4 bits with zero points, groups of 32"),
         _uniform("int4-g64-asym", "int4-g64-asym", "4 bits with zero points, groups of 64"),
         _uniform("int4-g128-asym", "int4-g128-asym", "4 bits with zero points, groups of 128"),

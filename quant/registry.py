@@ -8,6 +8,8 @@ import torch
 
 from quant import rtn
 from quant.formats import IntFormat
+from quant.gptq import Gptq
+from quant.plan import QuantPlan
 from quant.rtn import QuantizedRows
 
 
@@ -29,3 +31,45 @@ class RowQuantizer(Protocol):
 
 
 QUANTIZERS: dict[str, RowQuantizer] = {"rtn": rtn.RoundToNearest()}
+
+
+class CalibratedQuantizer(Protocol):
+    """A quantizer that must know what enters a matrix: it takes weights in the program's order."""
+
+    @property
+    def name(self) -> str:
+        """As in the literature, the key of `CALIBRATED`."""
+
+    def quantize_matrix(
+        self,
+        weight: torch.Tensor,
+        moment: torch.Tensor,
+        fmt: IntFormat,
+        *,
+        name: str = "",
+        threads: int | None = None,
+    ) -> QuantizedRows:
+        """Codes, scales and zero points of ``float32[rows, columns]``.
+
+        Args:
+            weight: as the checkpoint has it.
+            moment: float64 ``[columns, columns]``, the mean of ``x x^T`` over the inputs; it may
+                be overwritten.
+            fmt: what to store.
+            name: the weight's name, for messages.
+            threads: how many to use.
+
+        Raises:
+            QuantizationError: a weight that the format cannot hold, by ``name`` and row.
+        """
+
+
+CALIBRATED: dict[str, CalibratedQuantizer] = {
+    "gptq": Gptq(),
+    "gptq-order": Gptq("gptq-order", activation_order=True),
+}
+
+
+def calibrated_weights(plan: QuantPlan) -> list[str]:
+    """The weights of a plan whose quantizers need calibration."""
+    return [name for name, given in plan.weights.items() if given.algorithm in CALIBRATED]

@@ -1,6 +1,7 @@
 """Quantized checkpoints of known integers: what is read, what is stored, what artifacts hold."""
 
 import json
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_the_store_holds_the_checkpoints_integers(checkpoint, case, tmp_path, mo
     folder, layers = checkpoint("llama", case)
     model = open_model(str(folder))
     plan = choose_plan(model.weights, None, "float16")
-    store = quantize(model.weights, model.checkpoint.digest(), plan, 1, lambda *_: None)
+    store = quantize(model, model.checkpoint.digest(), plan, 1, lambda *_: None, None, Future())
     assert all(error == 0 for error in store.relative_error.values())
     bits = 8 if "8" in case else 4
     with safe_open(store.file, "np") as stored:
