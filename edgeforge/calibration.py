@@ -99,9 +99,21 @@ class Calibration:
 
 
 def calibration_for(
-    plan: QuantPlan, model: Model, options: CalibrationOptions, context: int
+    plan: QuantPlan,
+    model: Model,
+    options: CalibrationOptions,
+    context: int,
+    *,
+    looked_at: bool = False,
 ) -> Calibration | None:
     """The calibration that a plan needs, None where it needs none.
+
+    Args:
+        plan: what to make of each weight.
+        model: opened.
+        options: which text.
+        context: declared context.
+        looked_at: whether making the plan has used the text already.
 
     Raises:
         UsageError: a text was given that nothing would look at; or as `draw_calibration`.
@@ -110,7 +122,7 @@ def calibration_for(
 
     if calibrated_weights(plan):
         return draw_calibration(model, options, context)
-    if options.source is not None:
+    if options.source is not None and not looked_at:
         raise UsageError(
             f"recipe {plan.recipe} looks at no activations, so --calibration {options.source} "
             f"would do nothing: leave it out, or take a recipe by {', '.join(CALIBRATED)}"

@@ -85,6 +85,31 @@ def export(
             help="What the device has for the model, such as 3GB: refuse what needs more."
         ),
     ] = None,
+    bits_per_weight: Annotated[
+        float | None,
+        typer.Option(help="Budget of a mixed recipe: stored bits over parameters, such as 4.5."),
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Budget of a mixed recipe: size of the stored weights, such as 1.8GB; graphs and "
+            "tokenizer come on top."
+        ),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            help="Budget of a mixed recipe: KL divergence from the checkpoint on the calibration "
+            "text, nats a token, such as 0.02."
+        ),
+    ] = None,
+    save_plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml",
+            help="Write the plan as a recipe that gives the same formats again.",
+        ),
+    ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -112,6 +137,7 @@ def export(
 ) -> None:
     """Trace, quantize and write a model for one or more runtimes."""
     from edgeforge.calibration import CalibrationOptions
+    from edgeforge.mixing import Budget
     from edgeforge.model import open_model
     from edgeforge.pipeline import ExportOptions
     from edgeforge.pipeline import export as run_export
@@ -145,6 +171,8 @@ def export(
         text,
         resume,
         scale_name(imported_scales),
+        Budget(bits_per_weight, None if max_size is None else parse_size(max_size), max_kl),
+        save_plan,
     )
     with Reporter(quiet) as progress:
         folders = run_export(opened, targets, out, options, progress)

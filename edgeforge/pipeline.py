@@ -17,9 +17,10 @@ from edgeforge.cache import cache_dir
 from edgeforge.calibration import Calibration, CalibrationOptions, calibration_for
 from edgeforge.checkpoint import CheckpointDigest
 from edgeforge.errors import UsageError
+from edgeforge.mixing import Budget
 from edgeforge.model import Model
 from edgeforge.output import atomic_folder
-from edgeforge.planning import choose_plan, import_notes
+from edgeforge.planning import Planned, choose_plan
 from edgeforge.spec import ModelSpec
 from exporters.manifest import Manifest, WeightRecord, record_files
 from exporters.options import TargetOptions, check_options
@@ -52,6 +53,8 @@ class ExportOptions:
         calibration: the text that calibrated algorithms look at activations on.
         resume: folder of the partial results of calibration; None for one in the cache.
         imported_scales: what scales of imported weights are kept in.
+        budget: of a mixed recipe.
+        save_plan: file that the plan is written to as a recipe.
     """
 
     recipe: str | None = None
@@ -62,6 +65,8 @@ class ExportOptions:
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     resume: Path | None = None
     imported_scales: ScaleName = "float16"
+    budget: Budget = field(default_factory=Budget)
+    save_plan: Path | None = None
 
 
 def export(
@@ -88,12 +93,15 @@ def export(
     """
     checkpoint, spec, weights = model.checkpoint, model.spec, model.weights
     context = choose_context(spec, options.context)
-    plan = choose_plan(weights, options.recipe, options.imported_scales)
     facts = _facts(spec, context)
     check_options(options.target, targets)
+    planned = choose_plan(model, options, targets, facts, progress)
+    plan = planned.plan
     for target in targets:
         target.check(plan, weights.shapes(), facts, options.target.only(target.options))
-    calibration = calibration_for(plan, model, options.calibration, context)
+    calibration = calibration_for(
+        plan, model, options.calibration, context, looked_at=planned.program is not None
+    )
     with (
         atomic_folder(out, options.force) as partial,
         ThreadPoolExecutor(1) as background,
@@ -121,7 +129,7 @@ def export(
             from quant.dialect import check_float, check_quantized
             from quant.rewrite import quantize_program
 
-            program = trace(spec, context)
+            program = planned.program or trace(spec, context)
         check_float(program)
         traced.set_result(program)
         digest, store = quantizing.result()
@@ -142,7 +150,9 @@ def export(
             )
             lowered = target.write(request, folder)
             _copy_sidecars(checkpoint.path, folder)
-            manifest = _manifest(model, digest, plan, calibration, store, target, request, lowered)
+            manifest = _manifest(
+                model, digest, planned, calibration, store, target, request, lowered
+            )
             Manifest(**{**vars(manifest), "files": record_files(folder)}).write(folder)
             folders.append(out if len(targets) == 1 else out / target.name)
     return folders
@@ -281,7 +291,7 @@ def _copy_sidecars(checkpoint: Path, folder: Path) -> None:
 def _manifest(
     model: Model,
     digest: CheckpointDigest,
-    plan: QuantPlan,
+    planned: Planned,
     calibration: Calibration | None,
     store: WeightStore,
     target: Target,
@@ -291,7 +301,7 @@ def _manifest(
     from edgeforge.rope import uses_long_set
 
     checkpoint, spec, context = model.checkpoint, model.spec, request.facts.context
-    notes = [*lowered.notes, *import_notes(model.weights, plan)]
+    plan, notes = planned.plan, [*lowered.notes, *planned.notes]
     if spec.rope.scaling == "longrope":
         chosen = "long" if uses_long_set(spec.rope, context) else "short"
         notes.append(

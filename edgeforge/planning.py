@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from edgeforge.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgeforge.model import Model
+    from edgeforge.pipeline import ExportOptions
     from edgeforge.weights import CheckpointWeights
+    from exporters.target import ModelFacts, Target
     from quant.formats import ScaleName
-    from quant.plan import QuantPlan
+    from quant.plan import Assignment, QuantPlan
+    from quant.program import Program
 
 AS_IS: Final = "as-is"
 DEFAULT: Final = "int4"
 
 PLANNED: Final = {
     AS_IS: "every weight as the checkpoint has it: the default for quantized checkpoints",
+    "mixed": "formats chosen weight by weight under a budget of bits, bytes or divergence",
+    "mixed-gptq": "the formats of mixed, integers chosen by GPTQ on the calibration text",
 }
 """Recipes that look at the checkpoint, beside those of `quant.recipes`, which look at names."""
 
@@ -34,48 +41,106 @@ def scale_name(text: str) -> ScaleName:
     raise UsageError(f"--imported-scales {text} is not possible: take float16 or bfloat16")
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what came of making it.
+
+    Attributes:
+        plan: by weight.
+        notes: for the manifest, one sentence each.
+        program: the float program, where making the plan needed it.
+    """
+
+    plan: QuantPlan
+    notes: tuple[str, ...] = ()
+    program: Program | None = None
+
+
 def choose_plan(
-    weights: CheckpointWeights, recipe: str | None, imported_scales: ScaleName
-) -> QuantPlan:
+    model: Model,
+    options: ExportOptions,
+    targets: Sequence[Target],
+    facts: ModelFacts,
+    progress: Callable[[str, int, int], None] = lambda stage, done, size: None,
+) -> Planned:
     """The plan for a checkpoint; weights that it holds as integers always stay those integers.
 
     Args:
-        weights: the checkpoint's.
-        recipe: a name or a YAML file; None for `DEFAULT`, or for `AS_IS` where the checkpoint was
-            quantized before.
-        imported_scales: ``float16`` to keep imported scales exactly, ``bfloat16`` to round those
-            that bfloat16 does not hold.
+        model: opened.
+        options: the recipe: a name or a YAML file; None for `DEFAULT`, or for `AS_IS` where the
+            checkpoint was quantized before. And what goes with it.
+        targets: that must hold it.
+        facts: for the targets.
+        progress: told of each stage.
 
     Raises:
         QuantizationError: no such recipe, or one that does not suit the model.
+        UsageError: options that do not go together.
     """
-    from quant.plan import FLOAT32, IMPORTED, Assignment, QuantPlan
+    from edgeforge.mixing import MIXED, check_plan_file, write_plan
+    from quant.plan import FLOAT32, Assignment, QuantPlan
     from quant.recipes import find_recipe
 
-    shapes = weights.shapes()
-    name = recipe or (AS_IS if weights.imported else DEFAULT)
-    if name == AS_IS:
-        stored = weights.stored_formats()
-        chosen = {
-            weight: Assignment(FLOAT32 if len(shapes[weight]) == 1 else format, "cast")
-            for weight, format in stored.items()
-        }
-        plan = QuantPlan(AS_IS, chosen)
+    weights = model.weights
+    shapes, imported = weights.shapes(), _imported(weights, options.imported_scales)
+    name = options.recipe or (AS_IS if imported else DEFAULT)
+    options.budget.check(name)
+    check_plan_file(options.save_plan)
+    if name in MIXED:
+        planned = _mixed(model, name, options, targets, facts, imported, progress)
+    elif name == AS_IS:
+        given = weights.stored_formats().items()
+        kept = {n: FLOAT32 if len(shapes[n]) == 1 else format for n, format in given}
+        planned = Planned(QuantPlan(AS_IS, {n: Assignment(f, "cast") for n, f in kept.items()}))
     else:
-        plan = find_recipe(name, PLANNED).plan(shapes, weights.roles())
-    imported = {
-        weight: Assignment(
-            format if imported_scales == "float16" else replace(format, scale_dtype="bfloat16"),
-            IMPORTED,
-        )
-        for weight, format in weights.imported.items()
-    }
-    plan = QuantPlan(plan.recipe, {**plan.weights, **imported})
+        planned = Planned(find_recipe(name, PLANNED).plan(shapes, weights.roles()))
+    plan = QuantPlan(planned.plan.recipe, {**planned.plan.weights, **imported})
     plan.check(shapes)
-    return plan
+    notes = (*planned.notes, *_import_notes(weights, plan))
+    if options.save_plan is not None:
+        write_plan(plan, shapes, notes, options.save_plan)
+    return Planned(plan, notes, planned.program)
 
 
-def import_notes(weights: CheckpointWeights, plan: QuantPlan) -> tuple[str, ...]:
+def _mixed(
+    model: Model,
+    recipe: str,
+    options: ExportOptions,
+    targets: Sequence[Target],
+    facts: ModelFacts,
+    imported: Mapping[str, Assignment],
+    progress: Callable[[str, int, int], None],
+) -> Planned:
+    """A plan under a budget."""
+    from edgeforge.mixing import allowed_formats, mix, text_for
+    from edgeforge.trace import trace
+    from quant.plan import FLOAT32, Assignment
+
+    shapes = model.weights.shapes()
+    formats = allowed_formats(shapes, facts, targets, options.target)
+    fixed = {n: Assignment(FLOAT32, "cast") for n, shape in shapes.items() if len(shape) == 1}
+    fixed.update(imported)
+    calibration = text_for(model, options.calibration, facts.context)
+    progress("trace", 0, 0)
+    program = trace(model.spec, facts.context)
+    free = {name: given for name, given in formats.items() if name not in fixed}
+    mixed = mix(model, recipe, options.budget, free, fixed, calibration, program, progress)
+    return Planned(mixed.plan, mixed.notes, program)
+
+
+def _imported(weights: CheckpointWeights, scales: ScaleName) -> dict[str, Assignment]:
+    """Assignments of the weights that the checkpoint holds as integers."""
+    from quant.plan import IMPORTED, Assignment
+
+    return {
+        name: Assignment(
+            format if scales == "float16" else replace(format, scale_dtype="bfloat16"), IMPORTED
+        )
+        for name, format in weights.imported.items()
+    }
+
+
+def _import_notes(weights: CheckpointWeights, plan: QuantPlan) -> tuple[str, ...]:
     """What a user must know of weights that were imported, one sentence each."""
     from quant.plan import IMPORTED
 

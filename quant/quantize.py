@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from quant import native, packing
 from quant.errors import QuantizationError
 from quant.formats import FloatFormat, IntFormat
 from quant.plan import IMPORTED, Assignment, QuantPlan, matrix_shape
@@ -167,6 +168,25 @@ def _quantize(source: WeightSource, chunk: _Chunk, format: IntFormat) -> Quantiz
     rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
     quantizer = QUANTIZERS[chunk.assignment.algorithm]
     return quantizer.quantize_rows(rows, format, name=chunk.origin, first_row=chunk.origin_row)
+
+
+def stored_values(weight: torch.Tensor, assignment: Assignment, name: str = "") -> torch.Tensor:
+    """What a matrix becomes by being stored, ``float32[rows, columns]``; nothing is written.
+
+    Args:
+        weight: ``float32 | float16 | bfloat16 [rows, columns]``.
+        assignment: a format, and an algorithm that looks at weights alone.
+        name: the weight's name, for messages.
+
+    Raises:
+        QuantizationError: a weight that the format cannot hold.
+    """
+    format = assignment.format
+    if isinstance(format, FloatFormat):
+        return cast_rows(weight, format, name)[0].float()
+    made = QUANTIZERS[assignment.algorithm].quantize_rows(weight, format, name=name)
+    unpack = native.dequantize if native.available() else packing.dequantize
+    return unpack(made.codes, made.scale, made.zero_point, format)
 
 
 def cast_rows(

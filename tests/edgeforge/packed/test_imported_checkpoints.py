@@ -92,7 +92,7 @@ def test_the_store_holds_the_checkpoints_integers(checkpoint, case, tmp_path, mo
     monkeypatch.setenv("EDGEFORGE_CACHE", str(tmp_path / "cache"))
     folder, layers = checkpoint("llama", case)
     model = open_model(str(folder))
-    plan = choose_plan(model.weights, None, "float16")
+    plan = choose_plan(model, ExportOptions(), [], None).plan
     store = quantize(model, model.checkpoint.digest(), plan, 1, lambda *_: None, None, Future())
     assert all(error == 0 for error in store.relative_error.values())
     bits = 8 if "8" in case else 4
