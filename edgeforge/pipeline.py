@@ -20,7 +20,6 @@ from edgeforge.errors import UsageError
 from edgeforge.model import Model
 from edgeforge.output import atomic_folder
 from edgeforge.spec import ModelSpec
-from edgeforge.weights import CheckpointWeights
 from exporters.manifest import Manifest, WeightRecord, record_files
 from exporters.options import TargetOptions, check_options
 from exporters.target import ExportRequest, Lowered, ModelFacts, Target
