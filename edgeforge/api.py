@@ -27,6 +27,11 @@ def export(
     tokenizer: str | None = None,
     revision: str | None = None,
     ignore_config: Sequence[str] = (),
+    calibration: str | Path | None = None,
+    calibration_tokens: int = 64 * 512,
+    calibration_length: int = 512,
+    seed: int = 0,
+    resume: str | Path | None = None,
     force: bool = False,
     threads: int | None = None,
     **target_options: Any,
@@ -42,6 +47,12 @@ def export(
         tokenizer: where to take the tokenizer from instead.
         revision: of a hub id.
         ignore_config: config fields you know not to change the maths.
+        calibration: a UTF-8 file, or ``demo``, that calibrated recipes look at activations on; None
+            for ``demo`` where a recipe needs a text.
+        calibration_tokens: how many tokens of it.
+        calibration_length: tokens of a sequence.
+        seed: which of its sequences are taken.
+        resume: folder of the partial results of calibration; None for one in the cache.
         force: replace an existing output folder.
         threads: for quantization.
         target_options: fields of `exporters.options.TargetOptions`, such as ``strip=True``.
@@ -52,6 +63,7 @@ def export(
     Raises:
         EdgeForgeError: or a QuantizationError or ExportError, in one sentence.
     """
+    from edgeforge.calibration import CalibrationOptions
     from edgeforge.model import open_model
     from edgeforge.pipeline import ExportOptions
     from edgeforge.pipeline import export as run_export
@@ -66,7 +78,20 @@ def export(
         opened,
         chosen,
         Path(out),
-        ExportOptions(recipe, context, force, threads, TargetOptions(**target_options)),
+        ExportOptions(
+            recipe,
+            context,
+            force,
+            threads,
+            TargetOptions(**target_options),
+            CalibrationOptions(
+                None if calibration is None else str(calibration),
+                calibration_tokens,
+                calibration_length,
+                seed,
+            ),
+            None if resume is None else Path(resume),
+        ),
     )
 
 

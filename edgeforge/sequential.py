@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeforge.activations import Activations
-from edgeforge.calibration import Calibration
-from edgeforge.model import Model
+from edgeforge.calibration import CalibrationRun
 from edgeforge.reference import Values, Walk, block_pool, store_reader
 from edgeforge.weights import CheckpointWeights
 from quant import dialect
@@ -49,10 +48,8 @@ _MATRICES: Final = frozenset({dialect.LINEAR, dialect.QUANT_LINEAR})
 
 
 def fill_calibrated(
-    model: Model,
+    run: CalibrationRun,
     plan: QuantPlan,
-    calibration: Calibration,
-    program: Callable[[], Program],
     partial: PartialStore,
     threads: int | None,
     progress: Callable[[str, int, int], None],
@@ -60,10 +57,8 @@ def fill_calibrated(
     """Fills a store: first what needs no calibration, then the rest in the program's order.
 
     Args:
-        model: opened.
+        run: the model, its program and the text.
         plan: what to make of each weight.
-        calibration: its sequences may still have to be drawn.
-        program: gives the program in the float dialect.
         partial: the store; what it says is done is not done again.
         threads: how many to use.
         progress: told of each stage.
@@ -72,7 +67,7 @@ def fill_calibrated(
         QuantizationError: as `quantize_sequentially`.
         UsageError: the calibration text is gone or was changed.
     """
-    weights = model.weights
+    weights = run.model.weights
     calibrated = set(calibrated_weights(plan))
     apart = {name: given for name, given in plan.weights.items() if name not in calibrated}
     if not apart.keys() <= partial.done.keys():
@@ -88,16 +83,16 @@ def fill_calibrated(
             weights, QuantPlan(plan.recipe, apart), partial, threads=threads, progress=advance
         )
         partial.keep()
-    traced = program()
-    blocks = calibration.drawn(model, traced.context).blocks
-    assert blocks is not None
+    program = run.program()
+    calibration = run.calibration.drawn(run.model, program.context)
+    assert calibration.blocks is not None
     for note in calibration.notes:
         progress(note, 0, 0)
     quantize_sequentially(
         weights,
         plan,
-        traced,
-        blocks,
+        program,
+        calibration.blocks,
         partial,
         threads=threads,
         progress=lambda done, size: progress("calibrate", done, size),
@@ -136,10 +131,10 @@ def quantize_sequentially(
         return
     run = _Run(weights, plan, program, partial, threads, memory_bound, progress)
     run.report()
-    embedding = next((name for name in wanted if weights.roles()[name] == "embedding"), None)
-    if embedding is not None:
-        run.quantize_tied(embedding, blocks)
-    run.quantize_in_order({name for name in wanted if name != embedding}, blocks)
+    head = program.inputs[node_argument(program.output(), 1).name].name
+    if head in wanted and weights.roles()[head] == "embedding":
+        run.quantize_tied(head, blocks)
+    run.quantize_in_order({name for name in wanted if name not in partial.done}, blocks)
 
 
 class _Stretches:
@@ -339,10 +334,12 @@ def _boundaries(walk: Walk) -> dict[int, fx.Node]:
     alive: set[fx.Node] = set()
     for index, node in enumerate(walk.order):
         alive = {other for other in alive if walk.last_use[other] > index}
-        if walk.last_use[node] > index and isinstance(node.meta["val"], Tensor):
+        if walk.last_use[node] > index and not isinstance(node.meta["val"], int | torch.SymInt):
             alive.add(node)
         if len(alive) == 1:
-            found[index] = next(iter(alive))
+            (last,) = alive
+            if isinstance(last.meta["val"], Tensor):
+                found[index] = last
     return found
 
 
