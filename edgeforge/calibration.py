@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgeforge.errors import UsageError
 from edgeforge.model import CALIBRATION_TEXT, DEMO, HELDOUT, Model
 from edgeforge.text import Tokenizer, read_text
 from quant.plan import QuantPlan
+
+if TYPE_CHECKING:
+    from quant.program import Program
 
 # Evaluation text that occurs in the calibration text word for word, this long, is no accident.
 OVERLAP_TOKENS: Final = 48
@@ -96,6 +99,23 @@ class Calibration:
                 f"(its digest differs): export the model again"
             )
         return again
+
+
+@dataclass(frozen=True)
+class CalibrationRun:
+    """What quantizing on activations needs beyond the weights.
+
+    Attributes:
+        model: opened.
+        calibration: the text; its sequences may still have to be drawn.
+        program: gives the traced program, in the float dialect, once it is there.
+        resume: folder of partial results; None for one in the cache.
+    """
+
+    model: Model
+    calibration: Calibration
+    program: Callable[[], Program]
+    resume: Path | None = None
 
 
 def calibration_for(

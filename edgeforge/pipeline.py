@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Event
 
 from edgeforge.cache import cache_dir
-from edgeforge.calibration import Calibration, CalibrationOptions, calibration_for
+from edgeforge.calibration import Calibration, CalibrationOptions, CalibrationRun, calibration_for
 from edgeforge.checkpoint import CheckpointDigest
 from edgeforge.errors import UsageError
 from edgeforge.mixing import Budget
@@ -116,10 +116,10 @@ def export(
 
         def hash_and_quantize() -> tuple[CheckpointDigest, WeightStore]:
             digest = checkpoint.digest(lambda done, size: report("hash", done, size))
-            made = quantize(
-                model, digest, plan, options.threads, report, calibration, traced, options.resume
-            )
-            return digest, made
+            run = None
+            if calibration is not None:
+                run = CalibrationRun(model, calibration, traced.result, options.resume)
+            return digest, quantize(weights, digest, plan, options.threads, report, run)
 
         # Tracing is Python and needs no weight; hashing and quantizing are neither.
         quantizing = background.submit(hash_and_quantize)
@@ -212,37 +212,29 @@ def choose_context(spec: ModelSpec, asked: int | None) -> int:
 
 
 def quantize(
-    model: Model,
+    weights: CheckpointWeights,
     digest: CheckpointDigest,
     plan: QuantPlan,
     threads: int | None,
     progress: Progress,
-    calibration: Calibration | None,
-    program: Future[Program],
-    resume: Path | None = None,
+    run: CalibrationRun | None = None,
 ) -> WeightStore:
     """The store of this checkpoint, plan and calibration: found in the cache, or made now.
 
     Args:
-        model: opened.
-        digest: of its checkpoint.
+        weights: of the checkpoint.
+        digest: of the checkpoint.
         plan: what to make of each weight.
         threads: how many to use; None for one per processor, four at most.
         progress: told of each stage.
-        calibration: of `edgeforge.calibration.calibration_for`.
-        program: the traced one, in the float dialect; waited for only where weights are calibrated.
-        resume: folder of the partial results of calibration; None for one in the cache.
+        run: how to calibrate; None where the plan needs no calibration.
     """
     from quant.quantize import fill_store
     from quant.store import find_store, new_store, store_key
 
-    cache, weights = cache_dir() / "stores", model.weights
-    key = store_key(
-        digest.sha256,
-        weights.mapping_digest(),
-        plan,
-        "" if calibration is None else calibration.digest,
-    )
+    cache = cache_dir() / "stores"
+    text = "" if run is None else run.calibration.digest
+    key = store_key(digest.sha256, weights.mapping_digest(), plan, text)
     found = find_store(cache, key)
     if found is not None:
         progress("quantize (cached)", 1, 1)
@@ -254,7 +246,7 @@ def quantize(
         done += count
         progress("quantize", done, size)
 
-    if calibration is None:
+    if run is None:
         with new_store(cache, key, plan, weights.shapes()) as writer:
             fill_store(weights, plan, writer, threads=threads, progress=advance)
         return WeightStore(cache / key)
@@ -262,8 +254,8 @@ def quantize(
     from edgeforge.sequential import fill_calibrated
     from quant.resume import partial_store
 
-    with partial_store(cache, key, plan, weights.shapes(), resume) as partial:
-        fill_calibrated(model, plan, calibration, program.result, partial, threads, progress)
+    with partial_store(cache, key, plan, weights.shapes(), run.resume) as partial:
+        fill_calibrated(run, plan, partial, threads, progress)
     return WeightStore(cache / key)
 
 

@@ -15,15 +15,14 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
 from edgeforge.activations import Activations
-from edgeforge.calibration import Calibration
-from edgeforge.model import Model
+from edgeforge.calibration import CalibrationRun
 from edgeforge.reference import Values, Walk, block_pool, store_reader
 from edgeforge.weights import CheckpointWeights
 from quant import dialect
@@ -42,14 +41,15 @@ MEMORY_BOUND: Final = 768 << 20
 # Tokens whose products are summed in float32 before they join the sum in float64.
 _BATCH_TOKENS: Final = 4096
 
+# Tokens that a tied embedding is calibrated on, in a run of the whole float program.
+_TIED_TOKENS: Final = 8192
+
 _MATRICES: Final = frozenset({dialect.LINEAR, dialect.QUANT_LINEAR})
 
 
 def fill_calibrated(
-    model: Model,
+    run: CalibrationRun,
     plan: QuantPlan,
-    calibration: Calibration,
-    program: Callable[[], Program],
     partial: PartialStore,
     threads: int | None,
     progress: Callable[[str, int, int], None],
@@ -57,10 +57,8 @@ def fill_calibrated(
     """Fills a store: first what needs no calibration, then the rest in the program's order.
 
     Args:
-        model: opened.
+        run: the model, its program and the text.
         plan: what to make of each weight.
-        calibration: its sequences may still have to be drawn.
-        program: gives the program in the float dialect.
         partial: the store; what it says is done is not done again.
         threads: how many to use.
         progress: told of each stage.
@@ -69,7 +67,7 @@ def fill_calibrated(
         QuantizationError: as `quantize_sequentially`.
         UsageError: the calibration text is gone or was changed.
     """
-    weights = model.weights
+    weights = run.model.weights
     calibrated = set(calibrated_weights(plan))
     apart = {name: given for name, given in plan.weights.items() if name not in calibrated}
     if not apart.keys() <= partial.done.keys():
@@ -85,16 +83,16 @@ def fill_calibrated(
             weights, QuantPlan(plan.recipe, apart), partial, threads=threads, progress=advance
         )
         partial.keep()
-    traced = program()
-    blocks = calibration.drawn(model, traced.context).blocks
-    assert blocks is not None
+    program = run.program()
+    calibration = run.calibration.drawn(run.model, program.context)
+    assert calibration.blocks is not None
     for note in calibration.notes:
         progress(note, 0, 0)
     quantize_sequentially(
         weights,
         plan,
-        traced,
-        blocks,
+        program,
+        calibration.blocks,
         partial,
         threads=threads,
         progress=lambda done, size: progress("calibrate", done, size),
@@ -128,19 +126,86 @@ def quantize_sequentially(
         QuantizationError: activations that are not finite, or a weight that cannot be quantized;
             named.
     """
-    wanted = set(calibrated_weights(plan)) - partial.done.keys()
+    wanted = [name for name in calibrated_weights(plan) if name not in partial.done]
     if not wanted:
         return
     run = _Run(weights, plan, program, partial, threads, memory_bound, progress)
-    try:
-        run.start(blocks)
-        run.go(wanted)
-    finally:
-        run.end()
+    run.report()
+    head = program.inputs[node_argument(program.output(), 1).name].name
+    if head in wanted and weights.roles()[head] == "embedding":
+        run.quantize_tied(head, blocks)
+    run.quantize_in_order({name for name in wanted if name not in partial.done}, blocks)
+
+
+class _Stretches:
+    """A program that runs over blocks in stretches, which its caller cuts.
+
+    Args:
+        walk: the program.
+        blocks: what is known of each block at first.
+        folder: for activations that memory has no room for.
+        bound: bytes of activations that stay in memory.
+    """
+
+    def __init__(self, walk: Walk, blocks: Sequence[Values], folder: Path, bound: int) -> None:
+        self.walk, self.folder = walk, folder
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        self.activations = Activations([{}] * len(blocks), folder, bound)
+        for index, values in enumerate(blocks):
+            self.activations.put(index, values)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def run(self, stretch: Sequence[fx.Node]) -> None:
+        """Runs some calls, block by block."""
+        if not stretch:
+            return
+        calls = [(node, self.walk.prepare(node)) for node in stretch]
+
+        def step(index: int) -> None:
+            values = self.activations.take(index)
+            for node, call in calls:
+                values[node] = call(values)
+                self.walk.forget(node, values)
+            self.activations.put(index, values)
+
+        with block_pool() as pool:
+            list(pool.map(step, range(len(self.activations))))
+
+    def second_moment(self, node: fx.Node, name: str) -> Tensor:
+        """The mean of ``x x^T`` over what a node gave, ``float64[columns, columns]``.
+
+        Args:
+            node: ``float32[1, t, columns]`` in every block.
+            name: the weight that it enters, for messages.
+
+        Raises:
+            QuantizationError: it is not finite.
+        """
+        collected = SecondMoment(self.activations.tensor(0, node).shape[-1])
+        batch: list[Tensor] = []
+        count = len(self.activations)
+        for index in range(count):
+            batch.append(self.activations.tensor(index, node).reshape(-1, collected.columns))
+            if index + 1 == count or sum(map(len, batch)) >= _BATCH_TOKENS:
+                collected.add(torch.cat(batch))
+                batch = []
+        found = collected.mean()
+        if not bool(torch.isfinite(found.diagonal()).all()):
+            raise QuantizationError(
+                f"what enters {name} is NaN or infinite on the calibration text: the checkpoint "
+                f"overflows there, or is damaged"
+            )
+        return found
 
 
 class _Run:
-    """One pass over the program."""
+    """The weights of one plan."""
 
     def __init__(
         self,
@@ -152,80 +217,78 @@ class _Run:
         memory_bound: int,
         progress: Callable[[int, int], None],
     ) -> None:
-        self._weights, self._plan, self._partial = weights, plan, partial
+        self._weights, self._plan, self._program, self._partial = weights, plan, program, partial
         self._threads, self._bound, self._progress = threads, memory_bound, progress
-        self._walk = Walk(quantize_program(program, plan), store_reader(partial.writer))
         self._spills = partial.folder / "spilled"
         shapes = weights.shapes()
         self._sizes = {name: math.prod(shapes[name]) for name in calibrated_weights(plan)}
-        self._total = sum(self._sizes.values())
-        self._begin = 0
         self._fresh = False  # whether a weight was quantized since the last boundary
-        self._activations = Activations([], self._spills, 0)
 
-    def start(self, blocks: Sequence[Sequence[int]]) -> None:
-        """Takes the blocks to where the last run stopped."""
-        shutil.rmtree(self._spills, ignore_errors=True)
-        self._spills.mkdir()
-        walk = self._walk
-        known = [walk.begin(torch.tensor(block, dtype=torch.int64)) for block in blocks]
+    def report(self) -> None:
+        """Tells how much is done."""
+        done = sum(size for name, size in self._sizes.items() if name in self._partial.done)
+        self._progress(done, sum(self._sizes.values()))
+
+    def quantize_tied(self, name: str, blocks: Sequence[Sequence[int]]) -> None:
+        """Quantizes an embedding that is the head too.
+
+        It is needed from the first token on, so what enters it as the head comes from the float
+        program. Its rows are inputs as well: there their plain error counts, as much as the
+        head's.
+        """
+        weights = self._weights
+        walk = Walk(
+            self._program, lambda given: weights.float_weight(given.name), weights.float_rows
+        )
+        count = -(-_TIED_TOKENS // len(blocks[0]))
+        known = [walk.begin(_tokens(block)) for block in blocks[:count]]
+        with _Stretches(walk, known, self._spills, self._bound) as stretches:
+            stretch: list[fx.Node] = []
+            for node in walk.order:
+                if node.target in _MATRICES:
+                    stretches.run(stretch)
+                    stretch = []
+                stretch.append(node)
+            moment = stretches.second_moment(node_argument(self._program.output(), 0), name)
+        moment.diagonal().add_(moment.diagonal().mean())
+        self._quantize(name, moment)
+
+    def quantize_in_order(self, wanted: set[str], blocks: Sequence[Sequence[int]]) -> None:
+        """Quantizes the other weights, each on what those before it give."""
+        if not wanted:
+            return
+        walk = Walk(quantize_program(self._program, self._plan), store_reader(self._partial.writer))
+        known = [walk.begin(_tokens(block)) for block in blocks]
+        begin = 0
         if self._partial.boundary is not None:
-            self._begin = self._restore(known, self._partial.boundary)
-        self._activations = Activations([{}] * len(known), self._spills, self._bound)
-        for index, values in enumerate(known):
-            self._activations.put(index, values)
-
-    def end(self) -> None:
-        """Removes what was spilled."""
-        shutil.rmtree(self._spills, ignore_errors=True)
-
-    def go(self, wanted: set[str]) -> None:
-        """Runs until every wanted weight is quantized."""
-        self._report()
-        boundaries = self._boundaries()
-        stretch: list[fx.Node] = []
-        for index in range(self._begin, len(self._walk.order)):
-            node = self._walk.order[index]
-            if node.target in _MATRICES:
-                self._pass(stretch)
-                stretch = []
-                name = self._weight_of(node)
-                if name in wanted:
-                    self._quantize(name, node_argument(node, 0))
-                    wanted.discard(name)
-                    if not wanted:
-                        return
-            stretch.append(node)
-            if self._fresh and index in boundaries:
-                self._pass(stretch)
-                stretch = []
-                self._keep(index + 1, boundaries[index])
+            begin = self._restore(walk, known, self._partial.boundary)
+        boundaries = _boundaries(walk)
+        with _Stretches(walk, known, self._spills, self._bound) as stretches:
+            stretch: list[fx.Node] = []
+            for index in range(begin, len(walk.order)):
+                node = walk.order[index]
+                if node.target in _MATRICES:
+                    stretches.run(stretch)
+                    stretch = []
+                    name = walk.program.inputs[node_argument(node, 1).name].name
+                    if name in wanted:
+                        moment = stretches.second_moment(node_argument(node, 0), name)
+                        self._quantize(name, moment)
+                        wanted.discard(name)
+                        if not wanted:
+                            return
+                stretch.append(node)
+                if self._fresh and index in boundaries:
+                    stretches.run(stretch)
+                    stretch = []
+                    self._keep(index + 1, boundaries[index], stretches.activations)
         raise QuantizationError(
             f"no matrix product reads {min(wanted)}, so there is nothing to calibrate it on: give "
             f"it the algorithm rtn"
         )
 
-    def _pass(self, stretch: Sequence[fx.Node]) -> None:
-        """Runs some calls, block by block."""
-        if not stretch:
-            return
-        walk = self._walk
-        calls = [(node, walk.prepare(node)) for node in stretch]
-
-        def step(index: int) -> None:
-            values = self._activations.take(index)
-            for node, call in calls:
-                values[node] = call(values)
-                walk.forget(node, values)
-            self._activations.put(index, values)
-
-        with block_pool() as pool:
-            list(pool.map(step, range(len(self._activations))))
-
-    def _quantize(self, name: str, entering: fx.Node) -> None:
-        """Gathers what enters a weight, and quantizes it."""
+    def _quantize(self, name: str, moment: Tensor) -> None:
         assignment = self._plan.weights[name]
-        moment = self._gather(name, entering)
         assert isinstance(assignment.format, IntFormat)
         made = CALIBRATED[assignment.algorithm].quantize_matrix(
             self._weights.float_weight(name),
@@ -239,50 +302,10 @@ class _Run:
         self._partial.note(name, (made.squared_error / norm) ** 0.5 if norm else 0.0)
         self._partial.keep()
         self._fresh = True
-        self._report()
+        self.report()
 
-    def _gather(self, name: str, entering: fx.Node) -> Tensor:
-        """The second moment of what enters a weight."""
-        collected = SecondMoment(self._weights.shapes()[name][1])
-        batch: list[Tensor] = []
-        count = len(self._activations)
-        for index in range(count):
-            x = self._activations.tensor(index, entering)
-            batch.append(x.reshape(-1, collected.columns))
-            if index + 1 == count or sum(map(len, batch)) >= _BATCH_TOKENS:
-                rows = torch.cat(batch)
-                if not bool(torch.isfinite(rows).all()):
-                    raise QuantizationError(
-                        f"what enters {name} is NaN or infinite in calibration sequences up to "
-                        f"number {index + 1}: the checkpoint overflows on this text, or is damaged"
-                    )
-                collected.add(rows)
-                batch = []
-        return collected.mean()
-
-    def _weight_of(self, node: fx.Node) -> str:
-        return self._walk.program.inputs[node_argument(node, 1).name].name
-
-    def _report(self) -> None:
-        done = sum(size for name, size in self._sizes.items() if name in self._partial.done)
-        self._progress(done, self._total)
-
-    def _boundaries(self) -> dict[int, fx.Node]:
-        """Calls after which one tensor alone is still needed, and that tensor."""
-        walk = self._walk
-        found: dict[int, fx.Node] = {}
-        alive: set[fx.Node] = set()
-        for index, node in enumerate(walk.order):
-            alive = {other for other in alive if walk.last_use[other] > index}
-            if walk.last_use[node] > index and isinstance(node.meta["val"], Tensor):
-                alive.add(node)
-            if len(alive) == 1:
-                found[index] = next(iter(alive))
-        return found
-
-    def _keep(self, index: int, node: fx.Node) -> None:
+    def _keep(self, index: int, node: fx.Node, blocks: Activations) -> None:
         """Makes the state before a call last, so that an interrupted run goes on from there."""
-        blocks = self._activations
         facts: dict[str, object] = {
             "index": index,
             "node": node.name,
@@ -292,9 +315,9 @@ class _Run:
         self._partial.keep_boundary(facts, blocks.tensors(node))
         self._fresh = False
 
-    def _restore(self, known: list[Values], boundary: dict[str, object]) -> int:
-        """Puts what `_keep` wrote in the place of the blocks' tokens; returns the next call."""
-        nodes = {node.name: node for node in self._walk.order}
+    def _restore(self, walk: Walk, known: list[Values], boundary: dict[str, object]) -> int:
+        """Adds what `_keep` wrote to what is known of the blocks; returns the next call."""
+        nodes = {node.name: node for node in walk.order}
         shapes, numbers = boundary["shapes"], boundary["numbers"]
         assert isinstance(shapes, list) and isinstance(numbers, list)
         for values, tensor, numbered in zip(
@@ -303,6 +326,25 @@ class _Run:
             values[nodes[str(boundary["node"])]] = tensor
             values.update({nodes[name]: number for name, number in numbered.items()})
         return int(str(boundary["index"]))
+
+
+def _boundaries(walk: Walk) -> dict[int, fx.Node]:
+    """Calls after which one tensor alone is still needed, and that tensor."""
+    found: dict[int, fx.Node] = {}
+    alive: set[fx.Node] = set()
+    for index, node in enumerate(walk.order):
+        alive = {other for other in alive if walk.last_use[other] > index}
+        if walk.last_use[node] > index and not isinstance(node.meta["val"], int | torch.SymInt):
+            alive.add(node)
+        if len(alive) == 1:
+            (last,) = alive
+            if isinstance(last.meta["val"], Tensor):
+                found[index] = last
+    return found
+
+
+def _tokens(block: Sequence[int]) -> Tensor:
+    return torch.tensor(block, dtype=torch.int64)
 
 
 def _read_tensors(file: Path, shapes: Sequence[Sequence[int]]) -> Iterator[Tensor]:

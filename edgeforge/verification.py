@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,6 @@ from quant.plan import Assignment, QuantPlan
 if TYPE_CHECKING:
     from edgeforge.evaluate import Evaluation
     from edgeforge.reference import ReferenceRunner
-    from quant.program import Program
 
 Progress = Callable[[str, int, int], None]
 
@@ -193,7 +191,7 @@ def _references(
     manifest: Manifest, model: Model, progress: Progress
 ) -> tuple[ReferenceRunner, ReferenceRunner]:
     """FLOAT from the checkpoint and QUANTIZED from the store."""
-    from edgeforge.calibration import Calibration
+    from edgeforge.calibration import Calibration, CalibrationRun
     from edgeforge.pipeline import quantize
     from edgeforge.reference import ReferenceRunner, store_reader
     from edgeforge.trace import trace
@@ -207,10 +205,11 @@ def _references(
         },
     )
     program = trace(model.spec, manifest.context)
-    traced: Future[Program] = Future()
-    traced.set_result(program)
-    calibration = Calibration.recorded(manifest.calibration) if manifest.calibration else None
-    store = quantize(model, model.checkpoint.digest(), plan, None, progress, calibration, traced)
+    run = None
+    if manifest.calibration:
+        calibration = Calibration.recorded(manifest.calibration)
+        run = CalibrationRun(model, calibration, lambda: program)
+    store = quantize(model.weights, model.checkpoint.digest(), plan, None, progress, run)
     reference = ReferenceRunner(
         program,
         lambda given: model.weights.float_weight(given.name),

@@ -23,9 +23,8 @@ class Rule:
         match: shell pattern of weight names, or a role.
         format: a format's name; or several with ``|`` between, of which each weight gets the
             first whose groups divide its columns.
-        algorithm: a name of `quant.registry`. An embedding has no inputs to calibrate on, and what
-            a tied head shares with it is needed from the first token on: where the algorithm is a
-            calibrated one, an embedding gets ``rtn``.
+        algorithm: a name of `quant.registry`. An embedding that is not the head too has no inputs
+            to calibrate on: in the place of a calibrated algorithm it gets ``rtn``.
         optional: whether it may match nothing; a rule of a file that does is a mistake.
     """
 
@@ -67,6 +66,7 @@ class Recipe:
             self._check_algorithm(asked)
         weights: dict[str, Assignment] = {}
         used: set[Rule] = set()
+        tied = "head" not in roles.values()
         for name, shape in shapes.items():
             if len(shape) == 1:
                 weights[name] = Assignment(FLOAT32, "cast")
@@ -78,7 +78,9 @@ class Recipe:
                 )
             used.add(rule)
             chosen = self._choose_format(rule, name, shape)
-            weights[name] = Assignment(chosen, _algorithm(rule, chosen, roles[name]))
+            weights[name] = Assignment(
+                chosen, _algorithm(rule, chosen, roles[name] == "embedding" and not tied)
+            )
         for rule in self.rules:
             if rule not in used and not rule.optional and rule.match not in _ROLES:
                 self._refuse_unused(rule, shapes)
@@ -119,12 +121,12 @@ def _matches(rule: Rule, name: str, role: str) -> bool:
     return rule.match == role or fnmatchcase(name, rule.match)
 
 
-def _algorithm(rule: Rule, format: WeightFormat, role: str) -> str:
+def _algorithm(rule: Rule, format: WeightFormat, only_looked_up: bool) -> str:
     from quant.registry import CALIBRATED
 
     if not is_quantized(format):
         return "cast"
-    return "rtn" if role == "embedding" and rule.algorithm in CALIBRATED else rule.algorithm
+    return "rtn" if only_looked_up and rule.algorithm in CALIBRATED else rule.algorithm
 
 
 def _uniform(name: str, format: str, about: str, algorithm: str = "rtn") -> Recipe:
@@ -146,7 +148,7 @@ _INT4 = Recipe(
 _INT4_GPTQ = Recipe(
     "int4-gptq",
     "the formats of int4, integers chosen by GPTQ on a calibration text",
-    tuple(replace(rule, algorithm="gptq") for rule in _INT4.rules),
+    tuple(replace(rule, algorithm="gptq-order") for rule in _INT4.rules),
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -157,7 +159,7 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int4-g64", "int4-g64", "4 bits, groups of 64: 4.25 bits a weight"),
         _uniform("int4-g128", "int4-g128", "4 bits, groups of 128: 4.125 bits, the fastest"),
         _INT4_GPTQ,
-        _uniform("int4-g128-gptq", "int4-g128", "4 bits, groups of 128, by GPTQ", "gptq"),
+        _uniform("int4-g128-gptq", "int4-g128", "4 bits, groups of 128, by GPTQ", "gptq-order"),
         _uniform("int4-g32-asym", "int4-g32-asym", "4 bits with zero points, groups of 32"),
         _uniform("int4-g64-asym", "int4-g64-asym", "4 bits with zero points, groups of 64"),
         _uniform("int4-g128-asym", "int4-g128-asym", "4 bits with zero points, groups of 128"),

@@ -12,8 +12,8 @@ Usage::
     python corpus.py --out build/
 
 It writes `train.jsonl` (one document a line), `heldout.txt` and `calibration.txt`, for either a
-list of its documents, `heldout_licences.txt` for both, and `sources.json`. The packages are taken with `apt-get download` and
-unpacked without installing.
+list of its documents, `heldout_licences.txt` for both, and `sources.json`. The packages are taken
+with `apt-get download` and unpacked without installing.
 """
 
 from __future__ import annotations
