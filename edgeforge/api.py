@@ -22,13 +22,23 @@ def export(
     out: str | Path,
     *,
     targets: Sequence[str] = ("onnx",),
-    recipe: str = "int4",
+    recipe: str | None = None,
     context: int | None = None,
     tokenizer: str | None = None,
     revision: str | None = None,
     ignore_config: Sequence[str] = (),
+    calibration: str | Path | None = None,
+    calibration_tokens: int = 64 * 512,
+    calibration_length: int = 512,
+    seed: int = 0,
+    resume: str | Path | None = None,
     force: bool = False,
     threads: int | None = None,
+    imported_scales: str = "float16",
+    bits_per_weight: float | None = None,
+    max_size: int | None = None,
+    max_kl: float | None = None,
+    save_plan: str | Path | None = None,
     **target_options: Any,
 ) -> list[Path]:
     """Traces, quantizes and writes a model.
@@ -37,13 +47,26 @@ def export(
         model: a checkpoint folder, a hub id, or ``demo``.
         out: the output folder; it appears only when everything in it is whole.
         targets: names of `exporters.registry`.
-        recipe: a name of `quant.recipes`, or a YAML file of rules.
+        recipe: a name that ``edgeforge list recipes`` shows, or a YAML file of rules; None for
+            ``int4``, or for ``as-is`` where the checkpoint is quantized already.
         context: declared context in tokens; None for the model's own, 4096 at most.
         tokenizer: where to take the tokenizer from instead.
         revision: of a hub id.
         ignore_config: config fields you know not to change the maths.
+        calibration: a UTF-8 file, or ``demo``, that calibrated recipes look at activations on; None
+            for ``demo`` where a recipe needs a text.
+        calibration_tokens: how many tokens of it.
+        calibration_length: tokens of a sequence.
+        seed: which of its sequences are taken.
+        resume: folder of the partial results of calibration; None for one in the cache.
         force: replace an existing output folder.
         threads: for quantization.
+        imported_scales: ``float16`` keeps the scales of such a checkpoint exactly, ``bfloat16``
+            rounds them, which every target can hold.
+        bits_per_weight: budget of a mixed recipe: stored bits over parameters.
+        max_size: budget of a mixed recipe: bytes of the stored weights.
+        max_kl: budget of a mixed recipe: KL divergence on the calibration text, nats a token.
+        save_plan: a ``.yaml`` file that the plan is written to as a recipe.
         target_options: fields of `exporters.options.TargetOptions`, such as ``strip=True``.
 
     Returns:
@@ -52,9 +75,12 @@ def export(
     Raises:
         EdgeForgeError: or a QuantizationError or ExportError, in one sentence.
     """
+    from edgeforge.calibration import CalibrationOptions
+    from edgeforge.mixing import Budget
     from edgeforge.model import open_model
     from edgeforge.pipeline import ExportOptions
     from edgeforge.pipeline import export as run_export
+    from edgeforge.planning import scale_name
     from exporters.options import TargetOptions
     from exporters.registry import find_target
 
@@ -66,7 +92,23 @@ def export(
         opened,
         chosen,
         Path(out),
-        ExportOptions(recipe, context, force, threads, TargetOptions(**target_options)),
+        ExportOptions(
+            recipe,
+            context,
+            force,
+            threads,
+            TargetOptions(**target_options),
+            CalibrationOptions(
+                None if calibration is None else str(calibration),
+                calibration_tokens,
+                calibration_length,
+                seed,
+            ),
+            None if resume is None else Path(resume),
+            scale_name(imported_scales),
+            Budget(bits_per_weight, max_size, max_kl),
+            None if save_plan is None else Path(save_plan),
+        ),
     )
 
 

@@ -40,9 +40,10 @@ def _families() -> dict[str, str]:
 
 
 def _recipes() -> dict[str, str]:
+    from edgeforge.planning import PLANNED
     from quant.recipes import RECIPES
 
-    return {name: recipe.about for name, recipe in RECIPES.items()}
+    return {**{name: recipe.about for name, recipe in RECIPES.items()}, **PLANNED}
 
 
 def _targets() -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -49,6 +49,7 @@ __all__ = ["Checkpoint", "CheckpointDigest", "FileDigest", "TensorEntry"]
 
 # NumPy has no bfloat16: its bits travel as uint16.
 READ_AS = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+INTEGERS = ("int32", "int64")
 
 # Linux moves at most 2 GiB less a page in one call.
 _MAX_READ = 1 << 30
@@ -126,6 +127,19 @@ class Checkpoint:
 
         entry = self._weight(name)
         result = np.empty(entry.shape, READ_AS[entry.dtype])
+        self._fill(entry, entry.offset, result.reshape(-1).data)
+        return result
+
+    def read_integers(self, name: str) -> NDArray[np.int32] | NDArray[np.int64]:
+        """Return a whole tensor of packed codes or numbers, ``int32`` or ``int64``.
+
+        Raises:
+            CheckpointError: No such tensor, another dtype, or the file was cut short.
+        """
+        import numpy as np
+
+        entry = self._entry(name, INTEGERS, "integers")
+        result = np.empty(entry.shape, entry.dtype)
         self._fill(entry, entry.offset, result.reshape(-1).data)
         return result
 
@@ -211,15 +225,17 @@ class Checkpoint:
             self.close()
 
     def _weight(self, name: str) -> TensorEntry:
+        return self._entry(name, READ_AS, "weights")
+
+    def _entry(self, name: str, dtypes: Iterable[str], what: str) -> TensorEntry:
         entry = self.tensors.get(name)
         if entry is None:
             near = difflib.get_close_matches(name, self.tensors, n=1)
             hint = f"; the nearest is {near[0]}" if near else ""
             raise CheckpointError(f"{self.source} has no tensor {name}{hint}")
-        if entry.dtype not in READ_AS:
+        if entry.dtype not in dtypes:
             raise CheckpointError(
-                f"{name} in {entry.file} is {entry.dtype}; weights are read from "
-                f"{', '.join(READ_AS)}"
+                f"{name} in {entry.file} is {entry.dtype}; {what} are read from {', '.join(dtypes)}"
             )
         return entry
 

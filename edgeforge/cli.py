@@ -50,8 +50,19 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
     target: Annotated[str, typer.Option(help="Targets, separated by commas.")] = "onnx",
     recipe: Annotated[
-        str, typer.Option(help="A name from `edgeforge list recipes`, or a YAML file of rules.")
-    ] = "int4",
+        str | None,
+        typer.Option(
+            help="A name from `edgeforge list recipes`, or a YAML file of rules; by default int4, "
+            "or as-is for a checkpoint that is quantized already."
+        ),
+    ] = None,
+    imported_scales: Annotated[
+        str,
+        typer.Option(
+            help="Of a checkpoint that is quantized already: float16 keeps its scales exactly, "
+            "bfloat16 rounds them, which every target can hold."
+        ),
+    ] = "float16",
     context: Annotated[
         int | None,
         typer.Option(help="Declared context in tokens; by default the model's, 4096 at most."),
@@ -97,14 +108,63 @@ def export(
             help="What the device has for the model, such as 3GB: refuse what needs more."
         ),
     ] = None,
+    bits_per_weight: Annotated[
+        float | None,
+        typer.Option(help="Budget of a mixed recipe: stored bits over parameters, such as 4.5."),
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Budget of a mixed recipe: size of the stored weights, such as 1.8GB; graphs and "
+            "tokenizer come on top."
+        ),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            help="Budget of a mixed recipe: KL divergence from the checkpoint on the calibration "
+            "text, nats a token, such as 0.02."
+        ),
+    ] = None,
+    save_plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml",
+            help="Write the plan as a recipe that gives the same formats again.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|demo",
+            help="Text that calibrated recipes look at activations on; by default `demo`.",
+        ),
+    ] = None,
+    calibration_tokens: Annotated[
+        int | None, typer.Option(min=1, help="How many tokens of it; by default 32768.")
+    ] = None,
+    calibration_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of a sequence; by default 512, the context at most."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Which of its sequences are taken.")] = 0,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of calibration's partial results, to go on from; else in the cache."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing output folder.")] = False,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
     """Trace, quantize and write a model for one or more runtimes."""
+    from edgeforge.calibration import CalibrationOptions
+    from edgeforge.mixing import Budget
     from edgeforge.model import open_model
     from edgeforge.pipeline import ExportOptions
     from edgeforge.pipeline import export as run_export
+    from edgeforge.planning import scale_name
     from edgeforge.progress import Reporter
     from edgeforge.show import parse_size, size_text
     from exporters.manifest import Manifest
@@ -127,7 +187,24 @@ def export(
         backend=backend,
         max_memory=None if max_memory is None else parse_size(max_memory),
     )
-    options = ExportOptions(recipe, context, force, threads, target_options)
+    text = CalibrationOptions(
+        calibration,
+        calibration_tokens or CalibrationOptions.tokens,
+        calibration_length or CalibrationOptions.length,
+        seed,
+    )
+    options = ExportOptions(
+        recipe,
+        context,
+        force,
+        threads,
+        target_options,
+        text,
+        resume,
+        scale_name(imported_scales),
+        Budget(bits_per_weight, None if max_size is None else parse_size(max_size), max_kl),
+        save_plan,
+    )
     with Reporter(quiet) as progress:
         folders = run_export(opened, targets, out, options, progress)
     for folder in folders:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from edgeforge.checkpoint import Checkpoint
 from edgeforge.families.registry import read_spec
+from edgeforge.packed.registry import read_packing
 from edgeforge.spec import ModelSpec
 from edgeforge.weights import CheckpointWeights
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo"
 HELDOUT = DEMO_FOLDER / "heldout.txt"
+CALIBRATION_TEXT = DEMO_FOLDER / "calibration.txt"
 
 
 @dataclass(frozen=True)
@@ -55,4 +57,5 @@ def open_model(
     checkpoint = Checkpoint.open(where, revision=revision, tokenizer=tokenizer)
     ignored = tuple(ignore_config)
     spec = read_spec(checkpoint.config, checkpoint.generation_config, ignored)
-    return Model(checkpoint, spec, CheckpointWeights(checkpoint, spec), ignored)
+    packing = read_packing(checkpoint.config, ignored)
+    return Model(checkpoint, spec, CheckpointWeights(checkpoint, spec, packing), ignored)

@@ -6,7 +6,7 @@ import gc
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -14,18 +14,23 @@ from pathlib import Path
 from threading import Event
 
 from edgeforge.cache import cache_dir
+from edgeforge.calibration import Calibration, CalibrationOptions, CalibrationRun, calibration_for
 from edgeforge.checkpoint import CheckpointDigest
 from edgeforge.errors import UsageError
+from edgeforge.mixing import Budget
 from edgeforge.model import Model
 from edgeforge.model_card import provenance
 from edgeforge.output import atomic_folder
+from edgeforge.planning import Planned, choose_plan
 from edgeforge.spec import ModelSpec
 from edgeforge.weights import CheckpointWeights
 from exporters.manifest import Manifest, WeightRecord, record_files
 from exporters.options import TargetOptions, check_options
 from exporters.structure import to_json
 from exporters.target import ExportRequest, Lowered, ModelFacts, Target
+from quant.formats import ScaleName
 from quant.plan import QuantPlan
+from quant.program import Program
 from quant.store import WeightStore
 
 # Longer contexts are a choice: their caches and tables cost memory on every phone.
@@ -42,18 +47,29 @@ class ExportOptions:
     """What a user asks of an export.
 
     Attributes:
-        recipe: a name of `quant.recipes`, or a YAML file.
+        recipe: a name of `quant.recipes` or `edgeforge.planning`, or a YAML file; None for the
+            checkpoint's natural one.
         context: declared context in tokens; None for the model's own, 4096 at most.
         force: replace an existing output folder.
         threads: for quantization; None for one per processor, four at most.
         target: what targets are asked beyond the recipe.
+        calibration: the text that calibrated algorithms look at activations on.
+        resume: folder of the partial results of calibration; None for one in the cache.
+        imported_scales: what scales of imported weights are kept in.
+        budget: of a mixed recipe.
+        save_plan: file that the plan is written to as a recipe.
     """
 
-    recipe: str = "int4"
+    recipe: str | None = None
     context: int | None = None
     force: bool = False
     threads: int | None = None
     target: TargetOptions = field(default_factory=TargetOptions)
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    resume: Path | None = None
+    imported_scales: ScaleName = "float16"
+    budget: Budget = field(default_factory=Budget)
+    save_plan: Path | None = None
 
 
 def export(
@@ -78,20 +94,22 @@ def export(
     Raises:
         EdgeForgeError: or a QuantizationError or ExportError; nothing is left half-written.
     """
-    from quant.recipes import find_recipe
-
     checkpoint, spec, weights = model.checkpoint, model.spec, model.weights
     context = choose_context(spec, options.context)
-    plan = find_recipe(options.recipe).plan(weights.shapes(), weights.roles())
-    plan.check(weights.shapes())
     facts = _facts(spec, context)
     check_options(options.target, targets)
+    planned = choose_plan(model, options, targets, facts, progress)
+    plan = planned.plan
     for target in targets:
         target.check(plan, weights.shapes(), facts, options.target.only(target.options))
+    calibration = calibration_for(
+        plan, model, options.calibration, context, looked_at=planned.program is not None
+    )
     with (
         atomic_folder(out, options.force) as partial,
         ThreadPoolExecutor(1) as background,
         _set_at_exit() as left,
+        _cancelled_at_exit() as traced,
     ):
 
         def report(stage: str, done: int, size: int) -> None:
@@ -101,7 +119,10 @@ def export(
 
         def hash_and_quantize() -> tuple[CheckpointDigest, WeightStore]:
             digest = checkpoint.digest(lambda done, size: report("hash", done, size))
-            return digest, quantize(weights, digest, plan, options.threads, report)
+            run = None
+            if calibration is not None:
+                run = CalibrationRun(model, calibration, traced.result, options.resume)
+            return digest, quantize(weights, digest, plan, options.threads, report, run)
 
         # Tracing is Python and needs no weight; hashing and quantizing are neither.
         quantizing = background.submit(hash_and_quantize)
@@ -111,8 +132,9 @@ def export(
             from quant.dialect import check_float, check_quantized
             from quant.rewrite import quantize_program
 
-            program = trace(spec, context)
+            program = planned.program or trace(spec, context)
         check_float(program)
+        traced.set_result(program)
         digest, store = quantizing.result()
         program = quantize_program(program, plan)
         check_quantized(program)
@@ -132,7 +154,9 @@ def export(
             )
             lowered = target.write(request, folder)
             _copy_sidecars(checkpoint.path, folder)
-            manifest = _manifest(model, digest, plan, store, target, request, lowered)
+            manifest = _manifest(
+                model, digest, planned, calibration, store, target, request, lowered
+            )
             structure = to_json(target.structure(folder))
             found = {"files": record_files(folder), "structure": structure}
             Manifest(**{**vars(manifest), **found}).write(folder)
@@ -168,6 +192,16 @@ def _set_at_exit() -> Iterator[Event]:
         event.set()
 
 
+@contextmanager
+def _cancelled_at_exit() -> Iterator[Future[Program]]:
+    """A program to come; whoever waits for it is released once the block is left without it."""
+    future: Future[Program] = Future()
+    try:
+        yield future
+    finally:
+        future.cancel()
+
+
 def choose_context(spec: ModelSpec, asked: int | None) -> int:
     """The declared context: what was asked, or the model's own up to `DEFAULT_CONTEXT`.
 
@@ -189,13 +223,24 @@ def quantize(
     plan: QuantPlan,
     threads: int | None,
     progress: Progress,
+    run: CalibrationRun | None = None,
 ) -> WeightStore:
-    """The store of this checkpoint and plan: found in the cache, or made now."""
+    """The store of this checkpoint, plan and calibration: found in the cache, or made now.
+
+    Args:
+        weights: of the checkpoint.
+        digest: of the checkpoint.
+        plan: what to make of each weight.
+        threads: how many to use; None for one per processor, four at most.
+        progress: told of each stage.
+        run: how to calibrate; None where the plan needs no calibration.
+    """
     from quant.quantize import fill_store
     from quant.store import find_store, new_store, store_key
 
     cache = cache_dir() / "stores"
-    key = store_key(digest.sha256, weights.mapping_digest(), plan)
+    text = "" if run is None else run.calibration.digest
+    key = store_key(digest.sha256, weights.mapping_digest(), plan, text)
     found = find_store(cache, key)
     if found is not None:
         progress("quantize (cached)", 1, 1)
@@ -207,8 +252,16 @@ def quantize(
         done += count
         progress("quantize", done, size)
 
-    with new_store(cache, key, plan, weights.shapes()) as writer:
-        fill_store(weights, plan, writer, threads=threads, progress=advance)
+    if run is None:
+        with new_store(cache, key, plan, weights.shapes()) as writer:
+            fill_store(weights, plan, writer, threads=threads, progress=advance)
+        return WeightStore(cache / key)
+
+    from edgeforge.sequential import fill_calibrated
+    from quant.resume import partial_store
+
+    with partial_store(cache, key, plan, weights.shapes(), run.resume) as partial:
+        fill_calibrated(run, plan, partial, threads, progress)
     return WeightStore(cache / key)
 
 
@@ -236,7 +289,8 @@ def _copy_sidecars(checkpoint: Path, folder: Path) -> None:
 def _manifest(
     model: Model,
     digest: CheckpointDigest,
-    plan: QuantPlan,
+    planned: Planned,
+    calibration: Calibration | None,
     store: WeightStore,
     target: Target,
     request: ExportRequest,
@@ -245,13 +299,15 @@ def _manifest(
     from edgeforge.rope import uses_long_set
 
     checkpoint, spec, context = model.checkpoint, model.spec, request.facts.context
-    notes = list(lowered.notes)
+    plan, notes = planned.plan, [*lowered.notes, *planned.notes]
     if spec.rope.scaling == "longrope":
         chosen = "long" if uses_long_set(spec.rope, context) else "short"
         notes.append(
             f"longrope: the {chosen} factors apply at every position, as the declared context of "
             f"{context} tokens decides (the original context is {spec.rope.original_context})"
         )
+    if calibration is not None:
+        notes.extend(calibration.notes)
     shapes = {name: weight.shape for name, weight in spec.weights.items()}
     return Manifest(
         target=target.name,
@@ -282,6 +338,7 @@ def _manifest(
         states=lowered.states,
         notes=tuple(notes),
         options=request.options.given(),
+        calibration={} if calibration is None else calibration.record(),
         tools=versions(_TOOLS),
     )
 

@@ -23,6 +23,7 @@ class Reporter:
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
         self._lines: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}
         self._started = time.perf_counter()
         self._lock = threading.Lock()
 
@@ -76,8 +77,14 @@ class Reporter:
             return
         self._lines[stage] = now
         words = f"{now - self._started:7.1f} s  {stage}"
-        if not first:
+        if first:
+            self._first[stage] = now, done
+        else:
+            begun, before = self._first[stage]
             words += f": {done / size:.0%} of {_amount(size)}"
+            if before < done < size:
+                left = (now - begun) * (size - done) / (done - before)
+                words += f", about {left:.0f} s left"
         print(words, file=sys.stderr, flush=True)
 
 

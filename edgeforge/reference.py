@@ -23,7 +23,7 @@ from quant import dialect, native, packing
 from quant.formats import PaletteFormat
 from quant.ops import quantized_format
 from quant.program import Input, Program, node_argument
-from quant.store import WeightStore
+from quant.store import StoreWriter, WeightStore
 
 # Blocks are grouped until they hold this many tokens; each group reads every weight once.
 GROUP_TOKENS = 8192
@@ -31,16 +31,20 @@ GROUP_TOKENS = 8192
 WeightReader = Callable[[Input], Tensor]
 """Gives the value of an input of kind ``weight``."""
 
-Values = dict[fx.Node, list[Any]]
+Values = dict[fx.Node, Any]
+"""What is known of one block so far, and still needed."""
 
 
-class ReferenceRunner:
-    """Logits of a program, by the meaning of its operators.
+class Walk:
+    """A program's calls in order; each is prepared once and then runs on any number of blocks.
 
     Args:
         program: in the float or the quantized dialect.
         read: gives each weight (`store_reader`, or a checkpoint's `float_weight`).
         rows: gives rows of a float embedding by token, so that the table is never whole in memory.
+
+    Attributes:
+        order: the calls.
     """
 
     def __init__(
@@ -50,72 +54,49 @@ class ReferenceRunner:
         rows: Callable[[str, Tensor], Tensor] | None = None,
     ) -> None:
         self.program, self._read, self._rows = program, read, rows
-        self._order = [n for n in program.graph.nodes if n.op == "call_function"]
-        position = {node: index for index, node in enumerate(self._order)}
-        self._last_use = {
-            node: max((position.get(u, len(self._order)) for u in node.users), default=0)
-            for node in self._order
+        self.order = [n for n in program.graph.nodes if n.op == "call_function"]
+        self._position = {node: index for index, node in enumerate(self.order)}
+        self.last_use = {
+            node: max((self._position.get(u, len(self.order)) for u in node.users), default=0)
+            for node in self.order
         }
 
-    def logits(self, blocks: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Logits of every position of each block, each a fresh text.
+    def begin(self, block: Tensor) -> Values:
+        """What is known of a fresh text: its tokens, ``int64[t]``."""
+        return {node: block.reshape(1, -1) for node, _ in self.program.placeholders("tokens")}
 
-        Args:
-            blocks: ``int64[t]`` each, any lengths up to the context.
+    def advance(self, node: fx.Node, blocks: Sequence[Values], pool: ThreadPoolExecutor) -> None:
+        """Runs one call on every block, and forgets what no later call needs."""
+        run = self.prepare(node)
 
-        Yields:
-            ``float32[t, vocab]`` for each block, in order.
-        """
-        group: list[Tensor] = []
-        for block in blocks:
-            group.append(block)
-            if sum(map(len, group)) >= GROUP_TOKENS:
-                yield from self._run(group)
-                group = []
-        if group:
-            yield from self._run(group)
+        def step(values: Values) -> None:
+            values[node] = run(values)
+            self.forget(node, values)
 
-    def _run(self, blocks: list[Tensor]) -> Iterator[Tensor]:
-        head = self.program.output()
-        values: Values = {}
-        inputs = self.program.inputs
-        for node in self.program.graph.nodes:
-            if node.op == "placeholder" and inputs[node.name].kind == "tokens":
-                values[node] = [block.reshape(1, -1) for block in blocks]
-        with _block_pool() as pool:
-            for index, node in enumerate(self._order):
-                if node is head:
-                    break
-                values[node] = self._node(node, values, len(blocks), pool)
-                for used in node.all_input_nodes:
-                    if self._last_use.get(used, -1) == index:
-                        del values[used]
-        run = self._prepare(head, values)
-        for index in range(len(blocks)):
-            yield run(index)[0]
+        list(pool.map(step, blocks))
 
-    def _node(
-        self, node: fx.Node, values: Values, count: int, pool: ThreadPoolExecutor
-    ) -> list[object]:
-        if node.target is dialect.EMBEDDING and self._rows is not None:
-            name = self.program.inputs[node_argument(node, 1).name].name
-            tokens = values[node_argument(node, 0)]
-            return [self._rows(name, block) for block in tokens if isinstance(block, Tensor)]
-        return list(pool.map(self._prepare(node, values), range(count)))
+    def forget(self, node: fx.Node, values: Values) -> None:
+        """Drops what no call after this one needs."""
+        for used in node.all_input_nodes:
+            if self.last_use.get(used, -1) == self._position[node]:
+                del values[used]
 
-    def _prepare(self, node: fx.Node, values: Values) -> Callable[[int], Any]:
-        """What runs a node on one block, its weights already read and unpacked."""
-        weights = self._weights(node)
+    def prepare(self, node: fx.Node) -> Callable[[Values], Any]:
+        """What runs a call on one block, its weights already read and unpacked."""
         target = node.target
+        if target is dialect.EMBEDDING and self._rows is not None:
+            rows, name = self._rows, self.program.inputs[node_argument(node, 1).name].name
+            return lambda values: rows(name, values[node_argument(node, 0)])
+        weights = self._weights(node)
         assert callable(target)
 
-        def run(index: int) -> Any:
+        def run(values: Values) -> Any:
             with torch.no_grad():
-                return target(*self._arguments(node, values, index, weights))
+                return target(*self._arguments(node, values, weights))
 
-        def run_unpacked(index: int) -> Any:
+        def run_unpacked(values: Values) -> Any:
             with torch.no_grad():
-                return F.linear(values[node_argument(node, 0)][index], unpacked)
+                return F.linear(values[node_argument(node, 0)], unpacked)
 
         if target is not dialect.QUANT_LINEAR:
             return run
@@ -145,22 +126,65 @@ class ReferenceRunner:
         return found
 
     def _arguments(
-        self, node: fx.Node, values: Values, index: int, weights: dict[fx.Node, Tensor]
+        self, node: fx.Node, values: Values, weights: dict[fx.Node, Tensor]
     ) -> tuple[object, ...]:
         def value(source: fx.Node) -> object:
             if source in weights:
                 return weights[source]
             if source in values:
-                return values[source][index]
+                return values[source]
             given = self.program.inputs[source.name]
             if given.kind == "position":
                 return torch.zeros(1, dtype=torch.int64)
             # A cache as long as the block is enough, for every block is a fresh text.
             _, heads, _, width = source.meta["val"].shape
-            length = values[node_argument(node, 0)][index].shape[1]
+            length = values[node_argument(node, 0)].shape[1]
             return torch.zeros(1, heads, length, width)
 
         return _replace_nodes(node, value)
+
+
+class ReferenceRunner:
+    """Logits of a program, by the meaning of its operators; arguments as `Walk`."""
+
+    def __init__(
+        self,
+        program: Program,
+        read: WeightReader,
+        rows: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> None:
+        self.program = program
+        self._walk = Walk(program, read, rows)
+
+    def logits(self, blocks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Logits of every position of each block, each a fresh text.
+
+        Args:
+            blocks: ``int64[t]`` each, any lengths up to the context.
+
+        Yields:
+            ``float32[t, vocab]`` for each block, in order.
+        """
+        group: list[Tensor] = []
+        for block in blocks:
+            group.append(block)
+            if sum(map(len, group)) >= GROUP_TOKENS:
+                yield from self._run(group)
+                group = []
+        if group:
+            yield from self._run(group)
+
+    def _run(self, blocks: list[Tensor]) -> Iterator[Tensor]:
+        walk, head = self._walk, self.program.output()
+        values = [walk.begin(block) for block in blocks]
+        with block_pool() as pool:
+            for node in walk.order:
+                if node is head:
+                    break
+                walk.advance(node, values, pool)
+        run = walk.prepare(head)
+        for known in values:
+            yield run(known)[0]
 
 
 class ReferenceSession:
@@ -257,7 +281,7 @@ class ReferenceSession:
 
 
 @contextmanager
-def _block_pool() -> Iterator[ThreadPoolExecutor]:
+def block_pool() -> Iterator[ThreadPoolExecutor]:
     """Threads that take a block each: they never wait for each other within an operator."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -274,8 +298,8 @@ def _replace_nodes(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[obje
     return tuple(arguments)
 
 
-def store_reader(store: WeightStore) -> WeightReader:
-    """Reads the quantized reference's weights from a store."""
+def store_reader(store: WeightStore | StoreWriter) -> WeightReader:
+    """Reads the quantized reference's weights from a store, also from one still being filled."""
 
     def read(given: Input) -> Tensor:
         part = store.part(given.name, given.part)

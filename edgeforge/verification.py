@@ -194,6 +194,7 @@ def _references(
     manifest: Manifest, model: Model, progress: Progress
 ) -> tuple[ReferenceRunner, ReferenceRunner]:
     """FLOAT from the checkpoint and QUANTIZED from the store."""
+    from edgeforge.calibration import Calibration, CalibrationRun
     from edgeforge.pipeline import quantize
     from edgeforge.reference import ReferenceRunner, store_reader
     from edgeforge.trace import trace
@@ -207,7 +208,11 @@ def _references(
         },
     )
     program = trace(model.spec, manifest.context)
-    store = quantize(model.weights, model.checkpoint.digest(), plan, None, progress)
+    run = None
+    if manifest.calibration:
+        calibration = Calibration.recorded(manifest.calibration)
+        run = CalibrationRun(model, calibration, lambda: program)
+    store = quantize(model.weights, model.checkpoint.digest(), plan, None, progress, run)
     reference = ReferenceRunner(
         program,
         lambda given: model.weights.float_weight(given.name),

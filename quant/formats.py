@@ -17,6 +17,7 @@ from typing import Final, Literal
 from quant.errors import QuantizationError
 
 FloatName = Literal["float32", "float16", "bfloat16"]
+ScaleName = Literal["bfloat16", "float16"]
 
 _ITEM_BYTES: Final = {"uint8": 1, "float16": 2, "bfloat16": 2, "float32": 4}
 _FLOAT_NAMES: Final[dict[FloatName, str]] = {
@@ -25,7 +26,7 @@ _FLOAT_NAMES: Final[dict[FloatName, str]] = {
     "bfloat16": "bf16",
 }
 _PALETTE_BITS: Final = (2, 3, 4, 6, 8)
-_INT_NAME: Final = re.compile(r"int(4|8)-(pc|g([1-9][0-9]*))(-asym)?")
+_INT_NAME: Final = re.compile(r"int(4|8)-(pc|g([1-9][0-9]*))(-asym)?(-f16)?")
 _PALETTE_NAME: Final = re.compile(r"lut([2-8])-(pt|gc([1-9][0-9]*))")
 _USUAL_NAMES: Final = (
     *(
@@ -59,18 +60,21 @@ class TensorLayout:
 
 @dataclass(frozen=True)
 class IntFormat:
-    """Integers of 4 or 8 bits with one bfloat16 scale a group of columns.
+    """Integers of 4 or 8 bits with one scale a group of columns.
 
     Attributes:
         bits: 4 or 8.
         group_size: Columns that share a scale, or None for one group a row ("per channel").
         symmetric: Whether the zero point is the implicit ``2 ** (bits - 1)``; otherwise every group
             has its own zero point in ``0 .. 2 ** bits - 1``.
+        scale_dtype: ``bfloat16``, which every runtime holds; ``float16`` only where a checkpoint
+            that was quantized elsewhere brings such scales, so that they stay exact.
     """
 
     bits: Literal[4, 8]
     group_size: int | None
     symmetric: bool = True
+    scale_dtype: ScaleName = "bfloat16"
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
@@ -86,7 +90,8 @@ class IntFormat:
     def name(self) -> str:
         """Short name that ``parse_format`` reads back, such as ``int4-g32`` or ``int8-pc``."""
         groups = "pc" if self.group_size is None else f"g{self.group_size}"
-        return f"int{self.bits}-{groups}" + ("" if self.symmetric else "-asym")
+        zero = "" if self.symmetric else "-asym"
+        return f"int{self.bits}-{groups}{zero}" + ("-f16" if self.scale_dtype == "float16" else "")
 
     @property
     def implicit_zero_point(self) -> int:
@@ -137,13 +142,13 @@ class IntFormat:
         """Dtypes and shapes of the stored parts of a ``[rows, cols]`` matrix.
 
         ``codes`` is ``uint8[rows, cols * bits / 8]`` (int4: low nibble = even column), ``scale`` is
-        ``bfloat16[rows, groups]``, and an asymmetric format adds ``zero_point``,
+        ``bfloat16[rows, groups]`` (or ``float16``), and an asymmetric format adds ``zero_point``,
         ``uint8[rows, ceil(groups * bits / 8)]`` (int4: low nibble = even group).
         """
         groups = self.groups(cols)
         parts = {
             "codes": TensorLayout("uint8", (rows, cols * self.bits // 8)),
-            "scale": TensorLayout("bfloat16", (rows, groups)),
+            "scale": TensorLayout(self.scale_dtype, (rows, groups)),
         }
         if not self.symmetric:
             parts["zero_point"] = TensorLayout("uint8", (rows, -(-groups * self.bits // 8)))
@@ -329,7 +334,8 @@ def parse_format(name: str) -> WeightFormat:
     match = _INT_NAME.fullmatch(name)
     if match is not None:
         size = None if match[3] is None else int(match[3])
-        return IntFormat(4 if match[1] == "4" else 8, size, symmetric=match[4] is None)
+        scale: ScaleName = "bfloat16" if match[5] is None else "float16"
+        return IntFormat(4 if match[1] == "4" else 8, size, match[4] is None, scale)
     match = _PALETTE_NAME.fullmatch(name)
     for bits in _PALETTE_BITS:
         if match is not None and int(match[1]) == bits:

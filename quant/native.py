@@ -10,6 +10,7 @@ from typing import Final
 
 import torch
 
+from quant import packing
 from quant.errors import QuantizationError
 from quant.formats import IntFormat
 
@@ -132,7 +133,7 @@ def dequantize(
 
     Args:
         codes: uint8 ``[rows, cols * bits / 8]``.
-        scale: bfloat16 ``[rows, groups]``.
+        scale: ``[rows, groups]`` in the format's ``scale_dtype``.
         zero_point: uint8 ``[rows, ceil(groups * bits / 8)]``, or None when ``fmt`` is symmetric.
         fmt: The format of the parts.
         out: Contiguous float32 ``[rows, cols]`` to write to, or None for a new tensor.
@@ -153,6 +154,8 @@ def dequantize(
         raise QuantizationError("dequantized values need a contiguous float32 buffer")
     _fitting(values, "out", (rows, cols), torch.float32)
     points = None if fmt.symmetric else given["zero_point"]
+    if fmt.scale_dtype != "bfloat16":  # the kernel reads bfloat16
+        return values.copy_(packing.dequantize(codes, scale, points, fmt))
     _loaded().edgeforge_dequantize_rows(
         *(_address(given["codes"]), _address(given["scale"]), _address(points)),
         *(rows, cols, fmt.columns_per_group(cols), fmt.bits, values.data_ptr()),

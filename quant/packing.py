@@ -154,13 +154,13 @@ def dequantize(
 
     Args:
         codes: uint8 ``[rows, cols * bits / 8]``.
-        scale: bfloat16 ``[rows, groups]``.
+        scale: bfloat16 or float16 ``[rows, groups]``.
         zero_point: uint8 ``[rows, ceil(groups * bits / 8)]``, or None when ``fmt`` is symmetric.
         fmt: The format of the parts.
 
     Returns:
         float32 ``[rows, cols]``; exact, for the product of an integer of at most 9 bits and a
-        bfloat16 number fits float32.
+        bfloat16 or float16 number fits float32.
 
     >>> codes = torch.tensor([[0x98, 0x07]], dtype=torch.uint8)
     >>> scale = torch.tensor([[0.5]], dtype=torch.bfloat16)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quant.errors import QuantizationError
-from quant.formats import FloatFormat, WeightFormat, parse_format
+from quant.formats import FloatFormat, IntFormat, WeightFormat, parse_format
 
 PLAN_VERSION = 1
+
+IMPORTED = "imported"
+"""The algorithm of weights whose integers and scales the checkpoint itself holds."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class QuantPlan:
                     f"{name} is a vector; only matrices are quantized: keep it fp32, not "
                     f"{assignment.format.name}"
                 )
+            _check_scales(name, assignment)
             rows, columns = matrix_shape(shapes[name])
             assignment.format.check(name, rows, columns)
 
@@ -124,6 +128,25 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 def is_quantized(format: WeightFormat) -> bool:
     """Whether a format holds codes, of integers or of a palette."""
     return not isinstance(format, FloatFormat)
+
+
+def _check_scales(name: str, assignment: Assignment) -> None:
+    """Refuses scales that no quantizer here makes.
+
+    Raises:
+        QuantizationError: float16 scales of a weight that was not quantized elsewhere.
+    """
+    format = assignment.format
+    if (
+        isinstance(format, IntFormat)
+        and format.scale_dtype != "bfloat16"
+        and assignment.algorithm != IMPORTED
+    ):
+        plain = replace(format, scale_dtype="bfloat16")
+        raise QuantizationError(
+            f"{name} is to be {format.name}, whose scales only checkpoints bring that were "
+            f"quantized elsewhere: use {plain.name}"
+        )
 
 
 FLOAT32 = FloatFormat("float32")

@@ -12,11 +12,13 @@ from typing import Protocol
 
 import torch
 
+from quant import native, packing
 from quant.errors import QuantizationError
 from quant.formats import FloatFormat, IntFormat, PaletteFormat
-from quant.plan import Assignment, QuantPlan, matrix_shape
+from quant.kmeans import PalettizedRows
+from quant.plan import IMPORTED, Assignment, QuantPlan, matrix_shape
 from quant.registry import PALETTIZERS, QUANTIZERS, Palettizer
-from quant.store import StoreWriter
+from quant.rtn import QuantizedRows
 
 # Large enough that Python's share is small, small enough to stay in a core's cache.
 CHUNK_WEIGHTS = 1 << 20
@@ -37,6 +39,23 @@ class WeightSource(Protocol):
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``start`` to ``stop``: ``float32 | float16 | bfloat16 [stop - start, columns]``."""
 
+    def imported_rows(self, name: str, start: int, stop: int, format: IntFormat) -> QuantizedRows:
+        """Codes, scales and zero points of a piece of a weight that is stored in integers.
+
+        Asked for only where the plan's algorithm is `quant.plan.IMPORTED`. Codes and zero points
+        are the checkpoint's; scales are rounded where the format's are narrower.
+        """
+
+
+class WeightSink(Protocol):
+    """Where stored parts go: a store's writer."""
+
+    def write(self, weight: str, part: str, at: int, data: memoryview) -> None:
+        """Writes bytes ``at`` an offset within a part, from any thread."""
+
+    def note(self, weight: str, relative_error: float) -> None:
+        """Records how well a weight survived."""
+
 
 @dataclass(frozen=True)
 class _Chunk:
@@ -52,7 +71,7 @@ class _Chunk:
 def fill_store(
     source: WeightSource,
     plan: QuantPlan,
-    writer: StoreWriter,
+    writer: WeightSink,
     *,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -75,12 +94,11 @@ def fill_store(
     lock = Lock()
 
     def work(chunk: _Chunk) -> None:
-        rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
-        cost = _store_rows(rows, chunk, tables.get(chunk.weight), writer)
+        cost = _store_chunk(source, chunk, tables.get(chunk.weight), writer)
         with lock:
             costs[chunk.weight].append(cost)
             if progress is not None:
-                progress(rows.numel())
+                progress((chunk.stop - chunk.start) * chunk.columns)
 
     count = threads or min(4, os.cpu_count() or 1)
     # Torch's threads wait for each other in every operator; ours never do.
@@ -156,49 +174,89 @@ def _chunks(plan: QuantPlan, source: WeightSource) -> Iterator[_Chunk]:
                 pieces = [(name, sum(rows for _, rows in pieces))]
         first = 0
         for origin, rows in pieces:
+            if assignment.algorithm == IMPORTED:
+                step = rows  # packed along the rows: a part of them costs as much as all
             for row in range(0, rows, step):
                 stop = first + min(rows, row + step)
                 yield _Chunk(name, assignment, first + row, stop, columns, origin, row)
             first += rows
 
 
-def _store_rows(
-    rows: torch.Tensor, chunk: _Chunk, table: torch.Tensor | None, writer: StoreWriter
+def write_rows(writer: WeightSink, weight: str, start: int, made: QuantizedRows) -> None:
+    """Writes quantized rows, from row ``start`` on, to their places."""
+    parts = {"codes": made.codes, "scale": made.scale, "zero_point": made.zero_point}
+    for part, value in parts.items():
+        if value is not None:
+            _write(writer, weight, part, start, value)
+
+
+def _write(writer: WeightSink, weight: str, part: str, start: int, value: torch.Tensor) -> None:
+    """Writes rows of a part, from number ``start`` on, to their place."""
+    stride = value.shape[1] * value.element_size()
+    writer.write(weight, part, start * stride, _bytes_of(value))
+
+
+def _store_chunk(
+    source: WeightSource, chunk: _Chunk, table: torch.Tensor | None, writer: WeightSink
 ) -> tuple[float, float]:
     """Writes one chunk; returns the sums of squared errors and of squared weights."""
     format = chunk.assignment.format
-    if isinstance(format, PaletteFormat):
-        palettizer = PALETTIZERS[chunk.assignment.algorithm]
-        if table is None:
-            colours = palettizer.quantize_groups(
-                rows, format, name=chunk.origin, first_row=chunk.origin_row
-            )
-        else:
-            colours = palettizer.look_up_rows(rows, format, table)
-        first_table = 0 if format.rows_per_group is None else chunk.start // format.rows_per_group
-        for part, stored, first in (
-            ("codes", colours.codes, chunk.start),
-            ("lut", colours.lut, first_table),
-        ):
-            stride = stored.shape[1] * stored.element_size()
-            writer.write(chunk.weight, part, first * stride, _bytes_of(stored))
-        return colours.squared_error, colours.squared_norm
     if isinstance(format, IntFormat):
-        quantizer = QUANTIZERS[chunk.assignment.algorithm]
-        made = quantizer.quantize_rows(rows, format, name=chunk.origin, first_row=chunk.origin_row)
-        parts = {"codes": made.codes, "scale": made.scale, "zero_point": made.zero_point}
-        for part, value in parts.items():
-            if value is not None:
-                stride = value.shape[1] * value.element_size()
-                writer.write(chunk.weight, part, chunk.start * stride, _bytes_of(value))
+        made = _quantize(source, chunk, format)
+        write_rows(writer, chunk.weight, chunk.start, made)
         return made.squared_error, made.squared_norm
+    rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
+    if isinstance(format, PaletteFormat):
+        colours = _palettize(rows, chunk, format, table)
+        _write(writer, chunk.weight, "codes", chunk.start, colours.codes)
+        group = format.rows_per_group
+        first_table = 0 if group is None else chunk.start // group
+        _write(writer, chunk.weight, "lut", first_table, colours.lut)
+        return colours.squared_error, colours.squared_norm
     cast, squared_error, squared_norm = cast_rows(
         rows, format, chunk.origin, first_row=chunk.origin_row
     )
-    writer.write(
-        chunk.weight, "value", chunk.start * chunk.columns * cast.element_size(), _bytes_of(cast)
-    )
+    _write(writer, chunk.weight, "value", chunk.start, cast)
     return squared_error, squared_norm
+
+
+def _quantize(source: WeightSource, chunk: _Chunk, format: IntFormat) -> QuantizedRows:
+    if chunk.assignment.algorithm == IMPORTED:
+        return source.imported_rows(chunk.weight, chunk.start, chunk.stop, format)
+    rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
+    quantizer = QUANTIZERS[chunk.assignment.algorithm]
+    return quantizer.quantize_rows(rows, format, name=chunk.origin, first_row=chunk.origin_row)
+
+
+def _palettize(
+    rows: torch.Tensor, chunk: _Chunk, format: PaletteFormat, table: torch.Tensor | None
+) -> PalettizedRows:
+    palettizer = PALETTIZERS[chunk.assignment.algorithm]
+    if table is not None:
+        return palettizer.look_up_rows(rows, format, table)
+    return palettizer.quantize_groups(rows, format, name=chunk.origin, first_row=chunk.origin_row)
+
+
+def stored_values(weight: torch.Tensor, assignment: Assignment, name: str = "") -> torch.Tensor:
+    """What a matrix becomes by being stored, ``float32[rows, columns]``; nothing is written.
+
+    Args:
+        weight: ``float32 | float16 | bfloat16 [rows, columns]``.
+        assignment: a format, and an algorithm that looks at weights alone.
+        name: the weight's name, for messages.
+
+    Raises:
+        QuantizationError: a weight that the format cannot hold.
+    """
+    format = assignment.format
+    if isinstance(format, FloatFormat):
+        return cast_rows(weight, format, name)[0].float()
+    if isinstance(format, PaletteFormat):
+        colours = PALETTIZERS[assignment.algorithm].quantize_groups(weight, format, name=name)
+        return packing.look_up(colours.codes, colours.lut, format)
+    made = QUANTIZERS[assignment.algorithm].quantize_rows(weight, format, name=name)
+    unpack = native.dequantize if native.available() else packing.dequantize
+    return unpack(made.codes, made.scale, made.zero_point, format)
 
 
 def cast_rows(

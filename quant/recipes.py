@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -23,7 +23,9 @@ class Rule:
         match: shell pattern of weight names, or a role.
         format: a format's name; or several with ``|`` between, of which each weight gets the
             first whose groups divide its columns.
-        algorithm: a name of `quant.registry`; None for the usual one of each format.
+        algorithm: a name of `quant.registry`; None for the usual one of each format. An embedding
+            that is not the head too has no inputs to calibrate on: in the place of a calibrated
+            algorithm it gets the usual one.
         optional: whether it may match nothing; a rule of a file that does is a mistake.
     """
 
@@ -65,6 +67,7 @@ class Recipe:
             self._check_algorithm(asked)
         weights: dict[str, Assignment] = {}
         used: set[Rule] = set()
+        tied = "head" not in roles.values()
         for name, shape in shapes.items():
             if len(shape) == 1:
                 weights[name] = Assignment(FLOAT32, "cast")
@@ -76,7 +79,8 @@ class Recipe:
                 )
             used.add(rule)
             chosen = self._choose_format(rule, name, shape)
-            weights[name] = Assignment(chosen, _algorithm(rule, chosen))
+            only_looked_up = roles[name] == "embedding" and not tied
+            weights[name] = Assignment(chosen, _algorithm(rule, chosen, only_looked_up))
         for rule in self.rules:
             if rule not in used and not rule.optional and rule.match not in _ROLES:
                 self._refuse_unused(rule, shapes)
@@ -94,11 +98,11 @@ class Recipe:
         return first
 
     def _check_algorithm(self, rule: Rule) -> None:
-        from quant.registry import PALETTIZERS, QUANTIZERS, algorithms_for
+        from quant.registry import CALIBRATED, PALETTIZERS, QUANTIZERS, algorithms_for
 
         if rule.algorithm is None:
             return
-        known = (*QUANTIZERS, *PALETTIZERS)
+        known = (*QUANTIZERS, *CALIBRATED, *PALETTIZERS)
         if rule.algorithm not in known:
             near = difflib.get_close_matches(rule.algorithm, known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -123,19 +127,22 @@ class Recipe:
         )
 
 
-def _algorithm(rule: Rule, format: WeightFormat) -> str:
-    from quant.registry import algorithms_for
-
-    usual = algorithms_for(format)[0]
-    return usual if rule.algorithm is None or not is_quantized(format) else rule.algorithm
-
-
 def _matches(rule: Rule, name: str, role: str) -> bool:
     return rule.match == role or fnmatchcase(name, rule.match)
 
 
-def _uniform(name: str, format: str, about: str) -> Recipe:
-    return Recipe(name, about, (Rule("*", format),))
+def _algorithm(rule: Rule, format: WeightFormat, only_looked_up: bool) -> str:
+    from quant.registry import CALIBRATED, usual_algorithm
+
+    if rule.algorithm is None or not is_quantized(format):
+        return usual_algorithm(format)
+    if only_looked_up and rule.algorithm in CALIBRATED:
+        return usual_algorithm(format)
+    return rule.algorithm
+
+
+def _uniform(name: str, format: str, about: str, algorithm: str | None = None) -> Recipe:
+    return Recipe(name, about, (Rule("*", format, algorithm),))
 
 
 # Found on the demo model, see the README: the first layer feels its rounding most, gate and up
@@ -150,6 +157,12 @@ _INT4 = Recipe(
     ),
 )
 
+_INT4_GPTQ = Recipe(
+    "int4-gptq",
+    "the formats of int4, integers chosen by GPTQ on a calibration text",
+    tuple(replace(rule, algorithm="gptq-order") for rule in _INT4.rules),
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -157,6 +170,8 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int4-g32", "int4-g32", "4 bits, groups of 32: 4.5 bits a weight"),
         _uniform("int4-g64", "int4-g64", "4 bits, groups of 64: 4.25 bits a weight"),
         _uniform("int4-g128", "int4-g128", "4 bits, groups of 128: 4.125 bits, the fastest"),
+        _INT4_GPTQ,
+        _uniform("int4-g128-gptq", "int4-g128", "4 bits, groups of 128, by GPTQ", "gptq-order"),
         _uniform("int4-g32-asym", "int4-g32-asym", "4 bits with zero points, groups of 32"),
         _uniform("int4-g64-asym", "int4-g64-asym", "4 bits with zero points, groups of 64"),
         _uniform("int4-g128-asym", "int4-g128-asym", "4 bits with zero points, groups of 128"),
@@ -175,11 +190,15 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe(name: str, others: Iterable[str] = ()) -> Recipe:
     """A recipe by name, or from a YAML file of rules.
 
     The file holds a list of ``{match: PATTERN, format: NAME, algorithm: NAME}``, or a mapping with
     that list under ``rules``.
+
+    Args:
+        name: what the user asked for.
+        others: names that the caller knows beside these, for the message.
 
     Raises:
         QuantizationError: neither a known name nor a file that holds rules.
@@ -189,10 +208,11 @@ def find_recipe(name: str) -> Recipe:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return _read_recipe(path)
-    near = difflib.get_close_matches(name, RECIPES, n=1)
+    known = [*RECIPES, *others]
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise QuantizationError(
-        f"there is no recipe {name!r}{hint}; known: {', '.join(RECIPES)}, or a .yaml file of rules"
+        f"there is no recipe {name!r}{hint}; known: {', '.join(known)}, or a .yaml file of rules"
     )
 
 

@@ -8,7 +8,9 @@ import torch
 
 from quant import kmeans, rtn
 from quant.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
+from quant.gptq import Gptq
 from quant.kmeans import PalettizedRows
+from quant.plan import QuantPlan
 from quant.rtn import QuantizedRows
 
 
@@ -62,16 +64,61 @@ class Palettizer(Protocol):
         """Second of two passes: codes of rows into a table that is known."""
 
 
+class CalibratedQuantizer(Protocol):
+    """A quantizer that must know what enters a matrix: it takes weights in the program's order."""
+
+    @property
+    def name(self) -> str:
+        """As in the literature, the key of `CALIBRATED`."""
+
+    def quantize_matrix(
+        self,
+        weight: torch.Tensor,
+        moment: torch.Tensor,
+        fmt: IntFormat,
+        *,
+        name: str = "",
+        threads: int | None = None,
+    ) -> QuantizedRows:
+        """Codes, scales and zero points of ``float32[rows, columns]``.
+
+        Args:
+            weight: as the checkpoint has it.
+            moment: float64 ``[columns, columns]``, the mean of ``x x^T`` over the inputs; it may
+                be overwritten.
+            fmt: what to store.
+            name: the weight's name, for messages.
+            threads: how many to use.
+
+        Raises:
+            QuantizationError: a weight that the format cannot hold, by ``name`` and row.
+        """
+
+
 QUANTIZERS: dict[str, RowQuantizer] = {"rtn": rtn.RoundToNearest()}
 PALETTIZERS: dict[str, Palettizer] = {"kmeans": kmeans.KMeans()}
+CALIBRATED: dict[str, CalibratedQuantizer] = {
+    "gptq": Gptq(),
+    "gptq-order": Gptq("gptq-order", activation_order=True),
+}
 
 
 def algorithms_for(format: WeightFormat) -> tuple[str, ...]:
     """The algorithms that can fill a format, the one to take when none is asked for first."""
     match format:
         case IntFormat():
-            return tuple(QUANTIZERS)
+            return (*QUANTIZERS, *CALIBRATED)
         case PaletteFormat():
             return tuple(PALETTIZERS)
         case FloatFormat():
             return ("cast",)
+
+
+def usual_algorithm(format: WeightFormat) -> str:
+    """The algorithm that fills a format when none is asked for."""
+    return algorithms_for(format)[0]
+
+
+def calibrated_weights(plan: QuantPlan) -> list[str]:
+    """The weights of a plan whose quantizers need calibration."""
+    return [name for name, given in plan.weights.items() if given.algorithm in CALIBRATED]

@@ -32,7 +32,8 @@ from quant.plan import QuantPlan, matrix_shape
 Result = TypeVar("Result")
 
 STORE_VERSION = 1
-_FILE, _NOTES = "weights.safetensors", "store.json"
+STORE_FILES = ("weights.safetensors", "store.json")
+_FILE, _NOTES = STORE_FILES
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8"}
 _TORCH = {
     "F32": torch.float32,
@@ -64,15 +65,19 @@ class WeightNote:
     relative_error: float
 
 
-def store_key(source_digest: str, mapping_digest: str, plan: QuantPlan) -> str:
-    """The name of the store that a checkpoint and a plan give.
+def store_key(
+    source_digest: str, mapping_digest: str, plan: QuantPlan, calibration: str = ""
+) -> str:
+    """The name of the store that a checkpoint, a plan and a calibration give.
 
     Args:
         source_digest: digest of the checkpoint's files.
         mapping_digest: digest of the map from program weights to checkpoint tensors.
         plan: formats and algorithms.
+        calibration: digest of the tokens that it calibrates on, empty where it needs none.
     """
-    text = "\n".join((str(STORE_VERSION), source_digest, mapping_digest, plan.fingerprint()))
+    facts = (str(STORE_VERSION), source_digest, mapping_digest, plan.fingerprint())
+    text = "\n".join((*facts, calibration) if calibration else facts)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
@@ -94,10 +99,19 @@ class StoreWriter:
         folder: an empty folder that the caller renames when the store is whole.
         plan: formats by weight.
         shapes: shape by weight.
+        reopen: go on with the file that is there.
+
+    Raises:
+        QuantizationError: the file that is there is not of this plan's size.
     """
 
     def __init__(
-        self, folder: Path, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        folder: Path,
+        plan: QuantPlan,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        reopen: bool = False,
     ) -> None:
         self.folder, self.plan = folder, plan
         self._notes: dict[str, WeightNote] = {}
@@ -123,7 +137,16 @@ class StoreWriter:
             if name != "__metadata__"
         }
         self.nbytes = self._start + begin
-        self._descriptor = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        new = 0 if reopen else os.O_CREAT | os.O_EXCL
+        self._descriptor = os.open(folder / _FILE, os.O_RDWR | new, 0o644)
+        if reopen:
+            found = os.fstat(self._descriptor).st_size
+            if found != self.nbytes:
+                os.close(self._descriptor)
+                raise QuantizationError(
+                    f"{folder / _FILE} has {found} bytes and not {self.nbytes}: remove the folder"
+                )
+            return
         try:
             _reserve(self._descriptor, self.nbytes)
             _write_all(self._descriptor, struct.pack("<Q", len(text)) + text, 0)
@@ -134,6 +157,18 @@ class StoreWriter:
     def write(self, weight: str, part: str, at: int, data: memoryview) -> None:
         """Writes bytes ``at`` an offset within a part; safe from several threads."""
         _write_all(self._descriptor, data, self._offsets[f"{weight}:{part}"] + at)
+
+    def part(self, weight: str, part: str) -> torch.Tensor:
+        """A part that is written already, read back."""
+        layout = self._parts[weight][part]
+        data = bytearray(layout.nbytes)
+        _read_all(self._descriptor, memoryview(data), self._offsets[f"{weight}:{part}"])
+        dtype: torch.dtype = getattr(torch, layout.dtype)
+        return torch.frombuffer(data, dtype=dtype).view(layout.shape)
+
+    def sync(self) -> None:
+        """Waits until the disk has what was written."""
+        os.fsync(self._descriptor)
 
     def note(self, weight: str, relative_error: float) -> None:
         """Records how well a weight survived."""
@@ -208,6 +243,14 @@ def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
+
+
+def _read_all(descriptor: int, view: memoryview, offset: int) -> None:
+    while view:
+        read = os.preadv(descriptor, [view], offset)
+        if not read:
+            raise QuantizationError("the weight store was cut short while it was written")
+        view, offset = view[read:], offset + read
 
 
 class WeightStore:
@@ -317,13 +360,13 @@ def new_store(
     """
     partial = cache / f".{key}.partial-{os.getpid()}-{threading.get_ident()}"
     try:
-        writer = _or_explained(cache, lambda: _open_writer(partial, plan, shapes))
+        writer = or_explained(cache, lambda: _open_writer(partial, plan, shapes))
         try:
             yield writer
         except BaseException:
             writer.abandon()
             raise
-        _or_explained(cache, writer.finish)
+        or_explained(cache, writer.finish)
         final = cache / key
         try:
             partial.rename(final)
@@ -346,7 +389,7 @@ def _open_writer(
     return StoreWriter(partial, plan, shapes)
 
 
-def _or_explained(cache: Path, work: Callable[[], Result]) -> Result:
+def or_explained(cache: Path, work: Callable[[], Result]) -> Result:
     """What some work on the cache gives; what the disk refuses becomes a sentence.
 
     The sentence is not raised `from` the system's error: whoever is writing an output folder

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from edgeforge.errors import CheckpointError
 from edgeforge.families import llama, mistral, openelm, phi3
 from edgeforge.families.config import ConfigReader
+from edgeforge.packed.registry import FIELD, read_packing
 from edgeforge.spec import ModelSpec
 
 FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] = {
@@ -32,7 +33,8 @@ def read_spec(
 
     Raises:
         CheckpointError: an unknown family, a field missing or wrong, a field that would change
-            the maths and is not implemented, or a checkpoint that is already quantized.
+            the maths and is not implemented, or a checkpoint that was quantized in a way
+            that cannot be imported.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
@@ -41,12 +43,9 @@ def read_spec(
         raise CheckpointError(
             f"config.json has the model_type {kind!r}; EdgeForge reads {', '.join(FAMILIES)}{hint}"
         )
-    if config.get("quantization_config"):
-        raise CheckpointError(
-            "config.json has a quantization_config: the checkpoint is already quantized; give the "
-            "original one in bfloat16, float16 or float32"
-        )
+    read_packing(config, ignore)
     reader = ConfigReader(config, ignore)
+    reader.get(FIELD)
     spec = FAMILIES[kind](reader, generation or {})
     reader.finish()
     return spec

@@ -3,15 +3,17 @@
 Every source is a package of HTML pages under a permissive licence. A page becomes one document of
 plain paragraphs: markup, navigation, tables and code listings are dropped. Whole documents are set
 aside for the held-out text, chosen by a hash of their name, and every paragraph that occurs in the
-held-out text is removed from the training side, so that no sentence block is on both sides.
+held-out text is removed from the training side, so that no sentence block is on both sides. A
+small part of the training documents, chosen likewise, makes the text that quantization calibrates
+on.
 
 Usage::
 
     python corpus.py --out build/
 
-It writes `train.jsonl` (one document a line), `heldout.txt`, `heldout_documents.txt`,
-`heldout_licences.txt` and `sources.json`. The packages are taken with `apt-get download` and
-unpacked without installing.
+It writes `train.jsonl` (one document a line), `heldout.txt` and `calibration.txt`, for either a
+list of its documents, `heldout_licences.txt` for both, and `sources.json`. The packages are taken
+with `apt-get download` and unpacked without installing.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ HELDOUT_SALT = "edgeforge-demo-1"
 SHORTEST_DOCUMENT = 1500  # characters; shorter pages are indexes and stubs
 SHORTEST_UNIQUE_BLOCK = 24  # characters; shorter blocks ("Returns None.") may repeat everywhere
 LONGEST_HELDOUT_DOCUMENT = 40_000  # characters; one huge page would make the text one-sided
+CALIBRATION_SALT = "edgeforge-calibration-1"
+CALIBRATION_SHARE = 0.0105  # of every source's training characters
+LONGEST_CALIBRATION_DOCUMENT = 12_000  # characters; many pages, for the text is short
 
 
 @dataclass(frozen=True)
@@ -326,7 +331,7 @@ def read_documents(source: Source, root: Path, seen: set[str]) -> list[Document]
     return documents
 
 
-def choose_heldout(documents: list[Document], share: float) -> set[str]:
+def choose_documents(documents: list[Document], share: float, salt: str, longest: int) -> set[str]:
     """Choose whole documents by the hash of their name until `share` of the characters is reached.
 
     A name's hash does not change when other pages come or go, so the choice is stable.
@@ -335,14 +340,35 @@ def choose_heldout(documents: list[Document], share: float) -> set[str]:
     chosen: set[str] = set()
     taken = 0
     for document in sorted(
-        documents, key=lambda d: hashlib.sha256((HELDOUT_SALT + d.name).encode()).digest()
+        documents, key=lambda d: hashlib.sha256((salt + d.name).encode()).digest()
     ):
         if taken >= target:
             break
-        if document.length <= LONGEST_HELDOUT_DOCUMENT:
+        if document.length <= longest:
             chosen.add(document.name)
             taken += document.length
     return chosen
+
+
+def choose_heldout(documents: list[Document], share: float) -> set[str]:
+    """The documents that evaluation keeps for itself."""
+    return choose_documents(documents, share, HELDOUT_SALT, LONGEST_HELDOUT_DOCUMENT)
+
+
+def choose_calibration(documents: list[Document]) -> set[str]:
+    """Among the training documents, those that quantization calibrates on."""
+    return choose_documents(
+        documents, CALIBRATION_SHARE, CALIBRATION_SALT, LONGEST_CALIBRATION_DOCUMENT
+    )
+
+
+def write_text(out: Path, stem: str, documents: list[Document]) -> str:
+    """Write a text and the list of its documents; return the text."""
+    text = "\n\n\n".join(document_of(list(d.blocks)) for d in documents) + "\n"
+    (out / f"{stem}.txt").write_text(text, encoding="utf-8")
+    names = "".join(f"{d.name}\n" for d in documents)
+    (out / f"{stem}_documents.txt").write_text(names, encoding="utf-8")
+    return text
 
 
 def build(out: Path, cache: Path) -> None:
@@ -367,17 +393,23 @@ def build(out: Path, cache: Path) -> None:
     # Long blocks are unique already; short ones ("Return value:") may still be on both sides.
     secret = {text.casefold() for d in heldout for _, text in d.blocks}
     removed = 0
+    cleaned: list[Document] = []
     out.mkdir(parents=True, exist_ok=True)
     with (out / "train.jsonl").open("w", encoding="utf-8") as file:
         for document in training:
             blocks = [b for b in document.blocks if b[1].casefold() not in secret]
             removed += len(document.blocks) - len(blocks)
+            cleaned.append(Document(document.name, tuple(blocks)))
             row = {"name": document.name, "text": document_of(blocks)}
             file.write(json.dumps(row) + "\n")
-    text = "\n\n\n".join(document_of(list(d.blocks)) for d in heldout) + "\n"
-    (out / "heldout.txt").write_text(text, encoding="utf-8")
-    names = "".join(f"{d.name}\n" for d in heldout)
-    (out / "heldout_documents.txt").write_text(names, encoding="utf-8")
+    calibration: set[str] = set()
+    for source in SOURCES:
+        if source.heldout_share:  # then the licences below are this source's too
+            pages = [d for d in cleaned if d.name.startswith(source.package + "/")]
+            calibration |= choose_calibration(pages)
+    text = write_text(out, "heldout", heldout)
+    chosen_pages = [d for d in cleaned if d.name in calibration]
+    calibration_text = write_text(out, "calibration", chosen_pages)
     notices = [
         f"{r['title']} (Debian package {r['package']} {r['version']})\n\n"
         + licence_text(r["package"], cache)
@@ -390,6 +422,7 @@ def build(out: Path, cache: Path) -> None:
     summary = {"sources": records, "blocks_removed_from_training": removed}
     (out / "sources.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(f"training {len(training)} documents, held out {len(heldout)}, {len(text)} characters")
+    print(f"calibration {len(chosen_pages)} documents, {len(calibration_text)} characters")
 
 
 def main() -> None:

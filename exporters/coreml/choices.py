@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
 
 from exporters.coreml.names import identifier
 from exporters.errors import ExportError
 from exporters.options import TargetOptions
 from quant.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
 from quant.plan import QuantPlan
+
+_OF_IOS17: Final = IntFormat(8, None)
 
 
 def check_formats(
@@ -52,7 +56,7 @@ def _check_ane(weight: str, format: WeightFormat) -> None:
 def _check_ios17(weight: str, format: WeightFormat) -> None:
     if isinstance(format, FloatFormat):
         return
-    if format == IntFormat(8, None):
+    if isinstance(format, IntFormat) and replace(format, scale_dtype="bfloat16") == _OF_IOS17:
         return
     if isinstance(format, PaletteFormat):
         if format.rows_per_group is None:

@@ -18,7 +18,7 @@ from exporters.blobs import flip_nibble_signs, flip_sign, narrow_to_bfloat16
 from exporters.coreml.constants import Constant, read_constant
 from exporters.coreml.names import weight_name
 from exporters.coreml.package import Package, open_package
-from exporters.coreml.scales import Exponents, from_half
+from exporters.coreml.scales import Exponents, are_half, from_half
 from exporters.coreml.weights import DESCALE, WIDENED_NAME
 from exporters.errors import ExportError
 from quant.store import weight_digest
@@ -48,7 +48,7 @@ class StoredPart:
         constant: as the package holds it.
         place: what it is known by: two parts of one place are the same.
         restore: undoes the file's layout, a block at a time; None when it is the store's.
-        exponents: of scales: by which power of two each row was multiplied.
+        exponents: of scales that were bfloat16: by which power of two each row was multiplied.
     """
 
     constant: Constant
@@ -117,7 +117,10 @@ def _parts_of(
         part = _PARTS[parameter]
         if part == "scale":
             exponents, known_by = _exponents(package, operations.get(name + DESCALE), constant)
-            stored = StoredPart(constant, (place, known_by), exponents=exponents)
+            widened = known_by is not None or not are_half(constant.data.view(np.uint16))
+            stored = StoredPart(
+                constant, (place, known_by), exponents=exponents if widened else None
+            )
         elif part == "zero_point":
             stored = StoredPart(_padded_rows(constant), place)
         elif constant.dtype == "fp16":  # a table of values

@@ -1,7 +1,9 @@
-"""bfloat16 scales as Core ML's float16, exactly.
+"""Scales as Core ML's float16, exactly.
 
 float16 holds a bfloat16 exactly where it is a normal number, from 2^-14. A row of a matrix that has
 smaller scales is stored times a power of two, and what it gives is multiplied by the inverse.
+Scales that are float16 in the store, as a checkpoint that was quantized elsewhere brings them, stay
+as they are.
 """
 
 from __future__ import annotations
@@ -77,6 +79,20 @@ def row_exponents(weight: str, extent: Extent) -> Exponents:
             )
         found.append(needed)
     return np.concatenate(found)[:, None].astype(np.int32)
+
+
+def are_half(scales: npt.NDArray[np.uint16]) -> bool:
+    """Whether float16 scales of a file, none of them moved, were float16 in the store already.
+
+    A store has float16 scales only where bfloat16 would not hold them all, so that one of them
+    uses the lowest of its bits.
+
+    >>> are_half(np.array([1.5, 0.1], np.float16).view(np.uint16))
+    True
+    >>> are_half(np.array([1.5, 2.0**-20], np.float16).view(np.uint16))
+    False
+    """
+    return bool((scales & 7).any())
 
 
 def row_blocks(extent: Extent) -> Iterator[tuple[int, npt.NDArray[np.uint16]]]:

@@ -62,16 +62,15 @@ class WeightBank:
             shape: its rows and columns.
         """
         extents, name = self.store.extents(weight), identifier(weight)
-        if weight not in self._exponents:
-            self._exponents[weight] = row_exponents(weight, extents["scale"])
-        exponents = self._exponents[weight]
+        exponents = self._exponents_of(weight)
         signed = SIGNED_NIBBLES if format.bits == 4 else SIGNED
         data = self._file_value(
             *(weight, "codes", f"{'' if format.symmetric else 'u'}int{format.bits}", shape),
             signed if format.symmetric else None,
         )
         groups = extents["scale"].shape
-        blob = ScaleBlob(extents["scale"], exponents)
+        half = format.scale_dtype == "float16"
+        blob = Blob(extents["scale"]) if half else ScaleBlob(extents["scale"], exponents)
         offset = self.file.place((weight, "scale"), "fp16", int(np.prod(groups)), blob)
         scale = FileValue("fp16", groups, offset)
         if emitter.opset == "CoreML7":
@@ -85,6 +84,17 @@ class WeightBank:
             return Weight(value)
         inverse = self.table(emitter, name + DESCALE, np.exp2(-exponents[:, 0].astype(np.float32)))
         return Weight(value, emitter.cast_once(f"{inverse.name}_half", inverse, "fp16"))
+
+    def _exponents_of(self, weight: str) -> Exponents:
+        """By which power of two each row of scales is multiplied: 0 where they are float16."""
+        extent = self.store.extents(weight)["scale"]
+        if weight not in self._exponents:
+            self._exponents[weight] = (
+                row_exponents(weight, extent)
+                if extent.dtype == "BF16"
+                else np.zeros((extent.shape[0], 1), np.int32)
+            )
+        return self._exponents[weight]
 
     def palette(self, emitter: Emitter, weight: str, format: PaletteFormat, shape: Shape) -> Value:
         """A matrix of codes into tables of float16 values; arguments as in `integer`."""

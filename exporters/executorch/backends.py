@@ -79,9 +79,20 @@ def check_backend(plan: QuantPlan, options: TargetOptions) -> None:
             backend.check(weight, assignment.format)
 
 
+def _check_scales(weight: str, format: IntFormat, takes: str) -> None:
+    """Refuses scales that are not bfloat16, which a checkpoint quantized elsewhere brings."""
+    if format.scale_dtype != "bfloat16":
+        raise ExportError(
+            f"{weight} is {format.name}; {takes} scales as bfloat16: round them with "
+            f"--imported-scales bfloat16, which keeps the integers and changes no scale by more "
+            f"than 0.2 %"
+        )
+
+
 def _check_xnnpack(weight: str, format: IntFormat) -> None:
     """Refuses what XNNPACK's kernels do not have or would silently get wrong."""
     size = format.group_size
+    _check_scales(weight, format, "XNNPACK holds")
     if not format.symmetric:
         raise ExportError(
             f"{weight} is to be {format.name}; XNNPACK ignores zero points, which would give "
@@ -102,6 +113,7 @@ def _check_xnnpack(weight: str, format: IntFormat) -> None:
 
 def _check_vulkan(weight: str, format: IntFormat) -> None:
     """Refuses what Vulkan's kernels do not have: they would be left to the CPU's."""
+    _check_scales(weight, format, "ExecuTorch's Vulkan delegate is given")
     if format.bits != 4 or not format.symmetric:
         raise ExportError(
             f"{weight} is to be {format.name}; ExecuTorch's Vulkan delegate computes with "
@@ -116,6 +128,7 @@ def _check_vulkan(weight: str, format: IntFormat) -> None:
 
 def _check_coreml(weight: str, format: IntFormat) -> None:
     """Refuses zero points: the exporter takes them for signed integers of the codes' width."""
+    _check_scales(weight, format, "ExecuTorch's Core ML delegate is given")
     if not format.symmetric:
         raise ExportError(
             f"{weight} is to be {format.name}; ExecuTorch's Core ML delegate is written for "

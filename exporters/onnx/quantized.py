@@ -140,9 +140,10 @@ def _cast_once(builder: GraphBuilder, source: str, target: str) -> str:
 def _scale(
     builder: GraphBuilder, store: WeightStore, weight: str, format: IntFormat, blocks: int
 ) -> str:
-    """Scales as float32[rows, blocks], stored as the bfloat16 they are."""
+    """Scales as float32[rows, blocks], stored as the bfloat16 or float16 they are."""
     extent = store.extents(weight)["scale"]
-    stored = builder.stored(f"{weight}.scale_bf16", extent, extent.shape, (weight, "scale"))
+    name = f"{weight}.scale_{extent.dtype.lower()}"
+    stored = builder.stored(name, extent, extent.shape, (weight, "scale"))
     scale = _cast_once(builder, stored, f"{weight}.scale")
     if format.group_size is not None or blocks == 1:
         return scale

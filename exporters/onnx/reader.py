@@ -20,6 +20,7 @@ _PARTS = {
     ".blocks": "codes",
     ".rows": "codes",
     ".scale_bf16": "scale",
+    ".scale_f16": "scale",
     ".zero": "zero_point",
     ".stored": "value",
     "": "value",

@@ -35,3 +35,9 @@ def hugging_face() -> ModuleType:
 def traced() -> ModuleType:
     """What is under test: a checkpoint folder opened, traced and run by the reference operators."""
     return _load("traced")
+
+
+@pytest.fixture(scope="session")
+def packed_checkpoints() -> ModuleType:
+    """Checkpoints that were quantized elsewhere, from integers one knows."""
+    return _load("packed_checkpoints")

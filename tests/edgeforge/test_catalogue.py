@@ -5,13 +5,14 @@ import pytest
 from edgeforge.catalogue import catalogue
 from edgeforge.errors import UsageError
 from edgeforge.families.registry import FAMILIES
+from edgeforge.planning import PLANNED
 from edgeforge.synth import PRESETS
 from exporters.registry import TARGETS
 from quant.recipes import RECIPES
 
 REGISTRIES = {
     "families": FAMILIES,
-    "recipes": RECIPES,
+    "recipes": {**RECIPES, **PLANNED},
     "targets": TARGETS,
     "presets": PRESETS,
 }

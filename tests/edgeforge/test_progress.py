@@ -40,7 +40,7 @@ def test_lines_tell_each_stage_and_its_share_every_few_seconds(capfd, clock):
     assert err.splitlines() == [
         "    0.0 s  trace",
         "    1.0 s  quantize",
-        "    7.0 s  quantize: 50% of 2 k",
+        "    7.0 s  quantize: 50% of 2 k, about 6 s left",
     ]
 
 

@@ -22,6 +22,7 @@ DEMO = ROOT / "edgeforge" / "demo"
 MEBI = 2**20
 FILES = {
     "README.md",
+    "calibration.txt",
     "config.json",
     "generation_config.json",
     "heldout.txt",
@@ -259,6 +260,7 @@ def test_no_heldout_paragraph_is_trained_on(tmp_path: Path, monkeypatch: pytest.
         "Format: 1.0\n\nFiles: *\nCopyright: A\nLicense: MIT\n\nLicense: MIT\n Do.\n .\n More.\n"
     )
     source = corpus.Source("toy", "Toy", "MIT", "pages/*.html", "none", 0.2)
+    monkeypatch.setattr(corpus, "CALIBRATION_SHARE", 0.1)
     monkeypatch.setattr(corpus, "SOURCES", (source,))
     monkeypatch.setattr(corpus, "package_version", lambda package, into: "1")
     corpus.build(tmp_path / "out", tmp_path / "cache")
@@ -268,6 +270,10 @@ def test_no_heldout_paragraph_is_trained_on(tmp_path: Path, monkeypatch: pytest.
     assert 4 <= len(held) <= 5 and len(rows) == 20 - len(held)
     assert held.isdisjoint(row["name"] for row in rows)
     training = "\n".join(row["text"] for row in rows)
+    calibration = (tmp_path / "out" / "calibration.txt").read_text(encoding="utf-8")
+    pages = (tmp_path / "out" / "calibration_documents.txt").read_text().split()
+    assert 1 <= len(pages) <= 3 and {row["name"] for row in rows}.issuperset(pages)
+    assert all(page.strip() in training for page in calibration.split("\n\n\n"))
     assert "Every page has this." in heldout and "Every page has this." not in training
     assert "code()" not in heldout + training
     for paragraph in heldout.split("\n\n"):

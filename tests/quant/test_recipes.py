@@ -9,6 +9,7 @@ from edgeforge.model import open_model
 from quant.errors import QuantizationError
 from quant.formats import IntFormat, PaletteFormat
 from quant.recipes import RECIPES, Recipe, Rule, find_recipe
+from quant.registry import CALIBRATED, QUANTIZERS
 
 SHAPES = {
     "model.embed_tokens.weight": (64, 128),
@@ -42,8 +43,10 @@ def test_every_recipe_plans_a_model_whole(name):
     for weight, assignment in plan.weights.items():
         is_integer = isinstance(assignment.format, IntFormat)
         is_palette = isinstance(assignment.format, PaletteFormat)
-        usual = "rtn" if is_integer else "kmeans" if is_palette else "cast"
-        assert assignment.algorithm == usual
+        if is_integer:
+            assert assignment.algorithm in (*QUANTIZERS, *CALIBRATED)
+        else:
+            assert assignment.algorithm == ("kmeans" if is_palette else "cast")
         assert is_integer == (name.startswith("int") and len(SHAPES[weight]) == 2)
         assert is_palette == (name.startswith("lut") and len(SHAPES[weight]) == 2)
     assert plan.weights["model.layers.0.input_layernorm.weight"].format.name == "fp32"
@@ -212,3 +215,14 @@ def test_every_format_that_a_recipe_names_is_known():
     for recipe in RECIPES.values():
         for rule in recipe.rules:
             assert " | ".join(f.name for f in rule.formats()) == rule.format
+
+
+def test_an_embedding_is_calibrated_only_where_it_is_the_head_too():
+    recipe = Recipe("mine", "", (Rule("*", "int4-g32", "gptq"),))
+    plan = recipe.plan(SHAPES, ROLES)
+    assert plan.weights["model.embed_tokens.weight"].algorithm == "rtn"
+    assert plan.weights["lm_head.weight"].algorithm == "gptq"
+    tied = {name: shape for name, shape in SHAPES.items() if name != "lm_head.weight"}
+    roles = {name: ROLES[name] for name in tied}
+    plan = recipe.plan(tied, roles)
+    assert plan.weights["model.embed_tokens.weight"].algorithm == "gptq"

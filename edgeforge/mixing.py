@@ -1,0 +1,404 @@
+"""The recipes ``mixed``: formats chosen weight by weight so that a budget buys the least harm.
+
+Which formats a weight may take is what every chosen target can hold; what each costs is measured
+(`edgeforge.sensitivity`); the choice is exact for those costs (`quant.mixed`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from edgeforge.cache import cache_dir
+from edgeforge.errors import UsageError
+from exporters.errors import ExportError
+from exporters.options import TargetOptions
+from exporters.target import ModelFacts, Target
+from quant.errors import QuantizationError
+from quant.formats import parse_format
+from quant.plan import FLOAT32, IMPORTED, Assignment, QuantPlan, matrix_shape
+
+if TYPE_CHECKING:
+    from edgeforge.calibration import Calibration, CalibrationOptions
+    from edgeforge.model import Model
+    from edgeforge.sensitivity import Sensitivity
+    from quant.mixed import Choice, Solution
+    from quant.program import Program
+
+FORMATS: Final = (
+    "int4-pc",
+    "int4-g128",
+    "int4-g64",
+    "int4-g32",
+    "int4-g128-asym",
+    "int4-g64-asym",
+    "int4-g32-asym",
+    "int8-pc",
+    "lut3-gc16",
+    "lut4-gc16",
+    "lut6-gc16",
+    "lut4-pt",
+    "lut6-pt",
+)
+"""What a weight may become, where the targets hold it: palettes in Core ML alone."""
+
+MIXED: Final = {"mixed": "rtn", "mixed-gptq": "gptq"}
+"""The recipes, each with the algorithm that fills the formats chosen."""
+
+# Tokens of the calibration text that costs are measured on, and estimated for a large model.
+MEASURED_TOKENS, ESTIMATED_TOKENS, BLOCK_TOKENS = 2048, 512, 256
+# How often a budget of divergence is tightened because errors turned out not to be independent.
+_ROUNDS: Final = 6
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a mixed plan may take: one of three.
+
+    Attributes:
+        bits_per_weight: stored bits over parameters, scales and norms included.
+        max_size: bytes of all stored weights.
+        max_kl: KL divergence from FLOAT on the calibration text, nats a token.
+    """
+
+    bits_per_weight: float | None = None
+    max_size: int | None = None
+    max_kl: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """The bounds that are set, by the option that sets them."""
+        every = {
+            "--bits-per-weight": self.bits_per_weight,
+            "--max-size": self.max_size,
+            "--max-kl": self.max_kl,
+        }
+        return {option: value for option, value in every.items() if value is not None}
+
+    def check(self, recipe: str) -> None:
+        """Refuses a budget that the recipe has no use for, and a mixed recipe without one.
+
+        Raises:
+            UsageError: says which.
+        """
+        given = self.given()
+        if recipe not in MIXED:
+            if given:
+                raise UsageError(
+                    f"{next(iter(given))} is a budget for the recipes {', '.join(MIXED)}; {recipe} "
+                    f"has fixed formats: leave it out, or take --recipe mixed"
+                )
+            return
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise UsageError(
+                f"recipe {recipe} needs one budget, found {found}: give --bits-per-weight 4.5, "
+                f"--max-size 1.8GB or --max-kl 0.02"
+            )
+        (option, value) = next(iter(given.items()))
+        if not 0 < value < float("inf"):
+            raise UsageError(f"{option} {value:g} is not possible: it must be above zero")
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A plan under a budget, and how it came about.
+
+    Attributes:
+        plan: by weight.
+        expected_kl: sum of the chosen formats' costs, nats a token.
+        found_kl: divergence of the whole plan on the same text, integers by rounding to nearest.
+        notes: for the manifest, one sentence each.
+    """
+
+    plan: QuantPlan
+    expected_kl: float
+    found_kl: float
+    notes: tuple[str, ...]
+
+
+def allowed_formats(
+    shapes: Mapping[str, tuple[int, ...]],
+    facts: ModelFacts,
+    targets: Sequence[Target],
+    options: TargetOptions,
+    names: Sequence[str] = FORMATS,
+) -> dict[str, list[str]]:
+    """By matrix, the formats that fit it and that every target can hold.
+
+    Args:
+        shapes: by weight.
+        facts: for the targets.
+        targets: that are to be written.
+        options: of the targets; a bound on memory is left for the finished plan.
+        names: of the formats.
+    """
+    plain = {name: Assignment(FLOAT32, "cast") for name in shapes}
+    free = replace(options, max_memory=None)
+
+    def holds(given: Mapping[str, Assignment]) -> bool:
+        plan = QuantPlan("candidates", {**plain, **given})
+        try:
+            plan.check(shapes)
+            for target in targets:
+                target.check(plan, shapes, facts, free.only(target.options))
+        except (QuantizationError, ExportError):
+            return False
+        return True
+
+    allowed: dict[str, list[str]] = {n: [] for n, shape in shapes.items() if len(shape) > 1}
+    for name in names:
+        given = {weight: _assign(name) for weight in allowed}
+        everywhere = holds(given)
+        for weight in allowed:
+            if everywhere or holds({weight: given[weight]}):
+                allowed[weight].append(name)
+    return allowed
+
+
+def text_for(model: Model, options: CalibrationOptions, context: int) -> Calibration:
+    """The text that costs are measured on: as much of the calibration text as they need.
+
+    A model without a tokenizer is measured on random tokens, which its notes name.
+
+    Raises:
+        UsageError: as `edgeforge.calibration.draw_calibration`.
+    """
+    from edgeforge.calibration import Calibration, draw_calibration
+    from edgeforge.sensitivity import MEASURED_PARAMETERS
+
+    small = model.spec.num_parameters <= MEASURED_PARAMETERS
+    length = min(options.length, BLOCK_TOKENS, context)
+    tokens = min(options.tokens, MEASURED_TOKENS if small else ESTIMATED_TOKENS)
+    if model.checkpoint.tokenizer_files.get("tokenizer.json") is not None or options.source:
+        return draw_calibration(model, replace(options, tokens=tokens, length=length), context)
+    draw = random.Random(options.seed)
+    vocabulary, count = model.spec.vocab_size, max(1, tokens // length)
+    blocks = tuple(tuple(draw.randrange(vocabulary) for _ in range(length)) for _ in range(count))
+    label = "seeded random tokens, for there is no tokenizer"
+    return Calibration(label, count * length, length, options.seed, "", blocks)
+
+
+def mix(
+    model: Model,
+    recipe: str,
+    budget: Budget,
+    formats: Mapping[str, Sequence[str]],
+    fixed: Mapping[str, Assignment],
+    calibration: Calibration,
+    program: Program,
+    progress: Callable[[str, int, int], None],
+) -> Mixed:
+    """Chooses the formats.
+
+    Args:
+        model: opened.
+        recipe: of `MIXED`.
+        budget: that was checked.
+        formats: names of the formats each matrix may take.
+        fixed: assignments of all other weights.
+        calibration: the text that costs are measured on.
+        program: in the float dialect.
+        progress: told of each stage.
+
+    Raises:
+        QuantizationError: a budget that cannot be met; says what the least is.
+    """
+    from edgeforge.sensitivity import plan_divergence, sensitivity
+
+    shapes, weights = model.weights.shapes(), model.weights
+    candidates = {name: [_assign(f) for f in given] for name, given in formats.items()}
+    blocks = calibration.blocks
+    assert blocks is not None
+    taken = sum(a.format.nbytes(*matrix_shape(shapes[n])) for n, a in fixed.items())
+    parameters = model.spec.num_parameters
+    if budget.max_kl is None:  # sizes are known before anything is measured
+        free = {n: dict.fromkeys((a.format.name for a in c), 0.0) for n, c in candidates.items()}
+        _solve(_choices(candidates, free, shapes), budget, taken, parameters)
+    found = sensitivity(
+        weights,
+        program,
+        candidates,
+        blocks,
+        model.checkpoint.digest().sha256,
+        cache_dir() / "sensitivities",
+        lambda done, size: progress("measure formats", done, size),
+    )
+    choices = _choices(candidates, found.costs, shapes)
+
+    def divergence(solution: Solution) -> float:
+        chosen = {name: _assign(choice.name) for name, choice in solution.chosen.items()}
+        return plan_divergence(weights, program, chosen, blocks)
+
+    solution = _solve(choices, budget, taken, parameters)
+    actual = divergence(solution)
+    limit = budget.max_kl or 0.0
+    for _ in range(_ROUNDS):
+        if budget.max_kl is None or actual <= budget.max_kl:
+            break
+        limit *= 0.99 * budget.max_kl / actual
+        solution = _solve(choices, replace(budget, max_kl=limit), taken, parameters)
+        actual = divergence(solution)
+    if budget.max_kl is not None and actual > budget.max_kl:
+        raise QuantizationError(
+            f"--max-kl {budget.max_kl:g} cannot be met: formats that should add up to {limit:.3g} "
+            f"give {actual:.3g} together on the calibration text; give a larger bound"
+        )
+    plan = _plan(recipe, solution, fixed, shapes, model.spec.weights)
+    return Mixed(plan, solution.cost, actual, _notes(budget, solution, found, actual, calibration))
+
+
+def _assign(format: str) -> Assignment:
+    from quant.registry import usual_algorithm
+
+    parsed = parse_format(format)
+    return Assignment(parsed, usual_algorithm(parsed))
+
+
+def _choices(
+    candidates: Mapping[str, Sequence[Assignment]],
+    costs: Mapping[str, Mapping[str, float]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, list[Choice]]:
+    from quant.mixed import Choice
+
+    return {
+        name: [
+            Choice(
+                a.format.name,
+                a.format.nbytes(*matrix_shape(shapes[name])),
+                costs[name][a.format.name],
+            )
+            for a in given
+        ]
+        for name, given in candidates.items()
+    }
+
+
+def _solve(
+    choices: Mapping[str, Sequence[Choice]], budget: Budget, taken: int, parameters: int
+) -> Solution:
+    """The best choice within the budget.
+
+    Raises:
+        QuantizationError: there is none; says what the least is.
+    """
+    from quant.mixed import BudgetError, least_bytes, least_cost
+
+    try:
+        if budget.max_kl is not None:
+            return least_bytes(choices, budget.max_kl)
+        if budget.bits_per_weight is not None:
+            return least_cost(choices, budget.bits_per_weight * parameters / 8 - taken)
+        assert budget.max_size is not None
+        return least_cost(choices, budget.max_size - taken)
+    except BudgetError as error:
+        least = float(error.args[1])
+        option, value = next(iter(budget.given().items()))
+        if budget.max_kl is not None:
+            words = f"{least:.3g} nats a token is the least that the targets' formats give"
+        elif budget.bits_per_weight is not None:
+            bits = 8 * (least + taken) / parameters
+            words = f"the smallest possible is {bits:.4f} bits a weight"
+        else:
+            words = f"the smallest possible is {int(least) + taken:,} bytes of weights"
+        raise QuantizationError(f"{option} {value:g} cannot be met: {words}") from error
+
+
+def _plan(
+    recipe: str,
+    solution: Solution,
+    fixed: Mapping[str, Assignment],
+    shapes: Mapping[str, tuple[int, ...]],
+    specs: Mapping[str, object],
+) -> QuantPlan:
+    """The solution as a plan; a calibrated algorithm fills what it can."""
+    from edgeforge.spec import WeightSpec
+
+    chosen = {}
+    for name in shapes:
+        if name in fixed:
+            chosen[name] = fixed[name]
+            continue
+        assignment = _assign(solution.chosen[name].name)
+        spec = specs[name]
+        assert isinstance(spec, WeightSpec)
+        # An embedding has no inputs to calibrate on.
+        if assignment.algorithm == "rtn" and spec.role != "embedding":
+            assignment = replace(assignment, algorithm=MIXED[recipe])
+        chosen[name] = assignment
+    return QuantPlan(recipe, chosen)
+
+
+def _notes(
+    budget: Budget,
+    solution: Solution,
+    found: Sensitivity,
+    actual: float,
+    calibration: Calibration,
+) -> tuple[str, ...]:
+    option, value = next(iter(budget.given().items()))
+    best = solution.nbytes if budget.max_kl is not None else solution.cost
+    gap = (best - solution.bound) / best if best else 0.0
+    exact = "no choice of formats is better" if gap < 1e-9 else f"within {gap:.2g} of the best"
+    return (
+        f"formats were chosen under {option} {value:g}: {exact}, by costs {found.method} on "
+        f"{found.tokens} tokens of {calibration.source}",
+        f"their costs add up to a KL divergence of {solution.cost:.4g} nats a token; the whole "
+        f"plan, rounded to nearest, gives {actual:.4g} on that text",
+    )
+
+
+def write_plan(
+    plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]], notes: Sequence[str], file: Path
+) -> None:
+    """Writes a plan as a recipe of ordered rules, which gives the same plan again.
+
+    The commonest format is the last rule, for everything that no rule before it names.
+
+    Args:
+        plan: of a model; weights that were imported need no rule.
+        shapes: by weight.
+        notes: put before the rules as comments.
+        file: a ``.yaml`` file.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    given = {
+        name: assignment
+        for name, assignment in plan.weights.items()
+        if len(shapes[name]) > 1 and assignment.algorithm != IMPORTED
+    }
+    rules = {name: _rule(assignment) for name, assignment in given.items()}
+    commonest = Counter(rules.values()).most_common(1)[0][0] if rules else "format: fp16"
+    lines = [
+        *(f"# {note}" for note in notes),
+        *(f"- {{match: {n}, {rule}}}" for n, rule in rules.items() if rule != commonest),
+        f"- {{match: '*', {commonest}}}",
+    ]
+    try:
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--save-plan {file} cannot be written: {error.strerror}") from error
+
+
+def check_plan_file(file: Path | None) -> None:
+    """Refuses, before any work, a file that could not be read back as a recipe.
+
+    Raises:
+        UsageError: its name has another ending.
+    """
+    if file is not None and file.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"--save-plan {file} is not possible: a recipe's file ends in .yaml")
+
+
+def _rule(assignment: Assignment) -> str:
+    from quant.registry import usual_algorithm
+
+    plain = assignment.algorithm == usual_algorithm(assignment.format)
+    algorithm = "" if plain else f", algorithm: {assignment.algorithm}"
+    return f"format: {assignment.format.name}{algorithm}"

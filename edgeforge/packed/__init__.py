@@ -1,0 +1,1 @@
+"""Checkpoints that were quantized elsewhere: their integers and scales, read as they are."""

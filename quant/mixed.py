@@ -1,0 +1,245 @@
+"""Formats for every weight under a budget: an exact solver of the multiple-choice knapsack.
+
+Each weight takes one of a handful of choices, each of a size and a cost; both add up over weights.
+Either the cost is least within a size, or the size within a cost. The additive cost is a model:
+errors of different weights are taken to be independent, so that their divergences add up.
+
+The solver keeps, weight by weight, the states that no other beats in both sums (Nemhauser and
+Ullmann 1969), and drops those whose linear relaxation cannot beat the best plan known (as Pisinger
+1995 does). What remains is small, and the result is the least there is, not near it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from quant.errors import QuantizationError
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+# States that are kept at most; past it the least promising go, and the gap says so.
+STATE_LIMIT: Final = 1 << 20
+_ROUNDING: Final = 1e-12
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to store one weight.
+
+    Attributes:
+        name: the format's.
+        nbytes: stored bytes.
+        cost: what it adds to the divergence, nats a token.
+    """
+
+    name: str
+    nbytes: int
+    cost: float
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A choice for every weight.
+
+    Attributes:
+        chosen: by weight.
+        nbytes: stored bytes of all.
+        cost: the sum of costs, nats a token.
+        bound: no choice of formats does better than this: the cost, or the bytes, whichever was to
+            be least. Equal to it but for rounding, unless more than `STATE_LIMIT` states were met.
+    """
+
+    chosen: Mapping[str, Choice]
+    nbytes: int
+    cost: float
+    bound: float
+
+
+class BudgetError(QuantizationError):
+    """No choice of formats stays within the budget."""
+
+
+def least_cost(
+    choices: Mapping[str, Sequence[Choice]], max_bytes: float, state_limit: int = STATE_LIMIT
+) -> Solution:
+    """The choice of least cost whose bytes do not exceed ``max_bytes``.
+
+    Raises:
+        BudgetError: even the smallest choices take more; ``args[1]`` is what they take.
+    """
+    return _choose(choices, max_bytes, by_size=True, state_limit=state_limit)
+
+
+def least_bytes(
+    choices: Mapping[str, Sequence[Choice]], max_cost: float, state_limit: int = STATE_LIMIT
+) -> Solution:
+    """The smallest choice whose cost does not exceed ``max_cost``.
+
+    Raises:
+        BudgetError: even the best choices cost more; ``args[1]`` is what they cost.
+    """
+    return _choose(choices, max_cost, by_size=False, state_limit=state_limit)
+
+
+def _choose(
+    choices: Mapping[str, Sequence[Choice]], limit: float, *, by_size: bool, state_limit: int
+) -> Solution:
+    items = [_Item.of(given, by_size) for given in choices.values()]
+    least = sum(float(item.weight[0]) for item in items)
+    if least > limit:
+        raise BudgetError("no choice of formats stays within the budget", least)
+    picked, bound = _solve(items, limit, state_limit)
+    chosen = {
+        name: given[int(item.source[index])]
+        for (name, given), item, index in zip(choices.items(), items, picked, strict=True)
+    }
+    nbytes = sum(choice.nbytes for choice in chosen.values())
+    return Solution(chosen, nbytes, sum(choice.cost for choice in chosen.values()), bound)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """Choices of one weight that no other of its choices beats, by rising weight.
+
+    Attributes:
+        weight: what the limit is on, ``[choices]``, rising.
+        value: what is to be least, ``[choices]``, falling.
+        source: number of the choice as given.
+    """
+
+    weight: Floats
+    value: Floats
+    source: Indices
+
+    @classmethod
+    def of(cls, choices: Sequence[Choice], by_size: bool) -> _Item:
+        sizes = np.array([choice.nbytes for choice in choices], np.float64)
+        costs = np.array([choice.cost for choice in choices], np.float64)
+        weight, value = (sizes, costs) if by_size else (costs, sizes)
+        order = _undominated(weight, value)
+        return cls(weight[order], value[order], order)
+
+    def steps(self) -> list[tuple[float, float]]:
+        """Steps along the lower hull: what each adds in weight and takes off in value."""
+        hull = [0]
+        for index in range(1, len(self.weight)):
+            while len(hull) > 1 and self._slope(hull[-2], hull[-1]) <= self._slope(hull[-1], index):
+                hull.pop()
+            hull.append(index)
+        return [
+            (float(self.weight[b] - self.weight[a]), float(self.value[a] - self.value[b]))
+            for a, b in pairwise(hull)
+        ]
+
+    def _slope(self, a: int, b: int) -> float:
+        """Value taken off per weight added."""
+        return float((self.value[a] - self.value[b]) / (self.weight[b] - self.weight[a]))
+
+
+def _undominated(weight: Floats, value: Floats) -> Indices:
+    """Numbers of the pairs that no other beats in both, by rising weight."""
+    order = np.lexsort((value, weight))
+    best = np.minimum.accumulate(value[order])
+    keep = np.ones(len(order), bool)
+    keep[1:] = value[order][1:] < best[:-1]
+    return order[keep]
+
+
+class _Relaxation:
+    """The least value of some items as a function of the limit, if they could be mixed.
+
+    Convex and piecewise linear: steps of all hulls, the most profitable first.
+    """
+
+    def __init__(self, items: Sequence[_Item]) -> None:
+        self.least = sum(float(item.weight[0]) for item in items)
+        most = sum(float(item.value[0]) for item in items)
+        steps = sorted(
+            (step for item in items for step in item.steps()), key=lambda s: -s[1] / s[0]
+        )
+        self._weight = self.least + np.cumsum([0.0, *(step[0] for step in steps)])
+        self._value = most - np.cumsum([0.0, *(step[1] for step in steps)])
+
+    def __call__(self, room: Floats) -> Floats:
+        """Lower bounds of the value within ``room``; infinite where nothing fits."""
+        value = np.interp(room, self._weight, self._value)
+        return np.where(room < self.least * (1 - _ROUNDING), np.inf, value)
+
+
+def _solve(items: Sequence[_Item], limit: float, state_limit: int) -> tuple[list[int], float]:
+    """The number of each item's choice, and a lower bound of the least value."""
+    # Large items first: they move the sums most, so that bounds bite early.
+    order = sorted(range(len(items)), key=lambda i: -float(np.ptp(items[i].weight)))
+    sorted_items = [items[i] for i in order]
+    rest = [_Relaxation(sorted_items[i:]) for i in range(len(items) + 1)]
+    best = _greedy(sorted_items, limit)
+    best_value = _value_of(sorted_items, best)
+    given_up = np.inf
+    weight, value = np.zeros(1), np.zeros(1)
+    trail: list[tuple[Indices, Indices]] = []
+    for depth, item in enumerate(sorted_items):
+        count = len(item.weight)
+        weights = (weight[:, None] + item.weight).ravel()
+        values = (value[:, None] + item.value).ravel()
+        bound = values + rest[depth + 1](limit - weights)
+        alive = np.flatnonzero(bound < best_value * (1 - _ROUNDING))
+        alive = alive[_undominated(weights[alive], values[alive])]
+        if len(alive) > state_limit:
+            ranked = alive[np.argsort(bound[alive], kind="stable")]
+            given_up = min(given_up, float(bound[ranked[state_limit]]))
+            alive = np.sort(ranked[:state_limit])
+        trail.append((alive // count, alive % count))
+        weight, value = weights[alive], values[alive]
+        if not len(alive):
+            break
+        # The most promising state, completed greedily, may be the best plan yet.
+        first = int(np.argmin(bound[alive]))
+        head = _walk_back(trail, first)
+        tail = _greedy(sorted_items[depth + 1 :], limit - float(weight[first]))
+        found = _value_of(sorted_items, [*head, *tail])
+        if found < best_value:
+            best, best_value = [*head, *tail], found
+    picked = [0] * len(items)
+    for place, choice in zip(order, best, strict=True):
+        picked[place] = choice
+    return picked, min(best_value, given_up)
+
+
+def _walk_back(trail: Sequence[tuple[Indices, Indices]], state: int) -> list[int]:
+    """The choices that led to a state of the last depth."""
+    choices = []
+    for parent, choice in reversed(trail):
+        choices.append(int(choice[state]))
+        state = int(parent[state])
+    return choices[::-1]
+
+
+def _value_of(items: Sequence[_Item], choices: Sequence[int]) -> float:
+    return sum(float(item.value[choice]) for item, choice in zip(items, choices, strict=True))
+
+
+def _greedy(items: Sequence[_Item], limit: float) -> list[int]:
+    """A good plan within the limit: steps from choice to choice, the most profitable first."""
+    room = limit - sum(float(item.weight[0]) for item in items)
+    chosen = [0] * len(items)
+    steps = sorted(
+        (
+            (-item._slope(0, choice), index, choice)
+            for index, item in enumerate(items)
+            for choice in range(1, len(item.weight))
+        ),
+    )
+    for _, index, choice in steps:
+        item, now = items[index], chosen[index]
+        added = float(item.weight[choice] - item.weight[now])
+        if choice > now and added <= room:
+            room -= added
+            chosen[index] = choice
+    return chosen

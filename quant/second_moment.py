@@ -1,0 +1,41 @@
+"""What calibration keeps of a matrix's inputs: ``sum(x x^T)``, the Hessian of its output error."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+# Columns whose products are computed together; the panels below the diagonal are left out.
+_PANEL: Final = 1024
+
+
+class SecondMoment:
+    """``sum(x x^T)`` over tokens: products of a batch in float32, their sum in float64.
+
+    The squared error of ``x @ w`` over the tokens is a quadratic form in the error of ``w`` with
+    this matrix, so it is all that a layer-wise quantizer needs to know of the text.
+
+    Args:
+        columns: width of the inputs.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.columns, self.tokens = columns, 0
+        self._upper = torch.zeros(columns, columns, dtype=torch.float64)
+
+    def add(self, x: torch.Tensor) -> None:
+        """Adds ``float32[tokens, columns]``."""
+        for start in range(0, self.columns, _PANEL):
+            stop = min(start + _PANEL, self.columns)
+            self._upper[:stop, start:stop] += x[:, :stop].t() @ x[:, start:stop]
+        self.tokens += len(x)
+
+    def mean(self) -> torch.Tensor:
+        """``float64[columns, columns]``, symmetric: the mean over tokens. Ends the collection."""
+        whole, self._upper = self._upper, torch.empty(0)
+        whole /= max(1, self.tokens)
+        for start in range(0, self.columns, _PANEL):
+            stop = min(start + _PANEL, self.columns)
+            whole[start:stop, :start] = whole[:start, start:stop].t()
+        return whole

@@ -1,0 +1,78 @@
+"""A calibrated recipe from the command line to the verified artifact."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgeforge import api
+from edgeforge.calibration import CalibrationOptions
+from edgeforge.errors import UsageError
+from edgeforge.model import open_model
+from edgeforge.pipeline import ExportOptions, export
+from edgeforge.verification import VerifyOptions, verify
+from exporters.manifest import Manifest
+from exporters.registry import find_target
+
+TEXT = CalibrationOptions(tokens=1024, length=64)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEFORGE_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def artifact(cache, tmp_path_factory) -> Path:
+    options = ExportOptions("int4-g128-gptq", context=128, calibration=TEXT)
+    out = tmp_path_factory.mktemp("out") / "demo"
+    (folder,) = export(open_model("demo"), [find_target("onnx")], out, options)
+    return folder
+
+
+def test_the_manifest_says_on_what_it_was_calibrated(artifact):
+    manifest = Manifest.read(artifact)
+    record = manifest.calibration
+    assert (record["source"], record["tokens"], record["length"], record["seed"]) == (
+        "demo",
+        1024,
+        64,
+        0,
+    )
+    algorithms = {row.algorithm for row in manifest.weights.values()}
+    assert algorithms == {"gptq-order", "cast"}
+
+
+def test_verify_finds_the_store_and_makes_it_again_where_it_is_gone(artifact, cache):
+    options = VerifyOptions(tokens=512, timed=False)
+    first = verify(artifact, options)
+    assert first.stored_weights_equal and first.lowering.kl_mean < 0.01
+    shutil.rmtree(cache / "stores")
+    stages = []
+    again = verify(artifact, options, lambda stage, done, size: stages.append(stage))
+    assert "calibrate" in stages
+    assert again.quantization == first.quantization
+
+
+def test_another_seed_is_another_store(artifact, cache, tmp_path):
+    before = set((cache / "stores").iterdir())
+    options = ExportOptions(
+        "int4-g128-gptq",
+        context=128,
+        calibration=CalibrationOptions(tokens=1024, length=64, seed=1),
+        resume=tmp_path / "partial",
+    )
+    export(open_model("demo"), [find_target("onnx")], tmp_path / "out", options)
+    assert len(set((cache / "stores").iterdir()) - before) == 1
+    assert not list((tmp_path / "partial").iterdir())
+
+
+def test_a_recipe_that_does_not_calibrate_takes_no_text(tmp_path):
+    with pytest.raises(UsageError, match="recipe int4 looks at no activations"):
+        api.export("demo", tmp_path / "out", calibration="demo")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,23 @@
+"""Gives the quantizers' tests their oracles, which lie apart under ``tests/oracles``."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+_ORACLES = Path(__file__).parent.parent / "oracles"
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"quant_oracle_{name}", _ORACLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def gptq_numpy() -> ModuleType:
+    """GPTQ written from the paper, in NumPy."""
+    return _load("gptq_numpy")
