@@ -115,7 +115,7 @@ class Recipe:
             if is_quantized(format) and rule.algorithm not in able:
                 raise QuantizationError(
                     f"recipe {self.name}: algorithm {rule.algorithm} cannot fill {format.name}, "
-                    f"which rule {rule.match!r} asks for: use {' or '.join(able)}, or leave the "
+                    f"which rule {rule.match!r} asks for: use {', '.join(able)}, or leave the "
                     f"algorithm out"
                 )
 
