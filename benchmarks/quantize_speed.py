@@ -1,10 +1,11 @@
-"""Round to nearest: weights a second and squared error, ours against onnxruntime's quantizers.
+"""Quantizers: weights a second and squared error, ours against onnxruntime's.
 
 One matrix with a few wide columns, as trained weights have. Ours reads bfloat16 rows, as an export
 does; onnxruntime's MatMulNBits quantizer is given the float32 matrix that it wants, in a graph of
 one MatMul. Errors are of the float values that the stored numbers stand for, relative to the
 weights (the ratio of 2-norms), computed here from the stored numbers on both sides. The last two
 columns are EdgeForge's figures over theirs: more than 1 is faster, less than 1 is more exact.
+Integers are rounded to nearest; palettes are found by k-means and have no peer there.
 """
 
 import argparse
@@ -25,12 +26,13 @@ import onnx
 import torch
 from measured_process import pin
 
-from quant.formats import parse_format
-from quant.packing import unpack_codes
+from quant.formats import PaletteFormat, parse_format
+from quant.kmeans import KMeans
+from quant.packing import look_up, unpack_codes
 from quant.rtn import RTN
 
 FORMATS = ["int4-g32", "int4-g64", "int4-g128", "int4-g32-asym", "int4-g128-asym", "int8-g128"]
-OURS_ALONE = ["int4-pc", "int8-pc"]
+OURS_ALONE = ["int4-pc", "int8-pc", "lut4-gc16", "lut6-gc16", "lut8-gc16"]
 ALGORITHMS = ["default", "rtn", "k_quant"]
 CHUNK_WEIGHTS = 1 << 20
 
@@ -99,6 +101,8 @@ def ours(weight: torch.Tensor, name: str, threads: int) -> tuple[float, float]:
     """Seconds to quantize all rows in chunks by a pool of threads; the relative error."""
     fmt = parse_format(name)
     step = max(1, CHUNK_WEIGHTS // weight.shape[1])
+    if isinstance(fmt, PaletteFormat):
+        return palettes(weight, fmt, step, threads)
     chunks = weight.split(step)
     with ThreadPoolExecutor(threads) as pool:
         began = time.perf_counter()
@@ -112,6 +116,22 @@ def ours(weight: torch.Tensor, name: str, threads: int) -> tuple[float, float]:
     if not fmt.symmetric:
         zero = np.concatenate([unpack_codes(m.zero_point, fmt, groups).numpy() for m in made])
     return seconds, relative_error(weight, codes, scale, zero)
+
+
+def palettes(
+    weight: torch.Tensor, fmt: PaletteFormat, step: int, threads: int
+) -> tuple[float, float]:
+    """As `ours`, for tables that groups of rows share."""
+    group = fmt.rows_per_group or len(weight)
+    chunks = weight.split(max(1, step // group) * group)
+    quantizer = KMeans()
+    with ThreadPoolExecutor(threads) as pool:
+        began = time.perf_counter()
+        made = list(pool.map(lambda rows: quantizer.quantize_groups(rows, fmt), chunks))
+        seconds = time.perf_counter() - began
+    values = torch.cat([look_up(m.codes, m.lut, fmt) for m in made])
+    wide = weight.to(torch.float32)
+    return seconds, float((wide - values).norm() / wide.norm())
 
 
 def peer_can(algorithm: str, name: str) -> bool:

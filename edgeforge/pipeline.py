@@ -22,6 +22,7 @@ from edgeforge.model import Model
 from edgeforge.output import atomic_folder
 from edgeforge.planning import Planned, choose_plan
 from edgeforge.spec import ModelSpec
+from edgeforge.weights import CheckpointWeights
 from exporters.manifest import Manifest, WeightRecord, record_files
 from exporters.options import TargetOptions, check_options
 from exporters.target import ExportRequest, Lowered, ModelFacts, Target

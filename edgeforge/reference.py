@@ -20,7 +20,8 @@ from torch import Tensor, fx
 
 from device_harness.errors import DeviceError
 from quant import dialect, native, packing
-from quant.ops import integer_format
+from quant.formats import PaletteFormat
+from quant.ops import quantized_format
 from quant.program import Input, Program, node_argument
 from quant.store import StoreWriter, WeightStore
 
@@ -104,8 +105,12 @@ class Walk:
             weights[source] if isinstance(source, fx.Node) else None for source in node.args[1:4]
         )
         assert codes is not None and scale is not None
-        unpack = native.dequantize if native.available() else packing.dequantize
-        unpacked = unpack(codes, scale, zero_point, integer_format(str(node.args[4])))
+        format = quantized_format(str(node.args[4]))
+        if isinstance(format, PaletteFormat):
+            unpacked = packing.look_up(codes, scale, format)
+        else:
+            unpack = native.dequantize if native.available() else packing.dequantize
+            unpacked = unpack(codes, scale, zero_point, format)
         return run_unpacked
 
     def _weights(self, node: fx.Node) -> dict[fx.Node, Tensor]:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-import quant.ops  # noqa: F401  (defines torch.ops.edgeforge)
 from quant.errors import QuantizationError
+from quant.formats import PaletteFormat
+from quant.ops import quantized_format  # and with it torch.ops.edgeforge
 from quant.program import Program, shape_of
 
 _edgeforge = torch.ops.edgeforge
@@ -64,13 +65,22 @@ def check_quantized(program: Program) -> None:
     _check(program, QUANTIZED_DIALECT, "quantized")
     for node in program.graph.nodes:
         if node.target in (QUANT_LINEAR, QUANT_EMBEDDING):
-            for index, part in ((1, "codes"), (2, "scale"), (3, "zero_point")):
+            for index, part in enumerate(_parts(node), start=1):
                 source = node.args[index]
-                if source is None and part == "zero_point":
+                if source is None and index == 3:
                     continue
+                if part is None:
+                    raise DialectError(f"{node.name}: argument 3 must be None for a palette")
                 given = program.inputs.get(source.name) if isinstance(source, fx.Node) else None
                 if given is None or given.kind != "weight" or given.part != part:
                     raise DialectError(f"{node.name}: argument {index} is not a weight's {part}")
+
+
+def _parts(node: fx.Node) -> tuple[str, str, str | None]:
+    """The parts that a quantized operator takes, in order; a third one may be left out."""
+    if isinstance(quantized_format(str(node.args[4])), PaletteFormat):
+        return "codes", "lut", None
+    return "codes", "scale", "zero_point"
 
 
 def _check(program: Program, dialect: frozenset[Callable[..., object]], label: str) -> None:

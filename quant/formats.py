@@ -2,7 +2,8 @@
 
 A format knows its parts' dtypes and shapes and refuses matrices that it cannot hold; it holds no
 weights itself. Codes are unsigned in every integer format: ``value = (code - zero_point) * scale``,
-where a symmetric format has the implicit zero point ``2 ** (bits - 1)``.
+where a symmetric format has the implicit zero point ``2 ** (bits - 1)``. In a palette format
+``value = lut[group, code]``.
 """
 
 from __future__ import annotations
@@ -24,13 +25,19 @@ _FLOAT_NAMES: Final[dict[FloatName, str]] = {
     "float16": "fp16",
     "bfloat16": "bf16",
 }
+_PALETTE_BITS: Final = (2, 3, 4, 6, 8)
 _INT_NAME: Final = re.compile(r"int(4|8)-(pc|g([1-9][0-9]*))(-asym)?(-f16)?")
-_USUAL_NAMES: Final = tuple(
-    f"int{bits}-{groups}{zero}"
-    for bits in (4, 8)
-    for groups in ("g32", "g64", "g128", "pc")
-    for zero in ("", "-asym")
-) + tuple(_FLOAT_NAMES.values())
+_PALETTE_NAME: Final = re.compile(r"lut([2-8])-(pt|gc([1-9][0-9]*))")
+_USUAL_NAMES: Final = (
+    *(
+        f"int{bits}-{groups}{zero}"
+        for bits in (4, 8)
+        for groups in ("g32", "g64", "g128", "pc")
+        for zero in ("", "-asym")
+    ),
+    *(f"lut{bits}-{groups}" for bits in _PALETTE_BITS for groups in ("pt", "gc8", "gc16", "gc32")),
+    *_FLOAT_NAMES.values(),
+)
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,105 @@ class IntFormat:
 
 
 @dataclass(frozen=True)
+class PaletteFormat:
+    """Codes that look values up in a sorted table of float16 numbers.
+
+    The format of Core ML's ``constexpr_lut_to_dense`` with scalar entries.
+
+    Attributes:
+        bits: 2, 3, 4, 6 or 8; a table has ``2 ** bits`` entries.
+        rows_per_group: Output rows that share a table ("per grouped channel"), or None for one
+            table for the whole matrix ("per tensor").
+    """
+
+    bits: Literal[2, 3, 4, 6, 8]
+    rows_per_group: int | None
+
+    def __post_init__(self) -> None:
+        if self.bits not in _PALETTE_BITS:
+            raise QuantizationError(
+                f"a palette format has 2, 3, 4, 6 or 8 bits, not {self.bits!r}: no runtime reads "
+                "other tables"
+            )
+        if self.rows_per_group is not None and self.rows_per_group < 1:
+            raise QuantizationError(
+                f"rows_per_group {self.rows_per_group!r} is not possible: take one row or more, or "
+                "None for one table for the whole matrix"
+            )
+
+    @property
+    def name(self) -> str:
+        """Short name that ``parse_format`` reads back, such as ``lut4-gc16`` or ``lut8-pt``."""
+        rows = self.rows_per_group
+        return f"lut{self.bits}-" + ("pt" if rows is None else f"gc{rows}")
+
+    @property
+    def entries(self) -> int:
+        """Entries of one table: ``2 ** bits``."""
+        return 1 << self.bits
+
+    def groups(self, rows: int) -> int:
+        """Tables of a matrix of ``rows`` rows."""
+        return 1 if self.rows_per_group is None else rows // self.rows_per_group
+
+    def check(self, weight_name: str, rows: int, cols: int) -> None:
+        """Refuse a matrix of a shape that this format cannot hold.
+
+        Args:
+            weight_name: Name to use in the message.
+            rows: Output features, the dimension that is grouped.
+            cols: Input features.
+
+        Raises:
+            QuantizationError: When the matrix is empty, the groups do not divide the rows, or the
+                codes of a row do not fill whole bytes.
+        """
+        _check_size(weight_name, self.name, rows, cols)
+        group = self.rows_per_group
+        if group is not None and rows % group:
+            fitting = next(size for size in range(min(group, rows), 0, -1) if rows % size == 0)
+            use = f"lut{self.bits}-gc{fitting}, or one table for all with lut{self.bits}-pt"
+            raise QuantizationError(
+                f"{weight_name} has {rows} output rows; {self.name} needs a multiple of {group}, "
+                f"for that many share a table: use {use}"
+            )
+        columns = 8 // math.gcd(self.bits, 8)
+        if cols % columns:
+            groups = self.name.partition("-")[2]
+            others = [bits for bits in _PALETTE_BITS if cols * bits % 8 == 0]
+            raise QuantizationError(
+                f"{weight_name} has {cols} input columns; {self.name} needs a multiple of "
+                f"{columns}, for a row's codes fill whole bytes: use "
+                f"{' or '.join(f'lut{bits}-{groups}' for bits in others)}, or keep it fp16"
+            )
+
+    def layout(self, rows: int, cols: int) -> dict[str, TensorLayout]:
+        """Dtypes and shapes of the stored parts of a ``[rows, cols]`` matrix.
+
+        ``codes`` is ``uint8[rows, cols * bits / 8]``, each row a stream of bits in which the code
+        of column ``c`` takes bits ``c * bits`` and up, the lowest first, and bit ``b`` of the
+        stream is bit ``b % 8`` of byte ``b // 8`` (4 bits: low nibble = even column). ``lut`` is
+        ``float16[groups, 2 ** bits]``, ascending in each table.
+        """
+        return {
+            "codes": TensorLayout("uint8", (rows, cols * self.bits // 8)),
+            "lut": TensorLayout("float16", (self.groups(rows), self.entries)),
+        }
+
+    def nbytes(self, rows: int, cols: int) -> int:
+        """Bytes of all stored parts of a ``[rows, cols]`` matrix."""
+        return sum(part.nbytes for part in self.layout(rows, cols).values())
+
+    def bits_per_weight(self, rows: int, cols: int) -> float:
+        """Stored bits a weight, tables included.
+
+        >>> PaletteFormat(4, 16).bits_per_weight(64, 128)
+        4.125
+        """
+        return 8 * self.nbytes(rows, cols) / (rows * cols)
+
+
+@dataclass(frozen=True)
 class FloatFormat:
     """Weights kept as floating-point values.
 
@@ -205,7 +311,8 @@ class FloatFormat:
         return 8 * self.nbytes(rows, cols) / (rows * cols)
 
 
-WeightFormat = IntFormat | FloatFormat
+QuantizedFormat = IntFormat | PaletteFormat
+WeightFormat = QuantizedFormat | FloatFormat
 
 
 def parse_format(name: str) -> WeightFormat:
@@ -213,6 +320,8 @@ def parse_format(name: str) -> WeightFormat:
 
     >>> parse_format("int4-g64-asym")
     IntFormat(bits=4, group_size=64, symmetric=False)
+    >>> parse_format("lut4-gc16")
+    PaletteFormat(bits=4, rows_per_group=16)
     >>> parse_format("fp16").name
     'fp16'
 
@@ -227,12 +336,17 @@ def parse_format(name: str) -> WeightFormat:
         size = None if match[3] is None else int(match[3])
         scale: ScaleName = "bfloat16" if match[5] is None else "float16"
         return IntFormat(4 if match[1] == "4" else 8, size, match[4] is None, scale)
+    match = _PALETTE_NAME.fullmatch(name)
+    for bits in _PALETTE_BITS:
+        if match is not None and int(match[1]) == bits:
+            return PaletteFormat(bits, None if match[3] is None else int(match[3]))
     near = difflib.get_close_matches(name, _USUAL_NAMES, n=1)
     meant = f"; did you mean {near[0]}?" if near else ""
     raise QuantizationError(
         f"{name!r} is not a weight format: allowed are int4 and int8 with -g<group_size> or -pc "
-        f"(per channel) and an optional -asym, such as int4-g32, int4-g64-asym and int8-pc, and "
-        f"{', '.join(_FLOAT_NAMES.values())}{meant}"
+        f"(per channel) and an optional -asym, such as int4-g32, int4-g64-asym and int8-pc; lut2, "
+        f"lut3, lut4, lut6 and lut8 with -gc<rows that share a table> or -pt (per tensor), such as "
+        f"lut4-gc16; and {', '.join(_FLOAT_NAMES.values())}{meant}"
     )
 
 

@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quant.formats import IntFormat, parse_format
-from quant.packing import dequantize
+from quant.formats import FloatFormat, PaletteFormat, QuantizedFormat, parse_format
+from quant.packing import dequantize, look_up
 
 
-def integer_format(format: str) -> IntFormat:
-    """The integer format that an operator's argument names."""
+def quantized_format(format: str) -> QuantizedFormat:
+    """The format in integers or palettes that an operator's argument names."""
     parsed = parse_format(format)
-    if not isinstance(parsed, IntFormat):
-        raise ValueError(f"{format} is not an integer format")
+    if isinstance(parsed, FloatFormat):
+        raise ValueError(f"{format} is a float format: its values need no operator of their own")
     return parsed
 
 
@@ -160,19 +160,25 @@ def _(
 def quant_linear(
     x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format: str
 ) -> Tensor:
-    """`linear` by a weight in an integer format.
+    """`linear` by a weight in an integer or a palette format.
 
     Args:
         x: ``float[..., i]``.
-        codes: ``uint8[o, i * bits / 8]`` as `quant.formats.IntFormat.layout` lays it out.
-        scale: ``bfloat16[o, groups]``.
-        zero_point: ``uint8[o, ceil(groups * bits / 8)]``, None when the format is symmetric.
-        format: a name `quant.formats.parse_format` reads, such as ``int4-g32``.
+        codes: ``uint8[o, i * bits / 8]`` as the format's ``layout`` in `quant.formats` says.
+        scale: ``bfloat16[o, groups]``; of a palette, its tables: ``float16[groups, 2 ** bits]``.
+        zero_point: ``uint8[o, ceil(groups * bits / 8)]``; None when the format is symmetric or a
+            palette.
+        format: a name `quant.formats.parse_format` reads, such as ``int4-g32`` or ``lut4-gc16``.
 
     Returns:
         ``float[..., o]``.
     """
-    return F.linear(x, dequantize(codes, scale, zero_point, integer_format(format)).to(x.dtype))
+    fmt = quantized_format(format)
+    if isinstance(fmt, PaletteFormat):
+        weight = look_up(codes, scale, fmt)
+    else:
+        weight = dequantize(codes, scale, zero_point, fmt)
+    return F.linear(x, weight.to(x.dtype))
 
 
 @quant_linear.register_fake
@@ -184,15 +190,18 @@ def _(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format
 def quant_embedding(
     tokens: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format: str
 ) -> Tensor:
-    """`embedding` from a table in an integer format; arguments as in `quant_linear`."""
+    """`embedding` from a table in an integer or a palette format; arguments as `quant_linear`."""
     rows, where = torch.unique(tokens, return_inverse=True)
+    fmt = quantized_format(format)
+    if isinstance(fmt, PaletteFormat):
+        return look_up(codes[rows], scale, fmt, rows)[where]
     zero = None if zero_point is None else zero_point[rows]
-    return dequantize(codes[rows], scale[rows], zero, integer_format(format))[where]
+    return dequantize(codes[rows], scale[rows], zero, fmt)[where]
 
 
 @quant_embedding.register_fake
 def _(
     tokens: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format: str
 ) -> Tensor:
-    columns = codes.shape[1] * 8 // integer_format(format).bits
+    columns = codes.shape[1] * 8 // quantized_format(format).bits
     return torch.empty((*tokens.shape, columns), dtype=torch.float32, device=codes.device)

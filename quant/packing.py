@@ -1,16 +1,20 @@
 """Packed codes, and what they mean in numbers.
 
 int4 codes lie two a byte along the last dimension, the LOW nibble holding the even column: the
-layout of ONNX Runtime's MatMulNBits and of XNNPACK. int8 codes lie one a byte.
+layout of ONNX Runtime's MatMulNBits and of XNNPACK. int8 codes lie one a byte. Palettes have codes
+of 2, 3 and 6 bits too, in a stream of bits that begins with the lowest of each byte, of which the
+layout of int4 is a case.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from quant.formats import IntFormat
+from quant.formats import IntFormat, PaletteFormat
 
 
 def pack_int4(codes: torch.Tensor) -> torch.Tensor:
@@ -71,6 +75,64 @@ def unpack_int4_numpy(packed: npt.NDArray[np.uint8], columns: int) -> npt.NDArra
     return pairs.reshape(*packed.shape[:-1], -1)[..., :columns]
 
 
+def pack_bits(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Pack codes into a stream of bits along the last dimension, the lowest bit first.
+
+    Args:
+        codes: uint8 ``[..., n]`` of values below ``2 ** bits``, where ``n * bits`` is a multiple
+            of 8.
+        bits: 1 to 8.
+
+    Returns:
+        uint8 ``[..., n * bits / 8]``.
+
+    >>> pack_bits(torch.tensor([1, 2, 3, 4, 5, 6, 7, 0], dtype=torch.uint8), 3).tolist()
+    [209, 88, 31]
+    """
+    if bits == 8:
+        return codes
+    if bits == 4:
+        return pack_int4(codes)
+    per_word = 8 // math.gcd(bits, 8)
+    words = codes.reshape(*codes.shape[:-1], -1, per_word)
+    packed = words.new_zeros(*words.shape[:-1], per_word * bits // 8)
+    for index in range(per_word):
+        byte, shift = divmod(index * bits, 8)
+        packed[..., byte] |= words[..., index] << shift
+        if shift + bits > 8:
+            packed[..., byte + 1] |= words[..., index] >> (8 - shift)
+    return packed.reshape(*codes.shape[:-1], -1)
+
+
+def unpack_bits(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Undo ``pack_bits``.
+
+    Args:
+        packed: uint8 ``[..., n * bits / 8]``.
+        bits: 1 to 8.
+
+    Returns:
+        uint8 ``[..., n]`` of values below ``2 ** bits``.
+
+    >>> unpack_bits(torch.tensor([209, 88, 31], dtype=torch.uint8), 3).tolist()
+    [1, 2, 3, 4, 5, 6, 7, 0]
+    """
+    if bits == 8:
+        return packed
+    if bits == 4:
+        return unpack_int4(packed, packed.shape[-1] * 2)
+    per_word = 8 // math.gcd(bits, 8)
+    words = packed.reshape(*packed.shape[:-1], -1, per_word * bits // 8)
+    codes = words.new_empty(*words.shape[:-1], per_word)
+    for index in range(per_word):
+        byte, shift = divmod(index * bits, 8)
+        code = words[..., byte] >> shift
+        if shift + bits > 8:
+            code = code | words[..., byte + 1] << (8 - shift)
+        codes[..., index] = code & ((1 << bits) - 1)
+    return codes.reshape(*packed.shape[:-1], -1)
+
+
 def unpack_codes(codes: torch.Tensor, fmt: IntFormat, count: int) -> torch.Tensor:
     """One code an element.
 
@@ -115,3 +177,30 @@ def dequantize(
         zero = unpack_codes(zero_point, fmt, groups).reshape(rows, groups, 1)
         centred = grouped.to(torch.float32) - zero.to(torch.float32)
     return (centred * scale.to(torch.float32).unsqueeze(-1)).reshape(rows, cols)
+
+
+def look_up(
+    codes: torch.Tensor, lut: torch.Tensor, fmt: PaletteFormat, rows: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The values that the stored parts stand for: the meaning of every palette format.
+
+    Args:
+        codes: uint8 ``[rows, cols * bits / 8]``.
+        lut: float16 ``[groups, 2 ** bits]``.
+        fmt: The format of the parts.
+        rows: int64 ``[rows]``, the numbers of the rows in the whole matrix; None when all are here.
+
+    Returns:
+        float32 ``[rows, cols]``, the table's entries exactly.
+
+    >>> codes = torch.tensor([[0b11100100], [0b00000001]], dtype=torch.uint8)
+    >>> lut = torch.tensor([[-1.0, 0.0, 0.5, 2.0], [3.0, 4.0, 5.0, 6.0]], dtype=torch.float16)
+    >>> look_up(codes, lut, PaletteFormat(2, 1)).tolist()
+    [[-1.0, 0.0, 0.5, 2.0], [4.0, 3.0, 3.0, 3.0]]
+    """
+    if rows is None:
+        rows = torch.arange(len(codes))
+    index = unpack_bits(codes, fmt.bits).to(torch.int64)
+    if fmt.rows_per_group is not None:
+        index += (rows // fmt.rows_per_group * fmt.entries).unsqueeze(1)
+    return torch.take(lut.to(torch.float32), index)

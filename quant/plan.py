@@ -101,7 +101,7 @@ class QuantPlan:
         for name, assignment in self.weights.items():
             if len(shapes[name]) == 1 and is_quantized(assignment.format):
                 raise QuantizationError(
-                    f"{name} is a vector; only matrices are stored as integers: keep it fp32, not "
+                    f"{name} is a vector; only matrices are quantized: keep it fp32, not "
                     f"{assignment.format.name}"
                 )
             _check_scales(name, assignment)
@@ -126,8 +126,8 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def is_quantized(format: WeightFormat) -> bool:
-    """Whether a format holds integers."""
-    return isinstance(format, IntFormat)
+    """Whether a format holds codes, of integers or of a palette."""
+    return not isinstance(format, FloatFormat)
 
 
 def _check_scales(name: str, assignment: Assignment) -> None:

@@ -20,7 +20,8 @@ class Input:
         kind: tokens and position are given at every call; weights come from a store or a
             checkpoint; tables are constants of the program; caches are state it keeps.
         name: the weight's, table's or cache's name.
-        part: of a weight: ``value`` when float, else ``codes``, ``scale`` or ``zero_point``.
+        part: of a weight: ``value`` when float, else ``codes`` with ``scale`` and ``zero_point``,
+            or with a palette's ``lut``.
     """
 
     kind: InputKind

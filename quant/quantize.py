@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol
@@ -14,9 +14,9 @@ import torch
 
 from quant import native, packing
 from quant.errors import QuantizationError
-from quant.formats import FloatFormat, IntFormat
+from quant.formats import FloatFormat, IntFormat, PaletteFormat
 from quant.plan import IMPORTED, Assignment, QuantPlan, matrix_shape
-from quant.registry import QUANTIZERS
+from quant.registry import PALETTIZERS, QUANTIZERS, Palettizer
 from quant.rtn import QuantizedRows
 
 # Large enough that Python's share is small, small enough to stay in a core's cache.
@@ -93,7 +93,7 @@ def fill_store(
     lock = Lock()
 
     def work(chunk: _Chunk) -> None:
-        cost = _store_chunk(source, chunk, writer)
+        cost = _store_chunk(source, chunk, tables.get(chunk.weight), writer)
         with lock:
             costs[chunk.weight].append(cost)
             if progress is not None:
@@ -105,14 +105,8 @@ def fill_store(
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(count, thread_name_prefix="quantize") as pool:
-            pending = [pool.submit(work, chunk) for chunk in chunks]
-            try:
-                done, _ = wait(pending, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+            tables = _whole_tables(source, chunks, pool)
+            _run(pool, [pool.submit(work, chunk) for chunk in chunks])
     finally:
         torch.set_num_threads(before)
     for weight, chunk_costs in costs.items():
@@ -121,13 +115,64 @@ def fill_store(
         writer.note(weight, (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0)
 
 
+def _run(pool: ThreadPoolExecutor, pending: Sequence[Future[None]]) -> None:
+    """Waits for all, or for the first error, which stops the others."""
+    try:
+        done, _ = wait(pending, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+
+
+def _whole_tables(
+    source: WeightSource, chunks: Sequence[_Chunk], pool: ThreadPoolExecutor
+) -> dict[str, torch.Tensor]:
+    """The tables of matrices that have one: a pass over their rows before the one that stores."""
+    tables: dict[str, torch.Tensor] = {}
+    by_weight: dict[str, list[_Chunk]] = {}
+    for chunk in chunks:
+        format = chunk.assignment.format
+        if isinstance(format, PaletteFormat) and format.rows_per_group is None:
+            by_weight.setdefault(chunk.weight, []).append(chunk)
+    lock = Lock()
+    for weight, parts in by_weight.items():
+        assignment = parts[0].assignment
+        assert isinstance(assignment.format, PaletteFormat)
+        palettizer = PALETTIZERS[assignment.algorithm]
+        total: list[torch.Tensor] = []
+
+        def count(
+            chunk: _Chunk, palettizer: Palettizer = palettizer, total: list[torch.Tensor] = total
+        ) -> None:
+            rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
+            counts = palettizer.count_values(rows, name=chunk.origin, first_row=chunk.origin_row)
+            with lock:
+                if total:
+                    total[0] += counts
+                else:
+                    total.append(counts)
+
+        _run(pool, [pool.submit(count, chunk) for chunk in parts])
+        tables[weight] = palettizer.table_of_counts(total[0], assignment.format)
+    return tables
+
+
 def _chunks(plan: QuantPlan, source: WeightSource) -> Iterator[_Chunk]:
     shapes = source.shapes()
     for name, assignment in plan.weights.items():
         _, columns = matrix_shape(shapes[name])
         step = max(1, CHUNK_WEIGHTS // columns)
+        pieces = source.pieces(name)
+        if isinstance(assignment.format, PaletteFormat):
+            group = assignment.format.rows_per_group or 1
+            step = max(1, step // group) * group
+            if any(rows % group for _, rows in pieces):
+                # Tables cover rows of two parts: messages name the whole.
+                pieces = [(name, sum(rows for _, rows in pieces))]
         first = 0
-        for origin, rows in source.pieces(name):
+        for origin, rows in pieces:
             if assignment.algorithm == IMPORTED:
                 step = rows  # packed along the rows: a part of them costs as much as all
             for row in range(0, rows, step):
@@ -145,9 +190,28 @@ def write_rows(writer: WeightSink, weight: str, start: int, made: QuantizedRows)
             writer.write(weight, part, start * stride, _bytes_of(value))
 
 
-def _store_chunk(source: WeightSource, chunk: _Chunk, writer: WeightSink) -> tuple[float, float]:
+def _store_chunk(
+    source: WeightSource, chunk: _Chunk, table: torch.Tensor | None, writer: WeightSink
+) -> tuple[float, float]:
     """Writes one chunk; returns the sums of squared errors and of squared weights."""
     format = chunk.assignment.format
+    if isinstance(format, PaletteFormat):
+        rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
+        palettizer = PALETTIZERS[chunk.assignment.algorithm]
+        if table is None:
+            colours = palettizer.quantize_groups(
+                rows, format, name=chunk.origin, first_row=chunk.origin_row
+            )
+        else:
+            colours = palettizer.look_up_rows(rows, format, table)
+        first_table = 0 if format.rows_per_group is None else chunk.start // format.rows_per_group
+        for part, stored, first in (
+            ("codes", colours.codes, chunk.start),
+            ("lut", colours.lut, first_table),
+        ):
+            stride = stored.shape[1] * stored.element_size()
+            writer.write(chunk.weight, part, first * stride, _bytes_of(stored))
+        return colours.squared_error, colours.squared_norm
     if isinstance(format, IntFormat):
         made = _quantize(source, chunk, format)
         write_rows(writer, chunk.weight, chunk.start, made)
@@ -184,6 +248,9 @@ def stored_values(weight: torch.Tensor, assignment: Assignment, name: str = "") 
     format = assignment.format
     if isinstance(format, FloatFormat):
         return cast_rows(weight, format, name)[0].float()
+    if isinstance(format, PaletteFormat):
+        colours = PALETTIZERS[assignment.algorithm].quantize_groups(weight, format, name=name)
+        return packing.look_up(colours.codes, colours.lut, format)
     made = QUANTIZERS[assignment.algorithm].quantize_rows(weight, format, name=name)
     unpack = native.dequantize if native.available() else packing.dequantize
     return unpack(made.codes, made.scale, made.zero_point, format)

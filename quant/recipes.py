@@ -23,14 +23,15 @@ class Rule:
         match: shell pattern of weight names, or a role.
         format: a format's name; or several with ``|`` between, of which each weight gets the
             first whose groups divide its columns.
-        algorithm: a name of `quant.registry`. An embedding that is not the head too has no inputs
-            to calibrate on: in the place of a calibrated algorithm it gets ``rtn``.
+        algorithm: a name of `quant.registry`; None for the usual one of each format. An embedding
+            that is not the head too has no inputs to calibrate on: in the place of a calibrated
+            algorithm it gets the usual one.
         optional: whether it may match nothing; a rule of a file that does is a mistake.
     """
 
     match: str
     format: str
-    algorithm: str = "rtn"
+    algorithm: str | None = None
     optional: bool = False
 
     def formats(self) -> list[WeightFormat]:
@@ -98,9 +99,11 @@ class Recipe:
         return first
 
     def _check_algorithm(self, rule: Rule) -> None:
-        from quant.registry import CALIBRATED, QUANTIZERS
+        from quant.registry import CALIBRATED, PALETTIZERS, QUANTIZERS, algorithms_for
 
-        known = [*QUANTIZERS, *CALIBRATED]
+        if rule.algorithm is None:
+            return
+        known = (*QUANTIZERS, *PALETTIZERS, *CALIBRATED)
         if rule.algorithm not in known:
             near = difflib.get_close_matches(rule.algorithm, known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -108,6 +111,14 @@ class Recipe:
                 f"recipe {self.name}: there is no algorithm {rule.algorithm!r}{hint}; known: "
                 f"{', '.join(known)}"
             )
+        for format in rule.formats():
+            able = algorithms_for(format)
+            if is_quantized(format) and rule.algorithm not in able:
+                raise QuantizationError(
+                    f"recipe {self.name}: algorithm {rule.algorithm} cannot fill {format.name}, "
+                    f"which rule {rule.match!r} asks for: use {' or '.join(able)}, or leave the "
+                    f"algorithm out"
+                )
 
     def _refuse_unused(self, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> None:
         near = difflib.get_close_matches(rule.match, shapes, n=1, cutoff=0.3)
@@ -122,14 +133,15 @@ def _matches(rule: Rule, name: str, role: str) -> bool:
 
 
 def _algorithm(rule: Rule, format: WeightFormat, only_looked_up: bool) -> str:
-    from quant.registry import CALIBRATED
+    from quant.registry import CALIBRATED, algorithms_for
 
-    if not is_quantized(format):
-        return "cast"
-    return "rtn" if only_looked_up and rule.algorithm in CALIBRATED else rule.algorithm
+    usual = algorithms_for(format)[0]
+    if rule.algorithm is None or not is_quantized(format):
+        return usual
+    return usual if only_looked_up and rule.algorithm in CALIBRATED else rule.algorithm
 
 
-def _uniform(name: str, format: str, about: str, algorithm: str = "rtn") -> Recipe:
+def _uniform(name: str, format: str, about: str, algorithm: str | None = None) -> Recipe:
     return Recipe(name, about, (Rule("*", format, algorithm),))
 
 
@@ -167,6 +179,11 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int8", "int8-pc", "8 bits, one scale a row"),
         _uniform("int8-g32", "int8-g32", "8 bits, groups of 32"),
         _uniform("int8-g128", "int8-g128", "8 bits, groups of 128"),
+        _uniform("lut4", "lut4-gc16", "palettes of 16 values, each for 16 rows"),
+        _uniform("lut6", "lut6-gc16", "palettes of 64 values, each for 16 rows"),
+        _uniform("lut8", "lut8-gc16", "palettes of 256 values, each for 16 rows"),
+        _uniform("lut3", "lut3-gc16", "palettes of 8 values, each for 16 rows"),
+        _uniform("lut2", "lut2-gc16", "palettes of 4 values, each for 16 rows"),
         _uniform("fp16", "fp16", "float16 weights, float32 arithmetic: the lossless baseline"),
         _uniform("fp32", "fp32", "float32 weights"),
     )
@@ -210,7 +227,7 @@ def _read_recipe(path: Path) -> Recipe:
                 f"{where} must have match and format, and may have algorithm; found {row!r}"
             )
         texts = {key: str(value) for key, value in row.items()}
-        rule = Rule(texts["match"], texts["format"], texts.get("algorithm", "rtn"))
+        rule = Rule(texts["match"], texts["format"], texts.get("algorithm"))
         try:
             rule.formats()
         except QuantizationError as error:

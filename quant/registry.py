@@ -6,9 +6,10 @@ from typing import Protocol
 
 import torch
 
-from quant import rtn
-from quant.formats import IntFormat
+from quant import kmeans, rtn
+from quant.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
 from quant.gptq import Gptq
+from quant.kmeans import PalettizedRows
 from quant.plan import QuantPlan
 from quant.rtn import QuantizedRows
 
@@ -28,6 +29,39 @@ class RowQuantizer(Protocol):
         Raises:
             QuantizationError: a weight that the format cannot hold, by ``name`` and row.
         """
+
+
+class Palettizer(Protocol):
+    """A quantizer that looks at a group of rows alone, so that groups may go in any order.
+
+    One table for a whole matrix is found in two passes over it.
+    """
+
+    @property
+    def name(self) -> str:
+        """As in the literature, the key of `PALETTIZERS`."""
+
+    def quantize_groups(
+        self, weight: torch.Tensor, fmt: PaletteFormat, *, name: str = "", first_row: int = 0
+    ) -> PalettizedRows:
+        """Codes and tables of ``float[rows, columns]``, whose rows are whole groups.
+
+        Raises:
+            QuantizationError: a weight that the format cannot hold, by ``name`` and row.
+        """
+
+    def count_values(
+        self, weight: torch.Tensor, *, name: str = "", first_row: int = 0
+    ) -> torch.Tensor:
+        """First of two passes for one table: counts of rows' values, which add up over a matrix."""
+
+    def table_of_counts(self, counts: torch.Tensor, fmt: PaletteFormat) -> torch.Tensor:
+        """The one table of a matrix, as ``quantize_groups`` of the whole would find it."""
+
+    def look_up_rows(
+        self, weight: torch.Tensor, fmt: PaletteFormat, lut: torch.Tensor
+    ) -> PalettizedRows:
+        """Second of two passes: codes of rows into a table that is known."""
 
 
 QUANTIZERS: dict[str, RowQuantizer] = {"rtn": rtn.RoundToNearest()}
@@ -73,3 +107,17 @@ CALIBRATED: dict[str, CalibratedQuantizer] = {
 def calibrated_weights(plan: QuantPlan) -> list[str]:
     """The weights of a plan whose quantizers need calibration."""
     return [name for name, given in plan.weights.items() if given.algorithm in CALIBRATED]
+
+
+PALETTIZERS: dict[str, Palettizer] = {"kmeans": kmeans.KMeans()}
+
+
+def algorithms_for(format: WeightFormat) -> tuple[str, ...]:
+    """The algorithms that can fill a format, the one to take when none is asked for first."""
+    match format:
+        case IntFormat():
+            return (*QUANTIZERS, *CALIBRATED)
+        case PaletteFormat():
+            return tuple(PALETTIZERS)
+        case FloatFormat():
+            return ("cast",)

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from quant.dialect import LINEAR, QUANT_EMBEDDING, QUANT_LINEAR
-from quant.formats import IntFormat
+from quant.formats import FloatFormat, QuantizedFormat
 from quant.plan import QuantPlan
 from quant.program import Input, Program
 
@@ -14,7 +14,7 @@ _TORCH = {"uint8": torch.uint8, "bfloat16": torch.bfloat16, "float16": torch.flo
 
 
 def quantize_program(program: Program, plan: QuantPlan) -> Program:
-    """Replaces every use of a weight in integers.
+    """Replaces every use of a weight in integers or palettes.
 
     Given::
 
@@ -26,7 +26,11 @@ def quantize_program(program: Program, plan: QuantPlan) -> Program:
         %codes, %scale, %zero = placeholder[weight]   # as the format lays them out
         %y = edgeforge::quant_linear(%x, %codes, %scale, %zero, "int4-g32")
 
-    and ``embedding`` likewise. A weight used twice (a tied head) keeps one set of placeholders.
+    and ``embedding`` likewise. A palette's tables stand in the place of the scales::
+
+        %y = edgeforge::quant_linear(%x, %codes, %lut, None, "lut4-gc16")
+
+    A weight used twice (a tied head) keeps one set of placeholders.
     The given program is left as it was.
     """
     graph = fx.Graph()
@@ -38,14 +42,14 @@ def quantize_program(program: Program, plan: QuantPlan) -> Program:
         if node.op == "placeholder" and inputs[node.name].kind == "weight":
             weight = inputs[node.name].name
             format = plan.weights[weight].format
-            if isinstance(format, IntFormat):
+            if not isinstance(format, FloatFormat):
                 _replace(graph, node, weight, format, inputs)
     graph.lint()
     return Program(graph, inputs, program.tables, program.context, program.vocab_size)
 
 
 def _replace(
-    graph: fx.Graph, node: fx.Node, weight: str, format: IntFormat, inputs: dict[str, Input]
+    graph: fx.Graph, node: fx.Node, weight: str, format: QuantizedFormat, inputs: dict[str, Input]
 ) -> None:
     value = node.meta["val"]
     parts: dict[str, fx.Node] = {}
@@ -56,7 +60,8 @@ def _replace(
                 layout.shape, dtype=_TORCH[layout.dtype], device="meta"
             )
             inputs[parts[part].name] = Input("weight", weight, part)
-    stored = (parts["codes"], parts["scale"], parts.get("zero_point"), format.name)
+    codes, values, *rest = parts.values()
+    stored = (codes, values, rest[0] if rest else None, format.name)
     for user in list(node.users):
         target = QUANT_LINEAR if user.target is LINEAR else QUANT_EMBEDDING
         with graph.inserting_before(user):

@@ -10,6 +10,7 @@ from typing import Final
 
 from exporters.errors import ExportError
 from exporters.options import Choices, TargetOptions
+from exporters.palettes import refuse_palettes
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats import IntFormat
 from quant.plan import QuantPlan
@@ -37,6 +38,7 @@ class ExecutorchTarget:
         options: TargetOptions,
     ) -> None:
         """Refuses formats that XNNPACK's kernels do not have or would silently get wrong."""
+        refuse_palettes(plan, "XNNPACK")
         for weight, assignment in plan.weights.items():
             if isinstance(assignment.format, IntFormat):
                 _check_format(weight, assignment.format)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from exporters.errors import ExportError
 from exporters.options import Choices, TargetOptions
+from exporters.palettes import refuse_palettes
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats import IntFormat
 from quant.plan import QuantPlan, matrix_shape
@@ -38,10 +39,11 @@ class OnnxTarget:
         facts: ModelFacts,
         options: TargetOptions,
     ) -> None:
-        """Refuses block sizes and head widths that ONNX Runtime's kernels do not have."""
+        """Refuses palettes, block sizes and head widths that ONNX Runtime's kernels do not have."""
         from exporters.onnx.attention import check_head_width
         from exporters.onnx.quantized import block_size
 
+        refuse_palettes(plan, "ONNX Runtime")
         check_head_width(facts.head_dim)
         for weight, assignment in plan.weights.items():
             if isinstance(assignment.format, IntFormat):

@@ -153,3 +153,53 @@ def test_the_context_counts_what_is_already_there(session, traced):
     session.extend(np.array([1]))
     with pytest.raises(DeviceError, match="33 tokens"):
         session.extend(np.array([1]))
+
+
+def test_palettes_are_exact_in_the_runner_and_the_session(tmp_path, hugging_face, traced):
+    """The quantized program gives what the float one gives on the tables' entries."""
+    from edgeforge.reference import ReferenceRunner, ReferenceSession, store_reader
+    from edgeforge.trace import trace
+    from quant.quantize import fill_store
+    from quant.recipes import Recipe, Rule
+    from quant.rewrite import quantize_program
+    from quant.store import WeightStore, new_store
+
+    config = {**MISTRAL, "hidden_size": 40, "intermediate_size": 24, "vocab_size": 56}
+    hugging_face.save(tmp_path, config)
+    model = traced.model(tmp_path)
+    rules = (
+        Rule("embedding", "lut6-gc8"),
+        Rule("head", "lut8-pt"),
+        Rule("*down_proj*", "lut3-gc4"),
+        Rule("*", "lut4-pt"),
+    )
+    shapes = model.weights.shapes()
+    plan = Recipe("mine", "", rules).plan(shapes, model.weights.roles())
+    plan.check(shapes)
+    with new_store(tmp_path, "key", plan, shapes) as writer:
+        fill_store(model.weights, plan, writer)
+    store = WeightStore(tmp_path / "key")
+    program = trace(model.spec, CONTEXT)
+
+    def entries(given):
+        """Plain NumPy from the layout's words: a stream of bits, the lowest first."""
+        if "lut" not in store.extents(given.name):
+            return store_reader(store)(given)
+        lut = store.part(given.name, "lut").float().numpy()
+        packed = store.part(given.name, "codes").numpy()
+        bits = int(np.log2(lut.shape[1]))
+        stream = np.unpackbits(packed, axis=1, bitorder="little").reshape(len(packed), -1, bits)
+        codes = (stream * 2 ** np.arange(bits)).sum(-1)
+        table = np.arange(len(packed)) * len(lut) // len(packed)
+        return torch.from_numpy(lut[table[:, None], codes])
+
+    tokens = traced.tokens(20, 56)
+    blocks = [torch.from_numpy(tokens)]
+    expected = next(ReferenceRunner(program, entries).logits(blocks))
+    quantized = quantize_program(program, plan)
+    found = next(ReferenceRunner(quantized, store_reader(store)).logits(blocks))
+    assert torch.equal(found, expected)
+    session = ReferenceSession(quantized, store_reader(store))
+    assert traced.difference(session.logits(tokens), expected.numpy()) < 1e-5
+    plain = ReferenceRunner(program, lambda given: model.weights.float_weight(given.name))
+    assert traced.difference(next(plain.logits(blocks)).numpy(), expected.numpy()) > 1e-4

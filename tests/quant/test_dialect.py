@@ -135,6 +135,28 @@ def test_the_parts_of_a_weight_must_be_in_their_places(spoil, words):
         check_quantized(made.program(y))
 
 
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda made: (made.codes, made.lut, None), None),
+        (lambda made: (made.codes, made.scale, None), "argument 2 is not a weight's lut"),
+        (lambda made: (made.codes, made.lut, made.scale), "argument 3 must be None for a palette"),
+        (lambda made: (made.lut, made.codes, None), "argument 1 is not a weight's codes"),
+    ],
+)
+def test_a_palettes_tables_stand_in_the_place_of_scales(spoil, words):
+    made = Builder()
+    made.codes = made.placeholder("c", Input("weight", "w", "codes"), torch.empty(VOCAB, 4))
+    made.scale = made.placeholder("s", Input("weight", "w", "scale"), torch.empty(VOCAB, 1))
+    made.lut = made.placeholder("l", Input("weight", "w", "lut"), torch.empty(1, 256))
+    program = made.program(made.call(dialect.QUANT_LINEAR, made.x, *spoil(made), "lut8-pt"))
+    if words is None:
+        check_quantized(program)
+    else:
+        with pytest.raises(DialectError, match=words):
+            check_quantized(program)
+
+
 def test_a_dialect_error_is_a_quantization_error():
     assert issubclass(DialectError, QuantizationError)
 

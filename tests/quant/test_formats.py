@@ -3,11 +3,12 @@
 import pytest
 
 from quant.errors import QuantizationError
-from quant.formats import FloatFormat, IntFormat, TensorLayout, parse_format
+from quant.formats import FloatFormat, IntFormat, PaletteFormat, TensorLayout, parse_format
 
 NAMES = [
     *("int4-g32", "int4-g64", "int4-g128", "int4-pc", "int4-g32-asym", "int4-pc-asym"),
     *("int8-g32", "int8-pc", "int8-g64-asym", "int8-pc-asym", "fp32", "fp16", "bf16"),
+    *("lut2-pt", "lut3-gc1", "lut4-gc1", "lut6-pt", "lut8-pt"),
 ]
 
 
@@ -20,10 +21,16 @@ def test_names_mean_what_they_say():
     assert parse_format("int4-g32") == IntFormat(4, 32)
     assert parse_format("int8-pc-asym") == IntFormat(8, None, symmetric=False)
     assert parse_format("bf16") == FloatFormat("bfloat16")
+    assert parse_format("lut4-gc16") == PaletteFormat(4, 16)
+    assert parse_format("lut6-pt") == PaletteFormat(6, None)
 
 
 @pytest.mark.parametrize(
-    "name", ["", "int4", "int3-g32", "int4-g0", "int4-g33", "int4-g-32", "INT4-g32", "int4-g32 "]
+    "name",
+    [
+        *("", "int4", "int3-g32", "int4-g0", "int4-g33", "int4-g-32", "INT4-g32", "int4-g32 "),
+        *("lut4", "lut5-pt", "lut7-gc16", "lut4-gc0", "lut4-pc", "lut4-g16", "lut4-pt-asym"),
+    ],
 )
 def test_other_names_are_refused(name):
     with pytest.raises(QuantizationError):
@@ -96,6 +103,55 @@ def test_shapes_that_fit(name):
 def test_impossible_formats_are_refused(arguments):
     with pytest.raises(QuantizationError):
         IntFormat(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "codes", "lut"),
+    [
+        ("lut4-gc16", (48, 48), (3, 16)),
+        ("lut3-gc8", (48, 36), (6, 8)),
+        ("lut6-pt", (48, 72), (1, 64)),
+        ("lut2-gc48", (48, 24), (1, 4)),
+        ("lut8-gc1", (48, 96), (48, 256)),
+    ],
+)
+def test_palettes_hold_codes_and_tables(name, codes, lut):
+    fmt = parse_format(name)
+    parts = {"codes": TensorLayout("uint8", codes), "lut": TensorLayout("float16", lut)}
+    assert fmt.layout(48, 96) == parts
+    assert fmt.nbytes(48, 96) == codes[0] * codes[1] + 2 * lut[0] * lut[1]
+    assert fmt.bits_per_weight(48, 96) == 8 * fmt.nbytes(48, 96) / (48 * 96)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        (
+            "lut4-gc16",
+            (40, 64),
+            r"w has 40 output rows; lut4-gc16 needs a multiple of 16, .* use lut4-gc10, or one "
+            r"table for all with lut4-pt",
+        ),
+        ("lut4-pt", (4, 7), "7 input columns; lut4-pt needs a multiple of 2, .* use lut8-pt, or"),
+        ("lut3-gc4", (4, 12), "needs a multiple of 8, .* lut2-gc4 or lut4-gc4 or lut6-gc4 or lut8"),
+        ("lut6-pt", (4, 6), "needs a multiple of 4, .* use lut4-pt or lut8-pt, or keep it fp16"),
+        ("lut8-gc2", (0, 8), "at least one row"),
+    ],
+)
+def test_palettes_refuse_shapes_with_advice(name, shape, words):
+    with pytest.raises(QuantizationError, match=words):
+        parse_format(name).check("w", *shape)
+
+
+@pytest.mark.parametrize("arguments", [(5, 16), (1, None), (4, 0), (4, -16)])
+def test_impossible_palettes_are_refused(arguments):
+    with pytest.raises(QuantizationError):
+        PaletteFormat(*arguments)
+
+
+def test_a_slip_in_a_palettes_name_gets_a_suggestion():
+    with pytest.raises(QuantizationError, match=r"lut4-gc16; and .*did you mean lut4-gc16\?"):
+        parse_format("lut4-g16")
 
 
 def test_unknown_float_dtype_is_refused():

@@ -153,9 +153,42 @@ def test_quant_embedding_takes_rows_of_what_is_stored(format):
     assert found.dtype == torch.float32
 
 
-def test_a_float_format_is_no_integer_format():
+def palette(bits: int, rows: int, columns: int, group: int):
+    """Packed codes, tables, and float64 ``[rows, columns]`` of what they mean."""
+    rng = np.random.default_rng(bits)
+    codes = rng.integers(0, 2**bits, (rows, columns)).astype(np.uint8)
+    lut = np.sort(rng.standard_normal((rows // group, 2**bits)), axis=1).astype(np.float16)
+    stream = np.unpackbits(codes[..., None], axis=-1, bitorder="little")[..., :bits]
+    packed = np.packbits(stream.reshape(rows, -1), axis=-1, bitorder="little")
+    meant = lut[np.arange(rows)[:, None] // group, codes].astype(np.float64)
+    return torch.from_numpy(packed), torch.from_numpy(lut), meant
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_palettes_are_looked_up(bits):
+    codes, lut, meant = palette(bits, 12, 48, 4)
+    x, tokens = random(2, 3, 48, seed=1), torch.tensor([[11, 0, 11], [4, 4, 1]])
+    found = ops.quant_linear(x, codes, lut, None, f"lut{bits}-gc4")
+    same(found, x.double().numpy() @ meant.T, 1e-4)
+    rows = ops.quant_embedding(tokens, codes, lut, None, f"lut{bits}-gc4")
+    assert rows.dtype == torch.float32
+    assert np.array_equal(rows.numpy(), meant[tokens.numpy()])
+
+
+def test_a_palettes_fake_kernels_are_true():
+    codes, lut, _ = palette(3, 12, 48, 4)
+    stored = (codes, lut, None, "lut3-gc4")
+    for op, first in (
+        (ops.quant_linear, random(1, 3, 48)),
+        (ops.quant_embedding, torch.ones(1, 2)),
+    ):
+        given = first if op is ops.quant_linear else first.long()
+        torch.library.opcheck(op, (given, *stored), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_a_float_format_is_no_quantized_format():
     made = RTN.quantize_rows(random(4, 32), parse_format("int8-pc"))
-    with pytest.raises(ValueError, match="fp16 is not an integer format"):
+    with pytest.raises(ValueError, match="fp16 is a float format"):
         ops.quant_linear(random(1, 32), made.codes, made.scale, None, "fp16")
 
 

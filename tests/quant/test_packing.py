@@ -6,11 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.formats import IntFormat
+from quant.formats import IntFormat, PaletteFormat
 from quant.packing import (
     dequantize,
+    look_up,
+    pack_bits,
     pack_int4,
     pack_int4_numpy,
+    unpack_bits,
     unpack_int4,
     unpack_int4_numpy,
 )
@@ -64,3 +67,40 @@ def test_dequantize_is_code_minus_zero_point_times_scale(bits, symmetric):
     values = dequantize(flat, scale, None if symmetric else zero, fmt)
     assert values.dtype == torch.float32
     assert np.array_equal(values.double().numpy(), expected)
+
+
+@given(st.sampled_from([2, 3, 4, 6, 8]), st.integers(1, 3), st.integers(1, 9), st.data())
+def test_codes_are_a_stream_of_bits_the_lowest_first(bits, rows, words, data):
+    codes = data.draw(
+        st.lists(st.integers(0, 2**bits - 1), min_size=rows * words * 8, max_size=rows * words * 8)
+    )
+    matrix = np.array(codes, np.uint8).reshape(rows, -1)
+    # NumPy's own bits, of each code and of each byte.
+    stream = np.unpackbits(matrix[..., None], axis=-1, bitorder="little")[..., :bits]
+    expected = np.packbits(stream.reshape(rows, -1), axis=-1, bitorder="little")
+    packed = pack_bits(torch.from_numpy(matrix), bits)
+    assert np.array_equal(packed.numpy(), expected)
+    assert np.array_equal(unpack_bits(packed, bits).numpy(), matrix)
+
+
+def test_four_bits_of_a_palette_lie_as_int4_does():
+    codes = torch.tensor([[1, 2, 3, 4], [15, 0, 9, 7]], dtype=torch.uint8)
+    assert torch.equal(pack_bits(codes, 4), pack_int4(codes))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("rows_per_group", [None, 2, 3])
+def test_looking_up_takes_the_entry_of_the_rows_table(bits, rows_per_group):
+    rng = np.random.default_rng(bits)
+    rows, cols, fmt = 6, 16, PaletteFormat(bits, rows_per_group)
+    codes = rng.integers(0, 2**bits, (rows, cols)).astype(np.uint8)
+    lut = np.sort(rng.standard_normal((fmt.groups(rows), 2**bits)).astype(np.float16), axis=1)
+    expected = [
+        [lut[row // (rows_per_group or rows), code] for code in codes[row]] for row in range(rows)
+    ]
+    packed, table = pack_bits(torch.from_numpy(codes), bits), torch.from_numpy(lut)
+    values = look_up(packed, table, fmt)
+    assert values.dtype == torch.float32
+    assert np.array_equal(values.numpy(), np.array(expected, np.float32))
+    some = torch.tensor([5, 0, 3])
+    assert torch.equal(look_up(packed[some], table, fmt, some), values[some])

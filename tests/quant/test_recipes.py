@@ -7,7 +7,7 @@ import pytest
 
 from edgeforge.model import open_model
 from quant.errors import QuantizationError
-from quant.formats import IntFormat
+from quant.formats import IntFormat, PaletteFormat
 from quant.recipes import RECIPES, Recipe, Rule, find_recipe
 from quant.registry import CALIBRATED, QUANTIZERS
 
@@ -42,8 +42,11 @@ def test_every_recipe_plans_a_model_whole(name):
     assert plan.recipe == name
     for weight, assignment in plan.weights.items():
         is_integer = isinstance(assignment.format, IntFormat)
-        assert assignment.algorithm in ((*QUANTIZERS, *CALIBRATED) if is_integer else ("cast",))
+        is_palette = isinstance(assignment.format, PaletteFormat)
+        known = (*QUANTIZERS, *CALIBRATED) if is_integer else ("kmeans" if is_palette else "cast",)
+        assert assignment.algorithm in known
         assert is_integer == (name.startswith("int") and len(SHAPES[weight]) == 2)
+        assert is_palette == (name.startswith("lut") and len(SHAPES[weight]) == 2)
     assert plan.weights["model.layers.0.input_layernorm.weight"].format.name == "fp32"
 
 
@@ -115,6 +118,34 @@ def test_a_rule_for_a_head_may_match_nothing():
 def test_an_unknown_algorithm_is_refused_before_any_work():
     with pytest.raises(QuantizationError, match=r"no algorithm 'rnt' \(did you mean 'rtn'\?\)"):
         formats(Rule("*", "int4-g32", "rnt"))
+
+
+@pytest.mark.parametrize(
+    ("format", "algorithm", "words"),
+    [
+        ("lut4-gc16", "rtn", "algorithm rtn cannot fill lut4-gc16, .*: use kmeans, or leave"),
+        ("int4-g32", "kmeans", "algorithm kmeans cannot fill int4-g32, .*: use rtn or gptq"),
+        ("int4-g32 | lut4-pt", "rtn", "algorithm rtn cannot fill lut4-pt"),
+    ],
+)
+def test_an_algorithm_that_cannot_fill_the_format_is_refused(format, algorithm, words):
+    with pytest.raises(QuantizationError, match=words):
+        formats(Rule("*", format, algorithm))
+
+
+def test_a_file_may_mix_palettes_and_integers(tmp_path):
+    file = tmp_path / "mixed.yaml"
+    file.write_text(
+        "- {match: embedding, format: lut8-pt}\n- {match: head, format: int8-pc}\n"
+        "- {match: '*', format: lut3-gc8, algorithm: kmeans}\n"
+    )
+    plan = find_recipe(str(file)).plan(SHAPES, ROLES)
+    assert [(a.format.name, a.algorithm) for a in plan.weights.values()] == [
+        ("lut8-pt", "kmeans"),
+        ("fp32", "cast"),
+        *[("lut3-gc8", "kmeans")] * 3,
+        ("int8-pc", "rtn"),
+    ]
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest():

@@ -103,6 +103,23 @@ def test_a_float_program_becomes_this():
     assert shapes["proj.zero_point"] == ((WIDTH, 1), torch.uint8)
 
 
+def test_a_palette_brings_its_tables():
+    result = quantize_program(build(tied=True), plan(embed="lut6-gc4", norm="fp32", proj="lut4-pt"))
+    check_quantized(result)
+    lines = shown(result)
+    assert lines.count("weight embed.codes") == lines.count("weight embed.lut") == 1
+    assert "quant_embedding(tokens.value, embed.codes, embed.lut, None, 'lut6-gc4')" in lines
+    assert "quant_linear(x, proj.codes, proj.lut, None, 'lut4-pt')" in lines
+    assert lines[-1] == "quant_linear(x, embed.codes, embed.lut, None, 'lut6-gc4')"
+    shapes = {
+        f"{given.name}.{given.part}": (tuple(n.meta["val"].shape), n.meta["val"].dtype)
+        for n, given in result.placeholders("weight")
+    }
+    assert shapes["embed.codes"] == ((VOCAB, WIDTH * 6 // 8), torch.uint8)
+    assert shapes["embed.lut"] == ((VOCAB // 4, 64), torch.float16)
+    assert shapes["proj.lut"] == ((1, 16), torch.float16)
+
+
 def test_a_tied_head_shares_its_placeholders():
     result = quantize_program(
         build(tied=True), plan(embed="int4-g32", norm="fp32", proj="int4-g32")
