@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Final
 
 from edgeforge.cache import cache_dir
 from edgeforge.errors import UsageError
+from edgeforge.families.assembly import HEAD
 from exporters.errors import ExportError
 from exporters.options import TargetOptions
 from exporters.target import ModelFacts, Target
 from quant.errors import QuantizationError
-from quant.formats import parse_format
+from quant.formats import IntFormat, parse_format
 from quant.plan import FLOAT32, IMPORTED, Assignment, QuantPlan, matrix_shape
 
 if TYPE_CHECKING:
     from edgeforge.calibration import Calibration, CalibrationOptions
     from edgeforge.model import Model
     from edgeforge.sensitivity import Sensitivity
+    from edgeforge.spec import WeightSpec
     from quant.mixed import Choice, Solution
     from quant.program import Program
 
@@ -37,14 +39,14 @@ FORMATS: Final = (
     "int4-g128-asym",
     "int4-g64-asym",
     "int4-g32-asym",
-    "int8-pc",
     "lut3-gc16",
     "lut4-gc16",
     "lut6-gc16",
     "lut4-pt",
     "lut6-pt",
+    "int8-pc",
 )
-"""What a weight may become, where the targets hold it: palettes in Core ML alone."""
+"""What a weight may become, where the targets hold it."""
 
 MIXED: Final = {"mixed": "rtn", "mixed-gptq": "gptq"}
 """The recipes, each with the algorithm that fills the formats chosen."""
@@ -252,10 +254,10 @@ def mix(
 
 
 def _assign(format: str) -> Assignment:
-    from quant.registry import usual_algorithm
+    from quant.registry import algorithms_for
 
     parsed = parse_format(format)
-    return Assignment(parsed, usual_algorithm(parsed))
+    return Assignment(parsed, algorithms_for(parsed)[0])
 
 
 def _choices(
@@ -313,21 +315,19 @@ def _plan(
     solution: Solution,
     fixed: Mapping[str, Assignment],
     shapes: Mapping[str, tuple[int, ...]],
-    specs: Mapping[str, object],
+    specs: Mapping[str, WeightSpec],
 ) -> QuantPlan:
     """The solution as a plan; a calibrated algorithm fills what it can."""
-    from edgeforge.spec import WeightSpec
-
+    tied = HEAD not in specs
     chosen = {}
     for name in shapes:
         if name in fixed:
             chosen[name] = fixed[name]
             continue
         assignment = _assign(solution.chosen[name].name)
-        spec = specs[name]
-        assert isinstance(spec, WeightSpec)
-        # An embedding has no inputs to calibrate on.
-        if assignment.algorithm == "rtn" and spec.role != "embedding":
+        # An embedding that is not the head too has no inputs to calibrate on.
+        calibrated = tied or specs[name].role != "embedding"
+        if isinstance(assignment.format, IntFormat) and calibrated:
             assignment = replace(assignment, algorithm=MIXED[recipe])
         chosen[name] = assignment
     return QuantPlan(recipe, chosen)
@@ -397,8 +397,8 @@ def check_plan_file(file: Path | None) -> None:
 
 
 def _rule(assignment: Assignment) -> str:
-    from quant.registry import usual_algorithm
+    from quant.registry import algorithms_for
 
-    plain = assignment.algorithm == usual_algorithm(assignment.format)
-    algorithm = "" if plain else f", algorithm: {assignment.algorithm}"
+    usual = assignment.algorithm == algorithms_for(assignment.format)[0]
+    algorithm = "" if usual else f", algorithm: {assignment.algorithm}"
     return f"format: {assignment.format.name}{algorithm}"

@@ -15,7 +15,6 @@ import torch
 from quant import native, packing
 from quant.errors import QuantizationError
 from quant.formats import FloatFormat, IntFormat, PaletteFormat
-from quant.kmeans import PalettizedRows
 from quant.plan import IMPORTED, Assignment, QuantPlan, matrix_shape
 from quant.registry import PALETTIZERS, QUANTIZERS, Palettizer
 from quant.rtn import QuantizedRows
@@ -187,13 +186,8 @@ def write_rows(writer: WeightSink, weight: str, start: int, made: QuantizedRows)
     parts = {"codes": made.codes, "scale": made.scale, "zero_point": made.zero_point}
     for part, value in parts.items():
         if value is not None:
-            _write(writer, weight, part, start, value)
-
-
-def _write(writer: WeightSink, weight: str, part: str, start: int, value: torch.Tensor) -> None:
-    """Writes rows of a part, from number ``start`` on, to their place."""
-    stride = value.shape[1] * value.element_size()
-    writer.write(weight, part, start * stride, _bytes_of(value))
+            stride = value.shape[1] * value.element_size()
+            writer.write(weight, part, start * stride, _bytes_of(value))
 
 
 def _store_chunk(
@@ -201,22 +195,34 @@ def _store_chunk(
 ) -> tuple[float, float]:
     """Writes one chunk; returns the sums of squared errors and of squared weights."""
     format = chunk.assignment.format
+    if isinstance(format, PaletteFormat):
+        rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
+        palettizer = PALETTIZERS[chunk.assignment.algorithm]
+        if table is None:
+            colours = palettizer.quantize_groups(
+                rows, format, name=chunk.origin, first_row=chunk.origin_row
+            )
+        else:
+            colours = palettizer.look_up_rows(rows, format, table)
+        first_table = 0 if format.rows_per_group is None else chunk.start // format.rows_per_group
+        for part, stored, first in (
+            ("codes", colours.codes, chunk.start),
+            ("lut", colours.lut, first_table),
+        ):
+            stride = stored.shape[1] * stored.element_size()
+            writer.write(chunk.weight, part, first * stride, _bytes_of(stored))
+        return colours.squared_error, colours.squared_norm
     if isinstance(format, IntFormat):
         made = _quantize(source, chunk, format)
         write_rows(writer, chunk.weight, chunk.start, made)
         return made.squared_error, made.squared_norm
     rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
-    if isinstance(format, PaletteFormat):
-        colours = _palettize(rows, chunk, format, table)
-        _write(writer, chunk.weight, "codes", chunk.start, colours.codes)
-        group = format.rows_per_group
-        first_table = 0 if group is None else chunk.start // group
-        _write(writer, chunk.weight, "lut", first_table, colours.lut)
-        return colours.squared_error, colours.squared_norm
     cast, squared_error, squared_norm = cast_rows(
         rows, format, chunk.origin, first_row=chunk.origin_row
     )
-    _write(writer, chunk.weight, "value", chunk.start, cast)
+    writer.write(
+        chunk.weight, "value", chunk.start * chunk.columns * cast.element_size(), _bytes_of(cast)
+    )
     return squared_error, squared_norm
 
 
@@ -226,15 +232,6 @@ def _quantize(source: WeightSource, chunk: _Chunk, format: IntFormat) -> Quantiz
     rows = source.read_rows(chunk.weight, chunk.start, chunk.stop)
     quantizer = QUANTIZERS[chunk.assignment.algorithm]
     return quantizer.quantize_rows(rows, format, name=chunk.origin, first_row=chunk.origin_row)
-
-
-def _palettize(
-    rows: torch.Tensor, chunk: _Chunk, format: PaletteFormat, table: torch.Tensor | None
-) -> PalettizedRows:
-    palettizer = PALETTIZERS[chunk.assignment.algorithm]
-    if table is not None:
-        return palettizer.look_up_rows(rows, format, table)
-    return palettizer.quantize_groups(rows, format, name=chunk.origin, first_row=chunk.origin_row)
 
 
 def stored_values(weight: torch.Tensor, assignment: Assignment, name: str = "") -> torch.Tensor:

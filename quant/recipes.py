@@ -79,8 +79,9 @@ class Recipe:
                 )
             used.add(rule)
             chosen = self._choose_format(rule, name, shape)
-            only_looked_up = roles[name] == "embedding" and not tied
-            weights[name] = Assignment(chosen, _algorithm(rule, chosen, only_looked_up))
+            weights[name] = Assignment(
+                chosen, _algorithm(rule, chosen, roles[name] == "embedding" and not tied)
+            )
         for rule in self.rules:
             if rule not in used and not rule.optional and rule.match not in _ROLES:
                 self._refuse_unused(rule, shapes)
@@ -102,7 +103,7 @@ class Recipe:
 
         if rule.algorithm is None:
             return
-        known = (*QUANTIZERS, *CALIBRATED, *PALETTIZERS)
+        known = (*QUANTIZERS, *PALETTIZERS, *CALIBRATED)
         if rule.algorithm not in known:
             near = difflib.get_close_matches(rule.algorithm, known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -115,7 +116,7 @@ class Recipe:
             if is_quantized(format) and rule.algorithm not in able:
                 raise QuantizationError(
                     f"recipe {self.name}: algorithm {rule.algorithm} cannot fill {format.name}, "
-                    f"which rule {rule.match!r} asks for: use {', '.join(able)}, or leave the "
+                    f"which rule {rule.match!r} asks for: use {' or '.join(able)}, or leave the "
                     f"algorithm out"
                 )
 
@@ -132,13 +133,12 @@ def _matches(rule: Rule, name: str, role: str) -> bool:
 
 
 def _algorithm(rule: Rule, format: WeightFormat, only_looked_up: bool) -> str:
-    from quant.registry import CALIBRATED, usual_algorithm
+    from quant.registry import CALIBRATED, algorithms_for
 
+    usual = algorithms_for(format)[0]
     if rule.algorithm is None or not is_quantized(format):
-        return usual_algorithm(format)
-    if only_looked_up and rule.algorithm in CALIBRATED:
-        return usual_algorithm(format)
-    return rule.algorithm
+        return usual
+    return usual if only_looked_up and rule.algorithm in CALIBRATED else rule.algorithm
 
 
 def _uniform(name: str, format: str, about: str, algorithm: str | None = None) -> Recipe:

@@ -64,6 +64,9 @@ class Palettizer(Protocol):
         """Second of two passes: codes of rows into a table that is known."""
 
 
+QUANTIZERS: dict[str, RowQuantizer] = {"rtn": rtn.RoundToNearest()}
+
+
 class CalibratedQuantizer(Protocol):
     """A quantizer that must know what enters a matrix: it takes weights in the program's order."""
 
@@ -95,12 +98,18 @@ class CalibratedQuantizer(Protocol):
         """
 
 
-QUANTIZERS: dict[str, RowQuantizer] = {"rtn": rtn.RoundToNearest()}
-PALETTIZERS: dict[str, Palettizer] = {"kmeans": kmeans.KMeans()}
 CALIBRATED: dict[str, CalibratedQuantizer] = {
     "gptq": Gptq(),
     "gptq-order": Gptq("gptq-order", activation_order=True),
 }
+
+
+def calibrated_weights(plan: QuantPlan) -> list[str]:
+    """The weights of a plan whose quantizers need calibration."""
+    return [name for name, given in plan.weights.items() if given.algorithm in CALIBRATED]
+
+
+PALETTIZERS: dict[str, Palettizer] = {"kmeans": kmeans.KMeans()}
 
 
 def algorithms_for(format: WeightFormat) -> tuple[str, ...]:
@@ -112,13 +121,3 @@ def algorithms_for(format: WeightFormat) -> tuple[str, ...]:
             return tuple(PALETTIZERS)
         case FloatFormat():
             return ("cast",)
-
-
-def usual_algorithm(format: WeightFormat) -> str:
-    """The algorithm that fills a format when none is asked for."""
-    return algorithms_for(format)[0]
-
-
-def calibrated_weights(plan: QuantPlan) -> list[str]:
-    """The weights of a plan whose quantizers need calibration."""
-    return [name for name, given in plan.weights.items() if given.algorithm in CALIBRATED]

@@ -1,7 +1,6 @@
 """Quantized checkpoints of known integers: what is read, what is stored, what artifacts hold."""
 
 import json
-from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -93,7 +92,7 @@ def test_the_store_holds_the_checkpoints_integers(checkpoint, case, tmp_path, mo
     folder, layers = checkpoint("llama", case)
     model = open_model(str(folder))
     plan = choose_plan(model, ExportOptions(), [], None).plan
-    store = quantize(model, model.checkpoint.digest(), plan, 1, lambda *_: None, None, Future())
+    store = quantize(model.weights, model.checkpoint.digest(), plan, 1, lambda *_: None)
     assert all(error == 0 for error in store.relative_error.values())
     bits = 8 if "8" in case else 4
     with safe_open(store.file, "np") as stored:
