@@ -6,11 +6,11 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeforge import cli_options as option
 from edgeforge.exits import ended_by_signals, explain, one_line
 
 if TYPE_CHECKING:
@@ -24,14 +24,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, max=256, help="Threads; by default one per processor, 4 at most."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
-Artifact = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact that export wrote.")]
-
 
 @app.callback()
 def _options(
@@ -44,119 +36,36 @@ def _options(
 
 @app.command()
 def export(
-    model: Annotated[
-        str, typer.Argument(help="A checkpoint folder, a hub id (org/name), or `demo`.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
-    target: Annotated[str, typer.Option(help="Targets, separated by commas.")] = "onnx",
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="A name from `edgeforge list recipes`, or a YAML file of rules; by default int4, "
-            "or as-is for a checkpoint that is quantized already."
-        ),
-    ] = None,
-    imported_scales: Annotated[
-        str,
-        typer.Option(
-            help="Of a checkpoint that is quantized already: float16 keeps its scales exactly, "
-            "bfloat16 rounds them, which every target can hold."
-        ),
-    ] = "float16",
-    context: Annotated[
-        int | None,
-        typer.Option(help="Declared context in tokens; by default the model's, 4096 at most."),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="Take the tokenizer from this folder, file or hub id instead."),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    ignore_config: Annotated[
-        list[str] | None,
-        typer.Option(help="A config.json field that you know not to change the maths."),
-    ] = None,
-    strip: Annotated[
-        bool, typer.Option("--strip", help="Leave out what only verification needs.")
-    ] = False,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Where weights lie: `internal`, or `external` in a file of their own."),
-    ] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="Core ML: the processor to shape for, gpu or ane.")
-    ] = None,
-    chunk: Annotated[
-        str | None,
-        typer.Option(help="Core ML: tokens of a prefill call, or several such as 16,64,256."),
-    ] = None,
-    cache_write: Annotated[
-        str | None, typer.Option(help="Core ML: how caches are written, slice or onehot.")
-    ] = None,
-    opset: Annotated[str | None, typer.Option(help="Core ML: operators of ios18 or ios17.")] = None,
-    lowering: Annotated[
-        str | None,
-        typer.Option(help="Who lowers for ExecuTorch: edgeforge (the default) or stock."),
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(help="ExecuTorch's delegate: xnnpack (the default), vulkan or coreml."),
-    ] = None,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(
-            help="What the device has for the model, such as 3GB: refuse what needs more."
-        ),
-    ] = None,
-    bits_per_weight: Annotated[
-        float | None,
-        typer.Option(help="Budget of a mixed recipe: stored bits over parameters, such as 4.5."),
-    ] = None,
-    max_size: Annotated[
-        str | None,
-        typer.Option(
-            help="Budget of a mixed recipe: size of the stored weights, such as 1.8GB; graphs and "
-            "tokenizer come on top."
-        ),
-    ] = None,
-    max_kl: Annotated[
-        float | None,
-        typer.Option(
-            help="Budget of a mixed recipe: KL divergence from the checkpoint on the calibration "
-            "text, nats a token, such as 0.02."
-        ),
-    ] = None,
-    save_plan: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.yaml",
-            help="Write the plan as a recipe that gives the same formats again.",
-        ),
-    ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|demo",
-            help="Text that calibrated recipes look at activations on; by default `demo`.",
-        ),
-    ] = None,
-    calibration_tokens: Annotated[
-        int | None, typer.Option(min=1, help="How many tokens of it; by default 32768.")
-    ] = None,
-    calibration_length: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens of a sequence; by default 512, the context at most."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Which of its sequences are taken.")] = 0,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of calibration's partial results, to go on from; else in the cache."
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option(help="Replace an existing output folder.")] = False,
-    threads: Threads = None,
-    quiet: Quiet = False,
+    model: option.Model,
+    out: option.Out,
+    target: option.Targets = "onnx",
+    recipe: option.Recipe = None,
+    imported_scales: option.ImportedScales = "float16",
+    context: option.Context = None,
+    tokenizer: option.Tokenizer = None,
+    revision: option.Revision = None,
+    ignore_config: option.IgnoreConfig = None,
+    strip: option.Strip = False,
+    weights: option.Weights = None,
+    profile: option.Profile = None,
+    chunk: option.Chunk = None,
+    cache_write: option.CacheWrite = None,
+    opset: option.Opset = None,
+    lowering: option.Lowering = None,
+    backend: option.Backend = None,
+    max_memory: option.MaxMemory = None,
+    bits_per_weight: option.BitsPerWeight = None,
+    max_size: option.MaxSize = None,
+    max_kl: option.MaxKl = None,
+    save_plan: option.SavePlan = None,
+    calibration: option.Calibration = None,
+    calibration_tokens: option.CalibrationTokens = None,
+    calibration_length: option.CalibrationLength = None,
+    seed: option.CalibrationSeed = 0,
+    resume: option.Resume = None,
+    force: option.Force = False,
+    threads: option.Threads = None,
+    quiet: option.Quiet = False,
 ) -> None:
     """Trace, quantize and write a model for one or more runtimes."""
     from edgeforge.calibration import CalibrationOptions
@@ -218,31 +127,16 @@ def export(
 
 @app.command()
 def verify(
-    artifacts: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Artifacts that export wrote.")
-    ],
-    text: Annotated[
-        Path | None,
-        typer.Option(help="UTF-8 text to evaluate on; by default the demo's held-out text."),
-    ] = None,
-    tokens: Annotated[
-        int | None, typer.Option(min=2, help="How many tokens of it; by default all.")
-    ] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="The checkpoint, if it is not where it was.")
-    ] = None,
-    timed: Annotated[bool, typer.Option(help="Measure load, prefill, decode and memory.")] = True,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="Of EdgeForge's interpreter of Core ML: fp16 (default) or fp32."),
-    ] = None,
-    compute_units: Annotated[
-        str | None,
-        typer.Option(help="Of Core ML on a Mac: all (default), cpu, cpu-and-gpu or cpu-and-ne."),
-    ] = None,
-    threads: Threads = None,
-    json: Json = False,
-    quiet: Quiet = False,
+    artifacts: option.Artifacts,
+    text: option.Text = None,
+    tokens: option.Tokens = None,
+    checkpoint: option.CheckpointPlace = None,
+    timed: option.Timed = True,
+    precision: option.InterpreterPrecision = None,
+    compute_units: option.ComputeUnits = None,
+    threads: option.Threads = None,
+    json: option.Json = False,
+    quiet: option.Quiet = False,
 ) -> None:
     """Run an artifact and report how right and how fast it is (also in report.json)."""
     from edgeforge.progress import Reporter
@@ -267,9 +161,9 @@ def verify(
 
 @app.command()
 def inspect(
-    artifact: Artifact,
-    weights: Annotated[bool, typer.Option("--weights", help="List every weight.")] = False,
-    json: Json = False,
+    artifact: option.Artifact,
+    weights: option.EveryWeight = False,
+    json: option.Json = False,
 ) -> None:
     """Show what an artifact holds and whether its files are as they were written."""
     from dataclasses import asdict
@@ -311,20 +205,14 @@ def inspect(
 
 @app.command()
 def run(
-    artifact: Artifact,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue.")],
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", min=1, help="How many tokens at most.")
-    ] = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Draw from the likeliest tokens that hold this probability.")
-    ] = 1.0,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of the draws; the same seed gives the same text.")
-    ] = 0,
-    threads: Threads = None,
-    json: Json = False,
+    artifact: option.Artifact,
+    prompt: option.Prompt,
+    max_tokens: option.MaxTokens = 128,
+    temperature: option.Temperature = 0.0,
+    top_p: option.TopP = 1.0,
+    seed: option.DrawSeed = 0,
+    threads: option.Threads = None,
+    json: option.Json = False,
 ) -> None:
     """Continue a text with an artifact, token by token."""
     from edgeforge.generate import generate
@@ -348,35 +236,16 @@ def run(
 
 @app.command(name="coreml-run")
 def coreml_run(
-    package: Annotated[
-        Path, typer.Argument(metavar="PACKAGE", help="An .mlpackage, EdgeForge's or anybody's.")
-    ],
-    inputs: Annotated[
-        list[Path] | None,
-        typer.Option(help="An .npz file of inputs; several are calls in turn, states kept."),
-    ] = None,
-    outputs: Annotated[
-        list[Path] | None,
-        typer.Option(help="Write outputs to this .npz file: one a call, or one for the last."),
-    ] = None,
-    function: Annotated[
-        list[str] | None, typer.Option(help="Which function: one a call, or one for all.")
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(help="fp16: round as the package's types say; fp32: round nothing.")
-    ] = "fp16",
-    compare: Annotated[
-        Path | None, typer.Option(help="Hold the last outputs against those of this .npz file.")
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(min=0, help="Exit with 1 when they differ by more than this of their range."),
-    ] = None,
-    max_iterations: Annotated[
-        int | None, typer.Option(min=1, help="Of one loop of the program; by default 100000.")
-    ] = None,
-    threads: Threads = None,
-    json: Json = False,
+    package: option.Package,
+    inputs: option.Inputs = None,
+    outputs: option.Outputs = None,
+    function: option.Functions = None,
+    precision: option.Precision = "fp16",
+    compare: option.Compare = None,
+    tolerance: option.Tolerance = None,
+    max_iterations: option.MaxIterations = None,
+    threads: option.Threads = None,
+    json: option.Json = False,
 ) -> None:
     """Describe a Core ML package, run it without Core ML, compare its outputs."""
     from edgeforge.coreml_run import RunRequest, report, require_close
@@ -403,10 +272,8 @@ def coreml_run(
 
 @app.command(name="list")
 def list_known(
-    what: Annotated[
-        str, typer.Argument(help="families, recipes, targets, presets or coreml-operations")
-    ],
-    json: Json = False,
+    what: option.What,
+    json: option.Json = False,
 ) -> None:
     """List what EdgeForge knows."""
     from edgeforge.catalogue import catalogue
@@ -422,11 +289,11 @@ def list_known(
 
 @app.command()
 def synth(
-    preset: Annotated[str, typer.Argument(help="A name from `edgeforge list presets`.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
-    force: Annotated[bool, typer.Option(help="Replace an existing output folder.")] = False,
-    quiet: Quiet = False,
+    preset: option.Preset,
+    out: option.Out,
+    seed: option.WeightSeed = 0,
+    force: option.Force = False,
+    quiet: option.Quiet = False,
 ) -> None:
     """Write a checkpoint of random weights at a released model's true shape."""
     from edgeforge.progress import Reporter
