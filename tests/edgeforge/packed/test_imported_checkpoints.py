@@ -11,7 +11,9 @@ from edgeforge.model import open_model
 from edgeforge.pipeline import ExportOptions, export, quantize
 from edgeforge.planning import choose_plan
 from edgeforge.verification import VerifyOptions, verify
+from exporters.coreml import names
 from exporters.manifest import Manifest
+from exporters.options import TargetOptions
 from exporters.registry import find_target
 
 FAMILIES = ("llama", "mistral", "phi3")
@@ -137,3 +139,56 @@ def test_an_artifact_holds_and_computes_the_checkpoint(checkpoint, case, tmp_pat
     )
     assert manifest.weights["lm_head.weight"].format == "fp16"
     assert any("as the checkpoint has them" in note for note in manifest.notes)
+
+
+@pytest.fixture(scope="module")
+def package(checkpoint, tmp_path_factory):
+    """Imports a checkpoint into a Core ML package: its folder and the checkpoint's integers."""
+
+    def package(case, **options):
+        folder, layers = checkpoint("llama", case)
+        out = tmp_path_factory.mktemp("package") / "out"
+        asked = TargetOptions(chunk="16", **options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("EDGEFORGE_CACHE", str(out.parent / "cache"))
+            coreml = find_target("coreml")
+            export(open_model(str(folder)), [coreml], out, ExportOptions(context=32, target=asked))
+            found = verify(out, VerifyOptions(tokens=64, timed=False))
+        assert found.stored_weights_equal
+        assert found.quantization.max_difference == 0
+        assert found.lowering.relative_difference < 0.05
+        return out, layers
+
+    return package
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        ("gptq-asymmetric", {}),
+        ("gptq-rows", {}),
+        ("awq-exact-scales", {}),
+        ("compressed-8", {"opset": "ios17"}),
+    ],
+)
+def test_a_core_ml_package_holds_the_checkpoints_scales(package, case, options):
+    out, layers = package(case, **options)
+    stored = (out / names.PACKAGE / names.WEIGHTS_PATH).read_bytes()
+    for layer in layers.values():
+        assert layer.scales.tobytes() in stored
+
+
+def test_every_bit_of_float16_scales_in_a_package_is_seen(package):
+    out, layers = package("gptq-symmetric")
+    path = out / names.PACKAGE / names.WEIGHTS_PATH
+    data = bytearray(path.read_bytes())
+    manifest = Manifest.read(out)
+    weight = "model.layers.0.mlp.down_proj.weight"
+    begin = data.find(layers[weight.removesuffix(".weight")].scales.tobytes())
+    assert begin >= 0
+    for at, bit in ((begin, 0), (begin, 3), (begin + 1, 6)):
+        data[at] ^= 1 << bit
+        path.write_bytes(data)
+        found = find_target("coreml").stored_digests(out)
+        assert {n for n, r in manifest.weights.items() if found[n] != r.digest} == {weight}
+        data[at] ^= 1 << bit

@@ -13,6 +13,8 @@ from exporters.errors import ExportError
 from exporters.executorch import backends, installed
 from exporters.options import TargetOptions
 from exporters.registry import find_target
+from quant.formats import parse_format
+from quant.plan import IMPORTED, Assignment, QuantPlan
 
 ONE_LAYER = {"num_hidden_layers": 1, "tie_word_embeddings": True}
 
@@ -143,4 +145,21 @@ def test_core_ml_tools_missing(refusal, monkeypatch):
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
     assert refusal("int4-g32", backend="coreml") == (
         '--backend coreml needs coremltools: pip install "edgeforge[coreml]"'
+    )
+
+
+@pytest.mark.parametrize("backend", list(backends.BACKENDS))
+def test_float16_scales_of_imported_checkpoints(backend):
+    plan = QuantPlan("as-is", {"w": Assignment(parse_format("int4-g32-f16"), IMPORTED)})
+    with pytest.raises(ExportError) as caught:
+        backends.check_backend(plan, TargetOptions(backend=backend))
+    takes = {
+        "xnnpack": "XNNPACK holds",
+        "vulkan": "ExecuTorch's Vulkan delegate is given",
+        "coreml": "ExecuTorch's Core ML delegate is given",
+    }
+    assert str(caught.value) == (
+        f"w is int4-g32-f16; {takes[backend]} scales as bfloat16: round them with "
+        f"--imported-scales bfloat16, which keeps the integers and changes no scale by more than "
+        f"0.2 %"
     )
