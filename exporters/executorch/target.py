@@ -13,7 +13,7 @@ from exporters.options import Choices, TargetOptions
 from exporters.palettes import refuse_palettes
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats import IntFormat
-from quant.plan import QuantPlan
+from quant.plan import SIGNED, QuantPlan
 
 MODEL: Final = "model.pte"
 GENERATE, VERIFY = "forward", "logits_all"
@@ -42,6 +42,11 @@ class ExecutorchTarget:
         for weight, assignment in plan.weights.items():
             if isinstance(assignment.format, IntFormat):
                 _check_format(weight, assignment.format)
+            if assignment.algorithm == SIGNED:
+                raise ExportError(
+                    f"{weight} is to be filled by {SIGNED}; XNNPACK takes no scales below zero: "
+                    f"use rtn"
+                )
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.pte`` and the tokenizer that runners read beside it."""
