@@ -21,7 +21,7 @@ from exporters.options import TargetOptions
 from exporters.target import ModelFacts, Target
 from quant.errors import QuantizationError
 from quant.formats import IntFormat, parse_format
-from quant.plan import FLOAT32, IMPORTED, Assignment, QuantPlan, matrix_shape
+from quant.plan import FLOAT32, IMPORTED, SIGNED, Assignment, QuantPlan, matrix_shape
 
 if TYPE_CHECKING:
     from edgeforge.calibration import Calibration, CalibrationOptions
@@ -48,8 +48,8 @@ FORMATS: Final = (
 )
 """What a weight may become, where the targets hold it."""
 
-MIXED: Final = {"mixed": "rtn", "mixed-gptq": "gptq"}
-"""The recipes, each with the algorithm that fills the formats chosen."""
+MIXED: Final = {"mixed": None, "mixed-gptq": "gptq"}
+"""The recipes, each with the calibrated algorithm that fills the formats chosen, if any."""
 
 # Tokens of the calibration text that costs are measured on, and estimated for a large model.
 MEASURED_TOKENS, ESTIMATED_TOKENS, BLOCK_TOKENS = 2048, 512, 256
@@ -128,8 +128,9 @@ def allowed_formats(
     targets: Sequence[Target],
     options: TargetOptions,
     names: Sequence[str] = FORMATS,
-) -> dict[str, list[str]]:
-    """By matrix, the formats that fit it and that every target can hold.
+    signed: bool = True,
+) -> dict[str, list[Assignment]]:
+    """By matrix, what fits it and every target can hold; each format with its best algorithm.
 
     Args:
         shapes: by weight.
@@ -137,6 +138,7 @@ def allowed_formats(
         targets: that are to be written.
         options: of the targets; a bound on memory is left for the finished plan.
         names: of the formats.
+        signed: whether scales below zero may be taken, where the targets hold them.
     """
     plain = {name: Assignment(FLOAT32, "cast") for name in shapes}
     free = replace(options, max_memory=None)
@@ -151,14 +153,24 @@ def allowed_formats(
             return False
         return True
 
-    allowed: dict[str, list[str]] = {n: [] for n, shape in shapes.items() if len(shape) > 1}
+    allowed: dict[str, list[Assignment]] = {n: [] for n, s in shapes.items() if len(s) > 1}
     for name in names:
-        given = {weight: _assign(name) for weight in allowed}
-        everywhere = holds(given)
-        for weight in allowed:
-            if everywhere or holds({weight: given[weight]}):
-                allowed[weight].append(name)
+        given = _assign(name)
+        ways = [given]
+        if signed and _sign_matters(given):
+            ways.insert(0, replace(given, algorithm=SIGNED))
+        everywhere = next((way for way in ways if holds(dict.fromkeys(allowed, way))), None)
+        for weight, found in allowed.items():
+            way = everywhere or next((way for way in ways if holds({weight: way})), None)
+            if way is not None:
+                found.append(way)
     return allowed
+
+
+def _sign_matters(assignment: Assignment) -> bool:
+    """Whether a scale's sign matters: at 8 bits one step more is nothing."""
+    format = assignment.format
+    return isinstance(format, IntFormat) and format.symmetric and format.bits == 4
 
 
 def text_for(model: Model, options: CalibrationOptions, context: int) -> Calibration:
@@ -188,7 +200,7 @@ def mix(
     model: Model,
     recipe: str,
     budget: Budget,
-    formats: Mapping[str, Sequence[str]],
+    candidates: Mapping[str, Sequence[Assignment]],
     fixed: Mapping[str, Assignment],
     calibration: Calibration,
     program: Program,
@@ -200,7 +212,7 @@ def mix(
         model: opened.
         recipe: of `MIXED`.
         budget: that was checked.
-        formats: names of the formats each matrix may take.
+        candidates: what each matrix may become (`allowed_formats`).
         fixed: assignments of all other weights.
         calibration: the text that costs are measured on.
         program: in the float dialect.
@@ -212,7 +224,6 @@ def mix(
     from edgeforge.sensitivity import plan_divergence, sensitivity
 
     shapes, weights = model.weights.shapes(), model.weights
-    candidates = {name: [_assign(f) for f in given] for name, given in formats.items()}
     blocks = calibration.blocks
     assert blocks is not None
     taken = sum(a.format.nbytes(*matrix_shape(shapes[n])) for n, a in fixed.items())
@@ -231,9 +242,13 @@ def mix(
     )
     choices = _choices(candidates, found.costs, shapes)
 
+    by_name = {n: {a.format.name: a for a in given} for n, given in candidates.items()}
+
+    def chosen(solution: Solution) -> dict[str, Assignment]:
+        return {name: by_name[name][choice.name] for name, choice in solution.chosen.items()}
+
     def divergence(solution: Solution) -> float:
-        chosen = {name: _assign(choice.name) for name, choice in solution.chosen.items()}
-        return plan_divergence(weights, program, chosen, blocks)
+        return plan_divergence(weights, program, chosen(solution), blocks)
 
     solution = _solve(choices, budget, taken, parameters)
     actual = divergence(solution)
@@ -249,7 +264,7 @@ def mix(
             f"--max-kl {budget.max_kl:g} cannot be met: formats that should add up to {limit:.3g} "
             f"give {actual:.3g} together on the calibration text; give a larger bound"
         )
-    plan = _plan(recipe, solution, fixed, shapes, model.spec.weights)
+    plan = _plan(recipe, {**chosen(solution), **fixed}, fixed, model.spec.weights)
     return Mixed(plan, solution.cost, actual, _notes(budget, solution, found, actual, calibration))
 
 
@@ -312,25 +327,20 @@ def _solve(
 
 def _plan(
     recipe: str,
-    solution: Solution,
+    assignments: Mapping[str, Assignment],
     fixed: Mapping[str, Assignment],
-    shapes: Mapping[str, tuple[int, ...]],
     specs: Mapping[str, WeightSpec],
 ) -> QuantPlan:
-    """The solution as a plan; a calibrated algorithm fills what it can."""
-    tied = HEAD not in specs
-    chosen = {}
-    for name in shapes:
-        if name in fixed:
-            chosen[name] = fixed[name]
-            continue
-        assignment = _assign(solution.chosen[name].name)
+    """The plan in the program's order; a calibrated algorithm fills what it can."""
+    algorithm, tied, plan = MIXED[recipe], HEAD not in specs, {}
+    for name, spec in specs.items():
+        given = assignments[name]
         # An embedding that is not the head too has no inputs to calibrate on.
-        calibrated = tied or specs[name].role != "embedding"
-        if isinstance(assignment.format, IntFormat) and calibrated:
-            assignment = replace(assignment, algorithm=MIXED[recipe])
-        chosen[name] = assignment
-    return QuantPlan(recipe, chosen)
+        free = name not in fixed and isinstance(given.format, IntFormat)
+        if algorithm is not None and free and (tied or spec.role != "embedding"):
+            given = replace(given, algorithm=algorithm)
+        plan[name] = given
+    return QuantPlan(recipe, plan)
 
 
 def _notes(

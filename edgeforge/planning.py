@@ -112,18 +112,20 @@ def _mixed(
     progress: Callable[[str, int, int], None],
 ) -> Planned:
     """A plan under a budget."""
-    from edgeforge.mixing import allowed_formats, mix, text_for
+    from edgeforge.mixing import MIXED, allowed_formats, mix, text_for
     from edgeforge.trace import trace
     from quant.plan import FLOAT32, Assignment
 
     shapes = model.weights.shapes()
-    formats = allowed_formats(shapes, facts, targets, options.target)
+    candidates = allowed_formats(
+        shapes, facts, targets, options.target, signed=MIXED[recipe] is None
+    )
     fixed = {n: Assignment(FLOAT32, "cast") for n, shape in shapes.items() if len(shape) == 1}
     fixed.update(imported)
     calibration = text_for(model, options.calibration, facts.context)
     progress("trace", 0, 0)
     program = trace(model.spec, facts.context)
-    free = {name: given for name, given in formats.items() if name not in fixed}
+    free = {name: given for name, given in candidates.items() if name not in fixed}
     mixed = mix(model, recipe, options.budget, free, fixed, calibration, program, progress)
     return Planned(mixed.plan, mixed.notes, program)
 

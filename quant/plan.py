@@ -13,6 +13,8 @@ PLAN_VERSION = 1
 
 IMPORTED = "imported"
 """The algorithm of weights whose integers and scales the checkpoint itself holds."""
+SIGNED = "rtn-signed"
+"""The algorithm whose scales may be below zero, which not every runtime holds."""
 
 
 @dataclass(frozen=True)

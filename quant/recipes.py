@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quant.errors import QuantizationError
 from quant.formats import WeightFormat, parse_format
-from quant.plan import FLOAT32, Assignment, QuantPlan, is_quantized, matrix_shape
+from quant.plan import FLOAT32, SIGNED, Assignment, QuantPlan, is_quantized, matrix_shape
 
 _ROLES = ("*", "head", "embedding", "linear")
 
@@ -172,6 +172,15 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int4-g128", "int4-g128", "4 bits, groups of 128: 4.125 bits, the fastest"),
         _INT4_GPTQ,
         _uniform("int4-g128-gptq", "int4-g128", "4 bits, groups of 128, by GPTQ", "gptq-order"),
+        _uniform(
+            "int4-g32-signed",
+            "int4-g32",
+            "4 bits, groups of 32 with scales of either sign: nearer at the same size",
+            SIGNED,
+        ),
+        _uniform(
+            "int4-g128-signed", "int4-g128", "4 bits, groups of 128, scales of either sign", SIGNED
+        ),
         _uniform("int4-g32-asym", "int4-g32-asym", "4 bits with zero points, groups of 32"),
         _uniform("int4-g64-asym", "int4-g64-asym", "4 bits with zero points, groups of 64"),
         _uniform("int4-g128-asym", "int4-g128-asym", "4 bits with zero points, groups of 128"),

@@ -10,8 +10,9 @@ from quant import kmeans, rtn
 from quant.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
 from quant.gptq import Gptq
 from quant.kmeans import PalettizedRows
-from quant.plan import QuantPlan
+from quant.plan import SIGNED, QuantPlan
 from quant.rtn import QuantizedRows
+from quant.signed import SignedRoundToNearest
 
 
 class RowQuantizer(Protocol):
@@ -64,7 +65,10 @@ class Palettizer(Protocol):
         """Second of two passes: codes of rows into a table that is known."""
 
 
-QUANTIZERS: dict[str, RowQuantizer] = {"rtn": rtn.RoundToNearest()}
+QUANTIZERS: dict[str, RowQuantizer] = {
+    "rtn": rtn.RoundToNearest(),
+    SIGNED: SignedRoundToNearest(),
+}
 
 
 class CalibratedQuantizer(Protocol):

@@ -10,7 +10,7 @@ from exporters.coreml.names import identifier
 from exporters.errors import ExportError
 from exporters.options import TargetOptions
 from quant.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
-from quant.plan import QuantPlan
+from quant.plan import SIGNED, QuantPlan
 
 _OF_IOS17: Final = IntFormat(8, None)
 
@@ -21,7 +21,7 @@ def check_formats(
     """Refuses weight formats.
 
     Args:
-        plan: formats by weight.
+        plan: formats and algorithms by weight.
         shapes: shape by weight; vectors are always float.
         options: profile and opset.
 
@@ -33,6 +33,12 @@ def check_formats(
         identifier(weight)
         if len(shapes[weight]) == 1:
             continue
+        if assignment.algorithm == SIGNED:
+            raise ExportError(
+                f"{weight} is to be filled by {SIGNED}; Core ML's own tools write no scales below "
+                f"zero, so that no device is known to read them: use rtn, or a palette such as "
+                f"lut4-gc16"
+            )
         if options.profile == "ane":
             _check_ane(weight, format)
         if options.opset == "ios17":

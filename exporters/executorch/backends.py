@@ -11,7 +11,7 @@ from exporters.errors import ExportError
 from exporters.executorch.installed import require_executorch
 from exporters.options import TargetOptions
 from quant.formats import IntFormat
-from quant.plan import QuantPlan
+from quant.plan import SIGNED, QuantPlan
 
 XNNPACK: Final = "xnnpack"
 GROUP_MULTIPLE: Final = 32
@@ -77,6 +77,11 @@ def check_backend(plan: QuantPlan, options: TargetOptions) -> None:
     for weight, assignment in plan.weights.items():
         if isinstance(assignment.format, IntFormat):
             backend.check(weight, assignment.format)
+        if assignment.algorithm == SIGNED:
+            raise ExportError(
+                f"{weight} is to be filled by {SIGNED}; programs for {backend.title} are written "
+                f"with no scales below zero: use rtn"
+            )
 
 
 def _check_scales(weight: str, format: IntFormat, takes: str) -> None:

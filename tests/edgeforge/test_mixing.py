@@ -92,7 +92,11 @@ def test_only_formats_that_every_target_holds_are_candidates(model, facts):
     def allowed(*targets, **changes):
         given = {**shapes, **changes}
         chosen = [find_target(name) for name in targets]
-        return allowed_formats(given, facts, chosen, TargetOptions(max_memory=1))
+        found = allowed_formats(given, facts, chosen, TargetOptions(max_memory=1))
+        algorithms.append({a.format.name: a.algorithm for each in found.values() for a in each})
+        return {name: [a.format.name for a in each] for name, each in found.items()}
+
+    algorithms = []
 
     both = allowed("onnx", "executorch")
     assert both.keys() == {name for name, shape in shapes.items() if len(shape) == 2}
@@ -100,7 +104,17 @@ def test_only_formats_that_every_target_holds_are_candidates(model, facts):
         names == ["int4-pc", "int4-g128", "int4-g64", "int4-g32", "int8-pc"]
         for names in both.values()
     )
+    assert set(algorithms[0].values()) == {"rtn"}
     assert "int4-g32-asym" in allowed("onnx")["model.embed_tokens.weight"]
+    # ONNX holds scales below zero, which are nearer where there are no zero points.
+    assert algorithms[1]["int4-g32"] == "rtn-signed"
+    assert algorithms[1]["int4-g32-asym"] == algorithms[1]["int8-pc"] == "rtn"
+    # Core ML holds palettes, and no scales below zero.
+    assert {"int4-g32-asym", "lut3-gc16", "lut4-gc16", "lut4-pt"} <= set(
+        allowed("coreml")["model.embed_tokens.weight"]
+    )
+    assert algorithms[2]["int4-g32"] == "rtn"
+    assert algorithms[2]["lut4-gc16"] == "kmeans"
     # One matrix that is too narrow for a format takes it from nobody else.
     narrow = "model.layers.0.mlp.down_proj.weight"
     found = allowed("onnx", **{narrow: (128, 96)})

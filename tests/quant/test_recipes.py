@@ -124,7 +124,11 @@ def test_an_unknown_algorithm_is_refused_before_any_work():
     ("format", "algorithm", "words"),
     [
         ("lut4-gc16", "rtn", "algorithm rtn cannot fill lut4-gc16, .*: use kmeans, or leave"),
-        ("int4-g32", "kmeans", "algorithm kmeans cannot fill int4-g32, .*: use rtn or gptq"),
+        (
+            "int4-g32",
+            "kmeans",
+            "algorithm kmeans cannot fill int4-g32, .*: use rtn or rtn-signed or gptq",
+        ),
         ("int4-g32 | lut4-pt", "rtn", "algorithm rtn cannot fill lut4-pt"),
     ],
 )

@@ -18,12 +18,12 @@ def refused(cache, tmp_path, monkeypatch, checkpoint_of, llama_config):
     def work(*_: object, **__: object) -> None:
         raise AssertionError("work was done before the refusal")
 
-    def refused(format="fp16", **asked):
+    def refused(format="fp16", algorithm="", **asked):
         model = checkpoint_of(llama_config())
         monkeypatch.setattr(type(model.checkpoint), "digest", work)
         monkeypatch.setattr(pipeline, "quantize", work)
         recipe = tmp_path / "recipe.yaml"
-        recipe.write_text(f"- {{match: '*', format: {format}}}\n")
+        recipe.write_text(f"- {{match: '*', format: {format}{algorithm}}}\n")
         out = tmp_path / "out"
         options = ExportOptions(recipe=str(recipe), target=TargetOptions(**asked))
         with pytest.raises(ExportError) as caught:
@@ -95,3 +95,11 @@ def test_a_context_that_does_not_fit_the_stated_memory(refused):
     assert "for a context of 4096 tokens (weights 0.1 MB, caches 1.0 MB, buffers " in sentence
     assert ", and --max-memory is 1.0 MB: export with --context " in sentence
     assert "caches 2.1 MB" in refused("int8-pc", max_memory=1_000_000, opset="ios17")
+
+
+def test_scales_below_zero(refused):
+    assert refused("int4-g32", ", algorithm: rtn-signed") == (
+        "model.embed_tokens.weight is to be filled by rtn-signed; Core ML's own tools write no "
+        "scales below zero, so that no device is known to read them: use rtn, or a palette such as "
+        "lut4-gc16"
+    )

@@ -14,7 +14,7 @@ from exporters.executorch import backends, installed
 from exporters.options import TargetOptions
 from exporters.registry import find_target
 from quant.formats import parse_format
-from quant.plan import IMPORTED, Assignment, QuantPlan
+from quant.plan import IMPORTED, SIGNED, Assignment, QuantPlan
 
 ONE_LAYER = {"num_hidden_layers": 1, "tie_word_embeddings": True}
 
@@ -162,4 +162,15 @@ def test_float16_scales_of_imported_checkpoints(backend):
         f"w is int4-g32-f16; {takes[backend]} scales as bfloat16: round them with "
         f"--imported-scales bfloat16, which keeps the integers and changes no scale by more than "
         f"0.2 %"
+    )
+
+
+@pytest.mark.parametrize("backend", list(backends.BACKENDS))
+def test_scales_below_zero(backend):
+    plan = QuantPlan("mine", {"w": Assignment(parse_format("int4-g32"), SIGNED)})
+    with pytest.raises(ExportError) as caught:
+        backends.check_backend(plan, TargetOptions(backend=backend))
+    assert str(caught.value) == (
+        f"w is to be filled by rtn-signed; programs for {backends.BACKENDS[backend].title} are "
+        f"written with no scales below zero: use rtn"
     )
