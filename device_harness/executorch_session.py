@@ -15,6 +15,7 @@ import numpy as np
 
 from device_harness.errors import DeviceError
 from device_harness.session import Logits, Tokens, check_tokens
+from exporters.errors import ExportError
 
 MODEL, GENERATE, VERIFY = "model.pte", "forward", "logits_all"
 SUPPORTED = "1.4.1"
@@ -48,9 +49,16 @@ class ExecutorchSession:
         """Starts the runtime's process."""
         if self._worker is not None:
             return
+        from exporters.executorch.reader import read_weights
+
+        try:
+            external = read_weights(self._file)
+        except ExportError as error:
+            raise DeviceError(str(error)) from error
+        weights = str(external.file) if external else ""
         command = [sys.executable, "-m", "device_harness.executorch_worker"]
         self._worker = subprocess.Popen(
-            [*command, str(self._file), str(self._threads)],
+            [*command, str(self._file), weights, str(self._threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -94,11 +102,16 @@ class ExecutorchSession:
         return logits.reshape(-1)
 
     def logits(self, tokens: Tokens) -> Logits:
-        """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``."""
+        """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``.
+
+        A stripped artifact gives them token by token, as an app would get them.
+        """
         check_tokens(tokens, len(tokens), self.vocab_size, self.context)
         if VERIFY not in self._names:
-            raise DeviceError(
-                f"{self._file} has no method {VERIFY}, which verification needs: export it again"
+            # Exported with --strip: the method that generates, in caches of its own.
+            pieces = [tokens[at : at + 1] for at in range(len(tokens))]
+            return np.concatenate(
+                [self._ask(GENERATE, piece, at, apart=True)[0] for at, piece in enumerate(pieces)]
             )
         position, rows = 0, []
         for piece in self._pieces(tokens):
@@ -124,12 +137,18 @@ class ExecutorchSession:
         limit = self._constants["get_max_seq_len"][0]
         return [tokens[start : start + limit] for start in range(0, len(tokens), limit)]
 
-    def _ask(self, method: str, tokens: Tokens, position: int) -> Logits:
+    def _ask(self, method: str, tokens: Tokens, position: int, *, apart: bool = False) -> Logits:
+        """Runs a method; ``apart`` in caches other than those of the text at hand."""
         assert self._worker is not None and self._worker.stdin is not None
         what = f"{method} with {len(tokens)} tokens at position {position}"
         if not len(tokens):
             what = f"loading {method}"
-        request = {"method": method, "tokens": len(tokens), "position": position}
+        request = {
+            "method": method,
+            "apart": apart,
+            "tokens": len(tokens),
+            "position": position,
+        }
         try:
             self._worker.stdin.write(json.dumps(request).encode() + b"\n")
             self._worker.stdin.write(np.ascontiguousarray(tokens, np.int64).data)

@@ -68,6 +68,10 @@ def export(
     strip: Annotated[
         bool, typer.Option("--strip", help="Leave out what only verification needs.")
     ] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Where weights lie: `internal`, or `external` in a file of their own."),
+    ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Core ML: the processor to shape for, gpu or ane.")
     ] = None,
@@ -106,6 +110,7 @@ def export(
     )
     target_options = TargetOptions(
         strip=strip,
+        weights=weights,
         profile=profile,
         chunk=chunk,
         cache_write=cache_write,

@@ -14,7 +14,7 @@ from quant.program import node_argument, shape_of
 if TYPE_CHECKING:
     from exporters.coreml.lowering import FunctionLowering
 
-# Added to the score of a token that is not seen: the least float16, so that exp gives 0.
+# The largest float16; its negative is added to the score of a token that is not seen.
 _HIDDEN: Final = 65504.0
 # Sizes of a state that the Neural Engine takes are multiples of this.
 ANE_MULTIPLE: Final = 32
@@ -116,16 +116,39 @@ class Attention:
                 attn_mask=mask,
             )
         else:
-            small = emitter.binary("mul", f"{name}_scaled", rows, scale)
-            scores = emitter.matmul(f"{name}_scores", small, keys, transpose_y=True)
-            seen = emitter.binary("add", f"{name}_seen", scores, mask)
-            mixed = emitter.matmul(
-                f"{name}_mixed", emitter.softmax(f"{name}_weights", seen), values
-            )
+            weights = self._scaled_softmax(name, rows, keys, scale, mask)
+            mixed = emitter.matmul(f"{name}_mixed", weights, values)
         mixed = emitter.first_columns(f"{name}_unpadded", mixed, width)
         apart = emitter.reshape(f"{name}_heads", mixed, (1, heads, t, width))
         back = emitter.heads_first(f"{name}_tokens", apart)
         return emitter.reshape(name, back, (1, t, heads * width))
+
+    def _scaled_softmax(
+        self, name: str, rows: Value, keys: Value, scale: float, mask: Value
+    ) -> Value:
+        """``softmax(rows @ keys.T * scale + mask)``, whose scores may pass what float16 holds.
+
+        Each row is divided by its largest magnitude m, if that is over 1. Of the scores that it
+        gives, the distances from the largest are multiplied by m: none of them is positive, so
+        that one that passes float16 means a weight of 0, as it should.
+        """
+        emitter = self.emitter
+        most = emitter.reduce(
+            "reduce_max", f"{name}_most", emitter.unary("abs", f"{name}_abs", rows)
+        )
+        divisor = emitter.binary("maximum", f"{name}_divisor", most, 1.0)
+        unit = emitter.binary("real_div", f"{name}_unit", rows, divisor)
+        if self.state.style.wide:  # float16 would round the factor
+            unit = emitter.cast(f"{name}_wide", unit, "fp32")
+        scaled = emitter.binary("mul", f"{name}_scaled", unit, scale)
+        small = emitter.cast(f"{name}_small", scaled, "fp16")
+        scores = emitter.matmul(f"{name}_scores", small, keys, transpose_y=True)
+        seen = emitter.binary("add", f"{name}_seen", scores, mask)
+        top = emitter.reduce("reduce_max", f"{name}_top", seen)
+        below = emitter.binary("sub", f"{name}_below", seen, top)
+        return emitter.softmax(
+            f"{name}_weights", emitter.binary("mul", f"{name}_stretched", below, divisor)
+        )
 
     def _write(self, node: fx.Node, index: int, new: Value) -> Value:
         """A cache with the new tokens' rows in it, as attention reads it."""
@@ -218,7 +241,7 @@ class Attention:
         )
 
     def _mask(self, window: int, groups: int) -> Value:
-        """``fp16[1, 1, groups * t, c]``: 0 where a token is seen, else the least float16."""
+        """``fp16[1, 1, groups * t, c]``: 0 where a token is seen, else so low that exp gives 0."""
         emitter, t = self.emitter, self.state.tokens
         if (window, groups) in self._masks:
             return self._masks[window, groups]
@@ -241,6 +264,9 @@ class Attention:
             ones = emitter.cast(f"{name}_ones", seen, "fp16")
             lacking = emitter.binary("sub", f"{name}_lacking", ones, 1.0)
             flat = emitter.binary("mul", f"{name}_flat", lacking, _HIDDEN)
+            if self.state.style.wide:
+                # Scores within attention may be larger than that: past float16 lies infinity.
+                flat = emitter.binary("mul", f"{name}_infinite", flat, _HIDDEN)
             made = emitter.reshape(name, flat, (1, 1, t, self.context))
         self._masks[window, groups] = made
         return made

@@ -156,6 +156,7 @@ class FunctionBuilder:
         names = {key: self._operand_names(operand) for key, operand in operands.items()}
         values = [self._named(self.fresh(name), dtype, shape) for name, dtype, shape in results]
         own = values[0].name if values else self.fresh(kind)
+        self._names.add(own)
         operation = self._operation(kind, own, values)
         for key, given in names.items():
             operation.inputs[key].arguments.extend(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from exporters.coreml import names
 from exporters.errors import ExportError
+from exporters.footprint import RuntimeCosts, check_memory, estimate
 from exporters.options import Choices, TargetOptions
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.plan import QuantPlan
@@ -34,6 +36,7 @@ class CoremlTarget:
             "chunk": (),
             "cache_write": ("slice", "onehot"),
             "opset": ("ios18", "ios17"),
+            "max_memory": (),
         }
     )
 
@@ -47,9 +50,10 @@ class CoremlTarget:
         """Refuses options that do not go together, and formats that a profile cannot hold."""
         from exporters.coreml.choices import check_formats
 
-        choose_style(options, facts.context)
-        choose_chunks(options, facts.context)
+        style, chunks = choose_style(options, facts.context), choose_chunks(options, facts.context)
         check_formats(plan, shapes, options)
+        footprint = estimate(plan, shapes, stored_facts(facts, style), costs(style, chunks))
+        check_memory(self.name, footprint, style.context, options.max_memory)
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.mlpackage`` and the tokenizer's files beside it."""
@@ -133,6 +137,27 @@ def choose_style(options: TargetOptions, context: int) -> Style:
     write = options.cache_write or ("onehot" if opset == "ios17" else "slice")
     length = padded(context) if profile == "ane" else context
     return Style(profile, opset, write == "onehot", length)  # type: ignore[arg-type]
+
+
+def costs(style: Style, chunks: tuple[int, ...]) -> RuntimeCosts:
+    """What Core ML keeps: one constant for embedding and head, float16 caches.
+
+    Whether it unpacks weights when it loads them cannot be known here; counted is what is stored.
+    """
+    # Without states, a call holds the caches it is given and those it gives back.
+    return RuntimeCosts(
+        cache_element=2 if style.states else 4,
+        tied_copies=1,
+        run_tokens=max(chunks),
+        scores=True,
+    )
+
+
+def stored_facts(facts: ModelFacts, style: Style) -> ModelFacts:
+    """The dimensions as caches have them."""
+    from exporters.coreml.attention import padded
+
+    return facts if style.wide else replace(facts, head_dim=padded(facts.head_dim))
 
 
 def choose_chunks(options: TargetOptions, context: int) -> tuple[int, ...]:

@@ -9,18 +9,21 @@ from types import MappingProxyType
 from typing import Final
 
 from exporters.errors import ExportError
+from exporters.footprint import RuntimeCosts, check_memory, estimate
 from exporters.options import Choices, TargetOptions
 from exporters.palettes import refuse_palettes
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats import IntFormat
 from quant.plan import QuantPlan
 
-MODEL: Final = "model.pte"
+MODEL, WEIGHTS = "model.pte", "model.ptd"
 GENERATE, VERIFY = "forward", "logits_all"
 # Tokens of one run at most: longer prompts go in pieces. More would not be faster, and every
 # buffer between kernels is as long.
 CHUNK_TOKENS: Final = 128
 GROUP_MULTIPLE: Final = 32
+# XNNPACK packs every matrix anew when it loads it; an embedding's table is read where it lies.
+COSTS: Final = RuntimeCosts(cache_element=4, tied_copies=2, run_tokens=CHUNK_TOKENS)
 
 
 class ExecutorchTarget:
@@ -28,7 +31,9 @@ class ExecutorchTarget:
 
     name = "executorch"
     about = "ExecuTorch with XNNPACK on CPU, Android and iOS (also through its LLM runner)"
-    options: Choices = MappingProxyType({})
+    options: Choices = MappingProxyType(
+        {"strip": (), "weights": ("internal", "external"), "max_memory": ()}
+    )
 
     def check(
         self,
@@ -39,20 +44,28 @@ class ExecutorchTarget:
     ) -> None:
         """Refuses formats that XNNPACK's kernels do not have or would silently get wrong."""
         refuse_palettes(plan, "XNNPACK")
+        footprint = estimate(plan, shapes, facts, COSTS)
+        check_memory(self.name, footprint, facts.context, options.max_memory)
         for weight, assignment in plan.weights.items():
             if isinstance(assignment.format, IntFormat):
                 _check_format(weight, assignment.format)
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.pte`` and the tokenizer that runners read beside it."""
+        from exporters.executorch.blobs import Blob
         from exporters.executorch.lowering import MethodLowering
         from exporters.executorch.method import constant_method
+        from exporters.executorch.ptd_file import MARK, MARK_OF_PTE, PtdFile, weights_mark
         from exporters.executorch.pte_file import PteFile
         from exporters.last_token import keep_last_token
 
-        program, facts, file = request.program, request.facts, PteFile()
+        program, facts = request.program, request.facts
+        weights = PtdFile() if request.options.weights == "external" else None
+        file = PteFile(weights)
         limit = min(program.context, CHUNK_TOKENS)
-        methods = {GENERATE: keep_last_token(program), VERIFY: program}
+        methods = {GENERATE: keep_last_token(program)}
+        if not request.options.strip:
+            methods[VERIFY] = program
         for name, given in methods.items():
             lowering = MethodLowering(given, request.store, file, name, limit)
             file.plans.append(lowering.run().plan())
@@ -69,6 +82,11 @@ class ExecutorchTarget:
         if facts.bos is not None:
             metadata["get_bos_id"] = facts.bos
         file.plans.extend(constant_method(name, value) for name, value in metadata.items())
+        if weights is not None:
+            mark = Blob(weights_mark(request.store.digests))
+            weights.add(MARK, mark)
+            file.named(MARK_OF_PTE, mark)
+            weights.write(folder / WEIGHTS)
         file.write(folder / MODEL)
         for name, path in request.tokenizer_files.items():
             shutil.copyfile(path, folder / name)
@@ -77,8 +95,8 @@ class ExecutorchTarget:
             entry=MODEL,
             inputs={"tokens": f"int64[1, t <= {limit}]", "position": "int64[1]"},
             outputs={
-                GENERATE: f"float32[1, 1, {program.vocab_size}]",
-                VERIFY: f"float32[1, t, {program.vocab_size}]",
+                name: f"float32[1, {1 if name == GENERATE else 't'}, {program.vocab_size}]"
+                for name in methods
             },
             states={
                 given.name: "float32[1, {2}, {1}, {3}]".format(*node.meta["val"].shape)

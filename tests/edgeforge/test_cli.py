@@ -208,7 +208,8 @@ def test_run_prints_the_text_and_nothing_else_on_stdout(edgeforge, artifact):
     assert result["prompt_tokens"] == 4
     assert len(result["tokens"]) <= 12
     assert re.fullmatch(
-        r"\[4 prompt tokens, first token after \d+ ms; \d+ tokens at [\d.]+ tokens/s; .*\]\n",
+        r"\[loaded in \d+\.\d\d s; 4 prompt tokens, first token after \d+ ms; "
+        r"\d+ tokens at [\d.]+ tokens/s; .*\]\n",
         plain.err,
     )
 
@@ -432,3 +433,21 @@ def test_exit_codes_reach_the_shell(tmp_path):
     assert in_a_process("list", "recipes").returncode == 0
     shown = in_a_process("inspect", tmp_path)
     assert shown.returncode == 5 and shown.stdout == b"" and shown.stderr.count(b"\n") == 1
+
+
+def test_a_stripped_artifact_says_so_and_holds_no_graph_for_verification(
+    edgeforge, checkpoint, tmp_path
+):
+    out = tmp_path / "out"
+    assert edgeforge("export", checkpoint, "-o", out, "-q", "--strip").code == 0
+    assert not (out / "verify.onnx").exists()
+    shown = edgeforge("inspect", out, "--json")
+    assert json.loads(shown.out)["options"] == {"strip": True}
+
+
+@pytest.mark.parametrize("size", ["much", "-3GB", "0", "3 XB"])
+def test_a_memory_that_is_no_size(edgeforge, checkpoint, tmp_path, size):
+    shown = edgeforge("export", checkpoint, "-o", tmp_path / "out", f"--max-memory={size}")
+    assert shown.code == 2
+    assert f"{size!r} is not a size: write it like 900MB, 3GB or 1.5GiB" in shown.err
+    assert not (tmp_path / "out").exists()

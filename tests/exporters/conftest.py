@@ -230,23 +230,22 @@ def build(
 ) -> Build:
     """Exports a config by a recipe (or a format's name); the same again is not made twice."""
     root = tmp_path_factory.mktemp("artifacts")
-    made: dict[tuple[object, ...], Exported] = {}
+    made: dict[tuple[str, str, int, str, TargetOptions], Exported] = {}
 
     def build(
         config: Config,
         recipe: str = "fp32",
         context: int = CONTEXT,
         target: str = "onnx",
-        **asked: object,
+        asked: TargetOptions | None = None,
     ) -> Exported:
-        key = (json.dumps(config, sort_keys=True), recipe, context, target, str(asked))
+        asked = asked or TargetOptions()
+        key = (json.dumps(config, sort_keys=True), recipe, context, target, asked)
         if key not in made:
             model = checkpoint_of(config)
             out = root / str(len(made))
             chosen = as_recipe(recipe, root)
-            options = ExportOptions(
-                recipe=chosen, context=context, threads=2, target=TargetOptions(**asked)
-            )
+            options = ExportOptions(recipe=chosen, context=context, threads=2, target=asked)
             export(model, [find_target(target)], out, options)
             weights = model.weights
             plan = find_recipe(chosen).plan(weights.shapes(), weights.roles())

@@ -11,6 +11,7 @@ import pytest
 from device_harness.coreml_session import CoremlSession
 from exporters.coreml import names
 from exporters.coreml.package import open_package
+from exporters.options import TargetOptions
 
 CHUNK = "16"  # so that the 48 tokens of a context take three calls
 
@@ -20,7 +21,8 @@ def package(build):
     """Exports a config for Core ML by a recipe (or a format's name) with the target's options."""
 
     def package(config, recipe="fp32", context=48, chunk=CHUNK, **options):
-        return build(config, recipe, context, "coreml", chunk=chunk, **options)
+        asked = TargetOptions(chunk=chunk, **options)
+        return build(config, recipe, context, "coreml", asked)
 
     return package
 
