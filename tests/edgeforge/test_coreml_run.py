@@ -126,3 +126,15 @@ def test_operations_are_listed(run, monkeypatch, capfd):
     cli.main()
     told = json.loads(capfd.readouterr().out)
     assert told["scaled_dot_product_attention"] == "matrix products and attention"
+
+
+def test_the_documentation_lists_what_the_interpreter_runs():
+    from edgeforge.catalogue import catalogue
+
+    text = (Path(cli.__file__).parent.parent / "docs" / "coreml-interpreter.md").read_text()
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    groups: dict[str, list[str]] = {}
+    for name, group in catalogue("coreml-operations").items():
+        groups.setdefault(group, []).append(f"`{name}`")
+    for group, names in groups.items():
+        assert rows[group] == f"| {group} | {', '.join(names)} |"
