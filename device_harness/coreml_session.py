@@ -19,11 +19,14 @@ from exporters.coreml.package import Interface, Package, open_package
 COMPUTE_UNITS: Final = ("all", "cpu", "cpu-and-gpu", "cpu-and-ne")
 UNKNOWN_TO_INTERPRETER: Final[tuple[str, ...]] = (
     "whether Core ML's own compiler accepts the package",
-    "how wide Core ML accumulates on each processor: the interpreter accumulates in float32 and "
-    "rounds each operation's result to float16",
+    "how wide Core ML accumulates on each processor: the interpreter accumulates in float32, and "
+    "rounds the result of an operation to float16 where the package's types say so",
     "the arithmetic of the Neural Engine, and how Core ML fuses operations",
     "which processor runs which operation",
     "speed and memory on a device: times and memory here are the interpreter's on this machine",
+)
+UNROUNDED: Final = (
+    "what float16 costs: nothing was rounded to it, to check how the package is wired"
 )
 
 _Arrays = Mapping[str, npt.NDArray[Any]]
@@ -188,6 +191,8 @@ class InterpretedRunner:
         if threads is not None:
             torch.set_num_threads(threads)
         self._interpreter = Interpreter(package, Precision(precision))
+        if precision == "fp32":
+            self.limits = (UNROUNDED, *UNKNOWN_TO_INTERPRETER)
         rounding = "fp16 rounding" if precision == "fp16" else "fp32, nothing rounded to fp16"
         self.runtime = (
             f"EdgeForge's interpreter of the Core ML package ({rounding}), not Apple's runtime"

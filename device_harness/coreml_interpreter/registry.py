@@ -16,6 +16,8 @@ from device_harness.coreml_interpreter.ops import (
     image,
     linear,
     normalization,
+    quantization,
+    recurrent,
     reduction,
     shape,
     slicing,
@@ -33,6 +35,8 @@ GROUPS: Final[dict[str, dict[str, Operation]]] = {
     "normalizations": normalization.OPS,
     "matrix products and attention": linear.OPS,
     "images": image.OPS,
+    "recurrent layers": recurrent.OPS,
+    "8-bit activations": quantization.OPS,
     "compressed weights": constexpr.OPS,
     "states": state.OPS,
     "control flow": control_flow.OPS,
@@ -49,7 +53,7 @@ VIEWS: Final = frozenset(
         *("batch_to_space", "pixel_shuffle", "pixel_unshuffle", "gather", "gather_along_axis"),
         *("read_state", "coreml_update_state", "write_state", "cond", "while_loop", "tile"),
         *("conv_transpose", "reverse_sequence", "resize_nearest_neighbor", "gather_nd"),
-        *("upsample_nearest_neighbor", "topk", "round", "floor", "ceil", "reduce_prod"),
+        *("upsample_nearest_neighbor", "topk", "lstm", "round", "floor", "ceil", "reduce_prod"),
         *("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "cumsum"),
     }
 )

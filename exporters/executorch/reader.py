@@ -314,7 +314,7 @@ def _constant_parts(pte: Pte) -> Iterator[tuple[str, str, StoredPart]]:
                 nbytes *= dim
             nbytes *= next(size for number, size in SCALAR_TYPES.values() if number == kind)
             if external:
-                where = _external_place(pte, name, kind, tuple(tensor["sizes"]), nbytes)
+                where = external_place(pte, name, kind, tuple(tensor["sizes"]), nbytes)
             else:
                 offset = offsets[tensor["data_buffer_idx"]]
                 if offset + nbytes > total:
@@ -328,7 +328,12 @@ def _constant_parts(pte: Pte) -> Iterator[tuple[str, str, StoredPart]]:
             yield _ROW_PARTS[label], weight, StoredPart(*where, restore)
 
 
-def _external_place(pte: Pte, name: str, kind: int, shape: tuple[int, ...], nbytes: int) -> Place:
+def external_place(pte: Pte, name: str, kind: int, shape: tuple[int, ...], nbytes: int) -> Place:
+    """Where a tensor lies that a method reads from the .ptd.
+
+    Raises:
+        LookupError: it is not there, or of another shape.
+    """
     if pte.weights is None:
         raise LookupError(f"{name} lies in no file")
     offset, size = pte.weights.named[name]

@@ -106,5 +106,9 @@ def _segments(pte: Pte) -> Section:
         kind = kinds.get(index, "others")
         rows[kind] += 1
         sizes[kind] += size
+    if pte.weights is not None:
+        apart = set(pte.weights.named.values())  # several keys may tell of the same bytes
+        kind = f"weights in {pte.weights.file.name}"
+        rows[kind], sizes[kind] = len(apart), sum(size for _, size in apart)
     found = tuple((kind, count, sizes[kind]) for kind, count in rows.items())
     return Section("Segments", ("what", "segments", "bytes"), found)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final
 
 from exporters.errors import ExportError
@@ -17,9 +16,8 @@ from exporters.executorch import xnnpack_graph
 from exporters.executorch.blobs import flip_sign, narrow_to_bfloat16, swap_nibbles
 from exporters.executorch.flatbuffer import Record
 from exporters.executorch.method import BACKEND, SCALAR_TYPES
-from exporters.executorch.reader import Pte
+from exporters.executorch.reader import Pte, StoredPart, external_place
 
-_BLOCK: Final = 1 << 20
 _XNNPACK: Final = {
     xnnpack_graph.FP32: "fp32",
     xnnpack_graph.FP16: "fp16",
@@ -42,38 +40,14 @@ _LOOKUPS: Final = {
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Some bytes of a file.
+class Stored(StoredPart):
+    """Bytes of a file, and what the program calls them.
 
     Attributes:
-        key: what the program calls them.
-        file: where they are.
-        offset: in the file.
-        nbytes: how many.
-        restore: makes the weight store's bytes of a block; None when they are.
+        key: their name, or the number of a constant.
     """
 
-    key: str
-    file: Path
-    offset: int
-    nbytes: int
-    restore: Callable[[bytes], bytes] | None = field(default=None, compare=False)
-
-    def blocks(self) -> Iterator[bytes]:
-        """The bytes as the store holds them.
-
-        Raises:
-            ExportError: the file is too short.
-        """
-        left = self.nbytes
-        with self.file.open("rb") as stream:
-            stream.seek(self.offset)
-            while left:
-                block = stream.read(min(_BLOCK, left))
-                if not block:
-                    raise ExportError(f"{self.file} is {left} bytes too short")
-                left -= len(block)
-                yield self.restore(block) if self.restore else block
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,13 +108,11 @@ def _delegate_tensors(pte: Pte) -> Iterator[FileTensor]:
 
 def graph_tensors(pte: Pte, graph: Record) -> Iterator[FileTensor]:
     """The weights of one XNNPACK graph of a .pte."""
-    named = {row["key"]: pte.segments[row["segment_index"]] for row in pte.program["named_data"]}
-    data = graph["constant_data"]
+    named, data = pte.named(), graph["constant_data"]
 
     def stored(index: int, restore: Callable[[bytes], bytes] | None) -> Stored:
         key = data[index]["named_key"]
-        offset, nbytes = named[key]
-        return Stored(key, pte.file, offset, nbytes, restore)
+        return Stored(*named[key], restore, key)
 
     for row in graph["xvalues"]:
         value, quantization = row["xvalue_union"], None
@@ -211,10 +183,15 @@ def _table(pte: Pte, kernel: str, given: list[Record]) -> FileTensor:
 
 
 def _constant(pte: Pte, tensor: Record, restore: Callable[[bytes], bytes] | None) -> Stored:
+    kind, shape = tensor["scalar_type"], tuple(tensor["sizes"])
+    nbytes = math.prod(shape) * _ITEM_BYTES[kind]
+    extra = tensor["extra_tensor_info"]
+    if extra and extra["location"]:
+        name = extra["fully_qualified_name"]
+        return Stored(*external_place(pte, name, kind, shape, nbytes), restore, name)
     where, index = pte.program["constant_segment"], tensor["data_buffer_idx"]
     begin, total = pte.segments[where["segment_index"]]
     offset = where["offsets"][index]
-    nbytes = math.prod(tensor["sizes"]) * _ITEM_BYTES[tensor["scalar_type"]]
     if not index or offset + nbytes > total:
         raise LookupError(f"constant {index} lies past its segment")
-    return Stored(f"constant {index}", pte.file, begin + offset, nbytes, restore)
+    return Stored(pte.file, begin + offset, nbytes, restore, f"constant {index}")

@@ -31,7 +31,7 @@ def inferred(operation: str, opset: str, given: dict[str, Any]) -> tuple[Any, ..
     with function({}, opset_version=target):
         made = getattr(builder, operation)(**given)
     results = made if isinstance(made, tuple | list) else (made,)
-    if operation.startswith("constexpr_"):
+    if operation.startswith("constexpr_") or operation == "dequantize":
         values = results[0].op.materialized_val_inference()
         values = values if isinstance(values, tuple) else (values,)
     else:

@@ -837,7 +837,76 @@ def repeated(d: Draw) -> Arguments:
     return {"x": x, "reps": d.ints((x.ndim,), 1, 4)}
 
 
+def make_lstm(d: Draw) -> Arguments:
+    steps, batch, inner, hidden = d.int(1, 4), d.int(1, 2), d.int(1, 4), d.int(1, 3)
+    both = d.flag()
+    ways = 2 if both else 1
+    given = {
+        "x": d.floats((steps, batch, inner)),
+        "initial_h": d.floats((batch, ways * hidden)),
+        "initial_c": d.floats((batch, ways * hidden)),
+        "direction": "bidirectional" if both else d.pick("forward", "reverse"),
+        "output_sequence": d.flag(),
+    }
+    for end in ("", "_back")[:ways]:
+        given["weight_ih" + end] = d.floats((4 * hidden, inner))
+        given["weight_hh" + end] = d.floats((4 * hidden, hidden))
+        given["bias" + end] = d.floats((4 * hidden,))
+    return given
+
+
+def lstm(direction: str, output_sequence: bool, **given: Any) -> tuple[Any, ...]:
+    """By `torch.nn.LSTM`, whose gates are input, forget, cell, output."""
+    parts = {name: torch.from_numpy(value) for name, value in given.items()}
+    hidden, both = parts["weight_hh"].shape[1], direction == "bidirectional"
+    layer = torch.nn.LSTM(parts["x"].shape[-1], hidden, bidirectional=both)
+
+    def reordered(value: torch.Tensor) -> torch.Tensor:
+        i, f, o, z = value.chunk(4)
+        return torch.cat((i, f, z, o))
+
+    named = {}
+    for end, own in (("", ""), ("_back", "_reverse"))[: 2 if both else 1]:
+        named[f"weight_ih_l0{own}"] = reordered(parts["weight_ih" + end])
+        named[f"weight_hh_l0{own}"] = reordered(parts["weight_hh" + end])
+        named[f"bias_ih_l0{own}"] = reordered(parts["bias" + end])
+        named[f"bias_hh_l0{own}"] = torch.zeros(4 * hidden)
+    layer.load_state_dict(named)
+    first = [
+        torch.stack(parts[name].chunk(2 if both else 1, -1)) for name in ("initial_h", "initial_c")
+    ]
+    x = parts["x"].flip(0) if direction == "reverse" else parts["x"]
+    with torch.inference_mode():
+        out, (h, c) = layer(x, tuple(first))
+    out = out.flip(0) if direction == "reverse" else out
+    last, memory = (torch.cat(tuple(each), -1) for each in (h, c))
+    return out if output_sequence else last.unsqueeze(0), last, memory
+
+
+def make_quantize(d: Draw) -> Arguments:
+    x, kind = d.floats(d.shape()), d.pick(np.int8, np.uint8)
+    axis = d.axis(x.ndim)
+    shape: tuple[int, ...] = (x.shape[axis],) if d.flag() else ()
+    points = np.asarray(d.ints(shape, 0, 9)).astype(kind)
+    given = {
+        "input": x,
+        "scale": np.float32(d.floats(shape, 0.01, 0.1)),
+        "zero_point": points if shape else kind(points),
+        "output_dtype": np.dtype(kind).name,
+    }
+    return {**given, "axis": np.int32(axis)} if shape else given
+
+
+def make_dequantize(d: Draw) -> Arguments:
+    given = make_quantize(d)
+    kind = given.pop("output_dtype")
+    return {**given, "input": d.ints(given["input"].shape, 0, 100).astype(kind)}
+
+
 ROWS: dict[str, Row] = {
+    "lstm": Row(make_lstm, lstm, tolerance=1e-5),
+    "quantize": Row(make_quantize),
+    "dequantize": Row(make_dequantize),
     **{name: unary() for name in ("abs", "atan", "ceil", "cos", "erf", "exp", "exp2", "floor")},
     **{name: unary(-0.9, 0.9) for name in ("acos", "asin", "atanh", "tan")},
     **{name: unary() for name in ("cosh", "round", "sign", "sin", "sinh", "square", "tanh")},

@@ -11,7 +11,7 @@ import numpy as np
 
 from exporters.coreml.blob_file import BLOB_TYPES
 from exporters.coreml.function import FileValue, FunctionBuilder, Value
-from exporters.coreml.schema import messages
+from exporters.coreml.schema import ARRAY_TYPES, messages
 
 REFERENCE = "@model_path/weights/weight.bin"
 ROWS, COLUMNS = 6, 8
@@ -41,6 +41,7 @@ def write_package(folder: Path, builders: list[FunctionBuilder], weights: bytes 
         for value in builder.inputs:
             feature = described.input.add(name=value.name)
             feature.type.multiArrayType.shape.extend(value.shape)
+            feature.type.multiArrayType.dataType = ARRAY_TYPES[value.dtype]
     model.description.defaultFunctionName = builders[0].name
     inner = folder / "Data" / "com.apple.CoreML"
     (inner / "weights").mkdir(parents=True)

@@ -113,7 +113,7 @@ def compress(coremltools: Any, made: dict[str, Any], folder: Path) -> None:
         return tools.OptimizationConfig(global_config=kind(weight_threshold=100, **options))
 
     linear, palette = tools.OpLinearQuantizerConfig, tools.OpPalettizerConfig
-    per_block = {"dtype": "int4", "granularity": "per_block", "block_size": 16}
+    per_block = {"dtype": "int4", "granularity": "per_block", "block_size": 8}
     symmetric = config(linear, mode="linear_symmetric", **per_block)
     for name, result in (
         ("int4", tools.linear_quantize_weights(made["fp16"], symmetric)),
@@ -134,13 +134,13 @@ def compress(coremltools: Any, made: dict[str, Any], folder: Path) -> None:
 
 
 def error_of(converted: Any, name: str, precision: Precision) -> float:
-    """Largest difference from PyTorch, relative to the range of its outputs."""
+    """Largest difference from PyTorch, relative to its largest output."""
     model, inputs, folder = converted
     interpreter = Interpreter(open_package(folder / f"{name}.mlpackage"), precision)
     (found,) = interpreter.run({key: value.numpy() for key, value in inputs.items()}).values()
     with torch.inference_mode():
         wanted = model(*inputs.values())
-    return float((torch.from_numpy(found).float() - wanted).abs().max() / np.ptp(wanted.numpy()))
+    return float((torch.from_numpy(found).float() - wanted).abs().max() / wanted.abs().max())
 
 
 def test_float_packages_agree_with_pytorch(converted: Any) -> None:
@@ -176,4 +176,4 @@ def test_compressed_packages_agree_with_the_weights_they_hold(converted: Any, na
     scale = np.ptp(found[1])
     assert np.abs(found[0] - found[1]).max() / scale < 2e-3
     # It is another model than the one that was not compressed, and not far from it.
-    assert 1e-5 < error_of(converted, name, Precision.FP32) < 0.3
+    assert 1e-6 < error_of(converted, name, Precision.FP32) < 0.3
