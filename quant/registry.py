@@ -70,6 +70,7 @@ QUANTIZERS: dict[str, RowQuantizer] = {
     "rtn": rtn.RoundToNearest(),
     SIGNED: SignedRoundToNearest(),
 }
+PALETTIZERS: dict[str, Palettizer] = {"kmeans": kmeans.KMeans()}
 
 
 class CalibratedQuantizer(Protocol):
@@ -134,9 +135,6 @@ CALIBRATED: dict[str, CalibratedQuantizer] = {
 def calibrated_weights(plan: QuantPlan) -> list[str]:
     """The weights of a plan whose quantizers need calibration."""
     return [name for name, given in plan.weights.items() if given.algorithm in CALIBRATED]
-
-
-PALETTIZERS: dict[str, Palettizer] = {"kmeans": kmeans.KMeans()}
 
 
 def algorithms_for(format: WeightFormat) -> tuple[str, ...]:
