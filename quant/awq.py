@@ -21,6 +21,7 @@ from quant.errors import QuantizationError
 from quant.formats import IntFormat
 from quant.packing import dequantize, pack_int4, unpack_codes
 from quant.rtn import LARGEST_SCALE, MIN_SCALE_BITS, RTN, QuantizedRows
+from quant.threads import run_all
 
 EXPONENTS: Final = 20
 # Multiples of the scale of least plain error that are tried for every group.
@@ -59,17 +60,17 @@ class Awq:
         sample = weight[:: max(1, rows // wanted)].contiguous()
         magnitude = _tied_magnitude(moment, ties)
         wide = moment.float()
-        best, chosen = float("inf"), torch.ones(cols)
-        for step in range(EXPONENTS):
+
+        def attempt(step: int) -> tuple[float, torch.Tensor]:
             factors = magnitude ** (step / EXPONENTS)
             factors = factors / (factors.max() * factors.min()).sqrt()
             made = RTN.quantize_rows(sample * factors, fmt)
             stored = dequantize(made.codes, made.scale, made.zero_point, fmt)
             error = stored / factors - sample
-            loss = float(((error @ wide) * error).sum(dtype=torch.float64))
-            if loss < best:
-                best, chosen = loss, factors
-        return chosen
+            return float(((error @ wide) * error).sum(dtype=torch.float64)), factors
+
+        # The first of the least, and so the plainest.
+        return min(run_all(attempt, range(EXPONENTS)), key=lambda outcome: outcome[0])[1]
 
     def quantize_matrix(
         self,
@@ -87,7 +88,7 @@ class Awq:
             moment: float64 ``[cols, cols]``, the mean of ``x x^T`` over the inputs.
             fmt: The integer format to store.
             name: The weight's name, for messages.
-            threads: Not used.
+            threads: How many to use; by default one per processor, four at most.
 
         Raises:
             QuantizationError: A weight that is NaN, infinite or too large, a shape that does not
@@ -105,10 +106,11 @@ class Awq:
             [moment[at : at + size, at : at + size].float() for at in range(0, cols, size)]
         )
         step = max(1, _CHUNK_WEIGHTS // cols)
-        parts = [
-            _search_groups(weight[at : at + step], blocks, fmt, groups, label, at)
-            for at in range(0, rows, step)
-        ]
+        parts = run_all(
+            lambda at: _search_groups(weight[at : at + step], blocks, fmt, groups, label, at),
+            range(0, rows, step),
+            threads,
+        )
         points = [part.zero_point for part in parts if part.zero_point is not None]
         return QuantizedRows(
             codes=torch.cat([part.codes for part in parts]),
