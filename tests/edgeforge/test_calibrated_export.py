@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeforge import api
@@ -12,6 +13,7 @@ from edgeforge.calibration import CalibrationOptions
 from edgeforge.errors import UsageError
 from edgeforge.model import open_model
 from edgeforge.pipeline import ExportOptions, export
+from edgeforge.synth import synthesise
 from edgeforge.verification import VerifyOptions, verify
 from exporters.manifest import Manifest
 from exporters.registry import find_target
@@ -76,3 +78,25 @@ def test_a_recipe_that_does_not_calibrate_takes_no_text(tmp_path):
     with pytest.raises(UsageError, match="recipe int4 looks at no activations"):
         api.export("demo", tmp_path / "out", calibration="demo")
     assert not (tmp_path / "out").exists()
+
+
+def test_palettes_and_calibrated_integers_lie_in_one_package(cache, tmp_path):
+    model = open_model(str(synthesise("tiny-llama", tmp_path / "model")))
+    recipe = tmp_path / "both.yaml"
+    recipe.write_text(
+        "- {match: '*.mlp.down_proj.weight', format: lut4-gc16}\n"
+        "- {match: embedding, format: int8-pc}\n"
+        "- {match: '*', format: int4-g32, algorithm: gptq}\n"
+    )
+    words = np.random.default_rng(0).integers(97, 123, (200, 5), dtype=np.uint8)
+    (tmp_path / "text").write_text(" ".join(word.tobytes().decode() for word in words))
+    out = tmp_path / "out"
+    text = CalibrationOptions(str(tmp_path / "text"), tokens=512, length=64)
+    options = ExportOptions(str(recipe), context=64, calibration=text)
+    export(model, [find_target("coreml")], out, options)
+    rows = Manifest.read(out).weights
+    assert rows["model.layers.1.mlp.down_proj.weight"].algorithm == "kmeans"
+    assert rows["model.layers.1.self_attn.o_proj.weight"].algorithm == "gptq"
+    found = verify(out, VerifyOptions(tokens=128, timed=False))
+    assert found.stored_weights_equal
+    assert found.lowering.relative_difference < 0.05
