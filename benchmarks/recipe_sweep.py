@@ -1,15 +1,22 @@
 """What recipes cost: bits a weight against the quantization error, on one model and one text.
 
 FLOAT and QUANTIZED logits of the reference operators; no runtime takes part. Every recipe of
-``edgeforge list recipes``, or those named: also files of rules.
+``edgeforge list recipes``, or those named: also files of rules. Calibrated recipes look at the
+calibration text that ships, of which no passage is in the text measured on. Excess is how far the
+perplexity lies above FLOAT's; the standard error of the mean KL is over blocks of text, for tokens
+of one block are not independent.
 """
 
 import argparse
+import math
 import tempfile
+import time
 from pathlib import Path
 
 import torch
 
+from edgeforge.calibrated_store import fill_calibrated
+from edgeforge.calibration import Calibration, CalibrationOptions, CalibrationRun, draw_calibration
 from edgeforge.metrics import DivergenceMeter, PerplexityMeter, Scored
 from edgeforge.model import HELDOUT, Model, open_model
 from edgeforge.reference import ReferenceRunner, store_reader
@@ -17,10 +24,11 @@ from edgeforge.text import Tokenizer, read_text, split_blocks
 from edgeforge.trace import trace
 from quant.plan import QuantPlan
 from quant.program import Program
-from quant.quantize import fill_store
 from quant.recipes import RECIPES, find_recipe
+from quant.registry import calibrated_weights
+from quant.resume import partial_store
 from quant.rewrite import quantize_program
-from quant.store import WeightStore, new_store
+from quant.store import WeightStore
 
 BLOCK = 256
 
@@ -32,6 +40,8 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--text", type=Path, default=HELDOUT)
     parser.add_argument("--tokens", type=int, default=24576)
+    parser.add_argument("--calibration-tokens", type=int, default=CalibrationOptions.tokens)
+    parser.add_argument("--seed", type=int, default=0, help="of the calibration")
     options = parser.parse_args()
     model = open_model(options.model)
     tokenizer = Tokenizer(model.checkpoint.tokenizer_files.get("tokenizer.json"), options.model)
@@ -39,7 +49,9 @@ def main() -> None:
     blocks = [
         torch.tensor(block) for block in split_blocks(tokens, BLOCK, model.spec.bos, options.tokens)
     ]
-    program = trace(model.spec, BLOCK)
+    text = CalibrationOptions(tokens=options.calibration_tokens, seed=options.seed)
+    calibration = draw_calibration(model, text, model.spec.max_context)
+    program = trace(model.spec, max(BLOCK, calibration.length))
     reference = ReferenceRunner(
         program, lambda given: model.weights.float_weight(given.name), model.weights.float_rows
     )
@@ -47,15 +59,20 @@ def main() -> None:
     meter = PerplexityMeter()
     for block, logits in zip(blocks, wanted, strict=True):
         meter.add(logits, block[1:])
-    print(f"{options.tokens} tokens; FLOAT perplexity {meter.result().value:.4f}")
+    lossless = meter.result().value
+    print(f"{options.tokens} tokens; FLOAT perplexity {lossless:.4f}")
     print(
-        f"{'recipe':<20} {'bits':>7} {'KL mean':>9} {'KL p99':>8} {'top-1':>7} {'perplexity':>10}"
+        f"{'recipe':<20} {'bits':>7} {'MB':>7} {'KL mean':>9} {'+-':>7} {'KL p99':>8} {'top-1':>7} "
+        f"{'perplexity':>10} {'excess':>7} {'ratio':>7} {'seconds':>7}"
     )
     rows = []
     for name in options.recipes:
         plan = find_recipe(name).plan(model.weights.shapes(), model.weights.roles())
         bits = plan.bits_per_weight(model.weights.shapes())
-        rows.append((bits, name, measure(model, program, plan, blocks, wanted)))
+        figures = measure(model, program, plan, calibration, blocks, wanted, lossless)
+        rows.append((bits, name, figures))
+        print(f"{name:<20} {bits:>7.4f} {figures}", flush=True)
+    print("\nby size:")
     for bits, name, figures in sorted(rows):
         print(f"{name:<20} {bits:>7.4f} {figures}")
 
@@ -64,24 +81,35 @@ def measure(
     model: Model,
     program: Program,
     plan: QuantPlan,
+    calibration: Calibration,
     blocks: list[torch.Tensor],
     wanted: list[torch.Tensor],
+    lossless: float,
 ) -> str:
     """Quantization error of one plan, as the end of a line."""
-    divergence, perplexity = DivergenceMeter(), PerplexityMeter()
+    divergence, perplexity, means = DivergenceMeter(), PerplexityMeter(), []
+    run = CalibrationRun(model, calibration, lambda: program)
     with tempfile.TemporaryDirectory() as folder:
-        with new_store(Path(folder), "store", plan, model.weights.shapes()) as writer:
-            fill_store(model.weights, plan, writer)
+        begun = time.perf_counter()
+        with partial_store(Path(folder), "store", plan, model.weights.shapes()) as partial:
+            fill_calibrated(run, plan, partial, None, lambda stage, done, size: None)
+        seconds = time.perf_counter() - begun
         store = WeightStore(Path(folder) / "store")
         runner = ReferenceRunner(quantize_program(program, plan), store_reader(store))
         for block, logits, found in zip(blocks, wanted, runner.logits(blocks), strict=True):
-            scored = Scored(found)
+            scored, own = Scored(found), DivergenceMeter()
             divergence.add(logits, scored)
+            own.add(logits, scored)
+            means.append(own.result().kl_mean)
             perplexity.add(scored, block[1:])
-    result = divergence.result()
+        size = store.nbytes / 1e6
+    result, value = divergence.result(), perplexity.result().value
+    error = torch.tensor(means).std() / math.sqrt(len(means))
+    calibrated = f"{seconds:>7.1f}" if calibrated_weights(plan) else f"{seconds:>7.2f}"
     return (
-        f"{result.kl_mean:>9.5f} {result.kl_p99:>8.4f} {result.top1_agreement:>7.2%} "
-        f"{perplexity.result().value:>10.4f}"
+        f"{size:>7.3f} {result.kl_mean:>9.5f} {error:>7.5f} {result.kl_p99:>8.4f} "
+        f"{result.top1_agreement:>7.2%} {value:>10.4f} {value - lossless:>7.4f} "
+        f"{value / lossless:>7.4f} {calibrated}"
     )
 
 

@@ -252,7 +252,7 @@ def quantize(
             fill_store(weights, plan, writer, threads=threads, progress=advance)
         return WeightStore(cache / key)
 
-    from edgeforge.sequential import fill_calibrated
+    from edgeforge.calibrated_store import fill_calibrated
     from quant.resume import partial_store
 
     with partial_store(cache, key, plan, weights.shapes(), run.resume) as partial:

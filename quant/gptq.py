@@ -12,10 +12,6 @@ the groups keep their columns ("static groups").
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +21,7 @@ from quant.errors import QuantizationError
 from quant.formats import IntFormat
 from quant.packing import pack_int4
 from quant.rtn import RTN, QuantizedRows
+from quant.threads import run_all
 
 # Columns whose updates reach the rest of the matrix together, as one product.
 _BLOCK: Final = 128
@@ -85,20 +82,13 @@ class Gptq:
             order = torch.argsort(moment.diagonal(), descending=True, stable=True)
             moment = moment[order][:, order]
         factor = inverse_factor(moment, self.damping, label)
-        done: list[QuantizedRows] = []
-        with _single_threads(threads or min(4, os.cpu_count() or 1)) as pool:
-            starts = range(0, rows, _ROWS)
-            work = [
-                pool.submit(
-                    _quantize_rows, weight[start : start + _ROWS], factor, fmt, order, label, start
-                )
-                for start in starts
-            ]
-            try:
-                done = [future.result() for future in work]
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        done = run_all(
+            lambda start: _quantize_rows(
+                weight[start : start + _ROWS], factor, fmt, order, label, start
+            ),
+            range(0, rows, _ROWS),
+            threads,
+        )
         points = [part.zero_point for part in done if part.zero_point is not None]
         return QuantizedRows(
             codes=torch.cat([part.codes for part in done]),
@@ -173,18 +163,6 @@ def _invert_upper(matrix: torch.Tensor) -> None:
     _invert_upper(last)
     corner = matrix[:half, half:]
     corner.copy_((first @ corner) @ last).neg_()
-
-
-@contextmanager
-def _single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads whose operators run in one thread each: they never wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(count, thread_name_prefix="gptq") as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
 
 
 class _IntegerGrid:

@@ -157,11 +157,10 @@ _INT4 = Recipe(
     ),
 )
 
-_INT4_GPTQ = Recipe(
-    "int4-gptq",
-    "the formats of int4, integers chosen by GPTQ on a calibration text",
-    tuple(replace(rule, algorithm="gptq-order") for rule in _INT4.rules),
-)
+
+def _int4_by(name: str, algorithm: str, about: str) -> Recipe:
+    return Recipe(name, about, tuple(replace(rule, algorithm=algorithm) for rule in _INT4.rules))
+
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -170,8 +169,10 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int4-g32", "int4-g32", "4 bits, groups of 32: 4.5 bits a weight"),
         _uniform("int4-g64", "int4-g64", "4 bits, groups of 64: 4.25 bits a weight"),
         _uniform("int4-g128", "int4-g128", "4 bits, groups of 128: 4.125 bits, the fastest"),
-        _INT4_GPTQ,
+        _int4_by("int4-gptq", "gptq-order", "the formats of int4, by GPTQ on a calibration text"),
+        _int4_by("int4-awq", "awq", "the formats of int4, by AWQ on a calibration text"),
         _uniform("int4-g128-gptq", "int4-g128", "4 bits, groups of 128, by GPTQ", "gptq-order"),
+        _uniform("int4-g128-awq", "int4-g128", "4 bits, groups of 128, by AWQ", "awq"),
         _uniform(
             "int4-g32-signed",
             "int4-g32",

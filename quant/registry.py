@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from quant import kmeans, rtn
+from quant.awq import Awq
 from quant.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
 from quant.gptq import Gptq
 from quant.kmeans import PalettizedRows
@@ -102,9 +103,31 @@ class CalibratedQuantizer(Protocol):
         """
 
 
+class RescalingQuantizer(CalibratedQuantizer, Protocol):
+    """A calibrated quantizer that multiplies columns first, where their inputs can be divided.
+
+    It looks at what the float program gives, not at what quantized weights before it give.
+    """
+
+    def column_factors(
+        self, weight: torch.Tensor, moment: torch.Tensor, fmt: IntFormat, ties: torch.Tensor
+    ) -> torch.Tensor:
+        """The factor of every column, ``float32[columns]``.
+
+        Args:
+            weight: ``float32[rows, columns]``.
+            moment: float64 ``[columns, columns]``, the mean of ``x x^T`` over the inputs.
+            fmt: what to store.
+            ties: int64 ``[columns]``; columns of one number must take one factor.
+        """
+
+
+RESCALING: dict[str, RescalingQuantizer] = {"awq": Awq()}
+
 CALIBRATED: dict[str, CalibratedQuantizer] = {
     "gptq": Gptq(),
     "gptq-order": Gptq("gptq-order", activation_order=True),
+    **RESCALING,
 }
 
 

@@ -195,8 +195,9 @@ RMSNorm before attention and FFN, RMSNorm on every query and key head before rot
 
 Pages were reduced to their paragraphs, lists and signatures; code listings and tables were dropped.
 `heldout.txt` is made of whole pages, chosen by a hash of their name; paragraphs that occur in it
-were removed from the training text. It remains under the licences above, whose notices are in
-`heldout_licences.txt`; its pages by package:
+were removed from the training text. `calibration.txt` is what quantization looks at activations
+on: training pages of the same six packages, chosen by another hash. Both texts remain under the
+licences above, whose notices are in `heldout_licences.txt`; the held-out pages by package:
 
 {heldout_list(heldout_names)}
 """
@@ -225,7 +226,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in SHIPPED:
         shutil.copyfile(arguments.model / name, arguments.out / name)
-    for name in ("heldout.txt", "heldout_licences.txt"):
+    for name in ("calibration.txt", "heldout.txt", "heldout_licences.txt"):
         shutil.copyfile(arguments.data / name, arguments.out / name)
     text = card(arguments.data, arguments.model, facts)
     (arguments.out / "README.md").write_text(text, encoding="utf-8")

@@ -21,3 +21,9 @@ def _load(name: str) -> ModuleType:
 def gptq_numpy() -> ModuleType:
     """GPTQ written from the paper, in NumPy."""
     return _load("gptq_numpy")
+
+
+@pytest.fixture(scope="session")
+def awq_numpy() -> ModuleType:
+    """AWQ written from the paper, in NumPy."""
+    return _load("awq_numpy")

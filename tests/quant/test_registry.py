@@ -6,7 +6,7 @@ import torch
 from quant.errors import QuantizationError
 from quant.formats import parse_format
 from quant.packing import dequantize
-from quant.registry import QUANTIZERS
+from quant.registry import CALIBRATED, QUANTIZERS, RESCALING
 
 FORMATS = ("int4-g32", "int4-g32-asym", "int4-pc", "int8-pc", "int8-g32", "int8-g64-asym")
 
@@ -56,4 +56,39 @@ def test_what_is_not_finite_is_named_with_its_row(name, bad):
     with pytest.raises(QuantizationError, match=r"w\.weight has .* in row 102"):
         QUANTIZERS[name].quantize_rows(
             weight, parse_format("int4-g32"), name="w.weight", first_row=100
+        )
+
+
+@pytest.mark.parametrize("name", CALIBRATED)
+def test_a_calibrated_quantizer_bears_the_name_of_its_row(name):
+    assert CALIBRATED[name].name == name and name not in QUANTIZERS
+    assert (name in RESCALING) == hasattr(CALIBRATED[name], "column_factors")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", CALIBRATED)
+def test_calibrated_parts_are_laid_out_as_the_format_says_and_the_costs_are_true(name, format):
+    fmt = parse_format(format)
+    draw = torch.Generator().manual_seed(3)
+    weight, x = torch.randn(6, 64, generator=draw), torch.randn(200, 64, generator=draw).double()
+    made = CALIBRATED[name].quantize_matrix(weight, x.t() @ x / 200, fmt, threads=1)
+    for part, layout in fmt.layout(6, 64).items():
+        value = getattr(made, part)
+        assert tuple(value.shape) == layout.shape
+        assert value.dtype == getattr(torch, layout.dtype)
+    assert (made.zero_point is None) == fmt.symmetric
+    assert bool((made.scale > 0).all())
+    stored = dequantize(made.codes, made.scale, made.zero_point, fmt).double()
+    error = float((weight.double() - stored).square().sum())
+    assert made.squared_error == pytest.approx(error, rel=1e-4)
+    assert made.squared_norm == pytest.approx(float(weight.double().square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CALIBRATED)
+def test_a_weight_too_large_for_its_scale_is_named(name):
+    weight = torch.ones(4, 64)
+    weight[2, 5] = 1e30
+    with pytest.raises(QuantizationError, match=r"w\.weight has values up to .* in row 2"):
+        CALIBRATED[name].quantize_matrix(
+            weight, torch.eye(64, dtype=torch.float64), parse_format("int4-g32"), name="w.weight"
         )
