@@ -7,7 +7,9 @@ takes part, so what differs is the choice of integers and scales alone. Nothing 
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -126,7 +128,7 @@ def contenders(group: int, symmetric: bool) -> Iterator[Contender]:
     from onnxruntime.quantization import matmul_nbits_quantizer as peers
 
     fmt = IntFormat(4, group, symmetric)
-    for algorithm in QUANTIZERS:
+    for algorithm in QUANTIZERS if symmetric else ["rtn"]:
         yield Contender(
             f"EdgeForge {algorithm}", lambda weights, a=algorithm: ours(weights, fmt, a)
         )
@@ -171,7 +173,8 @@ def theirs(
         quantizer = MatMulNBitsQuantizer(
             matmul_model(name, weight), group, symmetric, algo_config=config(name)
         )
-        quantizer.process()
+        with redirect_stdout(sys.stderr):  # it shows its progress on stdout
+            quantizer.process()
         graph = quantizer.model.model.graph
         (node,) = (n for n in graph.node if n.op_type == "MatMulNBits")
         held = {t.name: numpy_helper.to_array(t) for t in graph.initializer}

@@ -48,7 +48,7 @@ FORMATS: Final = (
 )
 """What a weight may become, where the targets hold it."""
 
-MIXED: Final = {"mixed": None, "mixed-gptq": "gptq"}
+MIXED: Final = {"mixed": None, "mixed-gptq": "gptq-order"}
 """The recipes, each with the calibrated algorithm that fills the formats chosen, if any."""
 
 # Tokens of the calibration text that costs are measured on, and estimated for a large model.
