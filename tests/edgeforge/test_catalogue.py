@@ -36,7 +36,7 @@ def test_another_list_is_refused_with_the_nearest():
         catalogue("recipies")
     assert str(caught.value) == (
         "there is no list of 'recipies' (did you mean 'recipes'?); "
-        "known: families, recipes, targets, presets"
+        "known: families, recipes, targets, presets, coreml-operations"
     )
     with pytest.raises(UsageError, match=r"no list of 'zzz'; known"):
         catalogue("zzz")

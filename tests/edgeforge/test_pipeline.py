@@ -64,6 +64,9 @@ class Note(OnnxTarget):
     def stored_digests(self, folder):
         return {}
 
+    def structure(self, folder):
+        return ()
+
 
 @pytest.fixture
 def note(monkeypatch) -> Note:
@@ -158,7 +161,7 @@ def test_a_failing_target_leaves_nothing(model, tmp_path, error):
 def test_failing_to_quantize_leaves_neither_store_nor_artifact(
     model, tmp_path, cache, monkeypatch, error
 ):
-    real = quant.quantize._store_rows
+    real = quant.quantize._store_chunk
     count = 0
 
     def failing(*arguments):
@@ -168,7 +171,7 @@ def test_failing_to_quantize_leaves_neither_store_nor_artifact(
             raise error("midway")
         return real(*arguments)
 
-    monkeypatch.setattr(quant.quantize, "_store_rows", failing)
+    monkeypatch.setattr(quant.quantize, "_store_chunk", failing)
     with pytest.raises(error, match="midway"):
         export(model, [OnnxTarget()], tmp_path / "out", SHORT)
     assert not (tmp_path / "out").exists()
