@@ -1,4 +1,4 @@
-"""What a calibrated quantizer costs a layer: time by stage, and peak memory, at a model's true shape.
+"""What a calibrated quantizer costs a layer, in time and peak memory, at a model's true shape.
 
 A checkpoint of random weights with a few layers of the shape and a small vocabulary, for the cost
 of a layer depends on neither; random tokens. The first layer also pays for what comes once.
