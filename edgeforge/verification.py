@@ -186,8 +186,28 @@ def _blocks(
             f"the tokenizer gives token {max(tokens)}, but the model has {spec.vocab_size}: it is "
             f"another model's; export again with --tokenizer PATH"
         )
+    if manifest.calibration and path != HELDOUT:
+        _refuse_calibration_text(manifest, model, tokens, path)
     label = "the demo model's held-out text" if path == HELDOUT else path.name
     return split_blocks(tokens, length, spec.bos, limit), label
+
+
+def _refuse_calibration_text(
+    manifest: Manifest, model: Model, tokens: list[int], path: Path
+) -> None:
+    """Refuses a text that the artifact was calibrated on; one that is gone cannot be compared."""
+    from edgeforge.calibration import Calibration, shared_passage
+
+    calibration = Calibration.recorded(manifest.calibration)
+    if calibration.source != DEMO and not Path(calibration.source).is_file():
+        return
+    drawn = calibration.drawn(model, manifest.context).blocks or ()
+    if shared_passage(tokens, [token for block in drawn for token in block]) is not None:
+        raise UsageError(
+            f"{path} shares a passage with the text that the artifact was calibrated on "
+            f"({calibration.source}), so it would be judged by what it has seen: evaluate on "
+            f"another text"
+        )
 
 
 def _references(

@@ -11,7 +11,7 @@ import pytest
 from edgeforge import api
 from edgeforge.calibration import CalibrationOptions
 from edgeforge.errors import UsageError
-from edgeforge.model import open_model
+from edgeforge.model import CALIBRATION_TEXT, open_model
 from edgeforge.pipeline import ExportOptions, export
 from edgeforge.synth import synthesise
 from edgeforge.verification import VerifyOptions, verify
@@ -59,6 +59,11 @@ def test_verify_finds_the_store_and_makes_it_again_where_it_is_gone(artifact, ca
     again = verify(artifact, options, lambda stage, done, size: stages.append(stage))
     assert "calibrate" in stages
     assert again.quantization == first.quantization
+
+
+def test_the_text_it_was_calibrated_on_is_no_evidence(artifact, cache):
+    with pytest.raises(UsageError, match="shares a passage with the text that the artifact was"):
+        verify(artifact, VerifyOptions(text=CALIBRATION_TEXT, timed=False))
 
 
 def test_another_seed_is_another_store(artifact, cache, tmp_path):

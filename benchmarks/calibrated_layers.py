@@ -1,0 +1,88 @@
+"""What a calibrated quantizer costs a layer, in time and peak memory, at a model's true shape.
+
+A checkpoint of random weights with a few layers of the shape and a small vocabulary, for the cost
+of a layer depends on neither; random tokens. The first layer also pays for what comes once.
+"""
+
+import argparse
+import random
+import resource
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from edgeforge import synth
+from edgeforge.model import open_model
+from edgeforge.rescaled import quantize_rescaled
+from edgeforge.sequential import quantize_sequentially
+from edgeforge.stretches import Filling
+from edgeforge.trace import trace
+from quant.plan import QuantPlan
+from quant.quantize import fill_store
+from quant.recipes import Recipe, Rule
+from quant.registry import CALIBRATED, calibrated_weights
+from quant.resume import partial_store
+
+VOCABULARY = 1024
+
+
+def main() -> None:
+    """Read the arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="llama-3.2-1b", choices=synth.PRESETS)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--format", default="int4-g128")
+    parser.add_argument("--algorithm", default="gptq-order", choices=CALIBRATED)
+    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512)
+    options = parser.parse_args()
+    shape = synth.PRESETS[options.preset]
+    sliced = {**shape.config, "num_hidden_layers": options.layers, "vocab_size": VOCABULARY}
+    sliced |= {key: 1 for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in sliced}
+    synth.PRESETS["slice"] = replace(shape, config=sliced, generation_config={})
+    rules = (
+        Rule("embedding", "int8-pc"),
+        Rule("head", "int8-pc", optional=True),
+        Rule("*", options.format, options.algorithm),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        model = open_model(str(synth.synthesise("slice", Path(folder) / "slice")))
+        weights = model.weights
+        plan = Recipe("slice", "", rules).plan(weights.shapes(), weights.roles())
+        program = trace(model.spec, options.length)
+        draw = random.Random(0)
+        blocks = [
+            [draw.randrange(VOCABULARY) for _ in range(options.length)]
+            for _ in range(options.sequences)
+        ]
+        calibrated = calibrated_weights(plan)
+        rest = {name: given for name, given in plan.weights.items() if name not in calibrated}
+        print(f"{'quantized':<45} {'seconds':>8} {'peak MB':>8}", flush=True)
+        with partial_store(Path(folder), "store", plan, weights.shapes()) as partial:
+            fill_store(weights, QuantPlan("rest", rest), partial)
+            begun = last = time.perf_counter()
+            seen = set(partial.done)
+
+            def tell(done: int, size: int) -> None:
+                nonlocal last
+                now = time.perf_counter()
+                for name in partial.done.keys() - seen:
+                    print(f"{name:<45} {now - last:>8.1f} {peak():>8.0f}", flush=True)
+                seen.update(partial.done)
+                last = now
+
+            filling = Filling(weights, plan, partial, progress=tell)
+            quantize_rescaled(filling, program, blocks)
+            quantize_sequentially(filling, program, blocks)
+            whole = time.perf_counter() - begun
+    print(f"{whole / options.layers:.1f} s a layer, peak memory {peak() / 1000:.2f} GB")
+
+
+def peak() -> float:
+    """The process's largest resident set so far, megabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    main()
