@@ -191,10 +191,7 @@ class Binder:
         for index, operation in enumerate(block.operations):
             place = self._place(operation)
             self._count += 1
-            if operation.type == "const":
-                self._bind_constant(operation, scope, place)
-                continue
-            step = self._bind_operation(operation, scope, place, depth)
+            step = self._bind_one(operation, scope, place, depth)
             if step is None:
                 continue
             if sharing is None:
@@ -207,14 +204,26 @@ class Binder:
             steps.append(step)
         return steps
 
+    def _bind_one(self, operation: Any, scope: _Scope, place: str, depth: int) -> Step | None:
+        try:
+            if operation.type == "const":
+                self._bind_constant(operation, scope, place)
+                return None
+            return self._bind_operation(operation, scope, place, depth)
+        except (DeviceError, ExportError):
+            raise
+        except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
+            # No converter writes such a program: Python's own words are all there is.
+            raise DeviceError(f"{place} cannot be bound: {_first_line(error)}") from error
+
     def _place(self, operation: Any) -> str:
         name = operation.outputs[0].name if operation.outputs else ""
         named = f" {name!r}" if name else ""
         return f"in function {self._function}, operation {self._count} ({operation.type}{named})"
 
     def _bind_constant(self, operation: Any, scope: _Scope, place: str) -> None:
-        if "val" not in operation.attributes:
-            raise DeviceError(f"{place} has no value: the package was changed")
+        if "val" not in operation.attributes or not operation.outputs:
+            raise DeviceError(f"{place} has no value or no name: the package was changed")
         value = operation.attributes["val"]
         slot = self._declare(scope, operation.outputs[0].name)
         self._keep(slot, self._constant(value, place))
