@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -331,8 +332,8 @@ class Attention:
     def _keys(self) -> Value:
         return self._share("key_positions", lambda name: self.emitter.numbers(name, self.context))
 
-    def _share(self, name: str, make: object) -> Value:
+    def _share(self, name: str, make: Callable[[str], Value]) -> Value:
         """A value that many attentions use, made where the first asks for it."""
         if name not in self._shared:
-            self._shared[name] = make(name)  # type: ignore[operator]
+            self._shared[name] = make(name)
         return self._shared[name]

@@ -81,7 +81,7 @@ class FunctionLowering:
         emitter = self.emitter
         self._ids = emitter.input(TOKENS, "int32", (1, self.tokens))
         position = emitter.input(POSITION, "int32", (1,))
-        self._attention = Attention(self, position)
+        self.attention = Attention(self, position)
         for node in self.program.graph.nodes:
             if node.op != "call_function" or node.target in (dialect.GET, dialect.SIZE):
                 continue  # a split names what is taken from it; sizes only feed views
@@ -92,7 +92,7 @@ class FunctionLowering:
                 )
             self._values[node] = handler(self, node)
         emitter.output(self._values[self.program.output()])
-        self._attention.outputs()
+        self.attention.outputs()
         return emitter
 
     @property
@@ -190,11 +190,11 @@ def _rms_norm(state: FunctionLowering, node: fx.Node) -> Value:
 
 
 def _rope(state: FunctionLowering, node: fx.Node) -> Value:
-    return state._attention.rope(node)
+    return state.attention.rope(node)
 
 
 def _attention(state: FunctionLowering, node: fx.Node) -> Value:
-    return state._attention.emit(node)
+    return state.attention.emit(node)
 
 
 def _add(state: FunctionLowering, node: fx.Node) -> Value:
