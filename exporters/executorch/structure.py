@@ -106,5 +106,9 @@ def _segments(pte: Pte) -> Section:
         kind = kinds.get(index, "others")
         rows[kind] += 1
         sizes[kind] += size
+    if pte.weights is not None:
+        kind = f"weights in {pte.weights.file.name}"
+        blobs = set(pte.weights.named.values())  # of some tell several keys
+        rows[kind], sizes[kind] = len(blobs), sum(size for _, size in blobs)
     found = tuple((kind, count, sizes[kind]) for kind, count in rows.items())
     return Section("Segments", ("what", "segments", "bytes"), found)

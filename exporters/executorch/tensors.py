@@ -134,13 +134,12 @@ def _delegate_tensors(pte: Pte) -> Iterator[FileTensor]:
 
 def graph_tensors(pte: Pte, graph: Record) -> Iterator[FileTensor]:
     """The weights of one XNNPACK graph of a .pte."""
-    named = {row["key"]: pte.segments[row["segment_index"]] for row in pte.program["named_data"]}
+    named = pte.named()
     data = graph["constant_data"]
 
     def stored(index: int, restore: Callable[[bytes], bytes] | None) -> Stored:
         key = data[index]["named_key"]
-        offset, nbytes = named[key]
-        return Stored(key, pte.file, offset, nbytes, restore)
+        return Stored(key, *named[key], restore)
 
     for row in graph["xvalues"]:
         value, quantization = row["xvalue_union"], None
@@ -211,10 +210,17 @@ def _table(pte: Pte, kernel: str, given: list[Record]) -> FileTensor:
 
 
 def _constant(pte: Pte, tensor: Record, restore: Callable[[bytes], bytes] | None) -> Stored:
+    nbytes = math.prod(tensor["sizes"]) * _ITEM_BYTES[tensor["scalar_type"]]
+    extra = tensor["extra_tensor_info"]
+    if extra and extra["location"]:  # in a file of weights
+        key = extra["fully_qualified_name"]
+        file, offset, size = pte.named()[key]
+        if size != nbytes:
+            raise LookupError(f"{file.name} holds {key} in another shape")
+        return Stored(key, file, offset, nbytes, restore)
     where, index = pte.program["constant_segment"], tensor["data_buffer_idx"]
     begin, total = pte.segments[where["segment_index"]]
     offset = where["offsets"][index]
-    nbytes = math.prod(tensor["sizes"]) * _ITEM_BYTES[tensor["scalar_type"]]
     if not index or offset + nbytes > total:
         raise LookupError(f"constant {index} lies past its segment")
     return Stored(f"constant {index}", pte.file, begin + offset, nbytes, restore)
