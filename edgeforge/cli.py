@@ -91,6 +91,10 @@ def export(
         str | None,
         typer.Option(help="ExecuTorch's delegate: xnnpack (the default), vulkan or coreml."),
     ] = None,
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(help="ExecuTorch: dtype of the caches, fp32 (the default) or int8."),
+    ] = None,
     max_memory: Annotated[
         str | None,
         typer.Option(
@@ -125,6 +129,7 @@ def export(
         opset=opset,
         lowering=lowering,
         backend=backend,
+        kv_cache=kv_cache,
         max_memory=None if max_memory is None else parse_size(max_memory),
     )
     options = ExportOptions(recipe, context, force, threads, target_options)
