@@ -155,7 +155,7 @@ def peer_command(checkpoint: Path, folder: Path, context: int) -> list[str | Pat
         "export.max_seq_length=129",  # it takes one token fewer in one run
         f"export.max_context_length={context}",
         f"export.output_dir={folder}",
-        "export.output_name=model.pte",
+        f"export.output_name={folder / 'model.pte'}",  # of such a name it takes the path as it is
         f"hydra.run.dir={folder}",
     ]
 

@@ -120,6 +120,8 @@ def verify(
     checkpoint: str | None = None,
     threads: int | None = None,
     timed: bool = True,
+    precision: str | None = None,
+    compute_units: str | None = None,
 ) -> Evaluation:
     """Runs every check on an artifact and writes ``report.json`` into it.
 
@@ -130,6 +132,8 @@ def verify(
         checkpoint: where the checkpoint is now, if it was moved.
         threads: for the runtime.
         timed: whether to time the artifact too.
+        precision: of the interpreter of Core ML packages: ``fp16`` (its default) or ``fp32``.
+        compute_units: of Core ML on a Mac: ``all``, ``cpu``, ``cpu-and-gpu`` or ``cpu-and-ne``.
 
     Raises:
         CheckFailed: files were changed, or their integers and scales are not the store's.
@@ -138,7 +142,9 @@ def verify(
     from edgeforge.verification import verify as run_verify
 
     chosen = None if text is None else Path(text)
-    return run_verify(Path(artifact), VerifyOptions(chosen, tokens, checkpoint, threads, timed))
+    runtime = {"precision": precision, "compute_units": compute_units}
+    options = VerifyOptions(chosen, tokens, checkpoint, threads, timed, runtime)
+    return run_verify(Path(artifact), options)
 
 
 def bench(

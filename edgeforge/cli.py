@@ -53,6 +53,7 @@ def export(
     opset: option.Opset = None,
     lowering: option.Lowering = None,
     backend: option.Backend = None,
+    kv_cache: option.KvCache = None,
     max_memory: option.MaxMemory = None,
     bits_per_weight: option.BitsPerWeight = None,
     max_size: option.MaxSize = None,
@@ -94,6 +95,7 @@ def export(
         opset=opset,
         lowering=lowering,
         backend=backend,
+        kv_cache=kv_cache,
         max_memory=None if max_memory is None else parse_size(max_memory),
     )
     text = CalibrationOptions(

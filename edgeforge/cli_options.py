@@ -71,6 +71,10 @@ Backend = Annotated[
     str | None,
     typer.Option(help="ExecuTorch's delegate: xnnpack (the default), vulkan or coreml."),
 ]
+KvCache = Annotated[
+    str | None,
+    typer.Option(help="ExecuTorch: dtype of the caches, fp32 (the default) or int8."),
+]
 MaxMemory = Annotated[
     str | None,
     typer.Option(help="What the device has for the model, such as 3GB: refuse what needs more."),

@@ -92,7 +92,7 @@ def _number_of(kind: type) -> Converter:
 
 def _ints_of(value: Any) -> Ints:
     if isinstance(value, list):  # several scalars under one name
-        return tuple(int(tensor_of(each)) for each in value)
+        return tuple(_number_of(int)(each) for each in value)
     tensor = tensor_of(value)
     if tensor.is_floating_point():
         raise DeviceError("integers are needed where there are floats")

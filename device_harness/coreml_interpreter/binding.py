@@ -7,7 +7,6 @@ changes. Weights of some size stay unmade until a step asks for them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from torch import Tensor
@@ -18,11 +17,11 @@ from device_harness.coreml_interpreter.ops.kinds import Making, Operation, Part,
 from device_harness.coreml_interpreter.ops.slicing import slice_update_in_place
 from device_harness.coreml_interpreter.registry import EXACT, OPS
 from device_harness.coreml_interpreter.sharing import Sharing, share
+from device_harness.coreml_interpreter.steps import InnerBlock, Program, Result, Step, first_line
 from device_harness.coreml_interpreter.values import (
     FLOATS,
     Precision,
     constant_tensor,
-    round_to_half,
     storage,
 )
 from device_harness.coreml_interpreter.weights import Budget, StoredWeight, Weight
@@ -33,106 +32,6 @@ from exporters.errors import ExportError
 
 _LAZY_ELEMENTS: Final = 4096  # smaller constants are made at once
 _Scope = dict[str, int]
-
-
-@dataclass(slots=True)
-class Result:
-    """What becomes of an operation's output.
-
-    Attributes:
-        slot: where it goes.
-        dtype: how it is held.
-        half: whether it is rounded to float16.
-        shape: what the program says it is, None where it does not.
-    """
-
-    slot: int
-    dtype: Any
-    half: bool
-    shape: tuple[int, ...] | None
-
-
-@dataclass(slots=True)
-class Step:
-    """One operation, bound.
-
-    Attributes:
-        run: the operation.
-        fixed: its constant arguments.
-        dynamic: the others: name, slot (or several), and what makes the argument of the value.
-        results: its outputs.
-        frees: slots that nobody reads any more.
-        copies: whether its result is copied, because the memory it shares will be overwritten.
-        place: which one it is, for errors.
-    """
-
-    run: Operation
-    fixed: dict[str, Any]
-    dynamic: list[tuple[str, int | list[int], Callable[[Any], Any] | None]]
-    results: list[Result]
-    frees: tuple[int, ...]
-    copies: bool
-    place: str
-
-
-@dataclass
-class Program:
-    """A block, bound.
-
-    Attributes:
-        initial: the value of each slot before the first step: constants, or None.
-        steps: in order.
-        inputs: slot of each input.
-        outputs: name and slot of each output.
-    """
-
-    initial: list[Any] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
-    inputs: dict[str, int] = field(default_factory=dict)
-    outputs: list[tuple[str, int]] = field(default_factory=list)
-
-
-def run_steps(steps: list[Step], slots: list[Any]) -> None:
-    """Runs bound operations one after the other.
-
-    Args:
-        steps: to run.
-        slots: the values, read and written.
-
-    Raises:
-        DeviceError: one fails; it is named with its place.
-    """
-    for step in steps:
-        arguments = dict(step.fixed)
-        try:
-            for name, slot, convert in step.dynamic:
-                value = slots[slot] if isinstance(slot, int) else [slots[each] for each in slot]
-                arguments[name] = value if convert is None else convert(value)
-            made = step.run(**arguments)
-            if not isinstance(made, tuple):
-                made = (made,)
-            for result, value in zip(step.results, made, strict=False):
-                if value.dtype is not result.dtype:
-                    value = value.to(result.dtype)
-                if result.half:
-                    value = round_to_half(value)
-                if step.copies:
-                    value = value.clone()
-                if result.shape is not None and value.shape != result.shape:
-                    raise DeviceError(
-                        f"it gives {list(value.shape)} where the program says {list(result.shape)}"
-                    )
-                slots[result.slot] = value
-        except (DeviceError, ExportError) as error:
-            if str(error).startswith("in "):
-                raise
-            raise DeviceError(f"{step.place}: {error}") from error
-        except MemoryError:
-            raise DeviceError(f"{step.place}: there is not enough memory") from None
-        except Exception as error:  # whatever PyTorch raises for arguments it cannot take
-            raise DeviceError(f"{step.place}: {_first_line(error)}") from error
-        for slot in step.frees:
-            slots[slot] = None
 
 
 class Binder:
@@ -191,10 +90,7 @@ class Binder:
         for index, operation in enumerate(block.operations):
             place = self._place(operation)
             self._count += 1
-            if operation.type == "const":
-                self._bind_constant(operation, scope, place)
-                continue
-            step = self._bind_operation(operation, scope, place, depth)
+            step = self._bind_one(operation, scope, place, depth)
             if step is None:
                 continue
             if sharing is None:
@@ -207,14 +103,26 @@ class Binder:
             steps.append(step)
         return steps
 
+    def _bind_one(self, operation: Any, scope: _Scope, place: str, depth: int) -> Step | None:
+        try:
+            if operation.type == "const":
+                self._bind_constant(operation, scope, place)
+                return None
+            return self._bind_operation(operation, scope, place, depth)
+        except (DeviceError, ExportError):
+            raise
+        except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
+            # No converter writes such a program: Python's own words are all there is.
+            raise DeviceError(f"{place} cannot be bound: {first_line(error)}") from error
+
     def _place(self, operation: Any) -> str:
         name = operation.outputs[0].name if operation.outputs else ""
         named = f" {name!r}" if name else ""
         return f"in function {self._function}, operation {self._count} ({operation.type}{named})"
 
     def _bind_constant(self, operation: Any, scope: _Scope, place: str) -> None:
-        if "val" not in operation.attributes:
-            raise DeviceError(f"{place} has no value: the package was changed")
+        if "val" not in operation.attributes or not operation.outputs:
+            raise DeviceError(f"{place} has no value or no name: the package was changed")
         value = operation.attributes["val"]
         slot = self._declare(scope, operation.outputs[0].name)
         self._keep(slot, self._constant(value, place))
@@ -293,7 +201,7 @@ class Binder:
             except DeviceError as error:
                 raise DeviceError(f"{place}: {error}") from error
             except (RuntimeError, IndexError, ValueError, OverflowError) as error:
-                raise DeviceError(f"{place}: {_first_line(error)}") from error
+                raise DeviceError(f"{place}: {first_line(error)}") from error
         made = self._weights[key]
         for result, value in zip(
             results, made if isinstance(made, tuple) else (made,), strict=True
@@ -381,7 +289,7 @@ class Binder:
         inputs = [self._declare(inner, given.name) for given in block.inputs]
         steps = self._bind_block(block, inner, None, depth)
         outputs = [self._slot(inner, name, "an output of a block") for name in block.outputs]
-        return _InnerBlock(self._program, steps, inputs, outputs)
+        return InnerBlock(self._program, steps, inputs, outputs)
 
     def _declare(self, scope: _Scope, name: str) -> int:
         scope[name] = self._new_slot()
@@ -397,39 +305,6 @@ class Binder:
         return scope[name]
 
 
-class _InnerBlock:
-    """Runs a block within another one's slots; `enter` is called once for each run."""
-
-    def __init__(
-        self, program: Program, steps: list[Step], inputs: list[int], outputs: list[int]
-    ) -> None:
-        self._program, self._steps, self._inputs, self._outputs = program, steps, inputs, outputs
-
-    def __call__(self, values: list[Any]) -> list[Any]:
-        slots = current_slots(self._program)
-        for slot, value in zip(self._inputs, values, strict=True):
-            slots[slot] = value
-        run_steps(self._steps, slots)
-        return [tensor_of(slots[slot]) for slot in self._outputs]
-
-
-_RUNNING: dict[int, list[Any]] = {}
-
-
-def current_slots(program: Program) -> list[Any]:
-    """The values of the run of a program that is going on."""
-    return _RUNNING[id(program)]
-
-
-def run_program(program: Program, slots: list[Any]) -> None:
-    """Runs a bound function on slots whose inputs are set."""
-    _RUNNING[id(program)] = slots
-    try:
-        run_steps(program.steps, slots)
-    finally:
-        del _RUNNING[id(program)]
-
-
 def _identity(value: Any) -> object:
     """What tells one argument of a weight from another."""
     if isinstance(value, Constant):
@@ -437,8 +312,3 @@ def _identity(value: Any) -> object:
     if isinstance(value, Making):
         return ("making", value.half)
     return repr(value) if isinstance(value, str | int | tuple | float) else id(value)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

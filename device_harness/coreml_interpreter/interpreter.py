@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 
 from device_harness.coreml_interpreter.arguments import tensor_of
-from device_harness.coreml_interpreter.binding import Binder, Program, run_program
+from device_harness.coreml_interpreter.binding import Binder
 from device_harness.coreml_interpreter.limits import Limits, limited
 from device_harness.coreml_interpreter.states import State
+from device_harness.coreml_interpreter.steps import Program, run_program
 from device_harness.coreml_interpreter.values import (
     Precision,
     given_tensor,

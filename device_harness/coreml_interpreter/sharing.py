@@ -67,7 +67,7 @@ def _share_states(
     ] = {}  # by state: places and names of values in its memory
     writes: dict[str, list[int]] = {}
     for index, operation in enumerate(operations):
-        if operation.type in ("read_state", "coreml_update_state"):
+        if operation.type in ("read_state", "coreml_update_state") and operation.outputs:
             state = _argument(operation, "input" if operation.type == "read_state" else "state")
             reads.setdefault(state, []).append((index, operation.outputs[0].name))
         if operation.type in _WRITES:

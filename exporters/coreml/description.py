@@ -71,9 +71,9 @@ def notes(request: ExportRequest, style: Style, chunks: tuple[int, ...]) -> tupl
         *_profile(request, style),
         *_floats(request.store, style),
         *([] if style.states else [_no_states(request, style)]),
-        "not verified here: whether Core ML's own compiler accepts the package, on which processor "
-        "it places each operation, and how that processor rounds; an interpreter of the package is "
-        "what ran it on this machine",
+        "not verified by EdgeForge off a Mac: whether Core ML's own compiler accepts the package, "
+        "on which processor it places each operation, and how that processor rounds; `verify` says "
+        "what ran the package",
     )
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from torch import fx
 
-from exporters.executorch.method import ScalarType
+from exporters.executorch.method import SCALAR_TYPES, ScalarType
 from quant.program import node_argument, shape_of
 
 if TYPE_CHECKING:
     from exporters.executorch.lowering import MethodLowering
 
+CacheDtype = Literal["float32", "int8"]
 _HIDDEN: Final = -1e30  # added to the score of a token that is out of the window: exp gives 0
 
 
@@ -21,27 +23,89 @@ def attention(state: MethodLowering, node: fx.Node) -> None:
     """Writes new keys and values into their caches, then attends to all that are in them."""
     method = state.method
     q, k, v = (state.tensors[node_argument(node, index)] for index in range(3))
-    _, kv_heads, context, width = shape_of(node_argument(node, 3))
-    caches = [method.state("float32", [1, context, kv_heads, width]) for _ in range(2)]
-    for cache, new in zip(caches, (k, v), strict=True):
-        unused = method.tensor("float32", [1], dynamic=False)
-        method.call("llama::update_cache", "out", new, cache, state.start, out=unused)
+    _, _, heads, width = state.outer_dims(node)
+    _, kv_heads, context, _ = shape_of(node_argument(node, 3))
+    parts_of = _PARTS[state.cache_dtype]
+    query = parts_of(state, q, [heads, width])
     window, scale = node.args[6], node.args[7]
     assert isinstance(window, int) and isinstance(scale, float)
     start, mask = state.start, method.none()
     if window:
         seen = Window.of(state, window)
         start, mask = seen.position, seen.mask
-        caches = [seen.cut(state, cache, [kv_heads, width]) for cache in caches]
+    kept = []
+    for new in (k, v):
+        caches = []
+        for part in parts_of(state, new, [kv_heads, width]):
+            dims = [kv_heads, part.width]
+            cache = method.state(part.dtype, [1, context, *dims])
+            unused = method.tensor("float32", [1], dynamic=False)
+            method.call("llama::update_cache", "out", part.value, cache, state.start, out=unused)
+            caches.append(seen.cut(state, part.dtype, cache, dims) if window else cache)
+        kept.append(caches)
+    (q, *q_grid), (k, *k_grid), (v, *v_grid) = [part.value for part in query], *kept
     out = method.tensor("float32", state.dims(node_argument(node, 0)), dynamic=True)
     state.tensors[node] = out
+    arguments = [q, k, v, start, mask, method.double(0.0)]
+    arguments += [method.boolean(not window), method.double(scale)]
+    if q_grid:
+        tokens_second = method.boolean(False)  # dims are [1, tokens, heads, width]
+        arguments += [*q_grid, *k_grid, *v_grid, tokens_second]
+    kernel = "custom_quantized_sdpa" if q_grid else "custom_sdpa"
+    method.call(f"llama::{kernel}", "out", *arguments, out=out)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A tensor that a query, keys or values consist of: ``dtype[1, t, heads, width]``."""
+
+    value: int
+    dtype: ScalarType
+    width: int
+
+
+def _floats(state: MethodLowering, value: int, dims: list[int]) -> list[_Part]:
+    """The numbers as they are."""
+    return [_Part(value, "float32", dims[1])]
+
+
+def _integers(state: MethodLowering, value: int, dims: list[int]) -> list[_Part]:
+    """Integers, zero points and scales, one of each a token and head, in the kernel's order.
+
+    Given: ``x: float32[1, t, heads, width]``
+    Result: ``int8[1, t, heads, width]``, ``int8[1, t, heads, 1]``, ``float32[1, t, heads, 1]``
+    """
+    method, (heads, width) = state.method, dims
+
+    def made(dtype: ScalarType, width: int) -> int:
+        return method.tensor(dtype, [1, state.limit, heads, width], dynamic=True)
+
+    int8 = method.integer(SCALAR_TYPES["int8"][0])
+    scale, zero_point = made("float64", 1), made("int64", 1)  # no other dtypes are taken
     method.call(
-        "llama::custom_sdpa",
+        "quantized_decomposed::choose_qparams_per_token_asymmetric",
         "out",
-        *(q, *caches, start, mask, method.double(0.0)),
-        *(method.boolean(not window), method.double(scale)),
-        out=out,
+        *(value, int8, scale, zero_point, method.tensors([scale, zero_point])),
     )
+    codes = made("int8", width)
+    method.call(
+        "quantized_decomposed::quantize_per_token",
+        "out",
+        *(value, scale, zero_point, method.integer(-128), method.integer(127), int8),
+        out=codes,
+    )
+    parts = [_Part(codes, "int8", width)]
+    for wide, dtype in ((zero_point, "int8"), (scale, "float32")):
+        narrow = made(dtype, 1)
+        method.call("aten::_to_copy", "out", wide, method.boolean(False), method.none(), out=narrow)
+        parts.append(_Part(narrow, dtype, 1))
+    return parts
+
+
+_PARTS: Final[dict[CacheDtype, Callable[[MethodLowering, int, list[int]], list[_Part]]]] = {
+    "float32": _floats,
+    "int8": _integers,
+}
 
 
 @dataclass(frozen=True)
@@ -102,8 +166,8 @@ class Window:
         method.call("aten::where", "self_out", seen, shown, hidden, out=mask)
         return cls(size, first, position, length, mask)
 
-    def cut(self, state: MethodLowering, cache: int, dims: list[int]) -> int:
+    def cut(self, state: MethodLowering, dtype: ScalarType, cache: int, dims: list[int]) -> int:
         """The tokens of a cache that are seen: attention reads no others when it has a mask."""
-        out = state.method.tensor("float32", [1, self.length, *dims], dynamic=True)
+        out = state.method.tensor(dtype, [1, self.length, *dims], dynamic=True)
         state.slice(cache, 1, self.first, state.end, out)
         return out

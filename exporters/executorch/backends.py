@@ -65,7 +65,7 @@ def check_backend(plan: QuantPlan, options: TargetOptions) -> None:
                 f"{flag} is written by ExecuTorch's own exporter: leave out --lowering edgeforge"
             )
         for option in _OWN_ONLY:
-            if option in options.given():
+            if options.given().get(option) not in (None, "internal"):
                 given = option.replace("_", "-")
                 raise ExportError(
                     f"--{given} is of EdgeForge's own lowering for XNNPACK: leave it or {flag} out"

@@ -13,7 +13,7 @@ from typing import Final
 from torch import fx
 
 from exporters.errors import ExportError
-from exporters.executorch.attention import Window, attention
+from exporters.executorch.attention import CacheDtype, Window, attention
 from exporters.executorch.blobs import Blob
 from exporters.executorch.lookups import embedding, format_of, last, quant_embedding
 from exporters.executorch.method import MethodBuilder, ScalarType
@@ -87,11 +87,19 @@ class MethodLowering:
         file: where weights, constants and delegates go.
         name: the method's.
         tokens: how many one run takes at most.
+        cache_dtype: of keys and values as they are kept, and as attention reads them.
     """
 
     def __init__(
-        self, program: Program, store: WeightStore, file: PteFile, name: str, tokens: int
+        self,
+        program: Program,
+        store: WeightStore,
+        file: PteFile,
+        name: str,
+        tokens: int,
+        cache_dtype: CacheDtype = "float32",
     ) -> None:
+        self.cache_dtype: CacheDtype = cache_dtype
         self.program, self.store, self.file, self.limit = program, store, file, tokens
         self.method = MethodBuilder(name)
         self.tensors: dict[fx.Node, int] = {}  # values of the method

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from exporters.executorch.flatbuffer import Record
 
-ScalarType = Literal["uint8", "int8", "int64", "float16", "float32", "bool", "bfloat16"]
+ScalarType = Literal["uint8", "int8", "int64", "float16", "float32", "float64", "bool", "bfloat16"]
 # ExecuTorch's number of a dtype, and bytes of an element.
 SCALAR_TYPES: Final[dict[ScalarType, tuple[int, int]]] = {
     "uint8": (0, 1),
@@ -18,6 +18,7 @@ SCALAR_TYPES: Final[dict[ScalarType, tuple[int, int]]] = {
     "int64": (4, 8),
     "float16": (5, 2),
     "float32": (6, 4),
+    "float64": (7, 8),
     "bool": (11, 1),
     "bfloat16": (15, 2),
 }
@@ -89,6 +90,10 @@ class MethodBuilder:
     def computed_integer(self) -> int:
         """An integer that a call writes."""
         return self._value("Int", {"int_val": 0})
+
+    def tensors(self, values: Sequence[int]) -> int:
+        """A list of tensors: what a call with several results returns, after they are arguments."""
+        return self._value("TensorList", {"items": list(values)})
 
     def constant(
         self, dtype: ScalarType, shape: Sequence[int], buffer: int | None, name: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,18 @@ CHUNK_TOKENS: Final = 128
 COSTS: Final = RuntimeCosts(cache_element=4, tied_copies=2, run_tokens=CHUNK_TOKENS)
 
 
+def has_int8_caches(options: TargetOptions) -> bool:
+    """Whether keys and values are kept as int8."""
+    return options.kv_cache == "int8"
+
+
+def _costs(facts: ModelFacts, options: TargetOptions) -> RuntimeCosts:
+    """What the runtime keeps; beside int8 integers, a float32 scale and an int8 zero point each."""
+    if not has_int8_caches(options):
+        return COSTS
+    return replace(COSTS, cache_element=(facts.head_dim + 4 + 1) / facts.head_dim)
+
+
 class ExecutorchTarget:
     """ExecuTorch with the XNNPACK delegate, for CPUs of phones."""
 
@@ -41,6 +54,7 @@ class ExecutorchTarget:
             "weights": ("internal", "external"),
             "lowering": ("edgeforge", "stock"),
             "backend": tuple(BACKENDS),
+            "kv_cache": ("fp32", "int8"),
             "max_memory": (),
         }
     )
@@ -55,7 +69,7 @@ class ExecutorchTarget:
         """Refuses formats that the delegate's kernels do not have or would silently get wrong."""
         refuse_palettes(plan, BACKENDS[options.backend or XNNPACK].title)
         check_backend(plan, options)
-        footprint = estimate(plan, shapes, facts, COSTS)
+        footprint = estimate(plan, shapes, facts, _costs(facts, options))
         check_memory(self.name, footprint, facts.context, options.max_memory)
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
@@ -85,10 +99,7 @@ class ExecutorchTarget:
                 method: f"float32[1, {1 if method == GENERATE else 't'}, {program.vocab_size}]"
                 for method in methods
             },
-            states={
-                given.name: "float32[1, {2}, {1}, {3}]".format(*node.meta["val"].shape)
-                for node, given in program.placeholders("cache")
-            },
+            states=_states(program, options),
             notes=_notes(request, backend, limit),
         )
 
@@ -122,6 +133,20 @@ def _notes(request: ExportRequest, backend: Backend, limit: int) -> tuple[str, .
     return (*notes, *backend.notes)
 
 
+def _states(program: Program, options: TargetOptions) -> dict[str, str]:
+    """The caches, by name; of int8 ones also the grid that their integers lie on."""
+    states = {}
+    for node, given in program.placeholders("cache"):
+        _, heads, context, width = node.meta["val"].shape
+        if has_int8_caches(options):
+            states[given.name] = f"int8[1, {context}, {heads}, {width}]"
+            states[f"{given.name}.zero_point"] = f"int8[1, {context}, {heads}, 1]"
+            states[f"{given.name}.scale"] = f"float32[1, {context}, {heads}, 1]"
+        else:
+            states[given.name] = f"float32[1, {context}, {heads}, {width}]"
+    return states
+
+
 def _constants(request: ExportRequest, limit: int) -> dict[str, int | bool | list[int]]:
     """What runners ask of a model, by method name."""
     program, facts = request.program, request.facts
@@ -148,6 +173,7 @@ def _write(
     folder: Path,
 ) -> None:
     """Writes the program byte by byte, without ExecuTorch."""
+    from exporters.executorch.attention import CacheDtype
     from exporters.executorch.blobs import Blob
     from exporters.executorch.lowering import MethodLowering
     from exporters.executorch.method import constant_method
@@ -156,8 +182,10 @@ def _write(
 
     weights = PtdFile() if request.options.weights == "external" else None
     file = PteFile(weights)
+    cache_dtype: CacheDtype = "int8" if has_int8_caches(request.options) else "float32"
     for name, program in methods.items():
-        file.plans.append(MethodLowering(program, request.store, file, name, limit).run().plan())
+        lowering = MethodLowering(program, request.store, file, name, limit, cache_dtype)
+        file.plans.append(lowering.run().plan())
     file.plans.extend(constant_method(name, value) for name, value in constants.items())
     if weights is not None:
         mark = Blob(weights_mark(request.store.digests))

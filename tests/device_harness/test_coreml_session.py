@@ -88,6 +88,15 @@ def test_other_forms_of_a_package(export, tokens, wanted, name, options):
     np.testing.assert_allclose(session.logits(tokens), wanted, atol=1e-4)
 
 
+def test_caches_that_are_inputs_and_outputs(export, tokens):
+    """iOS 17 has no states: one function takes the caches and gives them back."""
+    new = opened(export("new", recipe="fp16", chunk="16"), precision="fp32")
+    old = opened(export("old", recipe="fp16", opset="ios17", chunk="16"), precision="fp32")
+    np.testing.assert_allclose(old.logits(tokens), new.logits(tokens), atol=1e-4)
+    for part in (tokens[:18], tokens[18:]):
+        np.testing.assert_allclose(old.extend(part), new.extend(part), atol=1e-4)
+
+
 def test_what_ran_it_is_said(export):
     session = opened(export("chunk16", chunk="16"))
     assert session.runtime == (

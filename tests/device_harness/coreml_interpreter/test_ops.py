@@ -17,7 +17,8 @@ from device_harness.coreml_interpreter.values import held
 from device_harness.coreml_interpreter.weights import Budget
 from exporters.coreml.constants import Constant
 from tests.oracles.mil import inferred
-from tests.oracles.mil_rows import IN_PROGRAMS, MIL, ROWS, Draw
+from tests.oracles.mil_rows.draw import MIL, Draw
+from tests.oracles.mil_rows.table import IN_PROGRAMS, ROWS
 
 NAMES = {
     "float16": "fp16",

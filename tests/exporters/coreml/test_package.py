@@ -8,6 +8,7 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,6 +174,69 @@ def test_a_weight_file_of_another_package(package: Path) -> None:
 
 def test_every_blob_type_has_its_own_number() -> None:
     assert len(set(BLOB_TYPES.values())) == len(BLOB_TYPES)
+
+
+def fields_of(message: Any) -> list[tuple[Any, Any]]:
+    """Every field that is set, of a message and those within it."""
+    found = []
+    for field, value in message.ListFields():
+        found.append((message, field))
+        if field.type != field.TYPE_MESSAGE:
+            continue
+        if not field.is_repeated:
+            found += fields_of(value)
+        elif field.message_type.GetOptions().map_entry:
+            for key in value:
+                found += fields_of(value[key]) if hasattr(value[key], "ListFields") else []
+        else:
+            for each in value:
+                found += fields_of(each)
+    return found
+
+
+def change(message: Any, field: Any, data: st.DataObject) -> None:
+    """Gives a field another value, takes something out of it, or doubles it."""
+    values = getattr(message, field.name)
+    if field.type == field.TYPE_MESSAGE and field.is_repeated:
+        if field.message_type.GetOptions().map_entry:
+            key = data.draw(st.sampled_from(sorted(values)))
+            if data.draw(st.booleans()):
+                del values[key]
+            else:
+                values["x"].CopyFrom(values[key])
+        elif data.draw(st.booleans()):
+            del values[0]
+        else:
+            values.add().CopyFrom(values[len(values) - 1])
+    elif field.type == field.TYPE_MESSAGE:
+        message.ClearField(field.name)
+    else:
+        kinds: dict[int, tuple[object, ...]] = {
+            field.TYPE_STRING: ("x", "y", "const", "relu", "linear", "while_loop", "weight", ""),
+            field.TYPE_BYTES: (b"", b"\x01" * 7),
+            field.TYPE_BOOL: (True, False),
+        }
+        number = (0, 1, 2, 5, 10, 11, 21, 23, 25, 64, 1 << 20)
+        value = data.draw(st.sampled_from(kinds.get(field.type, number)))
+        if field.is_repeated:
+            values[0] = value
+        else:
+            setattr(message, field.name, value)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_programs_that_no_converter_writes_are_run_or_refused(original: Path, data: st.DataObject):
+    package = open_package(original)
+    for _ in range(data.draw(st.integers(1, 3))):
+        found = fields_of(package.spec.mlProgram)
+        message, field = found[data.draw(st.integers(0, len(found) - 1))]
+        change(message, field, data)
+    try:
+        interpreter = Interpreter(package, limits=Limits(elements=1 << 20, iterations=10))
+        interpreter.run({"x": np.zeros((2, 8))}, states=interpreter.make_states())
+    except (ExportError, DeviceError) as error:
+        assert str(error)
 
 
 @settings(

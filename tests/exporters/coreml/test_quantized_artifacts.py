@@ -32,11 +32,11 @@ def test_formats(format, package, llama_config, run_package, tokens):
         tie_word_embeddings=True, num_hidden_layers=1, head_dim=32, intermediate_size=128
     )
     artifact = package(config, format)
-    text = tokens[:35]
+    text = tokens[:19]
     wanted = artifact.quantized_logits(text)
     assert largest_error(run_package(artifact.folder).logits(text), wanted) < 5e-6
-    half = run_package(artifact.folder, "fp16").logits(text)
-    assert largest_error(half, wanted) < 2e-3
+    half = run_package(artifact.folder, "fp16").logits(text[:16])
+    assert largest_error(half, wanted[:16]) < 2e-3
 
 
 @pytest.mark.parametrize("family", ["openelm", "mistral", "phi3"])

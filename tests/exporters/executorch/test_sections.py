@@ -92,3 +92,13 @@ def test_segments_are_the_whole_file(artifact, sections):
 
 def test_the_manifest_holds_it_too(artifact, sections):
     assert artifact.manifest.structure == sections
+
+
+def test_weights_in_a_file_of_their_own(pte, llama_config):
+    made = pte(llama_config(tie_word_embeddings=True), "int4-g32", weights="external")
+    sections = to_json(structure_of(read_pte(made.folder / "model.pte")))
+    rows = {row["what"]: row for row in sections["Segments"]}
+    size = (made.folder / "model.ptd").stat().st_size
+    assert 0 < size - rows["weights in model.ptd"]["bytes"] < 10_000
+    readers = {row["read by"] for row in sections["Weights as the file holds them"]}
+    assert readers == {"XnnpackBackend", "quantized_decomposed::embedding_4bit"}

@@ -1,0 +1,153 @@
+"""Steps: operations with their arguments bound, and how they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from device_harness.coreml_interpreter.arguments import tensor_of
+from device_harness.coreml_interpreter.ops.kinds import Operation
+from device_harness.coreml_interpreter.values import round_to_half
+from device_harness.errors import DeviceError
+from exporters.errors import ExportError
+
+
+@dataclass(slots=True)
+class Result:
+    """What becomes of an operation's output.
+
+    Attributes:
+        slot: where it goes.
+        dtype: how it is held.
+        half: whether it is rounded to float16.
+        shape: what the program says it is, None where it does not.
+    """
+
+    slot: int
+    dtype: Any
+    half: bool
+    shape: tuple[int, ...] | None
+
+
+@dataclass(slots=True)
+class Step:
+    """One operation, bound.
+
+    Attributes:
+        run: the operation.
+        fixed: its constant arguments.
+        dynamic: the others: name, slot (or several), and what makes the argument of the value.
+        results: its outputs.
+        frees: slots that nobody reads any more.
+        copies: whether its result is copied, because the memory it shares will be overwritten.
+        place: which one it is, for errors.
+    """
+
+    run: Operation
+    fixed: dict[str, Any]
+    dynamic: list[tuple[str, int | list[int], Callable[[Any], Any] | None]]
+    results: list[Result]
+    frees: tuple[int, ...]
+    copies: bool
+    place: str
+
+
+@dataclass
+class Program:
+    """A block, bound.
+
+    Attributes:
+        initial: the value of each slot before the first step: constants, or None.
+        steps: in order.
+        inputs: slot of each input.
+        outputs: name and slot of each output.
+    """
+
+    initial: list[Any] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    inputs: dict[str, int] = field(default_factory=dict)
+    outputs: list[tuple[str, int]] = field(default_factory=list)
+
+
+def run_steps(steps: list[Step], slots: list[Any]) -> None:
+    """Runs bound operations one after the other.
+
+    Args:
+        steps: to run.
+        slots: the values, read and written.
+
+    Raises:
+        DeviceError: one fails; it is named with its place.
+    """
+    for step in steps:
+        arguments = dict(step.fixed)
+        try:
+            for name, slot, convert in step.dynamic:
+                value = slots[slot] if isinstance(slot, int) else [slots[each] for each in slot]
+                arguments[name] = value if convert is None else convert(value)
+            made = step.run(**arguments)
+            if not isinstance(made, tuple):
+                made = (made,)
+            for result, value in zip(step.results, made, strict=False):
+                if value.dtype is not result.dtype:
+                    value = value.to(result.dtype)
+                if result.half:
+                    value = round_to_half(value)
+                if step.copies:
+                    value = value.clone()
+                if result.shape is not None and value.shape != result.shape:
+                    raise DeviceError(
+                        f"it gives {list(value.shape)} where the program says {list(result.shape)}"
+                    )
+                slots[result.slot] = value
+        except (DeviceError, ExportError) as error:
+            if str(error).startswith("in "):
+                raise
+            raise DeviceError(f"{step.place}: {error}") from error
+        except MemoryError:
+            raise DeviceError(f"{step.place}: there is not enough memory") from None
+        except Exception as error:  # whatever PyTorch raises for arguments it cannot take
+            raise DeviceError(f"{step.place}: {first_line(error)}") from error
+        for slot in step.frees:
+            slots[slot] = None
+
+
+class InnerBlock:
+    """An inner block: runs within the slots of the function that it stands in."""
+
+    def __init__(
+        self, program: Program, steps: list[Step], inputs: list[int], outputs: list[int]
+    ) -> None:
+        self._program, self._steps, self._inputs, self._outputs = program, steps, inputs, outputs
+
+    def __call__(self, values: list[Any]) -> list[Any]:
+        """Values of its outputs, for those of its inputs."""
+        slots = current_slots(self._program)
+        for slot, value in zip(self._inputs, values, strict=True):
+            slots[slot] = value
+        run_steps(self._steps, slots)
+        return [tensor_of(slots[slot]) for slot in self._outputs]
+
+
+_RUNNING: dict[int, list[Any]] = {}
+
+
+def current_slots(program: Program) -> list[Any]:
+    """The values of the run of a program that is going on."""
+    return _RUNNING[id(program)]
+
+
+def run_program(program: Program, slots: list[Any]) -> None:
+    """Runs a bound function on slots whose inputs are set."""
+    _RUNNING[id(program)] = slots
+    try:
+        run_steps(program.steps, slots)
+    finally:
+        del _RUNNING[id(program)]
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

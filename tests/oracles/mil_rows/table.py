@@ -1,0 +1,288 @@
+"""One row for every operation of the interpreter: what it is given, and who says what it gives.
+
+``MIL`` rows ask coremltools' own inference; others ask PyTorch or NumPy.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tests.oracles.mil_rows.draw import MIL, Row
+from tests.oracles.mil_rows.layers import (
+    batch_normed,
+    convolved,
+    instance_normed,
+    l2_pooled,
+    lstm,
+    make_attention,
+    make_average,
+    make_batch_norm,
+    make_conv,
+    make_conv_transpose,
+    make_einsum,
+    make_instance_norm,
+    make_l2_pool,
+    make_layer_norm,
+    make_linear,
+    make_lstm,
+    make_matmul,
+    make_pool,
+    pooled,
+    spread,
+)
+from tests.oracles.mil_rows.shapes import (
+    along_axis,
+    casts,
+    chosen,
+    clipped,
+    concatenated,
+    from_batch,
+    from_depth,
+    make_batch_to_space,
+    make_bilinear,
+    make_concat,
+    make_like,
+    make_one_hot,
+    make_pad,
+    make_range,
+    make_resize,
+    make_reverse_sequence,
+    make_sized_slice,
+    make_space,
+    make_space_to_batch,
+    make_split,
+    make_squeeze,
+    make_topk,
+    make_window,
+    nearest,
+    one_hot,
+    padded,
+    repeated,
+    resized,
+    reversed_sequence,
+    running_sum,
+    shape_pair,
+    to_batch,
+    to_depth,
+    to_permute,
+    upsampled,
+    windows,
+    with_axes,
+)
+from tests.oracles.mil_rows.simple import (
+    activation,
+    argument_reduction,
+    binary,
+    comparison,
+    logical,
+    of_channels,
+    reduction,
+    unary,
+    whole_binary,
+    whole_reduction,
+)
+from tests.oracles.mil_rows.slicing import (
+    make_along,
+    make_gather,
+    make_gather_nd,
+    make_scatter,
+    make_scatter_along,
+    make_scatter_nd,
+    make_slice,
+    make_update,
+    scattered,
+    scattered_along,
+    scattered_nd,
+    sliced,
+    updated,
+)
+from tests.oracles.mil_rows.weights import (
+    make_affine,
+    make_blockwise,
+    make_dequantize,
+    make_lut_ios16,
+    make_lut_to_sparse,
+    make_quantize,
+    make_sparse_blockwise,
+    make_sparse_ios16,
+)
+
+ROWS: dict[str, Row] = {
+    "lstm": Row(make_lstm, lstm, tolerance=1e-5),
+    "quantize": Row(make_quantize),
+    "dequantize": Row(make_dequantize),
+    **{name: unary() for name in ("abs", "atan", "ceil", "cos", "erf", "exp", "exp2", "floor")},
+    **{name: unary(-0.9, 0.9) for name in ("acos", "asin", "atanh", "tan")},
+    **{name: unary() for name in ("cosh", "round", "sign", "sin", "sinh", "square", "tanh")},
+    "sqrt": unary(0, 9),
+    "inverse": unary(0.5, 3),
+    "log": unary(0.1, 9),
+    "rsqrt": unary(0.1, 9),
+    "logical_not": Row(lambda d: {"x": d.bools(d.shape())}),
+    "clip": Row(clipped),
+    "threshold": activation(alpha=(-1, 1)),
+    "cast": Row(casts),
+    "select": Row(chosen),
+    **{name: binary() for name in ("add", "sub", "mul", "maximum", "minimum")},
+    "real_div": binary(0.5, 3),
+    "pow": binary(0.5, 3),
+    "floor_div": whole_binary(1, 9),
+    "mod": whole_binary(1, 9),
+    **{name: comparison() for name in ("equal", "not_equal", "greater", "greater_equal", "less")},
+    "less_equal": comparison(),
+    **{name: logical() for name in ("logical_and", "logical_or", "logical_xor")},
+    **{name: activation() for name in ("relu", "relu6", "sigmoid", "softplus", "softsign")},
+    "silu": Row(lambda d: {"x": d.floats(d.shape())}, lambda x: F.silu(torch.from_numpy(x))),
+    "gelu": Row(
+        lambda d: {
+            "x": d.floats(d.shape()),
+            "mode": d.pick("EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"),
+        },
+    ),
+    "elu": activation(alpha=(0.1, 2)),
+    "leaky_relu": activation(alpha=(0.1, 0.9)),
+    "thresholded_relu": activation(alpha=(-1, 1)),
+    "linear_activation": activation(alpha=(-2, 2), beta=(-2, 2)),
+    "clamped_relu": activation(alpha=(0.1, 0.9), beta=(0.5, 2)),
+    "scaled_tanh": activation(alpha=(0.1, 2), beta=(0.1, 2)),
+    "sigmoid_hard": activation(alpha=(0.1, 0.5), beta=(0.1, 0.9)),
+    "prelu": of_channels("alpha"),
+    "softplus_parametric": of_channels("alpha", "beta"),
+    "softmax": along_axis(),
+    **{name: whole_reduction() for name in ("reduce_sum", "reduce_max", "reduce_min")},
+    "reduce_prod": whole_reduction(),
+    **{name: reduction() for name in ("reduce_mean", "reduce_l1_norm", "reduce_l2_norm")},
+    "reduce_sum_square": reduction(),
+    "reduce_log_sum": reduction(0.5, 3),
+    "reduce_log_sum_exp": reduction(),
+    "reduce_argmax": argument_reduction(),
+    "reduce_argmin": argument_reduction(),
+    "cumsum": Row(along_axis(exclusive=True, reverse=True).make, running_sum),
+    "argsort": along_axis(ascending=True),
+    "topk": Row(make_topk),
+    "reshape": Row(shape_pair),
+    "reshape_like": Row(make_like, lambda x, **_: x.reshape(6, 5)),
+    "transpose": Row(to_permute),
+    "expand_dims": Row(with_axes),
+    "squeeze": Row(make_squeeze),
+    "flatten2d": Row(
+        lambda d: {"x": d.floats(d.shape(2)), "axis": np.int32(d.int(1, 2))},
+        lambda x, axis: x.reshape(math.prod(x.shape[:axis]), -1),
+    ),
+    "shape": Row(lambda d: {"x": d.floats(d.shape())}),
+    "identity": Row(lambda d: {"x": d.floats(d.shape())}),
+    "concat": Row(make_concat, concatenated),
+    "stack": Row(
+        lambda d: {"values": [d.floats((2, 3)) for _ in range(d.int(1, 3))], "axis": d.axis(3)},
+        lambda values, axis: np.stack(values, axis),
+    ),
+    "split": Row(make_split),
+    "tile": Row(repeated),
+    "fill": Row(
+        lambda d: {"shape": np.array(d.shape(), np.int32), "value": np.float32(d.floats(()))}
+    ),
+    "fill_like": Row(
+        lambda d: {"ref_tensor": d.floats(d.shape()), "value": np.float32(d.floats(()))}
+    ),
+    "range_1d": Row(make_range),
+    "pad": Row(make_pad, padded),
+    "reverse": Row(lambda d: {"x": d.floats((2, 3)), "axes": np.array(d.axes(2), np.int32)}),
+    "reverse_sequence": Row(make_reverse_sequence, reversed_sequence),
+    "band_part": Row(
+        lambda d: {
+            "x": d.floats((2, 4, 5)),
+            "lower": np.int32(d.int(-1, 3)),
+            "upper": np.int32(d.int(-1, 3)),
+        }
+    ),
+    "one_hot": Row(make_one_hot, one_hot),
+    "non_zero": Row(lambda d: {"x": d.ints((3, 4), 0, 2)}),
+    "sliding_windows": Row(make_window, windows),
+    "depth_to_space": Row(
+        lambda d: {"x": d.floats((1, 8, 2, 3)), "block_size": np.int32(2)}, from_depth
+    ),
+    "space_to_depth": Row(make_space, to_depth),
+    "pixel_shuffle": Row(
+        lambda d: {"x": d.floats((1, 8, 2, 3)), "upscale_factor": np.int32(2)},
+        lambda x, upscale_factor: F.pixel_shuffle(torch.from_numpy(x), int(upscale_factor)),
+    ),
+    "pixel_unshuffle": Row(
+        lambda d: {"x": d.floats((1, 2, 4, 6)), "downscale_factor": np.uint32(2)},
+        lambda x, downscale_factor: F.pixel_unshuffle(torch.from_numpy(x), int(downscale_factor)),
+    ),
+    "space_to_batch": Row(make_space_to_batch, to_batch),
+    "batch_to_space": Row(make_batch_to_space, from_batch),
+    "slice_by_index": Row(make_slice, sliced),
+    "slice_by_size": Row(make_sized_slice),
+    "slice_update": Row(make_update, updated),
+    "gather": Row(make_gather),
+    "gather_along_axis": Row(make_along),
+    "gather_nd": Row(make_gather_nd, lambda x, indices: x[tuple(np.moveaxis(indices, -1, 0))]),
+    "scatter": Row(make_scatter, scattered),
+    "scatter_along_axis": Row(make_scatter_along, scattered_along),
+    "scatter_nd": Row(make_scatter_nd, scattered_nd),
+    "conv": Row(make_conv, convolved, tolerance=1e-5),
+    "conv_transpose": Row(make_conv_transpose, spread, tolerance=1e-5),
+    "max_pool": Row(make_pool, pooled("max")),
+    "avg_pool": Row(make_average, pooled("avg")),
+    "l2_pool": Row(make_l2_pool, l2_pooled, tolerance=1e-5),
+    "batch_norm": Row(make_batch_norm, batch_normed, tolerance=1e-5),
+    "instance_norm": Row(make_instance_norm, instance_normed, tolerance=1e-5),
+    "layer_norm": Row(make_layer_norm, tolerance=1e-5),
+    "l2_norm": Row(lambda d: {"x": d.floats(d.shape(3, 4)), "epsilon": np.float32(1e-3)}),
+    "local_response_norm": Row(
+        lambda d: {"x": d.floats((1, 6, 3, 3)), "size": np.int32(3), "alpha": np.float32(0.1)},
+        lambda x, size, alpha: F.local_response_norm(torch.from_numpy(x), int(size), float(alpha)),
+    ),
+    "linear": Row(make_linear, tolerance=1e-5),
+    "matmul": Row(make_matmul, tolerance=1e-5),
+    "einsum": Row(make_einsum, tolerance=1e-5),
+    "scaled_dot_product_attention": Row(make_attention, MIL, "iOS18", 1e-5),
+    "upsample_nearest_neighbor": Row(
+        lambda d: {
+            "x": d.floats((1, 2, 3, 4)),
+            "scale_factor_height": np.float32(d.int(1, 3)),
+            "scale_factor_width": np.float32(d.int(1, 3)),
+        },
+        nearest,
+    ),
+    "resize_nearest_neighbor": Row(
+        lambda d: {
+            "x": d.floats((1, 2, d.int(2, 5), d.int(2, 5))),
+            "target_size_height": np.int32(d.int(1, 9)),
+            "target_size_width": np.int32(d.int(1, 9)),
+        },
+        nearest,
+    ),
+    "upsample_bilinear": Row(make_bilinear, upsampled, tolerance=1e-5),
+    "resize_bilinear": Row(make_resize, resized, tolerance=1e-5),
+    "crop": Row(
+        lambda d: {
+            "x": d.floats((1, 2, 6, 7)),
+            "crop_height": np.array([d.int(0, 2), 1], np.int32),
+            "crop_width": np.array([1, d.int(0, 2)], np.int32),
+        },
+        lambda x, crop_height, crop_width: x[
+            ..., crop_height[0] : 6 - crop_height[1], crop_width[0] : 7 - crop_width[1]
+        ],
+    ),
+    "constexpr_blockwise_shift_scale": Row(make_blockwise, MIL, "iOS18", 1e-3),
+    "constexpr_affine_dequantize": Row(make_affine, MIL, "iOS16"),
+    "constexpr_lut_to_dense": Row(make_lut_ios16, MIL, "iOS16"),
+    "constexpr_sparse_to_dense": Row(make_sparse_ios16, MIL, "iOS16"),
+    "constexpr_lut_to_sparse": Row(make_lut_to_sparse, MIL, "iOS18"),
+    "constexpr_sparse_blockwise_shift_scale": Row(make_sparse_blockwise, MIL, "iOS18"),
+    "constexpr_cast": Row(
+        lambda d: {"source_val": d.floats(d.shape()).astype(np.float16), "output_dtype": "fp32"},
+        MIL,
+        "iOS16",
+    ),
+}
+
+
+# Operations that have no meaning outside a program: tests of their own run them in one.
+IN_PROGRAMS = frozenset({"read_state", "write_state", "coreml_update_state", "cond", "while_loop"})
