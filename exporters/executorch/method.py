@@ -10,9 +10,7 @@ from typing import Final, Literal
 
 from exporters.executorch.flatbuffer import Record
 
-ScalarType = Literal[
-    "uint8", "int8", "int64", "float16", "float32", "float64", "bool", "bfloat16"
-]
+ScalarType = Literal["uint8", "int8", "int64", "float16", "float32", "float64", "bool", "bfloat16"]
 # ExecuTorch's number of a dtype, and bytes of an element.
 SCALAR_TYPES: Final[dict[ScalarType, tuple[int, int]]] = {
     "uint8": (0, 1),
