@@ -128,8 +128,8 @@ def _notes(request: ExportRequest, backend: Backend, limit: int) -> tuple[str, .
         notes.append("matrix products round each token's activations to 8 bits")
     if has_int8_caches(request.options):
         notes.append(
-            "queries, keys and values are rounded to 8 bits, with a scale and a zero point for each "
-            "token and head"
+            "attention rounds queries, keys and values to 8 bits, with a scale and a zero point "
+            "for each token and head"
         )
     if is_stock(request.options):
         notes.append(f"lowered by ExecuTorch {SUPPORTED}'s own exporter")
