@@ -8,8 +8,10 @@ import torch
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the operators)
 
 from device_harness.errors import DeviceError
+from edgeforge.model import DEMO, open_model
 from edgeforge.pipeline import ExportOptions, export
 from edgeforge.reference import ReferenceRunner, store_reader
+from edgeforge.verification import VerifyOptions, verify
 from exporters.errors import ExportError
 from exporters.executorch.reader import read_pte
 from exporters.options import TargetOptions
@@ -88,6 +90,16 @@ def test_a_text_in_pieces_to_the_last_position(config, pte, run_pte, tokens):
         # Beginning anew needs no clearing: no old scale or zero point is used.
         session.reset()
         assert np.abs(session.extend(tokens[:5]) - every[4]).max() < 1e-3 * unit
+
+
+def test_what_rounding_costs_the_demo_model(cache, tmp_path):
+    out = tmp_path / "demo"
+    options = ExportOptions("int4", target=TargetOptions(kv_cache="int8"))
+    export(open_model(DEMO), [find_target("executorch")], out, options)
+    found = verify(out, VerifyOptions(tokens=1024, threads=1, timed=False))
+    assert found.lowering.kl_mean < 1e-3
+    assert found.lowering.top1_agreement > 0.98  # of 1024 tokens: one is a thousandth
+    assert found.stored_weights_equal
 
 
 def test_what_the_caches_take(pte, llama_config):
