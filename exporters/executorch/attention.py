@@ -95,7 +95,8 @@ def _integers(state: MethodLowering, value: int, dims: list[int]) -> list[_Part]
         out=codes,
     )
     parts = [_Part(codes, "int8", width)]
-    for wide, dtype in ((zero_point, "int8"), (scale, "float32")):
+    narrowed: tuple[tuple[int, ScalarType], ...] = ((zero_point, "int8"), (scale, "float32"))
+    for wide, dtype in narrowed:
         narrow = made(dtype, 1)
         method.call("aten::_to_copy", "out", wide, method.boolean(False), method.none(), out=narrow)
         parts.append(_Part(narrow, dtype, 1))

@@ -44,11 +44,15 @@ print("RESULT" + json.dumps(texts))
 """
 
 
-@pytest.fixture(scope="module", params=["internal", "external"])
+@pytest.fixture(
+    scope="module",
+    params=[{"weights": "internal"}, {"weights": "external"}, {"kv_cache": "int8"}],
+    ids=str,
+)
 def demo(request, cache, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "artifact"
     model = open_model(edgeforge.model.DEMO)
-    asked = TargetOptions(weights=request.param)
+    asked = TargetOptions(**request.param)
     options = ExportOptions("int4", context=512, target=asked)
     export(model, [find_target("executorch")], out, options)
     return out

@@ -97,8 +97,9 @@ def test_stages_follow_their_inputs(pte, openelm_config):
 @pytest.mark.parametrize("method", ["forward", "logits_all"])
 def test_tensors_alive_together_do_not_overlap(pte, llama_config, openelm_config, method):
     window = llama_config(model_type="mistral", sliding_window=7)
-    for config in (window, openelm_config([2, 4], [1, 2])):
-        _, plan = plan_of(pte(config, "int4-pc"), method)
+    cases = (window, None), (window, "int8"), (openelm_config([2, 4], [1, 2]), None)
+    for config, dtype in cases:
+        _, plan = plan_of(pte(config, "int4-pc", kv_cache=dtype), method)
         (chain,) = plan["chains"]
         used: dict[int, list[int]] = {}
         for at, row in enumerate(chain["instructions"]):
@@ -123,7 +124,7 @@ def test_tensors_alive_together_do_not_overlap(pte, llama_config, openelm_config
             if index in plan["outputs"]:
                 life = life[0], 10**9
             places.append((begin, end, *life))
-        assert states >= 4
+        assert states >= (12 if dtype == "int8" else 4)
         for one, other in itertools.combinations(places, 2):
             apart = one[1] <= other[0] or other[1] <= one[0]
             assert apart or one[3] < other[2] or other[3] < one[2]
