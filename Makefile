@@ -14,7 +14,7 @@ help:  ## Show this list.
 setup: $(STAMP)  ## Make .venv with everything pinned.
 
 # Debian ships venv apart from Python; as root we can add it.
-$(STAMP): pyproject.toml quant/_kernels.c
+$(STAMP): pyproject.toml quant/_kernels.c quant/_blocks.c
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
 	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  apt-get update -qq && apt-get install -y -qq python3.11-venv python3-dev >/dev/null && \
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml quant/_kernels.c
 	@touch $@
 
 demo: $(STAMP)  ## Export the demo model at int4, verify it, print the table.
-	$(BIN)/edgeforge export demo --target onnx,executorch --recipe int4 --out $(DEMO_OUT) --force
+	$(BIN)/edgeforge export demo --target onnx,coreml,executorch --recipe int4 --out $(DEMO_OUT) --force
 	$(BIN)/edgeforge verify $(DEMO_OUT)
 	$(BIN)/edgeforge run $(DEMO_OUT)/executorch --prompt "The function returns" --max-tokens 48
 

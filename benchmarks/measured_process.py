@@ -15,9 +15,13 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Finished:
-    """What a process cost: ``wall`` in seconds, ``peak`` resident bytes of it and its children."""
+    """What a process cost.
+
+    ``wall`` and ``cpu`` are in seconds, ``peak`` in resident bytes, of it and its children.
+    """
 
     wall: float
+    cpu: float
     peak: int
     output: str
 
@@ -75,7 +79,8 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> 
         shown = " ".join(str(part) for part in command)
         tail = "\n".join((output + errors[0]).splitlines()[-30:])
         raise SystemExit(f"{shown}\nfailed with exit code {process.returncode}:\n{tail}")
-    return Finished(wall, max(peaks[0], usage.ru_maxrss * 1024), output)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Finished(wall, cpu, max(peaks[0], usage.ru_maxrss * 1024), output)
 
 
 def high_water_mark() -> int:

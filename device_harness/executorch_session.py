@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
 from device_harness.errors import DeviceError
 from device_harness.session import Logits, Tokens, check_tokens
+from exporters.errors import ExportError
+from exporters.executorch import installed
+from exporters.executorch.backends import backend_of
+from exporters.manifest import MANIFEST, Manifest
 
 MODEL, GENERATE, VERIFY = "model.pte", "forward", "logits_all"
-SUPPORTED = "1.4.1"
 
 
 class ExecutorchSession:
@@ -33,10 +35,11 @@ class ExecutorchSession:
     """
 
     def __init__(self, folder: Path, context: int, threads: int | None = None) -> None:
-        installed = require_executorch()
+        _refuse_other_backends(folder)
+        found = require_executorch()
         self.context = context
         self._file, self._threads = folder / MODEL, threads or min(4, os.cpu_count() or 1)
-        self.runtime = f"executorch {installed} (XNNPACK on CPU, {self._threads} threads)"
+        self.runtime = f"executorch {found} (XNNPACK on CPU, {self._threads} threads)"
         self._worker: subprocess.Popen[bytes] | None = None
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
         self._constants: dict[str, list[int]] = {}
@@ -48,9 +51,16 @@ class ExecutorchSession:
         """Starts the runtime's process."""
         if self._worker is not None:
             return
+        from exporters.executorch.reader import read_weights
+
+        try:
+            external = read_weights(self._file)
+        except ExportError as error:
+            raise DeviceError(str(error)) from error
+        weights = str(external.file) if external else ""
         command = [sys.executable, "-m", "device_harness.executorch_worker"]
         self._worker = subprocess.Popen(
-            [*command, str(self._file), str(self._threads)],
+            [*command, str(self._file), weights, str(self._threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -94,11 +104,16 @@ class ExecutorchSession:
         return logits.reshape(-1)
 
     def logits(self, tokens: Tokens) -> Logits:
-        """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``."""
+        """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``.
+
+        A stripped artifact gives them token by token, as an app would get them.
+        """
         check_tokens(tokens, len(tokens), self.vocab_size, self.context)
         if VERIFY not in self._names:
-            raise DeviceError(
-                f"{self._file} has no method {VERIFY}, which verification needs: export it again"
+            # Exported with --strip: the method that generates, in caches of its own.
+            pieces = [tokens[at : at + 1] for at in range(len(tokens))]
+            return np.concatenate(
+                [self._ask(GENERATE, piece, at, apart=True)[0] for at, piece in enumerate(pieces)]
             )
         position, rows = 0, []
         for piece in self._pieces(tokens):
@@ -124,12 +139,18 @@ class ExecutorchSession:
         limit = self._constants["get_max_seq_len"][0]
         return [tokens[start : start + limit] for start in range(0, len(tokens), limit)]
 
-    def _ask(self, method: str, tokens: Tokens, position: int) -> Logits:
+    def _ask(self, method: str, tokens: Tokens, position: int, *, apart: bool = False) -> Logits:
+        """Runs a method; ``apart`` in caches other than those of the text at hand."""
         assert self._worker is not None and self._worker.stdin is not None
         what = f"{method} with {len(tokens)} tokens at position {position}"
         if not len(tokens):
             what = f"loading {method}"
-        request = {"method": method, "tokens": len(tokens), "position": position}
+        request = {
+            "method": method,
+            "apart": apart,
+            "tokens": len(tokens),
+            "position": position,
+        }
         try:
             self._worker.stdin.write(json.dumps(request).encode() + b"\n")
             self._worker.stdin.write(np.ascontiguousarray(tokens, np.int64).data)
@@ -175,22 +196,29 @@ class ExecutorchSession:
         return f": {kept[-1].strip()[:300]}" if kept else ""
 
 
+def _refuse_other_backends(folder: Path) -> None:
+    """Refuses an artifact that this host's runtime has no delegate for.
+
+    Raises:
+        DeviceError: says which runtime it needs.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    backend = backend_of(Manifest.read(folder).options)
+    if backend.needs is not None:
+        raise DeviceError(
+            f"{folder} is for ExecuTorch's {backend.title} delegate, which the runtime on this "
+            f"host does not have: run it in {backend.needs}"
+        )
+
+
 def require_executorch() -> str:
     """The installed version of ExecuTorch.
 
     Raises:
         DeviceError: none, or one that EdgeForge's programs were not tested with.
     """
-    install = f'pip install "executorch=={SUPPORTED}" (or "edgeforge[executorch]")'
     try:
-        installed = version("executorch")
-    except PackageNotFoundError:
-        raise DeviceError(
-            f"ExecuTorch is not installed, and this artifact runs in it: {install}"
-        ) from None
-    if installed != SUPPORTED:
-        raise DeviceError(
-            f"ExecuTorch {installed} is installed; EdgeForge's artifacts are for {SUPPORTED}: "
-            f"{install}"
-        )
-    return installed
+        return installed.require_executorch("this artifact runs in it")
+    except ExportError as error:
+        raise DeviceError(str(error)) from None

@@ -1,8 +1,9 @@
 """Runs an ExecuTorch program in a process of its own, for the runtime may end its process.
 
-``python -m device_harness.executorch_worker FILE THREADS`` reads requests on stdin, one line of
-JSON each, followed by the tokens it announces (``int64``); it answers on stdout with a line of
-JSON, followed by the numbers that this announces (``float32``). It ends when stdin does.
+``python -m device_harness.executorch_worker FILE WEIGHTS THREADS`` (weights: the .ptd, or an empty
+word) reads requests on stdin, one line of JSON each, followed by the tokens it announces
+(``int64``); it answers on stdout with a line of JSON, followed by the numbers that this announces
+(``float32``). It ends when stdin does.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,14 +53,14 @@ def main() -> None:
     # The runtime may print on stdout; answers go where nothing else does.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    file, threads = sys.argv[1], int(sys.argv[2])
+    file, weights, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
     try:
-        serve(file, threads, sys.stdin.buffer, answers)
+        serve(file, weights, threads, sys.stdin.buffer, answers)
     except BrokenPipeError:
         sys.exit(1)
 
 
-def serve(file: str, threads: int, requests: BinaryIO, answers: BinaryIO) -> None:
+def serve(file: str, weights: str, threads: int, requests: BinaryIO, answers: BinaryIO) -> None:
     """Loads a program and answers requests."""
     import torch
 
@@ -77,15 +79,14 @@ def serve(file: str, threads: int, requests: BinaryIO, answers: BinaryIO) -> Non
         _answer(answers, {"error": str(error)})
         return
     _answer(answers, {"methods": sorted(names), "constants": constants, "peak": resident_peak()})
-    methods: dict[str, Any] = {}
+    methods: dict[tuple[str, bool], Any] = {}
     for line in requests:
         asked = json.loads(line)
-        name = asked["method"]
+        name = asked["method"], asked["apart"]
         tokens = np.frombuffer(requests.read(8 * asked["tokens"]), np.int64)
         try:
             if name not in methods:
-                # Methods of one loaded program share the memory that their caches are planned in.
-                methods[name] = runtime._load_program(file).load_method(name)
+                methods[name] = load_method(runtime, file, weights, name[0])
             if not len(tokens):  # asked to load it only
                 _answer(answers, {"shape": [0], "peak": resident_peak()})
                 continue
@@ -93,11 +94,34 @@ def serve(file: str, threads: int, requests: BinaryIO, answers: BinaryIO) -> Non
                 torch.from_numpy(tokens.copy()).reshape(1, -1),
                 torch.tensor([asked["position"]]),
             ]
-            logits = methods[name](inputs, clone_outputs=False)[0].numpy()
+            logits = methods[name](inputs)[0].numpy()
         except RuntimeError as error:
             _answer(answers, {"error": str(error)})
             continue
         _answer(answers, {"shape": list(logits.shape), "peak": resident_peak()}, logits)
+
+
+def load_method(runtime: Any, file: str, weights: str, name: str) -> Callable[[Any], Any]:
+    """A method with caches of its own.
+
+    Methods of one loaded program would share the memory that their caches are planned in.
+
+    Args:
+        runtime: `load_runtime`.
+        file: the .pte.
+        weights: the .ptd; empty for none.
+        name: the method's.
+    """
+    import torch
+
+    if not weights:
+        method = runtime._load_program(file).load_method(name)
+        return lambda inputs: method(inputs, clone_outputs=False)
+    module = runtime._load_for_executorch(file, weights)
+    # It loads a method at its first run: let that be now. What this token leaves in the caches is
+    # overwritten before any token sees it.
+    module.run_method(name, [torch.zeros(1, 1, dtype=torch.int64), torch.tensor([0])])
+    return lambda inputs: module.run_method(name, inputs, clone_outputs=False)
 
 
 def _answer(

@@ -20,6 +20,9 @@ from device_harness.session import Logits, Tokens, check_tokens
 if TYPE_CHECKING:
     import onnxruntime
 
+    Caches = dict[str, tuple[str, onnxruntime.OrtValue]]
+    """By input: the output that takes its place, and what holds both."""
+
 GENERATE, VERIFY = "model.onnx", "verify.onnx"
 
 
@@ -43,7 +46,8 @@ class OnnxSession:
         self.runtime = f"onnxruntime {onnxruntime.__version__} (CPU, {self._threads} threads)"
         self._generator: onnxruntime.InferenceSession | None = None
         self._verifier: onnxruntime.InferenceSession | None = None
-        self._caches: dict[str, tuple[str, onnxruntime.OrtValue]] = {}
+        self._caches: Caches = {}
+        self._apart: Caches = {}  # of `logits`, where the generating graph gives them
         self._buffers: list[npt.NDArray[np.float32]] = []  # the caches' memory, kept alive
         self._length = 0
 
@@ -64,19 +68,22 @@ class OnnxSession:
 
     def load(self) -> None:
         """Loads the graph that generates and makes its caches; `extend` does it when needed."""
+        if self._generator is None:
+            self._generator = self._open(GENERATE)
+            self._caches = self._make_caches(self._generator)
+
+    def _make_caches(self, generator: onnxruntime.InferenceSession) -> Caches:
         import onnxruntime
 
-        if self._generator is not None:
-            return
-        self._generator = self._open(GENERATE)
-        for value in self._generator.get_inputs():
+        caches: Caches = {}
+        for value in generator.get_inputs():
             if not value.name.startswith("past_key_values."):
                 continue
             zeros = untouched_zeros((1, value.shape[1], self.context, value.shape[3]))
             present = value.name.replace("past_key_values", "present")
-            cache = onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
-            self._caches[value.name] = (present, cache)
+            caches[value.name] = present, onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
             self._buffers.append(zeros)
+        return caches
 
     @property
     def vocab_size(self) -> int:
@@ -100,21 +107,32 @@ class OnnxSession:
         assert self._generator is not None
         total = self._length + len(tokens)
         check_tokens(tokens, total, _vocab_size(self._generator), self.context)
-        binding = self._generator.io_binding()
+        result = self._run(self._generator, tokens, total, self._caches)
+        self._length = total
+        return result
+
+    def _run(
+        self, generator: onnxruntime.InferenceSession, tokens: Tokens, total: int, caches: Caches
+    ) -> Logits:
+        """Runs tokens that end a text of ``total`` ones, of which caches hold the others."""
+        binding = generator.io_binding()
         binding.bind_cpu_input("input_ids", tokens.reshape(1, -1))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
         binding.bind_output("logits")
-        for past, (present, cache) in self._caches.items():
+        for past, (present, cache) in caches.items():
             binding.bind_ortvalue_input(past, cache)
             binding.bind_ortvalue_output(present, cache)
-        generator = self._generator
         self._call(lambda: generator.run_with_iobinding(binding))
-        self._length = total
         result: Logits = binding.get_outputs()[0].numpy().reshape(-1).copy()
         return result
 
     def logits(self, tokens: Tokens) -> Logits:
-        """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``."""
+        """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``.
+
+        A stripped artifact gives them token by token, as an app would get them.
+        """
+        if not (self._folder / VERIFY).is_file():
+            return self._token_by_token(tokens)
         if self._verifier is None:
             self._verifier = self._open(VERIFY)
         check_tokens(tokens, len(tokens), _vocab_size(self._verifier), self.context)
@@ -129,6 +147,17 @@ class OnnxSession:
         result = self._call(lambda: verifier.run(["logits"], feeds))
         logits: Logits = result[0][0]
         return logits
+
+    def _token_by_token(self, tokens: Tokens) -> Logits:
+        self.load()
+        assert self._generator is not None
+        check_tokens(tokens, len(tokens), _vocab_size(self._generator), self.context)
+        self._apart = self._apart or self._make_caches(self._generator)
+        rows = [
+            self._run(self._generator, tokens[at : at + 1], at + 1, self._apart)
+            for at in range(len(tokens))
+        ]
+        return np.stack(rows)
 
     def _call(self, work: Any) -> Any:
         try:

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -46,7 +47,12 @@ class Timings:
 
 
 def time_artifact(
-    folder: Path, *, threads: int | None, prefill: int = 128, decode: int = 32
+    folder: Path,
+    *,
+    threads: int | None,
+    prefill: int = 128,
+    decode: int = 32,
+    options: Mapping[str, str | None] | None = None,
 ) -> Timings:
     """Times an artifact in a fresh process.
 
@@ -55,6 +61,7 @@ def time_artifact(
         threads: for the runtime; None for its default here.
         prefill: tokens of the prompt; fewer when the context is shorter.
         decode: tokens decoded one by one.
+        options: of the runtime, as `open_session` takes them.
 
     Raises:
         DeviceError: the process failed; its last words are in the message.
@@ -63,6 +70,7 @@ def time_artifact(
     command += ["--prefill", str(prefill), "--decode", str(decode)]
     if threads is not None:
         command += ["--threads", str(threads)]
+    command += ["--options", json.dumps(dict(options or {}))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         words = done.stderr.strip().splitlines()
@@ -70,7 +78,13 @@ def time_artifact(
     return Timings(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure(folder: Path, threads: int | None, prefill: int, decode: int) -> Timings:
+def measure(
+    folder: Path,
+    threads: int | None,
+    prefill: int,
+    decode: int,
+    options: Mapping[str, str | None] | None = None,
+) -> Timings:
     """Times an artifact in this process; arguments as `time_artifact`."""
     import numpy as np
 
@@ -78,7 +92,7 @@ def measure(folder: Path, threads: int | None, prefill: int, decode: int) -> Tim
     from exporters.manifest import Manifest
 
     manifest = Manifest.read(folder)
-    session = open_session(folder, manifest, threads)
+    session = open_session(folder, manifest, threads, options)
     before = session.peak_bytes
     started = time.perf_counter()
     vocab = session.vocab_size
@@ -119,9 +133,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--prefill", type=int, default=128)
     parser.add_argument("--decode", type=int, default=32)
+    parser.add_argument("--options", type=json.loads, default={})
     asked = parser.parse_args()
     try:
-        timings = measure(asked.folder, asked.threads, asked.prefill, asked.decode)
+        timings = measure(asked.folder, asked.threads, asked.prefill, asked.decode, asked.options)
     except (DeviceError, ExportError) as error:
         sys.exit(str(error))
     print(json.dumps(asdict(timings)))

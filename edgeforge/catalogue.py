@@ -11,7 +11,7 @@ def catalogue(what: str) -> dict[str, str]:
     """Names and one line about each.
 
     Args:
-        what: ``families``, ``recipes``, ``targets`` or ``presets``.
+        what: ``families``, ``recipes``, ``targets``, ``presets`` or ``coreml-operations``.
 
     Raises:
         UsageError: something else.
@@ -21,6 +21,7 @@ def catalogue(what: str) -> dict[str, str]:
         "recipes": _recipes,
         "targets": _targets,
         "presets": _presets,
+        "coreml-operations": _coreml_operations,
     }
     if what not in kinds:
         near = difflib.get_close_matches(what, kinds, n=1)
@@ -58,3 +59,9 @@ def _presets() -> dict[str, str]:
         name: f"{preset.parameters:,} parameters, {preset.model_type}"
         for name, preset in PRESETS.items()
     }
+
+
+def _coreml_operations() -> dict[str, str]:
+    from device_harness.coreml_interpreter.registry import GROUPS
+
+    return {name: group for group, operations in GROUPS.items() for name in sorted(operations)}

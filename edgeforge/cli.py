@@ -79,6 +79,29 @@ def export(
     strip: Annotated[
         bool, typer.Option("--strip", help="Leave out what only verification needs.")
     ] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Where weights lie: `internal`, or `external` in a file of their own."),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Core ML: the processor to shape for, gpu or ane.")
+    ] = None,
+    chunk: Annotated[
+        str | None,
+        typer.Option(help="Core ML: tokens of a prefill call, or several such as 16,64,256."),
+    ] = None,
+    cache_write: Annotated[
+        str | None, typer.Option(help="Core ML: how caches are written, slice or onehot.")
+    ] = None,
+    opset: Annotated[str | None, typer.Option(help="Core ML: operators of ios18 or ios17.")] = None,
+    lowering: Annotated[
+        str | None,
+        typer.Option(help="Who lowers for ExecuTorch: edgeforge (the default) or stock."),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="ExecuTorch's delegate: xnnpack (the default), vulkan or coreml."),
+    ] = None,
     max_memory: Annotated[
         str | None,
         typer.Option(
@@ -154,7 +177,15 @@ def export(
         model, revision=revision, tokenizer=tokenizer, ignore_config=ignore_config or ()
     )
     target_options = TargetOptions(
-        strip=strip, max_memory=None if max_memory is None else parse_size(max_memory)
+        strip=strip,
+        weights=weights,
+        profile=profile,
+        chunk=chunk,
+        cache_write=cache_write,
+        opset=opset,
+        lowering=lowering,
+        backend=backend,
+        max_memory=None if max_memory is None else parse_size(max_memory),
     )
     text = CalibrationOptions(
         calibration,
@@ -201,17 +232,26 @@ def verify(
         str | None, typer.Option(help="The checkpoint, if it is not where it was.")
     ] = None,
     timed: Annotated[bool, typer.Option(help="Measure load, prefill, decode and memory.")] = True,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of EdgeForge's interpreter of Core ML: fp16 (default) or fp32."),
+    ] = None,
+    compute_units: Annotated[
+        str | None,
+        typer.Option(help="Of Core ML on a Mac: all (default), cpu, cpu-and-gpu or cpu-and-ne."),
+    ] = None,
     threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run an artifact and report how right and how fast it is (also in report.json)."""
     from edgeforge.progress import Reporter
-    from edgeforge.show import evaluation_tables
+    from edgeforge.show import evaluation_tables, limit_lines
     from edgeforge.verification import VerifyOptions, find_artifacts
     from edgeforge.verification import verify as run_verify
 
-    options = VerifyOptions(text, tokens, checkpoint, threads, timed)
+    runtime = {"precision": precision, "compute_units": compute_units}
+    options = VerifyOptions(text, tokens, checkpoint, threads, timed, runtime)
     results = []
     for folder in find_artifacts(artifacts):
         with Reporter(quiet) as progress:
@@ -221,6 +261,8 @@ def verify(
         return
     for table in evaluation_tables(results):
         _console().print(table)
+    for line in limit_lines(results):
+        print(line)
 
 
 @app.command()
@@ -233,14 +275,17 @@ def inspect(
     from dataclasses import asdict
 
     from edgeforge.errors import CheckFailed
-    from edgeforge.show import inspect_tables, weight_table
+    from edgeforge.show import inspect_tables, section_tables, weight_table
     from edgeforge.verification import require_stored_weights
     from exporters.manifest import Manifest, check_files
+    from exporters.registry import find_target
+    from exporters.structure import to_json
 
     manifest = Manifest.read(artifact)
     problems = check_files(artifact, manifest)
+    sections = () if problems else find_target(manifest.target).structure(artifact)
     if json:
-        _print_json({**asdict(manifest), "problems": problems})
+        _print_json({**asdict(manifest), "structure": to_json(sections), "problems": problems})
     else:
         source = manifest.source
         print(f"{artifact}: {manifest.target} from {source['model']}, recipe {manifest.recipe}")
@@ -254,7 +299,7 @@ def inspect(
         print(f"states: {len(manifest.states)} caches")
         for note in manifest.notes:
             print(f"note: {note}")
-        tables = inspect_tables(manifest)
+        tables = [*inspect_tables(manifest), *section_tables(sections)]
         for table in [*tables, weight_table(manifest)] if weights else tables:
             _console().print(table)
     if problems:
@@ -301,9 +346,66 @@ def run(
         print(result.summary(), file=sys.stderr)
 
 
+@app.command(name="coreml-run")
+def coreml_run(
+    package: Annotated[
+        Path, typer.Argument(metavar="PACKAGE", help="An .mlpackage, EdgeForge's or anybody's.")
+    ],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option(help="An .npz file of inputs; several are calls in turn, states kept."),
+    ] = None,
+    outputs: Annotated[
+        list[Path] | None,
+        typer.Option(help="Write outputs to this .npz file: one a call, or one for the last."),
+    ] = None,
+    function: Annotated[
+        list[str] | None, typer.Option(help="Which function: one a call, or one for all.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp16: round as the package's types say; fp32: round nothing.")
+    ] = "fp16",
+    compare: Annotated[
+        Path | None, typer.Option(help="Hold the last outputs against those of this .npz file.")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Exit with 1 when they differ by more than this of their range."),
+    ] = None,
+    max_iterations: Annotated[
+        int | None, typer.Option(min=1, help="Of one loop of the program; by default 100000.")
+    ] = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Describe a Core ML package, run it without Core ML, compare its outputs."""
+    from edgeforge.coreml_run import RunRequest, report, require_close
+
+    request = RunRequest(
+        package,
+        tuple(inputs or ()),
+        tuple(outputs or ()),
+        tuple(function or ()),
+        precision,
+        compare,
+        tolerance,
+        max_iterations,
+        threads,
+    )
+    result, lines, compared = report(request)
+    if json:
+        _print_json(result)
+    else:
+        print("\n".join(lines))
+    if compared:
+        require_close(compared, tolerance)
+
+
 @app.command(name="list")
 def list_known(
-    what: Annotated[str, typer.Argument(help="families, recipes, targets or presets")],
+    what: Annotated[
+        str, typer.Argument(help="families, recipes, targets, presets or coreml-operations")
+    ],
     json: Json = False,
 ) -> None:
     """List what EdgeForge knows."""

@@ -62,6 +62,7 @@ class Evaluation:
         bits_per_weight: stored bits over parameters.
         artifact_bytes: size of all files.
         timings: what running it costs here; None when it was not timed.
+        limits: what the runtime that ran it here cannot know of the one it stands in for.
         schema_version: of the report.
     """
 
@@ -81,6 +82,7 @@ class Evaluation:
     bits_per_weight: float
     artifact_bytes: int
     timings: Timings | None
+    limits: tuple[str, ...] = ()
     schema_version: int = REPORT_VERSION
 
     @property

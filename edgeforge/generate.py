@@ -20,7 +20,8 @@ class Generated:
         text: the continuation.
         tokens: its token ids.
         prompt_tokens: length of the prompt.
-        first_token_seconds: time to the first token.
+        load_seconds: from opening the files to a model that can run.
+        first_token_seconds: from there to the first token.
         decode_tokens_per_second: after the first one.
         stopped: ``stop``, ``limit`` or ``context``.
     """
@@ -28,6 +29,7 @@ class Generated:
     text: str
     tokens: tuple[int, ...]
     prompt_tokens: int
+    load_seconds: float
     first_token_seconds: float
     decode_tokens_per_second: float
     stopped: str
@@ -44,8 +46,8 @@ class Generated:
             "context": "the context is full",
         }
         return (
-            f"[{self.prompt_tokens} prompt tokens, first token after "
-            f"{self.first_token_seconds * 1e3:.0f} ms; {len(self.tokens)} tokens at "
+            f"[loaded in {self.load_seconds:.2f} s; {self.prompt_tokens} prompt tokens, first "
+            f"token after {self.first_token_seconds * 1e3:.0f} ms; {len(self.tokens)} tokens at "
             f"{self.decode_tokens_per_second:.1f} tokens/s; {ends[self.stopped]}]"
         )
 
@@ -114,6 +116,7 @@ def generate(
         "".join(pieces),
         tuple(given),
         len(tokens),
+        run.load_seconds,
         run.prompt_seconds,
         run.decode_tokens_per_second,
         run.stopped,

@@ -19,12 +19,14 @@ from edgeforge.checkpoint import CheckpointDigest
 from edgeforge.errors import UsageError
 from edgeforge.mixing import Budget
 from edgeforge.model import Model
+from edgeforge.model_card import provenance
 from edgeforge.output import atomic_folder
 from edgeforge.planning import Planned, choose_plan
 from edgeforge.spec import ModelSpec
 from edgeforge.weights import CheckpointWeights
 from exporters.manifest import Manifest, WeightRecord, record_files
 from exporters.options import TargetOptions, check_options
+from exporters.structure import to_json
 from exporters.target import ExportRequest, Lowered, ModelFacts, Target
 from quant.formats import ScaleName
 from quant.plan import QuantPlan
@@ -148,13 +150,16 @@ def export(
                 checkpoint.tokenizer_files,
                 checkpoint.generation_config,
                 options.target.only(target.options),
+                provenance(checkpoint),
             )
             lowered = target.write(request, folder)
             _copy_sidecars(checkpoint.path, folder)
             manifest = _manifest(
                 model, digest, planned, calibration, store, target, request, lowered
             )
-            Manifest(**{**vars(manifest), "files": record_files(folder)}).write(folder)
+            structure = to_json(target.structure(folder))
+            found = {"files": record_files(folder), "structure": structure}
+            Manifest(**{**vars(manifest), **found}).write(folder)
             folders.append(out if len(targets) == 1 else out / target.name)
     return folders
 

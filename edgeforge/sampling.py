@@ -81,6 +81,7 @@ class Generation:
         limit: how many tokens at most.
         stop: tokens that end the text; they are not given.
         sampling: how tokens are drawn.
+        load_seconds: time until the model could run; none of it is in the others.
         prompt_seconds: time to the first token, once it was given.
         decode_seconds: time of the others.
         produced: tokens given.
@@ -92,6 +93,7 @@ class Generation:
     limit: int
     stop: frozenset[int]
     sampling: Sampling = field(default_factory=Sampling)
+    load_seconds: float = 0.0
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
     produced: int = 0
@@ -99,7 +101,10 @@ class Generation:
 
     def __iter__(self) -> Iterator[int]:
         draws = np.random.default_rng(self.sampling.seed)
+        started = time.perf_counter()
         self.session.reset()
+        _ = self.session.vocab_size  # known once the model is loaded
+        self.load_seconds = time.perf_counter() - started
         started = time.perf_counter()
         logits = self.session.extend(np.array(self.prompt, np.int64))
         self.prompt_seconds = time.perf_counter() - started

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgeforge.evaluate import Evaluation
     from edgeforge.metrics import Divergence
     from exporters.manifest import Manifest
+    from exporters.structure import Section
 
 
 def evaluation_tables(results: list[Evaluation]) -> list[Table]:
@@ -58,6 +59,17 @@ def evaluation_tables(results: list[Evaluation]) -> list[Table]:
     for label, cells in rows:
         accuracy.add_row(label, *cells)
     return [accuracy, *_cost_table(results)]
+
+
+def limit_lines(results: list[Evaluation]) -> list[str]:
+    """What the runtimes that stood in for others cannot know, below the tables."""
+    lines = []
+    for result in results:
+        if result.limits:
+            lines.append(f"{result.target} {result.recipe} was run by {result.runtime}.")
+            lines.append("What that cannot know:")
+            lines += [f"  - {limit}" for limit in result.limits]
+    return lines
 
 
 def _cost_table(results: list[Evaluation]) -> list[Table]:
@@ -139,6 +151,33 @@ def inspect_tables(manifest: Manifest) -> list[Table]:
     for name, file in manifest.files.items():
         files.add_row(escape(name), size_text(file.size), file.sha256[:16])
     return [summary, files]
+
+
+def section_tables(sections: tuple[Section, ...]) -> list[Table]:
+    """What the artifact's files consist of, as its target reads them."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    tables = []
+    for section in sections:
+        table = Table(
+            title=section.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
+        for heading in section.columns:
+            table.add_column("size" if heading == "bytes" else heading, overflow="fold")
+        for row in section.rows:
+            cells = (
+                cell
+                if isinstance(cell, str)
+                else size_text(cell)
+                if name == "bytes"
+                else f"{cell:,}"
+                for name, cell in zip(section.columns, row, strict=True)
+            )
+            table.add_row(*map(escape, cells))
+        tables.append(table)
+    return tables
 
 
 def weight_table(manifest: Manifest) -> Table:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ class VerifyOptions:
         checkpoint: where the checkpoint is now; None for where the manifest says.
         threads: for the runtime; None for its default here.
         timed: whether to time the artifact too.
+        runtime: options of the runtime, by name; None leaves it its default.
     """
 
     text: Path | None = None
@@ -45,6 +46,7 @@ class VerifyOptions:
     checkpoint: str | None = None
     threads: int | None = None
     timed: bool = True
+    runtime: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def verify(
@@ -80,9 +82,9 @@ def verify(
     timings = None
     if options.timed:
         progress("time", 0, 0)
-        timings = time_artifact(folder, threads=options.threads)
+        timings = time_artifact(folder, threads=options.threads, options=options.runtime)
     reference, quantized = _references(manifest, model, progress)
-    session = open_session(folder, manifest, options.threads)
+    session = open_session(folder, manifest, options.threads, options.runtime)
     progress("compare", 0, len(blocks))
     figures = compare(
         blocks, reference, quantized, session, lambda done, size: progress("compare", done, size)
@@ -107,6 +109,7 @@ def verify(
         bits_per_weight=manifest.bits_per_weight,
         artifact_bytes=sum(record.size for record in manifest.files.values()),
         timings=timings,
+        limits=tuple(getattr(session, "limits", ())),
     )
     evaluation.write(folder)
     return evaluation

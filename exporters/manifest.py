@@ -63,6 +63,7 @@ class Manifest:
         files: every file but this one.
         options: what the target was asked beyond the recipe.
         calibration: the text, its tokens and their digest, where a quantizer looked at activations.
+        structure: `exporters.structure.to_json` of what the files consist of.
         schema_version: of this file.
     """
 
@@ -82,6 +83,7 @@ class Manifest:
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
     calibration: Mapping[str, object] = field(default_factory=dict)
+    structure: Mapping[str, object] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def write(self, folder: Path) -> None:

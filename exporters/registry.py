@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 
+from exporters.coreml.target import CoremlTarget
 from exporters.errors import ExportError
 from exporters.executorch.target import ExecutorchTarget
 from exporters.onnx.target import OnnxTarget
@@ -11,6 +12,7 @@ from exporters.target import Target
 
 TARGETS: dict[str, Target] = {
     "onnx": OnnxTarget(),
+    "coreml": CoremlTarget(),
     "executorch": ExecutorchTarget(),
 }
 

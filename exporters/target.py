@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from exporters.options import Choices, TargetOptions
+from exporters.structure import Section
 
 if TYPE_CHECKING:  # torch comes with these; listing targets needs none of it
     from quant.plan import QuantPlan
@@ -43,6 +44,23 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """Where weights come from, for the metadata that apps show; empty where it is not known.
+
+    Attributes:
+        title: a name to show.
+        hub_id: ``organisation/name``, by which apps find the tokenizer.
+        author: who made the weights.
+        licence: of the weights.
+    """
+
+    title: str = ""
+    hub_id: str = ""
+    author: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
 class ExportRequest:
     """One program and its weights, to be written for one target.
 
@@ -53,6 +71,7 @@ class ExportRequest:
         tokenizer_files: by the names they must have in the artifact; may be empty.
         generation: the checkpoint's ``generation_config.json``, or an empty mapping.
         options: those that this target takes.
+        provenance: of the weights.
     """
 
     program: Program
@@ -61,6 +80,7 @@ class ExportRequest:
     tokenizer_files: Mapping[str, Path] = field(default_factory=dict)
     generation: Mapping[str, object] = field(default_factory=dict)
     options: TargetOptions = field(default_factory=TargetOptions)
+    provenance: Provenance = field(default_factory=Provenance)
 
 
 @dataclass(frozen=True)
@@ -115,4 +135,11 @@ class Target(Protocol):
         """Digest by weight of the integers and scales as the written files hold them.
 
         Comparable with `quant.store.WeightStore.digests`: equal when they are equal bit for bit.
+        """
+
+    def structure(self, folder: Path) -> tuple[Section, ...]:
+        """What the written files consist of, read from them: what ``edgeforge inspect`` shows.
+
+        Raises:
+            ExportError: a file is missing or damaged.
         """

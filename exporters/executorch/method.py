@@ -26,6 +26,7 @@ _ALIGNMENT = 64
 _ARENA = 1  # memory 0 is for constants
 _STATIC, _BOUND = 0, 1
 _IN_SEGMENT = 1
+_EXTERNAL = 1
 _FOREVER = 1 << 60
 
 
@@ -90,13 +91,16 @@ class MethodBuilder:
         return self._value("Int", {"int_val": 0})
 
     def constant(
-        self, dtype: ScalarType, shape: Sequence[int], buffer: int, name: str | None = None
+        self, dtype: ScalarType, shape: Sequence[int], buffer: int | None, name: str | None = None
     ) -> int:
-        """A tensor in the file's constants, by buffer index."""
+        """A tensor in the file's constants, by buffer index; None for one in another file."""
         fields = self._tensor_fields(dtype, shape, dynamic=False)
-        fields["data_buffer_idx"] = buffer
+        fields["data_buffer_idx"] = buffer or 0
         if name is not None:
-            fields["extra_tensor_info"] = Record("ExtraTensorInfo", {"fully_qualified_name": name})
+            where = {"location": _EXTERNAL} if buffer is None else {}
+            fields["extra_tensor_info"] = Record(
+                "ExtraTensorInfo", {"fully_qualified_name": name, **where}
+            )
         return self._value("Tensor", fields)
 
     def tensor(self, dtype: ScalarType, shape: Sequence[int], *, dynamic: bool) -> int:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import struct
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from exporters.executorch.blobs import Blob
 from exporters.executorch.flatbuffer import Record
+from exporters.executorch.method import ScalarType
+from exporters.executorch.ptd_file import PtdFile
 from exporters.executorch.schemas import PROGRAM
-from quant.store import Extent
+from exporters.executorch.segments import (
+    SEGMENT_ALIGNMENT,
+    Segment,
+    align,
+    append_segments,
+    write_segments,
+)
 
-SEGMENT_ALIGNMENT: Final = 128
 CONSTANT_ALIGNMENT: Final = 16
 # Right after the identifier: its own length, the program's, where segments begin, how long.
 HEADER: Final = struct.Struct("<4sIQQQ")
 HEADER_MAGIC: Final = b"eh00"
 _HEADER_AT = 8
 CONSTANTS_SEGMENT = 0
-
-
-@dataclass(frozen=True)
-class _Segment:
-    offset: int
-    nbytes: int
-    parts: tuple[tuple[int, Blob], ...]  # offset within the segment, bytes
+# End the keys of an embedding's parts: in the layout of its kernel, or in the head's.
+ROWS, HEAD_ROWS = "rows", "rows as the head's"
+ROW_SCALE, WIDE_ROW_SCALE = "row scale", "row scale as the head's"
 
 
 class PteFile:
@@ -35,9 +36,13 @@ class PteFile:
 
     Constants are tensors that operators outside the delegate read; named data are weights that
     delegates look up by key, so that several methods share them.
+
+    Args:
+        weights: where weights go instead, if anywhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights: PtdFile | None = None) -> None:
+        self.weights = weights
         self.plans: list[Record] = []
         self._constants: dict[str, Blob] = {}
         self._named: dict[str, Blob] = {}
@@ -49,8 +54,18 @@ class PteFile:
         return 1 + list(self._constants).index(key)
 
     def named(self, key: str, blob: Blob) -> int:
-        """Adds a weight under a key and returns its size in bytes."""
+        """Adds a delegate's constant under a key and returns its size in bytes."""
+        if self.weights is not None and is_weight(key):
+            self.weights.add(key, blob)
+            return blob.nbytes
         return self._named.setdefault(key, blob).nbytes
+
+    def table(self, key: str, blob: Blob, dtype: ScalarType, shape: Sequence[int]) -> int | None:
+        """The buffer index of a weight that kernels read; None when it lies in another file."""
+        if self.weights is None:
+            return self.constant(key, blob)
+        self.weights.add(key, blob, (dtype, shape))
+        return None
 
     def payload(self, data: bytes) -> int:
         """The segment of a delegate's program."""
@@ -67,10 +82,7 @@ class PteFile:
                     "execution_plan": self.plans,
                     "constant_buffer": [],
                     "backend_delegate_data": [],
-                    "segments": [
-                        Record("DataSegment", {"offset": s.offset, "size": s.nbytes})
-                        for s in segments
-                    ],
+                    "segments": [segment.record() for segment in segments],
                     "constant_segment": Record(
                         "SubsegmentOffsets",
                         {"segment_index": CONSTANTS_SEGMENT, "offsets": offsets},
@@ -86,42 +98,29 @@ class PteFile:
             )
         )
         size = len(program) + HEADER.size
-        base = _align(size, SEGMENT_ALIGNMENT)
+        base = align(size, SEGMENT_ALIGNMENT)
         end = segments[-1].offset + segments[-1].nbytes
         header = HEADER.pack(HEADER_MAGIC, HEADER.size, size, base, end)
         root = struct.unpack_from("<I", program)[0] + HEADER.size
         head = struct.pack("<I", root) + program[4:_HEADER_AT] + header + program[_HEADER_AT:]
-        with path.open("wb") as target, ExitStack() as opened:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(target.fileno(), 0, base + end)
-            target.write(head)
-            target.flush()
-            descriptors: dict[Path, int] = {}
+        write_segments(path, head, base, segments)
 
-            def source(extent: Extent) -> int:
-                if extent.file not in descriptors:
-                    stream = opened.enter_context(extent.file.open("rb"))
-                    descriptors[extent.file] = stream.fileno()
-                return descriptors[extent.file]
-
-            for segment in segments:
-                for at, blob in segment.parts:
-                    blob.write(target.fileno(), base + segment.offset + at, source)
-
-    def _segments(self) -> tuple[list[_Segment], list[int]]:
+    def _segments(self) -> tuple[list[Segment], list[int]]:
         """Every segment in its place, and the constants' offsets within theirs."""
         constants, offsets, at = [], [0], 0
         for blob in self._constants.values():
             offsets.append(at)
             constants.append((at, blob))
-            at = _align(at + blob.nbytes, CONSTANT_ALIGNMENT)
-        segments = [_Segment(0, at, tuple(constants))]
-        blobs = [*map(Blob, self._payloads), *self._named.values()]
-        for blob in blobs:
-            start = _align(segments[-1].offset + segments[-1].nbytes, SEGMENT_ALIGNMENT)
-            segments.append(_Segment(start, blob.nbytes, ((0, blob),)))
+            at = align(at + blob.nbytes, CONSTANT_ALIGNMENT)
+        segments = [Segment(0, at, tuple(constants))]
+        append_segments(segments, [*map(Blob, self._payloads), *self._named.values()])
         return segments, offsets
 
 
-def _align(size: int, alignment: int) -> int:
-    return -(-size // alignment) * alignment
+def is_weight(key: str) -> bool:
+    """Whether a key names a weight or a part of one, and not what the exporter made up.
+
+    >>> is_weight("lm_head.weight scale"), is_weight("mean of 64")
+    (True, False)
+    """
+    return key.partition(" ")[0].endswith(".weight")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from exporters.errors import ExportError
 from exporters.executorch import pte_file, xnnpack_graph
 from exporters.executorch.blobs import WIDE, flip_sign, narrow_to_bfloat16, swap_nibbles
 from exporters.executorch.flatbuffer import Record
-from exporters.executorch.method import SCALAR_TYPES
+from exporters.executorch.method import BACKEND, SCALAR_TYPES
+from exporters.executorch.ptd_file import MARK_OF_PTE, Ptd, read_at, read_ptd
+from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE
 from exporters.executorch.schemas import PROGRAM, XNNPACK
 from quant.store import weight_digest
 
@@ -34,27 +37,29 @@ _UNWIDENED: Final = {WIDE: narrow_to_bfloat16}
 
 @dataclass(frozen=True)
 class StoredPart:
-    """Where a part of a weight lies in a .pte, and how its bytes become the store's.
+    """Where a part of a weight lies, and how its bytes become the store's.
 
     Attributes:
+        file: a .pte, or the .ptd beside it.
         offset: in the file.
         nbytes: in the file.
         restore: undoes the file's layout, a block at a time; None when it is the store's.
     """
 
+    file: Path
     offset: int
     nbytes: int
     restore: Callable[[bytes], bytes] | None = None
 
-    def blocks(self, file: Path) -> Iterator[bytes]:
+    def blocks(self) -> Iterator[bytes]:
         """The bytes as the store holds them."""
         left = self.nbytes
-        with file.open("rb") as stream:
+        with self.file.open("rb") as stream:
             stream.seek(self.offset)
             while left:
                 block = stream.read(min(_BLOCK, left))
                 if not block:
-                    raise ExportError(f"{file} is {left} bytes too short")
+                    raise ExportError(f"{self.file} is {left} bytes too short")
                 left -= len(block)
                 yield self.restore(block) if self.restore else block
 
@@ -68,56 +73,113 @@ class Pte:
         program: the root table, see `exporters.executorch.schemas`.
         segments: offset in the file and size of each.
         delegates: by segment, the XNNPACK graphs.
+        weights: the .ptd beside it, where the program keeps its weights there.
     """
 
     file: Path
     program: Record
-    segments: tuple[tuple[int, int], ...]
+    segments: Segments
     delegates: dict[int, Record]
+    weights: Ptd | None = None
+
+    def named(self) -> dict[str, Place]:
+        """Where the data lies that delegates ask for by key."""
+        rows = _records(self.program, "named_data")
+        found = {row["key"]: (self.file, *self.segments[row["segment_index"]]) for row in rows}
+        if self.weights is not None:
+            found |= {key: (self.weights.file, *at) for key, at in self.weights.named.items()}
+        return found
+
+
+Segments = tuple[tuple[int, int], ...]
+"""Offset in the file and size of each."""
+Place = tuple[Path, int, int]
+"""A file, an offset in it, and how many bytes from there."""
 
 
 def read_pte(file: Path) -> Pte:
-    """Opens a .pte; weights stay in the file.
+    """Opens a .pte, and the .ptd that it keeps its weights in; weights stay where they are.
 
     Raises:
-        ExportError: it is missing, cut short, damaged, or of another schema.
+        ExportError: one is missing, cut short, damaged, of another schema, or the .ptd is of other
+            weights.
+    """
+    with _one_sentence(file), file.open("rb") as stream:
+        program, segments = _read_tables(file, stream)
+        delegates = {}
+        for plan in _records(program, "execution_plan"):
+            for delegate in _records(plan, "delegates"):
+                index = delegate["processed"]["index"]
+                if index not in delegates and delegate["id"] == BACKEND:
+                    stream.seek(segments[index][0])
+                    delegates[index] = _read_graph(stream.read(segments[index][1]))
+    return Pte(file, program, segments, delegates, _read_weights(file, program, segments))
+
+
+def read_weights(file: Path) -> Ptd | None:
+    """Opens the .ptd that a .pte keeps its weights in.
+
+    None when it keeps them itself; and when it is damaged, which whoever loads it says.
+
+    Raises:
+        ExportError: the .ptd is missing, cut short, damaged, or of other weights.
     """
     try:
-        with file.open("rb") as stream:
-            size = stream.seek(0, 2)
-            stream.seek(0)
-            start = stream.read(8 + pte_file.HEADER.size)
-            magic, _, length, base, total = pte_file.HEADER.unpack_from(start, 8)
-            if magic != pte_file.HEADER_MAGIC or start[4:8] != PROGRAM.identifier:
-                raise ExportError(
-                    f"{file} is no ExecuTorch program of the schema "
-                    f"{PROGRAM.identifier.decode()} with weights in segments"
-                )
-            if base + total > size:
-                raise ExportError(
-                    f"{file} was cut short: it has {size} bytes and not {base + total}"
-                )
-            stream.seek(0)
-            program = PROGRAM.decode(stream.read(length), "Program")
-            segments = tuple(
-                (base + row["offset"], row["size"]) for row in _records(program, "segments")
-            )
-            if any(offset + nbytes > size for offset, nbytes in segments):
-                raise ValueError("a segment lies past the end")
-            delegates = {}
-            for plan in _records(program, "execution_plan"):
-                for delegate in _records(plan, "delegates"):
-                    index = delegate["processed"]["index"]
-                    if index not in delegates:
-                        stream.seek(segments[index][0])
-                        delegates[index] = _read_graph(stream.read(segments[index][1]))
+        with _one_sentence(file), file.open("rb") as stream:
+            program, segments = _read_tables(file, stream)
+    except ExportError:
+        return None
+    return _read_weights(file, program, segments)
+
+
+@contextmanager
+def _one_sentence(file: Path) -> Iterator[None]:
+    """Makes one sentence of whatever reading a damaged file runs into."""
+    try:
+        yield
     except OSError as error:
         raise ExportError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         if isinstance(error, ExportError):
             raise
         raise ExportError(f"{file} cannot be read as an ExecuTorch program: {error}") from error
-    return Pte(file, program, segments, delegates)
+
+
+def _read_tables(file: Path, stream: BinaryIO) -> tuple[Record, Segments]:
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    start = stream.read(8 + pte_file.HEADER.size)
+    magic, _, length, base, total = pte_file.HEADER.unpack_from(start, 8)
+    if magic != pte_file.HEADER_MAGIC or start[4:8] != PROGRAM.identifier:
+        raise ExportError(
+            f"{file} is no ExecuTorch program of the schema "
+            f"{PROGRAM.identifier.decode()} with weights in segments"
+        )
+    if base + total > size:
+        raise ExportError(f"{file} was cut short: it has {size} bytes and not {base + total}")
+    stream.seek(0)
+    program = PROGRAM.decode(stream.read(length), "Program")
+    segments = tuple((base + row["offset"], row["size"]) for row in _records(program, "segments"))
+    if any(offset + nbytes > size for offset, nbytes in segments):
+        raise ValueError("a segment lies past the end")
+    return program, segments
+
+
+def _read_weights(file: Path, program: Record, segments: Segments) -> Ptd | None:
+    marks = [
+        segments[row["segment_index"]]
+        for row in _records(program, "named_data")
+        if row["key"] == MARK_OF_PTE
+    ]
+    if not marks:
+        return None
+    weights = read_ptd(file.with_suffix(".ptd"))
+    if weights.mark() != read_at(file, *marks[0]):
+        raise ExportError(
+            f"{weights.file} holds weights of another export than {file.name}: put the one there "
+            f"that was written with it"
+        )
+    return weights
 
 
 def _read_graph(data: bytes) -> Record:
@@ -145,10 +207,10 @@ class GroupedPart:
     groups: tuple[StoredPart, ...]
     rows: int
 
-    def blocks(self, file: Path) -> Iterator[bytes]:
+    def blocks(self) -> Iterator[bytes]:
         """The bytes as the store holds them: each row whole."""
         pieces = [
-            np.frombuffer(b"".join(part.blocks(file)), np.uint8).reshape(self.rows, -1)
+            np.frombuffer(b"".join(part.blocks()), np.uint8).reshape(self.rows, -1)
             for part in self.groups
         ]
         yield np.concatenate(pieces, axis=1).tobytes()
@@ -166,8 +228,7 @@ def read_parts(pte: Pte) -> Places:
     """
     places: Places = {}
     try:
-        rows = _records(pte.program, "named_data")
-        named = {row["key"]: pte.segments[row["segment_index"]] for row in rows}
+        named = pte.named()
         for graph in pte.delegates.values():
             for part, weight, stored in _delegate_parts(graph, named):
                 known = places.setdefault(weight, {}).setdefault(part, [])
@@ -183,7 +244,7 @@ def read_parts(pte: Pte) -> Places:
 
 
 def _delegate_parts(
-    graph: Record, named: dict[str, tuple[int, int]]
+    graph: Record, named: dict[str, Place]
 ) -> Iterator[tuple[str, str, StoredPart | GroupedPart]]:
     data = _records(graph, "constant_data")
     apart: dict[str, dict[int, tuple[StoredPart, StoredPart, int]]] = {}  # by weight and group
@@ -220,20 +281,30 @@ def _delegate_parts(
         yield "scale", weight, GroupedPart(tuple(scale for _, scale, _ in ordered), rows)
 
 
-_ROW_PARTS: Final = {"rows": "codes", "row scale": "scale", "": "value", WIDE: "value"}
+_ROW_PARTS: Final = {
+    ROWS: "codes",
+    HEAD_ROWS: "codes",
+    ROW_SCALE: "scale",
+    WIDE_ROW_SCALE: "scale",
+    "": "value",
+    WIDE: "value",
+}
 
 
 def _constant_parts(pte: Pte) -> Iterator[tuple[str, str, StoredPart]]:
-    where = pte.program["constant_segment"]
-    assert isinstance(where, Record)
-    begin, total = pte.segments[where["segment_index"]]
-    offsets = where["offsets"]
+    constants = pte.program["constant_segment"]
+    assert isinstance(constants, Record)
+    begin, total = pte.segments[constants["segment_index"]]
+    offsets = constants["offsets"]
     for plan in _records(pte.program, "execution_plan"):
         for row in _records(plan, "values"):
             tensor = row["val"]
-            if tensor.table != "Tensor" or not tensor["data_buffer_idx"]:
+            if tensor.table != "Tensor":
                 continue
             extra = tensor["extra_tensor_info"]
+            external = bool(extra and extra["location"])
+            if not external and not tensor["data_buffer_idx"]:
+                continue
             name = extra["fully_qualified_name"] if extra else ""
             weight, _, label = (name or "").partition(" ")
             if not weight.endswith(".weight"):
@@ -242,15 +313,33 @@ def _constant_parts(pte: Pte) -> Iterator[tuple[str, str, StoredPart]]:
             for dim in tensor["sizes"]:
                 nbytes *= dim
             nbytes *= next(size for number, size in SCALAR_TYPES.values() if number == kind)
-            offset = offsets[tensor["data_buffer_idx"]]
-            if offset + nbytes > total:
-                raise LookupError(f"{name} lies past its segment")
+            if external:
+                where = external_place(pte, name, kind, tuple(tensor["sizes"]), nbytes)
+            else:
+                offset = offsets[tensor["data_buffer_idx"]]
+                if offset + nbytes > total:
+                    raise LookupError(f"{name} lies past its segment")
+                where = pte.file, begin + offset, nbytes
             restore: Callable[[bytes], bytes] | None = None
-            if label == "rows":
+            if label == ROWS:
                 restore = swap_nibbles if kind == _UINT8 else flip_sign
-            elif label == WIDE:
+            elif label in (WIDE, WIDE_ROW_SCALE):
                 restore = narrow_to_bfloat16
-            yield _ROW_PARTS[label], weight, StoredPart(begin + offset, nbytes, restore)
+            yield _ROW_PARTS[label], weight, StoredPart(*where, restore)
+
+
+def external_place(pte: Pte, name: str, kind: int, shape: tuple[int, ...], nbytes: int) -> Place:
+    """Where a tensor lies that a method reads from the .ptd.
+
+    Raises:
+        LookupError: it is not there, or of another shape.
+    """
+    if pte.weights is None:
+        raise LookupError(f"{name} lies in no file")
+    offset, size = pte.weights.named[name]
+    if size != nbytes or pte.weights.layouts.get(name) != (kind, shape):
+        raise LookupError(f"{pte.weights.file.name} holds {name} in another shape")
+    return pte.weights.file, offset, nbytes
 
 
 def stored_digests(file: Path) -> dict[str, str]:
@@ -268,7 +357,7 @@ def stored_digests(file: Path) -> dict[str, str]:
         copies = max(map(len, parts.values()))
         found = {
             weight_digest(
-                {part: places[i % len(places)].blocks(file) for part, places in parts.items()}
+                {part: places[i % len(places)].blocks() for part, places in parts.items()}
             )
             for i in range(copies)
         }

@@ -1,8 +1,9 @@
-"""The two formats of a .pte: ExecuTorch's program, and XNNPACK's graph inside a delegate.
+"""Formats of a .pte, ExecuTorch's program and XNNPACK's graph in a delegate, and of a .ptd.
 
-Tables and fields in the order of ExecuTorch 1.4's ``program.fbs`` and of its XNNPACK backend's
-``schema.fbs``, which fixes their places in the bytes; fields that those call deprecated are named
-``_`` and a number, for they keep their places too. Only the tables that EdgeForge writes are here.
+Tables and fields in the order of ExecuTorch 1.4's ``program.fbs`` and ``flat_tensor.fbs`` and of
+its XNNPACK backend's ``schema.fbs``, which fixes their places in the bytes; fields that those call
+deprecated are named ``_`` and a number, for they keep their places too. Only the tables that
+EdgeForge writes are here.
 """
 
 from __future__ import annotations
@@ -96,4 +97,14 @@ flags:uint
 table Other:
 """,
     b"XN01",
+)
+
+FLAT_TENSOR: Final = Schema(
+    """
+table FlatTensor: version:uint segments:[DataSegment] named_data:[NamedData]
+table DataSegment: offset:ulong size:ulong
+table NamedData: key:string segment_index:uint tensor_layout:TensorLayout
+table TensorLayout: scalar_type:byte sizes:[int] dim_order:[ubyte]
+""",
+    b"FT01",
 )

@@ -6,21 +6,29 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from exporters.errors import ExportError
+from exporters.executorch.backends import BACKENDS, XNNPACK, Backend, check_backend, is_stock
+from exporters.executorch.installed import SUPPORTED
+from exporters.footprint import RuntimeCosts, check_memory, estimate
+from exporters.foreign_scales import refuse_float16_scales, refuse_signed_scales
 from exporters.options import Choices, TargetOptions
 from exporters.palettes import refuse_palettes
+from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats import IntFormat
-from quant.plan import SIGNED, QuantPlan
+from quant.plan import QuantPlan
 
-MODEL: Final = "model.pte"
+if TYPE_CHECKING:
+    from quant.program import Program
+
+MODEL, WEIGHTS = "model.pte", "model.ptd"
 GENERATE, VERIFY = "forward", "logits_all"
 # Tokens of one run at most: longer prompts go in pieces. More would not be faster, and every
 # buffer between kernels is as long.
 CHUNK_TOKENS: Final = 128
-GROUP_MULTIPLE: Final = 32
+# XNNPACK packs every matrix anew when it loads it; an embedding's table is read where it lies.
+COSTS: Final = RuntimeCosts(cache_element=4, tied_copies=2, run_tokens=CHUNK_TOKENS)
 
 
 class ExecutorchTarget:
@@ -28,7 +36,15 @@ class ExecutorchTarget:
 
     name = "executorch"
     about = "ExecuTorch with XNNPACK on CPU, Android and iOS (also through its LLM runner)"
-    options: Choices = MappingProxyType({})
+    options: Choices = MappingProxyType(
+        {
+            "strip": (),
+            "weights": ("internal", "external"),
+            "lowering": ("edgeforge", "stock"),
+            "backend": tuple(BACKENDS),
+            "max_memory": (),
+        }
+    )
 
     def check(
         self,
@@ -37,101 +53,119 @@ class ExecutorchTarget:
         facts: ModelFacts,
         options: TargetOptions,
     ) -> None:
-        """Refuses formats that XNNPACK's kernels do not have or would silently get wrong."""
-        refuse_palettes(plan, "XNNPACK")
-        for weight, assignment in plan.weights.items():
-            if isinstance(assignment.format, IntFormat):
-                _check_format(weight, assignment.format)
-            if assignment.algorithm == SIGNED:
-                raise ExportError(
-                    f"{weight} is to be filled by {SIGNED}; XNNPACK takes no scales below zero: "
-                    f"use rtn"
-                )
+        """Refuses formats that the delegate's kernels do not have or would silently get wrong."""
+        title = BACKENDS[options.backend or XNNPACK].title
+        refuse_palettes(plan, title)
+        refuse_float16_scales(plan, title)
+        refuse_signed_scales(plan, title)
+        check_backend(plan, options)
+        footprint = estimate(plan, shapes, facts, COSTS)
+        check_memory(self.name, footprint, facts.context, options.max_memory)
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.pte`` and the tokenizer that runners read beside it."""
-        from exporters.executorch.lowering import MethodLowering
-        from exporters.executorch.method import constant_method
-        from exporters.executorch.pte_file import PteFile
         from exporters.last_token import keep_last_token
 
-        program, facts, file = request.program, request.facts, PteFile()
-        limit = min(program.context, CHUNK_TOKENS)
-        methods = {GENERATE: keep_last_token(program), VERIFY: program}
-        for name, given in methods.items():
-            lowering = MethodLowering(given, request.store, file, name, limit)
-            file.plans.append(lowering.run().plan())
-        metadata: dict[str, int | bool | list[int]] = {
-            "get_max_seq_len": limit,
-            "get_max_context_len": program.context,
-            "get_vocab_size": program.vocab_size,
-            "get_n_layers": len(facts.num_heads),
-            "enable_dynamic_shape": True,
-            "use_kv_cache": True,
-            "use_sdpa_with_kv_cache": True,
-            "get_eos_ids": list(dict.fromkeys(facts.eos)),
-        }
-        if facts.bos is not None:
-            metadata["get_bos_id"] = facts.bos
-        file.plans.extend(constant_method(name, value) for name, value in metadata.items())
-        file.write(folder / MODEL)
+        program, options = request.program, request.options
+        name = options.backend or XNNPACK
+        backend = BACKENDS[name]
+        limit = min(program.context, backend.tokens or CHUNK_TOKENS)
+        methods = {GENERATE: keep_last_token(program)}
+        if limit > 1 and not options.strip:  # else every run gives every position's logits
+            methods[VERIFY] = program
+        constants = _constants(request, limit)
+        if is_stock(options):
+            from exporters.executorch.stock.write import write_stock
+
+            write_stock(methods, request.store, constants, limit, name, folder / MODEL)
+        else:
+            _write(methods, request, constants, limit, folder)
         for name, path in request.tokenizer_files.items():
             shutil.copyfile(path, folder / name)
-        quantized = any(isinstance(f, IntFormat) for f in request.store.plan.formats())
         return Lowered(
             entry=MODEL,
             inputs={"tokens": f"int64[1, t <= {limit}]", "position": "int64[1]"},
             outputs={
-                GENERATE: f"float32[1, 1, {program.vocab_size}]",
-                VERIFY: f"float32[1, t, {program.vocab_size}]",
+                method: f"float32[1, {1 if method == GENERATE else 't'}, {program.vocab_size}]"
+                for method in methods
             },
             states={
                 given.name: "float32[1, {2}, {1}, {3}]".format(*node.meta["val"].shape)
                 for node, given in program.placeholders("cache")
             },
-            notes=(
-                f"one run takes {limit} tokens at most: longer prompts go in pieces",
-                *(
-                    ("matrix products round each token's activations to 8 bits",)
-                    if quantized
-                    else ()
-                ),
-            ),
+            notes=_notes(request, backend, limit),
         )
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
         """Digests of the integers and scales as the program's segments hold them."""
-        from exporters.executorch.reader import stored_digests
+        from exporters.executorch import reader
+        from exporters.executorch.stock import names
 
-        return stored_digests(folder / MODEL)
+        if (folder / names.NAMES).is_file():
+            return names.stored_digests(folder / MODEL)
+        return reader.stored_digests(folder / MODEL)
+
+    def structure(self, folder: Path) -> tuple[Section, ...]:
+        """Delegates, operators outside of them, weight formats and segments of the program."""
+        from exporters.executorch.reader import read_pte
+        from exporters.executorch.structure import structure_of
+
+        return structure_of(read_pte(folder / MODEL))
 
 
-def _check_format(weight: str, format: IntFormat) -> None:
-    """Refuses an integer format.
+def _notes(request: ExportRequest, backend: Backend, limit: int) -> tuple[str, ...]:
+    """What a user must know of the artifact."""
+    notes = [f"one run takes {limit} tokens at most: longer prompts go in pieces"]
+    quantized = any(isinstance(f, IntFormat) for f in request.store.plan.formats())
+    if quantized and backend is BACKENDS[XNNPACK]:
+        notes.append("matrix products round each token's activations to 8 bits")
+    if is_stock(request.options):
+        notes.append(f"lowered by ExecuTorch {SUPPORTED}'s own exporter")
+    if backend.needs is not None:
+        notes.append(f"produced but not executed here: it needs {backend.needs}")
+    return (*notes, *backend.notes)
 
-    Raises:
-        ExportError: what is wrong with it, and what to use.
-    """
-    size = format.group_size
-    if format.scale_dtype != "bfloat16":
-        raise ExportError(
-            f"{weight} is {format.name}; XNNPACK holds scales as bfloat16: round them with "
-            f"--imported-scales bfloat16, which keeps the integers and changes no scale by more "
-            f"than 0.2 %"
-        )
-    if not format.symmetric:
-        raise ExportError(
-            f"{weight} is to be {format.name}; XNNPACK ignores zero points, which would give "
-            f"wrong numbers: use {IntFormat(format.bits, size).name}"
-            + (" or int8-pc" if format.bits == 4 else "")
-        )
-    if format.bits == 8 and size is not None:
-        raise ExportError(
-            f"{weight} is to be {format.name}; XNNPACK holds 8 bits with one scale a row only: use "
-            f"int8-pc, or int4-g{size}"
-        )
-    if size is not None and size % GROUP_MULTIPLE:
-        raise ExportError(
-            f"{weight} has groups of {size}; XNNPACK's need a multiple of {GROUP_MULTIPLE}: use "
-            f"int4-g32, int4-g64 or int4-g128, or int8-pc"
-        )
+
+def _constants(request: ExportRequest, limit: int) -> dict[str, int | bool | list[int]]:
+    """What runners ask of a model, by method name."""
+    program, facts = request.program, request.facts
+    constants: dict[str, int | bool | list[int]] = {
+        "get_max_seq_len": limit,
+        "get_max_context_len": program.context,
+        "get_vocab_size": program.vocab_size,
+        "get_n_layers": len(facts.num_heads),
+        "enable_dynamic_shape": limit > 1,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+        "get_eos_ids": list(dict.fromkeys(facts.eos)),
+    }
+    if facts.bos is not None:
+        constants["get_bos_id"] = facts.bos
+    return constants
+
+
+def _write(
+    methods: Mapping[str, Program],
+    request: ExportRequest,
+    constants: Mapping[str, int | bool | list[int]],
+    limit: int,
+    folder: Path,
+) -> None:
+    """Writes the program byte by byte, without ExecuTorch."""
+    from exporters.executorch.blobs import Blob
+    from exporters.executorch.lowering import MethodLowering
+    from exporters.executorch.method import constant_method
+    from exporters.executorch.ptd_file import MARK, MARK_OF_PTE, PtdFile, weights_mark
+    from exporters.executorch.pte_file import PteFile
+
+    weights = PtdFile() if request.options.weights == "external" else None
+    file = PteFile(weights)
+    for name, program in methods.items():
+        file.plans.append(MethodLowering(program, request.store, file, name, limit).run().plan())
+    file.plans.extend(constant_method(name, value) for name, value in constants.items())
+    if weights is not None:
+        mark = Blob(weights_mark(request.store.digests))
+        weights.add(MARK, mark)
+        file.named(MARK_OF_PTE, mark)
+        weights.write(folder / WEIGHTS)
+    file.write(folder / MODEL)

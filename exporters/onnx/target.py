@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from exporters.errors import ExportError
+from exporters.footprint import RuntimeCosts, check_memory, estimate
 from exporters.options import Choices, TargetOptions
 from exporters.palettes import refuse_palettes
+from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats import IntFormat
 from quant.plan import QuantPlan, matrix_shape
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from quant.program import Program
     from quant.store import WeightStore
 
+# ONNX Runtime keeps a tied matrix as the embedding reads it and as its product's kernel packs it.
+COSTS: Final = RuntimeCosts(cache_element=4, tied_copies=2, run_tokens=128, scores=True)
 GRAPH, VERIFY_GRAPH, WEIGHTS = "model.onnx", "verify.onnx", "model.onnx.data"
 
 
@@ -30,7 +34,7 @@ class OnnxTarget:
 
     name = "onnx"
     about = "ONNX Runtime on CPU, Android, iOS and C# (also through onnxruntime-genai)"
-    options: Choices = MappingProxyType({"strip": ()})
+    options: Choices = MappingProxyType({"strip": (), "max_memory": ()})
 
     def check(
         self,
@@ -44,6 +48,8 @@ class OnnxTarget:
         from exporters.onnx.quantized import block_size
 
         refuse_palettes(plan, "ONNX Runtime")
+        footprint = estimate(plan, shapes, facts, COSTS)
+        check_memory(self.name, footprint, facts.context, options.max_memory)
         check_head_width(facts.head_dim)
         for weight, assignment in plan.weights.items():
             if isinstance(assignment.format, IntFormat):
@@ -86,8 +92,19 @@ class OnnxTarget:
         """Digests of the integers and scales as both graphs and their weight file hold them."""
         from exporters.onnx.reader import stored_digests
 
-        graphs = folder / GRAPH, folder / VERIFY_GRAPH
-        return stored_digests(*(graph for graph in graphs if graph == graphs[0] or graph.is_file()))
+        return stored_digests(*_graphs(folder))
+
+    def structure(self, folder: Path) -> tuple[Section, ...]:
+        """Operators and initializers of the graphs."""
+        from exporters.onnx.structure import structure_of
+
+        return structure_of(_graphs(folder))
+
+
+def _graphs(folder: Path) -> list[Path]:
+    """The graphs of an artifact; a stripped one has no graph for verification."""
+    graphs = folder / GRAPH, folder / VERIFY_GRAPH
+    return [graph for graph in graphs if graph == graphs[0] or graph.is_file()]
 
 
 def _model(program: Program, store: WeightStore, weights: WeightFile) -> ModelProto:

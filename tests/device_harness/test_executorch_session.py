@@ -10,7 +10,6 @@ import signal
 import numpy as np
 import pytest
 
-from device_harness import executorch_session
 from device_harness.errors import DeviceError
 from device_harness.executorch_session import ExecutorchSession
 from device_harness.registry import open_session
@@ -18,6 +17,7 @@ from device_harness.timing import time_artifact
 from edgeforge.model import open_model
 from edgeforge.pipeline import ExportOptions, export
 from edgeforge.synth import synthesise
+from exporters.executorch import installed
 from exporters.manifest import Manifest
 from exporters.registry import find_target
 
@@ -195,14 +195,14 @@ def test_executorch_missing_or_of_another_version(pte, monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(executorch_session, "version", missing)
+    monkeypatch.setattr(installed, "version", missing)
     with pytest.raises(DeviceError) as caught:
         ExecutorchSession(pte, 160, 1)
     assert str(caught.value) == (
         "ExecuTorch is not installed, and this artifact runs in it: pip install "
         '"executorch==1.4.1" (or "edgeforge[executorch]")'
     )
-    monkeypatch.setattr(executorch_session, "version", lambda name: "1.5.0")
+    monkeypatch.setattr(installed, "version", lambda name: "1.5.0")
     with pytest.raises(DeviceError, match=r"ExecuTorch 1\.5\.0 is installed; EdgeForge's artifa"):
         ExecutorchSession(pte, 160, 1)
 

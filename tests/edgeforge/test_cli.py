@@ -208,7 +208,8 @@ def test_run_prints_the_text_and_nothing_else_on_stdout(edgeforge, artifact):
     assert result["prompt_tokens"] == 4
     assert len(result["tokens"]) <= 12
     assert re.fullmatch(
-        r"\[4 prompt tokens, first token after \d+ ms; \d+ tokens at [\d.]+ tokens/s; .*\]\n",
+        r"\[loaded in \d+\.\d\d s; 4 prompt tokens, first token after \d+ ms; "
+        r"\d+ tokens at [\d.]+ tokens/s; .*\]\n",
         plain.err,
     )
 

@@ -167,3 +167,29 @@ def test_a_full_context_ends_the_text():
     # Six positions are run; the last of them still says what comes next.
     assert list(run) == [3, 4, 5, 6, 7]
     assert run.stopped == "context" and len(session.tokens) == 6
+
+
+def test_loading_is_over_before_the_clock_starts(monkeypatch):
+    class Slow(Counting):
+        """Takes 5 seconds of a made-up clock to load, whatever asks for it first, and 1 to run."""
+
+        now, loaded = 0.0, False
+
+        def load(self):
+            Slow.now += 0 if self.loaded else 5
+            self.loaded = True
+
+        def __getattribute__(self, name):
+            if name == "vocab_size" and "context" in vars(self):
+                self.load()
+            return super().__getattribute__(name)
+
+        def extend(self, tokens):
+            self.load()
+            Slow.now += 1
+            return super().extend(tokens)
+
+    monkeypatch.setattr("time.perf_counter", lambda: Slow.now)
+    run = Generation(Slow(), [1, 2], 3, frozenset())
+    assert len(list(run)) == 3
+    assert (run.load_seconds, run.prompt_seconds, run.decode_seconds) == (5, 1, 2)

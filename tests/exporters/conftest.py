@@ -19,6 +19,7 @@ from edgeforge.synth import write_byte_tokenizer
 from edgeforge.synth_shapes import tensor_shapes
 from edgeforge.trace import trace
 from exporters.manifest import Manifest
+from exporters.options import TargetOptions
 from exporters.registry import find_target
 from quant.program import Program
 from quant.recipes import find_recipe
@@ -29,6 +30,7 @@ Config = dict[str, object]
 
 VOCAB, BOS, EOS = 320, 256, 257
 CONTEXT = 48
+NOTHING_ASKED = TargetOptions()
 
 
 def llama(**changes: object) -> Config:
@@ -229,17 +231,21 @@ def build(
 ) -> Build:
     """Exports a config by a recipe (or a format's name); the same again is not made twice."""
     root = tmp_path_factory.mktemp("artifacts")
-    made: dict[tuple[str, str, int, str], Exported] = {}
+    made: dict[tuple[str, str, int, str, TargetOptions], Exported] = {}
 
     def build(
-        config: Config, recipe: str = "fp32", context: int = CONTEXT, target: str = "onnx"
+        config: Config,
+        recipe: str = "fp32",
+        context: int = CONTEXT,
+        target: str = "onnx",
+        asked: TargetOptions = NOTHING_ASKED,
     ) -> Exported:
-        key = (json.dumps(config, sort_keys=True), recipe, context, target)
+        key = (json.dumps(config, sort_keys=True), recipe, context, target, asked)
         if key not in made:
             model = checkpoint_of(config)
             out = root / str(len(made))
             chosen = as_recipe(recipe, root)
-            options = ExportOptions(recipe=chosen, context=context, threads=2)
+            options = ExportOptions(recipe=chosen, context=context, threads=2, target=asked)
             export(model, [find_target(target)], out, options)
             weights = model.weights
             plan = find_recipe(chosen).plan(weights.shapes(), weights.roles())

@@ -46,6 +46,14 @@ def test_it_reads_back_equal(tmp_path):
     assert data["source"]["model"] == "größe/модель"
 
 
+def test_one_from_before_structure_was_noted_reads(tmp_path):
+    PLAIN.write(tmp_path)
+    data = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
+    assert data.pop("structure") == {}
+    (tmp_path / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
+    assert Manifest.read(tmp_path) == PLAIN
+
+
 def test_a_real_one_reads_back_equal(build, openelm_config, tmp_path):
     made = build(openelm_config([2, 4], [1, 2]), "int4-g32-asym")
     made.manifest.write(tmp_path)

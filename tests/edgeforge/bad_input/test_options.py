@@ -41,6 +41,13 @@ def test_groups_that_do_not_divide_are_refused_as_the_style_guide_says(tmp_path,
         (("--context", "many"), USAGE, "'--context'"),
         (("--revision", "main"), USAGE, "is a folder, which has no revision 'main'"),
         (("--tokenizer", "/nowhere"), CHECKPOINT, "the tokenizer '/nowhere' is neither"),
+        (("--lowering", "stock"), EXPORT, "--lowering means nothing to onnx: leave it out"),
+        (("--backend", "vulkan"), EXPORT, "--backend means nothing to onnx: leave it out"),
+        (
+            ("--target", "executorch", "--backend", "vulkan"),
+            EXPORT,
+            "is to be int8-pc; ExecuTorch's Vulkan delegate computes with symmetric 4-bit",
+        ),
         (("--recipe", "/nowhere.yaml"), QUANTIZATION, "/nowhere.yaml cannot be read"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from device_harness.executorch_session import ExecutorchSession
 from exporters.executorch import target
+from exporters.options import TargetOptions
 
 CHUNK = 16  # so that the 48 tokens of a context take three runs
 
@@ -18,10 +19,10 @@ CHUNK = 16  # so that the 48 tokens of a context take three runs
 def pte(build):
     """Exports a config for ExecuTorch by a recipe (or a format's name)."""
 
-    def pte(config, recipe="fp32", context=48):
+    def pte(config, recipe="fp32", context=48, **options):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(target, "CHUNK_TOKENS", CHUNK)
-            return build(config, recipe, context, "executorch")
+            return build(config, recipe, context, "executorch", TargetOptions(**options))
 
     return pte
 

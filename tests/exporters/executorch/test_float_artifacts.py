@@ -37,10 +37,11 @@ def test_a_text_in_pieces_to_the_last_position(case, pte, run_pte, tokens):
 
 @pytest.mark.parametrize("format", ["fp16", "bf16"])
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("layers", [1, 2])  # of one, the embedding's last row is selected
 def test_narrow_weights_are_computed_with_in_float32(
-    pte, run_pte, llama_config, tokens, format, tied
+    pte, run_pte, llama_config, tokens, format, tied, layers
 ):
-    made = pte(llama_config(tie_word_embeddings=tied), format)
+    made = pte(llama_config(tie_word_embeddings=tied, num_hidden_layers=layers), format)
     wanted = made.quantized_logits(tokens[:20])
     with run_pte(made.folder) as session:
         assert_close(session.logits(tokens[:20]), wanted)

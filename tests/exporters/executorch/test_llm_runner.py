@@ -13,6 +13,7 @@ import edgeforge.model
 from edgeforge.generate import generate
 from edgeforge.model import open_model
 from edgeforge.pipeline import ExportOptions, export
+from exporters.options import TargetOptions
 from exporters.registry import find_target
 
 PROMPTS = [
@@ -22,13 +23,14 @@ PROMPTS = [
 ]
 # A process of its own: the runner and the session's libraries register the same kernels.
 RUNNER = """
-import json, sys
+import json, os, sys
 import torch
 from device_harness.executorch_worker import load_runtime
 load_runtime()
 from executorch.extension.llm.runner._llm_runner import GenerationConfig, TextLLMRunner
 folder, count, *prompts = sys.argv[1:]
-runner = TextLLMRunner(f"{folder}/model.pte", f"{folder}/tokenizer.json")
+weights = [f"{folder}/model.ptd"] if os.path.exists(f"{folder}/model.ptd") else []
+runner = TextLLMRunner(f"{folder}/model.pte", f"{folder}/tokenizer.json", *weights)
 texts = []
 for prompt in prompts:
     runner.reset()
@@ -42,11 +44,13 @@ print("RESULT" + json.dumps(texts))
 """
 
 
-@pytest.fixture(scope="module")
-def demo(cache, tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=["internal", "external"])
+def demo(request, cache, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "artifact"
     model = open_model(edgeforge.model.DEMO)
-    export(model, [find_target("executorch")], out, ExportOptions("int4", context=512))
+    asked = TargetOptions(weights=request.param)
+    options = ExportOptions("int4", context=512, target=asked)
+    export(model, [find_target("executorch")], out, options)
     return out
 
 

@@ -1,14 +1,25 @@
-"""Logits equal, bit for bit, those of a program that ExecuTorch's own exporter made."""
+"""Logits equal, bit for bit, those of the program that ExecuTorch's own exporter makes.
+
+That program, `--lowering stock`, is a product of its own too: it runs, and its integers and scales
+read back out of it equal the store's.
+"""
 
 from __future__ import annotations
+
+import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from device_harness.executorch_worker import load_runtime
-from exporters.executorch import lowering
-from tests.oracles.executorch_stock import stock_pte
+from exporters.errors import ExportError
+from exporters.executorch import installed, lowering
+from exporters.executorch.reader import read_pte
+from exporters.executorch.stock.names import NAMES
+from exporters.executorch.tensors import file_tensors
+from exporters.registry import find_target
 
 # Every kind of weight that the delegate knows, in one model.
 MIXED = """
@@ -16,9 +27,32 @@ MIXED = """
 - {match: '*layers.0*qkv*', format: int4-g32}
 - {match: '*layers.0*o_proj*', format: int4-pc}
 - {match: '*layers.0*gate_up*', format: int8-pc}
-- {match: '*layers.0*down*', format: fp32}
+- {match: '*layers.0*down*', format: bf16}
 - {match: '*', format: int4-g64}
 """
+ONE_LAYER = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 1}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    def recipe(embedding):
+        path = tmp_path_factory.mktemp("recipe") / "mixed.yaml"
+        path.write_text(MIXED % embedding)
+        return str(path)
+
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def llama(recipe, llama_config):
+    """A config and a recipe."""
+    return llama_config(tie_word_embeddings=True, **ONE_LAYER), recipe("int4-g32")
+
+
+@pytest.fixture(scope="module")
+def phi3(recipe, phi3_config):
+    changes = {"head_dim": 32, "partial_rotary_factor": 0.5, **ONE_LAYER}
+    return phi3_config(**changes), recipe("int8-pc")
 
 
 def logits(file, tokens, name):
@@ -31,26 +65,107 @@ def logits(file, tokens, name):
     return np.concatenate(rows)
 
 
-@pytest.mark.parametrize(
-    ("family", "embedding", "changes"),
-    [
-        ("llama", "int4-g32", {"tie_word_embeddings": False}),
-        ("phi3", "int8-pc", {"head_dim": 32, "partial_rotary_factor": 0.5}),
-    ],
-    ids=["llama", "phi3"],
-)
-def test_equal_to_the_stock_route(
-    pte, llama_config, phi3_config, tmp_path, monkeypatch, tokens, family, embedding, changes
-):
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_equal_to_the_stock_route(pte, tokens, monkeypatch, request, family):
+    config, recipe = request.getfixturevalue(family)
     # The stock route has no product of 4-bit weights with float32 activations.
     monkeypatch.setattr(lowering, "SMALL", 0)
-    recipe = tmp_path / "mixed.yaml"
-    recipe.write_text(MIXED % embedding)
-    make = {"llama": llama_config, "phi3": phi3_config}[family]
-    made = pte(make(hidden_size=128, intermediate_size=192, **changes), str(recipe))
-    stock = tmp_path / "stock.pte"
-    stock.write_bytes(stock_pte(made.program, made.store, 16))
-    wanted = logits(stock, tokens, "forward")
-    found = logits(made.folder / "model.pte", tokens, "logits_all")
-    assert wanted.shape == (40, 320) and np.ptp(wanted) > 1
-    assert found.tobytes() == wanted.tobytes()
+    ours = pte(config, recipe, 47)  # a context of its own: not an artifact with another SMALL
+    stock = pte(config, recipe, 47, lowering="stock")
+    for name, shape in (("logits_all", (40, 320)), ("forward", (4, 320))):
+        wanted = logits(stock.folder / "model.pte", tokens, name)
+        found = logits(ours.folder / "model.pte", tokens, name)
+        assert wanted.shape == shape and np.ptp(wanted) > 1
+        assert found.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("config", ["mistral", "openelm"])
+def test_other_families_and_windows(pte, run_pte, llama_config, openelm_config, tokens, config):
+    window = llama_config(model_type="mistral", sliding_window=7, num_hidden_layers=1)
+    made = {"mistral": window, "openelm": openelm_config([4], [2])}[config]
+    stock = pte(made, "fp16", lowering="stock")
+    wanted = stock.quantized_logits(tokens[:48])
+    with run_pte(stock.folder) as session:
+        every = session.logits(tokens[:48])
+        assert np.abs(every - wanted).max() < 2e-5 * np.ptp(wanted)
+        assert np.abs(session.extend(tokens[:48]) - wanted[47]).max() < 2e-5 * np.ptp(wanted)
+    assert dict(find_target("executorch").stored_digests(stock.folder)) == stock.store.digests
+
+
+def test_what_runners_ask_of_it(pte, llama):
+    config, recipe = llama
+    plans = [
+        {
+            plan["name"]: [
+                next(iter(plan["values"][i]["val"].fields.values())) for i in plan["outputs"]
+            ]
+            for plan in read_pte(made.folder / "model.pte").program["execution_plan"]
+            if not plan["inputs"]
+        }
+        for made in (pte(config, recipe, 47), pte(config, recipe, 47, lowering="stock"))
+    ]
+    assert plans[0] == plans[1] and plans[0]["get_max_seq_len"] == [16]
+
+
+def test_integers_and_scales_read_back_are_the_store_s(pte, llama, phi3, tmp_path):
+    for config, recipe in (llama, phi3):
+        made = pte(config, recipe, 47, lowering="stock")
+        assert dict(find_target("executorch").stored_digests(made.folder)) == made.store.digests
+        assert made.manifest.options == {"lowering": "stock"}
+
+
+def test_one_flipped_bit_is_seen_in_every_place(pte, llama, tmp_path):
+    config, recipe = llama
+    made = pte(config, recipe, 47, lowering="stock")
+    target, wanted = find_target("executorch"), made.store.digests
+    whole = (made.folder / "model.pte").read_bytes()
+    copy = tmp_path / "copy"
+    shutil.copytree(made.folder, copy)
+    noted = json.loads((copy / NAMES).read_text())["places"]
+    seen = set()
+    for tensor in file_tensors(read_pte(copy / "model.pte")):
+        place = noted.get(" ".join((tensor.reader, *tensor.key)))
+        for part in tensor.parts.values() if place else ():
+            data = bytearray(whole)
+            data[part.offset + part.nbytes // 2] ^= 4
+            (copy / "model.pte").write_bytes(data)
+            found = target.stored_digests(copy)
+            changed = {name for name in wanted if found[name] != wanted[name]}
+            assert changed == set(place["weights"])
+            seen |= changed
+    assert seen == set(wanted)
+
+
+def test_names_that_are_damaged(pte, llama, tmp_path):
+    config, recipe = llama
+    made = pte(config, recipe, 47, lowering="stock")
+    copy = tmp_path / "copy"
+    shutil.copytree(made.folder, copy)
+    noted = json.loads((copy / NAMES).read_text())
+    for text in ("", "[]", '{"version": 1}', '{"version": 1, "places": {"a": 3}}'):
+        (copy / NAMES).write_text(text)
+        with pytest.raises(ExportError, match=r"weight_names\.json cannot be read"):
+            find_target("executorch").stored_digests(copy)
+    (copy / NAMES).write_text(json.dumps({**noted, "version": 2}))
+    with pytest.raises(ExportError, match="of another version: export the model again"):
+        find_target("executorch").stored_digests(copy)
+
+
+def test_executorch_missing(checkpoint_of, cache, llama_config, tmp_path, monkeypatch):
+    import edgeforge.pipeline as pipeline
+    from exporters.options import TargetOptions
+
+    def missing(name):
+        raise installed.PackageNotFoundError(name)
+
+    monkeypatch.setattr(installed, "version", missing)
+    options = pipeline.ExportOptions("fp32", target=TargetOptions(lowering="stock"))
+    with pytest.raises(ExportError) as caught:
+        pipeline.export(
+            checkpoint_of(llama_config()), [find_target("executorch")], tmp_path / "out", options
+        )
+    assert str(caught.value) == (
+        "ExecuTorch is not installed, and --lowering stock lowers with it: pip install "
+        '"executorch==1.4.1" (or "edgeforge[executorch]")'
+    )
+    assert not (tmp_path / "out").exists()

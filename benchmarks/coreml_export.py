@@ -1,0 +1,126 @@
+"""EdgeForge's Core ML export against coremltools' own route, in turn in one run.
+
+Both sides begin with weights that are quantized already: EdgeForge with a filled weight store, from
+which it traces, lowers and writes three functions; coremltools with the package, of which it reads
+and writes one function. Each export runs in a process of its own, imports included, both on the
+same cores; repeats are interleaved, and medians and their ratios are printed.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measured_process import folder_bytes, pin, run
+
+from edgeforge.synth import synthesise
+from edgeforge.synth_presets import PRESETS
+from exporters.coreml.names import DECODE, PACKAGE
+
+HERE = Path(__file__).resolve().parent
+OURS, THEIRS = "EdgeForge", "coremltools"
+ROWS = (
+    ("seconds", "export, s", 1.0, 1),
+    ("peak", "peak memory, MB", 1e6, 0),
+    ("artifact", "package, MB", 1e6, 1),
+)
+
+
+def main() -> None:
+    """Read the arguments, run the exports, print the table."""
+    options = parse_arguments()
+    pin(options.threads)
+    root = options.workdir or Path(tempfile.mkdtemp(prefix="coreml-export-"))
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        records = measure(options, root)
+    finally:
+        if options.workdir is None:
+            shutil.rmtree(root, ignore_errors=True)
+    print_table(records, options)
+    if options.json:
+        options.json.write_text(json.dumps(records, indent=2) + "\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="llama-3.2-1b", help="a shape of `edgeforge synth`")
+    parser.add_argument("--layers", type=int, default=4, help="how many of its layers; 0: all")
+    parser.add_argument("--recipe", default="int4", help="EdgeForge's recipe")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--skip-coremltools", action="store_true", help="measure EdgeForge alone")
+    parser.add_argument("--workdir", type=Path, help="keep the folders here (default: a scratch)")
+    parser.add_argument("--json", type=Path, help="write all records here")
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace, root: Path) -> dict[str, list[dict[str, Any]]]:
+    """Per contender a record a repeat; the store is filled before anything is timed."""
+    checkpoint = root / f"{options.preset}-{options.layers}"
+    if not checkpoint.exists():
+        say(f"writing random weights of {checkpoint.name}")
+        shape = PRESETS[options.preset]
+        if options.layers:
+            config = {**shape.config, "num_hidden_layers": options.layers}
+            PRESETS["slice"] = dataclasses.replace(shape, config=config)
+        synthesise("slice" if options.layers else options.preset, checkpoint)
+    os.environ["EDGEFORGE_CACHE"] = str(root / "cache")
+    package = root / "edgeforge" / PACKAGE
+    export = [
+        *(Path(sys.executable).with_name("edgeforge"), "export", checkpoint, "-q"),
+        *("--target", "coreml", "--recipe", options.recipe, "--out", root / "edgeforge"),
+    ]
+    say("filling the weight store")
+    run([*export, "--force"])
+    contenders = [OURS] if options.skip_coremltools else [OURS, THEIRS]
+    records: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    for repeat in range(options.repeats):
+        for name in contenders:
+            say(f"repeat {repeat + 1} of {options.repeats}: {name}")
+            if name == OURS:
+                done, written = run([*export, "--force"]), package
+            else:
+                written = root / "coremltools.mlpackage"
+                shutil.rmtree(written, ignore_errors=True)
+                script = HERE / "coremltools_export.py"
+                done = run([sys.executable, script, package, written, DECODE])
+            records[name].append(
+                {"seconds": done.wall, "peak": done.peak, "artifact": folder_bytes(written)}
+            )
+    return records
+
+
+def print_table(records: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
+    """Medians, and what coremltools takes times what EdgeForge takes."""
+    layers = f"{options.layers} layers" if options.layers else "all layers"
+    print(f"{options.preset}, {layers}, {options.recipe}; load {os.getloadavg()[0]:.1f}")
+    medians = {
+        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        for name, rows in records.items()
+    }
+    names = list(medians)
+    print(
+        f"{'':18}" + "".join(f"{name:>14}" for name in names) + f"{'ratio':>10}" * (len(names) > 1)
+    )
+    for key, title, scale, digits in ROWS:
+        line = "".join(f"{medians[name][key] / scale:>14.{digits}f}" for name in names)
+        if len(names) > 1:
+            line += f"{medians[THEIRS][key] / medians[OURS][key]:>10.1f}"
+        print(f"{title:18}{line}")
+
+
+def say(text: str) -> None:
+    """Progress, kept off the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""`Interpreter`: runs the functions of a Core ML package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from device_harness.coreml_interpreter.arguments import tensor_of
+from device_harness.coreml_interpreter.binding import Binder, Program, run_program
+from device_harness.coreml_interpreter.limits import Limits, limited
+from device_harness.coreml_interpreter.states import State
+from device_harness.coreml_interpreter.values import (
+    Precision,
+    given_tensor,
+    outside,
+    round_to_half,
+)
+from device_harness.coreml_interpreter.weights import Budget
+from device_harness.errors import DeviceError
+from exporters.coreml.package import Feature, Package, TensorType, tensor_type
+
+BUDGET = 256 << 20
+"""Bytes of dequantized weights that are kept, unless a caller says otherwise."""
+
+Outputs = dict[str, npt.NDArray[Any]]
+States = dict[str, State]
+
+
+class Interpreter:
+    """A package, bound function by function when each is first run.
+
+    Args:
+        package: the package.
+        precision: how floats are rounded.
+        budget: bytes of dequantized weights to keep.
+        limits: what is refused.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        precision: Precision = Precision.FP16,
+        budget: int = BUDGET,
+        limits: Limits | None = None,
+    ) -> None:
+        self.package, self.precision = package, precision
+        self._limits = limits or Limits()
+        self._budget = Budget(budget)
+        self._weights: dict[object, Any] = {}
+        self._programs: dict[str, Program] = {}
+        self._signatures: dict[str, _Signature] = {}
+
+    def inputs(self, function: str | None = None) -> dict[str, TensorType]:
+        """Types of a function's inputs in the program, states left out."""
+        return {name: kind for name, (state, kind) in self._given(function).items() if not state}
+
+    def states(self, function: str | None = None) -> dict[str, TensorType]:
+        """Types of a function's states in the program."""
+        return {name: kind for name, (state, kind) in self._given(function).items() if state}
+
+    def outputs(self, function: str | None = None) -> dict[str, TensorType]:
+        """Types of a function's outputs in the program."""
+        block = self.package.block(function)
+        found = {}
+        kinds = {
+            output.name: output.type
+            for operation in block.operations
+            for output in operation.outputs
+        }
+        kinds.update({given.name: given.type for given in self.package.function(function).inputs})
+        for name in block.outputs:
+            if name not in kinds:
+                raise DeviceError(f"there is no value {name!r} that the function could give out")
+            found[str(name)] = tensor_type(kinds[name], f"the output {name!r}")
+        return found
+
+    def make_states(self, function: str | None = None) -> States:
+        """Fresh states of a function, all zeros; functions with states of these names share them.
+
+        Raises:
+            DeviceError: one is too large, or its type is unknown.
+        """
+        with limited(self._limits):
+            return {name: State(name, kind) for name, kind in self.states(function).items()}
+
+    def bind(self, function: str | None = None) -> Program:
+        """Reads a function through and makes its steps.
+
+        Raises:
+            DeviceError: an operation, an argument or a type that the interpreter does not know.
+            ExportError: a constant that cannot be read.
+        """
+        name = self.package.default_function if function is None else function
+        if name not in self._programs:
+            binder = Binder(
+                self.package, name, self.precision, self._budget, self._weights, self._limits
+            )
+            with limited(self._limits), torch.inference_mode():
+                self._programs[name] = binder.bind()
+        return self._programs[name]
+
+    def run(
+        self,
+        inputs: Mapping[str, npt.ArrayLike],
+        function: str | None = None,
+        states: Mapping[str, State] | None = None,
+    ) -> Outputs:
+        """Calls a function.
+
+        Args:
+            inputs: by name, of the shapes and types that `inputs` tells.
+            function: its name; the package's default one when none is given.
+            states: of `make_states`; what the call leaves in them is there for the next one.
+
+        Returns:
+            Outputs by name, in NumPy's type of that name; float16 ones as float32 in
+            `Precision.FP32`.
+
+        Raises:
+            DeviceError: an input or a state is missing or does not fit, or an operation fails.
+        """
+        name = self.package.default_function if function is None else function
+        kinds = self._signature(name).outputs
+        with limited(self._limits), torch.inference_mode():
+            program = self.bind(name)
+            slots = list(program.initial)
+            for given, value in self._fitting(name, inputs, states or {}).items():
+                slots[program.inputs[given]] = value
+            run_program(program, slots)
+            return {
+                output: outside(tensor_of(slots[slot]), kinds[output].dtype, self.precision)
+                for output, slot in program.outputs
+            }
+
+    def _signature(self, function: str) -> _Signature:
+        if function not in self._signatures:
+            described = self.package.interface(function).inputs
+            self._signatures[function] = _Signature(
+                self.inputs(function),
+                self.states(function),
+                self.outputs(function),
+                {feature.name: feature for feature in described},
+            )
+        return self._signatures[function]
+
+    def _given(self, function: str | None) -> dict[str, tuple[bool, TensorType]]:
+        return {
+            str(given.name): (
+                given.type.WhichOneof("type") == "stateType",
+                tensor_type(given.type, f"the input {given.name!r}"),
+            )
+            for given in self.package.function(function).inputs
+        }
+
+    def _fitting(
+        self, function: str, inputs: Mapping[str, npt.ArrayLike], states: Mapping[str, State]
+    ) -> dict[str, Any]:
+        signature = self._signature(function)
+        wanted = signature.inputs
+        unknown = sorted(set(inputs) - set(wanted))
+        if unknown:
+            raise DeviceError(
+                f"function {function} has no input {unknown[0]!r}; it has {_listed(wanted)}"
+            )
+        values: dict[str, Any] = {}
+        for name, kind in wanted.items():
+            if name not in inputs:
+                raise DeviceError(f"function {function} needs the input {name!r}, which is {kind}")
+            where = f"the input {name!r} of function {function}"
+            tensor = given_tensor(inputs[name], kind.dtype, where)
+            _check_shape(tuple(tensor.shape), kind, signature.described.get(name), where)
+            if kind.dtype == "fp16" and self.precision is Precision.FP16:
+                tensor = round_to_half(tensor)
+            values[name] = tensor
+        for name, kind in signature.states.items():
+            if name not in states:
+                raise DeviceError(
+                    f"function {function} uses the state {name!r}, which was not made: make its "
+                    f"states first and give them to each call"
+                )
+            if states[name].kind != kind:
+                raise DeviceError(
+                    f"the state {name!r} is {states[name].kind}; function {function} needs {kind}"
+                )
+            values[name] = states[name]
+        return values
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """What a function takes and gives, read once."""
+
+    inputs: dict[str, TensorType]
+    states: dict[str, TensorType]
+    outputs: dict[str, TensorType]
+    described: dict[str, Feature]
+
+
+def _check_shape(
+    found: tuple[int, ...], kind: TensorType, feature: Feature | None, where: str
+) -> None:
+    fits = len(found) == len(kind.shape) and all(
+        dim in (None, size) for dim, size in zip(kind.shape, found, strict=True)
+    )
+    if not fits:
+        raise DeviceError(f"{where} has shape {list(found)}; it must be {kind}")
+    if feature is None:
+        return
+    if feature.shapes and None in kind.shape and found not in feature.shapes:
+        allowed = " or ".join(str(list(shape)) for shape in feature.shapes)
+        raise DeviceError(f"{where} has shape {list(found)}; it must be one of {allowed}")
+    if len(feature.ranges) == len(found):
+        for size, (low, high) in zip(found, feature.ranges, strict=True):
+            if size < low or (high is not None and size > high):
+                raise DeviceError(f"{where} has shape {list(found)}; it must be {feature}")
+
+
+def _listed(names: Mapping[str, object]) -> str:
+    return ", ".join(names) or "none"

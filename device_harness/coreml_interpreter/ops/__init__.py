@@ -1,0 +1,1 @@
+"""What each operation of MIL computes, one file a group."""

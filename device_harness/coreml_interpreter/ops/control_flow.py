@@ -1,0 +1,31 @@
+"""Branches and loops."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from torch import Tensor
+
+from device_harness.coreml_interpreter.limits import most_iterations
+from device_harness.coreml_interpreter.ops.kinds import Blocks, Operation, Tensors
+from device_harness.errors import DeviceError
+
+
+def cond(pred: bool, blocks: Blocks) -> tuple[Tensor, ...]:
+    """The outputs of the first block when ``pred`` holds, of the second otherwise."""
+    return tuple(blocks[0 if pred else 1]([]))
+
+
+def while_loop(loop_vars: Tensors, blocks: Blocks) -> tuple[Tensor, ...]:
+    """Runs the second block on its own outputs as long as the first one says so."""
+    values: list[Any] = list(loop_vars)
+    for _ in range(most_iterations()):
+        if not bool(blocks[0](values)[0]):
+            return tuple(values)
+        values = blocks[1](values)
+    raise DeviceError(
+        f"the loop did not end within {most_iterations()} iterations: allow more if that is right"
+    )
+
+
+OPS: Final[dict[str, Operation]] = {"cond": cond, "while_loop": while_loop}

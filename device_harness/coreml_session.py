@@ -1,0 +1,338 @@
+"""Runs a Core ML artifact: in Apple's runtime on a Mac, in EdgeForge's interpreter elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from device_harness.errors import DeviceError
+from device_harness.memory import resident_peak
+from device_harness.session import Logits, Tokens, check_tokens
+from exporters.coreml import names
+from exporters.coreml.package import Interface, Package, open_package
+
+COMPUTE_UNITS: Final = ("all", "cpu", "cpu-and-gpu", "cpu-and-ne")
+UNKNOWN_TO_INTERPRETER: Final[tuple[str, ...]] = (
+    "whether Core ML's own compiler accepts the package",
+    "how wide Core ML accumulates on each processor: the interpreter accumulates in float32, and "
+    "rounds the result of an operation to float16 where the package's types say so",
+    "the arithmetic of the Neural Engine, and how Core ML fuses operations",
+    "which processor runs which operation",
+    "speed and memory on a device: times and memory here are the interpreter's on this machine",
+)
+UNROUNDED: Final = (
+    "what float16 costs: nothing was rounded to it, to check how the package is wired"
+)
+
+_Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Runner(Protocol):
+    """What calls functions of a package."""
+
+    runtime: str
+    limits: tuple[str, ...]
+
+    def load(self, function: str) -> None:
+        """Makes a function ready to be called."""
+
+    def make_states(self, function: str) -> Any:
+        """Fresh states, for any function that has them."""
+
+    def call(self, function: str, inputs: _Arrays, states: Any) -> dict[str, npt.NDArray[Any]]:
+        """Outputs of one call; states are changed in place."""
+
+
+class CoremlSession:
+    """A Core ML artifact, its functions called in turn over the same caches.
+
+    Args:
+        folder: the artifact.
+        context: the declared context, tokens.
+        threads: for the interpreter; by default as many as PyTorch takes.
+        precision: ``fp16`` (the default) or ``fp32``, of the interpreter; given, the interpreter
+            runs even on a Mac.
+        compute_units: of Apple's runtime: one of `COMPUTE_UNITS`.
+
+    Raises:
+        DeviceError: options that mean nothing here.
+        ExportError: the package cannot be read.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ("precision", "compute_units")
+
+    def __init__(
+        self,
+        folder: Path,
+        context: int,
+        threads: int | None = None,
+        *,
+        precision: str | None = None,
+        compute_units: str | None = None,
+    ) -> None:
+        self.context = context
+        self._package = open_package(folder / names.PACKAGE)
+        self._runner = _choose_runner(self._package, threads, precision, compute_units)
+        self.runtime, self.limits = self._runner.runtime, self._runner.limits
+        functions = self._package.functions
+        self._decode = names.DECODE if names.DECODE in functions else self._package.default_function
+        self._prefill = names.PREFILL if names.PREFILL in functions else self._decode
+        self._verify = names.VERIFY if names.VERIFY in functions else None
+        self._interfaces = {name: self._package.interface(name) for name in functions}
+        self._chunks = {name: _chunks(each) for name, each in self._interfaces.items()}
+        self._caches = self._new_caches()
+        self._length = 0
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        self._runner.load(self._decode)
+        for feature in self._interfaces[self._decode].outputs:
+            if feature.name == names.LOGITS and feature.shape:
+                return feature.shape[-1]
+        raise DeviceError(f"{self._package.path} has no output {names.LOGITS!r} of fixed width")
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak resident memory so far of this process, which runs the artifact."""
+        return resident_peak()
+
+    def reset(self) -> None:
+        """Forgets all positions."""
+        self._length = 0
+
+    def extend(self, tokens: Tokens) -> Logits:
+        """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
+        check_tokens(tokens, self._length + len(tokens), self.vocab_size, self.context)
+        logits = self._run(tokens, self._length, self._caches, self._prefill)[-1]
+        self._length += len(tokens)
+        last: Logits = logits[-1]
+        return last
+
+    def logits(self, tokens: Tokens) -> Logits:
+        """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``."""
+        check_tokens(tokens, len(tokens), self.vocab_size, self.context)
+        return np.concatenate(self._run(tokens, 0, self._new_caches(), self._verify))
+
+    def _run(
+        self, tokens: Tokens, position: int, caches: _Caches, chunked: str | None
+    ) -> list[Logits]:
+        """Whole chunks through one function, the rest token by token.
+
+        Returns:
+            What each call gives: ``float32[1 or t, vocab]``.
+        """
+        found, done = [], 0
+        while done < len(tokens):
+            fitting = [
+                size for size in self._chunks.get(chunked or "", ()) if size <= len(tokens) - done
+            ]
+            function, size = (chunked, max(fitting)) if chunked and fitting else (self._decode, 1)
+            part = tokens[done : done + size]
+            found.append(self._call(function, part, position + done, caches))
+            done += size
+        return found
+
+    def _call(self, function: str, tokens: Tokens, position: int, caches: _Caches) -> Logits:
+        inputs: dict[str, npt.NDArray[Any]] = {
+            names.TOKENS: tokens.astype(np.int32).reshape(1, -1),
+            names.POSITION: np.array([position], np.int32),
+            **caches.inputs,
+        }
+        outputs = self._runner.call(function, inputs, caches.states)
+        for name in caches.inputs:
+            caches.inputs[name] = outputs[name + names.UPDATED]
+        if names.LOGITS not in outputs:
+            raise DeviceError(f"function {function} of {self._package.path} gives no logits")
+        logits: Logits = outputs[names.LOGITS][0].astype(np.float32)
+        return logits
+
+    def _new_caches(self) -> _Caches:
+        return _Caches(self._runner.make_states(self._decode), self._interfaces[self._decode])
+
+
+class _Caches:
+    """What a text leaves behind: states, or inputs that come back as outputs (iOS 17)."""
+
+    def __init__(self, states: Any, interface: Interface) -> None:
+        self.states = states
+        self.inputs: dict[str, npt.NDArray[Any]] = {
+            feature.name: np.zeros(feature.shape, np.float16)
+            for feature in interface.inputs
+            if feature.name not in (names.TOKENS, names.POSITION)
+        }
+
+
+class InterpretedRunner:
+    """Calls functions in EdgeForge's interpreter.
+
+    Args:
+        package: the package.
+        threads: of PyTorch; None leaves its own number.
+        precision: ``fp16`` or ``fp32``.
+    """
+
+    limits: tuple[str, ...] = UNKNOWN_TO_INTERPRETER
+
+    def __init__(self, package: Package, threads: int | None, precision: str) -> None:
+        import torch
+
+        from device_harness.coreml_interpreter.interpreter import Interpreter
+        from device_harness.coreml_interpreter.values import Precision
+
+        known = [each.value for each in Precision]
+        if precision not in known:
+            raise DeviceError(f"there is no precision {precision}; there is {' and '.join(known)}")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._interpreter = Interpreter(package, Precision(precision))
+        if precision == "fp32":
+            self.limits = (UNROUNDED, *UNKNOWN_TO_INTERPRETER)
+        rounding = "fp16 rounding" if precision == "fp16" else "fp32, nothing rounded to fp16"
+        self.runtime = (
+            f"EdgeForge's interpreter of the Core ML package ({rounding}), not Apple's runtime"
+        )
+
+    def load(self, function: str) -> None:
+        """Binds a function."""
+        self._interpreter.bind(function)
+
+    def make_states(self, function: str) -> Any:
+        """Zeros, by name."""
+        return self._interpreter.make_states(function)
+
+    def call(self, function: str, inputs: _Arrays, states: Any) -> dict[str, npt.NDArray[Any]]:
+        """Outputs of one call."""
+        return self._interpreter.run(inputs, function, states)
+
+
+class AppleRunner:
+    """Calls functions in Apple's runtime, through coremltools on a Mac with macOS 15 or later.
+
+    It has not been exercised where EdgeForge was made, for that has no Mac.
+
+    Args:
+        package: the package.
+        compute_units: one of `COMPUTE_UNITS`.
+    """
+
+    limits: tuple[str, ...] = ()
+
+    def __init__(self, package: Package, compute_units: str) -> None:
+        import platform
+
+        import coremltools
+
+        units = coremltools.ComputeUnit
+        self._units = {
+            "all": units.ALL,
+            "cpu": units.CPU_ONLY,
+            "cpu-and-gpu": units.CPU_AND_GPU,
+            "cpu-and-ne": units.CPU_AND_NE,
+        }[compute_units]
+        self._package = package
+        self._several = len(package.functions) > 1
+        self._models: dict[str, Any] = {}
+        self.runtime = (
+            f"Core ML of macOS {platform.mac_ver()[0]} (compute units: {compute_units}), by "
+            f"coremltools {coremltools.__version__}"
+        )
+
+    def load(self, function: str) -> None:
+        """Compiles and loads a function."""
+        self._model(function)
+
+    def make_states(self, function: str) -> Any:
+        """States of the function that was called last; the next one to be called gets a copy."""
+        return _AppleStates([each.name for each in self._package.interface(function).states])
+
+    def call(self, function: str, inputs: _Arrays, states: Any) -> dict[str, npt.NDArray[Any]]:
+        """Outputs of one call."""
+        model = self._model(function)
+        try:
+            state = states.of(function, model) if states.names else None
+            found: dict[str, npt.NDArray[Any]] = model.predict(dict(inputs), state=state)
+        except Exception as error:  # coremltools raises what Apple's runtime says as it comes
+            raise DeviceError(f"Core ML failed in function {function}: {error}") from error
+        return found
+
+    def _model(self, function: str) -> Any:
+        if function not in self._models:
+            import coremltools
+
+            named = {"function_name": function} if self._several else {}
+            try:
+                self._models[function] = coremltools.models.MLModel(
+                    str(self._package.path), compute_units=self._units, **named
+                )
+            except Exception as error:  # as above
+                raise DeviceError(
+                    f"Core ML cannot load function {function} of {self._package.path}: {error}"
+                ) from error
+        return self._models[function]
+
+
+class _AppleStates:
+    """States that follow a text from function to function.
+
+    A state belongs to the model that made it, and each function is a model of its own: when another
+    function is called, what the states hold is copied over.
+    """
+
+    def __init__(self, state_names: list[str]) -> None:
+        self.names = state_names
+        self._made: dict[str, Any] = {}
+        self._last: str | None = None
+
+    def of(self, function: str, model: Any) -> Any:
+        """The state to call a function with."""
+        if function not in self._made:
+            self._made[function] = model.make_state()
+        state = self._made[function]
+        if self._last not in (None, function):
+            before = self._made[str(self._last)]
+            for name in self.names:
+                state.write_state(name, before.read_state(name))
+        self._last = function
+        return state
+
+
+def _choose_runner(
+    package: Package, threads: int | None, precision: str | None, compute_units: str | None
+) -> Runner:
+    if compute_units is not None and compute_units not in COMPUTE_UNITS:
+        raise DeviceError(
+            f"there are no compute units {compute_units}; there are {', '.join(COMPUTE_UNITS)}"
+        )
+    if precision is not None and compute_units is not None:
+        raise DeviceError(
+            "--precision is the interpreter's and --compute-units Apple's runtime's: give one"
+        )
+    if precision is None and sys.platform == "darwin" and _has_coremltools():
+        return AppleRunner(package, compute_units or "all")
+    if compute_units is not None:
+        raise DeviceError(
+            "compute units are chosen in Apple's runtime, which needs macOS 15 and coremltools "
+            "(pip install 'edgeforge[coreml]'); elsewhere leave --compute-units out"
+        )
+    return InterpretedRunner(package, threads, precision or "fp16")
+
+
+def _has_coremltools() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("coremltools") is not None
+
+
+def _chunks(interface: Interface) -> tuple[int, ...]:
+    """How many tokens a call of a function may take."""
+    for feature in interface.inputs:
+        if feature.name == names.TOKENS:
+            shapes = feature.shapes or (feature.shape,)
+            return tuple(shape[-1] for shape in shapes if shape)
+    return ()

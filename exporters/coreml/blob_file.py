@@ -1,0 +1,155 @@
+"""Reads Core ML's ``weight.bin``, version 2, by a map: nothing is read before it is asked for.
+
+A 64-byte header (count of blobs, version) comes first. A blob is 64 bytes of metadata on a multiple
+of 64 (a sentinel, what its elements are, how many bytes they take and from where, how many bits of
+the last byte are padding) and its data. Elements of less than a byte lie low bits first and may
+cross bytes. A constant names a blob by the offset of its metadata.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from exporters.errors import ExportError
+
+VERSION: Final = 2
+ALIGNMENT: Final = 64
+SENTINEL: Final = 0xDEADBEEF
+# What the format calls its element types, by their names in MIL.
+BLOB_TYPES: Final[dict[str, int]] = {
+    "fp16": 1,
+    "fp32": 2,
+    "uint8": 3,
+    "int8": 4,
+    "bf16": 5,
+    "int16": 6,
+    "uint16": 7,
+    "int4": 8,
+    "uint1": 9,
+    "uint2": 10,
+    "uint4": 11,
+    "uint3": 12,
+    "uint6": 13,
+    "int32": 14,
+    "uint32": 15,
+    "fp8e4m3fn": 16,
+    "fp8e5m2": 17,
+}
+BLOB_TYPE_NAMES: Final = {code: name for name, code in BLOB_TYPES.items()}
+BITS: Final[dict[str, int]] = {
+    "bool": 8,
+    "fp16": 16,
+    "fp32": 32,
+    "fp64": 64,
+    "bf16": 16,
+    "int8": 8,
+    "int16": 16,
+    "int32": 32,
+    "int64": 64,
+    "int4": 4,
+    "uint8": 8,
+    "uint16": 16,
+    "uint32": 32,
+    "uint64": 64,
+    "uint4": 4,
+    "uint2": 2,
+    "uint1": 1,
+    "uint6": 6,
+    "uint3": 3,
+    "fp8e4m3fn": 8,
+    "fp8e5m2": 8,
+}
+
+_HEADER: Final = struct.Struct("<II")
+_METADATA: Final = struct.Struct("<IIQQQ")
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One constant's bytes.
+
+    Attributes:
+        dtype: MIL's name of the element type.
+        elements: how many there are.
+        data: uint8 ``[ceil(elements * bits / 8)]``, a view of the file.
+    """
+
+    dtype: str
+    elements: int
+    data: npt.NDArray[np.uint8]
+
+
+class BlobFile:
+    """A weight file, mapped.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ExportError: it cannot be read, or is no weight file of version 2.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as stream:
+                self.size = stream.seek(0, 2)
+                empty = self.size == 0
+                self._map = b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise ExportError(f"the weight file {path} cannot be read: {error}") from error
+        if self.size < ALIGNMENT:
+            raise ExportError(
+                f"{path} has {self.size} bytes, less than the {ALIGNMENT} of a weight file's "
+                f"header: it was cut; copy the package again"
+            )
+        self.blobs, version = _HEADER.unpack_from(self._map)
+        if version != VERSION:
+            raise ExportError(
+                f"{path} is a weight file of version {version}; version {VERSION} can be read"
+            )
+
+    def read(self, offset: int) -> Blob:
+        """The blob whose metadata lies at ``offset``.
+
+        Raises:
+            ExportError: there is no blob, or its data does not lie within the file.
+        """
+        if offset < ALIGNMENT or offset + ALIGNMENT > self.size:
+            raise ExportError(
+                f"a constant lies at offset {offset} of {self.path}, which has {self.size} bytes: "
+                f"the file was cut or is another package's"
+            )
+        sentinel, code, size, start, padding = _METADATA.unpack_from(self._map, offset)
+        if sentinel != SENTINEL:
+            raise ExportError(
+                f"there is no constant at offset {offset} of {self.path}: its mark is "
+                f"{sentinel:#x}, not {SENTINEL:#x}; the file was changed or is another package's"
+            )
+        if code not in BLOB_TYPE_NAMES:
+            raise ExportError(
+                f"the constant at offset {offset} of {self.path} has the unknown element type "
+                f"{code}; known are 1 to {max(BLOB_TYPE_NAMES)}"
+            )
+        if start < ALIGNMENT or start > self.size or size > self.size - start:
+            raise ExportError(
+                f"the constant at offset {offset} of {self.path} takes {size} bytes from {start}, "
+                f"past the file's end at {self.size}: the file was cut or changed"
+            )
+        dtype = BLOB_TYPE_NAMES[code]
+        bits = BITS[dtype]
+        used = size * 8 - (padding if bits < 8 else 0)
+        if used < 0 or used % bits:
+            raise ExportError(
+                f"the constant at offset {offset} of {self.path} takes {size} bytes less {padding} "
+                f"bits, which are no whole number of {dtype} elements: the file was changed"
+            )
+        data = np.frombuffer(self._map, np.uint8, size, start)
+        return Blob(dtype, used // bits, data)

@@ -1,0 +1,185 @@
+"""Reads the constants of a MIL program: values written in place, and those in weight files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from exporters.coreml.blob_file import BITS
+from exporters.coreml.package import Package, TensorType, tensor_type
+from exporters.errors import ExportError
+
+# NumPy's types of what a byte or more holds. bf16 and the 8-bit floats have none: their bits.
+_NUMPY: Final[dict[str, str]] = {
+    "bool": "?",
+    "fp16": "<f2",
+    "fp32": "<f4",
+    "fp64": "<f8",
+    "bf16": "<u2",
+    "int8": "i1",
+    "int16": "<i2",
+    "int32": "<i4",
+    "int64": "<i8",
+    "uint8": "u1",
+    "uint16": "<u2",
+    "uint32": "<u4",
+    "uint64": "<u8",
+    "fp8e4m3fn": "u1",
+    "fp8e5m2": "u1",
+}
+_FIELDS: Final = {
+    "floats": "fp32",
+    "doubles": "fp64",
+    "ints": "int32",
+    "longInts": "int64",
+    "bools": "bool",
+}
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant, its elements not yet touched.
+
+    Attributes:
+        dtype: MIL's name of the element type.
+        shape: its dimensions.
+        data: of one byte an element or more, an array of that shape (bf16 and 8-bit floats as their
+            bits); of less, the packed bytes, low bits first.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: npt.NDArray[Any]
+
+    @property
+    def bits(self) -> int:
+        """Bits an element."""
+        return BITS[self.dtype]
+
+    @property
+    def elements(self) -> int:
+        """How many elements there are."""
+        return math.prod(self.shape)
+
+    def codes(self) -> npt.NDArray[Any]:
+        """The elements, those of less than a byte unpacked: (u)int8 or the dtype's own array."""
+        if self.bits >= 8:
+            return self.data
+        values = unpack_bits(self.data, self.bits, self.elements)
+        if self.dtype == "int4":
+            values = ((values ^ np.uint8(8)).astype(np.int8) - np.int8(8)).astype(np.int8)
+        return values.reshape(self.shape)
+
+
+def unpack_bits(packed: npt.NDArray[np.uint8], bits: int, count: int) -> npt.NDArray[np.uint8]:
+    """Elements of 1 to 8 bits, packed low bits first: uint8 ``[count]``.
+
+    >>> unpack_bits(np.array([0b1110_0100], np.uint8), 2, 4).tolist()
+    [0, 1, 2, 3]
+    >>> unpack_bits(np.array([0b1000_1000, 0b1], np.uint8), 3, 3).tolist()
+    [0, 1, 6]
+    """
+    if bits == 8:
+        return packed[:count]
+    if bits in (1, 2, 4):
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        spread = (packed[:, None] >> shifts) & np.uint8((1 << bits) - 1)
+        return spread.reshape(-1)[:count]
+    # 3 and 6 bits: eight elements fill three and six bytes.
+    groups = -(-count // 8)
+    whole = np.zeros(groups * bits, np.uint8)
+    taken = packed[: len(whole)]
+    whole[: len(taken)] = taken
+    words = np.zeros(groups, np.uint64)
+    for index in range(bits):
+        words |= whole[index::bits].astype(np.uint64) << np.uint64(8 * index)
+    spread = np.empty((groups, 8), np.uint8)
+    for index in range(8):
+        spread[:, index] = (words >> np.uint64(bits * index)) & np.uint64((1 << bits) - 1)
+    return spread.reshape(-1)[:count]
+
+
+def read_text(value: Any) -> str | None:
+    """The string that a ``Value`` message holds in place, or None when it holds another thing."""
+    tensor = value.immediateValue.tensor
+    if tensor.WhichOneof("value") != "strings" or len(tensor.strings.values) != 1:
+        return None
+    return str(tensor.strings.values[0])
+
+
+def read_constant(package: Package, value: Any, where: str) -> Constant:
+    """The tensor that a ``Value`` message holds.
+
+    Args:
+        package: whose weight files it may lie in.
+        value: the message.
+        where: which constant it is, for the error.
+
+    Raises:
+        ExportError: it is no tensor of fixed shape, or has not as many elements as its type says.
+    """
+    kind = tensor_type(value.type, where)
+    if None in kind.shape:
+        raise ExportError(
+            f"{where} is a constant of no fixed shape, {kind}: the package was changed"
+        )
+    if value.WhichOneof("value") == "blobFileValue":
+        return _from_file(package, value.blobFileValue, kind, where)
+    if value.WhichOneof("value") != "immediateValue":
+        raise ExportError(f"{where} is a constant without a value: the package was changed")
+    immediate = value.immediateValue
+    if immediate.WhichOneof("value") != "tensor":
+        raise ExportError(f"{where} is a {immediate.WhichOneof('value')}; only tensors can be read")
+    return _in_place(immediate.tensor, kind, where)
+
+
+def _from_file(package: Package, named: Any, kind: TensorType, where: str) -> Constant:
+    blob = package.blob_file(named.fileName).read(named.offset)
+    stored = "uint8" if kind.dtype == "bool" else kind.dtype
+    if blob.dtype != stored:
+        raise ExportError(
+            f"{where} is {kind}, but the weight file holds {blob.dtype} at its offset "
+            f"{named.offset}: the package was changed"
+        )
+    if blob.elements != kind.elements:
+        raise ExportError(
+            f"{where} is {kind}, {kind.elements} elements, but the weight file holds "
+            f"{blob.elements} at its offset {named.offset}: the package was changed"
+        )
+    return _constant(kind, blob.data)
+
+
+def _in_place(tensor: Any, kind: TensorType, where: str) -> Constant:
+    written = tensor.WhichOneof("value")
+    if written == "bytes":
+        data = np.frombuffer(tensor.bytes.values, np.uint8)
+        wanted = -(-kind.elements * BITS.get(kind.dtype, 8) // 8)
+        if len(data) != wanted:
+            raise ExportError(
+                f"{where} is {kind}, {wanted} bytes, but {len(data)} are written: the package was "
+                f"changed"
+            )
+        return _constant(kind, data)
+    if written not in _FIELDS:
+        raise ExportError(f"{where} holds {written or 'nothing'}, where {kind} is needed")
+    values = np.array(getattr(tensor, written).values, _NUMPY[_FIELDS[written]])
+    if values.size == 1 and kind.elements >= 1:  # one value may stand for a whole tensor
+        values = np.broadcast_to(values, (kind.elements,)) if kind.elements > 1 else values
+    if values.size != kind.elements or kind.dtype not in _NUMPY:
+        raise ExportError(
+            f"{where} is {kind}, {kind.elements} elements, but {values.size} are written: the "
+            f"package was changed"
+        )
+    shape = tuple(dim or 0 for dim in kind.shape)
+    return Constant(kind.dtype, shape, values.astype(_NUMPY[kind.dtype]).reshape(shape))
+
+
+def _constant(kind: TensorType, data: npt.NDArray[np.uint8]) -> Constant:
+    shape = tuple(dim or 0 for dim in kind.shape)
+    if BITS[kind.dtype] < 8:
+        return Constant(kind.dtype, shape, data)
+    return Constant(kind.dtype, shape, data.view(_NUMPY[kind.dtype]).reshape(shape))

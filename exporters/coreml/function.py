@@ -1,0 +1,260 @@
+"""One function of a MIL program under construction: typed values, operations, constants.
+
+Every operation states the type of what it gives; nothing is inferred from the runtime's own
+tools, which the tests use to check those types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from exporters.coreml.names import WEIGHTS_REFERENCE
+from exporters.coreml.schema import DATA_TYPES, messages
+
+Shape = tuple[int, ...]
+"""Sizes; -1 for one that depends on the number of tokens."""
+
+_NUMPY: Final = {"fp16": np.float16, "fp32": np.float32, "int32": np.int32, "bool": np.bool_}
+_IN_BYTES: Final = {"fp16": np.float16, "int8": np.int8, "uint32": np.uint32}
+_IMMEDIATE_LIMIT: Final = 10  # elements that the model's text may hold instead of the weight file
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of a function.
+
+    Attributes:
+        name: unique within the function.
+        dtype: as in `exporters.coreml.schema.DATA_TYPES`.
+        shape: of the tensor; empty for a scalar.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class FileValue:
+    """A tensor in the weight file, by the offset of its blob's record."""
+
+    dtype: str
+    shape: Shape
+    offset: int
+
+
+Literal = bool | int | float | str | Sequence[int] | Sequence[bool]
+Operand = Value | Literal | Sequence[Value]
+
+
+def value_type(dtype: str, shape: Shape) -> Any:
+    """A tensor's type as a message."""
+    made = messages()["ValueType"]()
+    tensor = made.tensorType
+    tensor.dataType, tensor.rank = DATA_TYPES[dtype], len(shape)
+    for size in shape:
+        dimension = tensor.dimensions.add()
+        if size < 0:
+            dimension.unknown.variadic = False
+            dimension.unknown.SetInParent()
+        else:
+            dimension.constant.size = size
+    return made
+
+
+def array_value(dtype: str, array: npt.NDArray[np.generic]) -> Any:
+    """A tensor whose elements stand in the model's text."""
+    made = messages()["Value"]()
+    made.type.CopyFrom(value_type(dtype, array.shape))
+    tensor = made.immediateValue.tensor
+    if dtype in _IN_BYTES:
+        tensor.bytes.values = array.astype(_IN_BYTES[dtype]).tobytes()
+    else:
+        field = {"fp32": "floats", "int32": "ints", "bool": "bools"}[dtype]
+        getattr(tensor, field).values.extend(array.ravel().tolist())
+    return made
+
+
+def text_value(text: str) -> Any:
+    """A string as a message."""
+    made = messages()["Value"]()
+    made.type.CopyFrom(value_type("string", ()))
+    made.immediateValue.tensor.strings.values.append(text)
+    return made
+
+
+def file_value(value: FileValue) -> Any:
+    """A reference into the weight file as a message."""
+    made = messages()["Value"]()
+    made.type.CopyFrom(value_type(value.dtype, value.shape))
+    made.blobFileValue.fileName = WEIGHTS_REFERENCE
+    made.blobFileValue.offset = value.offset
+    return made
+
+
+class FunctionBuilder:
+    """Collects a function's inputs and operations.
+
+    Args:
+        name: the function's.
+        opset: as MIL spells it, such as ``CoreML8``.
+    """
+
+    def __init__(self, name: str, opset: str) -> None:
+        self.name, self.opset = name, opset
+        self.inputs: list[Value] = []
+        self.states: list[Value] = []
+        self.outputs: list[Value] = []
+        self._message = messages()["Function"]()
+        self._message.opset = opset
+        self._block = self._message.block_specializations[opset]
+        self._names: set[str] = set()
+        self._constants: dict[object, Value] = {}
+        self._counts: dict[str, int] = {}
+
+    def input(self, name: str, dtype: str, shape: Shape) -> Value:
+        """An input that every call gives."""
+        value = self._named(name, dtype, shape)
+        self._message.inputs.add(name=name, type=value_type(dtype, shape))
+        self.inputs.append(value)
+        return value
+
+    def state(self, name: str, shape: Shape) -> Value:
+        """A float16 tensor that lives from call to call."""
+        value = self._named(name, "fp16", shape)
+        given = self._message.inputs.add(name=name)
+        given.type.stateType.wrappedType.CopyFrom(value_type("fp16", shape))
+        self.states.append(value)
+        return value
+
+    def output(self, value: Value) -> None:
+        """Makes a value an output."""
+        self._block.outputs.append(value.name)
+        self.outputs.append(value)
+
+    def call(self, kind: str, name: str, dtype: str, shape: Shape, /, **operands: Operand) -> Value:
+        """Emits an operation of one result.
+
+        Args:
+            kind: the operation.
+            name: of the result; a number is added when it is taken.
+            dtype: of the result.
+            shape: likewise.
+            operands: by the names of the operation's parameters.
+        """
+        return self.call_many(kind, [(name, dtype, shape)], **operands)[0]
+
+    def call_many(
+        self, kind: str, results: Sequence[tuple[str, str, Shape]], /, **operands: Operand
+    ) -> list[Value]:
+        """Emits an operation of any number of results."""
+        names = {key: self._operand_names(operand) for key, operand in operands.items()}
+        values = [self._named(self.fresh(name), dtype, shape) for name, dtype, shape in results]
+        own = values[0].name if values else self.fresh(kind)
+        self._names.add(own)
+        operation = self._operation(kind, own, values)
+        for key, given in names.items():
+            operation.inputs[key].arguments.extend(
+                messages()["Binding"](name=operand) for operand in given
+            )
+        return values
+
+    def constexpr(
+        self, kind: str, name: str, dtype: str, shape: Shape, parts: Mapping[str, FileValue | Any]
+    ) -> Value:
+        """Emits an operation that makes a weight out of stored parts, at most once by name.
+
+        The parts of operations since iOS 18 are arguments, those of iOS 16 attributes.
+
+        Args:
+            kind: the operation.
+            name: of the weight.
+            dtype: of the weight.
+            shape: likewise.
+            parts: by parameter: where they lie, or messages.
+        """
+        if ("weight", name) not in self._constants:
+            value = self._named(name, dtype, shape)
+            operation = self._operation(kind, name, [value])
+            for key, part in parts.items():
+                made = file_value(part) if isinstance(part, FileValue) else part
+                if self.opset == "CoreML7":
+                    operation.attributes[key].CopyFrom(made)
+                else:
+                    operation.inputs[key].arguments.add().value.CopyFrom(made)
+            self._constants["weight", name] = value
+        return self._constants["weight", name]
+
+    def stored(self, name: str, value: FileValue) -> Value:
+        """A constant in the weight file, emitted at most once by name."""
+        if ("stored", name) not in self._constants:
+            made = self._named(name, value.dtype, value.shape)
+            self._operation("const", name, [made]).attributes["val"].CopyFrom(file_value(value))
+            self._constants["stored", name] = made
+        return self._constants["stored", name]
+
+    def constant(self, literal: Literal, dtype: str | None = None) -> Value:
+        """A small constant; equal ones are emitted once.
+
+        Args:
+            literal: the value.
+            dtype: by default that of Python's value.
+        """
+        if isinstance(literal, str):
+            key: object = literal
+            if key not in self._constants:
+                name = self.fresh(f"text_{literal}")
+                value = self._named(name, "string", ())
+                message = text_value(literal)
+                self._operation("const", name, [value]).attributes["val"].CopyFrom(message)
+                self._constants[key] = value
+            return self._constants[key]
+        array = np.asarray(literal)
+        kind = dtype or {"b": "bool", "i": "int32", "f": "fp16"}[array.dtype.kind]
+        array = array.astype(_NUMPY[kind])
+        assert array.size < _IMMEDIATE_LIMIT, "long constants belong in the weight file"
+        key = kind, array.shape, array.tobytes()
+        if key not in self._constants:
+            name = self.fresh(f"{kind}_const")
+            value = self._named(name, kind, array.shape)
+            message = array_value(kind, array)
+            self._operation("const", name, [value]).attributes["val"].CopyFrom(message)
+            self._constants[key] = value
+        return self._constants[key]
+
+    def fresh(self, name: str) -> str:
+        """The name itself, or with a number when it is taken."""
+        found = name
+        while found in self._names:
+            self._counts[name] = self._counts.get(name, 0) + 1
+            found = f"{name}_{self._counts[name]}"
+        return found
+
+    def message(self) -> Any:
+        """The whole function."""
+        return self._message
+
+    def _named(self, name: str, dtype: str, shape: Shape) -> Value:
+        # A name used twice would be wired to the wrong value without a word.
+        assert name not in self._names, f"{self.name} has two values called {name}"
+        self._names.add(name)
+        return Value(name, dtype, tuple(shape))
+
+    def _operation(self, kind: str, name: str, results: Sequence[Value]) -> Any:
+        operation = self._block.operations.add(type=kind)
+        operation.attributes["name"].CopyFrom(text_value(name))
+        for value in results:
+            operation.outputs.add(name=value.name, type=value_type(value.dtype, value.shape))
+        return operation
+
+    def _operand_names(self, operand: Operand) -> list[str]:
+        if isinstance(operand, Value):
+            return [operand.name]
+        if isinstance(operand, list | tuple) and any(isinstance(one, Value) for one in operand):
+            return [one.name for one in operand if isinstance(one, Value)]
+        return [self.constant(operand).name]  # type: ignore[arg-type]

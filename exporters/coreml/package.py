@@ -1,0 +1,343 @@
+"""Opens a Core ML package: where its model is, what its functions take and give, its constants."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from exporters.coreml.blob_file import BlobFile
+from exporters.coreml.schema import ARRAY_TYPE_NAMES, DATA_TYPE_NAMES, new
+from exporters.errors import ExportError
+
+MANIFEST: Final = "Manifest.json"
+MODEL_PATH: Final = "@model_path/"
+LARGEST_SPEC: Final = 2**31 - 1  # what protobuf can parse
+_LARGEST_MANIFEST: Final = 1 << 24
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """The type of a value in a MIL program.
+
+    Attributes:
+        dtype: MIL's name, such as ``fp16``.
+        shape: its dimensions; None for one that is not fixed.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"{self.dtype}[{dims}]"
+
+    @property
+    def elements(self) -> int:
+        """How many elements there are; dimensions that are not fixed count as one."""
+        return math.prod(1 if dim is None else dim for dim in self.shape)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """An input, an output or a state, as the model's description tells apps.
+
+    Attributes:
+        name: what apps call it.
+        kind: ``array``, ``image``, ``state`` or another of Core ML's.
+        dtype: of an array, such as ``fp16``; empty when there is none.
+        shape: the default shape.
+        shapes: all shapes, when they are enumerated.
+        ranges: least and greatest size of each dimension (None: no limit), when they are ranged.
+        optional: whether a call may leave it out.
+    """
+
+    name: str
+    kind: str
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
+    ranges: tuple[tuple[int, int | None], ...] = ()
+    optional: bool = False
+
+    def __str__(self) -> str:
+        text = f"{self.dtype or self.kind}{list(self.shape) if self.shape else ''}"
+        if self.shapes:
+            text += ", or ".join(["", *(str(list(shape)) for shape in self.shapes)])
+        if self.ranges:
+            ends = (f"{low} to {'any' if high is None else high}" for low, high in self.ranges)
+            text += f" of {' x '.join(ends)}"
+        return text + (", optional" if self.optional else "")
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What one function takes and gives.
+
+    Attributes:
+        name: of the function.
+        default: whether an app that names no function gets this one.
+        inputs: by the description.
+        outputs: likewise.
+        states: likewise.
+    """
+
+    name: str
+    default: bool
+    inputs: tuple[Feature, ...]
+    outputs: tuple[Feature, ...]
+    states: tuple[Feature, ...]
+
+
+@dataclass
+class Package:
+    """A model whose program can be read.
+
+    Attributes:
+        path: what was opened.
+        root: the folder that weight files are named from.
+        spec: the ``Model`` message.
+        size: bytes of the specification.
+    """
+
+    path: Path
+    root: Path
+    spec: Any
+    size: int
+    _files: dict[str, BlobFile] = field(default_factory=dict)
+
+    @property
+    def functions(self) -> dict[str, Any]:
+        """The program's ``Function`` messages by name."""
+        return dict(sorted(self.spec.mlProgram.functions.items()))
+
+    @property
+    def default_function(self) -> str:
+        """What an app gets that names no function."""
+        named = str(self.spec.description.defaultFunctionName)
+        names = list(self.functions)
+        return named or ("main" if "main" in names or len(names) != 1 else names[0])
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the user of the package is told, by Core ML's names."""
+        message = self.spec.description.metadata
+        fields = {
+            "description": message.shortDescription,
+            "version": message.versionString,
+            "author": message.author,
+            "licence": message.license,
+        }
+        told = {name: str(value) for name, value in fields.items() if value}
+        return {**told, **dict(sorted(message.userDefined.items()))}
+
+    def function(self, name: str | None = None) -> Any:
+        """A ``Function`` message; the default one when none is named.
+
+        Raises:
+            ExportError: there is none of that name.
+        """
+        wanted = self.default_function if name is None else name
+        if wanted not in self.functions:
+            raise ExportError(
+                f"{self.path} has no function {wanted!r}; it has {_listed(self.functions)}"
+            )
+        return self.functions[wanted]
+
+    def interface(self, name: str | None = None) -> Interface:
+        """What a function takes and gives, by the model's description."""
+        wanted = self.default_function if name is None else name
+        self.function(wanted)
+        source = self.spec.description
+        for described in source.functions:
+            if described.name == wanted:
+                source = described
+        return Interface(
+            wanted,
+            wanted == self.default_function,
+            tuple(_feature(message) for message in source.input),
+            tuple(_feature(message) for message in source.output),
+            tuple(_feature(message) for message in source.state),
+        )
+
+    def block(self, name: str | None = None) -> Any:
+        """The ``Block`` that a function runs: its opset's specialization."""
+        function = self.function(name)
+        blocks = function.block_specializations
+        if function.opset in blocks:
+            return blocks[function.opset]
+        if len(blocks) == 1:
+            return next(iter(blocks.values()))
+        raise ExportError(
+            f"a function of {self.path} is written for opset {function.opset!r} and has blocks for "
+            f"{_listed(blocks)} alone"
+        )
+
+    def operations(self, name: str | None = None) -> Iterator[Any]:
+        """Every ``Operation`` of a function, those of inner blocks behind their owner."""
+        waiting = [self.block(name)]
+        while waiting:
+            for operation in waiting.pop().operations:
+                yield operation
+                waiting.extend(operation.blocks)
+
+    def blob_file(self, file_name: str) -> BlobFile:
+        """A weight file by what constants call it, such as ``@model_path/weights/weight.bin``.
+
+        Raises:
+            ExportError: it lies outside the package, or cannot be read.
+        """
+        if file_name not in self._files:
+            if not file_name.startswith(MODEL_PATH):
+                raise ExportError(
+                    f"{self.path} keeps weights in {file_name!r}; only files under {MODEL_PATH} "
+                    f"are read"
+                )
+            path = _inside(self.root, file_name.removeprefix(MODEL_PATH), "weight file")
+            self._files[file_name] = BlobFile(path)
+        return self._files[file_name]
+
+
+def open_package(path: Path) -> Package:
+    """Opens an ``.mlpackage`` folder or a bare ``.mlmodel`` file.
+
+    Raises:
+        ExportError: there is none, it cannot be parsed, or it is no ML program.
+    """
+    if path.suffix == ".mlmodelc":
+        raise ExportError(
+            f"{path} is compiled for Apple's runtime: open the .mlpackage it came from"
+        )
+    model = _model_of_package(path) if path.is_dir() else path
+    try:
+        size = model.stat().st_size
+        if size > LARGEST_SPEC:
+            raise ExportError(f"{model} has {size} bytes; a specification has at most 2 GiB")
+        data = model.read_bytes()
+    except FileNotFoundError:
+        raise ExportError(f"there is no Core ML model at {model}") from None
+    except OSError as error:
+        raise ExportError(f"{model} cannot be read: {error}") from error
+    spec = new("Model")
+    try:
+        spec.ParseFromString(data)
+    except Exception as error:  # the parsers of protobuf share no base class
+        raise ExportError(
+            f"{model} is no Core ML model: its protobuf cannot be parsed ({error})"
+        ) from None
+    kind = spec.WhichOneof("Type")
+    if kind != "mlProgram":
+        found = f"a {kind}" if kind else "no model at all"
+        raise ExportError(
+            f"{model} holds {found}, not an ML program: convert it again with "
+            f'coremltools, convert_to="mlprogram"'
+        )
+    if not spec.mlProgram.functions:
+        raise ExportError(f"{model} holds an ML program without functions")
+    return Package(path, model.parent, spec, size)
+
+
+def tensor_type(value_type: Any, where: str) -> TensorType:
+    """Of a ``ValueType`` message; of what a state wraps when it is one.
+
+    Args:
+        value_type: the message.
+        where: what it is the type of, for the error.
+
+    Raises:
+        ExportError: it is no tensor, or its element type is not known.
+    """
+    kind = value_type.WhichOneof("type")
+    if kind == "stateType":
+        return tensor_type(value_type.stateType.wrappedType, where)
+    if kind != "tensorType":
+        raise ExportError(
+            f"{where} is a {kind or 'value without a type'}; only tensors can be read"
+        )
+    message = value_type.tensorType
+    if message.dataType not in DATA_TYPE_NAMES:
+        raise ExportError(
+            f"{where} has the unknown element type {message.dataType}: it was written for a newer "
+            f"Core ML, or the package was changed"
+        )
+    shape = tuple(
+        int(dim.constant.size) if dim.WhichOneof("dimension") == "constant" else None
+        for dim in message.dimensions
+    )
+    return TensorType(DATA_TYPE_NAMES[message.dataType], shape)
+
+
+def _model_of_package(path: Path) -> Path:
+    manifest = path / MANIFEST
+    try:
+        if manifest.stat().st_size > _LARGEST_MANIFEST:
+            raise ExportError(f"{manifest} is too large for a manifest")
+        entries = json.loads(manifest.read_text(encoding="utf-8"))
+        root = entries["rootModelIdentifier"]
+        named = entries["itemInfoEntries"][root]["path"]
+        if not isinstance(named, str):
+            raise TypeError(named)
+    except FileNotFoundError:
+        raise ExportError(f"{path} is no Core ML package: it has no {MANIFEST}") from None
+    except OSError as error:
+        raise ExportError(f"{manifest} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise ExportError(f"{manifest} is no JSON text: {error}") from None
+    except (KeyError, TypeError):
+        raise ExportError(f"{manifest} does not say where the model is: it was changed") from None
+    return _inside(path / "Data", named, "model")
+
+
+def _inside(folder: Path, named: str, what: str) -> Path:
+    parts = PurePosixPath(named)
+    try:
+        path = (folder / named).resolve()
+        outside = parts.is_absolute() or not path.is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ExportError(f"the {what} {named!r} of {folder} cannot be found: {error}") from None
+    if outside:
+        raise ExportError(
+            f"the {what} {named!r} lies outside {folder}: a package holds all that it needs, "
+            f"this one was changed"
+        )
+    return path
+
+
+def _feature(message: Any) -> Feature:
+    kind = str(message.type.WhichOneof("Type") or "value without a type")
+    name, optional = str(message.name), bool(message.type.isOptional)
+    if kind == "multiArrayType":
+        return _array(name, "array", message.type.multiArrayType, optional)
+    if kind == "stateType":
+        return _array(name, "state", message.type.stateType.arrayType, optional)
+    if kind == "imageType":
+        image = message.type.imageType
+        return Feature(name, "image", "", (int(image.height), int(image.width)), optional=optional)
+    return Feature(name, kind.removesuffix("Type"), optional=optional)
+
+
+def _array(name: str, kind: str, array: Any, optional: bool) -> Feature:
+    dtype = ARRAY_TYPE_NAMES.get(array.dataType, f"type {array.dataType}")
+    shape = tuple(int(dim) for dim in array.shape)
+    flexible = array.WhichOneof("ShapeFlexibility")
+    shapes: tuple[tuple[int, ...], ...] = ()
+    ranges: tuple[tuple[int, int | None], ...] = ()
+    if flexible == "enumeratedShapes":
+        shapes = tuple(
+            tuple(int(dim) for dim in each.shape) for each in array.enumeratedShapes.shapes
+        )
+    elif flexible == "shapeRange":
+        ranges = tuple(
+            (int(each.lowerBound), None if each.upperBound < 0 else int(each.upperBound))
+            for each in array.shapeRange.sizeRanges
+        )
+    return Feature(name, kind, dtype, shape, shapes, ranges, optional)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -1,0 +1,194 @@
+"""Reads integers and scales back out of a package, to hold them against the store's.
+
+What names a weight is the result of the operation that makes it; what each part is, the name of
+the operation's parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from exporters.blobs import flip_nibble_signs, flip_sign, narrow_to_bfloat16
+from exporters.coreml.constants import Constant, read_constant
+from exporters.coreml.names import weight_name
+from exporters.coreml.package import Package, open_package
+from exporters.coreml.scales import Exponents, from_half
+from exporters.coreml.weights import DESCALE, WIDENED_NAME
+from exporters.errors import ExportError
+from quant.store import weight_digest
+
+_BLOCK: Final = 1 << 20
+_WEIGHT: Final = "__weight"  # ends the name of every weight
+# What the parameters of operations that make weights hold of them.
+_PARTS: Final = {
+    "data": "codes",
+    "quantized_data": "codes",
+    "indices": "codes",
+    "scale": "scale",
+    "offset": "zero_point",
+    "lut": "lut",
+}
+_UNSIGNED: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "int4": flip_nibble_signs,
+    "int8": flip_sign,
+}
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """A part of a weight, and how its bytes become the store's.
+
+    Attributes:
+        constant: as the package holds it.
+        place: what it is known by: two parts of one place are the same.
+        restore: undoes the file's layout, a block at a time; None when it is the store's.
+        exponents: of scales: by which power of two each row was multiplied.
+    """
+
+    constant: Constant
+    place: object
+    restore: Callable[[bytes], bytes] | None = None
+    exponents: Exponents | None = None
+
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes as the store holds them."""
+        if self.exponents is not None:
+            rows = self.constant.data.view(np.uint16).reshape(len(self.exponents), -1)
+            step = max(1, _BLOCK // (2 * rows.shape[1]))
+            for start in range(0, len(rows), step):
+                end = start + step
+                yield from_half(rows[start:end], self.exponents[start:end]).tobytes()
+            return
+        flat = self.constant.data.reshape(-1).view(np.uint8)
+        for start in range(0, len(flat), _BLOCK):
+            block = flat[start : start + _BLOCK].tobytes()
+            yield self.restore(block) if self.restore else block
+
+
+Parts = dict[str, list[StoredPart]]
+"""Places of each part of a weight; several when functions do not share it."""
+
+
+def read_parts(package: Package) -> dict[str, Parts]:
+    """Parts by weight name, as every function's operations hold them.
+
+    Raises:
+        ExportError: a constant that cannot be read.
+    """
+    weights: dict[str, Parts] = {}
+    for function in package.functions:
+        operations = {
+            str(operation.outputs[0].name): operation
+            for operation in package.operations(function)
+            if operation.type.startswith("const") and operation.outputs
+        }
+        for name, operation in operations.items():
+            for weight, part, stored in _parts_of(package, name, operation, operations):
+                places = weights.setdefault(weight, {}).setdefault(part, [])
+                if stored.place not in [known.place for known in places]:
+                    places.append(stored)
+    return weights
+
+
+def _parts_of(
+    package: Package, name: str, operation: Any, operations: dict[str, Any]
+) -> Iterator[tuple[str, str, StoredPart]]:
+    """What one operation holds of a weight; nothing when it makes no weight."""
+    if operation.type == "const":
+        plain = name.removesuffix(WIDENED_NAME)
+        if not plain.endswith(_WEIGHT):
+            return
+        constant, place = _constant(package, name, operation.attributes["val"])
+        narrow = None if plain == name else narrow_to_bfloat16
+        yield weight_name(plain), "value", StoredPart(constant, place, narrow)
+        return
+    if not name.endswith(_WEIGHT):
+        return
+    for parameter, value in _parameters(operation):
+        if parameter not in _PARTS:
+            continue
+        constant, place = _constant(package, f"{parameter} of {name}", value)
+        part = _PARTS[parameter]
+        if part == "scale":
+            exponents, known_by = _exponents(package, operations.get(name + DESCALE), constant)
+            stored = StoredPart(constant, (place, known_by), exponents=exponents)
+        elif part == "zero_point":
+            stored = StoredPart(_padded_rows(constant), place)
+        elif constant.dtype == "fp16":  # a table of values
+            stored = StoredPart(constant, place)
+        else:
+            stored = StoredPart(constant, place, _UNSIGNED.get(constant.dtype))
+        yield weight_name(name), part, stored
+
+
+def _parameters(operation: Any) -> Iterator[tuple[str, Any]]:
+    """What an operation is given in place: attributes before iOS 18, arguments since."""
+    yield from operation.attributes.items()
+    for parameter, argument in operation.inputs.items():
+        for binding in argument.arguments:
+            if binding.WhichOneof("binding") == "value":
+                yield parameter, binding.value
+
+
+def _constant(package: Package, where: str, value: Any) -> tuple[Constant, object]:
+    constant = read_constant(package, value, where)
+    if value.WhichOneof("value") == "blobFileValue":
+        return constant, (value.blobFileValue.fileName, value.blobFileValue.offset)
+    return constant, constant.data.tobytes()
+
+
+def _exponents(package: Package, inverse: Any, scale: Constant) -> tuple[Exponents, object]:
+    """By which power of two each row of scales was multiplied, and what that is known by.
+
+    Inverses that are no powers of two give exponents that undo nothing rightly, so that they show.
+    """
+    rows = scale.shape[0]
+    if inverse is None:
+        return np.zeros((rows, 1), np.int32), None
+    constant, place = _constant(package, "the factors of a weight", inverse.attributes["val"])
+    factors = np.asarray(constant.data, np.float32)
+    mantissas, exponents = np.frexp(factors)
+    if factors.shape != (rows,) or (mantissas != 0.5).any():
+        raise ExportError(
+            f"{package.path} has factors of a weight that are not one power of two for each of "
+            f"its {rows} rows: the package was changed"
+        )
+    return (1 - exponents)[:, None].astype(np.int32), place
+
+
+def _padded_rows(constant: Constant) -> Constant:
+    """Zero points as the store holds them: each row of nibbles ends on a whole byte."""
+    if constant.bits == 8 or constant.shape[1] % 2 == 0:
+        return constant
+    codes = np.pad(constant.codes(), ((0, 0), (0, 1)))
+    packed = (codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8)
+    return Constant("uint8", packed.shape, packed)
+
+
+def stored_digests(package: Path) -> dict[str, str]:
+    """`quant.store.weight_digest` of every weight, from the written files alone.
+
+    A weight that functions hold in several places, and not the same in all of them, gets a text
+    that no digest equals.
+
+    Raises:
+        ExportError: a file is missing, too short, damaged, or no Core ML package.
+    """
+    weights = read_parts(open_package(package))
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(weights, pool.map(_digest, weights.values()), strict=True))
+
+
+def _digest(parts: Parts) -> str:
+    copies = max(map(len, parts.values()))
+    found = {
+        weight_digest({part: places[i % len(places)].blocks() for part, places in parts.items()})
+        for i in range(copies)
+    }
+    return " or ".join(sorted(found))

@@ -1,0 +1,120 @@
+"""bfloat16 scales as Core ML's float16, exactly.
+
+float16 holds a bfloat16 exactly where it is a normal number, from 2^-14. A row of a matrix that has
+smaller scales is stored times a power of two, and what it gives is multiplied by the inverse.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from exporters.errors import ExportError
+from quant.store import Extent
+
+_BIAS: Final = 127 - 15  # between the exponents of bfloat16 and float16
+_SMALLEST, _LARGEST = -14, 15  # exponents of float16's normal numbers
+# A row that was multiplied must not come near what float16 holds: its sums would.
+_LARGEST_MOVED: Final = -3
+_NONE: Final = 0x7F80  # infinity's bits: more than any scale's
+_BLOCK: Final = 1 << 20
+
+Exponents = npt.NDArray[np.int32]
+"""``int32[rows, 1]``: by which power of two each row of scales is multiplied."""
+
+
+def to_half(scales: npt.NDArray[np.uint16], exponents: Exponents) -> npt.NDArray[np.uint16]:
+    """Bits of bfloat16 ``[rows, groups]`` to those of float16, times ``2 ** exponents``.
+
+    >>> to_half(np.array([[0x3F80, 0]], np.uint16), np.array([[3]], np.int32)).view(np.float16)
+    array([[8., 0.]], dtype=float16)
+    """
+    sizes = (scales & 0x7FFF).astype(np.int32)
+    moved = np.where(sizes, (sizes << 3) - (_BIAS - exponents << 10), 0)
+    half: npt.NDArray[np.int32] = moved | (scales & 0x8000)
+    return half.astype(np.uint16)
+
+
+def from_half(scales: npt.NDArray[np.uint16], exponents: Exponents) -> npt.NDArray[np.uint16]:
+    """Undoes `to_half`; what no bfloat16 gives keeps its bits, so that it shows."""
+    sizes = (scales & 0x7FFF).astype(np.int32)
+    moved = np.where(sizes, sizes + (_BIAS - exponents << 10) >> 3, 0)
+    whole = (sizes & 7 == 0) & (moved < _NONE)
+    wide: npt.NDArray[np.int32] = np.where(whole, moved | (scales & 0x8000), scales)
+    return wide.astype(np.uint16)
+
+
+def row_exponents(weight: str, extent: Extent) -> Exponents:
+    """The least power of two, from 0, that makes every scale of a row a normal float16 number.
+
+    Args:
+        weight: its name, for the error.
+        extent: ``bfloat16[rows, groups]``.
+
+    Raises:
+        ExportError: a row has scales too far apart, or too large.
+    """
+    found = []
+    for start, scales in row_blocks(extent):
+        sizes = scales & np.uint16(0x7FFF)
+        most = sizes.max(axis=1)
+        least = np.where(sizes, sizes, np.uint16(_NONE)).min(axis=1)
+        low = np.where(most, (least >> 7).astype(np.int32) - 127, 0)
+        high = np.where(most, (most >> 7).astype(np.int32) - 127, 0)
+        needed = np.maximum(_SMALLEST - low, 0)
+        bad = (high + needed > np.where(needed, _LARGEST_MOVED, _LARGEST)) | (low < -126)
+        if bad.any():
+            row = int(bad.argmax())
+            raise ExportError(
+                f"row {start + row} of {weight} has scales from 2^{low[row]} to 2^{high[row]}; "
+                f"Core ML's are float16, which holds 2^-14 to 2^15, and smaller ones in rows where "
+                f"all are small: keep it fp16"
+            )
+        found.append(needed)
+    return np.concatenate(found)[:, None].astype(np.int32)
+
+
+def row_blocks(extent: Extent) -> Iterator[tuple[int, npt.NDArray[np.uint16]]]:
+    """Scales some whole rows at a time, and the number of the first."""
+    rows, groups = extent.shape
+    step = max(1, _BLOCK // (2 * groups))
+    with extent.file.open("rb") as stream:
+        stream.seek(extent.offset)
+        for start in range(0, rows, step):
+            count = min(step, rows - start)
+            data = stream.read(2 * groups * count)
+            if len(data) < 2 * groups * count:
+                raise OSError(f"{extent.file} ended early")
+            yield start, np.frombuffer(data, np.uint16).reshape(count, groups)
+
+
+@dataclass(frozen=True)
+class ScaleBlob:
+    """Scales on their way from the store to the weight file.
+
+    Attributes:
+        source: ``bfloat16[rows, groups]``.
+        exponents: of the rows.
+    """
+
+    source: Extent
+    exponents: Exponents
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+        return self.source.nbytes
+
+    def write(self, target: int, offset: int, sources: Callable[[Extent], int]) -> None:
+        """Writes the scales as float16 at an offset of a file, some rows at a time."""
+        for start, scales in row_blocks(self.source):
+            data = to_half(scales, self.exponents[start : start + len(scales)]).tobytes()
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(target, view, offset)
+                view, offset = view[written:], offset + written

@@ -1,0 +1,200 @@
+"""The Core ML target: one package of functions that share every weight."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from exporters.coreml import names
+from exporters.errors import ExportError
+from exporters.footprint import RuntimeCosts, check_memory, estimate
+from exporters.options import Choices, TargetOptions
+from exporters.structure import Section
+from exporters.target import ExportRequest, Lowered, ModelFacts
+from quant.plan import QuantPlan
+
+if TYPE_CHECKING:
+    from exporters.coreml.emitter import Emitter
+    from exporters.coreml.function import Value
+    from exporters.coreml.lowering import Style
+
+DEFAULT_CHUNK: Final = 64
+
+
+class CoremlTarget:
+    """Core ML's ML programs, for iPhones, iPads and Macs."""
+
+    name = "coreml"
+    about = "Core ML for iPhone, iPad and Mac: an .mlpackage with states, for GPU or Neural Engine"
+    options: Choices = MappingProxyType(
+        {
+            "strip": (),
+            "profile": ("gpu", "ane"),
+            "chunk": (),
+            "cache_write": ("slice", "onehot"),
+            "opset": ("ios18", "ios17"),
+            "max_memory": (),
+        }
+    )
+
+    def check(
+        self,
+        plan: QuantPlan,
+        shapes: Mapping[str, tuple[int, ...]],
+        facts: ModelFacts,
+        options: TargetOptions,
+    ) -> None:
+        """Refuses options that do not go together, and formats that a profile cannot hold."""
+        from exporters.coreml.choices import check_formats
+
+        style, chunks = choose_style(options, facts.context), choose_chunks(options, facts.context)
+        check_formats(plan, shapes, options)
+        footprint = estimate(plan, shapes, stored_facts(facts, style), costs(style, chunks))
+        check_memory(self.name, footprint, style.context, options.max_memory)
+
+    def write(self, request: ExportRequest, folder: Path) -> Lowered:
+        """Writes ``model.mlpackage`` and the tokenizer's files beside it."""
+        from exporters.coreml.description import describe_function, metadata, notes
+        from exporters.coreml.lowering import OPSETS, FunctionLowering
+        from exporters.coreml.package_writer import (
+            WrittenFunction,
+            model_message,
+            write_manifest,
+        )
+        from exporters.coreml.weight_file import WeightFile
+        from exporters.coreml.weights import WeightBank
+        from exporters.last_token import keep_last_token
+
+        facts, options = request.facts, request.options
+        style = choose_style(options, facts.context)
+        chunks = choose_chunks(options, facts.context)
+        file = WeightFile()
+        bank = WeightBank(request.store, file)
+        last = keep_last_token(request.program)
+        several = chunks[0] if len(chunks) == 1 else -1
+        plans = [(names.DECODE, request.program, 1), (names.PREFILL, last, several)]
+        if not options.strip:
+            plans.append((names.VERIFY, request.program, max(chunks)))
+        if not style.states:
+            chunks = tuple(dict.fromkeys((1, *chunks)))
+            plans = [(names.MAIN, last, -1 if len(chunks) > 1 else 1)]
+        functions = []
+        for name, program, tokens in plans:
+            emitter = FunctionLowering(program, bank, name, tokens, style).run()
+            given = chunks if tokens == -1 else ()
+            functions.append(WrittenFunction(emitter, given, describe_function(emitter)))
+        model = model_message(functions, OPSETS[style.opset][1], metadata(request, style, chunks))
+        package = folder / names.PACKAGE
+        (package / names.WEIGHTS_PATH).parent.mkdir(parents=True)
+        (package / names.MODEL_PATH).write_bytes(model.SerializeToString(deterministic=True))
+        file.write(package / names.WEIGHTS_PATH)
+        write_manifest(package)
+        for name, path in request.tokenizer_files.items():
+            shutil.copyfile(path, folder / name)
+        return Lowered(
+            entry=names.PACKAGE,
+            inputs=_inputs(functions[0].emitter),
+            outputs={
+                f"{f.emitter.name}.{value.name}": _type_text(value)
+                for f in functions
+                for value in f.emitter.outputs
+                if value.name == names.LOGITS
+            },
+            states={
+                value.name: _type_text(value)
+                for value in functions[0].emitter.states
+                or [v for v in functions[0].emitter.inputs if _is_cache(v)]
+            },
+            notes=notes(request, style, chunks),
+        )
+
+    def stored_digests(self, folder: Path) -> Mapping[str, str]:
+        """Digests of the integers and scales as the package's functions and weights hold them."""
+        from exporters.coreml.reader import stored_digests
+
+        return stored_digests(folder / names.PACKAGE)
+
+    def structure(self, folder: Path) -> tuple[Section, ...]:
+        """Operations and stored weights of every function."""
+        from exporters.coreml.package import open_package
+        from exporters.coreml.structure import structure_of
+
+        return structure_of(open_package(folder / names.PACKAGE))
+
+
+def choose_style(options: TargetOptions, context: int) -> Style:
+    """How functions are written.
+
+    Raises:
+        ExportError: options that do not go together.
+    """
+    from exporters.coreml.attention import padded
+    from exporters.coreml.lowering import Style
+
+    profile, opset = options.profile or "gpu", options.opset or "ios18"
+    assert profile in ("gpu", "ane") and opset in ("ios17", "ios18")
+    if opset == "ios17" and options.cache_write == "slice":
+        raise ExportError(
+            "--cache-write slice needs an operator that iOS 18 brought: leave it out, or take "
+            "--opset ios18"
+        )
+    write = options.cache_write or ("onehot" if opset == "ios17" else "slice")
+    length = padded(context) if profile == "ane" else context
+    return Style(profile, opset, write == "onehot", length)  # type: ignore[arg-type]
+
+
+def costs(style: Style, chunks: tuple[int, ...]) -> RuntimeCosts:
+    """What Core ML keeps: one constant for embedding and head, float16 caches.
+
+    Whether it unpacks weights when it loads them cannot be known here; counted is what is stored.
+    """
+    # Without states, a call holds the caches it is given and those it gives back.
+    return RuntimeCosts(
+        cache_element=2 if style.states else 4,
+        tied_copies=1,
+        run_tokens=max(chunks),
+        scores=True,
+    )
+
+
+def stored_facts(facts: ModelFacts, style: Style) -> ModelFacts:
+    """The dimensions as caches have them."""
+    from exporters.coreml.attention import padded
+
+    return facts if style.wide else replace(facts, head_dim=padded(facts.head_dim))
+
+
+def choose_chunks(options: TargetOptions, context: int) -> tuple[int, ...]:
+    """How many tokens a prefill call takes: one number, or several to choose from.
+
+    Raises:
+        ExportError: what was asked is no such number.
+    """
+    text = options.chunk or str(min(DEFAULT_CHUNK, context))
+    try:
+        chunks = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        chunks = (0,)
+    if chunks[0] < 1:
+        raise ExportError(
+            f"--chunk {text} is not possible: give the number of tokens of one prefill call, such "
+            f"as 64, or several to choose from, such as 16,64,256"
+        )
+    return tuple(sorted({min(chunk, context) for chunk in chunks}))
+
+
+def _inputs(emitter: Emitter) -> dict[str, str]:
+    return {value.name: _type_text(value) for value in emitter.inputs if not _is_cache(value)}
+
+
+def _is_cache(value: Value) -> bool:
+    return value.name not in (names.TOKENS, names.POSITION)
+
+
+def _type_text(value: Value) -> str:
+    sizes = ", ".join("t" if size < 0 else str(size) for size in value.shape)
+    return f"{value.dtype}[{sizes}]"

@@ -1,0 +1,152 @@
+"""Weights as Core ML constants: integers with their scales, and floats.
+
+The store's codes are unsigned; a symmetric format becomes Core ML's signed integers, whose bytes
+are the store's with the sign bits flipped. Of scales see `exporters.coreml.scales`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from exporters.blobs import SIGNED, SIGNED_NIBBLES, WIDENED, Blob, Conversion
+from exporters.coreml.emitter import Emitter
+from exporters.coreml.function import FileValue, Shape, Value, array_value
+from exporters.coreml.names import identifier
+from exporters.coreml.scales import Exponents, ScaleBlob, row_exponents
+from exporters.coreml.weight_file import WeightFile
+from quant.formats import IntFormat, PaletteFormat
+from quant.store import WeightStore
+
+# Ends the name of the constant that what a row gives is multiplied by.
+DESCALE: Final = "__descale"
+# Ends the name of a weight that is bfloat16 in the store and float32 in the file.
+WIDENED_NAME: Final = "__widened"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight in a function.
+
+    Attributes:
+        value: what operations read.
+        descale: ``fp16[rows]``, what each row's results are to be multiplied by; None for 1.
+    """
+
+    value: Value
+    descale: Value | None = None
+
+
+class WeightBank:
+    """Weights of a store in the weight file, the same for every function.
+
+    Args:
+        store: the weights.
+        file: where they go.
+    """
+
+    def __init__(self, store: WeightStore, file: WeightFile) -> None:
+        self.store, self.file = store, file
+        self._exponents: dict[str, Exponents] = {}
+
+    def integer(self, emitter: Emitter, weight: str, format: IntFormat, shape: Shape) -> Weight:
+        """A matrix in integers, as float16.
+
+        Args:
+            emitter: the function.
+            weight: its name.
+            format: its format.
+            shape: its rows and columns.
+        """
+        extents, name = self.store.extents(weight), identifier(weight)
+        if weight not in self._exponents:
+            self._exponents[weight] = row_exponents(weight, extents["scale"])
+        exponents = self._exponents[weight]
+        signed = SIGNED_NIBBLES if format.bits == 4 else SIGNED
+        data = self._file_value(
+            *(weight, "codes", f"{'' if format.symmetric else 'u'}int{format.bits}", shape),
+            signed if format.symmetric else None,
+        )
+        groups = extents["scale"].shape
+        blob = ScaleBlob(extents["scale"], exponents)
+        offset = self.file.place((weight, "scale"), "fp16", int(np.prod(groups)), blob)
+        scale = FileValue("fp16", groups, offset)
+        if emitter.opset == "CoreML7":
+            value = self._affine(emitter, name, data, scale)
+        else:
+            parts = {"data": data, "scale": scale}
+            if not format.symmetric:
+                parts["offset"] = self._zero_point(weight, format, groups)
+            value = emitter.constexpr("constexpr_blockwise_shift_scale", name, "fp16", shape, parts)
+        if not exponents.any():
+            return Weight(value)
+        inverse = self.table(emitter, name + DESCALE, np.exp2(-exponents[:, 0].astype(np.float32)))
+        return Weight(value, emitter.cast_once(f"{inverse.name}_half", inverse, "fp16"))
+
+    def palette(self, emitter: Emitter, weight: str, format: PaletteFormat, shape: Shape) -> Value:
+        """A matrix of codes into tables of float16 values; arguments as in `integer`."""
+        name, bits, entries = identifier(weight), format.bits, format.entries
+        extents = self.store.extents(weight)
+        tables = self._file_value(weight, "lut", "fp16", extents["lut"].shape, None)
+        kind = "constexpr_lut_to_dense"
+        if emitter.opset == "CoreML7":  # one table, codes as bytes, and the shape apart
+            packed = (weight, "bytes"), "uint8", extents["codes"].nbytes, Blob(extents["codes"])
+            parts: dict[str, object] = {
+                "indices": FileValue("uint8", (extents["codes"].nbytes,), self.file.place(*packed)),
+                "lut": FileValue("fp16", (entries,), tables.offset),
+                "shape": array_value("uint32", np.asarray(shape)),
+            }
+        else:
+            groups = tables.shape[0]
+            parts = {
+                "indices": self._file_value(weight, "codes", f"uint{bits}", shape, None),
+                "lut": FileValue("fp16", (groups, 1, entries, 1), tables.offset),
+            }
+        return emitter.constexpr(kind, name, "fp16", shape, parts)
+
+    def _affine(self, emitter: Emitter, name: str, data: FileValue, scale: FileValue) -> Value:
+        """The form of iOS 16, of integers of 8 bits with a scale a row."""
+        parts = {
+            "quantized_data": data,
+            "scale": FileValue("fp16", scale.shape[:1], scale.offset),
+            "zero_point": array_value("int8", np.asarray(0)),
+            "axis": array_value("int32", np.asarray(0)),
+        }
+        return emitter.constexpr("constexpr_affine_dequantize", name, "fp16", data.shape, parts)
+
+    def _zero_point(self, weight: str, format: IntFormat, groups: Shape) -> FileValue:
+        """Zero points, one a group, without the store's padding at the end of each row."""
+        dtype = f"uint{format.bits}"
+        if format.bits == 8 or groups[1] % 2 == 0:
+            return self._file_value(weight, "zero_point", dtype, groups, None)
+        packed = self.store.part(weight, "zero_point").numpy()
+        codes = np.stack((packed & 15, packed >> 4), -1).reshape(groups[0], -1)[:, : groups[1]]
+        flat = np.append(codes.ravel(), np.zeros(codes.size % 2, np.uint8))
+        blob = Blob((flat[::2] | flat[1::2] << 4).astype(np.uint8).tobytes())
+        offset = self.file.place((weight, "zero_point"), dtype, codes.size, blob)
+        return FileValue(dtype, groups, offset)
+
+    def floating(self, emitter: Emitter, weight: str, shape: Shape) -> Value:
+        """A weight that stays float: float16 as it is, others as float32, which loses nothing."""
+        extent = self.store.extents(weight)["value"]
+        dtype = "fp16" if extent.dtype == "F16" else "fp32"
+        conversion = WIDENED if extent.dtype == "BF16" else None
+        value = self._file_value(weight, "value", dtype, shape, conversion)
+        return emitter.stored(identifier(weight) + (WIDENED_NAME if conversion else ""), value)
+
+    def table(self, emitter: Emitter, name: str, values: npt.NDArray[np.generic]) -> Value:
+        """A constant that is no weight: float16 or float32."""
+        dtype = {2: "fp16", 4: "fp32"}[values.itemsize]
+        offset = self.file.place((name, dtype), dtype, values.size, Blob(values.tobytes()))
+        return emitter.stored(name, FileValue(dtype, values.shape, offset))
+
+    def _file_value(
+        self, weight: str, part: str, dtype: str, shape: Shape, conversion: Conversion | None
+    ) -> FileValue:
+        extent = self.store.extents(weight)[part]
+        count = int(np.prod(shape))
+        offset = self.file.place((weight, part), dtype, count, Blob(extent, conversion))
+        return FileValue(dtype, shape, offset)

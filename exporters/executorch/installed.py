@@ -1,0 +1,32 @@
+"""Which ExecuTorch EdgeForge works with, and whether it is the one installed."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from exporters.errors import ExportError
+
+SUPPORTED: Final = "1.4.1"
+
+
+def require_executorch(why: str) -> str:
+    """The installed version of ExecuTorch.
+
+    Args:
+        why: what needs it, as the end of a sentence: ``this artifact runs in it``.
+
+    Raises:
+        ExportError: none, or one that EdgeForge was not tested with.
+    """
+    install = f'pip install "executorch=={SUPPORTED}" (or "edgeforge[executorch]")'
+    try:
+        installed = version("executorch")
+    except PackageNotFoundError:
+        raise ExportError(f"ExecuTorch is not installed, and {why}: {install}") from None
+    if installed != SUPPORTED:
+        raise ExportError(
+            f"ExecuTorch {installed} is installed; EdgeForge's artifacts are for {SUPPORTED}, and "
+            f"{why}: {install}"
+        )
+    return installed

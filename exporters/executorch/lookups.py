@@ -1,0 +1,87 @@
+"""Kernels that select rows: of embeddings, and the last token's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from torch import fx
+
+from exporters.executorch.blobs import NIBBLES_SWAPPED, SIGNED, WIDE, WIDENED, Blob, Conversion
+from exporters.executorch.method import SCALAR_TYPES, ScalarType
+from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE
+from quant.formats import IntFormat, parse_format
+from quant.program import node_argument, shape_of
+
+if TYPE_CHECKING:
+    from exporters.executorch.lowering import MethodLowering
+
+_LAST_INDEX: Final = 2**63 - 1
+
+
+def embedding(state: MethodLowering, node: fx.Node) -> None:
+    """Rows of a table of floats."""
+    name, method = state.weight_name(node, 1), state.method
+    extent = state.store.extents(name)["value"]
+    dtype = state.table_dtype(node)
+    wide = extent.dtype == "BF16"
+    key = f"{name} {WIDE}" if wide else name
+    blob = Blob(extent, WIDENED if wide else None)
+    table = state.weight_table(key, blob, dtype, shape_of(node_argument(node, 1)))
+    state.tensors[node] = out = method.tensor(dtype, state.dims(node), dynamic=True)
+    absent, no = method.integer(-1), method.boolean(False)
+    method.call("aten::embedding", "out", table, state.ids, absent, no, no, out=out)
+
+
+def quant_embedding(state: MethodLowering, node: fx.Node) -> None:
+    """Rows of a table in integers; ExecuTorch's own kernel looks them up.
+
+    Where weights lie in a file of their own, a table that is the head's matrix too is the same
+    bytes. Its 4-bit codes then come out of the kernel with the columns of each pair exchanged,
+    which `MethodLowering.value` puts right.
+    """
+    name, method = state.weight_name(node, 1), state.method
+    format = format_of(node)
+    extents = state.store.extents(name)
+    shared = state.shares_head(node)
+    rows = ROWS
+    conversion: Conversion | None = NIBBLES_SWAPPED if format.bits == 4 else SIGNED
+    if format.bits == 4 and shared:
+        rows, conversion = HEAD_ROWS, None
+        state.exchanged.add(node)
+    dtype: ScalarType = "uint8" if format.bits == 4 else "int8"
+    # Of rows the head has float32 scales.
+    wide = shared and format.group_size is None
+    state.tensors[node] = out = method.tensor("float32", state.dims(node), dynamic=True)
+    half = format.implicit_zero_point
+    method.call(
+        f"quantized_decomposed::embedding_{'4bit' if format.bits == 4 else 'byte'}",
+        "dtype_out",
+        state.weight_table(
+            f"{name} {rows}", Blob(extents["codes"], conversion), dtype, extents["codes"].shape
+        ),
+        state.weight_table(
+            f"{name} {WIDE_ROW_SCALE if wide else ROW_SCALE}",
+            Blob(extents["scale"], WIDENED if wide else None),
+            "float32" if wide else "bfloat16",
+            extents["scale"].shape,
+        ),
+        *(method.none(), method.integer(-half), method.integer(half - 1)),
+        *(state.ids, method.integer(SCALAR_TYPES["float32"][0])),
+        out=out,
+    )
+
+
+def last(state: MethodLowering, node: fx.Node) -> None:
+    """The last token's row of every token's."""
+    method, source = state.method, node_argument(node, 0)
+    dims = state.outer_dims(node)
+    out = state.tensors[node] = method.tensor(state.outer_dtype(node), dims, dynamic=False)
+    ends = method.integer(-1), method.integer(_LAST_INDEX)
+    state.slice(state.tensors[source], 1, *ends, out)
+
+
+def format_of(node: fx.Node) -> IntFormat:
+    """The format of a lookup's or a product's integers."""
+    format = parse_format(str(node.args[4]))
+    assert isinstance(format, IntFormat)
+    return format

@@ -1,0 +1,167 @@
+"""The .ptd file: weights by key, beside a .pte that holds none; ExecuTorch's flat tensor format.
+
+Of one blob several keys may tell: XNNPACK asks for a matrix by one, an embedding for the same bytes
+as a tensor by another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from exporters.errors import ExportError
+from exporters.executorch.blobs import Blob
+from exporters.executorch.flatbuffer import Record
+from exporters.executorch.method import SCALAR_TYPES, ScalarType
+from exporters.executorch.schemas import FLAT_TENSOR
+from exporters.executorch.segments import (
+    SEGMENT_ALIGNMENT,
+    Segment,
+    align,
+    append_segments,
+    write_segments,
+)
+
+# After the identifier: its own length, where tables begin, their length, where segments begin,
+# how long they are. Padded to a multiple of 16.
+HEADER: Final = struct.Struct("<4sIQQQQ8x")
+HEADER_MAGIC: Final = b"FH01"
+_HEADER_AT, _HEADER_LENGTH = 8, 40
+# What the .ptd of a .pte holds under the first key and the .pte under the second: a digest of its
+# weights, so that a .ptd of other weights is known by it.
+MARK, MARK_OF_PTE = "edgeforge weights", "edgeforge weights are external"
+
+
+class PtdFile:
+    """Collects weights, then writes them in one pass."""
+
+    def __init__(self) -> None:
+        self._blobs: dict[Blob, int] = {}
+        self._named: dict[str, Record] = {}
+
+    def add(
+        self, key: str, blob: Blob, tensor: tuple[ScalarType, Sequence[int]] | None = None
+    ) -> None:
+        """Adds a blob under a key; the same blob is stored once.
+
+        Args:
+            key: how the program names it.
+            blob: its bytes.
+            tensor: dtype and shape, where a kernel reads it as a tensor.
+        """
+        layout = None
+        if tensor is not None:
+            dtype, shape = tensor
+            order = list(range(len(shape)))
+            layout = Record(
+                "TensorLayout",
+                {
+                    "scalar_type": SCALAR_TYPES[dtype][0],
+                    "sizes": list(shape),
+                    "dim_order": order,
+                },
+            )
+        index = self._blobs.setdefault(blob, len(self._blobs))
+        if key not in self._named or layout is not None:
+            named = {"key": key, "segment_index": index, "tensor_layout": layout}
+            self._named[key] = Record("NamedData", named)
+
+    def write(self, path: Path) -> None:
+        """Writes the file; weights are copied from the store, never held."""
+        segments: list[Segment] = []
+        append_segments(segments, self._blobs)
+        tables = FLAT_TENSOR.encode(
+            Record(
+                "FlatTensor",
+                {
+                    "version": 0,
+                    "segments": [segment.record() for segment in segments],
+                    "named_data": list(self._named.values()),
+                },
+            )
+        )
+        base = align(len(tables) + HEADER.size, SEGMENT_ALIGNMENT)
+        end = segments[-1].offset + segments[-1].nbytes
+        header = HEADER.pack(HEADER_MAGIC, _HEADER_LENGTH, HEADER.size, len(tables), base, end)
+        root = struct.unpack_from("<I", tables)[0] + HEADER.size
+        head = struct.pack("<I", root) + tables[4:_HEADER_AT] + header + tables[_HEADER_AT:]
+        write_segments(path, head, base, segments)
+
+
+@dataclass(frozen=True)
+class Ptd:
+    """An opened .ptd.
+
+    Attributes:
+        file: its path.
+        named: by key, offset in the file and size.
+        layouts: dtype's number and shape, of those that are tensors.
+    """
+
+    file: Path
+    named: Mapping[str, tuple[int, int]]
+    layouts: Mapping[str, tuple[int, tuple[int, ...]]]
+
+    def mark(self) -> bytes:
+        """What says of which weights it is; empty when nothing does."""
+        return read_at(self.file, *self.named.get(MARK, (0, 0)))
+
+
+def read_ptd(file: Path) -> Ptd:
+    """Opens a .ptd; weights stay in the file.
+
+    Raises:
+        ExportError: it is missing, cut short, damaged, or of another schema.
+    """
+    try:
+        with file.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            start = stream.read(_HEADER_AT + HEADER.size)
+            if start[4:8] != FLAT_TENSOR.identifier or start[8:12] != HEADER_MAGIC:
+                raise ExportError(
+                    f"{file} holds no weights of the schema {FLAT_TENSOR.identifier.decode()}: "
+                    f"put the file there that was written with the program"
+                )
+            _, _, at, length, base, total = HEADER.unpack_from(start, _HEADER_AT)
+            if base + total > size:
+                raise ExportError(
+                    f"{file} was cut short: it has {size} bytes and not {base + total}"
+                )
+            stream.seek(0)
+            tables = FLAT_TENSOR.decode(stream.read(at + length), "FlatTensor")
+        segments = [(base + row["offset"], row["size"]) for row in tables["segments"]]
+        if any(offset + nbytes > size for offset, nbytes in segments):
+            raise ValueError("a segment lies past the end")
+        rows = tables["named_data"]
+        named = {row["key"]: segments[row["segment_index"]] for row in rows}
+        layouts = {
+            row["key"]: (row["tensor_layout"]["scalar_type"], tuple(row["tensor_layout"]["sizes"]))
+            for row in rows
+            if row["tensor_layout"] is not None
+        }
+    except OSError as error:
+        raise ExportError(
+            f"{file} cannot be read: {error.strerror}; the program beside it has its weights there"
+        ) from error
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise ExportError(f"{file} cannot be read as ExecuTorch's weights: {error}") from error
+    return Ptd(file, named, layouts)
+
+
+def weights_mark(digests: Mapping[str, str]) -> bytes:
+    """A digest of all weights, by the digest of each."""
+    return hashlib.sha256(repr(sorted(digests.items())).encode()).digest()
+
+
+def read_at(file: Path, offset: int, nbytes: int) -> bytes:
+    """Some bytes of a file."""
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(nbytes)

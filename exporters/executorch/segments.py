@@ -1,0 +1,72 @@
+"""What both of ExecuTorch's file formats end with: segments, each at a multiple of 128 bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from exporters.executorch.blobs import Blob
+from exporters.executorch.flatbuffer import Record
+from quant.store import Extent
+
+SEGMENT_ALIGNMENT: Final = 128
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a file.
+
+    Attributes:
+        offset: from where segments begin.
+        nbytes: its size.
+        parts: offset within it and bytes of what it holds.
+    """
+
+    offset: int
+    nbytes: int
+    parts: tuple[tuple[int, Blob], ...]
+
+    def record(self) -> Record:
+        """The table that says where it lies."""
+        return Record("DataSegment", {"offset": self.offset, "size": self.nbytes})
+
+
+def append_segments(segments: list[Segment], blobs: Iterable[Blob]) -> None:
+    """Lays blobs out after the segments there are, one segment for each."""
+    for blob in blobs:
+        end = segments[-1].offset + segments[-1].nbytes if segments else 0
+        segments.append(Segment(align(end, SEGMENT_ALIGNMENT), blob.nbytes, ((0, blob),)))
+
+
+def write_segments(path: Path, head: bytes, base: int, segments: Sequence[Segment]) -> None:
+    """Writes a file: its head, and from ``base`` on its segments, copied and never held."""
+    end = segments[-1].offset + segments[-1].nbytes
+    with path.open("wb") as target, ExitStack() as opened:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(target.fileno(), 0, base + end)
+        target.write(head)
+        target.flush()
+        descriptors: dict[Path, int] = {}
+
+        def source(extent: Extent) -> int:
+            if extent.file not in descriptors:
+                stream = opened.enter_context(extent.file.open("rb"))
+                descriptors[extent.file] = stream.fileno()
+            return descriptors[extent.file]
+
+        for segment in segments:
+            for at, blob in segment.parts:
+                blob.write(target.fileno(), base + segment.offset + at, source)
+
+
+def align(size: int, alignment: int) -> int:
+    """The next multiple.
+
+    >>> align(129, 128)
+    256
+    """
+    return -(-size // alignment) * alignment

@@ -1,0 +1,155 @@
+"""Where the bytes of weights lie in a program whose delegates EdgeForge cannot read.
+
+Vulkan's and Core ML's delegates have formats of their own. What they must hold of each weight is
+known from how their exporters lay integers and scales out; it is searched for in the file, once,
+right after the export. Reading back takes the bytes at those places and undoes the layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from exporters.errors import ExportError
+from quant.formats import IntFormat
+from quant.store import WeightStore, weight_digest
+
+_BFLOAT16, _FLOAT16, _FLOAT32 = torch.bfloat16, torch.float16, torch.float32
+
+_ROUNDED: Final = "values in float16"
+_UNLIKELY: Final = 64  # so many bytes do not stand somewhere by chance
+
+Layout = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[bytes, int], bytes]]
+"""A part as the delegate holds it; and, of that one's bytes and number of rows, the store's."""
+
+
+def _as(dtype: torch.dtype, data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=dtype)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _flipped(mask: int) -> Layout:
+    """Unsigned codes as two's complement: the highest bit of each is turned."""
+    return lambda codes: codes ^ mask, lambda data, rows: _bytes(_as(torch.uint8, data) ^ mask)
+
+
+_LAYOUTS: Final[Mapping[str, Layout]] = {
+    "as stored": (lambda part: part, lambda data, rows: data),
+    "signed of 4 bits": _flipped(0x88),
+    "signed of 8 bits": _flipped(0x80),
+    "float32": (
+        lambda scale: scale.float(),
+        lambda data, rows: _bytes(_as(_FLOAT32, data).to(_BFLOAT16)),
+    ),
+    "float32, groups first": (
+        lambda scale: scale.float().T,
+        lambda data, rows: _bytes(_as(_FLOAT32, data).view(-1, rows).T.to(_BFLOAT16)),
+    ),
+    "float16": (
+        lambda scale: scale.to(_FLOAT16),
+        lambda data, rows: _bytes(_as(_FLOAT16, data).to(_BFLOAT16)),
+    ),
+    "values in float32": (lambda value: value.float(), lambda data, rows: data),
+    # The only one that cannot be undone: such a place is held against its own digest.
+    _ROUNDED: (lambda value: value.to(_FLOAT16), lambda data, rows: data),
+}
+_CODES: Final = {
+    "vulkan": {4: ("as stored",)},
+    "coreml": {4: ("signed of 4 bits",), 8: ("signed of 8 bits",)},
+}
+_SCALES: Final = {"vulkan": ("float32, groups first", "float32"), "coreml": ("float16",)}
+_VALUES: Final = {"vulkan": "values in float32", "coreml": _ROUNDED}
+
+Place = dict[str, object]
+"""Of a part: ``offset``, ``nbytes``, ``layout``, and ``sha256`` where that is no way back."""
+
+
+def find_bytes(
+    program: Path, store: WeightStore, backend: str
+) -> dict[str, dict[str, list[Place]]]:
+    """Where each part of each weight lies: by name and part, one place for each layout of it.
+
+    Raises:
+        ExportError: a part is not in the file.
+    """
+    found: dict[str, dict[str, list[Place]]] = {}
+    with program.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as m:
+        for name, assignment in store.plan.weights.items():
+            format, places = assignment.format, found.setdefault(name, {})
+            if isinstance(format, IntFormat):
+                wanted = {"codes": _CODES[backend][format.bits], "scale": _SCALES[backend]}
+            else:
+                wanted = {"value": (_VALUES[backend],)}
+            for part, layouts in wanted.items():
+                places[part] = [
+                    place
+                    for layout in layouts
+                    for place in _find(
+                        m, _bytes(_LAYOUTS[layout][0](store.part(name, part))), layout
+                    )
+                ]
+                if not places[part]:
+                    raise ExportError(
+                        f"ExecuTorch's exporter did not keep the {part} of {name} as they were "
+                        f"given: use --backend xnnpack"
+                    )
+    return found
+
+
+def _find(file: mmap.mmap, data: bytes, layout: str) -> Iterator[Place]:
+    """Every copy; of a short part the first alone, for such bytes may stand anywhere by chance."""
+    offset = file.find(data)
+    while offset >= 0:
+        place: Place = {"offset": offset, "nbytes": len(data), "layout": layout}
+        if layout == _ROUNDED:
+            place["sha256"] = hashlib.sha256(data).hexdigest()
+        yield place
+        offset = file.find(data, offset + len(data)) if len(data) >= _UNLIKELY else -1
+
+
+def digests_of_bytes(
+    program: Path,
+    places: Mapping[str, Mapping[str, list[Place]]],
+    rows: Mapping[str, int],
+    digests: Mapping[str, str],
+) -> dict[str, str]:
+    """`quant.store.weight_digest` of every weight, from the bytes at those places.
+
+    Args:
+        program: the .pte.
+        places: from `find_bytes`.
+        rows: of each weight.
+        digests: of the store's weights, for those whose values were rounded: such a one is given
+            back while the rounded values are as they were written.
+    """
+    found: dict[str, str] = {}
+    with program.open("rb") as stream:
+
+        def read(place: Place) -> bytes:
+            stream.seek(int(str(place["offset"])))
+            return stream.read(int(str(place["nbytes"])))
+
+        for name, parts in places.items():
+            seen: set[str] = set()
+            for i in range(max(map(len, parts.values()))):
+                restored = {}
+                for part, listed in parts.items():
+                    place = listed[i % len(listed)]
+                    data = read(place)
+                    if place.get("sha256") == hashlib.sha256(data).hexdigest():
+                        seen.add(digests[name])
+                    else:
+                        undo = _LAYOUTS[str(place["layout"])][1]
+                        restored[part] = [undo(data, rows[name])]
+                if restored:
+                    seen.add(weight_digest(restored))
+            found[name] = " or ".join(sorted(seen))
+    return found

@@ -1,0 +1,312 @@
+"""A program as a torch module that ExecuTorch's exporter understands.
+
+The module says in torch's operators what each ``edgeforge::`` operator means, in the patterns that
+ExecuTorch's partitioners look for. Weights are unpacked from the store: this route holds the whole
+model in memory, several times over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from exporters.errors import ExportError
+from quant import dialect
+from quant.formats import IntFormat, parse_format
+from quant.program import Program, node_argument
+from quant.store import WeightStore
+
+_HIDDEN: Final = -1e30  # added to the score of a token that is out of the window: exp gives 0
+
+
+class StockWeights:
+    """Every weight of a store in the dtypes and shapes that the module computes with.
+
+    Attributes:
+        buffers: by weight and part. ``value``: ``float32``; ``codes``: ``int8[out, in]``, signed;
+            ``rows``: the same for embedding kernels, of 4 bits two a byte with the even column in
+            the high nibble; ``scale`` and ``row scale``: ``float32[out, groups]``, the former
+            ``[out]`` when there is one group; ``zero``: zeros of the scale's shape; ``mean``:
+            ``float32[1, n]`` of 1/n for a norm.
+    """
+
+    def __init__(self, program: Program, store: WeightStore) -> None:
+        self.buffers: dict[tuple[str, str], Tensor] = {}
+        uses = {(n.target, _weight_of(program, n)) for n in program.graph.nodes if _has_weight(n)}
+        for name, assignment in store.plan.weights.items():
+            format = assignment.format
+            if isinstance(format, IntFormat):
+                self._unpack(name, format, store, uses)
+                continue
+            value = store.part(name, "value").float()
+            self.buffers[name, "value"] = value[0] if len(value) == 1 else value
+            if (dialect.RMS_NORM, name) in uses:
+                mean = torch.full((1, value.numel()), 1 / value.numel())
+                self.buffers[name, "mean"] = mean
+
+    def _unpack(
+        self, name: str, format: IntFormat, store: WeightStore, uses: set[tuple[object, str]]
+    ) -> None:
+        codes, scale = store.part(name, "codes"), store.part(name, "scale").float()
+        half = format.implicit_zero_point
+        if format.bits == 4:
+            codes = torch.stack((codes & 15, codes >> 4), -1).flatten(1)
+        signed = (codes.to(torch.int16) - half).to(torch.int8)
+        if (dialect.QUANT_EMBEDDING, name) in uses:
+            rows = signed
+            if format.bits == 4:
+                rows = codes[:, 0::2] << 4 | codes[:, 1::2]
+            # A copy: exporters take one tensor for one constant, and may turn the product's.
+            self.buffers[name, "rows"], self.buffers[name, "row scale"] = rows, scale.clone()
+        if (dialect.QUANT_LINEAR, name) in uses:
+            grouped = format.group_size is not None
+            column = scale if grouped else scale[:, 0].contiguous()
+            zero = torch.zeros(column.shape, dtype=torch.int32 if grouped else torch.int64)
+            self.buffers[name, "codes"], self.buffers[name, "scale"] = signed, column
+            self.buffers[name, "zero"] = zero
+
+
+def _has_weight(node: fx.Node) -> bool:
+    return node.target in (dialect.RMS_NORM, dialect.QUANT_EMBEDDING, dialect.QUANT_LINEAR)
+
+
+def _weight_of(program: Program, node: fx.Node) -> str:
+    return program.inputs[node_argument(node, 1).name].name
+
+
+class StockModule(nn.Module):
+    """One method: ``tokens int64[1, t], position int64[1] -> float32[1, t or 1, vocab]``.
+
+    Args:
+        program: in the lowered dialect.
+        weights: of its store; shared by all methods.
+        tokens: how many one run takes at most.
+    """
+
+    def __init__(self, program: Program, weights: StockWeights, tokens: int) -> None:
+        super().__init__()
+        self.program, self.limit = program, tokens
+        for (name, part), value in weights.buffers.items():
+            self._keep(name, part, value)
+        for name, table in program.tables.items():
+            self._keep(name, "table", table)
+        self._keep("numbers", "table", torch.arange(program.context, dtype=torch.float32))
+        for node, given in program.placeholders("cache"):
+            _, heads, context, width = node.meta["val"].shape
+            self._keep(given.name, "cache", torch.zeros(1, context, heads, width))
+
+    def _keep(self, name: str, part: str, value: Tensor) -> None:
+        self.register_buffer(_buffer_name(name, part), value)
+
+    def kept(self, name: str, part: str) -> Tensor:
+        """A buffer by the name of what it holds and its part."""
+        return self.get_buffer(_buffer_name(name, part))
+
+    def part(self, node: fx.Node, index: int, part: str) -> Tensor:
+        """The part of the weight or cache that an argument names."""
+        return self.kept(self.program.inputs[node_argument(node, index).name].name, part)
+
+    @property
+    def handlers(self) -> Mapping[object, Handler]:
+        """What each operator means."""
+        return HANDLERS
+
+    def begin(self, tokens: Tensor, position: Tensor) -> None:
+        """Makes what a run's operators share."""
+        self.start, count = _integer(position), tokens.shape[1]
+        end = self.start + count
+        _promise(self.start >= 0, self.start < self.program.context, end <= self.program.context)
+        self.count, self.tokens = count, tokens
+        self.masks: dict[int, tuple[Any, Any, Tensor]] = {}
+        self.rows = {
+            name: self.kept(name, "table").narrow(0, self.start, count).view(1, -1, 1, width)
+            for name, table in self.program.tables.items()
+            for width in [table.shape[1]]
+        }
+
+    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """Runs the program from a position that its caches were filled up to."""
+        self.begin(tokens, position)
+        values: dict[fx.Node, Any] = {}
+        for node in self.program.graph.nodes:
+            if node.op != "call_function" or node.target is dialect.SIZE:
+                continue
+            given = [values.get(a) if isinstance(a, fx.Node) else a for a in node.args]
+            handler = self.handlers.get(node.target)
+            if handler is None:
+                raise ExportError(f"ExecuTorch's exporter is not told what {node.target} means")
+            values[node] = handler(self, node, given)
+        result = values[self.program.output()]
+        assert isinstance(result, Tensor)
+        return result
+
+    def window(self, size: int) -> tuple[Any, Any, Tensor]:
+        """First token that a window of this size sees, how many from there, and their mask.
+
+        The mask is ``float32[t, seen]``: 0 where ``i - size < j <= i``, else so low that exp gives
+        0. Older tokens are cut off, for a cache holds no numbers beyond the last one.
+        """
+        if size not in self.masks:
+            # A number that the graph computes, which torch's types call int or float.
+            first: Any = torch.sym_max(self.start - (size - 1), 0)  # type: ignore[no-untyped-call]
+            seen = self.start + self.count - first
+            longest = min(self.program.context, size - 1 + self.limit)
+            _promise(seen >= 1, seen <= longest, first >= 0, first + seen <= self.program.context)
+            numbers = self.kept("numbers", "table")
+            rows = numbers.narrow(0, self.start, self.count).view(-1, 1)
+            distance = rows - numbers.narrow(0, first, seen).view(1, -1)
+            near = torch.logical_and(distance >= 0, distance < size)
+            self.masks[size] = first, seen, torch.where(near, 0.0, _HIDDEN)
+        return self.masks[size]
+
+
+def _integer(tensor: Tensor) -> Any:
+    """A number that the graph computes; torch's types would have it be int or float."""
+    return tensor[0].item()
+
+
+def _promise(*conditions: Any) -> None:
+    """Tells torch.export what holds of numbers that it does not know."""
+    for condition in conditions:
+        torch._check(condition)  # type: ignore[no-untyped-call]
+
+
+def _buffer_name(name: str, part: str) -> str:
+    return f"{name} {part}".replace(".", "_").replace(" ", "__")
+
+
+Handler = Callable[[StockModule, fx.Node, list[Any]], Any]
+"""Given the module, a node and its arguments' values: the node's value."""
+
+
+def _embedding(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
+    return F.embedding(state.tokens, state.part(node, 1, "value"))
+
+
+def _quant_embedding(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
+    format = parse_format(str(node.args[4]))
+    assert isinstance(format, IntFormat)
+    kernels, half = torch.ops.quantized_decomposed, format.implicit_zero_point
+    look_up = kernels.embedding_4bit if format.bits == 4 else kernels.embedding_byte
+    table = state.part(node, 1, "rows"), state.part(node, 1, "row scale")
+    return look_up.dtype(*table, None, -half, half - 1, state.tokens, dtype=torch.float32)
+
+
+def _linear(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
+    return F.linear(given[0], state.part(node, 1, "value"))
+
+
+def _quant_linear(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
+    """Activations rounded to 8 bits a token, then a product with widened weights."""
+    kernels, x = torch.ops.quantized_decomposed, given[0]
+    scale, zero = kernels.choose_qparams_per_token_asymmetric(x, torch.int8)
+    bounds = -128, 127, torch.int8
+    x = kernels.quantize_per_token(x, scale, zero, *bounds)
+    x = kernels.dequantize_per_token(x, scale, zero, *bounds, torch.float32)
+    return _weight_only(state, node, [x])
+
+
+def _weight_only(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
+    """A product of activations as they are with widened weights."""
+    kernels, format = torch.ops.quantized_decomposed, parse_format(str(node.args[4]))
+    assert isinstance(format, IntFormat)
+    half = format.implicit_zero_point
+    parts = [state.part(node, 1, part) for part in ("codes", "scale", "zero")]
+    if format.group_size is None:
+        wide = kernels.dequantize_per_channel(*parts, 0, -half, half - 1, torch.int8)
+    else:
+        limits = -half, half - 1, torch.int8, format.group_size, torch.float32
+        wide = kernels.dequantize_per_channel_group(*parts, *limits)
+    return F.linear(given[0], wide)
+
+
+def _rms_norm(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
+    """The mean of squares as a product by a row of 1/n: a mean would stay outside the delegate."""
+    x = given[0]
+    mean = F.linear(x * x, state.part(node, 1, "mean"))
+    normed: Tensor = x * torch.rsqrt(mean + given[2]) * state.part(node, 1, "value")
+    return normed
+
+
+def _rope(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
+    cos, sin = (
+        state.rows[state.program.inputs[node_argument(node, index).name].name] for index in (1, 2)
+    )
+    half, x = cos.shape[-1], given[0]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return torch.cat(turned + ([rest] if rest.shape[-1] else []), -1)
+
+
+def _attention(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
+    q, k, v = given[:3]
+    window, scale = node.args[6], node.args[7]
+    assert isinstance(window, int)
+    caches = [state.part(node, 3, "cache"), state.part(node, 4, "cache")]
+    for new, cache in zip((k, v), caches, strict=True):
+        torch.ops.llama.update_cache(new, cache, state.start)
+    position, mask = state.start, None
+    if window:
+        first, seen, mask = state.window(window)
+        position = state.start - first
+        caches = [cache.narrow(1, first, seen) for cache in caches]
+    out = torch.ops.llama.custom_sdpa(q, *caches, position, mask, 0.0, mask is None, scale)
+    mixed: Tensor = out.reshape(1, -1, q.shape[2] * q.shape[3])
+    return mixed
+
+
+def _view(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
+    return given[0].view([dim if isinstance(dim, int) else -1 for dim in given[1]])
+
+
+def _last(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
+    return given[0][:, -1:]
+
+
+def _get(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
+    return given[0][given[1]]
+
+
+def _split(state: StockModule, node: fx.Node, given: list[Any]) -> list[Any]:
+    """Slices, which delegates take; a split would stay outside and end them."""
+    parts, start = [], 0
+    for size in given[1]:
+        parts.append(given[0][..., start : start + size])
+        start += size
+    return parts
+
+
+def _plain(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
+    assert callable(node.target)
+    return node.target(*given)
+
+
+HANDLERS: Mapping[object, Handler] = {
+    dialect.EMBEDDING: _embedding,
+    dialect.QUANT_EMBEDDING: _quant_embedding,
+    dialect.LINEAR: _linear,
+    dialect.QUANT_LINEAR: _quant_linear,
+    dialect.RMS_NORM: _rms_norm,
+    dialect.ROPE: _rope,
+    dialect.ATTENTION: _attention,
+    dialect.VIEW: _view,
+    dialect.LAST: _last,
+    dialect.GET: _get,
+    dialect.ADD: _plain,
+    dialect.MUL: _plain,
+    dialect.SILU: _plain,
+    dialect.SPLIT: _split,
+}
+
+
+class VulkanModule(StockModule):
+    """One method for Vulkan's kernels, which multiply with float activations."""
+
+    @property
+    def handlers(self) -> Mapping[object, Handler]:
+        """What each operator means."""
+        return {**HANDLERS, dialect.QUANT_LINEAR: _weight_only}

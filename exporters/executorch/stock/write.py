@@ -1,0 +1,47 @@
+"""Writes an artifact's program through ExecuTorch's own exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from exporters.executorch.stock.coreml_module import CoremlModule
+from exporters.executorch.stock.module import StockModule, StockWeights, VulkanModule
+from exporters.executorch.stock.names import write_names
+from exporters.executorch.stock.vendor import Constants, write_program
+from quant.program import Program
+from quant.store import WeightStore
+
+_MODULES: Mapping[str, type[StockModule]] = {
+    "xnnpack": StockModule,
+    "vulkan": VulkanModule,
+    "coreml": CoremlModule,
+}
+
+
+def write_stock(
+    methods: Mapping[str, Program],
+    store: WeightStore,
+    constants: Constants,
+    tokens: int,
+    backend: str,
+    file: Path,
+) -> None:
+    """Writes a .pte, and beside it which of its tensors is which weight.
+
+    Args:
+        methods: programs in the lowered dialect, by method name.
+        store: the weights they name.
+        constants: what further methods return.
+        tokens: how many one run takes at most.
+        backend: whose delegates compute.
+        file: to write.
+
+    Raises:
+        ExportError: the exporter did not keep a weight as the store has it.
+    """
+    weights = StockWeights(next(iter(methods.values())), store)
+    kind = _MODULES[backend]
+    modules = {name: kind(program, weights, tokens) for name, program in methods.items()}
+    write_program(modules, constants, tokens, backend, file)
+    write_names(file, store, backend)

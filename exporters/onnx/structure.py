@@ -1,0 +1,62 @@
+"""What an ONNX artifact's graphs consist of: operators by type, and weights by format."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from exporters.errors import ExportError
+from exporters.structure import Section
+
+
+def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
+    """Operators and initializers of each graph, from the files.
+
+    Raises:
+        ExportError: a file is no ONNX model.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    operators: Counter[tuple[str, str]] = Counter()
+    products: Counter[tuple[str, str]] = Counter()
+    tensors: Counter[tuple[str, str]] = Counter()
+    elements: Counter[tuple[str, str]] = Counter()
+    sizes: Counter[tuple[str, str]] = Counter()
+    for path in graphs:
+        try:
+            graph = onnx.load(str(path), load_external_data=False).graph
+        except (OSError, DecodeError, ValueError) as error:
+            raise ExportError(f"{path} cannot be read as an ONNX model: {error}") from error
+        for node in graph.node:
+            operators[path.name, f"{node.domain or 'ai.onnx'}::{node.op_type}"] += 1
+            if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+                given = {attribute.name: attribute.i for attribute in node.attribute}
+                # The operator's defaults stand where the graph says nothing.
+                bits, block = given.get("bits", 4), given.get("block_size", 128)
+                products[path.name, f"{node.op_type}, {bits} bits, blocks of {block}"] += 1
+        for tensor in graph.initializer:
+            key = path.name, onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+            tensors[key] += 1
+            elements[key] += math.prod(tensor.dims)
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            sizes[key] += int(place["length"]) if "length" in place else tensor.ByteSize()
+    return (
+        Section(
+            "Operators",
+            ("graph", "operator", "nodes"),
+            tuple((*key, count) for key, count in sorted(operators.items())),
+        ),
+        Section(
+            "Quantized products and lookups",
+            ("graph", "format", "nodes"),
+            tuple((*key, count) for key, count in sorted(products.items())),
+        ),
+        Section(
+            "Initializers",
+            ("graph", "type", "tensors", "elements", "bytes"),
+            tuple((*key, tensors[key], elements[key], sizes[key]) for key in sorted(tensors)),
+        ),
+    )

@@ -1,0 +1,211 @@
+"""Reading packages: what is in them, and what is wrong with them."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from device_harness.coreml_interpreter.interpreter import Interpreter
+from device_harness.coreml_interpreter.limits import Limits
+from device_harness.errors import DeviceError
+from exporters.coreml.blob_file import BLOB_TYPES, BlobFile
+from exporters.coreml.constants import Constant, read_constant
+from exporters.coreml.package import open_package
+from exporters.coreml.schema import messages
+from exporters.errors import ExportError
+from tests.oracles.small_package import BIAS, CODES, blob_file, quantized_linear
+
+MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
+WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quantized_linear(tmp_path_factory.mktemp("package") / "small.mlpackage")
+
+
+@pytest.fixture
+def package(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "small.mlpackage"))
+
+
+def test_what_a_package_says(original: Path) -> None:
+    package = open_package(original)
+    assert list(package.functions) == ["main"]
+    interface = package.interface()
+    assert [(each.name, each.shape) for each in interface.inputs] == [("x", (2, 8))]
+    assert interface.default
+
+
+def test_constants_are_what_was_stored(original: Path) -> None:
+    package = open_package(original)
+    found = {}
+    for operation in package.operations():
+        if operation.type == "const" and operation.outputs[0].name == "bias":
+            found["bias"] = read_constant(package, operation.attributes["val"], "bias").codes()
+        if operation.type.startswith("constexpr"):
+            value = operation.inputs["data"].arguments[0].value
+            found["data"] = read_constant(package, value, "data").codes()
+    assert np.array_equal(found["bias"], BIAS)
+    assert np.array_equal(found["data"], np.where(CODES > 7, CODES.astype(int) - 16, CODES))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
+def test_packed_integers_as_apples_own_library_writes_them(bits: int, tmp_path: Path) -> None:
+    spec = importlib.util.find_spec("coremltools")
+    if spec is None or spec.origin is None:
+        pytest.skip("coremltools, whose library writes weight files, is not installed")
+    library = next(Path(spec.origin).parent.glob("libmilstoragepython*.so"), None)
+    if library is None:
+        pytest.skip("coremltools has no library for weight files on this system")
+    loader = importlib.machinery.ExtensionFileLoader("libmilstoragepython", str(library))
+    found = importlib.util.spec_from_loader("libmilstoragepython", loader)
+    assert found is not None
+    module = importlib.util.module_from_spec(found)
+    loader.exec_module(module)
+    codes = np.random.default_rng(bits).integers(0, 1 << bits, 101).astype(np.uint8)
+    path = tmp_path / "weight.bin"
+    writer = module._BlobStorageWriter(str(path))
+    offset = getattr(writer, f"write_uint{bits}_data")(codes)
+    del writer
+    blob = BlobFile(path).read(offset)
+    assert (blob.dtype, blob.elements) == (f"uint{bits}", 101)
+    assert np.array_equal(Constant(blob.dtype, (101,), blob.data).codes(), codes)
+
+
+def test_a_package_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="there is no Core ML model at"):
+        open_package(tmp_path / "none.mlpackage")
+    with pytest.raises(ExportError, match=r"is no Core ML package: it has no Manifest\.json"):
+        open_package(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is no JSON text"),
+        ("[" * 100_000, "is no JSON text"),
+        ("[]", "does not say where the model is"),
+        ("{}", "does not say where the model is"),
+        ('{"rootModelIdentifier": "a", "itemInfoEntries": {"a": {"path": 3}}}', "does not say"),
+    ],
+)
+def test_manifests(package: Path, text: str, words: str) -> None:
+    (package / "Manifest.json").write_text(text)
+    with pytest.raises(ExportError, match=words):
+        open_package(package)
+
+
+@pytest.mark.parametrize("path", ["../../secret", "/etc/passwd", "com.apple.CoreML/../../../x"])
+def test_a_model_outside_its_package(package: Path, path: str) -> None:
+    entries = {"rootModelIdentifier": "a", "itemInfoEntries": {"a": {"path": path}}}
+    (package / "Manifest.json").write_text(json.dumps(entries))
+    with pytest.raises(ExportError, match="lies outside"):
+        open_package(package)
+
+
+def test_weights_outside_their_package(package: Path) -> None:
+    opened = open_package(package)
+    for name in ("@model_path/../../../x", "@model_path//etc/passwd"):
+        with pytest.raises(ExportError, match="lies outside"):
+            opened.blob_file(name)
+    with pytest.raises(ExportError, match="only files under @model_path/ are read"):
+        opened.blob_file("/etc/passwd")
+
+
+def test_no_protobuf(package: Path) -> None:
+    (package / MODEL).write_bytes(b"\xff" * 40)
+    with pytest.raises(ExportError, match="its protobuf cannot be parsed"):
+        open_package(package)
+
+
+def test_another_kind_of_model(package: Path) -> None:
+    model = messages()["Model"](specificationVersion=4, neuralNetwork=b"")
+    (package / MODEL).write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match="holds a neuralNetwork, not an ML program"):
+        open_package(package)
+
+
+def test_a_missing_function(package: Path) -> None:
+    with pytest.raises(ExportError, match="has no function 'decode'; it has main"):
+        open_package(package).function("decode")
+
+
+def test_weight_files_that_were_cut_or_changed(tmp_path: Path) -> None:
+    data, (offset,) = blob_file(("fp16", bytes(64), 0))
+    path = tmp_path / "weight.bin"
+
+    def refused(content: bytes, at: int, words: str) -> None:
+        path.write_bytes(content)
+        with pytest.raises(ExportError, match=words):
+            BlobFile(path).read(at)
+
+    refused(b"", offset, "has 0 bytes, less than the 64")
+    refused(data[:40], offset, "has 40 bytes, less than the 64")
+    refused(struct.pack("<II", 1, 1) + data[8:], offset, "of version 1; version 2 can be read")
+    refused(data[:100], offset, "lies at offset 64")
+    refused(data[:150], offset, "takes 64 bytes from 128, past the file's end at 150")
+    refused(data, 10**9, "lies at offset 1000000000")
+    refused(data, 128, "there is no constant at offset 128")
+    unknown = data[:68] + struct.pack("<I", 99) + data[72:]
+    refused(unknown, offset, "has the unknown element type 99")
+    huge = data[:72] + struct.pack("<Q", 2**63) + data[80:]
+    refused(huge, offset, "past the file's end")
+    odd = data[:72] + struct.pack("<Q", 63) + data[80:]
+    refused(odd, offset, "no whole number of fp16 elements")
+
+
+def test_a_weight_file_of_another_package(package: Path) -> None:
+    other, _ = blob_file(*(("uint8", bytes(24), 0) for _ in range(3)))
+    (package / WEIGHTS).write_bytes(other)
+    with pytest.raises(ExportError, match=r"int4.*but the weight file holds uint8"):
+        Interpreter(open_package(package)).bind()
+
+
+def test_every_blob_type_has_its_own_number() -> None:
+    assert len(set(BLOB_TYPES.values())) == len(BLOB_TYPES)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_mutated_packages_are_read_or_refused(package: Path, original: Path, data: st.DataObject):
+    """Bytes changed, cut or doubled anywhere: one of our own errors, or a result."""
+    for file in (MODEL, WEIGHTS):
+        content = bytearray((original / file).read_bytes())
+        for _ in range(data.draw(st.integers(0, 3))):
+            at = data.draw(st.integers(0, len(content) - 1))
+            kind = data.draw(st.sampled_from(("byte", "large", "cut", "double")))
+            if kind == "byte":
+                content[at] = data.draw(st.integers(0, 255))
+            elif kind == "large":
+                content[at : at + 8] = b"\xff" * 7 + b"\x7f"
+            elif kind == "cut" and at > 8:
+                del content[at : at + data.draw(st.integers(1, 40))]
+            else:
+                content[at:at] = content[at : at + data.draw(st.integers(1, 40))]
+        (package / file).write_bytes(content)
+    try:
+        opened = open_package(package)
+        interpreter = Interpreter(opened, limits=Limits(elements=1 << 20, iterations=10))
+        given_inputs = {
+            name: np.zeros([dim or 1 for dim in kind.shape], np.float32)
+            for name, kind in interpreter.inputs().items()
+            if kind.elements < 1 << 20
+        }
+        interpreter.run(given_inputs, states=interpreter.make_states())
+    except (ExportError, DeviceError) as error:
+        assert str(error)

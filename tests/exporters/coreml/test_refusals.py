@@ -1,0 +1,97 @@
+"""What a package cannot hold, and options that do not go together, are refused before any work."""
+
+from __future__ import annotations
+
+import pytest
+
+import edgeforge.pipeline as pipeline
+from edgeforge.pipeline import ExportOptions, export
+from exporters.errors import ExportError
+from exporters.options import TargetOptions
+from exporters.registry import find_target
+
+
+@pytest.fixture
+def refused(cache, tmp_path, monkeypatch, checkpoint_of, llama_config):
+    """Exports and returns the refusal; hashing or quantizing anything fails the test."""
+
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("work was done before the refusal")
+
+    def refused(format="fp16", **asked):
+        model = checkpoint_of(llama_config())
+        monkeypatch.setattr(type(model.checkpoint), "digest", work)
+        monkeypatch.setattr(pipeline, "quantize", work)
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(f"- {{match: '*', format: {format}}}\n")
+        out = tmp_path / "out"
+        options = ExportOptions(recipe=str(recipe), target=TargetOptions(**asked))
+        with pytest.raises(ExportError) as caught:
+            export(model, [find_target("coreml")], out, options)
+        assert not out.exists()
+        return str(caught.value)
+
+    return refused
+
+
+@pytest.mark.parametrize("chunk", ["0", "-4", "many", "16,", "16,0", "1.5"])
+def test_chunks_that_are_no_numbers_of_tokens(chunk, refused):
+    assert refused(chunk=chunk) == (
+        f"--chunk {chunk} is not possible: give the number of tokens of one prefill call, such as "
+        f"64, or several to choose from, such as 16,64,256"
+    )
+
+
+def test_slices_before_ios_18(refused):
+    assert refused(opset="ios17", cache_write="slice") == (
+        "--cache-write slice needs an operator that iOS 18 brought: leave it out, or take --opset "
+        "ios18"
+    )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_on_the_neural_engine(bits, refused):
+    assert refused(f"int{bits}-g32", profile="ane") == (
+        f"model.embed_tokens.weight is to be int{bits}-g32; the Neural Engine wants one scale a "
+        f"row or a palette, not blocks: use lut{bits}-gc16 or int{bits}-pc, or --profile gpu"
+    )
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16"])
+def test_wide_floats_on_the_neural_engine(format, refused):
+    assert refused(format, profile="ane") == (
+        f"model.embed_tokens.weight is to be {format}; the Neural Engine computes in float16: use "
+        f"fp16, or --profile gpu"
+    )
+
+
+@pytest.mark.parametrize("format", ["int4-g32", "int4-pc", "int8-g32", "int8-pc-asym"])
+def test_integers_that_ios_17_does_not_have(format, refused):
+    assert refused(format, opset="ios17") == (
+        f"model.embed_tokens.weight is to be {format}; of integers, iOS 17 holds those of 8 bits "
+        f"with one scale a row: use int8-pc, lut4-pt or fp16, or --opset ios18"
+    )
+
+
+def test_grouped_palettes_before_ios_18(refused):
+    assert refused("lut4-gc16", opset="ios17") == (
+        "model.embed_tokens.weight is to be lut4-gc16; iOS 17 has one table for a whole matrix: "
+        "use lut4-pt, or --opset ios18"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [("profile", "gpu or ane"), ("cache_write", "slice or onehot"), ("opset", "ios18 or ios17")],
+)
+def test_values_of_options_that_are_not_known(name, allowed, refused):
+    flag = "--" + name.replace("_", "-")
+    assert refused(**{name: "best"}) == f"{flag} best is not known to coreml: take {allowed}"
+
+
+def test_a_context_that_does_not_fit_the_stated_memory(refused):
+    sentence = refused("int8-pc", max_memory=1_000_000)
+    # Keys and values of 2 layers, 2 heads of 16 columns, 2 bytes each.
+    assert "for a context of 4096 tokens (weights 0.1 MB, caches 1.0 MB, buffers " in sentence
+    assert ", and --max-memory is 1.0 MB: export with --context " in sentence
+    assert "caches 2.1 MB" in refused("int8-pc", max_memory=1_000_000, opset="ios17")

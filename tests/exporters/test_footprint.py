@@ -1,0 +1,93 @@
+"""Memory estimated before any work, against sizes counted by hand and what a runtime takes."""
+
+from __future__ import annotations
+
+import pytest
+
+import edgeforge.pipeline as pipeline
+from edgeforge.pipeline import ExportOptions, export
+from exporters.errors import ExportError
+from exporters.footprint import Footprint, RuntimeCosts, check_memory, estimate
+from exporters.options import TargetOptions
+from exporters.registry import find_target
+from exporters.target import ModelFacts
+from quant.recipes import find_recipe
+
+FACTS = ModelFacts("llama", 64, 16, (4, 4), (2, 1), 256, (257,), None, 100)
+SHAPES = {
+    "model.embed_tokens.weight": (320, 64),
+    "model.layers.0.mlp.gate_up_proj.weight": (192, 64),
+    "model.norm.weight": (64,),
+}
+ROLES = {
+    "model.embed_tokens.weight": "embedding",
+    "model.layers.0.mlp.gate_up_proj.weight": "linear",
+    "model.norm.weight": "norm",
+}
+COSTS = RuntimeCosts(cache_element=2, tied_copies=2, run_tokens=8)
+
+
+@pytest.fixture
+def counted():
+    return estimate(find_recipe("int8").plan(SHAPES, ROLES), SHAPES, FACTS, COSTS)
+
+
+def test_what_is_counted(counted):
+    # Codes, a bfloat16 scale a row, and the norm as it is stored.
+    table, matrix = 320 * 64 + 320 * 2, 192 * 64 + 192 * 2
+    norm = counted.weights - 2 * table - matrix
+    assert norm in (64 * 2, 64 * 4)
+    assert counted.caches_per_token == 2 * (2 + 1) * 16 * 2
+    assert counted.buffers_at(0) == 4 * (8 * (3 * 64 + 2 * 192) + 320)
+    assert counted.total(10) == counted.total(0) + 10 * (192 + 16 * 4)
+
+
+def test_an_untied_head_is_a_weight_of_its_own():
+    shapes = {**SHAPES, "lm_head.weight": (320, 64)}
+    plan = find_recipe("int8").plan(shapes, {**ROLES, "lm_head.weight": "head"})
+    untied = estimate(plan, shapes, FACTS, COSTS)
+    plan = find_recipe("int8").plan(SHAPES, ROLES)
+    assert untied.weights == estimate(plan, SHAPES, FACTS, COSTS).weights
+
+
+@pytest.mark.parametrize("memory", [3000, 3001, 3002, 3003, 4096, 999_999])
+def test_the_largest_context_is_the_last_that_fits(memory):
+    footprint = Footprint(1000, 500, 2.5, 0.75)
+    largest = footprint.largest_context(memory)
+    assert footprint.total(largest) <= memory < footprint.total(largest + 1)
+
+
+def test_what_is_said():
+    footprint = Footprint(2_000_000, 300_000, 1000.0, 0.0)
+    check_memory("onnx", footprint, 700, None)
+    check_memory("onnx", footprint, 700, 3_000_000)
+    with pytest.raises(ExportError) as caught:
+        check_memory("onnx", footprint, 701, 3_000_000)
+    assert str(caught.value) == (
+        "onnx would need 3.0 MB for a context of 701 tokens (weights 2.0 MB, caches 0.7 MB, "
+        "buffers 0.3 MB), and --max-memory is 3.0 MB: export with --context 700 or less"
+    )
+    with pytest.raises(ExportError, match="not even its weights fit: choose a recipe of fewer"):
+        check_memory("onnx", footprint, 2, 1_999_999)
+    with pytest.raises(ExportError, match="leave no room for a context"):
+        check_memory("onnx", footprint, 2, 2_300_500)
+
+
+@pytest.mark.parametrize("target", ["onnx", "executorch"])
+def test_refused_before_any_work(target, cache, tmp_path, monkeypatch, checkpoint_of, llama_config):
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("work was done before the refusal")
+
+    model = checkpoint_of(llama_config())
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.checkpoint), "digest", work)
+        patch.setattr(pipeline, "quantize", work)
+        asked = TargetOptions(max_memory=1_500_000)
+        options = ExportOptions("int4", context=4096, target=asked)
+        words = rf"^{target} would need .* export with --context \d+ or less$"
+        with pytest.raises(ExportError, match=words) as caught:
+            export(model, [find_target(target)], tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
+    largest = int(str(caught.value).split("--context ")[1].split()[0])
+    fitting = ExportOptions("int4", context=largest, target=asked)
+    assert export(model, [find_target(target)], tmp_path / "out", fitting)
