@@ -20,7 +20,7 @@ from exporters.errors import ExportError
 from exporters.options import TargetOptions
 from exporters.target import ModelFacts, Target
 from quant.errors import QuantizationError
-from quant.formats import IntFormat, parse_format
+from quant.formats import FloatFormat, IntFormat, parse_format
 from quant.plan import FLOAT32, IMPORTED, SIGNED, Assignment, QuantPlan, matrix_shape
 
 if TYPE_CHECKING:
@@ -140,7 +140,11 @@ def allowed_formats(
         names: of the formats.
         signed: whether scales below zero may be taken, where the targets hold them.
     """
-    plain = {name: Assignment(FLOAT32, "cast") for name in shapes}
+    # Every profile of every target holds vectors in float32 and matrices in float16.
+    plain = {
+        name: Assignment(FLOAT32 if len(shape) == 1 else FloatFormat("float16"), "cast")
+        for name, shape in shapes.items()
+    }
     free = replace(options, max_memory=None)
 
     def holds(given: Mapping[str, Assignment]) -> bool:
