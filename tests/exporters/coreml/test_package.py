@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import shutil
 import struct
@@ -62,20 +60,11 @@ def test_constants_are_what_was_stored(original: Path) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
 def test_packed_integers_as_apples_own_library_writes_them(bits: int, tmp_path: Path) -> None:
-    spec = importlib.util.find_spec("coremltools")
-    if spec is None or spec.origin is None:
-        pytest.skip("coremltools, whose library writes weight files, is not installed")
-    library = next(Path(spec.origin).parent.glob("libmilstoragepython*.so"), None)
-    if library is None:
-        pytest.skip("coremltools has no library for weight files on this system")
-    loader = importlib.machinery.ExtensionFileLoader("libmilstoragepython", str(library))
-    found = importlib.util.spec_from_loader("libmilstoragepython", loader)
-    assert found is not None
-    module = importlib.util.module_from_spec(found)
-    loader.exec_module(module)
+    from coremltools.libmilstoragepython import _BlobStorageWriter
+
     codes = np.random.default_rng(bits).integers(0, 1 << bits, 101).astype(np.uint8)
     path = tmp_path / "weight.bin"
-    writer = module._BlobStorageWriter(str(path))
+    writer = _BlobStorageWriter(str(path))
     offset = getattr(writer, f"write_uint{bits}_data")(codes)
     del writer
     blob = BlobFile(path).read(offset)
