@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quant.program import Program
 
 # Evaluation text that occurs in the calibration text word for word, this long, is no accident.
-OVERLAP_TOKENS: Final = 48
+OVERLAP_WORDS: Final = 32
 # Below this many distinct tokens a text shows next to nothing of what a model does.
 _FEW_TOKENS: Final = 16
 
@@ -171,7 +171,8 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
     path = CALIBRATION_TEXT if is_demo else Path(source)
     file = model.checkpoint.tokenizer_files.get("tokenizer.json")
     tokenizer = Tokenizer(file, model.checkpoint.source)
-    text = tokenizer.encode(read_text(path), special=False)
+    written = read_text(path)
+    text = tokenizer.encode(written, special=False)
     vocabulary = model.spec.vocab_size
     if text and max(text) >= vocabulary:
         raise UsageError(
@@ -192,7 +193,7 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
             f"the calibration text {source} has {len(text)} tokens; {count * step} are wanted: "
             f"give a longer text, or ask for fewer with --calibration-tokens"
         )
-    _refuse_overlap(text, tokenizer, source)
+    _refuse_overlap(written, source)
     draw = random.Random(options.seed)
     begin = draw.randrange(min(step, len(text) - count * step + 1))
     starts = range(begin, len(text) - step + 1, step)
@@ -216,12 +217,10 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
     )
 
 
-def _refuse_overlap(text: Sequence[int], tokenizer: Tokenizer, source: str) -> None:
+def _refuse_overlap(text: str, source: str) -> None:
     """Refuses a text of which passages are in the text that evaluation is made on."""
-    heldout = tokenizer.encode(read_text(HELDOUT), special=False)
-    shared = shared_passage(text, heldout)
-    if shared is not None:
-        passage = " ".join(tokenizer.decode(text[shared : shared + OVERLAP_TOKENS]).split())
+    passage = shared_passage(text, read_text(HELDOUT))
+    if passage is not None:
         raise UsageError(
             f"the calibration text {source} shares a passage with the held-out text that "
             f"evaluation is made on ({passage[:60]!r}): a model calibrated on it would be judged "
@@ -229,12 +228,16 @@ def _refuse_overlap(text: Sequence[int], tokenizer: Tokenizer, source: str) -> N
         )
 
 
-def shared_passage(text: Sequence[int], other: Sequence[int]) -> int | None:
-    """Where `OVERLAP_TOKENS` tokens of a text begin that the other text has too, or None.
+def shared_passage(text: str, other: str) -> str | None:
+    """The first `OVERLAP_WORDS` words in a row that two texts have in common, or None.
 
-    >>> shared_passage([7, *range(60)], [*range(10, 60)])
-    11
+    Counted in words, so that it does not depend on a tokenizer: in bytes a sentence would be many.
+
+    >>> words = [str(number) for number in range(60)]
+    >>> shared_passage("a " + " ".join(words), " ".join(words[10:]))[:8]
+    '10 11 12'
     """
-    n = OVERLAP_TOKENS
-    known = {tuple(other[i : i + n]) for i in range(len(other) - n + 1)}
-    return next((i for i in range(len(text) - n + 1) if tuple(text[i : i + n]) in known), None)
+    n, words, others = OVERLAP_WORDS, text.split(), other.split()
+    known = {tuple(others[i : i + n]) for i in range(len(others) - n + 1)}
+    passages = (tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    return next((" ".join(passage) for passage in passages if passage in known), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeforge.calibration import (
-    OVERLAP_TOKENS,
+    OVERLAP_WORDS,
     Calibration,
     CalibrationOptions,
     calibration_for,
@@ -69,18 +69,22 @@ def test_what_a_manifest_keeps_draws_the_same_again(demo):
         changed.drawn(demo, 64)
 
 
-def test_text_that_evaluation_is_made_on_is_refused(demo, tokenizer, tmp_path):
+def test_text_that_evaluation_is_made_on_is_refused(demo, tmp_path):
     own = CALIBRATION_TEXT.read_text(encoding="utf-8")[:40_000]
-    heldout = tokenizer.encode(HELDOUT.read_text(encoding="utf-8"), special=False)
+    heldout = HELDOUT.read_text(encoding="utf-8").split()
     options = {"tokens": 1024, "length": 64}
-    # What lies between two words is tokenized alike in both texts.
-    passage = tokenizer.decode(heldout[5000 : 5000 + 2 * OVERLAP_TOKENS])
+    passage = "\n".join(heldout[5000 : 5000 + OVERLAP_WORDS])
     path = written(tmp_path, own + "\n\n" + passage)
     with pytest.raises(UsageError, match="shares a passage with the held-out text"):
         draw_calibration(demo, CalibrationOptions(path, **options), 64)
-    few = tokenizer.decode(heldout[5000 : 5000 + OVERLAP_TOKENS - 4])
-    path = written(tmp_path, own + "\n\n" + few)
+    few = " ".join(heldout[5000 : 5000 + OVERLAP_WORDS - 1])
+    path = written(tmp_path, own + "\n\nother words " + few)
     assert draw_calibration(demo, CalibrationOptions(path, **options), 64).blocks
+
+
+def test_the_text_that_ships_serves_a_tokenizer_of_bytes(tmp_path):
+    tiny = open_model(str(synthesise("tiny-llama", tmp_path / "tiny")))
+    assert draw_calibration(tiny, CalibrationOptions(tokens=512, length=64), 64).blocks
 
 
 def test_a_short_text_is_refused_and_says_what_it_has(demo, tmp_path):
