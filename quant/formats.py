@@ -319,7 +319,7 @@ def parse_format(name: str) -> WeightFormat:
     """Read a format's name.
 
     >>> parse_format("int4-g64-asym")
-    IntFormat(bits=4, group_size=64, symmetric=False)
+    IntFormat(bits=4, group_size=64, symmetric=False, scale_dtype='bfloat16')
     >>> parse_format("lut4-gc16")
     PaletteFormat(bits=4, rows_per_group=16)
     >>> parse_format("fp16").name

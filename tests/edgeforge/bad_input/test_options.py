@@ -65,7 +65,7 @@ def test_options_that_cannot_be_met_are_refused(sound, export, options, code, wo
             "- {match: 'model.layers.7.*', format: fp16}\n- {match: '*', format: int8-pc}",
             "no weight is left for the rule 'model.layers.7.*'",
         ),
-        ("- {match: '*', format: int4-g32, algorithm: gptq}", "no algorithm 'gptq'"),
+        ("- {match: '*', format: int4-g32, algorithm: hqq}", "no algorithm 'hqq'"),
         ("- {match: '*', format: int4-g48}", "group_size 48"),
     ],
 )

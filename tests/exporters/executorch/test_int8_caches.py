@@ -10,7 +10,7 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the o
 from device_harness.errors import DeviceError
 from edgeforge.model import DEMO, open_model
 from edgeforge.pipeline import ExportOptions, export
-from edgeforge.reference import ReferenceRunner, store_reader
+from edgeforge.reference import ReferenceRunner, Walk, store_reader
 from edgeforge.verification import VerifyOptions, verify
 from exporters.errors import ExportError
 from exporters.executorch.reader import read_pte
@@ -32,16 +32,16 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
     return op.dequantize_per_token(codes, scale, zero_point, *grid, torch.float32)
 
 
-class RoundedCaches(ReferenceRunner):
+class RoundedCaches(Walk):
     """QUANTIZED, but attention computes with rounded queries, keys and values."""
 
-    def _prepare(self, node, values):
+    def prepare(self, node):
         if node.target is not dialect.ATTENTION:
-            return super()._prepare(node, values)
+            return super().prepare(node)
         weights = self._weights(node)
 
-        def run(index):
-            arguments = self._arguments(node, values, index, weights)
+        def run(values):
+            arguments = self._arguments(node, values, weights)
             with torch.no_grad():
                 return node.target(*map(rounded, arguments[:3]), *arguments[3:])
 
@@ -49,7 +49,9 @@ class RoundedCaches(ReferenceRunner):
 
 
 def rounded_logits(made, tokens):
-    runner = RoundedCaches(made.program, store_reader(made.store))
+    read = store_reader(made.store)
+    runner = ReferenceRunner(made.program, read)
+    runner._walk = RoundedCaches(made.program, read)
     return next(runner.logits([torch.from_numpy(tokens)])).numpy()
 
 
