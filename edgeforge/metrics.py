@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -102,7 +103,9 @@ class PerplexityMeter:
 class DivergenceMeter:
     """Compares logits block by block, keeping one number a token."""
 
-    _kl: list[Tensor] = field(default_factory=list)
+    # One buffer that grows: a small tensor a block would lie between blocks of logits, and the
+    # allocator could not give the room that they leave to the next.
+    _kl: array[float] = field(default_factory=lambda: array("f"))
     _top1: int = 0
     _top5: float = 0.0
     _max: float = 0.0
@@ -119,7 +122,7 @@ class DivergenceMeter:
             other.log_probabilities, one.log_probabilities, reduction="none", log_target=True
         ).sum(-1)
         # A divergence is never negative; what rounding leaves below zero is noise around it.
-        self._kl.append(kl.clamp_min(0))
+        self._kl.frombytes(kl.clamp_min(0).numpy().tobytes())
         self._top1 += int((one.choice == other.choice).sum())
         shared = (one.top[..., :, None] == other.top[..., None, :]).any(-1)
         self._top5 += float(shared.float().mean(-1).sum())
@@ -134,7 +137,7 @@ class DivergenceMeter:
 
     def result(self) -> Divergence:
         """The comparison so far."""
-        kl = torch.cat(self._kl).double()
+        kl = torch.tensor(self._kl, dtype=torch.float64)
         return Divergence(
             tokens=len(kl),
             kl_mean=float(kl.mean()),
