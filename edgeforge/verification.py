@@ -187,22 +187,20 @@ def _blocks(
             f"another model's; export again with --tokenizer PATH"
         )
     if manifest.calibration and path != HELDOUT:
-        _refuse_calibration_text(manifest, model, path)
+        _refuse_calibration_text(manifest, path)
     label = "the demo model's held-out text" if path == HELDOUT else path.name
     return split_blocks(tokens, length, spec.bos, limit), label
 
 
-def _refuse_calibration_text(manifest: Manifest, model: Model, path: Path) -> None:
+def _refuse_calibration_text(manifest: Manifest, path: Path) -> None:
     """Refuses a text that the artifact was calibrated on; one that is gone cannot be compared."""
-    from edgeforge.calibration import Calibration, shared_passage
+    from edgeforge.calibration import CALIBRATION_TEXT, Calibration, shared_passage
 
     calibration = Calibration.recorded(manifest.calibration)
     if calibration.source != DEMO and not Path(calibration.source).is_file():
         return
-    drawn = calibration.drawn(model, manifest.context).blocks or ()
-    file = model.checkpoint.tokenizer_files.get("tokenizer.json")
-    seen = " ".join(Tokenizer(file, model.checkpoint.source).decode(block) for block in drawn)
-    if shared_passage(read_text(path), seen) is not None:
+    source = CALIBRATION_TEXT if calibration.source == DEMO else Path(calibration.source)
+    if shared_passage(read_text(path), read_text(source)) is not None:
         raise UsageError(
             f"{path} shares a passage with the text that the artifact was calibrated on "
             f"({calibration.source}), so it would be judged by what it has seen: evaluate on "
