@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeforge.errors import CheckFailed, UsageError
-from edgeforge.model import DEMO, DEMO_FOLDER, HELDOUT, Model, open_model
+from edgeforge.model import CALIBRATION_TEXT, DEMO, DEMO_FOLDER, HELDOUT, Model, open_model
 from edgeforge.text import Tokenizer, read_text, split_blocks
 from exporters.manifest import MANIFEST, Manifest, check_files
 from exporters.registry import find_target
@@ -194,7 +194,7 @@ def _blocks(
 
 def _refuse_calibration_text(manifest: Manifest, path: Path) -> None:
     """Refuses a text that the artifact was calibrated on; one that is gone cannot be compared."""
-    from edgeforge.calibration import CALIBRATION_TEXT, Calibration, shared_passage
+    from edgeforge.calibration import Calibration, shared_passage
 
     calibration = Calibration.recorded(manifest.calibration)
     if calibration.source != DEMO and not Path(calibration.source).is_file():
