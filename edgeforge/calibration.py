@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edgeforge.errors import UsageError
-from edgeforge.model import CALIBRATION_TEXT, DEMO, HELDOUT, Model
+from edgeforge.model import CALIBRATION_TEXT, DEMO, DEMO_FOLDER, HELDOUT, Model
 from edgeforge.text import Tokenizer, read_text
 from quant.plan import QuantPlan
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quant.program import Program
 
 # Evaluation text that occurs in the calibration text word for word, this long, is no accident.
-OVERLAP_WORDS: Final = 32
+OVERLAP_TOKENS: Final = 48
 # Below this many distinct tokens a text shows next to nothing of what a model does.
 _FEW_TOKENS: Final = 16
 
@@ -229,15 +229,20 @@ def _refuse_overlap(text: str, source: str) -> None:
 
 
 def shared_passage(text: str, other: str) -> str | None:
-    """The first `OVERLAP_WORDS` words in a row that two texts have in common, or None.
+    """The first `OVERLAP_TOKENS` tokens in a row that two texts have in common, or None.
 
-    Counted in words, so that it does not depend on a tokenizer: in bytes a sentence would be many.
+    Counted by the tokenizer that ships, whatever the model's is: in bytes a sentence would be many.
 
-    >>> words = [str(number) for number in range(60)]
-    >>> shared_passage("a " + " ".join(words), " ".join(words[10:]))[:8]
-    '10 11 12'
+    >>> words = [str(number) for number in range(100, 160)]
+    >>> shared_passage("a " + " ".join(words), "b " + " ".join(words))[:11]
+    '100 101 102'
+    >>> shared_passage("a " + " ".join(words[:9]), "b " + " ".join(words[:9])) is None
+    True
     """
-    n, words, others = OVERLAP_WORDS, text.split(), other.split()
+    tokenizer = Tokenizer(DEMO_FOLDER / "tokenizer.json", DEMO)
+    n = OVERLAP_TOKENS
+    tokens, others = (tokenizer.encode(each, special=False) for each in (text, other))
     known = {tuple(others[i : i + n]) for i in range(len(others) - n + 1)}
-    passages = (tuple(words[i : i + n]) for i in range(len(words) - n + 1))
-    return next((" ".join(passage) for passage in passages if passage in known), None)
+    windows = (tokens[i : i + n] for i in range(len(tokens) - n + 1))
+    found = next((window for window in windows if tuple(window) in known), None)
+    return None if found is None else " ".join(tokenizer.decode(found).split())

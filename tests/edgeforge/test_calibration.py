@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeforge.calibration import (
-    OVERLAP_WORDS,
+    OVERLAP_TOKENS,
     Calibration,
     CalibrationOptions,
     calibration_for,
@@ -69,16 +69,17 @@ def test_what_a_manifest_keeps_draws_the_same_again(demo):
         changed.drawn(demo, 64)
 
 
-def test_text_that_evaluation_is_made_on_is_refused(demo, tmp_path):
+def test_text_that_evaluation_is_made_on_is_refused(demo, tokenizer, tmp_path):
     own = CALIBRATION_TEXT.read_text(encoding="utf-8")[:40_000]
-    heldout = HELDOUT.read_text(encoding="utf-8").split()
+    heldout = tokenizer.encode(HELDOUT.read_text(encoding="utf-8"), special=False)
     options = {"tokens": 1024, "length": 64}
-    passage = "\n".join(heldout[5000 : 5000 + OVERLAP_WORDS])
+    # What lies between two words is tokenized alike in both texts.
+    passage = tokenizer.decode(heldout[5000 : 5000 + 2 * OVERLAP_TOKENS])
     path = written(tmp_path, own + "\n\n" + passage)
     with pytest.raises(UsageError, match="shares a passage with the held-out text"):
         draw_calibration(demo, CalibrationOptions(path, **options), 64)
-    few = " ".join(heldout[5000 : 5000 + OVERLAP_WORDS - 1])
-    path = written(tmp_path, own + "\n\nother words " + few)
+    few = tokenizer.decode(heldout[5000 : 5000 + OVERLAP_TOKENS - 4])
+    path = written(tmp_path, own + "\n\n" + few)
     assert draw_calibration(demo, CalibrationOptions(path, **options), 64).blocks
 
 
