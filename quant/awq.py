@@ -111,14 +111,7 @@ class Awq:
             range(0, rows, step),
             threads,
         )
-        points = [part.zero_point for part in parts if part.zero_point is not None]
-        return QuantizedRows(
-            codes=torch.cat([part.codes for part in parts]),
-            scale=torch.cat([part.scale for part in parts]),
-            zero_point=torch.cat(points) if points else None,
-            squared_error=sum(part.squared_error for part in parts),
-            squared_norm=sum(part.squared_norm for part in parts),
-        )
+        return QuantizedRows.joined(parts)
 
 
 def _tied_magnitude(moment: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:

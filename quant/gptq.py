@@ -89,14 +89,7 @@ class Gptq:
             range(0, rows, _ROWS),
             threads,
         )
-        points = [part.zero_point for part in done if part.zero_point is not None]
-        return QuantizedRows(
-            codes=torch.cat([part.codes for part in done]),
-            scale=torch.cat([part.scale for part in done]),
-            zero_point=torch.cat(points) if points else None,
-            squared_error=sum(part.squared_error for part in done),
-            squared_norm=sum(part.squared_norm for part in done),
-        )
+        return QuantizedRows.joined(done)
 
 
 def inverse_factor(moment: torch.Tensor, damping: float, name: str = "weight") -> torch.Tensor:

@@ -11,6 +11,7 @@ here in torch for machines without a compiler. Both give the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -69,6 +70,18 @@ class QuantizedRows:
     zero_point: torch.Tensor | None
     squared_error: float
     squared_norm: float
+
+    @classmethod
+    def joined(cls, parts: Sequence[QuantizedRows]) -> QuantizedRows:
+        """Parts of one matrix, in the order of its rows."""
+        points = [part.zero_point for part in parts if part.zero_point is not None]
+        return cls(
+            codes=torch.cat([part.codes for part in parts]),
+            scale=torch.cat([part.scale for part in parts]),
+            zero_point=torch.cat(points) if points else None,
+            squared_error=sum(part.squared_error for part in parts),
+            squared_norm=sum(part.squared_norm for part in parts),
+        )
 
 
 class RoundToNearest:

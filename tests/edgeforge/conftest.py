@@ -1,6 +1,7 @@
 """Gives the tests of the families their oracles, which lie apart under ``tests/oracles``."""
 
 import importlib.util
+import signal
 from pathlib import Path
 from types import ModuleType
 
@@ -41,3 +42,11 @@ def traced() -> ModuleType:
 def packed_checkpoints() -> ModuleType:
     """Checkpoints that were quantized elsewhere, from integers one knows."""
     return _load("packed_checkpoints")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """Ctrl-C as a user has it: runners that were started in the background inherit it ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
