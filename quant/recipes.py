@@ -99,11 +99,11 @@ class Recipe:
         return first
 
     def _check_algorithm(self, rule: Rule) -> None:
-        from quant.registry import CALIBRATED, PALETTIZERS, QUANTIZERS, algorithms_for
+        from quant.registry import algorithms_for, known_algorithms
 
         if rule.algorithm is None:
             return
-        known = (*QUANTIZERS, *PALETTIZERS, *CALIBRATED)
+        known = known_algorithms()
         if rule.algorithm not in known:
             near = difflib.get_close_matches(rule.algorithm, known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -133,12 +133,12 @@ def _matches(rule: Rule, name: str, role: str) -> bool:
 
 
 def _algorithm(rule: Rule, format: WeightFormat, only_looked_up: bool) -> str:
-    from quant.registry import CALIBRATED, algorithms_for
+    from quant.registry import algorithms_for, is_calibrated
 
     usual = algorithms_for(format)[0]
     if rule.algorithm is None or not is_quantized(format):
         return usual
-    return usual if only_looked_up and rule.algorithm in CALIBRATED else rule.algorithm
+    return usual if only_looked_up and is_calibrated(rule.algorithm) else rule.algorithm
 
 
 def _uniform(name: str, format: str, about: str, algorithm: str | None = None) -> Recipe:
