@@ -43,6 +43,38 @@ def best_grid(values: np.ndarray, bits: int, symmetric: bool) -> tuple[float, fl
     return float(scale[best, 0]), float(zero[best, 0])
 
 
+def order_and_factor(
+    moment: np.ndarray, damping: float, activation_order: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The order of the columns, and the upper Cholesky factor of the inverse Hessian in it."""
+    hessian, cols = 2 * moment.astype(np.float64), len(moment)
+    hessian += damping * np.trace(hessian) / cols * np.eye(cols)
+    order = np.argsort(-np.diag(moment), kind="stable") if activation_order else np.arange(cols)
+    inverse = np.linalg.inv(hessian[np.ix_(order, order)])
+    return order, np.linalg.cholesky(inverse).T
+
+
+def gptq_palette(
+    weight: np.ndarray,
+    moment: np.ndarray,
+    tables: np.ndarray,
+    *,
+    damping: float,
+    activation_order: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [rows, cols] into each row's table, [rows, entries], and the values they stand for."""
+    order, factor = order_and_factor(moment, damping, activation_order)
+    left, tables = weight.astype(np.float64)[:, order], tables.astype(np.float64)
+    codes, values = np.zeros(weight.shape, int), np.zeros(weight.shape)
+    for step, column in enumerate(order):
+        away = np.abs(left[:, step, None] - tables)
+        codes[:, column] = away.argmin(1)
+        values[:, column] = np.take_along_axis(tables, away.argmin(1)[:, None], 1)[:, 0]
+        error = (left[:, step] - values[:, column]) / factor[step, step]
+        left[:, step + 1 :] -= np.outer(error, factor[step, step + 1 :])
+    return codes, values
+
+
 def gptq(
     weight: np.ndarray,
     moment: np.ndarray,
@@ -55,12 +87,8 @@ def gptq(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Codes [rows, cols], scales and zero points [rows, groups], and the values they stand for."""
     w = weight.astype(np.float64)
-    hessian = 2 * moment.astype(np.float64)
     rows, cols = w.shape
-    hessian += damping * np.trace(hessian) / cols * np.eye(cols)
-    order = np.argsort(-np.diag(moment), kind="stable") if activation_order else np.arange(cols)
-    inverse = np.linalg.inv(hessian[np.ix_(order, order)])
-    factor = np.linalg.cholesky(inverse).T
+    order, factor = order_and_factor(moment, damping, activation_order)
     scales, zeros = np.zeros((rows, cols // group)), np.zeros((rows, cols // group))
     codes, values = np.zeros((rows, cols)), np.zeros((rows, cols))
 
