@@ -64,7 +64,12 @@ class TensorLayout:
 class IntFormat:
     """Integers of 2 to 8 bits with one scale a group of columns.
 
-@@SYM@@
+    A symmetric format of 2 bits has the steps -2, -1, 0 and 1, and gives the fourth to the negative
+    side always. On normal weights in groups of 32 it leaves a relative error of 0.37 at 2.5 bits a
+    weight; with scales of either sign (`quant.signed`) 0.33 at the same size, and with zero points
+    0.33 at 2.56 bits. So at 2 bits take scales of either sign where no text is looked at, and zero
+    points with GPTQ or AWQ, whose scales are positive. At 3 bits it is 0.178, 0.162 and 0.160.
+
     Attributes:
         bits: 2 to 8; a group's codes fill whole bytes.
         group_size: Columns that share a scale, or None for one group a row ("per channel").
@@ -373,7 +378,7 @@ def _whole_bytes(bits: int) -> int:
 
 
 def _largest_divisor(cols: int, limit: int, unit: int) -> int | None:
-    """The divisor of ``cols`` nearest below ``limit`` that is 8 or more and a multiple of a unit."""
+    """The divisor of ``cols`` up to ``limit`` that is 8 or more and a multiple of ``unit``."""
     for size in range(min(limit, cols), 7, -1):
         if size % unit == 0 and cols % size == 0:
             return size

@@ -233,7 +233,7 @@ class _Grid(Protocol):
 
     @property
     def group_size(self) -> int | None:
-        """Columns whose values are chosen together at their turn; None for all, before the first."""
+        """Columns whose values are chosen together at their turn; None for all columns."""
 
     def fit(self, group: int, values: torch.Tensor) -> None:
         """Chooses a group's values for its weights, ``[group_size, rows]``."""

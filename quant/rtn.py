@@ -196,9 +196,7 @@ def check_rows(weight: torch.Tensor, fmt: IntFormat, name: str = "", first_row: 
         raise _bad_row(weight[bad_row], fmt, name or "weight", first_row + bad_row)
 
 
-def _reach(
-    groups: torch.Tensor, fmt: IntFormat
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _reach(groups: torch.Tensor, fmt: IntFormat) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """How far each group goes above zero, below it, and what its scales are in units of."""
     positive = groups.amax(1).clamp_min(0.0)
     negative = (-groups).amax(1).clamp_min(0.0)

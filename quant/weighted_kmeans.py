@@ -58,14 +58,13 @@ class WeightedKMeans:
                 f"{label} has {cols} input columns; its second moment is {list(moment.shape)}"
             )
         lut = weighted_tables(weight, fmt, moment.diagonal().float(), name=label, threads=threads)
-        step, tables = _steps(weight, fmt)
-        parts = run_all(
-            lambda at: _KMEANS.look_up_rows(
-                weight[at : at + step], fmt, lut[at // step * tables :][:tables]
-            ),
-            range(0, len(weight), step),
-            threads,
-        )
+        step, group = _step(weight, fmt), fmt.rows_per_group
+
+        def look_up(at: int) -> PalettizedRows:
+            tables = lut if group is None else lut[at // group : (at + step) // group]
+            return _KMEANS.look_up_rows(weight[at : at + step], fmt, tables)
+
+        parts = run_all(look_up, range(0, len(weight), step), threads)
         return PalettizedRows(
             torch.cat([part.codes for part in parts]),
             lut,
@@ -103,7 +102,7 @@ def weighted_tables(
     largest = float(importance.max())
     # A column that never sees an input may still be looked up, or see one on another text.
     weighed = importance / largest + 1e-6 if largest > 0 else torch.ones(cols)
-    step, tables = _steps(weight, fmt)
+    step = _step(weight, fmt)
     if fmt.rows_per_group is None:
         counts = run_all(
             lambda at: _KMEANS.count_values(
@@ -123,8 +122,7 @@ def weighted_tables(
     return torch.cat(found)
 
 
-def _steps(weight: torch.Tensor, fmt: PaletteFormat) -> tuple[int, int]:
-    """Rows that are palettized together, and how many tables they have."""
+def _step(weight: torch.Tensor, fmt: PaletteFormat) -> int:
+    """Rows that are palettized together."""
     group = fmt.rows_per_group or 1
-    groups = max(1, _CHUNK_WEIGHTS // (weight.shape[1] * group))
-    return groups * group, 1 if fmt.rows_per_group is None else groups
+    return group * max(1, _CHUNK_WEIGHTS // (weight.shape[1] * group))

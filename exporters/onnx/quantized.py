@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from onnx import TensorProto
@@ -11,7 +11,7 @@ from torch import fx
 
 from exporters.errors import ExportError
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
-from quant.formats import IntFormat, parse_format
+from quant.formats import IntBits, IntFormat, parse_format
 from quant.packing import pack_codes, unpack_codes
 from quant.program import node_argument, shape_of
 from quant.store import WeightStore
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from exporters.onnx.lowering import Lowering
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-WIDTHS = (2, 4, 8)
+WIDTHS: Final[tuple[IntBits, ...]] = (2, 4, 8)
 SMALL_HEAD = 1 << 22
 
 

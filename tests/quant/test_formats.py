@@ -30,7 +30,8 @@ def test_names_mean_what_they_say():
 @pytest.mark.parametrize(
     "name",
     [
-        *("", "int4", "int1-g32", "int9-g32", "int4-g0", "int4-g33", "int4-g-32", "INT4-g32", "int4-g32 "),
+        *("", "int4", "int1-g32", "int9-g32", "int4-g0", "int4-g33", "int4-g-32"),
+        *("INT4-g32", "int4-g32 ", "int3-g20", "int2-g6"),
         *("lut4", "lut5-pt", "lut7-gc16", "lut4-gc0", "lut4-pc", "lut4-g16", "lut4-pt-asym"),
     ],
 )

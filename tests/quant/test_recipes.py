@@ -122,11 +122,15 @@ def test_an_unknown_algorithm_is_refused_before_any_work():
 @pytest.mark.parametrize(
     ("format", "algorithm", "words"),
     [
-        ("lut4-gc16", "rtn", "algorithm rtn cannot fill lut4-gc16, .*: use kmeans, or leave"),
+        (
+            "lut4-gc16",
+            "rtn",
+            "algorithm rtn cannot fill lut4-gc16, .*: use kmeans or kmeans-weighted or gptq or gptq-order, or leave",
+        ),
         (
             "int4-g32",
             "kmeans",
-            "algorithm kmeans cannot fill int4-g32, .*: use rtn or rtn-signed or gptq",
+            "algorithm kmeans cannot fill int4-g32, .*: use rtn or rtn-signed or rtn-minmax or gptq",
         ),
         ("int4-g32 | lut4-pt", "rtn", "algorithm rtn cannot fill lut4-pt"),
     ],

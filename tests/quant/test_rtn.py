@@ -195,7 +195,7 @@ def test_groups_that_are_almost_nothing_become_zeros(name, backend, tiny):
 
 @pytest.mark.parametrize("name", ALL)
 def test_scales_are_positive_and_exact_in_float16(name):
-    sizes = torch.tensor([[1e-8], [1e-5], [1e-3], [1.0], [1e3], [1e5]])
+    sizes = torch.tensor([[1e-8], [1e-5], [1e-3], [1.0], [1e3], [1e4]])
     weight = torch.randn(6, 128, generator=torch.Generator().manual_seed(1)) * sizes
     scale = RTN.quantize_rows(weight, parse_format(name)).scale
     assert bool((scale > 0).all())
