@@ -80,7 +80,7 @@ class Gptq:
 
         def quantize(start: int) -> QuantizedRows:
             some = weight[start : start + _ROWS]
-            grid = _IntegerGrid(fmt, *some.shape, label, start)
+            grid = _IntegerGrid(fmt, len(some), cols, label, start)
             carried = _carry_errors(some, factor, grid, order)
             return QuantizedRows(
                 pack_codes(carried.codes, fmt), *grid.parts(), *carried.squared_sums

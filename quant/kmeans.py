@@ -142,7 +142,8 @@ class KMeans:
         values = _checked(weight, label, first_row)
         if importance is None:
             return torch.from_numpy(_counts(values))
-        return torch.from_numpy(_counts(values, _importance(importance, *values.shape, label)))
+        rows, cols = values.shape
+        return torch.from_numpy(_counts(values, _importance(importance, rows, cols, label)))
 
     def table_of_counts(self, counts: torch.Tensor, fmt: PaletteFormat) -> torch.Tensor:
         """The one table of a matrix, float16 ``[1, 2 ** bits]``, from the sum of its counts."""

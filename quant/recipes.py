@@ -194,6 +194,24 @@ RECIPES: dict[str, Recipe] = {
         _uniform("lut8", "lut8-gc16", "palettes of 256 values, each for 16 rows"),
         _uniform("lut3", "lut3-gc16", "palettes of 8 values, each for 16 rows"),
         _uniform("lut2", "lut2-gc16", "palettes of 4 values, each for 16 rows"),
+        *(
+            _uniform(
+                f"lut{bits}-weighted",
+                f"lut{bits}-gc16",
+                f"palettes of {2**bits} values, weighted by what a calibration text makes enter",
+                "kmeans-weighted",
+            )
+            for bits in (4, 3, 2)
+        ),
+        *(
+            _uniform(
+                f"lut{bits}-gptq",
+                f"lut{bits}-gc16",
+                f"palettes of {2**bits} values, by GPTQ on a calibration text",
+                "gptq-order",
+            )
+            for bits in (4, 3, 2)
+        ),
         _uniform("fp16", "fp16", "float16 weights, float32 arithmetic: the lossless baseline"),
         _uniform("fp32", "fp32", "float32 weights"),
     )

@@ -124,7 +124,7 @@ def initializers(folder: Path, graph: str) -> tuple[onnx.ModelProto, dict[str, n
 def unpacked(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     """One a byte or several, the lowest first: ``uint8[rows, n] -> uint8[rows, count]``."""
     flat = packed.reshape(len(packed), -1)
-    parts = [flat // 2**shift % 2**bits for shift in range(0, 8, bits)]
+    parts = [flat >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
     return np.stack(parts, -1).reshape(len(flat), -1)[:, :count]
 
 
