@@ -1,10 +1,11 @@
 """What recipes cost: bits a weight against the quantization error, on one model and one text.
 
 FLOAT and QUANTIZED logits of the reference operators; no runtime takes part. Every recipe of
-``edgeforge list recipes``, or those named: also files of rules. Calibrated recipes look at the
-calibration text that ships, of which no passage is in the text measured on. Excess is how far the
-perplexity lies above FLOAT's; the standard error of the mean KL is over blocks of text, for tokens
-of one block are not independent.
+``edgeforge list recipes``, or those named: also files of rules, and formats with an algorithm for
+every matrix, such as ``int3-g64:gptq-order``. Calibrated recipes look at the calibration text that
+ships, of which no passage is in the text measured on. Excess is how far the perplexity lies above
+FLOAT's; the standard error of the mean KL is over blocks of text, for tokens of one block are not
+independent.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from edgeforge.text import Tokenizer, read_text, split_blocks
 from edgeforge.trace import trace
 from quant.plan import QuantPlan
 from quant.program import Program
-from quant.recipes import RECIPES, find_recipe
+from quant.recipes import RECIPES, Recipe, Rule, find_recipe
 from quant.registry import calibrated_weights
 from quant.resume import partial_store
 from quant.rewrite import quantize_program
@@ -62,19 +63,25 @@ def main() -> None:
     lossless = meter.result().value
     print(f"{options.tokens} tokens; FLOAT perplexity {lossless:.4f}")
     print(
-        f"{'recipe':<20} {'bits':>7} {'MB':>7} {'KL mean':>9} {'+-':>7} {'KL p99':>8} {'top-1':>7} "
+        f"{'recipe':<28} {'bits':>7} {'MB':>7} {'KL mean':>9} {'+-':>7} {'KL p99':>8} {'top-1':>7} "
         f"{'perplexity':>10} {'excess':>7} {'ratio':>7} {'seconds':>7}"
     )
     rows = []
     for name in options.recipes:
-        plan = find_recipe(name).plan(model.weights.shapes(), model.weights.roles())
+        plan = named(name).plan(model.weights.shapes(), model.weights.roles())
         bits = plan.bits_per_weight(model.weights.shapes())
         figures = measure(model, program, plan, calibration, blocks, wanted, lossless)
         rows.append((bits, name, figures))
-        print(f"{name:<20} {bits:>7.4f} {figures}", flush=True)
+        print(f"{name:<28} {bits:>7.4f} {figures}", flush=True)
     print("\nby size:")
     for bits, name, figures in sorted(rows):
-        print(f"{name:<20} {bits:>7.4f} {figures}")
+        print(f"{name:<28} {bits:>7.4f} {figures}")
+
+
+def named(name: str) -> Recipe:
+    """A recipe by name, from a file, or of one format and algorithm for every matrix."""
+    format, colon, algorithm = name.partition(":")
+    return Recipe(name, "", (Rule("*", format, algorithm),)) if colon else find_recipe(name)
 
 
 def measure(

@@ -138,14 +138,15 @@ def calibration_for(
     Raises:
         UsageError: a text was given that nothing would look at; or as `draw_calibration`.
     """
-    from quant.registry import CALIBRATED, calibrated_weights
+    from quant.registry import calibrated_weights, is_calibrated, known_algorithms
 
     if calibrated_weights(plan):
         return draw_calibration(model, options, context)
     if options.source is not None and not looked_at:
         raise UsageError(
             f"recipe {plan.recipe} looks at no activations, so --calibration {options.source} "
-            f"would do nothing: leave it out, or take a recipe by {', '.join(CALIBRATED)}"
+            f"would do nothing: leave it out, or take a recipe by "
+            f"{', '.join(filter(is_calibrated, known_algorithms()))}"
         )
     return None
 

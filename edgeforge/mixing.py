@@ -336,11 +336,13 @@ def _plan(
     specs: Mapping[str, WeightSpec],
 ) -> QuantPlan:
     """The plan in the program's order; a calibrated algorithm fills what it can."""
+    from quant.registry import algorithms_for
+
     algorithm, tied, plan = MIXED[recipe], HEAD not in specs, {}
     for name, spec in specs.items():
         given = assignments[name]
         # An embedding that is not the head too has no inputs to calibrate on.
-        free = name not in fixed and isinstance(given.format, IntFormat)
+        free = name not in fixed and algorithm in algorithms_for(given.format)
         if algorithm is not None and free and (tied or spec.role != "embedding"):
             given = replace(given, algorithm=algorithm)
         plan[name] = given

@@ -21,12 +21,14 @@ from edgeforge.reference import Values, Walk, block_pool
 from edgeforge.weights import CheckpointWeights
 from quant import dialect
 from quant.errors import QuantizationError
-from quant.formats import IntFormat
+from quant.formats import IntFormat, PaletteFormat
+from quant.kmeans import PalettizedRows
 from quant.plan import QuantPlan
 from quant.program import Program, node_argument
-from quant.quantize import write_rows
-from quant.registry import CALIBRATED, calibrated_weights
+from quant.quantize import write_palettes, write_rows
+from quant.registry import CALIBRATED, CALIBRATED_PALETTIZERS, calibrated_weights
 from quant.resume import PartialStore
+from quant.rtn import QuantizedRows
 from quant.second_moment import SecondMoment
 
 # Activations that stay in memory between stretches, bytes.
@@ -158,16 +160,22 @@ class Filling:
             moment: of what enters it, ``float64[columns, columns]``; it may be overwritten.
             weight: ``float32[rows, columns]`` in the place of the checkpoint's.
         """
-        assignment = self.plan.weights[name]
-        assert isinstance(assignment.format, IntFormat)
-        made = CALIBRATED[assignment.algorithm].quantize_matrix(
-            self.weights.float_weight(name) if weight is None else weight,
-            moment,
-            assignment.format,
-            name=name,
-            threads=self._threads,
-        )
-        write_rows(self.partial, name, 0, made)
+        algorithm, format = self.plan.weights[name].algorithm, self.plan.weights[name].format
+        values = self.weights.float_weight(name) if weight is None else weight
+        made: QuantizedRows | PalettizedRows
+        if isinstance(format, PaletteFormat):
+            palettizer = CALIBRATED_PALETTIZERS[algorithm]
+            made = palettizer.palettize_matrix(
+                values, moment, format, name=name, threads=self._threads
+            )
+            write_palettes(self.partial, name, 0, 0, made)
+        else:
+            assert isinstance(format, IntFormat)
+            quantizer = CALIBRATED[algorithm]
+            made = quantizer.quantize_matrix(
+                values, moment, format, name=name, threads=self._threads
+            )
+            write_rows(self.partial, name, 0, made)
         norm = made.squared_norm
         self.partial.note(name, (made.squared_error / norm) ** 0.5 if norm else 0.0)
         self.partial.keep()

@@ -32,8 +32,8 @@
 #endif
 
 enum { LANES = 16, SUM_COLUMNS = 128, MIN_SCALE_BITS = 0x3700, MAX_SCALE_BITS = 0x477F };
-/* Blocks of every third scale that cover the widest interval, seven octaves of 128 scales. */
-enum { MAX_BLOCKS = 20 };
+/* Blocks of every third scale that cover the widest interval, eight octaves of 128 scales. */
+enum { MAX_BLOCKS = 22 };
 /* Groups whose searches go side by side, one stage after the other: no stage waits for the last. */
 enum { BATCH = 16 };
 enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
@@ -582,8 +582,8 @@ EF_TARGET EF_INLINE void EF_NAME(start)(const Task *task, Search *search, int64_
     search->zero = (float)(1 << (task->bits - 1));
     search->blocks = 0;
     EF_NAME(try_every_third)(search, n);
-    /* At 4 bits the second block is needed nearly always. */
-    if (task->bits == 4) EF_NAME(try_every_third)(search, n);
+    /* Below 8 bits the second block is needed nearly always. */
+    if (task->bits < 8) EF_NAME(try_every_third)(search, n);
 }
 
 EF_TARGET EF_INLINE float EF_NAME(least_of)(const float *errors) {
@@ -713,7 +713,7 @@ EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const fl
                                                       float positive, float negative) {
     const float steps = (float)((1 << task->bits) - 1);
     const float reach = positive + negative;
-    const int first = scale_bits(reach * task->low_factor), four = task->bits == 4;
+    const int first = scale_bits(reach * task->low_factor), every = task->bits < 8;
     const V none = SET1(0.0f), all = SET1(steps);
     float best = float_of_bits(0x7F800000u);
     int top = scale_bits(reach * task->high_factor);
@@ -736,13 +736,13 @@ EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const fl
         }
         lowest = EF_NAME(first_least)(&from, &unused);
         highest = -EF_NAME(first_least)(&negated, &unused);
-        trials = four ? (int)(highest - lowest) + 1 : 3;
+        trials = every ? (int)(highest - lowest) + 1 : 3;
         for (int trial = 0; trial < trials; trial++) {
             const float z = lowest + (float)trial;
             float zeros[LANES], least, widest;
             int lane, better, clip_low = 1, clip_high = 1;
             Block low, high, error;
-            if (four) {
+            if (every) {
                 if (EF_NAME(clipping)(w, n, -z * scale, (steps - z) * scale) > best * SURE)
                     continue;
                 widest = 1.0f / float_of_bits((uint32_t)bits[0] << 16);
@@ -752,7 +752,7 @@ EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const fl
             }
             for (int k = 0; k < VECTORS; k++) {
                 V zero = SET1(z);
-                if (!four) { /* the lower end, the middle rounded down, the upper end */
+                if (!every) { /* the lower end, the middle rounded down, the upper end */
                     V way = MUL(SUB(to.v[k], from.v[k]), SET1(0.5f * (float)trial));
                     zero = ADD(from.v[k], ROUND(SUB(way, SET1(0.25f))));
                 }
@@ -761,7 +761,7 @@ EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const fl
                 high.v[k] = SUB(all, zero);
             }
             error = EF_NAME(errors)(w, n, &inverse, &area, &low, &high, clip_low, clip_high);
-            if (four)
+            if (every)
                 for (int k = 0; k < VECTORS; k++) { /* put zero points of other scales out */
                     V outside = MAX(SUB(from.v[k], SET1(z)), SUB(SET1(z), to.v[k]));
                     V penalty = MUL(MAX(outside, none), SET1(1e38f));
@@ -799,8 +799,29 @@ EF_TARGET EF_INLINE void EF_NAME(pack)(const uint8_t *codes, int64_t n, int bits
         memcpy(out, codes, (size_t)n);
         return;
     }
-    for (int64_t i = 0; i < n / 2; i++) out[i] = (uint8_t)(codes[2 * i] | codes[2 * i + 1] << 4);
-    if (n % 2) out[n / 2] = codes[n - 1];
+    if (bits == 4) {
+        for (int64_t i = 0; i < n / 2; i++)
+            out[i] = (uint8_t)(codes[2 * i] | codes[2 * i + 1] << 4);
+        if (n % 2) out[n / 2] = codes[n - 1];
+        return;
+    }
+    /* A stream of bits, the lowest of each byte first. */
+    uint32_t held = 0;
+    int count = 0;
+    for (int64_t j = 0; j < n; j++) {
+        held |= (uint32_t)codes[j] << count;
+        for (count += bits; count >= 8; count -= 8, held >>= 8) *out++ = (uint8_t)held;
+    }
+    if (count) *out = (uint8_t)held;
+}
+
+/* The code at a place of a stream of bits. */
+EF_INLINE int EF_NAME(code_at)(const uint8_t *in, int64_t index, int bits) {
+    const int64_t place = index * bits, byte = place / 8;
+    const int shift = (int)(place % 8);
+    int code = in[byte] >> shift;
+    if (shift + bits > 8) code |= in[byte + 1] << (8 - shift);
+    return code & ((1 << bits) - 1);
 }
 
 /* Sum of squares of a row padded with zeros: lane j sums columns j, j + 16, ..., then a tree. */
@@ -894,25 +915,27 @@ EF_TARGET static void EF_NAME(dequantize_rows)(const Task *task, const uint8_t *
                                                const uint16_t *scale, const uint8_t *zero_point,
                                                float *out) {
     const int64_t cols = task->cols, n = task->group, groups = cols / n;
-    const int four = task->bits == 4;
+    const int bits = task->bits;
     for (int64_t row = 0; row < task->rows; row++) {
         const uint8_t *row_codes = codes + row * (cols * task->bits / 8);
         const uint8_t *row_zeros = zero_point + row * ((groups * task->bits + 7) / 8);
         for (int64_t g = 0; g < groups; g++) {
             const float s = float_of_bits((uint32_t)scale[row * groups + g] << 16);
             float *o = out + row * cols + g * n;
-            int zero = four ? 8 : 128;
-            if (!task->symmetric)
-                zero = four ? row_zeros[g / 2] >> (g % 2 * 4) & 15 : row_zeros[g];
-            if (four) {
+            int zero = 1 << (bits - 1);
+            if (!task->symmetric) zero = EF_NAME(code_at)(row_zeros, g, bits);
+            if (bits == 4) {
                 const uint8_t *in = row_codes + g * n / 2;
                 for (int64_t i = 0; i < n / 2; i++) {
                     o[2 * i] = (float)((in[i] & 15) - zero) * s;
                     o[2 * i + 1] = (float)((in[i] >> 4) - zero) * s;
                 }
-            } else {
+            } else if (bits == 8) {
                 const uint8_t *in = row_codes + g * n;
                 for (int64_t j = 0; j < n; j++) o[j] = (float)(in[j] - zero) * s;
+            } else {
+                for (int64_t j = 0; j < n; j++)
+                    o[j] = (float)(EF_NAME(code_at)(row_codes, g * n + j, bits) - zero) * s;
             }
         }
     }

@@ -19,8 +19,8 @@ import torch
 
 from quant.errors import QuantizationError
 from quant.formats import IntFormat
-from quant.packing import dequantize, pack_int4, unpack_codes
-from quant.rtn import LARGEST_SCALE, MIN_SCALE_BITS, RTN, QuantizedRows
+from quant.packing import dequantize, pack_codes, unpack_codes
+from quant.rtn import LARGEST_STORED, RTN, SMALLEST_SCALE, QuantizedRows
 from quant.threads import run_all
 
 EXPONENTS: Final = 20
@@ -138,12 +138,11 @@ def _search_groups(
     if plain.zero_point is not None:
         zero = unpack_codes(plain.zero_point, fmt, groups).float()
     zero = zero.t().unsqueeze(-1)
-    smallest = float(torch.tensor([MIN_SCALE_BITS << 16], dtype=torch.int32).view(torch.float32))
     base = plain.scale.float().t().unsqueeze(-1)  # [groups, rows, 1]
     best = torch.full((groups, rows), float("inf"))
     scale = base.clone()
     for ratio in (1.0, *_RATIOS):
-        tried = (base * ratio).to(torch.bfloat16).float().clamp(smallest, LARGEST_SCALE)
+        tried = (base * ratio).to(torch.bfloat16).float().clamp(SMALLEST_SCALE, LARGEST_STORED)
         error = _steps(values, tried, zero, fmt).mul_(tried).sub_(values)
         loss = (torch.bmm(error, blocks) * error).sum(-1)
         better = loss < best
@@ -153,7 +152,7 @@ def _search_groups(
     residual = steps * scale - values
     codes = (steps + zero).to(torch.uint8).transpose(0, 1).reshape(rows, cols)
     return QuantizedRows(
-        codes=pack_int4(codes) if fmt.bits == 4 else codes.contiguous(),
+        codes=pack_codes(codes, fmt),
         scale=scale.squeeze(-1).t().to(torch.bfloat16).contiguous(),
         zero_point=plain.zero_point,
         squared_error=float(residual.square().sum(dtype=torch.float64)),

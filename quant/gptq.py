@@ -7,21 +7,24 @@ second moment says how. With ``H^-1 = U^T U``, U upper triangular, and the colum
 
 Scales are those of `quant.rtn`'s exact search: the best bfloat16 number for the group's weights as
 they stand when the group's turn comes, or, with activation order, as they were at first, so that
-the groups keep their columns ("static groups").
+the groups keep their columns ("static groups"). The tables of a palette cover whole rows, so they
+are chosen before the first column, by k-means that weighs each column as `importance_of` says.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
 from quant.errors import QuantizationError
-from quant.formats import IntFormat
-from quant.packing import pack_int4
+from quant.formats import IntFormat, PaletteFormat
+from quant.kmeans import PalettizedRows
+from quant.packing import pack_bits, pack_codes, unpack_codes
 from quant.rtn import RTN, QuantizedRows
 from quant.threads import run_all
+from quant.weighted_kmeans import weighted_tables
 
 # Columns whose updates reach the rest of the matrix together, as one product.
 _BLOCK: Final = 128
@@ -73,6 +76,59 @@ class Gptq:
         rows, cols = weight.shape
         label = name or "weight"
         fmt.check(label, rows, cols)
+        order, factor = self._order_and_factor(moment, cols, label)
+
+        def quantize(start: int) -> QuantizedRows:
+            some = weight[start : start + _ROWS]
+            grid = _IntegerGrid(fmt, len(some), cols, label, start)
+            carried = _carry_errors(some, factor, grid, order)
+            return QuantizedRows(
+                pack_codes(carried.codes, fmt), *grid.parts(), *carried.squared_sums
+            )
+
+        return QuantizedRows.joined(run_all(quantize, range(0, rows, _ROWS), threads))
+
+    def palettize_matrix(
+        self,
+        weight: torch.Tensor,
+        moment: torch.Tensor,
+        fmt: PaletteFormat,
+        *,
+        name: str = "",
+        threads: int | None = None,
+    ) -> PalettizedRows:
+        """Palettize a whole matrix; arguments and errors as in ``quantize_matrix``."""
+        rows, cols = weight.shape
+        label = name or "weight"
+        fmt.check(label, rows, cols)
+        order, factor = self._order_and_factor(moment, cols, label)
+        lut = weighted_tables(
+            weight, fmt, importance_of(factor, order), name=label, threads=threads
+        )
+        tables = lut.float()
+        group = fmt.rows_per_group or rows
+        step = max(1, _ROWS // group) * group if group < rows else _ROWS
+
+        def palettize(start: int) -> PalettizedRows:
+            some = weight[start : start + step]
+            first = start // group
+            grid = _PaletteGrid(tables[first : first + max(1, len(some) // group)])
+            carried = _carry_errors(some, factor, grid, order)
+            packed = pack_bits(carried.codes, fmt.bits).contiguous()
+            return PalettizedRows(packed, lut, *carried.squared_sums)
+
+        parts = run_all(palettize, range(0, rows, step), threads)
+        return PalettizedRows(
+            torch.cat([part.codes for part in parts]),
+            lut,
+            sum(part.squared_error for part in parts),
+            sum(part.squared_norm for part in parts),
+        )
+
+    def _order_and_factor(
+        self, moment: torch.Tensor, cols: int, label: str
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The order of the columns, None for their own, and `inverse_factor` in that order."""
         if moment.shape != (cols, cols):
             raise QuantizationError(
                 f"{label} has {cols} input columns; its second moment is {list(moment.shape)}"
@@ -81,15 +137,29 @@ class Gptq:
         if self.activation_order:
             order = torch.argsort(moment.diagonal(), descending=True, stable=True)
             moment = moment[order][:, order]
-        factor = inverse_factor(moment, self.damping, label)
-        done = run_all(
-            lambda start: _quantize_rows(
-                weight[start : start + _ROWS], factor, fmt, order, label, start
-            ),
-            range(0, rows, _ROWS),
-            threads,
-        )
-        return QuantizedRows.joined(done)
+        return order, inverse_factor(moment, self.damping, label)
+
+
+def importance_of(factor: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """What a squared error of each column costs once later columns have compensated for it.
+
+    The output error of all of GPTQ is the sum of ``e^2`` over the columns (see above), so that the
+    error ``w - q`` of a column as it stands at its turn costs ``1 / U[j, j]^2``.
+
+    Args:
+        factor: `inverse_factor`, float32 ``[n, n]``.
+        order: int64 ``[n]``, the columns in the factor's order; None for their own.
+
+    Returns:
+        float32 ``[n]``, in the columns' own order.
+
+    >>> importance_of(torch.tensor([[0.5, 0.0], [0.0, 0.25]]), torch.tensor([1, 0]))
+    tensor([16.,  4.])
+    """
+    costs = factor.diagonal().square().reciprocal()
+    if order is None:
+        return costs
+    return torch.empty_like(costs).scatter_(0, order, costs)
 
 
 def inverse_factor(moment: torch.Tensor, damping: float, name: str = "weight") -> torch.Tensor:
@@ -158,53 +228,112 @@ def _invert_upper(matrix: torch.Tensor) -> None:
     corner.copy_((first @ corner) @ last).neg_()
 
 
+class _Grid(Protocol):
+    """The values that each row's weights may take."""
+
+    @property
+    def group_size(self) -> int | None:
+        """Columns whose values are chosen together at their turn; None for all columns."""
+
+    def fit(self, group: int, values: torch.Tensor) -> None:
+        """Chooses a group's values for its weights, ``[group_size, rows]``."""
+
+    def round(self, values: torch.Tensor, column: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes, and what they stand for, of one column: ``[rows]`` each."""
+
+
 class _IntegerGrid:
-    """The values that each row's weights may take, group by group.
+    """Integers with a scale and a zero point a group.
 
     Args:
         fmt: the format.
         rows: how many.
-        groups: in each row.
+        cols: how many.
+        name: the weight's, for messages.
+        first_row: of the rows in the whole weight, for messages.
     """
 
-    def __init__(self, fmt: IntFormat, rows: int, groups: int) -> None:
-        self._fmt = fmt
+    def __init__(self, fmt: IntFormat, rows: int, cols: int, name: str, first_row: int) -> None:
+        self._fmt, self._name, self._first_row = fmt, name, first_row
         self._single = IntFormat(fmt.bits, None, fmt.symmetric)
-        self.scale = torch.empty(groups, rows)
-        self.zero = torch.full((groups, rows), float(fmt.implicit_zero_point))
+        self.group_size = fmt.columns_per_group(cols)
+        groups = fmt.groups(cols)
+        self._scale = torch.empty(groups, rows)
+        self._zero = torch.full((groups, rows), float(fmt.implicit_zero_point))
 
-    def fit(self, group: int, values: torch.Tensor, name: str, first_row: int) -> None:
-        """Chooses a group's scales and zero points for ``values``, ``[group_size, rows]``."""
-        found = RTN.quantize_rows(values.t(), self._single, name=name, first_row=first_row)
-        self.scale[group] = found.scale[:, 0].float()
+    def fit(self, group: int, values: torch.Tensor) -> None:
+        """Chooses a group's scales and zero points."""
+        found = RTN.quantize_rows(
+            values.t(), self._single, name=self._name, first_row=self._first_row
+        )
+        self._scale[group] = found.scale[:, 0].float()
         if found.zero_point is not None:
-            self.zero[group] = found.zero_point[:, 0].float()
+            self._zero[group] = unpack_codes(found.zero_point, self._fmt, 1)[:, 0].float()
 
-    def round(self, values: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes and what they stand for, float32 ``[rows]`` each, of one column."""
-        scale, zero = self.scale[group], self.zero[group]
+    def round(self, values: torch.Tensor, column: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Float32 codes and what they stand for."""
+        group = column // self.group_size
+        scale, zero = self._scale[group], self._zero[group]
         codes = torch.div(values, scale).round_().add_(zero).clamp_(0.0, float(self._fmt.max_code))
         return codes, (codes - zero).mul_(scale)
 
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scales and zero points as the format stores them."""
+        scale = self._scale.t().to(torch.bfloat16).contiguous()
+        if self._fmt.symmetric:
+            return scale, None
+        return scale, pack_codes(self._zero.t().to(torch.uint8), self._fmt)
 
-def _quantize_rows(
-    weight: torch.Tensor,
-    factor: torch.Tensor,
-    fmt: IntFormat,
-    order: torch.Tensor | None,
-    name: str,
-    first_row: int,
-) -> QuantizedRows:
+
+class _PaletteGrid:
+    """Tables that as many rows share as there are rows for each.
+
+    Args:
+        tables: float32 ``[tables, entries]``, ascending.
+    """
+
+    group_size: Final = None
+
+    def __init__(self, tables: torch.Tensor) -> None:
+        self._tables = tables
+        self._edges = ((tables[:, 1:] + tables[:, :-1]) / 2).contiguous()
+
+    def fit(self, group: int, values: torch.Tensor) -> None:
+        """Nothing: the tables are known."""
+
+    def round(self, values: torch.Tensor, column: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Int64 codes of the nearest entries, the lower of two as near, and the entries."""
+        shared = values.reshape(len(self._tables), -1)
+        codes = torch.searchsorted(self._edges, shared)
+        return codes.reshape(-1), self._tables.gather(1, codes).reshape(-1)
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """Rows that went through all columns.
+
+    Attributes:
+        codes: uint8 ``[rows, cols]``.
+        squared_sums: of ``weight - stored value``, and of the weights.
+    """
+
+    codes: torch.Tensor
+    squared_sums: tuple[float, float]
+
+
+def _carry_errors(
+    weight: torch.Tensor, factor: torch.Tensor, grid: _Grid, order: torch.Tensor | None
+) -> _Carried:
     """Some rows through all columns; no row sees another."""
     rows, cols = weight.shape
-    size, groups = fmt.columns_per_group(cols), fmt.groups(cols)
-    grid = _IntegerGrid(fmt, rows, groups)
+    size = grid.group_size or cols
+    groups = cols // size
     columns = weight.t().contiguous()  # a column of the matrix is contiguous
     original = columns
     places = list(range(cols)) if order is None else order.tolist()
     if order is not None or groups == 1:
         for group in range(groups):
-            grid.fit(group, columns[group * size : (group + 1) * size], name, first_row)
+            grid.fit(group, columns[group * size : (group + 1) * size])
     columns = columns.clone() if order is None else columns[order]
     codes = torch.empty(cols, rows, dtype=torch.uint8)
     residual = torch.empty(cols, rows)
@@ -216,8 +345,8 @@ def _quantize_rows(
         for index in range(start, stop):
             place = places[index]
             if order is None and groups > 1 and index % size == 0:
-                grid.fit(index // size, columns[index : index + size], name, first_row)
-            code, value = grid.round(columns[index], place // size)
+                grid.fit(index // size, columns[index : index + size])
+            code, value = grid.round(columns[index], place)
             codes[place] = code
             torch.sub(original[place], value, out=residual[place])
             error = torch.sub(columns[index], value, out=errors[index - start])
@@ -226,15 +355,12 @@ def _quantize_rows(
                 columns[index + 1 : stop].addr_(factor[index, index + 1 : stop], error, alpha=-1)
         if stop < cols:
             columns[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
-    stored = codes.t().contiguous()
-    points = grid.zero.t().to(torch.uint8)
-    packed_points = pack_int4(points) if fmt.bits == 4 else points.contiguous()
-    return QuantizedRows(
-        codes=pack_int4(stored) if fmt.bits == 4 else stored,
-        scale=grid.scale.t().to(torch.bfloat16).contiguous(),
-        zero_point=None if fmt.symmetric else packed_points,
-        squared_error=float(residual.square().sum(dtype=torch.float64)),
-        squared_norm=float(original.square().sum(dtype=torch.float64)),
+    return _Carried(
+        codes.t().contiguous(),
+        (
+            float(residual.square().sum(dtype=torch.float64)),
+            float(original.square().sum(dtype=torch.float64)),
+        ),
     )
 
 

@@ -84,6 +84,19 @@ class KMeans:
             QuantizationError: When the shape does not suit the format, a weight is NaN, infinite or
                 beyond the range of float16, or the importance is negative or not finite.
         """
+        lut = self.tables(weight, fmt, importance=importance, name=name, first_row=first_row)
+        return _palettized(_values(weight), fmt, lut)
+
+    def tables(
+        self,
+        weight: torch.Tensor,
+        fmt: PaletteFormat,
+        *,
+        importance: torch.Tensor | None = None,
+        name: str = "",
+        first_row: int = 0,
+    ) -> torch.Tensor:
+        """The tables of ``quantize_groups`` alone, float16 ``[groups, 2 ** bits]``."""
         label = name or "weight"
         rows, cols = weight.shape
         fmt.check(label, rows, cols)
@@ -99,26 +112,38 @@ class KMeans:
                 np.arange(groups.shape[1] + 1.0), (len(groups), groups.shape[1] + 1)
             )
             lut = _tables(ascending, mass, _prefix_sums(ascending), fmt.entries)
-        return _palettized(values, fmt, torch.from_numpy(lut))
+        return torch.from_numpy(lut)
 
     def count_values(
-        self, weight: torch.Tensor, *, name: str = "", first_row: int = 0
+        self,
+        weight: torch.Tensor,
+        *,
+        importance: torch.Tensor | None = None,
+        name: str = "",
+        first_row: int = 0,
     ) -> torch.Tensor:
         """The first pass of one table for a whole matrix: counts that add up over its rows.
 
         Args:
             weight: Some rows, ``[rows, cols]`` in float32, float16 or bfloat16.
+            importance: What each column counts, float ``[cols]``; None for one everywhere.
             name: The weight's name, for messages.
             first_row: Number of the first of these rows in the whole weight, for messages.
 
         Returns:
-            int64 ``[bins]``, in the order of the values; float32 weights of one bin differ by less
-            than 1 in 2048.
+            int64 ``[bins]``, float64 where columns count otherwise than one, in the order of the
+            values; float32 weights of one bin differ by less than 1 in 2048.
 
         Raises:
-            QuantizationError: A weight is NaN, infinite or beyond the range of float16.
+            QuantizationError: A weight is NaN, infinite or beyond the range of float16, or the
+                importance is negative or not finite.
         """
-        return torch.from_numpy(_counts(_checked(weight, name or "weight", first_row)))
+        label = name or "weight"
+        values = _checked(weight, label, first_row)
+        if importance is None:
+            return torch.from_numpy(_counts(values))
+        rows, cols = values.shape
+        return torch.from_numpy(_counts(values, _importance(importance, rows, cols, label)))
 
     def table_of_counts(self, counts: torch.Tensor, fmt: PaletteFormat) -> torch.Tensor:
         """The one table of a matrix, float16 ``[1, 2 ** bits]``, from the sum of its counts."""
@@ -134,7 +159,7 @@ class KMeans:
             fmt: The palette format to store.
             lut: float16 ``[groups, 2 ** bits]``, ascending.
         """
-        return _palettized(weight.detach().float().numpy(), fmt, lut)
+        return _palettized(_values(weight), fmt, lut)
 
 
 def _palettized(values: Singles, fmt: PaletteFormat, lut: torch.Tensor) -> PalettizedRows:
@@ -246,12 +271,13 @@ def _ordered(values: Singles) -> Integers:
     return (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64)
 
 
-def _counts(values: Singles) -> Integers:
+def _counts(values: Singles, importance: Singles | None = None) -> Integers | Doubles:
     bins = (_ordered(values.reshape(-1)) >> _DROPPED_BITS) + _BINS // 2
-    return np.bincount(bins, minlength=_BINS)
+    weights = None if importance is None else importance.reshape(-1)
+    return np.bincount(bins, weights, minlength=_BINS)
 
 
-def _table_of_counts(counts: Integers, entries: int) -> npt.NDArray[np.float16]:
+def _table_of_counts(counts: Integers | Doubles, entries: int) -> npt.NDArray[np.float16]:
     bins = np.flatnonzero(counts)
     keys = (bins - _BINS // 2) << _DROPPED_BITS
     # The number of a bin that has only zeros below its leading bits.
@@ -263,9 +289,12 @@ def _table_of_counts(counts: Integers, entries: int) -> npt.NDArray[np.float16]:
 
 
 def _checked(weight: torch.Tensor, label: str, first_row: int) -> Singles:
-    wide = weight.detach().float().contiguous()
-    _check_values(wide, label, first_row)
-    values: Singles = wide.numpy()
+    _check_values(weight.detach().float(), label, first_row)
+    return _values(weight)
+
+
+def _values(weight: torch.Tensor) -> Singles:
+    values: Singles = weight.detach().float().contiguous().numpy()
     return values
 
 

@@ -42,9 +42,14 @@ def interval(fmt: IntFormat, size: int) -> tuple[float, float]:
     summed error by less than 0.003 % over the interval here. The lower end lies far down because a
     long row with outliers gains most from clipping; the search stops as soon as clipping alone
     costs more than the best error.
+
+    At 2 and 3 bits every scale up to the reach is searched: one above it has no code but -1, 0 and
+    1 in use, and the reach itself is nearer to all of them.
     """
     steps = fmt.max_code // 2 if fmt.symmetric else fmt.max_code
-    if fmt.bits == 4:
+    if fmt.bits < 4:
+        low, high = 1 / 64, 1.01 * steps
+    elif fmt.bits < 8:
         low, high = 1 / 64, 1.2
         if not fmt.symmetric:
             low = 0.5 if size <= 256 else 1 / 16

@@ -1,9 +1,9 @@
 """Packed codes, and what they mean in numbers.
 
-int4 codes lie two a byte along the last dimension, the LOW nibble holding the even column: the
-layout of ONNX Runtime's MatMulNBits and of XNNPACK. int8 codes lie one a byte. Palettes have codes
-of 2, 3 and 6 bits too, in a stream of bits that begins with the lowest of each byte, of which the
-layout of int4 is a case.
+Codes lie along the last dimension in a stream of bits that begins with the lowest of each byte.
+int4 codes therefore lie two a byte, the LOW nibble holding the even column: the layout of ONNX
+Runtime's MatMulNBits and of XNNPACK. int2 codes lie four a byte, the lowest first, as MatMulNBits
+has them too; int8 codes lie one a byte.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 from quant.formats import IntFormat, PaletteFormat
 
@@ -133,6 +134,26 @@ def unpack_bits(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return codes.reshape(*packed.shape[:-1], -1)
 
 
+def pack_codes(codes: torch.Tensor, fmt: IntFormat) -> torch.Tensor:
+    """Codes or zero points as a format stores them; the last byte is filled up with zeros.
+
+    Args:
+        codes: uint8 ``[..., n]`` of values below ``2 ** bits``.
+        fmt: The format that they are stored in.
+
+    Returns:
+        uint8 ``[..., ceil(n * bits / 8)]``, contiguous.
+
+    >>> pack_codes(torch.tensor([3, 2, 1, 0, 3], dtype=torch.uint8), IntFormat(2, 4)).tolist()
+    [27, 3]
+    """
+    if fmt.bits in (4, 8):
+        return (pack_int4(codes) if fmt.bits == 4 else codes).contiguous()
+    count, per_word = codes.shape[-1], 8 // math.gcd(fmt.bits, 8)
+    whole = F.pad(codes, (0, -count % per_word))
+    return pack_bits(whole, fmt.bits)[..., : -(-count * fmt.bits // 8)].contiguous()
+
+
 def unpack_codes(codes: torch.Tensor, fmt: IntFormat, count: int) -> torch.Tensor:
     """One code an element.
 
@@ -144,7 +165,11 @@ def unpack_codes(codes: torch.Tensor, fmt: IntFormat, count: int) -> torch.Tenso
     Returns:
         uint8 ``[..., count]``.
     """
-    return unpack_int4(codes, count) if fmt.bits == 4 else codes[..., :count]
+    if fmt.bits == 4:
+        return unpack_int4(codes, count)
+    per_word = fmt.bits // math.gcd(fmt.bits, 8)
+    whole = F.pad(codes, (0, -codes.shape[-1] % per_word))
+    return unpack_bits(whole, fmt.bits)[..., :count]
 
 
 def dequantize(

@@ -15,6 +15,7 @@ import torch
 from quant import native, packing
 from quant.errors import QuantizationError
 from quant.formats import FloatFormat, IntFormat, PaletteFormat
+from quant.kmeans import PalettizedRows
 from quant.plan import IMPORTED, Assignment, QuantPlan, matrix_shape
 from quant.registry import PALETTIZERS, QUANTIZERS, Palettizer
 from quant.rtn import QuantizedRows
@@ -190,6 +191,15 @@ def write_rows(writer: WeightSink, weight: str, start: int, made: QuantizedRows)
             writer.write(weight, part, start * stride, _bytes_of(value))
 
 
+def write_palettes(
+    writer: WeightSink, weight: str, start: int, first_table: int, made: PalettizedRows
+) -> None:
+    """Writes palettized rows, from row ``start`` and its table on, to their places."""
+    for part, stored, first in (("codes", made.codes, start), ("lut", made.lut, first_table)):
+        stride = stored.shape[1] * stored.element_size()
+        writer.write(weight, part, first * stride, _bytes_of(stored))
+
+
 def _store_chunk(
     source: WeightSource, chunk: _Chunk, table: torch.Tensor | None, writer: WeightSink
 ) -> tuple[float, float]:
@@ -205,12 +215,7 @@ def _store_chunk(
         else:
             colours = palettizer.look_up_rows(rows, format, table)
         first_table = 0 if format.rows_per_group is None else chunk.start // format.rows_per_group
-        for part, stored, first in (
-            ("codes", colours.codes, chunk.start),
-            ("lut", colours.lut, first_table),
-        ):
-            stride = stored.shape[1] * stored.element_size()
-            writer.write(chunk.weight, part, first * stride, _bytes_of(stored))
+        write_palettes(writer, chunk.weight, chunk.start, first_table, colours)
         return colours.squared_error, colours.squared_norm
     if isinstance(format, IntFormat):
         made = _quantize(source, chunk, format)

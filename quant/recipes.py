@@ -99,11 +99,11 @@ class Recipe:
         return first
 
     def _check_algorithm(self, rule: Rule) -> None:
-        from quant.registry import CALIBRATED, PALETTIZERS, QUANTIZERS, algorithms_for
+        from quant.registry import algorithms_for, known_algorithms
 
         if rule.algorithm is None:
             return
-        known = (*QUANTIZERS, *PALETTIZERS, *CALIBRATED)
+        known = known_algorithms()
         if rule.algorithm not in known:
             near = difflib.get_close_matches(rule.algorithm, known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -133,12 +133,12 @@ def _matches(rule: Rule, name: str, role: str) -> bool:
 
 
 def _algorithm(rule: Rule, format: WeightFormat, only_looked_up: bool) -> str:
-    from quant.registry import CALIBRATED, algorithms_for
+    from quant.registry import algorithms_for, is_calibrated
 
     usual = algorithms_for(format)[0]
     if rule.algorithm is None or not is_quantized(format):
         return usual
-    return usual if only_looked_up and rule.algorithm in CALIBRATED else rule.algorithm
+    return usual if only_looked_up and is_calibrated(rule.algorithm) else rule.algorithm
 
 
 def _uniform(name: str, format: str, about: str, algorithm: str | None = None) -> Recipe:
@@ -194,6 +194,24 @@ RECIPES: dict[str, Recipe] = {
         _uniform("lut8", "lut8-gc16", "palettes of 256 values, each for 16 rows"),
         _uniform("lut3", "lut3-gc16", "palettes of 8 values, each for 16 rows"),
         _uniform("lut2", "lut2-gc16", "palettes of 4 values, each for 16 rows"),
+        *(
+            _uniform(
+                f"lut{bits}-weighted",
+                f"lut{bits}-gc16",
+                f"palettes of {2**bits} values, weighted by what a calibration text makes enter",
+                "kmeans-weighted",
+            )
+            for bits in (4, 3, 2)
+        ),
+        *(
+            _uniform(
+                f"lut{bits}-gptq",
+                f"lut{bits}-gc16",
+                f"palettes of {2**bits} values, by GPTQ on a calibration text",
+                "gptq-order",
+            )
+            for bits in (4, 3, 2)
+        ),
         _uniform("fp16", "fp16", "float16 weights, float32 arithmetic: the lossless baseline"),
         _uniform("fp32", "fp32", "float32 weights"),
     )

@@ -11,9 +11,11 @@ from quant.awq import Awq
 from quant.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
 from quant.gptq import Gptq
 from quant.kmeans import PalettizedRows
+from quant.minmax import MinMaxRoundToNearest
 from quant.plan import SIGNED, QuantPlan
 from quant.rtn import QuantizedRows
 from quant.signed import SignedRoundToNearest
+from quant.weighted_kmeans import WeightedKMeans
 
 
 class RowQuantizer(Protocol):
@@ -69,6 +71,7 @@ class Palettizer(Protocol):
 QUANTIZERS: dict[str, RowQuantizer] = {
     "rtn": rtn.RoundToNearest(),
     SIGNED: SignedRoundToNearest(),
+    "rtn-minmax": MinMaxRoundToNearest(),
 }
 PALETTIZERS: dict[str, Palettizer] = {"kmeans": kmeans.KMeans()}
 
@@ -104,6 +107,25 @@ class CalibratedQuantizer(Protocol):
         """
 
 
+class CalibratedPalettizer(Protocol):
+    """As `CalibratedQuantizer`, for palettes."""
+
+    @property
+    def name(self) -> str:
+        """As in the literature, the key of `CALIBRATED_PALETTIZERS`."""
+
+    def palettize_matrix(
+        self,
+        weight: torch.Tensor,
+        moment: torch.Tensor,
+        fmt: PaletteFormat,
+        *,
+        name: str = "",
+        threads: int | None = None,
+    ) -> PalettizedRows:
+        """Codes and tables of ``float32[rows, columns]``; as `CalibratedQuantizer`."""
+
+
 class RescalingQuantizer(CalibratedQuantizer, Protocol):
     """A calibrated quantizer that multiplies columns first, where their inputs can be divided.
 
@@ -125,16 +147,23 @@ class RescalingQuantizer(CalibratedQuantizer, Protocol):
 
 RESCALING: dict[str, RescalingQuantizer] = {"awq": Awq()}
 
-CALIBRATED: dict[str, CalibratedQuantizer] = {
-    "gptq": Gptq(),
-    "gptq-order": Gptq("gptq-order", activation_order=True),
-    **RESCALING,
+_GPTQ = {"gptq": Gptq(), "gptq-order": Gptq("gptq-order", activation_order=True)}
+
+CALIBRATED: dict[str, CalibratedQuantizer] = {**_GPTQ, **RESCALING}
+CALIBRATED_PALETTIZERS: dict[str, CalibratedPalettizer] = {
+    "kmeans-weighted": WeightedKMeans(),
+    **_GPTQ,
 }
+
+
+def is_calibrated(algorithm: str) -> bool:
+    """Whether an algorithm must know what enters a matrix."""
+    return algorithm in CALIBRATED or algorithm in CALIBRATED_PALETTIZERS
 
 
 def calibrated_weights(plan: QuantPlan) -> list[str]:
     """The weights of a plan whose quantizers need calibration."""
-    return [name for name, given in plan.weights.items() if given.algorithm in CALIBRATED]
+    return [name for name, given in plan.weights.items() if is_calibrated(given.algorithm)]
 
 
 def algorithms_for(format: WeightFormat) -> tuple[str, ...]:
@@ -143,6 +172,12 @@ def algorithms_for(format: WeightFormat) -> tuple[str, ...]:
         case IntFormat():
             return (*QUANTIZERS, *CALIBRATED)
         case PaletteFormat():
-            return tuple(PALETTIZERS)
+            return (*PALETTIZERS, *CALIBRATED_PALETTIZERS)
         case FloatFormat():
             return ("cast",)
+
+
+def known_algorithms() -> tuple[str, ...]:
+    """Every algorithm that a recipe may name, each once."""
+    kinds = QUANTIZERS, PALETTIZERS, CALIBRATED, CALIBRATED_PALETTIZERS
+    return tuple(dict.fromkeys(name for kind in kinds for name in kind))

@@ -22,7 +22,7 @@ import torch
 from quant import native
 from quant.errors import QuantizationError
 from quant.formats import IntFormat
-from quant.packing import pack_int4
+from quant.packing import pack_codes
 
 Backend = Literal["native", "torch"]
 Buffer = torch.Tensor | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -31,6 +31,9 @@ Buffer = torch.Tensor | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 # (the small end as subnormals), so that every target stores the same scale.
 MIN_SCALE_BITS: Final = 0x3700
 MAX_SCALE_BITS: Final = 0x477F
+SMALLEST_SCALE: Final = 2.0**-17
+LARGEST_STORED: Final = 65280.0
+# Groups whose plain scale is beyond float16 are refused.
 LARGEST_SCALE: Final = 65504.0
 
 _CANDIDATES: Final = 16  # scales that are tried together
@@ -178,6 +181,36 @@ class RoundToNearest:
 RTN: Final = RoundToNearest()
 
 
+def check_rows(weight: torch.Tensor, fmt: IntFormat, name: str = "", first_row: int = 0) -> None:
+    """Refuses rows that no quantizer of this project stores in a format.
+
+    Raises:
+        QuantizationError: As in ``RoundToNearest.quantize_rows``.
+    """
+    rows, cols = _shape(weight)
+    fmt.check(name or "weight", rows, cols)
+    values = weight.to(torch.float32)
+    reach = _reach(values.reshape(-1, fmt.columns_per_group(cols)), fmt)[2]
+    bad_row = _bad_row_of(values, reach, fmt)
+    if bad_row is not None:
+        raise _bad_row(weight[bad_row], fmt, name or "weight", first_row + bad_row)
+
+
+def _reach(groups: torch.Tensor, fmt: IntFormat) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How far each group goes above zero, below it, and what its scales are in units of."""
+    positive = groups.amax(1).clamp_min(0.0)
+    negative = (-groups).amax(1).clamp_min(0.0)
+    reach = torch.maximum(positive, negative) if fmt.symmetric else positive + negative
+    return positive, negative, reach
+
+
+def _bad_row_of(values: torch.Tensor, reach: torch.Tensor, fmt: IntFormat) -> int | None:
+    """The first row that is not finite, or too large for a scale."""
+    limit = LARGEST_SCALE * (fmt.max_code // 2 if fmt.symmetric else fmt.max_code)
+    fine = (reach <= limit).reshape(len(values), -1).all(1) & torch.isfinite(values).all(1)
+    return None if bool(fine.all()) else int((~fine).nonzero()[0])
+
+
 def _shape(weight: torch.Tensor) -> tuple[int, int]:
     if weight.dim() != 2 or weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise QuantizationError(
@@ -229,13 +262,10 @@ def _quantize_rows_torch(
     values = weight.to(torch.float32)
     size = fmt.columns_per_group(cols)
     grouped = values.reshape(-1, size)
-    positive = grouped.amax(1).clamp_min(0.0)
-    negative = (-grouped).amax(1).clamp_min(0.0)
-    reach = torch.maximum(positive, negative) if fmt.symmetric else positive + negative
-    limit = LARGEST_SCALE * (fmt.max_code // 2 if fmt.symmetric else fmt.max_code)
-    fine = (reach <= limit).reshape(rows, -1).all(1) & torch.isfinite(values).all(1)
-    if not bool(fine.all()):
-        return native.Outcome(0.0, 0.0, int((~fine).nonzero()[0]))
+    positive, negative, reach = _reach(grouped, fmt)
+    bad_row = _bad_row_of(values, reach, fmt)
+    if bad_row is not None:
+        return native.Outcome(0.0, 0.0, bad_row)
 
     bits = torch.empty(len(grouped), dtype=torch.int32)
     zero = torch.full((len(grouped),), float(fmt.implicit_zero_point))
@@ -252,11 +282,10 @@ def _quantize_rows_torch(
     steps = torch.maximum(torch.minimum(grouped * (1.0 / scales), high), low).round_()
     residual = (grouped - steps * scales).reshape(rows, cols)
     unpacked = (steps + zeros).to(torch.uint8).reshape(rows, cols)
-    codes.copy_(pack_int4(unpacked) if fmt.bits == 4 else unpacked)
+    codes.copy_(pack_codes(unpacked, fmt))
     scale.copy_(scales.to(torch.bfloat16).reshape(rows, -1))
     if zero_point is not None:
-        points = zero.to(torch.uint8).reshape(rows, -1)
-        zero_point.copy_(pack_int4(points) if fmt.bits == 4 else points)
+        zero_point.copy_(pack_codes(zero.to(torch.uint8).reshape(rows, -1), fmt))
     return native.Outcome(_sum_of_squares(residual), _sum_of_squares(values), None)
 
 
@@ -321,8 +350,7 @@ def _asymmetric_errors(
     """Least error over the zero points of every scale, and the first zero point that has it.
 
     A zero point between ``last`` (nothing is clipped above) and ``first`` (nothing is clipped
-    below) beats those outside. All of them are tried at 4 bits; at 8 bits the two ends and the
-    middle.
+    below) beats those outside. All of them are tried; at 8 bits the two ends and the middle.
     """
     steps = float(fmt.max_code)
     first = torch.round(negative * inverse).clamp(0.0, steps)
@@ -330,11 +358,11 @@ def _asymmetric_errors(
     last = torch.minimum(first, last)
     spread = first - last
     widest = int(spread.max())
-    trials = widest + 1 if fmt.bits == 4 else min(2 * widest, 2) + 1
+    trials = widest + 1 if fmt.bits < 8 else min(2 * widest, 2) + 1
     best = torch.full_like(inverse, float("inf"))
     best_zero = torch.zeros_like(inverse)
     for trial in range(trials):
-        if fmt.bits == 4:
+        if fmt.bits < 8:
             zero = torch.minimum(last + float(trial), first)
         else:
             zero = last + torch.floor(spread * (0.5 * trial))

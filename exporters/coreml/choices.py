@@ -39,6 +39,12 @@ def check_formats(
                 f"zero, so that no device is known to read them: use rtn, or a palette such as "
                 f"lut4-gc16"
             )
+        if isinstance(format, IntFormat) and format.bits not in (4, 8):
+            palette = next(bits for bits in (2, 3, 6, 8) if bits >= format.bits)
+            raise ExportError(
+                f"{weight} is to be {format.name}; Core ML holds integers of 4 and 8 bits, and of "
+                f"others palettes: use lut{palette}-gc16"
+            )
         if options.profile == "ane":
             _check_ane(weight, format)
         if options.opset == "ios17":

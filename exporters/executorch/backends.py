@@ -84,6 +84,15 @@ def check_backend(plan: QuantPlan, options: TargetOptions) -> None:
             )
 
 
+def _check_width(weight: str, format: IntFormat, runtime: str) -> None:
+    """Refuses integers of other widths than 4 and 8 bits."""
+    if format.bits not in (4, 8):
+        use = "int4-g32 or int4-g64" if format.bits < 4 else "int8-pc"
+        raise ExportError(
+            f"{weight} is to be {format.name}; {runtime} has integers of 4 and 8 bits: use {use}"
+        )
+
+
 def _check_scales(weight: str, format: IntFormat, takes: str) -> None:
     """Refuses scales that are not bfloat16, which a checkpoint quantized elsewhere brings."""
     if format.scale_dtype != "bfloat16":
@@ -97,6 +106,7 @@ def _check_scales(weight: str, format: IntFormat, takes: str) -> None:
 def _check_xnnpack(weight: str, format: IntFormat) -> None:
     """Refuses what XNNPACK's kernels do not have or would silently get wrong."""
     size = format.group_size
+    _check_width(weight, format, "XNNPACK")
     _check_scales(weight, format, "XNNPACK holds")
     if not format.symmetric:
         raise ExportError(
@@ -133,6 +143,7 @@ def _check_vulkan(weight: str, format: IntFormat) -> None:
 
 def _check_coreml(weight: str, format: IntFormat) -> None:
     """Refuses zero points: the exporter takes them for signed integers of the codes' width."""
+    _check_width(weight, format, "what is written for ExecuTorch's Core ML delegate")
     _check_scales(weight, format, "ExecuTorch's Core ML delegate is given")
     if not format.symmetric:
         raise ExportError(

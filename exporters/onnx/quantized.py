@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from onnx import TensorProto
@@ -10,8 +11,8 @@ from torch import fx
 
 from exporters.errors import ExportError
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
-from quant.formats import IntFormat, parse_format
-from quant.packing import pack_int4, unpack_codes
+from quant.formats import IntBits, IntFormat, parse_format
+from quant.packing import pack_codes, unpack_codes
 from quant.program import node_argument, shape_of
 from quant.store import WeightStore
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from exporters.onnx.lowering import Lowering
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+WIDTHS: Final[tuple[IntBits, ...]] = (2, 4, 8)
 SMALL_HEAD = 1 << 22
 
 
@@ -29,8 +31,14 @@ def block_size(weight: str, format: IntFormat, columns: int) -> int:
     the scale stay the store's.
 
     Raises:
-        ExportError: no block size of the kernels fits.
+        ExportError: the kernels do not have the format's width, or no block size of theirs fits.
     """
+    if format.bits not in WIDTHS:
+        near = next(bits for bits in WIDTHS if bits > format.bits)
+        raise ExportError(
+            f"{weight} is to be {format.name}; ONNX Runtime's kernels have integers of 2, 4 and 8 "
+            f"bits: use {replace(format, bits=near).name}"
+        )
     if format.group_size is not None:
         if format.group_size not in BLOCK_SIZES:
             raise ExportError(
@@ -163,10 +171,8 @@ def _zero_point(
     if format.group_size is not None or blocks == 1:
         return [builder.stored(f"{weight}.zero", extent, extent.shape, (weight, "zero_point"))]
     one = unpack_codes(store.part(weight, "zero_point"), format, 1)
-    repeated = one.expand(extent.shape[0], blocks)
-    packed = pack_int4(repeated) if format.bits == 4 else repeated
-    name = f"{weight}.zero_{format.bits}x{blocks}"
-    return [builder.table(name, packed.contiguous().numpy())]
+    packed = pack_codes(one.expand(extent.shape[0], blocks), format)
+    return [builder.table(f"{weight}.zero_{format.bits}x{blocks}", packed.numpy())]
 
 
 def _weight_of(state: Lowering, node: fx.Node) -> tuple[str, IntFormat]:

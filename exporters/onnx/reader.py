@@ -26,7 +26,7 @@ _PARTS = {
     "": "value",
 }
 # One zero point a row, repeated for so many blocks: the store holds it once.
-_REPEATED_ZERO = re.compile(r"\.zero_([48])x([0-9]+)")
+_REPEATED_ZERO = re.compile(r"\.zero_([248])x([0-9]+)")
 _BLOCK = 1 << 20
 
 
@@ -120,10 +120,9 @@ def _once(stored: StoredPart, bits: int, count: int) -> StoredPart:
     once = bytearray()
     for start in range(0, len(data), width):
         zero = data[start] & (1 << bits) - 1
-        pair = zero if bits == 8 else zero | zero << 4
-        row = bytearray([pair]) * width
-        if bits == 4 and count % 2:
-            row[-1] = zero
+        whole = sum(zero << shift for shift in range(0, 8, bits))
+        row = bytearray([whole]) * width
+        row[-1] &= (1 << (count * bits - 1) % 8 + 1) - 1
         if row != data[start : start + width]:
             return StoredPart(data, None, 0, len(data))
         once.append(zero)

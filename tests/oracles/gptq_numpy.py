@@ -20,23 +20,59 @@ def bfloat16_scales(low: float, high: float) -> np.ndarray:
 def best_grid(values: np.ndarray, bits: int, symmetric: bool) -> tuple[float, float]:
     """The scale and zero point of least squared error for one group of one row.
 
-    Scales go up to where all values fit, and a little further: 20 % at 4 bits, 2.5 % at 8.
+    Scales go up to where all values fit, and a little further: 20 % below 8 bits, 2.5 % at 8. At 2
+    and 3 bits they go up to the widest value itself, and far down.
     """
     half, top = 2 ** (bits - 1), 2**bits - 1
-    widest = 1.2 if bits == 4 else 1.025
+    widest = 1.2 if bits < 8 else 1.025
+    lowest = 1 / 2
+    if bits < 4:
+        widest, lowest = 1.01 * (half - 1 if symmetric else top), 1 / 64
     if symmetric:
         reach = np.abs(values).max()
         scales = bfloat16_scales(reach / 64 / half, widest * reach / (half - 1))
         zeros = np.array([half])
     else:
         reach = max(values.max(), 0.0) - min(values.min(), 0.0)
-        scales = bfloat16_scales(reach / 2 / top, widest * reach / top)
+        scales = bfloat16_scales(reach * lowest / top, widest * reach / top)
         zeros = np.arange(top + 1)
     scale, zero = (grid.reshape(-1, 1) for grid in np.meshgrid(scales, zeros, indexing="ij"))
     steps = np.clip(np.rint(values / scale), -zero, top - zero)
     errors = ((values - steps * scale) ** 2).sum(1)
     best = int(errors.argmin())
     return float(scale[best, 0]), float(zero[best, 0])
+
+
+def order_and_factor(
+    moment: np.ndarray, damping: float, activation_order: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The order of the columns, and the upper Cholesky factor of the inverse Hessian in it."""
+    hessian, cols = 2 * moment.astype(np.float64), len(moment)
+    hessian += damping * np.trace(hessian) / cols * np.eye(cols)
+    order = np.argsort(-np.diag(moment), kind="stable") if activation_order else np.arange(cols)
+    inverse = np.linalg.inv(hessian[np.ix_(order, order)])
+    return order, np.linalg.cholesky(inverse).T
+
+
+def gptq_palette(
+    weight: np.ndarray,
+    moment: np.ndarray,
+    tables: np.ndarray,
+    *,
+    damping: float,
+    activation_order: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [rows, cols] into each row's table, [rows, entries], and the values they stand for."""
+    order, factor = order_and_factor(moment, damping, activation_order)
+    left, tables = weight.astype(np.float64)[:, order], tables.astype(np.float64)
+    codes, values = np.zeros(weight.shape, int), np.zeros(weight.shape)
+    for step, column in enumerate(order):
+        away = np.abs(left[:, step, None] - tables)
+        codes[:, column] = away.argmin(1)
+        values[:, column] = np.take_along_axis(tables, away.argmin(1)[:, None], 1)[:, 0]
+        error = (left[:, step] - values[:, column]) / factor[step, step]
+        left[:, step + 1 :] -= np.outer(error, factor[step, step + 1 :])
+    return codes, values
 
 
 def gptq(
@@ -51,12 +87,8 @@ def gptq(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Codes [rows, cols], scales and zero points [rows, groups], and the values they stand for."""
     w = weight.astype(np.float64)
-    hessian = 2 * moment.astype(np.float64)
     rows, cols = w.shape
-    hessian += damping * np.trace(hessian) / cols * np.eye(cols)
-    order = np.argsort(-np.diag(moment), kind="stable") if activation_order else np.arange(cols)
-    inverse = np.linalg.inv(hessian[np.ix_(order, order)])
-    factor = np.linalg.cholesky(inverse).T
+    order, factor = order_and_factor(moment, damping, activation_order)
     scales, zeros = np.zeros((rows, cols // group)), np.zeros((rows, cols // group))
     codes, values = np.zeros((rows, cols)), np.zeros((rows, cols))
 

@@ -65,7 +65,9 @@ def test_a_sample_of_rows_stands_for_a_wide_matrix(monkeypatch):
     assert (sample / whole).log().abs().max() < 0.3
 
 
-@pytest.mark.parametrize("format", ["int4-g32", "int4-g32-asym", "int4-pc", "int8-g32"])
+@pytest.mark.parametrize(
+    "format", ["int4-g32", "int4-g32-asym", "int4-pc", "int8-g32", "int2-g32", "int3-g32-asym"]
+)
 def test_scales_by_output_error_beat_those_by_plain_error(format):
     fmt = parse_format(format)
     draw = torch.Generator().manual_seed(6)

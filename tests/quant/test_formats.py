@@ -8,6 +8,8 @@ from quant.formats import FloatFormat, IntFormat, PaletteFormat, TensorLayout, p
 NAMES = [
     *("int4-g32", "int4-g64", "int4-g128", "int4-pc", "int4-g32-asym", "int4-pc-asym"),
     *("int8-g32", "int8-pc", "int8-g64-asym", "int8-pc-asym", "fp32", "fp16", "bf16"),
+    *("int2-g16", "int2-g64-asym", "int2-pc", "int3-g32", "int3-pc-asym", "int5-g64"),
+    *("int6-g32-asym", "int7-g128"),
     *("lut2-pt", "lut3-gc1", "lut4-gc1", "lut6-pt", "lut8-pt"),
 ]
 
@@ -28,7 +30,8 @@ def test_names_mean_what_they_say():
 @pytest.mark.parametrize(
     "name",
     [
-        *("", "int4", "int3-g32", "int4-g0", "int4-g33", "int4-g-32", "INT4-g32", "int4-g32 "),
+        *("", "int4", "int1-g32", "int9-g32", "int4-g0", "int4-g33", "int4-g-32"),
+        *("INT4-g32", "int4-g32 ", "int3-g20", "int2-g6"),
         *("lut4", "lut5-pt", "lut7-gc16", "lut4-gc0", "lut4-pc", "lut4-g16", "lut4-pt-asym"),
     ],
 )
@@ -49,6 +52,11 @@ def test_a_typing_slip_gets_a_suggestion_and_the_list():
         ("int4-g32-asym", {"codes": (6, 48), "scale": (6, 3), "zero_point": (6, 2)}, 4 + 32 / 96),
         ("int4-pc", {"codes": (6, 48), "scale": (6, 1)}, 4 + 16 / 96),
         ("int8-pc-asym", {"codes": (6, 96), "scale": (6, 1), "zero_point": (6, 1)}, 8.25),
+        ("int2-g32", {"codes": (6, 24), "scale": (6, 3)}, 2.5),
+        ("int3-g32", {"codes": (6, 36), "scale": (6, 3)}, 3.5),
+        ("int2-g16-asym", {"codes": (6, 24), "scale": (6, 6), "zero_point": (6, 2)}, 3 + 16 / 96),
+        ("int3-g32-asym", {"codes": (6, 36), "scale": (6, 3), "zero_point": (6, 2)}, 3.5 + 16 / 96),
+        ("int6-pc", {"codes": (6, 72), "scale": (6, 1)}, 6 + 16 / 96),
     ],
 )
 def test_layout_and_size(name, layout, bits):
@@ -85,6 +93,9 @@ def test_a_group_that_does_not_divide_is_refused_with_advice():
         ("int4-pc", 33, "even number.*int8-pc"),
         ("int4-g64", 96, "use group_size 48 or"),
         ("int8-g32", 37, "group_size 32: keep it int8-pc"),
+        ("int2-pc", 34, "a multiple of 4, for a row's codes fill whole bytes: keep it int8-pc"),
+        ("int3-g32", 100, "a multiple of 8.*int8-pc"),
+        ("int3-g64", 96, "use group_size 48 or"),
         ("int8-pc", 0, "at least one"),
         ("fp16", 0, "at least one"),
     ],
@@ -99,7 +110,7 @@ def test_shapes_that_fit(name):
     parse_format(name).check("w", 1, 256)
 
 
-@pytest.mark.parametrize("arguments", [(3, 32), (4, 0), (4, 7), (4, -32)])
+@pytest.mark.parametrize("arguments", [(1, 32), (9, 32), (4, 0), (4, 7), (4, -32), (2, 6), (3, 20)])
 def test_impossible_formats_are_refused(arguments):
     with pytest.raises(QuantizationError):
         IntFormat(*arguments)

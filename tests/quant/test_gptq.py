@@ -33,7 +33,11 @@ def output_error(weight, made, fmt, x):
 
 @pytest.mark.parametrize("order", [False, True])
 @pytest.mark.parametrize(
-    "format", ["int4-g32", "int4-g16", "int4-pc", "int4-g32-asym", "int8-pc", "int8-g32"]
+    "format",
+    [
+        *("int4-g32", "int4-g16", "int4-pc", "int4-g32-asym", "int8-pc", "int8-g32"),
+        *("int2-g32", "int2-g16-asym", "int2-pc", "int3-g32-asym", "int3-g24", "int6-pc-asym"),
+    ],
 )
 def test_the_integers_are_the_papers(gptq_numpy, format, order):
     fmt = parse_format(format)

@@ -18,7 +18,17 @@ NAMES = [
     for groups in ("g20", "g32", "g64", "g128", "pc")
     for zero in ("", "-asym")
 ]
-SHAPES = {"g20": (3, 100), "g32": (1, 32), "g64": (5, 320), "g128": (3, 4096), "pc": (3, 626)}
+NAMES += [f"int{b}-{g}{z}" for b in (2, 3) for g in ("g24", "g128", "row") for z in ("", "-asym")]
+NAMES += ["int5-g32", "int6-g128-asym", "int7-row", "int6-g20", "int2-g20-asym"]
+SHAPES = {
+    "g24": (5, 72),
+    "row": (3, 136),
+    "g20": (3, 100),
+    "g32": (1, 32),
+    "g64": (5, 320),
+    "g128": (3, 4096),
+    "pc": (3, 626),
+}
 
 
 @pytest.fixture
@@ -54,7 +64,7 @@ def assert_same(one, other):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_native_equals_torch_on_every_instruction_set(name, dtype, restore_instruction_set):
-    fmt = parse_format(name)
+    fmt = parse_format(name.replace("row", "pc"))
     weight = awkward(SHAPES[name.split("-")[1]], seed=len(name)).to(dtype)
     expected = RTN.quantize_rows(weight, fmt, backend="torch")
     for level in (0, 1, 2):
@@ -77,7 +87,9 @@ def test_int8_rows_of_odd_length(cols):
 
 @needs_kernels
 @pytest.mark.parametrize("size", [1e-30, 1e-6, 1e-3, 1e4])
-@pytest.mark.parametrize("name", ["int4-g32", "int4-g32-asym", "int8-pc", "int4-pc"])
+@pytest.mark.parametrize(
+    "name", ["int4-g32", "int4-g32-asym", "int8-pc", "int4-pc", "int2-g32", "int3-g32-asym"]
+)
 def test_native_equals_torch_at_the_ends_of_the_scales(name, size):
     weight = torch.randn(4, 128, generator=torch.Generator().manual_seed(2)) * size
     fmt = parse_format(name)

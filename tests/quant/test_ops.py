@@ -11,6 +11,7 @@ from quant.formats import parse_format
 from quant.rtn import RTN
 
 FORMATS = ("int4-g32", "int4-g32-asym", "int4-pc", "int8-pc", "int8-g32-asym")
+FORMATS += ("int2-g32", "int2-g32-asym", "int3-g32-asym", "int6-pc")
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -31,9 +32,10 @@ def decode(made, format: str, columns: int) -> np.ndarray:
     for target, packed in ((codes, made.codes), (zero, made.zero_point)):
         if packed is None:
             continue
+        stream = np.unpackbits(packed.numpy(), axis=1, bitorder="little")
         for column in range(target.shape[1]):
-            byte = packed[:, column * bits // 8].numpy().astype(int)
-            target[:, column] = (byte >> (4 * (column % 2)) & 15) if bits == 4 else byte
+            code = stream[:, column * bits : (column + 1) * bits]
+            target[:, column] = code @ (1 << np.arange(bits))
     width = columns // groups
     return (codes - zero.repeat(width, 1)) * made.scale.double().numpy().repeat(width, 1)
 

@@ -11,9 +11,11 @@ from quant.packing import (
     dequantize,
     look_up,
     pack_bits,
+    pack_codes,
     pack_int4,
     pack_int4_numpy,
     unpack_bits,
+    unpack_codes,
     unpack_int4,
     unpack_int4_numpy,
 )
@@ -46,11 +48,11 @@ def test_packing_leaves_its_input_alone():
     assert codes.tolist() == [[1, 2, 3, 4]]
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_dequantize_is_code_minus_zero_point_times_scale(bits, symmetric):
     rng = np.random.default_rng(bits)
-    rows, groups, size = 3, 5, 6
+    rows, groups, size = 3, 5, 8
     fmt = IntFormat(bits, size, symmetric)
     codes = rng.integers(0, 2**bits, (rows, groups, size))
     points = rng.integers(0, 2**bits, (rows, groups))
@@ -60,13 +62,29 @@ def test_dequantize_is_code_minus_zero_point_times_scale(bits, symmetric):
     wide = scale.double().numpy()
     expected = ((codes - points[..., None]) * wide[..., None]).reshape(rows, -1)
 
-    flat = torch.tensor(codes.reshape(rows, -1), dtype=torch.uint8)
-    zero = torch.tensor(points, dtype=torch.uint8)
-    if bits == 4:
-        flat, zero = pack_int4(flat), pack_int4(zero)
+    flat = packed_by_numpy(codes.reshape(rows, -1), bits)
+    zero = packed_by_numpy(points, bits)
     values = dequantize(flat, scale, None if symmetric else zero, fmt)
     assert values.dtype == torch.float32
     assert np.array_equal(values.double().numpy(), expected)
+
+
+def packed_by_numpy(codes, bits):
+    """NumPy's own bits, of each code and of each byte; the last byte is filled up with zeros."""
+    stream = np.unpackbits(codes.astype(np.uint8)[..., None], axis=-1, bitorder="little")
+    flat = stream[..., :bits].reshape(*codes.shape[:-1], -1)
+    return torch.from_numpy(np.packbits(flat, axis=-1, bitorder="little"))
+
+
+@given(st.integers(2, 8), st.integers(1, 3), st.integers(1, 40), st.data())
+def test_codes_of_every_width_and_number_are_packed_and_unpacked(bits, rows, count, data):
+    size = rows * count
+    drawn = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=size, max_size=size))
+    codes = np.array(drawn, np.uint8).reshape(rows, count)
+    fmt = IntFormat(bits, None)
+    packed = pack_codes(torch.from_numpy(codes), fmt)
+    assert packed.is_contiguous() and torch.equal(packed, packed_by_numpy(codes, bits))
+    assert np.array_equal(unpack_codes(packed, fmt, count).numpy(), codes)
 
 
 @given(st.sampled_from([2, 3, 4, 6, 8]), st.integers(1, 3), st.integers(1, 9), st.data())

@@ -9,7 +9,7 @@ from edgeforge.model import open_model
 from quant.errors import QuantizationError
 from quant.formats import IntFormat, PaletteFormat
 from quant.recipes import RECIPES, Recipe, Rule, find_recipe
-from quant.registry import CALIBRATED, QUANTIZERS
+from quant.registry import algorithms_for
 
 SHAPES = {
     "model.embed_tokens.weight": (64, 128),
@@ -43,8 +43,7 @@ def test_every_recipe_plans_a_model_whole(name):
     for weight, assignment in plan.weights.items():
         is_integer = isinstance(assignment.format, IntFormat)
         is_palette = isinstance(assignment.format, PaletteFormat)
-        known = (*QUANTIZERS, *CALIBRATED) if is_integer else ("kmeans" if is_palette else "cast",)
-        assert assignment.algorithm in known
+        assert assignment.algorithm in algorithms_for(assignment.format)
         assert is_integer == (name.startswith("int") and len(SHAPES[weight]) == 2)
         assert is_palette == (name.startswith("lut") and len(SHAPES[weight]) == 2)
     assert plan.weights["model.layers.0.input_layernorm.weight"].format.name == "fp32"
@@ -123,11 +122,15 @@ def test_an_unknown_algorithm_is_refused_before_any_work():
 @pytest.mark.parametrize(
     ("format", "algorithm", "words"),
     [
-        ("lut4-gc16", "rtn", "algorithm rtn cannot fill lut4-gc16, .*: use kmeans, or leave"),
+        (
+            "lut4-gc16",
+            "rtn",
+            "rtn cannot fill lut4-gc16, .*: use kmeans or kmeans-weighted or gptq",
+        ),
         (
             "int4-g32",
             "kmeans",
-            "algorithm kmeans cannot fill int4-g32, .*: use rtn or rtn-signed or gptq",
+            "kmeans cannot fill int4-g32, .*: use rtn or rtn-signed or rtn-minmax",
         ),
         ("int4-g32 | lut4-pt", "rtn", "algorithm rtn cannot fill lut4-pt"),
     ],

@@ -9,6 +9,8 @@ from quant.packing import dequantize
 from quant.registry import CALIBRATED, QUANTIZERS, RESCALING
 
 FORMATS = ("int4-g32", "int4-g32-asym", "int4-pc", "int8-pc", "int8-g32", "int8-g64-asym")
+FORMATS += ("int2-g16", "int2-g32-asym", "int2-pc", "int3-g32", "int3-pc-asym", "int5-g64-asym")
+FORMATS += ("int6-pc", "int7-g32")
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)

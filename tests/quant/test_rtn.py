@@ -16,6 +16,7 @@ BACKENDS = ["torch"] + (["native"] if native.available() else [])
 SYMMETRIC_4 = ["int4-g32", "int4-g64", "int4-g128", "int4-pc"]
 ALL = [*SYMMETRIC_4, "int4-g32-asym", "int4-pc-asym"]
 ALL += ["int8-pc", "int8-g32", "int8-pc-asym", "int8-g32-asym"]
+ALL += ["int2-g32", "int2-pc", "int2-g64-asym", "int3-g32", "int3-pc-asym", "int5-g32", "int6-pc"]
 
 
 def draw(kind, rows, cols, seed=0):
@@ -81,6 +82,35 @@ def test_asymmetric_int4_finds_the_best_scale_and_zero_point(kind):
         best = min(
             least_error(group, -zero, 15 - zero, reach / 30, reach * 1.2 / 15 * 0.9999)[0]
             for zero in range(16)
+        )
+        assert error <= best * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gauss", "laplace", "student", "outlier", "positive"])
+@pytest.mark.parametrize("name", ["int2-g32", "int2-g128", "int2-pc", "int3-g32", "int3-pc"])
+def test_few_bits_find_the_best_of_all_scales(name, kind):
+    weight, fmt = draw(kind, 6, 512, seed=6), parse_format(name)
+    size = fmt.columns_per_group(512)
+    errors = group_errors(weight, RTN.quantize_rows(weight, fmt), (fmt, size))
+    lowest, highest = -(1 << fmt.bits - 1), (1 << fmt.bits - 1) - 1
+    for group, error in zip(weight.double().numpy().reshape(-1, size), errors, strict=True):
+        reach = np.abs(group).max()
+        # No scale above the widest weight can be better than that weight itself.
+        best, _ = least_error(group, lowest, highest, reach / 1000, reach * 4)
+        assert error <= best * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gauss", "student", "outlier", "positive"])
+@pytest.mark.parametrize("name", ["int2-g32-asym", "int2-g128-asym", "int3-g64-asym"])
+def test_few_bits_find_the_best_scale_and_zero_point(name, kind):
+    weight, fmt = draw(kind, 6, 256, seed=7), parse_format(name)
+    size = fmt.columns_per_group(256)
+    errors = group_errors(weight, RTN.quantize_rows(weight, fmt), (fmt, size))
+    for group, error in zip(weight.double().numpy().reshape(-1, size), errors, strict=True):
+        reach = max(group.max(), 0) - min(group.min(), 0)
+        best = min(
+            least_error(group, -zero, fmt.max_code - zero, reach / 500, reach * 3)[0]
+            for zero in range(fmt.max_code + 1)
         )
         assert error <= best * (1 + 1e-5)
 
@@ -165,7 +195,7 @@ def test_groups_that_are_almost_nothing_become_zeros(name, backend, tiny):
 
 @pytest.mark.parametrize("name", ALL)
 def test_scales_are_positive_and_exact_in_float16(name):
-    sizes = torch.tensor([[1e-8], [1e-5], [1e-3], [1.0], [1e3], [1e5]])
+    sizes = torch.tensor([[1e-8], [1e-5], [1e-3], [1.0], [1e3], [1e4]])
     weight = torch.randn(6, 128, generator=torch.Generator().manual_seed(1)) * sizes
     scale = RTN.quantize_rows(weight, parse_format(name)).scale
     assert bool((scale > 0).all())

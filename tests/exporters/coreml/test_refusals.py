@@ -49,6 +49,14 @@ def test_slices_before_ios_18(refused):
     )
 
 
+@pytest.mark.parametrize(("bits", "palette"), [(2, 2), (3, 3), (5, 6), (6, 6), (7, 8)])
+def test_integers_of_other_widths(bits, palette, refused):
+    assert refused(f"int{bits}-g32") == (
+        f"model.embed_tokens.weight is to be int{bits}-g32; Core ML holds integers of 4 and 8 "
+        f"bits, and of others palettes: use lut{palette}-gc16"
+    )
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_blocks_on_the_neural_engine(bits, refused):
     assert refused(f"int{bits}-g32", profile="ane") == (

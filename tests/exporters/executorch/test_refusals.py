@@ -35,6 +35,21 @@ WIDE = {"hidden_size": 192, "intermediate_size": 192, "num_attention_heads": 2, 
             "model.embed_tokens.weight has groups of 48; XNNPACK's need a multiple of 32: use "
             "int4-g32, int4-g64 or int4-g128, or int8-pc",
         ),
+        (
+            "int2-g32",
+            "model.embed_tokens.weight is to be int2-g32; XNNPACK has integers of 4 and 8 bits: "
+            "use int4-g32 or int4-g64",
+        ),
+        (
+            "int3-pc",
+            "model.embed_tokens.weight is to be int3-pc; XNNPACK has integers of 4 and 8 bits: "
+            "use int4-g32 or int4-g64",
+        ),
+        (
+            "int6-g32-asym",
+            "model.embed_tokens.weight is to be int6-g32-asym; XNNPACK has integers of 4 and 8 "
+            "bits: use int8-pc",
+        ),
     ],
 )
 def test_formats(cache, tmp_path, monkeypatch, checkpoint_of, llama_config, format, words):

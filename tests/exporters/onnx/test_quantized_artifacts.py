@@ -34,6 +34,11 @@ FORMATS = [
     (ODD, "int8-g32-asym"),
     (ODD, "int8-pc"),
     (ODD, "int8-pc-asym"),
+    (WIDE, "int2-g64"),
+    (WIDE, "int2-g128-asym"),
+    (ODD, "int2-g16-asym"),
+    (ODD, "int2-g32"),
+    (ODD, "int2-pc-asym"),
     ({"hidden_size": 80, "intermediate_size": 48}, "int4-pc-asym"),
     ({"hidden_size": 80, "intermediate_size": 48}, "int8-pc"),
 ]
@@ -116,13 +121,11 @@ def initializers(folder: Path, graph: str) -> tuple[onnx.ModelProto, dict[str, n
     return model, arrays
 
 
-def nibbles(packed: np.ndarray, count: int) -> np.ndarray:
-    """Two a byte, the low half first: ``uint8[rows, n] -> uint8[rows, count]``."""
+def unpacked(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """One a byte or several, the lowest first: ``uint8[rows, n] -> uint8[rows, count]``."""
     flat = packed.reshape(len(packed), -1)
-    apart = np.empty((len(flat), 2 * flat.shape[1]), np.uint8)
-    apart[:, 0::2] = flat % 16
-    apart[:, 1::2] = flat // 16
-    return apart[:, :count]
+    parts = [flat >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
+    return np.stack(parts, -1).reshape(len(flat), -1)[:, :count]
 
 
 def decode(node: onnx.NodeProto, model: onnx.ModelProto, arrays: dict[str, np.ndarray]) -> Decoded:
@@ -138,7 +141,7 @@ def decode(node: onnx.NodeProto, model: onnx.ModelProto, arrays: dict[str, np.nd
         assert (attributes["N"], attributes["K"]) == (rows, columns)
         assert packed.shape == (rows, blocks, attributes["block_size"] * bits // 8)
     flat = packed.reshape(rows, -1)
-    codes = nibbles(flat, columns) if bits == 4 else flat
+    codes = unpacked(flat, bits, columns)
     maker = makers[node.input[scale]]
     if maker.op_type == "Expand":
         assert arrays[maker.input[1]].tolist() == [rows, blocks]
@@ -148,10 +151,11 @@ def decode(node: onnx.NodeProto, model: onnx.ModelProto, arrays: dict[str, np.nd
     zero_point = None
     if len(node.input) > zero:
         packed = arrays[node.input[zero]]
-        zero_point = nibbles(packed, blocks) if bits == 4 else packed
+        zero_point = unpacked(packed, bits, blocks)
         assert zero_point.shape == (rows, blocks)
-        if bits == 4 and blocks % 2:
-            assert not (packed[:, -1] >> 4).any()
+        assert packed.shape == (rows, -(-blocks * bits // 8))
+        if blocks * bits % 8:
+            assert not (packed[:, -1] >> blocks * bits % 8).any()
     return Decoded(codes, bf16, zero_point)
 
 
@@ -182,7 +186,7 @@ def test_files_hold_the_integers_of_the_store(quantized, graph):
         for name, uses in seen.items():
             codes = store.get_tensor(f"{name}:codes")
             rows, columns = quantized.manifest.weights[name].shape
-            codes = nibbles(codes, columns) if bits == 4 else codes
+            codes = unpacked(codes, bits, columns)
             scale = store.get_tensor(f"{name}:scale").view(np.uint16)
             for used in uses:
                 assert (used.codes == codes).all()
@@ -193,7 +197,7 @@ def test_files_hold_the_integers_of_the_store(quantized, graph):
                 if used.zero_point is not None:
                     groups = scale.shape[1]
                     zero = store.get_tensor(f"{name}:zero_point")
-                    zero = nibbles(zero, groups) if bits == 4 else zero
+                    zero = unpacked(zero, bits, groups)
                     assert (used.zero_point == np.broadcast_to(zero, (rows, blocks))).all()
                 # And they stand for the checkpoint's weights, which are not symmetric.
                 wanted = quantized.model.weights.float_weight(name).double().numpy()
@@ -201,7 +205,7 @@ def test_files_hold_the_integers_of_the_store(quantized, graph):
                 assert error == pytest.approx(
                     quantized.manifest.weights[name].relative_error, rel=1e-3
                 )
-                assert error < (0.25 if bits == 4 else 0.02)
+                assert error < {2: 0.75, 4: 0.25, 8: 0.02}[bits]
 
 
 def test_float_weights_are_the_stores(quantized):

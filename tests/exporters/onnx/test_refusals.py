@@ -50,6 +50,14 @@ def test_groups_that_are_no_block_of_the_kernels(refused, llama_config, size):
     )
 
 
+@pytest.mark.parametrize(("bits", "near"), [(3, 4), (5, 8), (6, 8), (7, 8)])
+def test_widths_that_the_kernels_lack(refused, llama_config, bits, near):
+    assert refused(llama_config(), f"int{bits}-g32-asym") == (
+        f"model.embed_tokens.weight is to be int{bits}-g32-asym; ONNX Runtime's kernels have "
+        f"integers of 2, 4 and 8 bits: use int{near}-g32-asym"
+    )
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_one_scale_a_row_over_columns_that_no_block_divides(refused, llama_config, bits):
     config = llama_config(intermediate_size=100)
