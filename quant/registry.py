@@ -7,13 +7,16 @@ from typing import Protocol
 import torch
 
 from quant import kmeans, rtn
+from quant.activations import TENSOR
 from quant.awq import Awq
 from quant.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
 from quant.gptq import Gptq
 from quant.kmeans import PalettizedRows
 from quant.plan import SIGNED, QuantPlan
 from quant.rtn import QuantizedRows
+from quant.second_moment import InputStatistics
 from quant.signed import SignedRoundToNearest
+from quant.smoothquant import SmoothQuant
 
 
 class RowQuantizer(Protocol):
@@ -111,19 +114,23 @@ class RescalingQuantizer(CalibratedQuantizer, Protocol):
     """
 
     def column_factors(
-        self, weight: torch.Tensor, moment: torch.Tensor, fmt: IntFormat, ties: torch.Tensor
+        self, weight: torch.Tensor, inputs: InputStatistics, fmt: IntFormat, ties: torch.Tensor
     ) -> torch.Tensor:
         """The factor of every column, ``float32[columns]``.
 
         Args:
             weight: ``float32[rows, columns]``.
-            moment: float64 ``[columns, columns]``, the mean of ``x x^T`` over the inputs.
+            inputs: what calibration knows of the inputs.
             fmt: what to store.
             ties: int64 ``[columns]``; columns of one number must take one factor.
         """
 
 
-RESCALING: dict[str, RescalingQuantizer] = {"awq": Awq()}
+RESCALING: dict[str, RescalingQuantizer] = {
+    "awq": Awq(),
+    "smoothquant": SmoothQuant(),
+    "smoothquant-search": SmoothQuant("smoothquant-search", exponent=None),
+}
 
 CALIBRATED: dict[str, CalibratedQuantizer] = {
     "gptq": Gptq(),
@@ -133,8 +140,12 @@ CALIBRATED: dict[str, CalibratedQuantizer] = {
 
 
 def calibrated_weights(plan: QuantPlan) -> list[str]:
-    """The weights of a plan whose quantizers need calibration."""
-    return [name for name, given in plan.weights.items() if given.algorithm in CALIBRATED]
+    """The weights of a plan whose quantizers, or the scales of whose inputs, need calibration."""
+    return [
+        name
+        for name, given in plan.weights.items()
+        if given.algorithm in CALIBRATED or given.activation == TENSOR
+    ]
 
 
 def algorithms_for(format: WeightFormat) -> tuple[str, ...]:

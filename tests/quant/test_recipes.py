@@ -45,7 +45,7 @@ def test_every_recipe_plans_a_model_whole(name):
         is_palette = isinstance(assignment.format, PaletteFormat)
         known = (*QUANTIZERS, *CALIBRATED) if is_integer else ("kmeans" if is_palette else "cast",)
         assert assignment.algorithm in known
-        assert is_integer == (name.startswith("int") and len(SHAPES[weight]) == 2)
+        assert is_integer == (name.startswith(("int", "w8")) and len(SHAPES[weight]) == 2)
         assert is_palette == (name.startswith("lut") and len(SHAPES[weight]) == 2)
     assert plan.weights["model.layers.0.input_layernorm.weight"].format.name == "fp32"
 
