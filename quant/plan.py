@@ -11,6 +11,7 @@ from quant.activations import (
     INPUT_SCALE_LAYOUT,
     NONE,
     TENSOR,
+    TOKEN,
     Activation,
     parse_activation,
 )
@@ -182,10 +183,11 @@ def _check_scales(name: str, assignment: Assignment) -> None:
 
 
 def _check_activation(name: str, assignment: Assignment) -> None:
-    """Refuses to round what enters a weight that is not in integers, which nothing multiplies.
+    """Refuses to round what enters a weight where no kernel or no quantizer has use for it.
 
     Raises:
-        QuantizationError: says which, and what to do.
+        QuantizationError: a weight that is not in integers; an algorithm that needs the scale of
+            its inputs before there is one.
     """
     if assignment.activation != NONE and not isinstance(assignment.format, IntFormat):
         raise QuantizationError(
@@ -193,6 +195,17 @@ def _check_activation(name: str, assignment: Assignment) -> None:
             f"({assignment.activation}); they are rounded for products with integers only: use "
             f"int8-pc, or activation none"
         )
+    if assignment.activation == TENSOR:
+        from quant.registry import QUANTIZERS, RESCALING
+
+        able = (*QUANTIZERS, *RESCALING)
+        if assignment.algorithm not in able:
+            raise QuantizationError(
+                f"{name} is to be filled by {assignment.algorithm}, with activations rounded by "
+                f"one scale ({TENSOR}); that scale is found on the float program, before "
+                f"{assignment.algorithm} runs the quantized one: use {' or '.join(able)}, or "
+                f"activation {TOKEN}"
+            )
 
 
 FLOAT32 = FloatFormat("float32")
