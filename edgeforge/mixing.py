@@ -19,6 +19,7 @@ from edgeforge.families.assembly import HEAD
 from exporters.errors import ExportError
 from exporters.options import TargetOptions
 from exporters.target import ModelFacts, Target
+from quant.activations import NONE
 from quant.errors import QuantizationError
 from quant.formats import FloatFormat, IntFormat, parse_format
 from quant.plan import FLOAT32, IMPORTED, SIGNED, Assignment, QuantPlan, matrix_shape
@@ -417,4 +418,6 @@ def _rule(assignment: Assignment) -> str:
 
     usual = assignment.algorithm == algorithms_for(assignment.format)[0]
     algorithm = "" if usual else f", algorithm: {assignment.algorithm}"
-    return f"format: {assignment.format.name}{algorithm}"
+    activation = assignment.activation
+    rounded = "" if activation == NONE else f", activation: {activation}"
+    return f"format: {assignment.format.name}{algorithm}{rounded}"

@@ -330,6 +330,7 @@ def _manifest(
                 algorithm=assignment.algorithm,
                 relative_error=store.relative_error[name],
                 digest=store.digests[name],
+                activation=assignment.activation,
             )
             for name, assignment in plan.weights.items()
         },

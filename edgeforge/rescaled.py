@@ -1,4 +1,6 @@
-"""Quantizes weights whose columns are rescaled first, on what the float program gives.
+"""Quantizes weights whose columns are rescaled first, or whose inputs are rounded by one scale.
+
+Both look at what the float program gives.
 
 A weight's columns are multiplied by factors, and what makes its inputs is divided by them
 (`quant.folding`): a norm's scale, in the store, or rows of the weight before it, which therefore is
@@ -15,10 +17,12 @@ import torch
 from torch import Tensor, fx
 
 from edgeforge.stretches import MATRICES, Filling, tokens_of, weight_of
+from quant.activations import TENSOR
 from quant.folding import Fold, foldable
 from quant.formats import IntFormat
 from quant.program import Program, node_argument
 from quant.registry import RESCALING
+from quant.second_moment import InputStatistics
 
 
 @dataclass
@@ -26,20 +30,20 @@ class _Waiting:
     """A weight whose rows may still be divided.
 
     Attributes:
-        moment: of what enters it.
+        inputs: what calibration knows of what enters it.
         factors: of its columns, ``float32[columns]``.
         divisors: of its rows, ``float32[rows, 1]``.
         readers: weights that have yet to say by what.
     """
 
-    moment: Tensor
+    inputs: InputStatistics
     factors: Tensor
     divisors: Tensor
     readers: set[str]
 
 
 def quantize_rescaled(filling: Filling, program: Program, blocks: Sequence[Sequence[int]]) -> None:
-    """Quantizes the weights of a plan whose algorithm rescales columns.
+    """Quantizes the weights whose algorithm rescales columns, or whose inputs have one scale.
 
     Args:
         filling: the store; it holds what needs no calibration, norms among it.
@@ -52,7 +56,8 @@ def quantize_rescaled(filling: Filling, program: Program, blocks: Sequence[Seque
     """
     plan = filling.plan.weights
     rescaled = {name for name, given in plan.items() if given.algorithm in RESCALING}
-    if not rescaled & set(filling.wanted()):
+    measured = rescaled | {name for name, given in plan.items() if given.activation == TENSOR}
+    if not measured & set(filling.wanted()):
         return
     folds = {
         name: fold
@@ -61,7 +66,7 @@ def quantize_rescaled(filling: Filling, program: Program, blocks: Sequence[Seque
     }
     walk = filling.float_walk(program)
     run = _Run(filling, folds)
-    missing = set(rescaled)
+    missing = set(measured)
     with filling.stretches(walk, [walk.begin(tokens_of(block)) for block in blocks]) as stretches:
         stretch: list[fx.Node] = []
         for node in walk.order:
@@ -70,7 +75,7 @@ def quantize_rescaled(filling: Filling, program: Program, blocks: Sequence[Seque
                 stretch = []
                 name = weight_of(walk, node)
                 if name in missing:
-                    run.meet(name, stretches.second_moment(node_argument(node, 0), name))
+                    run.meet(name, stretches.statistics(node_argument(node, 0), name))
                     missing.discard(name)
                     if not missing:
                         return
@@ -89,7 +94,7 @@ class _Run:
         self._filling, self._folds = filling, folds
         self._waiting: dict[str, _Waiting] = {}
 
-    def meet(self, name: str, moment: Tensor) -> None:
+    def meet(self, name: str, inputs: InputStatistics) -> None:
         """Finds a weight's factors, and quantizes what waits for nothing more."""
         filling, fold = self._filling, self._folds.get(name)
         weight = filling.weights.float_weight(name)
@@ -100,16 +105,16 @@ class _Run:
             assert isinstance(assignment.format, IntFormat)
             ties = fold.rows - fold.rows.min()
             quantizer = RESCALING[assignment.algorithm]
-            factors = quantizer.column_factors(weight, moment, assignment.format, ties)
+            factors = quantizer.column_factors(weight, inputs, assignment.format, ties)
         elif filling.weights.roles()[name] == "embedding":
             # A tied head: as rows that are looked up, their plain error counts as much.
-            moment.diagonal().add_(moment.diagonal().mean())
+            inputs.moment.diagonal().add_(inputs.moment.diagonal().mean())
         readers = {
             reader
             for reader, other in self._folds.items()
             if not other.is_norm and other.weight == name
         }
-        self._waiting[name] = _Waiting(moment, factors, torch.ones(rows, 1), readers)
+        self._waiting[name] = _Waiting(inputs, factors, torch.ones(rows, 1), readers)
         if fold is not None and fold.is_norm:
             self._divide_norm(fold.weight, factors)
         elif fold is not None:
@@ -127,10 +132,10 @@ class _Run:
         if name in self._filling.partial.done:
             return
         weight = self._filling.weights.float_weight(name) * held.factors / held.divisors
-        moment = held.moment
+        moment = held.inputs.moment
         inverse = (1.0 / held.factors).double()
         moment.mul_(inverse).mul_(inverse.unsqueeze(1))
-        self._filling.quantize(name, moment, weight)
+        self._filling.quantize(name, moment, weight, held.inputs.largest / held.factors)
 
     def _divide_norm(self, name: str, factors: Tensor) -> None:
         """Writes a norm's scale, divided, over what the store holds of it."""

@@ -20,16 +20,18 @@ from edgeforge.activations import Activations
 from edgeforge.reference import Values, Walk, block_pool
 from edgeforge.weights import CheckpointWeights
 from quant import dialect
+from quant.activations import INPUT_SCALE, TENSOR
 from quant.errors import QuantizationError
 from quant.formats import IntFormat, PaletteFormat
 from quant.kmeans import PalettizedRows
 from quant.plan import QuantPlan
 from quant.program import Program, node_argument
 from quant.quantize import write_palettes, write_rows
-from quant.registry import CALIBRATED, CALIBRATED_PALETTIZERS, calibrated_weights
+from quant.registry import CALIBRATED, CALIBRATED_PALETTIZERS, QUANTIZERS, calibrated_weights
 from quant.resume import PartialStore
 from quant.rtn import QuantizedRows
-from quant.second_moment import SecondMoment
+from quant.second_moment import InputStatistics, SecondMoment
+from quant.smoothquant import input_scale
 
 # Activations that stay in memory between stretches, bytes.
 MEMORY_BOUND: Final = 768 << 20
@@ -81,7 +83,11 @@ class Stretches:
             list(pool.map(step, range(len(self.activations))))
 
     def second_moment(self, node: fx.Node, name: str) -> Tensor:
-        """The mean of ``x x^T`` over what a node gave, ``float64[columns, columns]``.
+        """The mean of ``x x^T`` over what a node gave; arguments and errors as `statistics`."""
+        return self.statistics(node, name).moment
+
+    def statistics(self, node: fx.Node, name: str) -> InputStatistics:
+        """What calibration keeps of what a node gave.
 
         Args:
             node: ``float32[1, t, columns]`` in every block.
@@ -104,7 +110,7 @@ class Stretches:
                 f"what enters {name} is NaN or infinite on the calibration text: the checkpoint "
                 f"overflows there, or is damaged"
             )
-        return found
+        return InputStatistics(found, collected.largest())
 
 
 class Filling:
@@ -152,30 +158,44 @@ class Filling:
         weights = self.weights
         return Walk(program, lambda given: weights.float_weight(given.name), weights.float_rows)
 
-    def quantize(self, name: str, moment: Tensor, weight: Tensor | None = None) -> None:
+    def quantize(
+        self,
+        name: str,
+        moment: Tensor,
+        weight: Tensor | None = None,
+        largest: Tensor | None = None,
+    ) -> None:
         """Quantizes a weight into the store.
 
         Args:
             name: the weight's.
             moment: of what enters it, ``float64[columns, columns]``; it may be overwritten.
             weight: ``float32[rows, columns]`` in the place of the checkpoint's.
+            largest: ``float32[columns]``, the largest absolute value of what enters every column;
+                where the plan rounds it by one scale.
         """
-        algorithm, format = self.plan.weights[name].algorithm, self.plan.weights[name].format
+        assignment = self.plan.weights[name]
+        algorithm, format = assignment.algorithm, assignment.format
         values = self.weights.float_weight(name) if weight is None else weight
         made: QuantizedRows | PalettizedRows
         if isinstance(format, PaletteFormat):
-            palettizer = CALIBRATED_PALETTIZERS[algorithm]
-            made = palettizer.palettize_matrix(
+            made = CALIBRATED_PALETTIZERS[algorithm].palettize_matrix(
                 values, moment, format, name=name, threads=self._threads
             )
             write_palettes(self.partial, name, 0, 0, made)
         else:
             assert isinstance(format, IntFormat)
-            quantizer = CALIBRATED[algorithm]
-            made = quantizer.quantize_matrix(
-                values, moment, format, name=name, threads=self._threads
-            )
+            if algorithm in QUANTIZERS:  # it is its inputs that calibration is for
+                made = QUANTIZERS[algorithm].quantize_rows(values, format, name=name)
+            else:
+                made = CALIBRATED[algorithm].quantize_matrix(
+                    values, moment, format, name=name, threads=self._threads
+                )
             write_rows(self.partial, name, 0, made)
+        if assignment.activation == TENSOR:
+            assert largest is not None
+            data = input_scale(largest).view(torch.uint8).numpy().data
+            self.partial.write(name, INPUT_SCALE, 0, data)
         norm = made.squared_norm
         self.partial.note(name, (made.squared_error / norm) ** 0.5 if norm else 0.0)
         self.partial.keep()

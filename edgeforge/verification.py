@@ -13,6 +13,7 @@ from edgeforge.model import CALIBRATION_TEXT, DEMO, DEMO_FOLDER, HELDOUT, Model,
 from edgeforge.text import Tokenizer, read_text, split_blocks
 from exporters.manifest import MANIFEST, Manifest, check_files
 from exporters.registry import find_target
+from quant.activations import parse_activation
 from quant.formats import parse_format
 from quant.plan import Assignment, QuantPlan
 
@@ -221,7 +222,9 @@ def _references(
     plan = QuantPlan(
         manifest.recipe,
         {
-            name: Assignment(parse_format(record.format), record.algorithm)
+            name: Assignment(
+                parse_format(record.format), record.algorithm, parse_activation(record.activation)
+            )
             for name, record in manifest.weights.items()
         },
     )

@@ -33,6 +33,8 @@ class WeightRecord:
         algorithm: what chose the integers.
         relative_error: L2 norm of the error over that of the weight.
         digest: `quant.store.weight_digest`: equal over targets when the integers are.
+        activation: what happens to what enters it (`quant.activations`); a scale for that is in
+            the digest.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +42,7 @@ class WeightRecord:
     algorithm: str
     relative_error: float
     digest: str
+    activation: str = "none"
 
 
 @dataclass(frozen=True)

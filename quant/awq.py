@@ -21,6 +21,7 @@ from quant.errors import QuantizationError
 from quant.formats import IntFormat
 from quant.packing import dequantize, pack_codes, unpack_codes
 from quant.rtn import LARGEST_STORED, RTN, SMALLEST_SCALE, QuantizedRows
+from quant.second_moment import InputStatistics
 from quant.threads import run_all
 
 EXPONENTS: Final = 20
@@ -42,13 +43,13 @@ class Awq:
     name: str = "awq"
 
     def column_factors(
-        self, weight: torch.Tensor, moment: torch.Tensor, fmt: IntFormat, ties: torch.Tensor
+        self, weight: torch.Tensor, inputs: InputStatistics, fmt: IntFormat, ties: torch.Tensor
     ) -> torch.Tensor:
         """The factor of every column of a weight.
 
         Args:
             weight: float32 ``[rows, cols]``.
-            moment: float64 ``[cols, cols]``, the mean of ``x x^T`` over the inputs.
+            inputs: of which only the second moment is looked at.
             fmt: what will be stored.
             ties: int64 ``[cols]``; columns of one number take one factor.
 
@@ -58,8 +59,8 @@ class Awq:
         rows, cols = weight.shape
         wanted = max(64, _SEARCH_PRODUCTS // cols**2)
         sample = weight[:: max(1, rows // wanted)].contiguous()
-        magnitude = _tied_magnitude(moment, ties)
-        wide = moment.float()
+        magnitude = _tied_magnitude(inputs.moment, ties)
+        wide = inputs.moment.float()
 
         def attempt(step: int) -> tuple[float, torch.Tensor]:
             factors = magnitude ** (step / EXPONENTS)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
+from quant.activations import INPUT_SCALE
 from quant.errors import QuantizationError
 from quant.formats import PaletteFormat
 from quant.ops import quantized_format  # and with it torch.ops.edgeforge
@@ -23,6 +24,8 @@ ROPE = _edgeforge.rope.default
 ATTENTION = _edgeforge.attention.default
 QUANT_LINEAR = _edgeforge.quant_linear.default
 QUANT_EMBEDDING = _edgeforge.quant_embedding.default
+ROUND_PER_TOKEN = _edgeforge.round_per_token.default
+ROUND_PER_TENSOR = _edgeforge.round_per_tensor.default
 ADD = _aten.add.Tensor
 MUL = _aten.mul.Tensor
 SILU = _aten.silu.default
@@ -35,14 +38,22 @@ GET = operator.getitem
 FLOAT_DIALECT: frozenset[Callable[..., object]] = frozenset(
     {EMBEDDING, LINEAR, RMS_NORM, ROPE, ATTENTION, ADD, MUL, SILU, VIEW, SPLIT, SIZE, GET}
 )
-QUANTIZED_DIALECT = FLOAT_DIALECT | {QUANT_LINEAR, QUANT_EMBEDDING}
+# What stands between an activation and the product that it is rounded for.
+ROUNDINGS: frozenset[object] = frozenset({ROUND_PER_TOKEN, ROUND_PER_TENSOR})
+QUANTIZED_DIALECT = FLOAT_DIALECT | {
+    *(QUANT_LINEAR, QUANT_EMBEDDING),
+    *(ROUND_PER_TOKEN, ROUND_PER_TENSOR),
+}
 
 # Inserted by `exporters.last_token`, for artifacts that give only the last token's logits.
 LOWERED_DIALECT = QUANTIZED_DIALECT | {LAST}
 
 # Each output row depends on the same row of the inputs alone: position by position.
 POINTWISE = frozenset(
-    {EMBEDDING, LINEAR, RMS_NORM, ADD, MUL, SILU, QUANT_LINEAR, QUANT_EMBEDDING, SPLIT, GET}
+    {
+        *(EMBEDDING, LINEAR, RMS_NORM, ADD, MUL, SILU, QUANT_LINEAR, QUANT_EMBEDDING, SPLIT, GET),
+        *(ROUND_PER_TOKEN, ROUND_PER_TENSOR),
+    }
 )
 
 
@@ -74,6 +85,19 @@ def check_quantized(program: Program) -> None:
                 given = program.inputs.get(source.name) if isinstance(source, fx.Node) else None
                 if given is None or given.kind != "weight" or given.part != part:
                     raise DialectError(f"{node.name}: argument {index} is not a weight's {part}")
+        if node.target in ROUNDINGS:
+            _check_rounding(program, node)
+
+
+def _check_rounding(program: Program, node: fx.Node) -> None:
+    """An activation is rounded for products with integers alone, by a scale of the store's."""
+    if any(user.target not in (QUANT_LINEAR, LAST) for user in node.users):
+        raise DialectError(f"{node.name} rounds what others than products with integers read")
+    if node.target is ROUND_PER_TENSOR:
+        source = node.args[1]
+        given = program.inputs.get(source.name) if isinstance(source, fx.Node) else None
+        if given is None or given.kind != "weight" or given.part != INPUT_SCALE:
+            raise DialectError(f"{node.name}: argument 1 is not the scale of a weight's inputs")
 
 
 def _parts(node: fx.Node) -> tuple[str, str, str | None]:

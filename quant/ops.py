@@ -10,12 +10,17 @@ heads, ``k`` key/value heads, ``d`` head width, ``r`` rotary width, ``v`` vocabu
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from quant.formats import FloatFormat, PaletteFormat, QuantizedFormat, parse_format
 from quant.packing import dequantize, look_up
+
+# Of a token of zeros alone: any step will do, but 0 would divide.
+SMALLEST_STEP: Final = 1e-30
 
 
 def quantized_format(format: str) -> QuantizedFormat:
@@ -205,3 +210,51 @@ def _(
 ) -> Tensor:
     columns = codes.shape[1] * 8 // quantized_format(format).bits
     return torch.empty((*tokens.shape, columns), dtype=torch.float32, device=codes.device)
+
+
+@torch.library.custom_op("edgeforge::round_per_token", mutates_args=())
+def round_per_token(x: Tensor) -> Tensor:
+    """Each token's activations on a grid of 256 steps that spans its own range and holds zero.
+
+    A token's step is a 255th of the way from its lowest to its highest number, zero included; its
+    zero point, from -128 to 127, is the code of zero. This is how ExecuTorch quantizes activations
+    for XNNPACK (``choose_qparams_per_token_asymmetric``).
+
+    Args:
+        x: ``float[..., n]``; the last axis is a token's.
+
+    Returns:
+        ``float[..., n]``: ``(code - zero_point) * step``.
+    """
+    wide = x.float()
+    low = wide.amin(-1, keepdim=True).clamp_max(0.0)
+    high = wide.amax(-1, keepdim=True).clamp_min(0.0)
+    step = ((high - low) / 255).clamp_min(SMALLEST_STEP)
+    zero = (-low / step).round_().sub_(128)
+    codes = (wide / step).round_().add_(zero).clamp_(-128, 127)
+    return codes.sub_(zero).mul_(step).to(x.dtype)
+
+
+@round_per_token.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("edgeforge::round_per_tensor", mutates_args=())
+def round_per_tensor(x: Tensor, scale: Tensor) -> Tensor:
+    """All activations on one grid: ``clip(round(x / scale), -128, 127) * scale``.
+
+    Args:
+        x: ``float[..., n]``.
+        scale: ``bfloat16[1, 1]``, of all of it, found on a calibration text.
+
+    Returns:
+        ``float[..., n]``.
+    """
+    step = scale.float().reshape(())
+    return (x.float() / step).round_().clamp_(-128, 127).mul_(step).to(x.dtype)
+
+
+@round_per_tensor.register_fake
+def _(x: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(x)

@@ -6,8 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from quant.activations import (
+    INPUT_SCALE,
+    INPUT_SCALE_LAYOUT,
+    NONE,
+    TENSOR,
+    TOKEN,
+    Activation,
+    parse_activation,
+)
 from quant.errors import QuantizationError
-from quant.formats import FloatFormat, IntFormat, WeightFormat, parse_format
+from quant.formats import FloatFormat, IntFormat, TensorLayout, WeightFormat, parse_format
 
 PLAN_VERSION = 1
 
@@ -19,10 +28,29 @@ SIGNED = "rtn-signed"
 
 @dataclass(frozen=True)
 class Assignment:
-    """One weight's format, and the algorithm that fills it (`quant.registry`)."""
+    """One weight's format, and the algorithm that fills it (`quant.registry`).
+
+    Attributes:
+        format: of the weight.
+        algorithm: what chooses its integers.
+        activation: what happens to what it is multiplied by (`quant.activations`).
+    """
 
     format: WeightFormat
     algorithm: str
+    activation: Activation = NONE
+
+    def layout(self, rows: int, columns: int) -> dict[str, TensorLayout]:
+        """The stored parts of a weight: the format's, and the scale of what enters it."""
+        parts = dict(self.format.layout(rows, columns))
+        if self.activation == TENSOR:
+            parts[INPUT_SCALE] = INPUT_SCALE_LAYOUT
+        return parts
+
+    def to_json(self) -> dict[str, str]:
+        """As a plan holds it; what a plan of weights alone does not need is left out."""
+        row = {"format": self.format.name, "algorithm": self.algorithm}
+        return row if self.activation == NONE else {**row, "activation": self.activation}
 
 
 @dataclass(frozen=True)
@@ -42,10 +70,7 @@ class QuantPlan:
         return {
             "version": PLAN_VERSION,
             "recipe": self.recipe,
-            "weights": {
-                name: {"format": a.format.name, "algorithm": a.algorithm}
-                for name, a in self.weights.items()
-            },
+            "weights": {name: given.to_json() for name, given in self.weights.items()},
         }
 
     @classmethod
@@ -66,18 +91,23 @@ class QuantPlan:
         for name, row in weights.items():
             if (
                 not isinstance(row, dict)
-                or row.keys() != {"format", "algorithm"}
+                or not {"format", "algorithm"}
+                <= row.keys()
+                <= {"format", "algorithm", "activation"}
                 or not all(isinstance(value, str) for value in row.values())
             ):
                 raise QuantizationError(
                     f"the plan gives {name} {row!r}, not the names of a format and an algorithm"
                 )
-            assignments[name] = Assignment(parse_format(row["format"]), row["algorithm"])
+            activation = parse_activation(row.get("activation", NONE))
+            assignments[name] = Assignment(
+                parse_format(row["format"]), row["algorithm"], activation
+            )
         return cls(recipe, assignments)
 
     def fingerprint(self) -> str:
         """A canonical text: equal for plans that give equal stores (the recipe's name is out)."""
-        rows = {n: [a.format.name, a.algorithm] for n, a in self.weights.items()}
+        rows = {name: list(given.to_json().values()) for name, given in self.weights.items()}
         return json.dumps([PLAN_VERSION, rows], sort_keys=True)
 
     def bits_per_weight(self, shapes: Mapping[str, tuple[int, ...]]) -> float:
@@ -107,6 +137,7 @@ class QuantPlan:
                     f"{assignment.format.name}"
                 )
             _check_scales(name, assignment)
+            _check_activation(name, assignment)
             rows, columns = matrix_shape(shapes[name])
             assignment.format.check(name, rows, columns)
 
@@ -149,6 +180,32 @@ def _check_scales(name: str, assignment: Assignment) -> None:
             f"{name} is to be {format.name}, whose scales only checkpoints bring that were "
             f"quantized elsewhere: use {plain.name}"
         )
+
+
+def _check_activation(name: str, assignment: Assignment) -> None:
+    """Refuses to round what enters a weight where no kernel or no quantizer has use for it.
+
+    Raises:
+        QuantizationError: a weight that is not in integers; an algorithm that needs the scale of
+            its inputs before there is one.
+    """
+    if assignment.activation != NONE and not isinstance(assignment.format, IntFormat):
+        raise QuantizationError(
+            f"{name} is to be {assignment.format.name} with activations rounded "
+            f"({assignment.activation}); they are rounded for products with integers only: use "
+            f"int8-pc, or activation none"
+        )
+    if assignment.activation == TENSOR:
+        from quant.registry import QUANTIZERS, RESCALING
+
+        able = (*QUANTIZERS, *RESCALING)
+        if assignment.algorithm not in able:
+            raise QuantizationError(
+                f"{name} is to be filled by {assignment.algorithm}, with activations rounded by "
+                f"one scale ({TENSOR}); that scale is found on the float program, before "
+                f"{assignment.algorithm} runs the quantized one: use {' or '.join(able)}, or "
+                f"activation {TOKEN}"
+            )
 
 
 FLOAT32 = FloatFormat("float32")

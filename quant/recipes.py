@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from quant.activations import NONE, TENSOR, TOKEN, Activation, parse_activation
 from quant.errors import QuantizationError
 from quant.formats import WeightFormat, parse_format
 from quant.plan import FLOAT32, SIGNED, Assignment, QuantPlan, is_quantized, matrix_shape
@@ -27,12 +28,15 @@ class Rule:
             that is not the head too has no inputs to calibrate on: in the place of a calibrated
             algorithm it gets the usual one.
         optional: whether it may match nothing; a rule of a file that does is a mistake.
+        activation: what happens to what enters the weights (`quant.activations`); nothing enters
+            an embedding that is not the head too.
     """
 
     match: str
     format: str
     algorithm: str | None = None
     optional: bool = False
+    activation: Activation = NONE
 
     def formats(self) -> list[WeightFormat]:
         """The formats in order of preference.
@@ -79,8 +83,9 @@ class Recipe:
                 )
             used.add(rule)
             chosen = self._choose_format(rule, name, shape)
+            looked_up = roles[name] == "embedding" and not tied
             weights[name] = Assignment(
-                chosen, _algorithm(rule, chosen, roles[name] == "embedding" and not tied)
+                chosen, _algorithm(rule, chosen, looked_up), NONE if looked_up else rule.activation
             )
         for rule in self.rules:
             if rule not in used and not rule.optional and rule.match not in _ROLES:
@@ -162,6 +167,16 @@ def _int4_by(name: str, algorithm: str, about: str) -> Recipe:
     return Recipe(name, about, tuple(replace(rule, algorithm=algorithm) for rule in _INT4.rules))
 
 
+def _rounded(name: str, activation: Activation, about: str) -> Recipe:
+    """SmoothQuant as its paper has it: in the layers; what enters the head stays as it is."""
+    rules = (
+        Rule("embedding", "int8-pc"),
+        Rule("head", "int8-pc"),
+        Rule("*", "int8-pc", "smoothquant", activation=activation),
+    )
+    return Recipe(name, about, rules)
+
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -187,6 +202,8 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int4-g128-asym", "int4-g128-asym", "4 bits with zero points, groups of 128"),
         _uniform("int4-pc", "int4-pc", "4 bits, one scale a row: the smallest, the least exact"),
         _uniform("int8", "int8-pc", "8 bits, one scale a row"),
+        _rounded("w8a8", TOKEN, "int8, what enters rounded per token: ONNX, ExecuTorch"),
+        _rounded("w8a8-static", TENSOR, "int8, what enters rounded by fixed scales: ONNX, Core ML"),
         _uniform("int8-g32", "int8-g32", "8 bits, groups of 32"),
         _uniform("int8-g128", "int8-g128", "8 bits, groups of 128"),
         _uniform("lut4", "lut4-gc16", "palettes of 16 values, each for 16 rows"),
@@ -221,8 +238,8 @@ RECIPES: dict[str, Recipe] = {
 def find_recipe(name: str, others: Iterable[str] = ()) -> Recipe:
     """A recipe by name, or from a YAML file of rules.
 
-    The file holds a list of ``{match: PATTERN, format: NAME, algorithm: NAME}``, or a mapping with
-    that list under ``rules``.
+    The file holds a list of ``{match: PATTERN, format: NAME, algorithm: NAME, activation: NAME}``,
+    of which the last two may be left out, or a mapping with that list under ``rules``.
 
     Args:
         name: what the user asked for.
@@ -246,17 +263,21 @@ def find_recipe(name: str, others: Iterable[str] = ()) -> Recipe:
 
 def _read_recipe(path: Path) -> Recipe:
     rows = _read_rules(path)
-    fields = {"match", "format", "algorithm"}
+    fields = {"match", "format", "algorithm", "activation"}
     rules = []
     for number, row in enumerate(rows, start=1):
         where = f"recipe {path}: rule {number}"
         if not isinstance(row, dict) or not {"match", "format"} <= set(row) <= fields:
             raise QuantizationError(
-                f"{where} must have match and format, and may have algorithm; found {row!r}"
+                f"{where} must have match and format, and may have algorithm and activation; "
+                f"found {row!r}"
             )
         texts = {key: str(value) for key, value in row.items()}
-        rule = Rule(texts["match"], texts["format"], texts.get("algorithm"))
         try:
+            activation = parse_activation(texts.get("activation", NONE))
+            rule = Rule(
+                texts["match"], texts["format"], texts.get("algorithm"), activation=activation
+            )
             rule.formats()
         except QuantizationError as error:
             raise QuantizationError(f"{where}: {error}") from error

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from quant import kmeans, rtn
+from quant.activations import TENSOR
 from quant.awq import Awq
 from quant.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
 from quant.gptq import Gptq
@@ -14,7 +15,9 @@ from quant.kmeans import PalettizedRows
 from quant.minmax import MinMaxRoundToNearest
 from quant.plan import SIGNED, QuantPlan
 from quant.rtn import QuantizedRows
+from quant.second_moment import InputStatistics
 from quant.signed import SignedRoundToNearest
+from quant.smoothquant import SmoothQuant
 from quant.weighted_kmeans import WeightedKMeans
 
 
@@ -133,19 +136,23 @@ class RescalingQuantizer(CalibratedQuantizer, Protocol):
     """
 
     def column_factors(
-        self, weight: torch.Tensor, moment: torch.Tensor, fmt: IntFormat, ties: torch.Tensor
+        self, weight: torch.Tensor, inputs: InputStatistics, fmt: IntFormat, ties: torch.Tensor
     ) -> torch.Tensor:
         """The factor of every column, ``float32[columns]``.
 
         Args:
             weight: ``float32[rows, columns]``.
-            moment: float64 ``[columns, columns]``, the mean of ``x x^T`` over the inputs.
+            inputs: what calibration knows of the inputs.
             fmt: what to store.
             ties: int64 ``[columns]``; columns of one number must take one factor.
         """
 
 
-RESCALING: dict[str, RescalingQuantizer] = {"awq": Awq()}
+RESCALING: dict[str, RescalingQuantizer] = {
+    "awq": Awq(),
+    "smoothquant": SmoothQuant(),
+    "smoothquant-search": SmoothQuant("smoothquant-search", exponent=None),
+}
 
 _GPTQ = {"gptq": Gptq(), "gptq-order": Gptq("gptq-order", activation_order=True)}
 
@@ -162,8 +169,12 @@ def is_calibrated(algorithm: str) -> bool:
 
 
 def calibrated_weights(plan: QuantPlan) -> list[str]:
-    """The weights of a plan whose quantizers need calibration."""
-    return [name for name, given in plan.weights.items() if is_calibrated(given.algorithm)]
+    """The weights of a plan whose quantizers, or the scales of whose inputs, need calibration."""
+    return [
+        name
+        for name, given in plan.weights.items()
+        if is_calibrated(given.algorithm) or given.activation == TENSOR
+    ]
 
 
 def algorithms_for(format: WeightFormat) -> tuple[str, ...]:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from quant.dialect import LINEAR, QUANT_EMBEDDING, QUANT_LINEAR
-from quant.formats import FloatFormat, QuantizedFormat
+from quant.activations import INPUT_SCALE, INPUT_SCALE_LAYOUT, NONE, TOKEN
+from quant.dialect import (
+    LINEAR,
+    QUANT_EMBEDDING,
+    QUANT_LINEAR,
+    ROUND_PER_TENSOR,
+    ROUND_PER_TOKEN,
+)
+from quant.formats import FloatFormat, QuantizedFormat, TensorLayout
 from quant.plan import QuantPlan
 from quant.program import Input, Program
 
@@ -30,7 +37,13 @@ def quantize_program(program: Program, plan: QuantPlan) -> Program:
 
         %y = edgeforge::quant_linear(%x, %codes, %lut, None, "lut4-gc16")
 
-    A weight used twice (a tied head) keeps one set of placeholders.
+    Where the plan rounds activations, what enters the product is rounded before it, once for all
+    products that read the same, or by the scale of each weight::
+
+        %r = edgeforge::round_per_token(%x)           # or round_per_tensor(%x, %input_scale)
+        %y = edgeforge::quant_linear(%r, %codes, %scale, %zero, "int8-pc")
+
+    A weight used twice (a tied head) keeps one set of placeholders; looking up rounds nothing.
     The given program is left as it was.
     """
     graph = fx.Graph()
@@ -41,9 +54,16 @@ def quantize_program(program: Program, plan: QuantPlan) -> Program:
     for node in list(graph.nodes):
         if node.op == "placeholder" and inputs[node.name].kind == "weight":
             weight = inputs[node.name].name
-            format = plan.weights[weight].format
-            if not isinstance(format, FloatFormat):
-                _replace(graph, node, weight, format, inputs)
+            assignment = plan.weights[weight]
+            if isinstance(assignment.format, FloatFormat):
+                continue
+            scale = None
+            if assignment.activation not in (NONE, TOKEN):
+                scale = _placeholder(graph, node, weight, INPUT_SCALE, INPUT_SCALE_LAYOUT, inputs)
+            for user in list(node.users):
+                if user.target is LINEAR and assignment.activation != NONE:
+                    _round_input(graph, user, scale)
+            _replace(graph, node, weight, assignment.format, inputs)
     graph.lint()
     return Program(graph, inputs, program.tables, program.context, program.vocab_size)
 
@@ -53,13 +73,8 @@ def _replace(
 ) -> None:
     value = node.meta["val"]
     parts: dict[str, fx.Node] = {}
-    with graph.inserting_before(node):
-        for part, layout in format.layout(*value.shape).items():
-            parts[part] = graph.placeholder(f"{node.name}_{part}")
-            parts[part].meta["val"] = torch.empty(
-                layout.shape, dtype=_TORCH[layout.dtype], device="meta"
-            )
-            inputs[parts[part].name] = Input("weight", weight, part)
+    for part, layout in format.layout(*value.shape).items():
+        parts[part] = _placeholder(graph, node, weight, part, layout, inputs)
     codes, values, *rest = parts.values()
     stored = (codes, values, rest[0] if rest else None, format.name)
     for user in list(node.users):
@@ -71,3 +86,36 @@ def _replace(
         graph.erase_node(user)
     graph.erase_node(node)
     del inputs[node.name]
+
+
+def _placeholder(
+    graph: fx.Graph,
+    node: fx.Node,
+    weight: str,
+    part: str,
+    layout: TensorLayout,
+    inputs: dict[str, Input],
+) -> fx.Node:
+    """An input for a stored part of a weight, before the one that stands for its values."""
+    with graph.inserting_before(node):
+        made = graph.placeholder(f"{node.name}_{part}")
+    made.meta["val"] = torch.empty(layout.shape, dtype=_TORCH[layout.dtype], device="meta")
+    inputs[made.name] = Input("weight", weight, part)
+    return made
+
+
+def _round_input(graph: fx.Graph, product: fx.Node, scale: fx.Node | None) -> None:
+    """Puts a rounding between a product and what enters it: by the scale, or token by token."""
+    source = product.args[0]
+    assert isinstance(source, fx.Node)
+    target, arguments = (
+        (ROUND_PER_TOKEN, (source,)) if scale is None else (ROUND_PER_TENSOR, (source, scale))
+    )
+    rounded = next(
+        (user for user in source.users if user.target is target and user.args == arguments), None
+    )
+    if rounded is None:
+        with graph.inserting_after(source):
+            rounded = graph.call_function(target, arguments)
+        rounded.meta["val"] = source.meta["val"]
+    product.replace_input_with(source, rounded)

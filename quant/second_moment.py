@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 
 # Columns whose products are computed together; the panels below the diagonal are left out.
 _PANEL: Final = 1024
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """What calibration keeps of the inputs of a matrix.
+
+    Attributes:
+        moment: ``float64[columns, columns]``, the mean of ``x x^T`` over tokens.
+        largest: ``float32[columns]``, the largest absolute value of every column.
+    """
+
+    moment: torch.Tensor
+    largest: torch.Tensor
 
 
 class SecondMoment:
@@ -23,13 +37,19 @@ class SecondMoment:
     def __init__(self, columns: int) -> None:
         self.columns, self.tokens = columns, 0
         self._upper = torch.zeros(columns, columns, dtype=torch.float64)
+        self._largest = torch.zeros(columns)
 
     def add(self, x: torch.Tensor) -> None:
         """Adds ``float32[tokens, columns]``."""
         for start in range(0, self.columns, _PANEL):
             stop = min(start + _PANEL, self.columns)
             self._upper[:stop, start:stop] += x[:, :stop].t() @ x[:, start:stop]
+        self._largest = torch.maximum(self._largest, x.abs().amax(0))
         self.tokens += len(x)
+
+    def largest(self) -> torch.Tensor:
+        """``float32[columns]``: the largest absolute value of every column."""
+        return self._largest
 
     def mean(self) -> torch.Tensor:
         """``float64[columns, columns]``, symmetric: the mean over tokens. Ends the collection."""

@@ -87,7 +87,7 @@ def _layout(
     parts = {
         (name, part): layout
         for name, assignment in plan.weights.items()
-        for part, layout in assignment.format.layout(*matrix_shape(shapes[name])).items()
+        for part, layout in assignment.layout(*matrix_shape(shapes[name])).items()
     }
     return dict(sorted(parts.items(), key=lambda item: _ORDER.index(item[1].dtype)))
 
@@ -116,7 +116,7 @@ class StoreWriter:
         self.folder, self.plan = folder, plan
         self._notes: dict[str, WeightNote] = {}
         self._parts = {
-            name: assignment.format.layout(*matrix_shape(shapes[name]))
+            name: assignment.layout(*matrix_shape(shapes[name]))
             for name, assignment in plan.weights.items()
         }
         header: dict[str, object] = {"__metadata__": {"format": "edgeforge", "version": "1"}}
@@ -209,8 +209,8 @@ def weight_digest(parts: Mapping[str, Iterable[bytes | memoryview]]) -> str:
     """Digest of a weight's stored parts, whatever file holds them.
 
     Args:
-        parts: the bytes of ``codes``, ``scale``, ``zero_point`` or ``value`` in blocks, laid out as
-            `quant.formats` says.
+        parts: the bytes of ``codes``, ``scale``, ``zero_point``, ``value`` or ``input_scale`` in
+            blocks, laid out as `quant.formats` says.
     """
     digest = hashlib.sha256()
     for part in sorted(parts):

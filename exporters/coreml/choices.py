@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from exporters.activations import refuse_activation
 from exporters.coreml.names import identifier
 from exporters.errors import ExportError
 from exporters.options import TargetOptions
+from quant.activations import TOKEN
 from quant.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
 from quant.plan import SIGNED, QuantPlan
 
@@ -28,6 +30,10 @@ def check_formats(
     Raises:
         ExportError: says which weight, and what to use instead.
     """
+    refuse_activation(
+        *(plan, TOKEN, "Core ML's quantize takes constant scales only"),
+        "activation int8-tensor, as recipe w8a8-static does",
+    )
     for weight, assignment in plan.weights.items():
         format = assignment.format
         identifier(weight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from importlib.metadata import version
 
+from exporters.activations import activation_notes
 from exporters.coreml import names
 from exporters.coreml.attention import ANE_MULTIPLE
 from exporters.coreml.emitter import Emitter
@@ -70,6 +71,7 @@ def notes(request: ExportRequest, style: Style, chunks: tuple[int, ...]) -> tupl
         _calls(style, chunks),
         *_profile(request, style),
         *_floats(request.store, style),
+        *activation_notes(request.store.plan),
         *([] if style.states else [_no_states(request, style)]),
         "not verified by EdgeForge off a Mac: whether Core ML's own compiler accepts the package, "
         "on which processor it places each operation, and how that processor rounds; `verify` says "

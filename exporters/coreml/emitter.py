@@ -33,6 +33,16 @@ class Emitter(FunctionBuilder):
             self._constants[key] = self.cast(name, x, dtype)
         return self._constants[key]
 
+    def round_to_bytes(self, name: str, x: Value, scale: Value) -> Value:
+        """Rounded to signed 8-bit integers, and back; what Core ML multiplies integers by."""
+        codes = self.call(
+            *("quantize", f"{name}_codes", "int8", x.shape),
+            input=x,
+            scale=scale,
+            output_dtype="int8",
+        )
+        return self.call("dequantize", name, x.dtype, x.shape, input=codes, scale=scale)
+
     def reshape(self, name: str, x: Value, shape: Shape) -> Value:
         """Another shape; one size may depend on the number of tokens."""
         if shape == x.shape:

@@ -198,6 +198,15 @@ class FunctionBuilder:
             self._constants["stored", name] = made
         return self._constants["stored", name]
 
+    def inline(self, name: str, dtype: str, value: npt.NDArray[np.generic]) -> Value:
+        """A short constant that readers find by its name, emitted at most once."""
+        if ("stored", name) not in self._constants:
+            made = self._named(name, dtype, value.shape)
+            message = array_value(dtype, value)
+            self._operation("const", name, [made]).attributes["val"].CopyFrom(message)
+            self._constants["stored", name] = made
+        return self._constants["stored", name]
+
     def constant(self, literal: Literal, dtype: str | None = None) -> Value:
         """A small constant; equal ones are emitted once.
 

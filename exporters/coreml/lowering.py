@@ -180,6 +180,11 @@ def _quant_linear(state: FunctionLowering, node: fx.Node) -> Value:
     return _product(state, node, state.quantized(node))
 
 
+def _round_per_tensor(state: FunctionLowering, node: fx.Node) -> Value:
+    scale = state.bank.input_scale(state.emitter, state.weight_name(node))
+    return state.emitter.round_to_bytes(state.name(node), state.value(node, 0), scale)
+
+
 def _rms_norm(state: FunctionLowering, node: fx.Node) -> Value:
     epsilon = node.args[2]
     assert isinstance(epsilon, float)
@@ -231,6 +236,7 @@ HANDLERS: dict[object, Callable[[FunctionLowering, fx.Node], Value]] = {
     dialect.QUANT_EMBEDDING: _quant_embedding,
     dialect.LINEAR: _linear,
     dialect.QUANT_LINEAR: _quant_linear,
+    dialect.ROUND_PER_TENSOR: _round_per_tensor,
     dialect.RMS_NORM: _rms_norm,
     dialect.ROPE: _rope,
     dialect.ATTENTION: _attention,

@@ -19,8 +19,9 @@ from exporters.coreml.constants import Constant, read_constant
 from exporters.coreml.names import weight_name
 from exporters.coreml.package import Package, open_package
 from exporters.coreml.scales import Exponents, are_half, from_half
-from exporters.coreml.weights import DESCALE, WIDENED_NAME
+from exporters.coreml.weights import DESCALE, INPUT_SCALE_NAME, WIDENED_NAME
 from exporters.errors import ExportError
+from quant.activations import INPUT_SCALE
 from quant.store import weight_digest
 
 _BLOCK: Final = 1 << 20
@@ -101,6 +102,11 @@ def _parts_of(
 ) -> Iterator[tuple[str, str, StoredPart]]:
     """What one operation holds of a weight; nothing when it makes no weight."""
     if operation.type == "const":
+        if name.endswith(_WEIGHT + INPUT_SCALE_NAME):
+            constant, place = _constant(package, name, operation.attributes["val"])
+            stored = StoredPart(constant, place, exponents=np.zeros((1, 1), np.int32))
+            yield weight_name(name.removesuffix(INPUT_SCALE_NAME)), INPUT_SCALE, stored
+            return
         plain = name.removesuffix(WIDENED_NAME)
         if not plain.endswith(_WEIGHT):
             return

@@ -11,18 +11,22 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from exporters.blobs import SIGNED, SIGNED_NIBBLES, WIDENED, Blob, Conversion
 from exporters.coreml.emitter import Emitter
 from exporters.coreml.function import FileValue, Shape, Value, array_value
 from exporters.coreml.names import identifier
-from exporters.coreml.scales import Exponents, ScaleBlob, row_exponents
+from exporters.coreml.scales import Exponents, ScaleBlob, row_exponents, to_half
 from exporters.coreml.weight_file import WeightFile
+from quant.activations import INPUT_SCALE
 from quant.formats import IntFormat, PaletteFormat
 from quant.store import WeightStore
 
 # Ends the name of the constant that what a row gives is multiplied by.
 DESCALE: Final = "__descale"
+# Ends the name of the constant that is the scale of what enters a weight.
+INPUT_SCALE_NAME: Final = "__input_scale"
 # Ends the name of a weight that is bfloat16 in the store and float32 in the file.
 WIDENED_NAME: Final = "__widened"
 
@@ -146,6 +150,12 @@ class WeightBank:
         conversion = WIDENED if extent.dtype == "BF16" else None
         value = self._file_value(weight, "value", dtype, shape, conversion)
         return emitter.stored(identifier(weight) + (WIDENED_NAME if conversion else ""), value)
+
+    def input_scale(self, emitter: Emitter, weight: str) -> Value:
+        """The one scale of what enters a matrix, as float16, which holds it exactly."""
+        bits = self.store.part(weight, INPUT_SCALE).view(torch.uint16).numpy()
+        half = to_half(bits, np.zeros((1, 1), np.int32)).view(np.float16).reshape(())
+        return emitter.inline(identifier(weight) + INPUT_SCALE_NAME, "fp16", half)
 
     def table(self, emitter: Emitter, name: str, values: npt.NDArray[np.generic]) -> Value:
         """A constant that is no weight: float16 or float32."""

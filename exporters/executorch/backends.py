@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final
 
+from exporters.activations import refuse_activation
 from exporters.errors import ExportError
 from exporters.executorch.installed import require_executorch
 from exporters.options import TargetOptions
+from quant.activations import TENSOR, TOKEN
 from quant.formats import IntFormat
 from quant.plan import SIGNED, QuantPlan
 
@@ -71,6 +73,11 @@ def check_backend(plan: QuantPlan, options: TargetOptions) -> None:
                     f"--{given} is of EdgeForge's own lowering for XNNPACK: leave it or {flag} out"
                 )
         require_executorch(f"{flag} lowers with it")
+        for activation in (TOKEN, TENSOR):
+            refuse_activation(
+                *(plan, activation, f"{flag} promises nothing of activations"),
+                "EdgeForge's own lowering for XNNPACK, or a recipe of weights alone such as int8",
+            )
         for module, install in (backend.packages or {}).items():
             if find_spec(module) is None:
                 raise ExportError(f'{flag} needs {module}: pip install "{install}"')

@@ -269,8 +269,15 @@ def _quant_linear(state: MethodLowering, node: fx.Node) -> int:
 def is_exact(state: MethodLowering, node: fx.Node) -> bool:
     """Whether a product with integers leaves its activations float32."""
     source, (rows, stored) = node_argument(node, 0), shape_of(node_argument(node, 1))
+    if source.target is dialect.ROUND_PER_TOKEN:
+        return False
     small = rows * stored * 8 // format_of(node).bits <= SMALL
     return small and (source.target is dialect.MUL or node is state.program.output())
+
+
+def _round_per_token(state: MethodLowering, node: fx.Node) -> int:
+    """What XNNPACK does before its product: `XnnpackGraph.quantized_linear` takes it along."""
+    return state.value(node_argument(node, 0))
 
 
 def _rms_norm(state: MethodLowering, node: fx.Node) -> int:
@@ -346,6 +353,7 @@ def _get(state: MethodLowering, node: fx.Node) -> int:
 _DELEGATE_HANDLERS: dict[object, Callable[[MethodLowering, fx.Node], int | None]] = {
     dialect.LINEAR: _linear,
     dialect.QUANT_LINEAR: _quant_linear,
+    dialect.ROUND_PER_TOKEN: _round_per_token,
     dialect.RMS_NORM: _rms_norm,
     dialect.ROPE: _rope,
     dialect.ADD: _add,

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from exporters.activations import activation_notes, refuse_activation
 from exporters.executorch.backends import BACKENDS, XNNPACK, Backend, check_backend, is_stock
 from exporters.executorch.installed import SUPPORTED
 from exporters.footprint import RuntimeCosts, check_memory, estimate
@@ -16,6 +17,7 @@ from exporters.options import Choices, TargetOptions
 from exporters.palettes import refuse_palettes
 from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
+from quant.activations import NONE, TENSOR
 from quant.formats import IntFormat
 from quant.plan import QuantPlan
 
@@ -69,6 +71,10 @@ class ExecutorchTarget:
         """Refuses formats that the delegate's kernels do not have or would silently get wrong."""
         refuse_palettes(plan, BACKENDS[options.backend or XNNPACK].title)
         check_backend(plan, options)
+        refuse_activation(
+            *(plan, TENSOR, "XNNPACK's products by fixed scales would round their results too"),
+            "activation int8-token, as recipe w8a8 does",
+        )
         footprint = estimate(plan, shapes, facts, _costs(facts, options))
         check_memory(self.name, footprint, facts.context, options.max_memory)
 
@@ -123,9 +129,16 @@ class ExecutorchTarget:
 def _notes(request: ExportRequest, backend: Backend, limit: int) -> tuple[str, ...]:
     """What a user must know of the artifact."""
     notes = [f"one run takes {limit} tokens at most: longer prompts go in pieces"]
-    quantized = any(isinstance(f, IntFormat) for f in request.store.plan.formats())
+    plan = request.store.plan
+    quantized = any(
+        isinstance(given.format, IntFormat) and given.activation == NONE
+        for given in plan.weights.values()
+    )
+    promised = activation_notes(plan)
+    notes += promised
     if quantized and backend is BACKENDS[XNNPACK]:
-        notes.append("matrix products round each token's activations to 8 bits")
+        others = "other matrix" if promised else "matrix"
+        notes.append(f"{others} products round each token's activations to 8 bits")
     if has_int8_caches(request.options):
         notes += [
             "attention rounds queries, keys and values to 8 bits, with a scale and a zero point "

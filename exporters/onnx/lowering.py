@@ -10,7 +10,7 @@ from onnx import TensorProto
 from torch import fx
 
 from exporters.errors import ExportError
-from exporters.onnx import quantized
+from exporters.onnx import quantized, rounded
 from exporters.onnx.attention import AttentionPattern, emit_attention, match_attention
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
 from quant import dialect
@@ -203,7 +203,11 @@ def _attention(state: Lowering, node: fx.Node) -> None:
 
 
 def _quant_linear(state: Lowering, node: fx.Node) -> None:
-    quantized.emit_linear(state, node)
+    emit: dict[object, Callable[[Lowering, fx.Node], None]] = {
+        dialect.ROUND_PER_TOKEN: rounded.emit_per_token_linear,
+        dialect.ROUND_PER_TENSOR: rounded.emit_per_tensor_linear,
+    }
+    emit.get(node_argument(node, 0).target, quantized.emit_linear)(state, node)
 
 
 def _quant_embedding(state: Lowering, node: fx.Node) -> None:
@@ -215,6 +219,8 @@ HANDLERS: dict[object, Callable[[Lowering, fx.Node], None]] = {
     dialect.LINEAR: _linear,
     dialect.QUANT_LINEAR: _quant_linear,
     dialect.QUANT_EMBEDDING: _quant_embedding,
+    dialect.ROUND_PER_TOKEN: rounded.emit_per_token,
+    dialect.ROUND_PER_TENSOR: rounded.emit_per_tensor,
     dialect.RMS_NORM: _rms_norm,
     dialect.ATTENTION: _attention,
     dialect.ADD: _add,

@@ -57,8 +57,8 @@ def block_size(weight: str, format: IntFormat, columns: int) -> int:
 
 def emit_linear(state: Lowering, node: fx.Node) -> None:
     """MatMulNBits: float32 activations outside; inside as `accuracy_level` says."""
-    weight, format = _weight_of(state, node)
-    rows, columns = _matrix(node, format)
+    weight, format = weight_of(state, node)
+    rows, columns = matrix_of(node, format)
     block = block_size(weight, format, columns)
     codes = state.store.extents(weight)["codes"]
     packed = state.builder.stored(
@@ -72,7 +72,7 @@ def emit_linear(state: Lowering, node: fx.Node) -> None:
         [
             state.operand(node, 0),
             packed,
-            _scale(state.builder, state.store, weight, format, columns // block),
+            scale_of(state.builder, state.store, weight, format, columns // block),
             *_zero_point(state.builder, state.store, weight, format, columns // block),
         ],
         state.name(node),
@@ -97,8 +97,8 @@ def accuracy_level(is_head: bool, weights: int) -> int:
 
 def emit_embedding(state: Lowering, node: fx.Node) -> None:
     """GatherBlockQuantized; a tied head reads the same bytes of the weight file."""
-    weight, format = _weight_of(state, node)
-    _, columns = _matrix(node, format)
+    weight, format = weight_of(state, node)
+    _, columns = matrix_of(node, format)
     block = block_size(weight, format, columns)
     codes = state.store.extents(weight)["codes"]
     table = state.builder.stored(f"{weight}.rows", codes, codes.shape, (weight, "codes"))
@@ -107,7 +107,7 @@ def emit_embedding(state: Lowering, node: fx.Node) -> None:
         [
             table,
             "input_ids",
-            _scale(state.builder, state.store, weight, format, columns // block),
+            scale_of(state.builder, state.store, weight, format, columns // block),
             *_zero_point(state.builder, state.store, weight, format, columns // block),
         ],
         state.name(node),
@@ -145,7 +145,7 @@ def _cast_once(builder: GraphBuilder, source: str, target: str) -> str:
     return target
 
 
-def _scale(
+def scale_of(
     builder: GraphBuilder, store: WeightStore, weight: str, format: IntFormat, blocks: int
 ) -> str:
     """Scales as float32[rows, blocks], stored as the bfloat16 or float16 they are."""
@@ -175,12 +175,14 @@ def _zero_point(
     return [builder.table(f"{weight}.zero_{format.bits}x{blocks}", packed.numpy())]
 
 
-def _weight_of(state: Lowering, node: fx.Node) -> tuple[str, IntFormat]:
+def weight_of(state: Lowering, node: fx.Node) -> tuple[str, IntFormat]:
+    """The weight that a quantized operator reads, and its format."""
     format = parse_format(str(node.args[4]))
     assert isinstance(format, IntFormat)
     return state.program.inputs[node_argument(node, 1).name].name, format
 
 
-def _matrix(node: fx.Node, format: IntFormat) -> tuple[int, int]:
+def matrix_of(node: fx.Node, format: IntFormat) -> tuple[int, int]:
+    """Its rows and columns."""
     rows, stored = shape_of(node_argument(node, 1))
     return rows, stored * 8 // format.bits

@@ -22,6 +22,7 @@ _PARTS = {
     ".scale_bf16": "scale",
     ".scale_f16": "scale",
     ".zero": "zero_point",
+    ".input_scale_bf16": "input_scale",
     ".stored": "value",
     "": "value",
 }

@@ -37,6 +37,8 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
                 # The operator's defaults stand where the graph says nothing.
                 bits, block = given.get("bits", 4), given.get("block_size", 128)
                 products[path.name, f"{node.op_type}, {bits} bits, blocks of {block}"] += 1
+            if node.op_type == "QGemm":
+                products[path.name, "QGemm, 8 bits, activations too"] += 1
         for tensor in graph.initializer:
             key = path.name, onnx.TensorProto.DataType.Name(tensor.data_type).lower()
             tensors[key] += 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from exporters.activations import activation_notes
 from exporters.errors import ExportError
 from exporters.footprint import RuntimeCosts, check_memory, estimate
 from exporters.options import Choices, TargetOptions
@@ -46,11 +47,13 @@ class OnnxTarget:
         """Refuses palettes, block sizes and head widths that ONNX Runtime's kernels do not have."""
         from exporters.onnx.attention import check_head_width
         from exporters.onnx.quantized import block_size
+        from exporters.onnx.rounded import check_rounded
 
         refuse_palettes(plan, "ONNX Runtime")
         footprint = estimate(plan, shapes, facts, COSTS)
         check_memory(self.name, footprint, facts.context, options.max_memory)
         check_head_width(facts.head_dim)
+        check_rounded(plan)
         for weight, assignment in plan.weights.items():
             if isinstance(assignment.format, IntFormat):
                 block_size(weight, assignment.format, matrix_shape(shapes[weight])[1])
@@ -85,7 +88,7 @@ class OnnxTarget:
                 v.name: _describe(v) for v in graph.output if not v.name.startswith("present.")
             },
             states={v.name: _describe(v) for v in graph.input if v.name.startswith("past_")},
-            notes=_notes(graph),
+            notes=_notes(graph, request.store.plan),
         )
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
@@ -134,8 +137,9 @@ def _model(program: Program, store: WeightStore, weights: WeightFile) -> ModelPr
     return builder.model(inputs, outputs)
 
 
-def _notes(graph: GraphProto) -> tuple[str, ...]:
-    """What the kernels do to activations, read off the graph."""
+def _notes(graph: GraphProto, plan: QuantPlan) -> tuple[str, ...]:
+    """What the kernels do to activations, read off the plan and the graph."""
+    promised = activation_notes(plan)
     levels = [
         attribute.i
         for node in graph.node
@@ -143,9 +147,14 @@ def _notes(graph: GraphProto) -> tuple[str, ...]:
         if attribute.name == "accuracy_level"
     ]
     if 4 not in levels:
-        return ()
+        return promised
     words = "matrix products round activations to 8 bits inside the kernel (accuracy_level 4)"
-    return (words + ("; the head, a small one, does not" if 1 in levels else ""),)
+    if promised:
+        words = f"other {words}"
+    return (
+        *promised,
+        words + ("; the head, a small one, does not" if 1 in levels else ""),
+    )
 
 
 def _describe(info: ValueInfoProto) -> str:

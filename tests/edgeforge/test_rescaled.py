@@ -31,7 +31,7 @@ CONTEXT = 16
 class Wild(Awq):
     """AWQ with factors that no search would choose, so that a wrong fold cannot hide."""
 
-    def column_factors(self, weight, moment, fmt, ties):
+    def column_factors(self, weight, inputs, fmt, ties):
         draw = torch.Generator().manual_seed(len(ties))
         return torch.exp(0.4 * torch.randn(int(ties.max()) + 1, generator=draw))[ties]
 

@@ -24,6 +24,12 @@ def gptq_numpy() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def smoothquant_numpy() -> ModuleType:
+    """SmoothQuant, and products of rounded activations, written from the paper in NumPy."""
+    return _load("smoothquant_numpy")
+
+
+@pytest.fixture(scope="session")
 def awq_numpy() -> ModuleType:
     """AWQ written from the paper, in NumPy."""
     return _load("awq_numpy")

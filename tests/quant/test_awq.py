@@ -12,7 +12,7 @@ from quant.errors import QuantizationError
 from quant.formats import parse_format
 from quant.packing import dequantize
 from quant.rtn import RTN
-from quant.second_moment import SecondMoment
+from quant.second_moment import InputStatistics, SecondMoment
 
 
 def layer(rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -35,7 +35,7 @@ def test_the_factors_are_the_papers(awq_numpy, gptq_numpy, tied):
     fmt = parse_format("int4-g32")
     weight, x, moment = layer(8, 64)
     ties = torch.arange(32).repeat(2) if tied else torch.arange(64)
-    found = Awq().column_factors(weight, moment, fmt, ties)
+    found = Awq().column_factors(weight, InputStatistics(moment, torch.ones(64)), fmt, ties)
     wanted, error = awq_numpy.column_factors(
         weight.numpy(),
         x.numpy(),
@@ -59,9 +59,13 @@ def test_the_factors_are_the_papers(awq_numpy, gptq_numpy, tied):
 def test_a_sample_of_rows_stands_for_a_wide_matrix(monkeypatch):
     fmt = parse_format("int4-g32")
     weight, _, moment = layer(512, 64)
-    whole = Awq().column_factors(weight, moment, fmt, torch.arange(64))
+    whole = Awq().column_factors(
+        weight, InputStatistics(moment, torch.ones(64)), fmt, torch.arange(64)
+    )
     monkeypatch.setattr(awq, "_SEARCH_PRODUCTS", 0)
-    sample = Awq().column_factors(weight, moment, fmt, torch.arange(64))
+    sample = Awq().column_factors(
+        weight, InputStatistics(moment, torch.ones(64)), fmt, torch.arange(64)
+    )
     assert (sample / whole).log().abs().max() < 0.3
 
 

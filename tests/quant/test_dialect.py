@@ -157,6 +157,29 @@ def test_a_palettes_tables_stand_in_the_place_of_scales(spoil, words):
             check_quantized(program)
 
 
+def test_activations_are_rounded_for_products_with_integers_alone():
+    made = Builder()
+    rounded = made.call(dialect.ROUND_PER_TOKEN, made.x)
+    program = made.program(made.call(dialect.LINEAR, rounded, made.weight))
+    with pytest.raises(DialectError, match="rounds what others than products with integers read"):
+        check_quantized(program)
+
+
+@pytest.mark.parametrize("part", ["scale", "input_scale"])
+def test_activations_are_rounded_by_a_scale_of_the_store(part):
+    made = Builder()
+    codes = made.placeholder("c", Input("weight", "w", "codes"), torch.empty(VOCAB, 4))
+    scale = made.placeholder("s", Input("weight", "w", "scale"), torch.empty(VOCAB, 1))
+    step = made.placeholder("i", Input("weight", "w", part), torch.empty(1, 1))
+    rounded = made.call(dialect.ROUND_PER_TENSOR, made.x, step)
+    program = made.program(made.call(dialect.QUANT_LINEAR, rounded, codes, scale, None, "int8-pc"))
+    if part == "input_scale":
+        check_quantized(program)
+    else:
+        with pytest.raises(DialectError, match="argument 1 is not the scale of a weight's inputs"):
+            check_quantized(program)
+
+
 def test_a_dialect_error_is_a_quantization_error():
     assert issubclass(DialectError, QuantizationError)
 

@@ -98,6 +98,45 @@ def test_a_group_that_does_not_divide_is_refused_as_the_style_guide_says():
     )
 
 
+def rounded(activation: str, format: str = "int8-pc", algorithm: str = "rtn") -> QuantPlan:
+    given = Assignment(parse_format(format), algorithm, activation)
+    return QuantPlan("mine", {"proj.weight": given})
+
+
+def test_what_happens_to_activations_is_in_the_plan():
+    plain, token, tensor = (rounded(name) for name in ("none", "int8-token", "int8-tensor"))
+    for made in (plain, token, tensor):
+        assert QuantPlan.from_json(json.loads(json.dumps(made.to_json()))) == made
+    assert len({made.fingerprint() for made in (plain, token, tensor)}) == 3
+    # A plan of weights alone is written as before there were others.
+    assert plain.to_json()["weights"] == {
+        "proj.weight": {"format": "int8-pc", "algorithm": "rtn"},
+    }
+    assert "input_scale" not in token.weights["proj.weight"].layout(4, 6)
+    scale = tensor.weights["proj.weight"].layout(4, 6)["input_scale"]
+    assert (scale.dtype, scale.shape) == ("bfloat16", (1, 1))
+
+
+def test_an_activation_that_there_is_not_is_refused():
+    data = rounded("int8-token").to_json()
+    data["weights"]["proj.weight"]["activation"] = "int8-tokens"
+    with pytest.raises(QuantizationError, match=r"no activation 'int8-tokens' .*'int8-token'\?"):
+        QuantPlan.from_json(data)
+
+
+@pytest.mark.parametrize("format", ["fp16", "lut4-gc4"])
+def test_activations_are_rounded_for_integers_only(format):
+    with pytest.raises(QuantizationError, match=r"proj\.weight is to be .*: use int8-pc"):
+        rounded("int8-token", format).check({"proj.weight": (4, 6)})
+
+
+def test_one_scale_for_activations_is_not_for_gptq():
+    rounded("int8-token", algorithm="gptq").check({"proj.weight": (4, 6)})
+    rounded("int8-tensor", algorithm="smoothquant").check({"proj.weight": (4, 6)})
+    with pytest.raises(QuantizationError, match=r"filled by gptq.*or activation int8-token"):
+        rounded("int8-tensor", algorithm="gptq").check({"proj.weight": (4, 6)})
+
+
 def test_a_sound_plan_passes():
     plan().check(SHAPES)
 

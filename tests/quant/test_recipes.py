@@ -44,7 +44,7 @@ def test_every_recipe_plans_a_model_whole(name):
         is_integer = isinstance(assignment.format, IntFormat)
         is_palette = isinstance(assignment.format, PaletteFormat)
         assert assignment.algorithm in algorithms_for(assignment.format)
-        assert is_integer == (name.startswith("int") and len(SHAPES[weight]) == 2)
+        assert is_integer == (name.startswith(("int", "w8")) and len(SHAPES[weight]) == 2)
         assert is_palette == (name.startswith("lut") and len(SHAPES[weight]) == 2)
     assert plan.weights["model.layers.0.input_layernorm.weight"].format.name == "fp32"
 
@@ -231,3 +231,29 @@ def test_an_embedding_is_calibrated_only_where_it_is_the_head_too():
     roles = {name: ROLES[name] for name in tied}
     plan = recipe.plan(tied, roles)
     assert plan.weights["model.embed_tokens.weight"].algorithm == "gptq"
+
+
+def test_rules_say_what_happens_to_activations(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "- {match: '*.o_proj.*', format: int8-pc, activation: int8-token}\n"
+        "- {match: '*', format: int8-pc, algorithm: smoothquant, activation: int8-tensor}\n"
+    )
+    plan = find_recipe(str(path)).plan(SHAPES, ROLES)
+    for name, given in plan.weights.items():
+        looked_up = ROLES[name] == "embedding" or len(SHAPES[name]) == 1
+        wanted = "int8-token" if ".o_proj." in name else "int8-tensor"
+        assert given.activation == ("none" if looked_up else wanted)
+    path.write_text("- {match: '*', format: int8-pc, activation: int8}\n")
+    with pytest.raises(QuantizationError, match="rule 1: there is no activation 'int8'"):
+        find_recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "activation"), [("w8a8", "int8-token"), ("w8a8-static", "int8-tensor")]
+)
+def test_rounded_recipes_leave_what_enters_the_head(name, activation):
+    plan = RECIPES[name].plan(SHAPES, ROLES)
+    layers = {n for n, role in ROLES.items() if role == "linear" and len(SHAPES[n]) == 2}
+    assert {n for n, a in plan.weights.items() if a.activation == activation} == layers
+    assert {plan.weights[n].algorithm for n in layers} == {"smoothquant"}

@@ -1,5 +1,7 @@
 """The rewrite: what a program looks like before and after, and that its numbers follow."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import fx
@@ -44,6 +46,53 @@ def build(tied: bool) -> Program:
     last = dialect.LINEAR
     graph.output((call(dialect.LINEAR, x, head),))
     return Program(graph, inputs, {}, 8, VOCAB)
+
+
+def rounded(activation: str) -> QuantPlan:
+    plain = plan(embed="int8-pc", norm="fp32", proj="int8-pc", head="int8-pc").weights
+    return QuantPlan(
+        "mine",
+        {n: replace(a, activation=activation) for n, a in plain.items() if n != "norm"}
+        | {"norm": plain["norm"]},
+    )
+
+
+@pytest.mark.parametrize("activation", ["int8-token", "int8-tensor"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_enters_a_product_is_rounded_before_it(activation, tied):
+    result = quantize_program(build(tied), rounded(activation))
+    check_quantized(result)
+    calls = [line for line in shown(result) if "(" in line]
+    head = "embed" if tied else "head"
+    if activation == "int8-token":
+        proj = last = "round_per_token(x)"
+    else:
+        proj = "round_per_tensor(x, proj.input_scale)"
+        last = f"round_per_tensor(x, {head}.input_scale)"
+    assert calls == [
+        "quant_embedding(x, embed.codes, embed.scale, None, 'int8-pc')",
+        "rms_norm(x, norm.value, 1e-06)",
+        proj,
+        "quant_linear(x, proj.codes, proj.scale, None, 'int8-pc')",
+        last,
+        f"quant_linear(x, {head}.codes, {head}.scale, None, 'int8-pc')",
+    ]
+
+
+def test_products_that_read_the_same_share_a_rounding():
+    program = build(tied=False)
+    first = next(n for n in program.graph.nodes if n.target is dialect.LINEAR)
+    weights = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
+    with program.graph.inserting_after(first):
+        second = program.graph.call_function(dialect.LINEAR, (first.args[0], weights["p_proj"]))
+        second.meta["val"] = first.meta["val"]
+    with program.graph.inserting_after(second):
+        both = program.graph.call_function(dialect.ADD, (first, second))
+        both.meta["val"] = first.meta["val"]
+    next(n for n in first.users if n is not both).replace_input_with(first, both)
+    result = quantize_program(program, rounded("int8-token"))
+    check_quantized(result)
+    assert sum(n.target is dialect.ROUND_PER_TOKEN for n in result.graph.nodes) == 2
 
 
 def plan(**formats: str) -> QuantPlan:
