@@ -49,7 +49,7 @@ def _recipes() -> dict[str, str]:
 
 
 def _rotations() -> dict[str, str]:
-    from edgeforge.rotated import ROTATIONS
+    from edgeforge.rotations import ROTATIONS
 
     return {name: kind.about for name, kind in ROTATIONS.items()}
 

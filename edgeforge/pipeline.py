@@ -63,7 +63,7 @@ class ExportOptions:
         imported_scales: what scales of imported weights are kept in.
         budget: of a mixed recipe.
         save_plan: file that the plan is written to as a recipe.
-        rotation: a name of `edgeforge.rotated.ROTATIONS`; None for the recipe's own, if it has one.
+        rotation: a name of `edgeforge.rotations`; None for the recipe's own, if it has one.
     """
 
     recipe: str | None = None

@@ -117,14 +117,18 @@ def rotation_of(options: ExportOptions) -> str | None:
     """The rotation that is asked for: by the option, or by a file of rules.
 
     Raises:
-        UsageError: the two contradict each other.
+        UsageError: there is no such rotation, or the two contradict each other.
         QuantizationError: the file cannot be read.
     """
+    from edgeforge.rotations import find_rotation
     from quant.recipes import find_recipe
 
-    if options.recipe is None or not options.recipe.endswith((".yaml", ".yml")):
-        return options.rotation
-    written = find_recipe(options.recipe).rotation
+    written = None
+    if options.recipe is not None and options.recipe.endswith((".yaml", ".yml")):
+        written = find_recipe(options.recipe).rotation
+    for name in (options.rotation, written):
+        if name is not None:
+            find_rotation(name)
     if options.rotation is not None and written not in (None, options.rotation):
         raise UsageError(
             f"--rotation {options.rotation} contradicts {options.recipe}, which says {written}: "

@@ -8,7 +8,6 @@ matrix of its own, or the scale becomes a matrix ``Q^T diag(g) Q`` between norm 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import torch
 from edgeforge.errors import UsageError
 from edgeforge.families.assembly import EMBEDDING, HEAD, NORM_MATRIX
 from edgeforge.model import Model
+from edgeforge.rotations import ROTATIONS, RotationKind, find_rotation
 from edgeforge.spec import ModelSpec, WeightSpec
 from edgeforge.weights import CheckpointWeights
 from quant.plan import FLOAT32, QuantPlan, matrix_shape
@@ -35,32 +35,6 @@ SEED: Final = 0
 _BLOCK_WEIGHTS: Final = 1 << 22
 # Rotated weights that are kept, for a store is filled from them row by row by several threads.
 _KEPT: Final = 2
-
-
-@dataclass(frozen=True)
-class RotationKind:
-    """What is rotated.
-
-    Attributes:
-        about: one line.
-        residual: whether the residual stream is.
-        untied: whether a tied head becomes a matrix of its own.
-    """
-
-    about: str
-    residual: bool
-    untied: bool = False
-
-
-ROTATIONS: Final[Mapping[str, RotationKind]] = {
-    "hadamard": RotationKind(
-        "residual stream and values; a tied head stays tied behind a float16 matrix", True
-    ),
-    "hadamard-untied": RotationKind(
-        "the same, but a tied head becomes a matrix of its own", True, untied=True
-    ),
-    "hadamard-values": RotationKind("values alone, which costs nothing in any model", False),
-}
 
 
 _ADDED: Final = {
@@ -103,25 +77,12 @@ class Rotated:
         return tuple(notes)
 
 
-def find_rotation(name: str) -> RotationKind:
-    """A rotation by name.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name in ROTATIONS:
-        return ROTATIONS[name]
-    near = difflib.get_close_matches(name, ROTATIONS, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise UsageError(f"there is no rotation {name!r}{hint}; known: {', '.join(ROTATIONS)}")
-
-
 def rotate(model: Model, name: str, context: int, seed: int = SEED) -> Rotated:
     """Rotates a model; nothing is read yet.
 
     Args:
         model: opened.
-        name: of `ROTATIONS`.
+        name: of `edgeforge.rotations`.
         context: of the program to trace.
         seed: of the signs.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -90,6 +91,7 @@ def random_hadamard(width: int, seed: str, blocks: int = 1) -> Rotation:
     return Rotation(1 - 2 * bits, _factors(width))
 
 
+@lru_cache(maxsize=16)
 def _factors(width: int) -> tuple[torch.Tensor, ...]:
     """Orthogonal matrices whose orders multiply to a width."""
     power = (width & -width).bit_length() - 1

@@ -9,7 +9,8 @@ import torch
 from edgeforge.errors import UsageError
 from edgeforge.model import Model, open_model
 from edgeforge.reference import ReferenceRunner
-from edgeforge.rotated import ROTATIONS, Rotated, recorded_rotation, rotate
+from edgeforge.rotated import Rotated, recorded_rotation, rotate
+from edgeforge.rotations import ROTATIONS
 from edgeforge.synth import synthesise
 from edgeforge.trace import trace
 from quant.dialect import check_float
