@@ -5,10 +5,12 @@ FLOAT and QUANTIZED logits of the reference operators; no runtime takes part. Ev
 every matrix, such as ``int3-g64:gptq-order``. Calibrated recipes look at the calibration text that
 ships, of which no passage is in the text measured on. Excess is how far the perplexity lies above
 FLOAT's; the standard error of the mean KL is over blocks of text, for tokens of one block are not
-independent.
+independent. Bits are stored bits over the checkpoint's own weights: what a rotation adds is counted
+in them. FLOAT is never rotated.
 """
 
 import argparse
+import itertools
 import math
 import tempfile
 import time
@@ -21,6 +23,8 @@ from edgeforge.calibration import Calibration, CalibrationOptions, CalibrationRu
 from edgeforge.metrics import DivergenceMeter, PerplexityMeter, Scored
 from edgeforge.model import HELDOUT, Model, open_model
 from edgeforge.reference import ReferenceRunner, store_reader
+from edgeforge.rotated import rotate
+from edgeforge.rotations import ROTATIONS
 from edgeforge.text import Tokenizer, read_text, split_blocks
 from edgeforge.trace import trace
 from quant.plan import QuantPlan
@@ -43,6 +47,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24576)
     parser.add_argument("--calibration-tokens", type=int, default=CalibrationOptions.tokens)
     parser.add_argument("--seed", type=int, default=0, help="of the calibration")
+    parser.add_argument(
+        "--rotations",
+        default="",
+        help="each recipe without and with these: `all`, or names with commas between",
+    )
     options = parser.parse_args()
     model = open_model(options.model)
     tokenizer = Tokenizer(model.checkpoint.tokenizer_files.get("tokenizer.json"), options.model)
@@ -63,19 +72,23 @@ def main() -> None:
     lossless = meter.result().value
     print(f"{options.tokens} tokens; FLOAT perplexity {lossless:.4f}")
     print(
-        f"{'recipe':<28} {'bits':>7} {'MB':>7} {'KL mean':>9} {'+-':>7} {'KL p99':>8} {'top-1':>7} "
+        f"{'recipe':<30} {'bits':>7} {'MB':>7} {'KL mean':>9} {'+-':>7} {'KL p99':>8} {'top-1':>7} "
         f"{'perplexity':>10} {'excess':>7} {'ratio':>7} {'seconds':>7}"
     )
     rows = []
-    for name in options.recipes:
-        plan = named(name).plan(model.weights.shapes(), model.weights.roles())
-        bits = plan.bits_per_weight(model.weights.shapes())
-        figures = measure(model, program, plan, calibration, blocks, wanted, lossless)
+    names = ROTATIONS if options.rotations == "all" else options.rotations.split(",")
+    rotated = [rotate(model, name, program.context) for name in names if name]
+    forms = [("", model, program), *((f" {r.record['name']}", r.model, r.program) for r in rotated)]
+    for recipe, (rotation, own, traced) in itertools.product(options.recipes, forms):
+        name = recipe + rotation
+        plan = named(recipe).plan(own.weights.shapes(), own.weights.roles())
+        bits = plan.bits_per_weight(own.weights.shapes(), model.spec.num_parameters)
+        figures = measure(own, traced, plan, calibration, blocks, wanted, lossless)
         rows.append((bits, name, figures))
-        print(f"{name:<28} {bits:>7.4f} {figures}", flush=True)
+        print(f"{name:<30} {bits:>7.4f} {figures}", flush=True)
     print("\nby size:")
     for bits, name, figures in sorted(rows):
-        print(f"{name:<28} {bits:>7.4f} {figures}")
+        print(f"{name:<30} {bits:>7.4f} {figures}")
 
 
 def named(name: str) -> Recipe:

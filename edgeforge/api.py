@@ -39,6 +39,7 @@ def export(
     max_size: int | None = None,
     max_kl: float | None = None,
     save_plan: str | Path | None = None,
+    rotation: str | None = None,
     **target_options: Any,
 ) -> list[Path]:
     """Traces, quantizes and writes a model.
@@ -67,6 +68,8 @@ def export(
         max_size: budget of a mixed recipe: bytes of the stored weights.
         max_kl: budget of a mixed recipe: KL divergence on the calibration text, nats a token.
         save_plan: a ``.yaml`` file that the plan is written to as a recipe.
+        rotation: what the weights are rotated by before they are quantized: a name that ``edgeforge
+            list rotations`` shows.
         target_options: fields of `exporters.options.TargetOptions`, such as ``strip=True``.
 
     Returns:
@@ -108,6 +111,7 @@ def export(
             scale_name(imported_scales),
             Budget(bits_per_weight, max_size, max_kl),
             None if save_plan is None else Path(save_plan),
+            rotation,
         ),
     )
 

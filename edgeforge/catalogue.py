@@ -11,7 +11,8 @@ def catalogue(what: str) -> dict[str, str]:
     """Names and one line about each.
 
     Args:
-        what: ``families``, ``recipes``, ``targets``, ``presets`` or ``coreml-operations``.
+        what: ``families``, ``recipes``, ``rotations``, ``targets``, ``presets`` or
+            ``coreml-operations``.
 
     Raises:
         UsageError: something else.
@@ -19,6 +20,7 @@ def catalogue(what: str) -> dict[str, str]:
     kinds = {
         "families": _families,
         "recipes": _recipes,
+        "rotations": _rotations,
         "targets": _targets,
         "presets": _presets,
         "coreml-operations": _coreml_operations,
@@ -44,6 +46,12 @@ def _recipes() -> dict[str, str]:
     from quant.recipes import RECIPES
 
     return {**{name: recipe.about for name, recipe in RECIPES.items()}, **PLANNED}
+
+
+def _rotations() -> dict[str, str]:
+    from edgeforge.rotations import ROTATIONS
+
+    return {name: kind.about for name, kind in ROTATIONS.items()}
 
 
 def _targets() -> dict[str, str]:

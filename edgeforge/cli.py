@@ -40,6 +40,7 @@ def export(
     out: option.Out,
     target: option.Targets = "onnx",
     recipe: option.Recipe = None,
+    rotation: option.Rotation = None,
     imported_scales: option.ImportedScales = "float16",
     context: option.Context = None,
     tokenizer: option.Tokenizer = None,
@@ -115,6 +116,7 @@ def export(
         scale_name(imported_scales),
         Budget(bits_per_weight, None if max_size is None else parse_size(max_size), max_kl),
         save_plan,
+        rotation,
     )
     with Reporter(quiet) as progress:
         folders = run_export(opened, targets, out, options, progress)
@@ -192,6 +194,8 @@ def inspect(
         for kind in ("inputs", "outputs"):
             shown = ", ".join(f"{k}: {v}" for k, v in getattr(manifest, kind).items())
             print(f"{kind}: {shown}")
+        if manifest.rotation:
+            print(f"rotation: {manifest.rotation['name']}, seed {manifest.rotation['seed']}")
         print(f"states: {len(manifest.states)} caches")
         for note in manifest.notes:
             print(f"note: {note}")

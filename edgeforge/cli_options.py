@@ -27,6 +27,13 @@ Recipe = Annotated[
         "or as-is for a checkpoint that is quantized already."
     ),
 ]
+Rotation = Annotated[
+    str | None,
+    typer.Option(
+        help="Rotate the weights before they are quantized, the outputs unchanged: a name from "
+        "`edgeforge list rotations`, such as hadamard."
+    ),
+]
 ImportedScales = Annotated[
     str,
     typer.Option(
@@ -194,7 +201,7 @@ MaxIterations = Annotated[
 
 # Of `list`.
 What = Annotated[
-    str, typer.Argument(help="families, recipes, targets, presets or coreml-operations")
+    str, typer.Argument(help="families, recipes, rotations, targets, presets or coreml-operations")
 ]
 
 # Of `synth`.

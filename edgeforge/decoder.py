@@ -111,6 +111,8 @@ class Trunk(nn.Module):
         self.embed_tokens = Weight(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(Layer(spec, layer, context) for layer in spec.layers)
         self.norm = Weight(spec.hidden_size)
+        if spec.norm_matrix:
+            self.norm_matrix = Weight(spec.hidden_size, spec.hidden_size)
 
 
 class Decoder(nn.Module):
@@ -140,6 +142,8 @@ class Decoder(nn.Module):
         for layer in trunk.layers:
             x = layer(x, self.rope_cos, self.rope_sin, position)
         x = ops.rms_norm(x, trunk.norm.weight, self.spec.norm_eps)
+        if self.spec.norm_matrix:
+            x = ops.linear(x, trunk.norm_matrix.weight)
         head = trunk.embed_tokens if self.spec.tied else self.lm_head
         logits: Tensor = ops.linear(x, head.weight)
         return logits

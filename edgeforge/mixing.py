@@ -394,6 +394,7 @@ def write_plan(
     commonest = Counter(rules.values()).most_common(1)[0][0] if rules else "format: fp16"
     lines = [
         *(f"# {note}" for note in notes),
+        *([f"rotation: {plan.rotation}", "rules:"] if plan.rotation else ()),
         *(f"- {{match: {n}, {rule}}}" for n, rule in rules.items() if rule != commonest),
         f"- {{match: '*', {commonest}}}",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 from edgeforge.cache import cache_dir
 from edgeforge.calibration import Calibration, CalibrationOptions, CalibrationRun, calibration_for
@@ -32,6 +34,9 @@ from quant.formats import ScaleName
 from quant.plan import QuantPlan
 from quant.program import Program
 from quant.store import WeightStore
+
+if TYPE_CHECKING:
+    from edgeforge.rotated import Rotated
 
 # Longer contexts are a choice: their caches and tables cost memory on every phone.
 DEFAULT_CONTEXT = 4096
@@ -58,6 +63,7 @@ class ExportOptions:
         imported_scales: what scales of imported weights are kept in.
         budget: of a mixed recipe.
         save_plan: file that the plan is written to as a recipe.
+        rotation: a name of `edgeforge.rotations`; None for the recipe's own, if it has one.
     """
 
     recipe: str | None = None
@@ -70,6 +76,7 @@ class ExportOptions:
     imported_scales: ScaleName = "float16"
     budget: Budget = field(default_factory=Budget)
     save_plan: Path | None = None
+    rotation: str | None = None
 
 
 def export(
@@ -94,11 +101,13 @@ def export(
     Raises:
         EdgeForgeError: or a QuantizationError or ExportError; nothing is left half-written.
     """
+    context = choose_context(model.spec, options.context)
+    rotated = _rotated(model, options, context, progress)
+    model = model if rotated is None else rotated.model
     checkpoint, spec, weights = model.checkpoint, model.spec, model.weights
-    context = choose_context(spec, options.context)
     facts = _facts(spec, context)
     check_options(options.target, targets)
-    planned = choose_plan(model, options, targets, facts, progress)
+    planned = choose_plan(model, options, targets, facts, progress, rotated)
     plan = planned.plan
     for target in targets:
         target.check(plan, weights.shapes(), facts, options.target.only(target.options))
@@ -132,7 +141,7 @@ def export(
             from quant.dialect import check_float, check_quantized
             from quant.rewrite import quantize_program
 
-            program = planned.program or trace(spec, context)
+            program = planned.program or (rotated.program if rotated else trace(spec, context))
         check_float(program)
         traced.set_result(program)
         digest, store = quantizing.result()
@@ -159,6 +168,8 @@ def export(
             )
             structure = to_json(target.structure(folder))
             found = {"files": record_files(folder), "structure": structure}
+            if rotated is not None:
+                found["rotation"] = rotated.record
             Manifest(**{**vars(manifest), **found}).write(folder)
             folders.append(out if len(targets) == 1 else out / target.name)
     return folders
@@ -245,7 +256,7 @@ def quantize(
     if found is not None:
         progress("quantize (cached)", 1, 1)
         return found
-    size, done = weights.spec.num_parameters, 0
+    size, done = sum(map(math.prod, weights.shapes().values())), 0
 
     def advance(count: int) -> None:
         nonlocal done
@@ -263,6 +274,21 @@ def quantize(
     with partial_store(cache, key, plan, weights.shapes(), run.resume) as partial:
         fill_calibrated(run, plan, partial, threads, progress)
     return WeightStore(cache / key)
+
+
+def _rotated(
+    model: Model, options: ExportOptions, context: int, progress: Progress
+) -> Rotated | None:
+    """The rotated model, where one is asked for."""
+    from edgeforge.planning import rotation_of
+
+    name = rotation_of(options)
+    if name is None:
+        return None
+    progress("trace", 0, 0)
+    with shared_interpreter():
+        from edgeforge.rotated import rotate
+    return rotate(model, name, context)
 
 
 def _facts(spec: ModelSpec, context: int) -> ModelFacts:
@@ -322,7 +348,7 @@ def _manifest(
             "files": {file.name: file.sha256 for file in digest.files},
         },
         model={**spec.summary(), "ignored_config": list(model.ignored_config)},
-        bits_per_weight=plan.bits_per_weight(shapes),
+        bits_per_weight=plan.bits_per_weight(shapes, spec.num_parameters),
         weights={
             name: WeightRecord(
                 shape=shapes[name],

@@ -11,6 +11,7 @@ from edgeforge.errors import UsageError
 if TYPE_CHECKING:
     from edgeforge.model import Model
     from edgeforge.pipeline import ExportOptions
+    from edgeforge.rotated import Rotated
     from edgeforge.weights import CheckpointWeights
     from exporters.target import ModelFacts, Target
     from quant.formats import ScaleName
@@ -62,6 +63,7 @@ def choose_plan(
     targets: Sequence[Target],
     facts: ModelFacts,
     progress: Callable[[str, int, int], None] = lambda stage, done, size: None,
+    rotated: Rotated | None = None,
 ) -> Planned:
     """The plan for a checkpoint; weights that it holds as integers always stay those integers.
 
@@ -72,6 +74,7 @@ def choose_plan(
         targets: that must hold it.
         facts: for the targets.
         progress: told of each stage.
+        rotated: what ``model`` comes from, where its weights are rotated.
 
     Raises:
         QuantizationError: no such recipe, or one that does not suit the model.
@@ -87,19 +90,51 @@ def choose_plan(
     options.budget.check(name)
     check_plan_file(options.save_plan)
     if name in MIXED:
-        planned = _mixed(model, name, options, targets, facts, imported, progress)
+        planned = _mixed(model, name, options, targets, facts, imported, progress, rotated)
     elif name == AS_IS:
+        if rotated is not None:
+            raise UsageError(
+                f"recipe {AS_IS} keeps every weight as the checkpoint has it, and a rotation "
+                f"changes them: leave one of the two out"
+            )
         given = weights.stored_formats().items()
         kept = {n: FLOAT32 if len(shapes[n]) == 1 else format for n, format in given}
         planned = Planned(QuantPlan(AS_IS, {n: Assignment(f, "cast") for n, f in kept.items()}))
     else:
         planned = Planned(find_recipe(name, PLANNED).plan(shapes, weights.roles()))
-    plan = QuantPlan(planned.plan.recipe, {**planned.plan.weights, **imported})
+    rotation = "" if rotated is None else str(rotated.record["name"])
+    plan = QuantPlan(planned.plan.recipe, {**planned.plan.weights, **imported}, rotation)
     plan.check(shapes)
     notes = (*planned.notes, *_import_notes(weights, plan))
+    if rotated is not None:
+        notes = (*notes, *rotated.notes(plan))
     if options.save_plan is not None:
         write_plan(plan, shapes, notes, options.save_plan)
     return Planned(plan, notes, planned.program)
+
+
+def rotation_of(options: ExportOptions) -> str | None:
+    """The rotation that is asked for: by the option, or by a file of rules.
+
+    Raises:
+        UsageError: there is no such rotation, or the two contradict each other.
+        QuantizationError: the file cannot be read.
+    """
+    from edgeforge.rotations import find_rotation
+    from quant.recipes import find_recipe
+
+    written = None
+    if options.recipe is not None and options.recipe.endswith((".yaml", ".yml")):
+        written = find_recipe(options.recipe).rotation
+    for name in (options.rotation, written):
+        if name is not None:
+            find_rotation(name)
+    if options.rotation is not None and written not in (None, options.rotation):
+        raise UsageError(
+            f"--rotation {options.rotation} contradicts {options.recipe}, which says {written}: "
+            f"leave the option out"
+        )
+    return options.rotation or written
 
 
 def _mixed(
@@ -110,21 +145,25 @@ def _mixed(
     facts: ModelFacts,
     imported: Mapping[str, Assignment],
     progress: Callable[[str, int, int], None],
+    rotated: Rotated | None,
 ) -> Planned:
     """A plan under a budget."""
     from edgeforge.mixing import MIXED, allowed_formats, mix, text_for
     from edgeforge.trace import trace
     from quant.plan import FLOAT32, Assignment
+    from quant.recipes import norm_matrix
 
     shapes = model.weights.shapes()
     candidates = allowed_formats(
         shapes, facts, targets, options.target, signed=MIXED[recipe] is None
     )
     fixed = {n: Assignment(FLOAT32, "cast") for n, shape in shapes.items() if len(shape) == 1}
+    roles = model.weights.roles()
+    fixed |= {name: norm_matrix() for name in candidates if roles[name] == "norm"}
     fixed.update(imported)
     calibration = text_for(model, options.calibration, facts.context)
     progress("trace", 0, 0)
-    program = trace(model.spec, facts.context)
+    program = trace(model.spec, facts.context) if rotated is None else rotated.program
     free = {name: given for name, given in candidates.items() if name not in fixed}
     mixed = mix(model, recipe, options.budget, free, fixed, calibration, program, progress)
     return Planned(mixed.plan, mixed.notes, program)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -60,7 +61,8 @@ class WeightSpec:
 
     Attributes:
         shape: ``(out, in)`` of a matrix, ``(n,)`` of a norm.
-        pieces: what is stacked, in order; their rows add up to ``shape[0]``.
+        pieces: what is stacked, in order; their rows add up to ``shape[0]``. None of a matrix that
+            only a rotation brings (`edgeforge.rotated`).
         role: what the weight does, by which recipes choose formats.
     """
 
@@ -84,6 +86,8 @@ class ModelSpec:
         qk_norm: whether each head of q and k is RMS-normalised before the rotary embedding.
         window: attention window in tokens, 0 when there is none.
         tied: whether the head is the embedding transposed.
+        norm_matrix: whether a matrix takes the place of the last norm's scale: in a rotated
+            model whose head stays tied (`edgeforge.rotated`).
         max_context: positions the checkpoint was made for, tokens.
         bos: token that begins a text, if any.
         eos: tokens that end one.
@@ -108,17 +112,13 @@ class ModelSpec:
     pad: int | None
     weights: dict[str, WeightSpec]
     ignored: tuple[str, ...] = ()
+    norm_matrix: bool = False
 
     @property
     def num_parameters(self) -> int:
-        """Number of distinct weights, the tied head not counted twice."""
-        total = 0
-        for weight in self.weights.values():
-            size = 1
-            for dim in weight.shape:
-                size *= dim
-            total += size
-        return total
+        """Number of the checkpoint's own weights: a tensor that two weights read counts once."""
+        pieces = {piece for weight in self.weights.values() for piece in weight.pieces}
+        return sum(math.prod(piece.shape) for piece in pieces)
 
     def summary(self) -> dict[str, object]:
         """The spec as JSON holds it in a manifest, without the map of weights."""

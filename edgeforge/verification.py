@@ -212,10 +212,11 @@ def _refuse_calibration_text(manifest: Manifest, path: Path) -> None:
 def _references(
     manifest: Manifest, model: Model, progress: Progress
 ) -> tuple[ReferenceRunner, ReferenceRunner]:
-    """FLOAT from the checkpoint and QUANTIZED from the store."""
+    """FLOAT from the checkpoint and QUANTIZED from the store, which may be of rotated weights."""
     from edgeforge.calibration import Calibration, CalibrationRun
     from edgeforge.pipeline import quantize
     from edgeforge.reference import ReferenceRunner, store_reader
+    from edgeforge.rotated import recorded_rotation
     from edgeforge.trace import trace
     from quant.rewrite import quantize_program
 
@@ -227,15 +228,20 @@ def _references(
             )
             for name, record in manifest.weights.items()
         },
+        str(manifest.rotation.get("name", "")),
     )
-    program = trace(model.spec, manifest.context)
+    original = program = trace(model.spec, manifest.context)
+    stored = model
+    if manifest.rotation:
+        rotated = recorded_rotation(model, manifest.rotation, manifest.context)
+        stored, program = rotated.model, rotated.program
     run = None
     if manifest.calibration:
         calibration = Calibration.recorded(manifest.calibration)
-        run = CalibrationRun(model, calibration, lambda: program)
-    store = quantize(model.weights, model.checkpoint.digest(), plan, None, progress, run)
+        run = CalibrationRun(stored, calibration, lambda: program)
+    store = quantize(stored.weights, model.checkpoint.digest(), plan, None, progress, run)
     reference = ReferenceRunner(
-        program,
+        original,
         lambda given: model.weights.float_weight(given.name),
         model.weights.float_rows,
     )

@@ -67,6 +67,7 @@ class Manifest:
         options: what the target was asked beyond the recipe.
         structure: `exporters.structure.to_json` of what the files consist of.
         calibration: the text, its tokens and their digest, where a quantizer looked at activations.
+        rotation: what the weights were rotated by before they were quantized, empty for nothing.
         schema_version: of this file.
     """
 
@@ -87,6 +88,7 @@ class Manifest:
     options: Mapping[str, object] = field(default_factory=dict)
     structure: Mapping[str, object] = field(default_factory=dict)
     calibration: Mapping[str, object] = field(default_factory=dict)
+    rotation: Mapping[str, object] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def write(self, folder: Path) -> None:

@@ -70,7 +70,7 @@ def _before(program: Program, linear: fx.Node) -> Fold | None:
         factors = [node_argument(entering, 0), node_argument(entering, 1)]
         plain = [factor for factor in factors if factor.target is not SILU]
         if len(plain) == 1:
-            return _split_linear(program, plain[0], None)
+            return split_linear(program, plain[0], None)
     if entering.target is ATTENTION:
         query, value = node_argument(entering, 0), node_argument(entering, 2)
         if value.target is VIEW and len(value.users) == 1:
@@ -78,11 +78,11 @@ def _before(program: Program, linear: fx.Node) -> Fold | None:
             heads = query.meta["val"].shape[2]
             columns = torch.arange(kv_heads * width).reshape(kv_heads, 1, width)
             repeated = columns.expand(kv_heads, heads // kv_heads, width).reshape(-1)
-            return _split_linear(program, node_argument(value, 0), repeated)
+            return split_linear(program, node_argument(value, 0), repeated)
     return None
 
 
-def _split_linear(program: Program, part: fx.Node, columns: torch.Tensor | None) -> Fold | None:
+def split_linear(program: Program, part: fx.Node, columns: torch.Tensor | None) -> Fold | None:
     """The fold into a part of a linear's output, of which ``columns`` are taken in order."""
     if part.target is not GET or len(part.users) != 1:
         return None

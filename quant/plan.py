@@ -60,16 +60,19 @@ class QuantPlan:
     Attributes:
         recipe: what the user asked for.
         weights: the assignments; norms and other vectors are always ``fp32``.
+        rotation: what the weights are rotated by before they are quantized, empty for nothing.
     """
 
     recipe: str
     weights: Mapping[str, Assignment]
+    rotation: str = ""
 
     def to_json(self) -> dict[str, object]:
         """The plan as a manifest holds it."""
         return {
             "version": PLAN_VERSION,
             "recipe": self.recipe,
+            **({"rotation": self.rotation} if self.rotation else {}),
             "weights": {name: given.to_json() for name, given in self.weights.items()},
         }
 
@@ -87,6 +90,9 @@ class QuantPlan:
         recipe, weights = data.get("recipe"), data.get("weights")
         if not isinstance(recipe, str) or not isinstance(weights, dict):
             raise QuantizationError("the plan names no recipe or lists no weights")
+        rotation = data.get("rotation", "")
+        if not isinstance(rotation, str):
+            raise QuantizationError(f"the plan has the rotation {rotation!r}, which is no name")
         assignments = {}
         for name, row in weights.items():
             if (
@@ -103,21 +109,29 @@ class QuantPlan:
             assignments[name] = Assignment(
                 parse_format(row["format"]), row["algorithm"], activation
             )
-        return cls(recipe, assignments)
+        return cls(recipe, assignments, rotation)
 
     def fingerprint(self) -> str:
         """A canonical text: equal for plans that give equal stores (the recipe's name is out)."""
         rows = {name: list(given.to_json().values()) for name, given in self.weights.items()}
-        return json.dumps([PLAN_VERSION, rows], sort_keys=True)
+        rotation = [self.rotation] if self.rotation else []
+        return json.dumps([PLAN_VERSION, rows, *rotation], sort_keys=True)
 
-    def bits_per_weight(self, shapes: Mapping[str, tuple[int, ...]]) -> float:
-        """Stored bits over all weights, scales and norms included, divided by their number."""
-        stored = parameters = 0
+    def bits_per_weight(
+        self, shapes: Mapping[str, tuple[int, ...]], parameters: int | None = None
+    ) -> float:
+        """Stored bits over all weights, scales and norms included, divided by their number.
+
+        Args:
+            shapes: by weight.
+            parameters: the model's own number of weights, where some are stored twice or added.
+        """
+        stored = count = 0
         for name, assignment in self.weights.items():
             rows, columns = matrix_shape(shapes[name])
             stored += 8 * assignment.format.nbytes(rows, columns)
-            parameters += rows * columns
-        return stored / parameters
+            count += rows * columns
+        return stored / (parameters or count)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Checks that each format can hold its weight, before anything is read.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quant.activations import NONE, TENSOR, TOKEN, Activation, parse_activation
 from quant.errors import QuantizationError
-from quant.formats import WeightFormat, parse_format
+from quant.formats import FloatFormat, WeightFormat, parse_format
 from quant.plan import FLOAT32, SIGNED, Assignment, QuantPlan, is_quantized, matrix_shape
 
 _ROLES = ("*", "head", "embedding", "linear")
@@ -49,11 +49,19 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Rules in order: the first that matches a matrix decides."""
+    """Rules in order: the first that matches a matrix decides.
+
+    Attributes:
+        name: on the command line.
+        about: one line.
+        rules: the last one is for everything that is left.
+        rotation: what the weights are rotated by first, if a file says so.
+    """
 
     name: str
     about: str
     rules: tuple[Rule, ...]
+    rotation: str | None = None
 
     def plan(self, shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, str]) -> QuantPlan:
         """The plan for a model.
@@ -83,6 +91,9 @@ class Recipe:
                 )
             used.add(rule)
             chosen = self._choose_format(rule, name, shape)
+            if roles[name] == "norm":
+                weights[name] = norm_matrix(chosen)
+                continue
             looked_up = roles[name] == "embedding" and not tied
             weights[name] = Assignment(
                 chosen, _algorithm(rule, chosen, looked_up), NONE if looked_up else rule.activation
@@ -131,6 +142,14 @@ class Recipe:
         raise QuantizationError(
             f"recipe {self.name}: no weight is left for the rule {rule.match!r}{hint}"
         )
+
+
+def norm_matrix(format: WeightFormat | None = None) -> Assignment:
+    """What a matrix in the place of a norm's scale becomes: float16, or the float a recipe names.
+
+    It is close to a multiple of the identity: integers would spend their range on the diagonal.
+    """
+    return Assignment(format if isinstance(format, FloatFormat) else FloatFormat("float16"), "cast")
 
 
 def _matches(rule: Rule, name: str, role: str) -> bool:
@@ -239,7 +258,8 @@ def find_recipe(name: str, others: Iterable[str] = ()) -> Recipe:
     """A recipe by name, or from a YAML file of rules.
 
     The file holds a list of ``{match: PATTERN, format: NAME, algorithm: NAME, activation: NAME}``,
-    of which the last two may be left out, or a mapping with that list under ``rules``.
+    of which the last two may be left out, or a mapping with that list under ``rules``, and perhaps
+    the name of a rotation under ``rotation``.
 
     Args:
         name: what the user asked for.
@@ -262,7 +282,7 @@ def find_recipe(name: str, others: Iterable[str] = ()) -> Recipe:
 
 
 def _read_recipe(path: Path) -> Recipe:
-    rows = _read_rules(path)
+    rows, rotation = _read_rules(path)
     fields = {"match", "format", "algorithm", "activation"}
     rules = []
     for number, row in enumerate(rows, start=1):
@@ -282,10 +302,10 @@ def _read_recipe(path: Path) -> Recipe:
         except QuantizationError as error:
             raise QuantizationError(f"{where}: {error}") from error
         rules.append(rule)
-    return Recipe(path.stem, f"rules from {path}", tuple(rules))
+    return Recipe(path.stem, f"rules from {path}", tuple(rules), rotation)
 
 
-def _read_rules(path: Path) -> list[object]:
+def _read_rules(path: Path) -> tuple[list[object], str | None]:
     import yaml
 
     try:
@@ -302,10 +322,14 @@ def _read_rules(path: Path) -> list[object]:
             f"recipe {path} is not YAML{where} ({problem}): patterns with a star want quotes, "
             f"as in {{match: '*', format: int4-g32}}"
         ) from error
-    if isinstance(data, dict) and data.keys() == {"rules"}:
-        data = data["rules"]
+    rotation = None
+    if isinstance(data, dict) and {"rules"} <= data.keys() <= {"rules", "rotation"}:
+        data, rotation = data["rules"], data.get("rotation")
+    if rotation is not None and not isinstance(rotation, str):
+        raise QuantizationError(f"recipe {path}: rotation must be a name, found {rotation!r}")
     if not isinstance(data, list) or not data:
         raise QuantizationError(
-            f"recipe {path} must be a list of rules, or that list under the one key 'rules'"
+            f"recipe {path} must be a list of rules, or that list under the key 'rules', with "
+            f"'rotation' as the only other one"
         )
-    return data
+    return data, rotation

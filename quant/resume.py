@@ -119,8 +119,8 @@ class PartialStore:
             ) from error
         if version != JOURNAL_VERSION or key != self._key:
             raise QuantizationError(
-                f"{self.folder} holds partial results of another model, recipe or calibration: "
-                f"name another folder, or remove it"
+                f"{self.folder} holds partial results of another model, recipe, rotation or "
+                f"calibration: name another folder, or remove it"
             )
         return journal
 

@@ -13,6 +13,7 @@ from edgeforge.spec import LayerSpec, Piece, WeightSpec
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
+NORM_MATRIX = "model.norm_matrix.weight"
 HEAD = "lm_head.weight"
 
 

@@ -6,6 +6,7 @@ from edgeforge.catalogue import catalogue
 from edgeforge.errors import UsageError
 from edgeforge.families.registry import FAMILIES
 from edgeforge.planning import PLANNED
+from edgeforge.rotations import ROTATIONS
 from edgeforge.synth import PRESETS
 from exporters.registry import TARGETS
 from quant.recipes import RECIPES
@@ -13,6 +14,7 @@ from quant.recipes import RECIPES
 REGISTRIES = {
     "families": FAMILIES,
     "recipes": {**RECIPES, **PLANNED},
+    "rotations": ROTATIONS,
     "targets": TARGETS,
     "presets": PRESETS,
 }
@@ -36,7 +38,7 @@ def test_another_list_is_refused_with_the_nearest():
         catalogue("recipies")
     assert str(caught.value) == (
         "there is no list of 'recipies' (did you mean 'recipes'?); "
-        "known: families, recipes, targets, presets, coreml-operations"
+        "known: families, recipes, rotations, targets, presets, coreml-operations"
     )
     with pytest.raises(UsageError, match=r"no list of 'zzz'; known"):
         catalogue("zzz")

@@ -137,7 +137,7 @@ def test_what_is_asked_wrongly_is_one_line_and_exit_2(edgeforge, arguments, word
     assert shown.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("what", ["families", "recipes", "targets", "presets"])
+@pytest.mark.parametrize("what", ["families", "recipes", "rotations", "targets", "presets"])
 def test_lists_are_lines_or_json(edgeforge, what):
     from edgeforge.catalogue import catalogue
 

@@ -1,6 +1,7 @@
 """Plans: their JSON, their fingerprint, their size, and what they refuse."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -74,6 +75,21 @@ def test_the_fingerprint_leaves_out_the_recipes_name_only():
     assert plan("another name").fingerprint() == prints[0]
     assert prints[4] == prints[0]
     assert len(set(prints)) == len(prints) - 1
+
+
+def test_a_rotation_is_part_of_the_plan():
+    rotated = replace(plan(), rotation="hadamard")
+    assert QuantPlan.from_json(json.loads(json.dumps(rotated.to_json()))) == rotated
+    assert "rotation" not in plan().to_json()
+    other = replace(plan(), rotation="hadamard-values")
+    assert len({p.fingerprint() for p in (plan(), rotated, other)}) == 3
+    with pytest.raises(QuantizationError, match="has the rotation 3, which is no name"):
+        QuantPlan.from_json({**plan().to_json(), "rotation": 3})
+
+
+def test_weights_that_are_added_count_as_stored_alone():
+    stored = plan().bits_per_weight(SHAPES) * (8 * 64 + 64 + 4 * 6 + 8 * 96)
+    assert plan().bits_per_weight(SHAPES, 1000) == pytest.approx(stored / 1000)
 
 
 def test_bits_a_weight_are_those_counted_by_hand():

@@ -175,6 +175,22 @@ def test_a_file_of_rules_is_read(tmp_path, head):
     assert recipe.plan(SHAPES, ROLES).recipe == "mischung größe"
 
 
+def test_a_file_may_name_a_rotation(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("rotation: hadamard\nrules:\n- {match: '*', format: fp16}\n")
+    assert find_recipe(str(file)).rotation == "hadamard"
+    file.write_text("rules:\n- {match: '*', format: fp16}\n")
+    assert find_recipe(str(file)).rotation is None
+
+
+def test_a_matrix_in_a_norms_place_is_never_integers():
+    shapes = {**SHAPES, "model.norm_matrix.weight": (64, 64)}
+    roles = {**ROLES, "model.norm_matrix.weight": "norm"}
+    for recipe, kept in (("int4-g32", "fp16"), ("lut4", "fp16"), ("fp32", "fp32")):
+        given = find_recipe(recipe).plan(shapes, roles).weights["model.norm_matrix.weight"]
+        assert (given.format.name, given.algorithm) == (kept, "cast")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -186,6 +202,8 @@ def test_a_file_of_rules_is_read(tmp_path, head):
         (b"rules: 3", "must be a list of rules"),
         (b"ruels: []", "must be a list of rules"),
         (b"{rules: [{match: '*', format: fp16}], default: int4}", "must be a list of rules"),
+        (b"{rules: [{match: '*', format: fp16}], rotation: 3}", "rotation must be a name, found 3"),
+        (b"rotation: hadamard", "must be a list of rules"),
         (b"- int4", "rule 1 must have match and format"),
         (b"- {match: '*'}", "rule 1 must have match and format"),
         (b"- {match: '*', format: fp16, bits: 4}", "rule 1 must have match and format"),
