@@ -34,6 +34,21 @@ DIRECTIONS = 64
 BATCH_TOKENS = 4096  # as `edgeforge.stretches` joins sequences
 
 
+class Stopwatch:
+    """Adds up wall and CPU seconds of the stretches that it is entered for."""
+
+    def __init__(self) -> None:
+        self.wall = self.cpu = 0.0
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        wall, cpu = self._begun
+        self.wall += time.perf_counter() - wall
+        self.cpu += time.process_time() - cpu
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A matrix of the layer: ``float32[rows, columns]``."""
@@ -93,7 +108,8 @@ def main() -> None:
         f"{options.threads} threads"
     )
     metrics = [Metric(f"{m.name} seconds", f"{m.name}, s", 1, 2) for m in matrices]
-    metrics += [Metric("seconds", "the layer, s", 1, 2), Metric("peak", "peak memory, MB", 1e6, 0)]
+    metrics += [Metric("seconds", "the layer, s", 1, 2), Metric("cpu", "the layer, CPU s", 1, 2)]
+    metrics += [Metric("peak", "peak memory, MB", 1e6, 0)]
     metrics += [Metric(f"{m.name} error", f"{m.name}, output error, %", 0.01, 4) for m in matrices]
     print_comparison(
         metrics, {name: [found] for name, found in records.items()}, [Gain("gain", OURS, THEIRS)]
@@ -122,42 +138,42 @@ def measure(options: argparse.Namespace, matrices: list[Matrix]) -> dict[str, fl
         import coremltools.optimize.torch.layerwise_compression  # noqa: F401 (not counted)
     torch.randn(256, 256) @ torch.randn(256, 256)  # so that the libraries are there
     found: dict[str, float] = {}
-    before = high_water_mark()
+    whole, before = Stopwatch(), high_water_mark()
     for matrix in matrices:
-        seconds, values = quantize(matrix, options)
-        found[f"{matrix.name} seconds"] = seconds
+        watch = Stopwatch()
+        values = quantize(matrix, options, watch)
+        whole.wall, whole.cpu = whole.wall + watch.wall, whole.cpu + watch.cpu
+        found[f"{matrix.name} seconds"] = watch.wall
         np.save(options.folder / f"{options.side}-{matrix.name}.npy", values.numpy())
-        say(f"{options.side} {matrix.name}: {seconds:.2f} s")
-    return {**found, "seconds": sum(found.values()), "peak": high_water_mark() - before}
+    peak = high_water_mark() - before
+    return {**found, "seconds": whole.wall, "cpu": whole.cpu, "peak": peak}
 
 
-def ours(matrix: Matrix, options: argparse.Namespace) -> tuple[float, torch.Tensor]:
-    """Seconds, and what EdgeForge stores."""
+def ours(matrix: Matrix, options: argparse.Namespace, watch: Stopwatch) -> torch.Tensor:
+    """What EdgeForge stores."""
     from quant.formats import IntFormat
     from quant.packing import dequantize
     from quant.registry import CALIBRATED
     from quant.second_moment import SecondMoment
 
     weight, format = matrix.weight(), IntFormat(4, GROUP)
-    collected, spent = SecondMoment(matrix.columns), 0.0
+    collected = SecondMoment(matrix.columns)
     batch: list[torch.Tensor] = []
     for number, inputs in enumerate(matrix.inputs(options.sequences, options.length), start=1):
         batch.append(inputs)
         if number == options.sequences or len(batch) * options.length >= BATCH_TOKENS:
-            begun = time.perf_counter()
-            collected.add(torch.cat(batch))
-            spent += time.perf_counter() - begun
+            with watch:
+                collected.add(torch.cat(batch))
             batch = []
-    begun = time.perf_counter()
-    made = CALIBRATED["gptq-order"].quantize_matrix(
-        weight, collected.mean(), format, threads=options.threads
-    )
-    spent += time.perf_counter() - begun
-    return spent, dequantize(made.codes, made.scale, made.zero_point, format)
+    with watch:
+        made = CALIBRATED["gptq-order"].quantize_matrix(
+            weight, collected.mean(), format, threads=options.threads
+        )
+    return dequantize(made.codes, made.scale, made.zero_point, format)
 
 
-def theirs(matrix: Matrix, options: argparse.Namespace) -> tuple[float, torch.Tensor]:
-    """Seconds, and what coremltools leaves in the layer."""
+def theirs(matrix: Matrix, options: argparse.Namespace, watch: Stopwatch) -> torch.Tensor:
+    """What coremltools leaves in the layer."""
     from coremltools.optimize.torch.layerwise_compression.algorithms import GPTQ, ModuleGPTQConfig
 
     layer = torch.nn.Linear(matrix.columns, matrix.rows, bias=False, device="meta")
@@ -170,18 +186,17 @@ def theirs(matrix: Matrix, options: argparse.Namespace) -> tuple[float, torch.Te
         use_activation_order_heuristic=True,
         hessian_dampening=0.01,
     )
-    algorithm, spent = GPTQ(layer, config), 0.0
     with torch.no_grad():
+        with watch:
+            algorithm = GPTQ(layer, config)
         for inputs in matrix.inputs(options.sequences, options.length):
             sequence = inputs[None]
             given = layer(sequence)
-            begun = time.perf_counter()
-            algorithm.add_batch(sequence, given)
-            spent += time.perf_counter() - begun
-        begun = time.perf_counter()
-        algorithm.compress()
-        spent += time.perf_counter() - begun
-    return spent, layer.weight.data
+            with watch:
+                algorithm.add_batch(sequence, given)
+        with watch:
+            algorithm.compress()
+    return layer.weight.data
 
 
 def errors(matrix: Matrix, folder: Path, options: argparse.Namespace) -> dict[str, float]:
