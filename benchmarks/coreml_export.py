@@ -11,13 +11,13 @@ import dataclasses
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured_process import folder_bytes, pin, run
+from measured_process import edgeforge, folder_bytes, pin, run, say
+from tables import Gain, Metric, print_comparison
 
 from edgeforge.synth import synthesise
 from edgeforge.synth_presets import PRESETS
@@ -25,11 +25,11 @@ from exporters.coreml.names import DECODE, PACKAGE
 
 HERE = Path(__file__).resolve().parent
 OURS, THEIRS = "EdgeForge", "coremltools"
-ROWS = (
-    ("seconds", "export, s", 1.0, 1),
-    ("peak", "peak memory, MB", 1e6, 0),
-    ("artifact", "package, MB", 1e6, 1),
-)
+METRICS = [
+    Metric("seconds", "export, s"),
+    Metric("peak", "peak memory, MB", 1e6, 0),
+    Metric("artifact", "package, MB", 1e6),
+]
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, list[dict[str,
     os.environ["EDGEFORGE_CACHE"] = str(root / "cache")
     package = root / "edgeforge" / PACKAGE
     export = [
-        *(Path(sys.executable).with_name("edgeforge"), "export", checkpoint, "-q"),
+        *(edgeforge(), "export", checkpoint, "-q"),
         *("--target", "coreml", "--recipe", options.recipe, "--out", root / "edgeforge"),
     ]
     say("filling the weight store")
@@ -102,24 +102,8 @@ def print_table(records: dict[str, list[dict[str, Any]]], options: argparse.Name
     """Medians, and what coremltools takes times what EdgeForge takes."""
     layers = f"{options.layers} layers" if options.layers else "all layers"
     print(f"{options.preset}, {layers}, {options.recipe}; load {os.getloadavg()[0]:.1f}")
-    medians = {
-        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-        for name, rows in records.items()
-    }
-    names = list(medians)
-    print(
-        f"{'':18}" + "".join(f"{name:>14}" for name in names) + f"{'ratio':>10}" * (len(names) > 1)
-    )
-    for key, title, scale, digits in ROWS:
-        line = "".join(f"{medians[name][key] / scale:>14.{digits}f}" for name in names)
-        if len(names) > 1:
-            line += f"{medians[THEIRS][key] / medians[OURS][key]:>10.1f}"
-        print(f"{title:18}{line}")
-
-
-def say(text: str) -> None:
-    """Progress, kept off the results."""
-    print(text, file=sys.stderr, flush=True)
+    gains = [Gain("gain", OURS, THEIRS)] if THEIRS in records else []
+    print_comparison(METRICS, records, gains)
 
 
 if __name__ == "__main__":

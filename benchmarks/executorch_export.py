@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measured_process import pin, run
-from onnx_export import Metric, edgeforge, gain, say
+from measured_process import edgeforge, pin, run, say
+from tables import Gain, Metric, print_comparison
 
 HERE = Path(__file__).resolve().parent
 PRESET, SLICE_LAYERS = "llama-3.2-1b", 4
@@ -194,34 +194,14 @@ def describe(record: dict[str, float]) -> str:
 
 def print_table(legs: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
     """Medians a contender, and EdgeForge's gain over the peer (above 1: EdgeForge wins)."""
-    medians = {
-        name: {
-            key: statistics.median(record[key] for record in rows)
-            for key in rows[0]
-            if key != "rounds" and all(key in record for record in rows)
-        }
-        for name, rows in legs.items()
-    }
-    ours = [name for name in RECIPES if PEER in legs]
-    header = ["", *legs, *(f"{name.removeprefix('EdgeForge ')} over {PEER}" for name in ours)]
-    lines = [header]
-    for metric in METRICS:
-        values = {name: medians[name].get(metric.key) for name in legs}
-        line = [metric.title]
-        for value in values.values():
-            line.append("-" if value is None else f"{value / metric.scale:.{metric.digits}f}")
-        for name in ours:
-            line.append(gain(values[name], values[PEER], metric.lower_is_better))
-        lines.append(line)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     shape = PRESET if options.full else f"{SLICE_LAYERS} layers of {PRESET}"
     print(
         f"\n{shape}, context {options.context}, {options.threads} threads, {options.repeats} "
         f"repeats of {options.rounds} rounds"
     )
-    for line in lines:
-        first, *rest = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        print("  ".join([line[0].ljust(len(first)), *rest]))
+    ours = [name for name in RECIPES if PEER in legs]
+    gains = [Gain(f"{name.removeprefix('EdgeForge ')} over {PEER}", name, PEER) for name in ours]
+    print_comparison(METRICS, legs, gains)
 
 
 if __name__ == "__main__":

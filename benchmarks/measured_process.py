@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -81,6 +82,19 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> 
         raise SystemExit(f"{shown}\nfailed with exit code {process.returncode}:\n{tail}")
     cpu = usage.ru_utime + usage.ru_stime
     return Finished(wall, cpu, max(peaks[0], usage.ru_maxrss * 1024), output)
+
+
+def edgeforge() -> Path:
+    """The command beside the Python that runs this."""
+    command = Path(sys.executable).with_name("edgeforge")
+    if not command.exists():
+        raise SystemExit(f"{command} is missing: install EdgeForge into this environment")
+    return command
+
+
+def say(text: str) -> None:
+    """Progress, kept off the results."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def high_water_mark() -> int:

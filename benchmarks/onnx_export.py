@@ -15,11 +15,12 @@ import shutil
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measured_process import folder_bytes, pin, run
+from measured_process import edgeforge, folder_bytes, pin, run, say
+from tables import Gain, Metric, print_comparison
 
 HERE = Path(__file__).resolve().parent
 PEER_OPTIONS = {
@@ -27,17 +28,6 @@ PEER_OPTIONS = {
     "peer tuned": ["block_size=128", "prune_lm_head=true", "fuse_mlp_gate_up=true"],
 }
 OURS = "EdgeForge"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A row of the table: its key in the records, its title, how to show it, which way is good."""
-
-    key: str
-    title: str
-    scale: float
-    digits: int
-    lower_is_better: bool
 
 
 METRICS = [
@@ -242,58 +232,18 @@ def give_tokenizer(checkpoint: Path) -> None:
     write_byte_tokenizer(checkpoint, entries=259)
 
 
-def edgeforge() -> Path:
-    """The command beside the Python that runs this."""
-    command = Path(sys.executable).with_name("edgeforge")
-    if not command.exists():
-        raise SystemExit(f"{command} is missing: install EdgeForge into this environment")
-    return command
-
-
 def print_table(records: dict[str, Any], options: argparse.Namespace) -> None:
     """Medians a contender, and EdgeForge's gain over each other one (above 1: EdgeForge wins)."""
     legs = records["legs"]
-    medians = {
-        name: {
-            key: statistics.median(record[key] for record in rows)
-            for key in rows[0]
-            if key != "rounds" and all(key in record for record in rows)
-        }
-        for name, rows in legs.items()
-    }
     others = [name for name in legs if name != OURS] if OURS in legs else []
-    header = ["", *legs, *(f"gain over {name.removeprefix('peer ')}" for name in others)]
-    lines = [header]
-    genai = [
-        Metric(f"genai_{m.key}", f"genai: {m.title}", m.scale, m.digits, m.lower_is_better)
-        for m in METRICS
-    ]
-    for metric in [*METRICS, *genai]:
-        values = {name: medians[name].get(metric.key) for name in legs}
-        if all(value is None for value in values.values()):
-            continue
-        line = [metric.title]
-        for value in values.values():
-            line.append("-" if value is None else f"{value / metric.scale:.{metric.digits}f}")
-        for other in others:
-            line.append(gain(values[OURS], values[other], metric.lower_is_better))
-        lines.append(line)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    genai = [replace(m, key=f"genai_{m.key}", title=f"genai: {m.title}") for m in METRICS]
     print(
         f"\n{options.preset}, {options.threads} threads, {options.repeats} repeats, prompt of "
         f"{options.prefill}, {options.decode} tokens decoded, memory bandwidth "
         f"{statistics.median(records['bandwidth']) / 1e9:.1f} GB/s"
     )
-    for line in lines:
-        first, *rest = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        print("  ".join([line[0].ljust(len(first)), *rest]))
-
-
-def gain(ours: float | None, theirs: float | None, lower_is_better: bool) -> str:
-    """How many times better EdgeForge is."""
-    if not ours or not theirs:
-        return "-"
-    return f"{theirs / ours if lower_is_better else ours / theirs:.2f}x"
+    gains = [Gain(f"gain over {name.removeprefix('peer ')}", OURS, name) for name in others]
+    print_comparison([*METRICS, *genai], legs, gains)
 
 
 def describe(record: dict[str, float]) -> str:
@@ -302,11 +252,6 @@ def describe(record: dict[str, float]) -> str:
         f"load {record['load_s']:.2f} s, prefill {record['prefill_tps']:.1f}, "
         f"decode {record['decode_tps']:.1f} tokens/s"
     )
-
-
-def say(text: str) -> None:
-    """Progress, kept off the results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

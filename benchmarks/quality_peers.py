@@ -1,43 +1,59 @@
-"""Accuracy a byte beside onnxruntime's own weight quantizers: same model, same text, same bytes.
+"""Accuracy a byte beside onnxruntime's and llama.cpp's weight quantizers: same model, same text.
 
-Every matrix of the model becomes a MatMul in a float16 ONNX file, which each of onnxruntime's
-quantizers turns into MatMulNBits; codes, scales and zero points are read back out of that file, and
-the weights they stand for run through the reference operators, as EdgeForge's own do. No kernel
-takes part, so what differs is the choice of integers and scales alone. Nothing is calibrated.
+Every matrix becomes what each quantizer makes of it, and the weights that its integers stand for
+run through the reference operators, as EdgeForge's own do. No kernel takes part, so what differs is
+the choice of formats, integers and scales alone. Bits are of the bytes of all matrices as they are
+stored, scales and zero points included; vectors are left in float32 on all sides.
+
+The peers look at weights alone. Of EdgeForge's, ``data-free`` does too: the best of the recipes
+that take no more bytes than the peer. ``mixed`` chooses formats on the calibration text, at the
+peer's own bytes, and rounds to nearest; ``mixed-gptq`` chooses integers on it as well. Formats are
+those that the ONNX target holds, or Core ML's where a budget is too small for them.
 """
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stdout
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import onnx
+import ggml_quantizers
+import onnxruntime_quantizers
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from judging import Judge, Scores, filled_store
+from plans import mixed_plan, parameters, stored_bytes, uniform_plan
+from tables import line_up, print_rows
 
-from edgeforge.metrics import DivergenceMeter, PerplexityMeter, Scored
+from edgeforge.calibration import CalibrationOptions, draw_calibration
 from edgeforge.model import HELDOUT, Model, open_model
-from edgeforge.reference import ReferenceRunner
-from edgeforge.text import Tokenizer, read_text, split_blocks
-from edgeforge.trace import trace
-from quant.formats import IntFormat
-from quant.plan import Assignment
-from quant.quantize import stored_values
-from quant.registry import QUANTIZERS
+from quant.errors import QuantizationError
+from quant.plan import QuantPlan, is_quantized
+from quant.recipes import RECIPES
+from quant.registry import calibrated_weights
 
-BLOCK = 256
+HEADER = ["quantizer", "bits", "KL mean", "KL p99", "perplexity x", "top-1 %"]
+CALIBRATED = ("int4-g128-gptq", "int4-gptq", "int4-awq")
+Quantize = Callable[[], Iterator[tuple[str, torch.Tensor, float]]]
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One quantizer: gives what a matrix becomes, and the bits that it takes."""
+class Row:
+    """A contender, judged: stored bits a weight of the matrices, and the scores."""
 
     name: str
-    quantize: Callable[[dict[str, torch.Tensor]], Iterator[tuple[str, torch.Tensor, float]]]
+    bits: float
+    scores: Scores
+
+    def cells(self) -> list[str]:
+        """As `HEADER` has them."""
+        scores = self.scores
+        return [
+            self.name,
+            f"{self.bits:.4f}",
+            scores.kl_mean.show(5),
+            scores.kl_p99.show(4),
+            scores.perplexity_ratio.show(4),
+            scores.agreement.show(2, 0.01),
+        ]
 
 
 def main() -> None:
@@ -47,171 +63,161 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=HELDOUT)
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--groups", type=int, nargs="+", default=[32, 128])
+    parser.add_argument(
+        "--llama-cpp", type=Path, help="a checkout of llama.cpp, or of ggml: its rows need it"
+    )
+    parser.add_argument("--skip-onnxruntime", action="store_true")
     options = parser.parse_args()
     model = open_model(options.model)
-    tokenizer = Tokenizer(model.checkpoint.tokenizer_files.get("tokenizer.json"), options.model)
-    tokens = tokenizer.encode(read_text(options.text), special=False)
-    blocks = [
-        torch.tensor(block) for block in split_blocks(tokens, BLOCK, model.spec.bos, options.tokens)
-    ]
-    weights = {
-        name: model.weights.float_weight(name)
-        for name, shape in model.weights.shapes().items()
-        if len(shape) == 2
-    }
-    judge = Judge(model, blocks)
+    arena = Arena(model, options.text, options.tokens)
+    print(f"{options.model}, {arena.judge.title()}")
+    peers = list(peers_of(model, arena, options))
+    if not peers:
+        parser.error("no peer is left: give --llama-cpp, or leave out --skip-onnxruntime")
+    widths = [max(28, *map(len, HEADER)), 7, 17, 15, 15, 12]
+    print(line_up(HEADER, widths))
+    judged: list[Row] = []
+    for name, quantize in peers:
+        try:
+            judged.append(arena.peer(name, quantize))
+            print(line_up(judged[-1].cells(), widths), flush=True)
+        except ValueError as error:  # onnxruntime has bugs with odd numbers of groups
+            print(f"{name} fails: {error}", flush=True)
+    plain = []
+    for recipe in recipes(model):
+        row = arena.recipe(recipe)
+        plain += [] if calibrated_weights(recipe) else [row]
+        print(line_up(row.cells(), widths), flush=True)
+    rows = [["mean KL above the peer's", "bits", "data-free", "mixed", "mixed-gptq"]]
+    found: dict[tuple[int, str], Row | None] = {}
+    for peer in sorted(judged, key=lambda row: row.bits):
+        best = min(
+            (row for row in plain if row.bits <= peer.bits + 1e-9),
+            key=lambda row: row.scores.kl_mean.value,
+            default=None,
+        )
+        line = [peer.name, f"{peer.bits:.4f}", versus(best, peer)]
+        for recipe in ("mixed", "mixed-gptq"):
+            nbytes = round(peer.bits * arena.parameters / 8)
+            if (nbytes, recipe) not in found:
+                found[nbytes, recipe] = row = arena.mixed(recipe, nbytes)
+                if row is not None:
+                    print(line_up(row.cells(), widths), flush=True)
+            line.append(versus(found[nbytes, recipe], peer))
+        rows.append(line)
     print(
-        f"{options.model}, {options.tokens} tokens of {options.text.name}; FLOAT perplexity "
-        f"{judge.perplexity:.4f}"
+        "\nat no more bytes than each peer; below 0 EdgeForge is nearer to FLOAT; intervals are of "
+        "the paired ratio"
     )
-    for group in options.groups:
-        for symmetric in (True, False):
-            print(f"\n4 bits, groups of {group}, {'symmetric' if symmetric else 'zero points'}")
-            print(f"{'quantizer':<26} {'bits':>7} {'KL mean':>18} {'KL p99':>8} {'top-1':>7} ppl x")
-            for contender in contenders(group, symmetric):
-                try:
-                    line = judge.line(contender, weights)
-                except ValueError as error:  # it has bugs with odd numbers of groups
-                    line = f"fails: {error}"
-                print(f"{contender.name:<26} {line}", flush=True)
+    print_rows(rows)
 
 
-class Judge:
-    """FLOAT on the text, against which quantized weights are held."""
+def versus(ours: Row | None, peer: Row) -> str:
+    """How far our divergence lies above the peer's, and by which recipe."""
+    if ours is None:
+        return "-"
+    name = "" if ours.name.startswith("mixed") else f"{ours.name} "
+    return f"{name}{ours.scores.kl_above(peer.scores).show(1, 0.01)} %"
 
-    def __init__(self, model: Model, blocks: list[torch.Tensor]) -> None:
-        self._model, self._blocks = model, blocks
-        self._program = trace(model.spec, BLOCK)
-        self._wanted = list(self._logits({}))
-        meter = PerplexityMeter()
-        for block, logits in zip(blocks, self._wanted, strict=True):
-            meter.add(logits, block[1:])
-        self.perplexity = meter.result().value
 
-    def _logits(self, replaced: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
-        def read(name: str) -> torch.Tensor:
-            return replaced[name] if name in replaced else self._model.weights.float_weight(name)
-
-        runner = ReferenceRunner(
-            self._program,
-            lambda given: read(given.name),
-            lambda name, tokens: read(name)[tokens],
-        )
-        yield from runner.logits(self._blocks)
-
-    def line(self, contender: Contender, weights: dict[str, torch.Tensor]) -> str:
-        """Bits a weight of the matrices, KL with its 95 % interval, and what follows."""
-        found, stored, count = {}, 0.0, 0
-        for name, values, bits in contender.quantize(weights):
-            found[name] = values
-            stored, count = stored + bits, count + values.numel()
-        assert found.keys() == weights.keys()
-        divergence, perplexity, means = DivergenceMeter(), PerplexityMeter(), []
-        for block, wanted, logits in zip(
-            self._blocks, self._wanted, self._logits(found), strict=True
-        ):
-            scored, alone = Scored(logits), DivergenceMeter()
-            divergence.add(wanted, scored)
-            alone.add(wanted, scored)
-            means.append(alone.result().kl_mean)
-            perplexity.add(scored, block[1:])
-        result = divergence.result()
-        spread = 1.96 * float(np.std(means, ddof=1)) / len(means) ** 0.5
-        return (
-            f"{stored / count:>7.4f} {result.kl_mean:>9.5f} ± {spread:.5f} {result.kl_p99:>8.4f} "
-            f"{result.top1_agreement:>7.2%} {perplexity.result().value / self.perplexity:.4f}"
+def peers_of(
+    model: Model, arena: "Arena", options: argparse.Namespace
+) -> Iterator[tuple[str, Quantize]]:
+    """The peers' quantizers by name."""
+    weights = arena.weights
+    if not options.skip_onnxruntime:
+        for group in options.groups:
+            for symmetric in (True, False):
+                kind = f"g{group}{'' if symmetric else ' asym'}"
+                made = onnxruntime_quantizers.configurations(group, symmetric)
+                for name, config in made.items():
+                    yield (
+                        f"onnxruntime {name} {kind}",
+                        lambda g=group, s=symmetric, c=config: onnxruntime_quantizers.quantized(
+                            weights, g, s, c
+                        ),
+                    )
+    if options.llama_cpp is None:
+        print("llama.cpp is left out: give a checkout of it with --llama-cpp FOLDER")
+        return
+    ggml = ggml_quantizers.Ggml(options.llama_cpp)
+    for file_type in ggml_quantizers.FILE_TYPES:
+        types = [
+            (each.kind, name)
+            for name, pieces in ggml_quantizers.types_of(model, file_type, ggml).items()
+            for each in pieces
+        ]
+        counts = {kind: sum(k == kind for k, _ in types) for kind in sorted({k for k, _ in types})}
+        print(f"llama.cpp {file_type}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
+        yield (
+            f"llama.cpp {file_type}",
+            lambda f=file_type: ggml_quantizers.quantized(model, weights, f, ggml),
         )
 
 
-def contenders(group: int, symmetric: bool) -> Iterator[Contender]:
-    """EdgeForge's data-free quantizers, and onnxruntime's that can make such integers."""
-    from onnxruntime.quantization import matmul_nbits_quantizer as peers
-
-    fmt = IntFormat(4, group, symmetric)
-    for algorithm in QUANTIZERS if symmetric else ["rtn"]:
-        yield Contender(
-            f"EdgeForge {algorithm}", lambda weights, a=algorithm: ours(weights, fmt, a)
-        )
-    by_name = {"bits": 4, "group_size": group, "scheme": "sym" if symmetric else "asym"}
-    made: dict[str, Callable[[str], object]] = {
-        "default": lambda name: peers.DefaultWeightOnlyQuantConfig(group, symmetric),
-        "rtn": lambda name: peers.RTNWeightOnlyQuantConfig(
-            customized_weight_config={name: dict(by_name)}
-        ),
-    }
-    if not symmetric:
-        made["k_quant"] = lambda name: peers.KQuantWeightOnlyQuantConfig(
-            customized_weight_config={name: dict(by_name)}
-        )
-        made["hqq"] = lambda name: peers.HQQWeightOnlyQuantConfig(group, 4)
-    for name, config in made.items():
-        yield Contender(
-            f"onnxruntime {name}",
-            partial(theirs, group=group, symmetric=symmetric, config=config),
-        )
+def recipes(model: Model) -> Iterator[QuantPlan]:
+    """EdgeForge's recipes of integers and palettes, calibrated ones among them, by rising size."""
+    shapes, roles = model.weights.shapes(), model.weights.roles()
+    plans = [
+        uniform_plan(model, f"{format}-gptq", format, "gptq-order")
+        for format in ("int4-g32", "int4-g32-asym", "int4-g128-asym")
+    ]
+    for recipe in RECIPES.values():
+        try:
+            plan = recipe.plan(shapes, roles)
+            plan.check(shapes)
+        except QuantizationError:
+            continue  # groups that this model's rows do not have
+        matrices = [given for name, given in plan.weights.items() if len(shapes[name]) > 1]
+        if not all(is_quantized(given.format) for given in matrices):
+            continue
+        if not calibrated_weights(plan) or recipe.name in CALIBRATED:
+            plans.append(plan)
+    yield from sorted(plans, key=lambda plan: plan.bits_per_weight(shapes))
 
 
-def ours(
-    weights: dict[str, torch.Tensor], fmt: IntFormat, algorithm: str
-) -> Iterator[tuple[str, torch.Tensor, float]]:
-    """What EdgeForge would store."""
-    for name, weight in weights.items():
-        values = stored_values(weight, Assignment(fmt, algorithm), name)
-        yield name, values, 8.0 * fmt.nbytes(*weight.shape)
+class Arena:
+    """The judge, the weights, and what is judged so far."""
 
+    def __init__(self, model: Model, text: Path, tokens: int) -> None:
+        self._model = model
+        calibration = CalibrationOptions()
+        self._calibration = draw_calibration(model, calibration, model.spec.max_context)
+        self.judge = Judge(model, text, tokens, self._calibration.length)
+        self.weights = {
+            name: model.weights.float_weight(name)
+            for name, shape in model.weights.shapes().items()
+            if len(shape) == 2
+        }
+        self.parameters = parameters(model, vectors=False)
 
-def theirs(
-    weights: dict[str, torch.Tensor],
-    group: int,
-    symmetric: bool,
-    config: Callable[[str], object],
-) -> Iterator[tuple[str, torch.Tensor, float]]:
-    """What one of onnxruntime's quantizers stores, as MatMulNBits' documentation reads it."""
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    def peer(self, name: str, quantize: Quantize) -> Row:
+        """A peer's row."""
+        found, stored = {}, 0.0
+        for weight, values, bits in quantize():
+            found[weight] = values
+            stored += bits
+        assert found.keys() == self.weights.keys()
+        return Row(name, stored / self.parameters, self.judge.judge(found))
 
-    for name, weight in weights.items():
-        quantizer = MatMulNBitsQuantizer(
-            matmul_model(name, weight), group, symmetric, algo_config=config(name)
-        )
-        with redirect_stdout(sys.stderr):  # it shows its progress on stdout
-            quantizer.process()
-        graph = quantizer.model.model.graph
-        (node,) = (n for n in graph.node if n.op_type == "MatMulNBits")
-        held = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-        packed, scale, *rest = (held[i] for i in node.input[1:] if i)
-        rows, blocks = packed.shape[:2]
-        codes = nibbles(packed.reshape(rows, -1)).reshape(rows, blocks, group).astype(np.float32)
-        scale = scale.reshape(rows, blocks, 1)
-        bits = 4.0 * codes.size + 8 * scale.nbytes
-        if not rest:
-            zero: np.ndarray = np.full((rows, blocks, 1), 8.0, np.float32)
-        elif rest[0].dtype == np.uint8:
-            zero = nibbles(rest[0].reshape(rows, -1))[:, :blocks, None].astype(np.float32)
-            bits += 4.0 * zero.size
-        else:  # zero points as floats
-            zero = rest[0].reshape(rows, blocks, 1).astype(np.float32)
-            bits += 8 * rest[0].nbytes
-        values = ((codes - zero) * scale.astype(np.float32)).reshape(rows, -1)
-        yield name, torch.from_numpy(values[:, : weight.shape[1]].copy()), bits
+    def recipe(self, plan: QuantPlan) -> Row:
+        """The row of a plan."""
+        program = self.judge.program
+        with filled_store(self._model, program, plan, self._calibration) as filled:
+            scores = self.judge.judge_store(program, plan, filled.store)
+        bits = 8 * stored_bytes(self._model, plan, vectors=False) / self.parameters
+        return Row(plan.recipe, bits, scores)
 
-
-def nibbles(packed: np.ndarray) -> np.ndarray:
-    """Two codes a byte, the low half first."""
-    return np.stack((packed & 15, packed >> 4), -1).reshape(len(packed), -1)
-
-
-def matmul_model(name: str, weight: torch.Tensor) -> onnx.ModelProto:
-    """``x @ weight.T`` in float16."""
-    rows, columns = weight.shape
-    matrix = numpy_helper.from_array(weight.t().contiguous().half().numpy(), f"{name}.matrix")
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", matrix.name], ["y"], name=name)],
-        "one",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["t", columns])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["t", rows])],
-        [matrix],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    def mixed(self, recipe: str, nbytes: int) -> Row | None:
+        """The row of a mixed plan whose matrices take so many bytes at most; None: none does."""
+        shapes = self._model.weights.shapes().values()
+        vectors = sum(4 * shape[0] for shape in shapes if len(shape) == 1)
+        try:
+            plan = mixed_plan(self._model, recipe, nbytes + vectors, ["onnx", "coreml"])
+        except QuantizationError:
+            return None
+        row = self.recipe(plan)
+        return replace(row, name=f"{recipe} at {row.bits:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,223 @@
+"""GPTQ beside coremltools' own, on the matrices of one layer at a model's true shape.
+
+Both sides get the same weights, the same inputs in the same sequences, the same threads, and the
+same question: 4 bits, groups of 128, symmetric, columns by falling activation, damping 0.01. Each
+runs in a process of its own. Seconds count gathering the inputs' second moment and quantizing, not
+making the inputs or running the layer. Both get q, k and v, and gate and up, as one matrix each,
+which EdgeForge has anyway and which saves coremltools three second moments. Memory is the largest
+resident size above what was there before the first matrix, imports apart.
+
+The error is that of the layer's output, ``trace(E H E^T) / trace(W H W^T)`` with H in float64 over
+the same inputs. coremltools keeps scales in float32; EdgeForge's are bfloat16.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from measured_process import high_water_mark, pin, run, say
+from tables import Gain, Metric, print_comparison
+
+from edgeforge import synth
+
+OURS, THEIRS = "EdgeForge", "coremltools"
+GROUP = 128
+# Directions that inputs share: true activations are far from independent columns.
+DIRECTIONS = 64
+BATCH_TOKENS = 4096  # as `edgeforge.stretches` joins sequences
+
+
+class Stopwatch:
+    """Adds up wall and CPU seconds of the stretches that it is entered for."""
+
+    def __init__(self) -> None:
+        self.wall = self.cpu = 0.0
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        wall, cpu = self._begun
+        self.wall += time.perf_counter() - wall
+        self.cpu += time.process_time() - cpu
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix of the layer: ``float32[rows, columns]``."""
+
+    name: str
+    rows: int
+    columns: int
+
+    def weight(self) -> torch.Tensor:
+        """Random, with a few wide columns."""
+        draw = torch.Generator().manual_seed(self.rows + self.columns)
+        weight = torch.randn(self.rows, self.columns, generator=draw).mul_(0.02)
+        weight[:, :: self.columns // 16].mul_(4.0)
+        return weight
+
+    def inputs(self, sequences: int, length: int) -> Iterator[torch.Tensor]:
+        """Random sequences, ``float32[length, columns]``, of unequal and correlated columns."""
+        draw = torch.Generator().manual_seed(self.columns)
+        spread = torch.randn(self.columns, generator=draw).exp_()
+        shared = torch.randn(DIRECTIONS, self.columns, generator=draw)
+        for _ in range(sequences):
+            own = torch.randn(length, self.columns, generator=draw).mul_(spread)
+            yield own.addmm_(torch.randn(length, DIRECTIONS, generator=draw), shared, alpha=0.3)
+
+
+def main() -> None:
+    """Read the arguments, run both sides, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="llama-3.2-1b", choices=synth.PRESETS)
+    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", help="names of matrices")
+    parser.add_argument("--side", choices=(OURS, THEIRS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    pin(options.threads)
+    torch.set_num_threads(options.threads)
+    matrices = [
+        m for m in matrices_of(options.preset) if not options.only or m.name in options.only
+    ]
+    if options.side is not None:
+        print(json.dumps(measure(options, matrices)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        records = {}
+        for side in (THEIRS, OURS):
+            command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", folder]
+            records[side] = run(command).json()
+            say(f"{side}: {records[side]}")
+        for matrix in matrices:
+            for side, error in errors(matrix, Path(folder), options).items():
+                records[side][f"{matrix.name} error"] = error
+    shapes = ", ".join(f"{m.name} [{m.rows}, {m.columns}]" for m in matrices)
+    print(
+        f"{options.preset}: {shapes}; {options.sequences} sequences of {options.length} tokens, "
+        f"{options.threads} threads"
+    )
+    metrics = [Metric(f"{m.name} seconds", f"{m.name}, s", 1, 2) for m in matrices]
+    metrics += [Metric("seconds", "the layer, s", 1, 2), Metric("cpu", "the layer, CPU s", 1, 2)]
+    metrics += [Metric("peak", "peak memory, MB", 1e6, 0)]
+    metrics += [Metric(f"{m.name} error", f"{m.name}, output error, %", 0.01, 4) for m in matrices]
+    print_comparison(
+        metrics, {name: [found] for name, found in records.items()}, [Gain("gain", OURS, THEIRS)]
+    )
+
+
+def matrices_of(preset: str) -> list[Matrix]:
+    """The linears of one layer, stacked where they share their input."""
+    config = synth.PRESETS[preset].config
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    width = int(config.get("head_dim") or hidden // heads)
+    shared = int(config.get("num_key_value_heads", heads))
+    ffn = int(config["intermediate_size"])
+    return [
+        Matrix("qkv_proj", (heads + 2 * shared) * width, hidden),
+        Matrix("o_proj", hidden, heads * width),
+        Matrix("gate_up_proj", 2 * ffn, hidden),
+        Matrix("down_proj", hidden, ffn),
+    ]
+
+
+def measure(options: argparse.Namespace, matrices: list[Matrix]) -> dict[str, float]:
+    """Seconds by matrix and memory of one side; its weights are left in the folder."""
+    quantize = ours if options.side == OURS else theirs
+    if options.side == THEIRS:
+        import coremltools.optimize.torch.layerwise_compression  # noqa: F401 (not counted)
+    torch.randn(256, 256) @ torch.randn(256, 256)  # so that the libraries are there
+    found: dict[str, float] = {}
+    whole, before = Stopwatch(), high_water_mark()
+    for matrix in matrices:
+        watch = Stopwatch()
+        values = quantize(matrix, options, watch)
+        whole.wall, whole.cpu = whole.wall + watch.wall, whole.cpu + watch.cpu
+        found[f"{matrix.name} seconds"] = watch.wall
+        np.save(options.folder / f"{options.side}-{matrix.name}.npy", values.numpy())
+    peak = high_water_mark() - before
+    return {**found, "seconds": whole.wall, "cpu": whole.cpu, "peak": peak}
+
+
+def ours(matrix: Matrix, options: argparse.Namespace, watch: Stopwatch) -> torch.Tensor:
+    """What EdgeForge stores."""
+    from quant.formats import IntFormat
+    from quant.packing import dequantize
+    from quant.registry import CALIBRATED
+    from quant.second_moment import SecondMoment
+
+    weight, format = matrix.weight(), IntFormat(4, GROUP)
+    collected = SecondMoment(matrix.columns)
+    batch: list[torch.Tensor] = []
+    for number, inputs in enumerate(matrix.inputs(options.sequences, options.length), start=1):
+        batch.append(inputs)
+        if number == options.sequences or len(batch) * options.length >= BATCH_TOKENS:
+            with watch:
+                collected.add(torch.cat(batch))
+            batch = []
+    with watch:
+        made = CALIBRATED["gptq-order"].quantize_matrix(
+            weight, collected.mean(), format, threads=options.threads
+        )
+    return dequantize(made.codes, made.scale, made.zero_point, format)
+
+
+def theirs(matrix: Matrix, options: argparse.Namespace, watch: Stopwatch) -> torch.Tensor:
+    """What coremltools leaves in the layer."""
+    from coremltools.optimize.torch.layerwise_compression.algorithms import GPTQ, ModuleGPTQConfig
+
+    layer = torch.nn.Linear(matrix.columns, matrix.rows, bias=False, device="meta")
+    layer.weight = torch.nn.Parameter(matrix.weight(), requires_grad=False)
+    config = ModuleGPTQConfig(
+        weight_dtype="uint4",
+        granularity="per_block",
+        block_size=GROUP,
+        quantization_scheme="symmetric",
+        use_activation_order_heuristic=True,
+        hessian_dampening=0.01,
+    )
+    with torch.no_grad():
+        with watch:
+            algorithm = GPTQ(layer, config)
+        for inputs in matrix.inputs(options.sequences, options.length):
+            sequence = inputs[None]
+            given = layer(sequence)
+            with watch:
+                algorithm.add_batch(sequence, given)
+        with watch:
+            algorithm.compress()
+    return layer.weight.data
+
+
+def errors(matrix: Matrix, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """By side, the share of the output's squares that quantizing took away or added."""
+    from quant.second_moment import SecondMoment
+
+    collected = SecondMoment(matrix.columns)
+    for inputs in matrix.inputs(options.sequences, options.length):
+        collected.add(inputs)
+    moment, weight = collected.mean(), matrix.weight()
+
+    def form(values: torch.Tensor) -> float:
+        parts = (part.double() for part in values.split(2048))
+        return float(sum(((part @ moment) * part).sum() for part in parts))
+
+    whole = form(weight)
+    return {
+        side: form(torch.from_numpy(np.load(folder / f"{side}-{matrix.name}.npy")) - weight) / whole
+        for side in (OURS, THEIRS)
+    }
+
+
+if __name__ == "__main__":
+    main()

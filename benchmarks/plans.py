@@ -1,0 +1,72 @@
+"""Plans that benchmarks make beside those of recipes' names."""
+
+import math
+from collections.abc import Sequence
+
+from edgeforge.mixing import Budget
+from edgeforge.model import Model
+from edgeforge.pipeline import ExportOptions
+from edgeforge.planning import choose_plan
+from exporters.registry import TARGETS
+from exporters.target import ModelFacts
+from quant.errors import QuantizationError
+from quant.plan import QuantPlan, matrix_shape
+from quant.recipes import Recipe, Rule
+
+
+def uniform_plan(model: Model, name: str, format: str, algorithm: str | None) -> QuantPlan:
+    """One format for every matrix.
+
+    Raises:
+        QuantizationError: no such format or algorithm, or one that does not suit the model.
+    """
+    shapes = model.weights.shapes()
+    plan = Recipe(name, "", (Rule("*", format, algorithm),)).plan(shapes, model.weights.roles())
+    plan.check(shapes)
+    return plan
+
+
+def mixed_plan(model: Model, recipe: str, nbytes: int, targets: Sequence[str]) -> QuantPlan:
+    """The plan of a mixed recipe that takes so many bytes at most, vectors included.
+
+    Its formats are those of the first of the targets for which the budget is not too small.
+
+    Raises:
+        QuantizationError: it is too small for all of them.
+    """
+    spec = model.spec
+    facts = ModelFacts(
+        model_type=spec.model_type,
+        hidden_size=spec.hidden_size,
+        head_dim=spec.head_dim,
+        num_heads=tuple(layer.num_heads for layer in spec.layers),
+        num_kv_heads=tuple(layer.num_kv_heads for layer in spec.layers),
+        bos=spec.bos,
+        eos=spec.eos,
+        pad=spec.pad,
+        context=spec.max_context,
+    )
+    options = ExportOptions(recipe=recipe, budget=Budget(max_size=nbytes))
+    *others, last = targets
+    for target in others:
+        try:
+            return choose_plan(model, options, [TARGETS[target]], facts).plan
+        except QuantizationError:
+            continue
+    return choose_plan(model, options, [TARGETS[last]], facts).plan
+
+
+def stored_bytes(model: Model, plan: QuantPlan, *, vectors: bool = True) -> int:
+    """Bytes that the weights of a plan take, of matrices alone or with the vectors."""
+    shapes = model.weights.shapes()
+    return sum(
+        given.format.nbytes(*matrix_shape(shapes[name]))
+        for name, given in plan.weights.items()
+        if vectors or len(shapes[name]) > 1
+    )
+
+
+def parameters(model: Model, *, vectors: bool = True) -> int:
+    """How many numbers the weights are, of matrices alone or with the vectors."""
+    shapes = model.weights.shapes().values()
+    return sum(math.prod(shape) for shape in shapes if vectors or len(shape) > 1)
