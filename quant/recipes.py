@@ -189,6 +189,21 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int8", "int8-pc", "8 bits, one scale a row"),
         _uniform("int8-g32", "int8-g32", "8 bits, groups of 32"),
         _uniform("int8-g128", "int8-g128", "8 bits, groups of 128"),
+        _uniform(
+            "int2-g32-signed", "int2-g32", "2 bits, groups of 32, scales of either sign", SIGNED
+        ),
+        _uniform(
+            "int2-g32-asym-gptq",
+            "int2-g32-asym",
+            "2 bits with zero points, groups of 32, by GPTQ",
+            "gptq-order",
+        ),
+        _uniform(
+            "int2-g64-asym-gptq",
+            "int2-g64-asym",
+            "2 bits with zero points, groups of 64, by GPTQ",
+            "gptq-order",
+        ),
         _uniform("lut4", "lut4-gc16", "palettes of 16 values, each for 16 rows"),
         _uniform("lut6", "lut6-gc16", "palettes of 64 values, each for 16 rows"),
         _uniform("lut8", "lut8-gc16", "palettes of 256 values, each for 16 rows"),
