@@ -30,6 +30,8 @@ FORMATS = {
     "norm": ((64,), "fp32"),
     "asym": ((33, 64), "int4-g32-asym"),
     "eight": ((17, 64), "int8-pc"),
+    "two": ((33, 64), "int2-g16-asym"),
+    "three": ((17, 64), "int3-g32"),
     "half": ((9, 64), "fp16"),
     "brain": ((9, 64), "bf16"),
 }
