@@ -204,6 +204,15 @@ RECIPES: dict[str, Recipe] = {
             "2 bits with zero points, groups of 64, by GPTQ",
             "gptq-order",
         ),
+        *(
+            _uniform(
+                f"int{bits}-g{group}-signed-gptq",
+                f"int{bits}-g{group}",
+                f"{bits} bits, groups of {group}, scales of either sign, by GPTQ",
+                "gptq-signed",
+            )
+            for bits, group in ((4, 32), (4, 128), (2, 32), (2, 64))
+        ),
         _uniform("lut4", "lut4-gc16", "palettes of 16 values, each for 16 rows"),
         _uniform("lut6", "lut6-gc16", "palettes of 64 values, each for 16 rows"),
         _uniform("lut8", "lut8-gc16", "palettes of 256 values, each for 16 rows"),
