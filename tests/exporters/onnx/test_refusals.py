@@ -60,7 +60,9 @@ def test_widths_that_the_kernels_lack(refused, llama_config, bits, near):
 
 @pytest.mark.parametrize("size", [16, 256])
 def test_two_bits_in_blocks_that_the_fast_kernels_lack(refused, llama_config, size):
-    config = llama_config(hidden_size=512, intermediate_size=512)
+    config = llama_config(
+        hidden_size=512, num_attention_heads=2, head_dim=256, intermediate_size=512
+    )
     assert refused(config, f"int2-g{size}") == (
         f"model.embed_tokens.weight has groups of {size}; ONNX Runtime's fast kernels have blocks "
         f"of 32, 64, 128: choose one of these"
