@@ -23,6 +23,7 @@ from quant.formats import IntFormat, PaletteFormat
 from quant.kmeans import PalettizedRows
 from quant.packing import pack_bits, pack_codes, unpack_codes
 from quant.rtn import RTN, QuantizedRows
+from quant.signed import SignedRoundToNearest
 from quant.threads import run_all
 from quant.weighted_kmeans import weighted_tables
 
@@ -45,11 +46,14 @@ class Gptq:
         activation_order: quantize the columns with the largest inputs first, while there are still
             many that can compensate.
         damping: share of the mean of the second moment's diagonal that is added to it.
+        signed: whether scales of symmetric integers may be below zero, as `quant.signed` says: the
+            two searches find each group's, and not every runtime holds them.
     """
 
     name: str = "gptq"
     activation_order: bool = False
     damping: float = 0.01
+    signed: bool = False
 
     def quantize_matrix(
         self,
@@ -80,7 +84,7 @@ class Gptq:
 
         def quantize(start: int) -> QuantizedRows:
             some = weight[start : start + _ROWS]
-            grid = _IntegerGrid(fmt, len(some), cols, label, start)
+            grid = _IntegerGrid(fmt, len(some), cols, label, start, self.signed)
             carried = _carry_errors(some, factor, grid, order)
             return QuantizedRows(
                 pack_codes(carried.codes, fmt), *grid.parts(), *carried.squared_sums
@@ -251,9 +255,13 @@ class _IntegerGrid:
         cols: how many.
         name: the weight's, for messages.
         first_row: of the rows in the whole weight, for messages.
+        signed: whether scales may be below zero.
     """
 
-    def __init__(self, fmt: IntFormat, rows: int, cols: int, name: str, first_row: int) -> None:
+    def __init__(
+        self, fmt: IntFormat, rows: int, cols: int, name: str, first_row: int, signed: bool
+    ) -> None:
+        self._quantizer = SignedRoundToNearest() if signed else RTN
         self._fmt, self._name, self._first_row = fmt, name, first_row
         self._single = IntFormat(fmt.bits, None, fmt.symmetric)
         self.group_size = fmt.columns_per_group(cols)
@@ -263,7 +271,7 @@ class _IntegerGrid:
 
     def fit(self, group: int, values: torch.Tensor) -> None:
         """Chooses a group's scales and zero points."""
-        found = RTN.quantize_rows(
+        found = self._quantizer.quantize_rows(
             values.t(), self._single, name=self._name, first_row=self._first_row
         )
         self._scale[group] = found.scale[:, 0].float()

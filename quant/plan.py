@@ -23,7 +23,9 @@ PLAN_VERSION = 1
 IMPORTED = "imported"
 """The algorithm of weights whose integers and scales the checkpoint itself holds."""
 SIGNED = "rtn-signed"
-"""The algorithm whose scales may be below zero, which not every runtime holds."""
+"""The data-free algorithm whose scales may be below zero, which not every runtime holds."""
+POSITIVE = {SIGNED: "rtn", "gptq-signed": "gptq-order"}
+"""Algorithms whose scales may be below zero, each with the one like it whose scales may not."""
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,30 @@ RECIPES: dict[str, Recipe] = {
         _rounded("w8a8-static", TENSOR, "int8, what enters rounded by fixed scales: ONNX, Core ML"),
         _uniform("int8-g32", "int8-g32", "8 bits, groups of 32"),
         _uniform("int8-g128", "int8-g128", "8 bits, groups of 128"),
+        _uniform(
+            "int2-g32-signed", "int2-g32", "2 bits, groups of 32, scales of either sign", SIGNED
+        ),
+        _uniform(
+            "int2-g32-asym-gptq",
+            "int2-g32-asym",
+            "2 bits with zero points, groups of 32, by GPTQ",
+            "gptq-order",
+        ),
+        _uniform(
+            "int2-g64-asym-gptq",
+            "int2-g64-asym",
+            "2 bits with zero points, groups of 64, by GPTQ",
+            "gptq-order",
+        ),
+        *(
+            _uniform(
+                f"int{bits}-g{group}-signed-gptq",
+                f"int{bits}-g{group}",
+                f"{bits} bits, groups of {group}, scales of either sign, by GPTQ",
+                "gptq-signed",
+            )
+            for bits, group in ((4, 32), (4, 128), (2, 32), (2, 64))
+        ),
         _uniform("lut4", "lut4-gc16", "palettes of 16 values, each for 16 rows"),
         _uniform("lut6", "lut6-gc16", "palettes of 64 values, each for 16 rows"),
         _uniform("lut8", "lut8-gc16", "palettes of 256 values, each for 16 rows"),

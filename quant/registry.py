@@ -156,7 +156,11 @@ RESCALING: dict[str, RescalingQuantizer] = {
 
 _GPTQ = {"gptq": Gptq(), "gptq-order": Gptq("gptq-order", activation_order=True)}
 
-CALIBRATED: dict[str, CalibratedQuantizer] = {**_GPTQ, **RESCALING}
+CALIBRATED: dict[str, CalibratedQuantizer] = {
+    **_GPTQ,
+    "gptq-signed": Gptq("gptq-signed", activation_order=True, signed=True),
+    **RESCALING,
+}
 CALIBRATED_PALETTIZERS: dict[str, CalibratedPalettizer] = {
     "kmeans-weighted": WeightedKMeans(),
     **_GPTQ,

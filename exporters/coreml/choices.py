@@ -12,7 +12,7 @@ from exporters.errors import ExportError
 from exporters.options import TargetOptions
 from quant.activations import TOKEN
 from quant.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
-from quant.plan import SIGNED, QuantPlan
+from quant.plan import POSITIVE, QuantPlan
 
 _OF_IOS17: Final = IntFormat(8, None)
 
@@ -39,11 +39,11 @@ def check_formats(
         identifier(weight)
         if len(shapes[weight]) == 1:
             continue
-        if assignment.algorithm == SIGNED:
+        if assignment.algorithm in POSITIVE:
             raise ExportError(
-                f"{weight} is to be filled by {SIGNED}; Core ML's own tools write no scales below "
-                f"zero, so that no device is known to read them: use rtn, or a palette such as "
-                f"lut4-gc16"
+                f"{weight} is to be filled by {assignment.algorithm}; Core ML's own tools write no "
+                f"scales below zero, so that no device is known to read them: use "
+                f"{POSITIVE[assignment.algorithm]}, or a palette such as lut4-gc16"
             )
         if isinstance(format, IntFormat) and format.bits not in (4, 8):
             palette = next(bits for bits in (2, 3, 6, 8) if bits >= format.bits)

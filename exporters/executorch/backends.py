@@ -13,7 +13,7 @@ from exporters.executorch.installed import require_executorch
 from exporters.options import TargetOptions
 from quant.activations import TENSOR, TOKEN
 from quant.formats import IntFormat
-from quant.plan import SIGNED, QuantPlan
+from quant.plan import POSITIVE, QuantPlan
 
 XNNPACK: Final = "xnnpack"
 GROUP_MULTIPLE: Final = 32
@@ -84,10 +84,10 @@ def check_backend(plan: QuantPlan, options: TargetOptions) -> None:
     for weight, assignment in plan.weights.items():
         if isinstance(assignment.format, IntFormat):
             backend.check(weight, assignment.format)
-        if assignment.algorithm == SIGNED:
+        if assignment.algorithm in POSITIVE:
             raise ExportError(
-                f"{weight} is to be filled by {SIGNED}; programs for {backend.title} are written "
-                f"with no scales below zero: use rtn"
+                f"{weight} is to be filled by {assignment.algorithm}; programs for {backend.title} "
+                f"are written with no scales below zero: use {POSITIVE[assignment.algorithm]}"
             )
 
 

@@ -19,8 +19,12 @@ from quant.store import WeightStore
 if TYPE_CHECKING:
     from exporters.onnx.lowering import Lowering
 
-BLOCK_SIZES = (16, 32, 64, 128, 256)
-WIDTHS: Final[tuple[IntBits, ...]] = (2, 4, 8)
+# Of 2 bits the kernels compute blocks of 16 and 256 too, rightly, and 200 times more slowly.
+BLOCK_SIZES: Final[dict[IntBits, tuple[int, ...]]] = {
+    2: (32, 64, 128),
+    4: (16, 32, 64, 128, 256),
+    8: (16, 32, 64, 128, 256),
+}
 SMALL_HEAD = 1 << 22
 
 
@@ -33,24 +37,26 @@ def block_size(weight: str, format: IntFormat, columns: int) -> int:
     Raises:
         ExportError: the kernels do not have the format's width, or no block size of theirs fits.
     """
-    if format.bits not in WIDTHS:
-        near = next(bits for bits in WIDTHS if bits > format.bits)
+    if format.bits not in BLOCK_SIZES:
+        near = next(bits for bits in BLOCK_SIZES if bits > format.bits)
         raise ExportError(
             f"{weight} is to be {format.name}; ONNX Runtime's kernels have integers of 2, 4 and 8 "
             f"bits: use {replace(format, bits=near).name}"
         )
+    sizes = BLOCK_SIZES[format.bits]
+    fast = " fast" if format.bits == 2 else ""
     if format.group_size is not None:
-        if format.group_size not in BLOCK_SIZES:
+        if format.group_size not in sizes:
             raise ExportError(
-                f"{weight} has groups of {format.group_size}; ONNX Runtime's kernels have blocks "
-                f"of {', '.join(map(str, BLOCK_SIZES))}: choose one of these"
+                f"{weight} has groups of {format.group_size}; ONNX Runtime's{fast} kernels have "
+                f"blocks of {', '.join(map(str, sizes))}: choose one of these"
             )
         return format.group_size
-    fitting = [size for size in BLOCK_SIZES if columns % size == 0]
+    fitting = [size for size in sizes if columns % size == 0]
     if not fitting:
         raise ExportError(
-            f"{weight} has {columns} input columns; ONNX Runtime's kernels need a multiple of 16 "
-            f"for {format.name}: keep it fp16"
+            f"{weight} has {columns} input columns; ONNX Runtime's{fast} kernels need a multiple "
+            f"of {sizes[0]} for {format.name}: keep it fp16"
         )
     return min(fitting[-1], 128)  # the widest block that the fast kernels were written for
 
@@ -81,18 +87,18 @@ def emit_linear(state: Lowering, node: fx.Node) -> None:
         N=rows,
         bits=format.bits,
         block_size=block,
-        accuracy_level=accuracy_level(node is state.program.output(), rows * columns),
+        accuracy_level=accuracy_level(node is state.program.output(), rows * columns, format.bits),
     )
 
 
-def accuracy_level(is_head: bool, weights: int) -> int:
+def accuracy_level(is_head: bool, weights: int, bits: int) -> int:
     """How the kernel computes: 4 rounds activations to 8 bits, 1 keeps them float32.
 
     Level 4 is two to three times as fast. A small head gets level 1: it fits a core's cache, so
     that the difference is microseconds a token, and its rounding goes straight into the logits,
-    where it decides between near ties.
+    where it decides between near ties. At 2 bits level 1 is a hundred times as slow: never there.
     """
-    return 1 if is_head and weights <= SMALL_HEAD else 4
+    return 1 if is_head and weights <= SMALL_HEAD and bits > 2 else 4
 
 
 def emit_embedding(state: Lowering, node: fx.Node) -> None:

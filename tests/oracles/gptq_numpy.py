@@ -17,7 +17,9 @@ def bfloat16_scales(low: float, high: float) -> np.ndarray:
     return every.view(np.float32).astype(np.float64)
 
 
-def best_grid(values: np.ndarray, bits: int, symmetric: bool) -> tuple[float, float]:
+def best_grid(
+    values: np.ndarray, bits: int, symmetric: bool, signed: bool = False
+) -> tuple[float, float]:
     """The scale and zero point of least squared error for one group of one row.
 
     Scales go up to where all values fit, and a little further: 20 % below 8 bits, 2.5 % at 8. At 2
@@ -31,6 +33,7 @@ def best_grid(values: np.ndarray, bits: int, symmetric: bool) -> tuple[float, fl
     if symmetric:
         reach = np.abs(values).max()
         scales = bfloat16_scales(reach / 64 / half, widest * reach / (half - 1))
+        scales = np.concatenate((scales, -scales)) if signed else scales
         zeros = np.array([half])
     else:
         reach = max(values.max(), 0.0) - min(values.min(), 0.0)
@@ -84,6 +87,7 @@ def gptq(
     symmetric: bool,
     damping: float,
     activation_order: bool,
+    signed: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Codes [rows, cols], scales and zero points [rows, groups], and the values they stand for."""
     w = weight.astype(np.float64)
@@ -94,7 +98,7 @@ def gptq(
 
     def find(index: int, columns: np.ndarray) -> None:
         for row in range(rows):
-            scales[row, index], zeros[row, index] = best_grid(columns[row], bits, symmetric)
+            scales[row, index], zeros[row, index] = best_grid(columns[row], bits, symmetric, signed)
 
     if activation_order:
         for index in range(cols // group):

@@ -64,6 +64,31 @@ def test_the_integers_are_the_papers(gptq_numpy, format, order):
     assert output_error(weight, made, fmt, x) == pytest.approx(error, rel=0.01)
 
 
+@pytest.mark.parametrize("format", ["int2-g32", "int4-g32"])
+def test_scales_of_either_sign_are_the_papers_on_that_grid(gptq_numpy, format):
+    fmt = parse_format(format)
+    weight, x, moment = layer(12, 96, seed=7)
+    made = Gptq("gptq-signed", True, signed=True).quantize_matrix(weight, moment.clone(), fmt)
+    codes, scales, _, values = gptq_numpy.gptq(
+        weight.numpy(),
+        moment.numpy(),
+        bits=fmt.bits,
+        group=32,
+        symmetric=True,
+        damping=0.01,
+        activation_order=True,
+        signed=True,
+    )
+    found = unpack_codes(made.codes, fmt, 96).numpy()
+    same = (found == codes).all(1) & (made.scale.float().numpy() == scales).all(1)
+    assert same.mean() >= 0.9
+    assert 0.1 < (made.scale < 0).float().mean() < 0.9
+    error = np.square((weight.numpy() - values) @ x.numpy().T).sum()
+    assert output_error(weight, made, fmt, x) == pytest.approx(error, rel=0.01)
+    plain = Gptq("gptq-order", True).quantize_matrix(weight, moment, fmt)
+    assert error < output_error(weight, plain, fmt, x)
+
+
 @pytest.mark.parametrize("order", [False, True])
 def test_the_output_error_is_far_below_that_of_rounding(order):
     fmt = parse_format("int4-g32")

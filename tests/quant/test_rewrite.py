@@ -152,6 +152,23 @@ def test_a_float_program_becomes_this():
     assert shapes["proj.zero_point"] == ((WIDTH, 1), torch.uint8)
 
 
+def test_few_bits_are_four_or_eight_to_some_bytes():
+    result = quantize_program(
+        build(tied=True), plan(embed="int2-g32", norm="fp32", proj="int3-g16-asym")
+    )
+    check_quantized(result)
+    assert "quant_linear(x, embed.codes, embed.scale, None, 'int2-g32')" in shown(result)
+    shapes = {
+        f"{given.name}.{given.part}": tuple(node.meta["val"].shape)
+        for node, given in result.placeholders("weight")
+    }
+    assert shapes["embed.codes"] == (VOCAB, WIDTH // 4)
+    assert shapes["proj.codes"] == (WIDTH, WIDTH * 3 // 8)
+    assert shapes["proj.zero_point"] == (WIDTH, -(-WIDTH // 16 * 3 // 8))
+    looked_up = next(n for n in result.graph.nodes if "quant_embedding" in str(n.target))
+    assert looked_up.meta["val"].shape[-1] == WIDTH
+
+
 def test_a_palette_brings_its_tables():
     result = quantize_program(build(tied=True), plan(embed="lut6-gc4", norm="fp32", proj="lut4-pt"))
     check_quantized(result)

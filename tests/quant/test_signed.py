@@ -16,7 +16,9 @@ def errors(weight, made, fmt):
     return change.reshape(*made.scale.shape, -1).double().square().sum(-1)
 
 
-@pytest.mark.parametrize("format", ["int4-g32", "int4-g128", "int4-pc", "int8-pc"])
+@pytest.mark.parametrize(
+    "format", ["int4-g32", "int4-g128", "int4-pc", "int8-pc", "int2-g32", "int3-pc"]
+)
 def test_no_group_is_worse_than_with_positive_scales(format):
     fmt = parse_format(format)
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(3))

@@ -30,6 +30,8 @@ FORMATS = {
     "norm": ((64,), "fp32"),
     "asym": ((33, 64), "int4-g32-asym"),
     "eight": ((17, 64), "int8-pc"),
+    "two": ((33, 64), "int2-g16-asym"),
+    "three": ((17, 64), "int3-g32"),
     "half": ((9, 64), "fp16"),
     "brain": ((9, 64), "bf16"),
 }
@@ -183,15 +185,19 @@ def decoded(store: WeightStore, name: str) -> np.ndarray:
     format = PLAN.weights[name].format
     codes = parts["codes"].numpy()
     scale = parts["scale"].double().numpy()
-    if format.bits == 4:
-        codes = np.stack([codes % 16, codes // 16], -1).reshape(len(codes), -1)
+    codes = apart(codes, format.bits)
     zero = np.full(scale.shape, 2 ** (format.bits - 1))
     if "zero_point" in parts:
-        packed = parts["zero_point"].numpy()
-        zero = np.stack([packed % 16, packed // 16], -1).reshape(len(packed), -1)
-        zero = zero[:, : scale.shape[1]]
+        zero = apart(parts["zero_point"].numpy(), format.bits)[:, : scale.shape[1]]
     width = codes.shape[1] // scale.shape[1]
     return (codes - np.repeat(zero, width, 1).astype(float)) * np.repeat(scale, width, 1)
+
+
+def apart(packed: np.ndarray, bits: int) -> np.ndarray:
+    """One code an element, by NumPy's own bits."""
+    stream = np.unpackbits(packed, axis=1, bitorder="little")
+    whole = stream[:, : stream.shape[1] // bits * bits].reshape(len(packed), -1, bits)
+    return whole @ (1 << np.arange(bits))
 
 
 def test_an_all_zero_weight_has_no_error(tmp_path):

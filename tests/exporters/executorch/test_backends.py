@@ -14,7 +14,7 @@ from exporters.executorch import backends, installed
 from exporters.options import TargetOptions
 from exporters.registry import find_target
 from quant.formats import parse_format
-from quant.plan import IMPORTED, SIGNED, Assignment, QuantPlan
+from quant.plan import IMPORTED, POSITIVE, Assignment, QuantPlan
 
 ONE_LAYER = {"num_hidden_layers": 1, "tie_word_embeddings": True}
 
@@ -165,12 +165,13 @@ def test_float16_scales_of_imported_checkpoints(backend):
     )
 
 
+@pytest.mark.parametrize("algorithm", POSITIVE)
 @pytest.mark.parametrize("backend", list(backends.BACKENDS))
-def test_scales_below_zero(backend):
-    plan = QuantPlan("mine", {"w": Assignment(parse_format("int4-g32"), SIGNED)})
+def test_scales_below_zero(backend, algorithm):
+    plan = QuantPlan("mine", {"w": Assignment(parse_format("int4-g32"), algorithm)})
     with pytest.raises(ExportError) as caught:
         backends.check_backend(plan, TargetOptions(backend=backend))
     assert str(caught.value) == (
-        f"w is to be filled by rtn-signed; programs for {backends.BACKENDS[backend].title} are "
-        f"written with no scales below zero: use rtn"
+        f"w is to be filled by {algorithm}; programs for {backends.BACKENDS[backend].title} are "
+        f"written with no scales below zero: use {POSITIVE[algorithm]}"
     )

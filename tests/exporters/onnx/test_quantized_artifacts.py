@@ -36,7 +36,7 @@ FORMATS = [
     (ODD, "int8-pc-asym"),
     (WIDE, "int2-g64"),
     (WIDE, "int2-g128-asym"),
-    (ODD, "int2-g16-asym"),
+    (ODD, "int2-g32-asym"),
     (ODD, "int2-g32"),
     (ODD, "int2-pc-asym"),
     ({"hidden_size": 80, "intermediate_size": 48}, "int4-pc-asym"),

@@ -58,6 +58,21 @@ def test_widths_that_the_kernels_lack(refused, llama_config, bits, near):
     )
 
 
+@pytest.mark.parametrize("size", [16, 256])
+def test_two_bits_in_blocks_that_the_fast_kernels_lack(refused, llama_config, size):
+    config = llama_config(
+        hidden_size=512, num_attention_heads=2, head_dim=256, intermediate_size=512
+    )
+    assert refused(config, f"int2-g{size}") == (
+        f"model.embed_tokens.weight has groups of {size}; ONNX Runtime's fast kernels have blocks "
+        f"of 32, 64, 128: choose one of these"
+    )
+    assert refused(llama_config(intermediate_size=80), "int2-pc") == (
+        "model.layers.0.mlp.down_proj.weight has 80 input columns; ONNX Runtime's fast kernels "
+        "need a multiple of 32 for int2-pc: keep it fp16"
+    )
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_one_scale_a_row_over_columns_that_no_block_divides(refused, llama_config, bits):
     config = llama_config(intermediate_size=100)

@@ -72,9 +72,9 @@ def test_llama_packs_its_projections_into_the_attention(build, llama_config, lay
 
 
 def test_a_large_head_is_computed_as_fast_as_the_rest():
-    assert accuracy_level(True, SMALL_HEAD) == 1
-    assert accuracy_level(True, SMALL_HEAD + 1) == 4
-    assert accuracy_level(False, 1) == 4
+    assert accuracy_level(True, SMALL_HEAD, 4) == 1
+    assert accuracy_level(True, SMALL_HEAD + 1, 4) == 4
+    assert accuracy_level(False, 1, 8) == accuracy_level(True, 1, 2) == 4
 
 
 def test_openelm_normalises_heads_before_the_attention(build, openelm_config):
