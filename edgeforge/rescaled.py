@@ -16,13 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from edgeforge.stretches import MATRICES, Filling, tokens_of, weight_of
+from edgeforge.stretches import MATRICES, Filling, Stretches, tokens_of, weight_of
 from quant.activations import TENSOR
 from quant.folding import Fold, foldable
 from quant.formats import IntFormat
 from quant.program import Program, node_argument
 from quant.registry import RESCALING
-from quant.second_moment import InputStatistics
 
 
 @dataclass
@@ -30,13 +29,13 @@ class _Waiting:
     """A weight whose rows may still be divided.
 
     Attributes:
-        inputs: what calibration knows of what enters it.
+        moment: of what enters it.
         factors: of its columns, ``float32[columns]``.
         divisors: of its rows, ``float32[rows, 1]``.
         readers: weights that have yet to say by what.
     """
 
-    inputs: InputStatistics
+    moment: Tensor
     factors: Tensor
     divisors: Tensor
     readers: set[str]
@@ -75,7 +74,7 @@ def quantize_rescaled(filling: Filling, program: Program, blocks: Sequence[Seque
                 stretch = []
                 name = weight_of(walk, node)
                 if name in missing:
-                    run.meet(name, stretches.statistics(node_argument(node, 0), name))
+                    run.meet(name, node_argument(node, 0), stretches)
                     missing.discard(name)
                     if not missing:
                         return
@@ -94,14 +93,15 @@ class _Run:
         self._filling, self._folds = filling, folds
         self._waiting: dict[str, _Waiting] = {}
 
-    def meet(self, name: str, inputs: InputStatistics) -> None:
+    def meet(self, name: str, entering: fx.Node, stretches: Stretches) -> None:
         """Finds a weight's factors, and quantizes what waits for nothing more."""
         filling, fold = self._filling, self._folds.get(name)
+        inputs = stretches.statistics(entering, name)
         weight = filling.weights.float_weight(name)
         rows, columns = weight.shape
         factors = torch.ones(columns)
+        assignment = filling.plan.weights[name]
         if fold is not None:
-            assignment = filling.plan.weights[name]
             assert isinstance(assignment.format, IntFormat)
             ties = fold.rows - fold.rows.min()
             quantizer = RESCALING[assignment.algorithm]
@@ -109,12 +109,15 @@ class _Run:
         elif filling.weights.roles()[name] == "embedding":
             # A tied head: as rows that are looked up, their plain error counts as much.
             inputs.moment.diagonal().add_(inputs.moment.diagonal().mean())
+        if assignment.activation == TENSOR:
+            scale = stretches.input_scale(entering, inputs, factors)
+            filling.write_input_scale(name, scale)
         readers = {
             reader
             for reader, other in self._folds.items()
             if not other.is_norm and other.weight == name
         }
-        self._waiting[name] = _Waiting(inputs, factors, torch.ones(rows, 1), readers)
+        self._waiting[name] = _Waiting(inputs.moment, factors, torch.ones(rows, 1), readers)
         if fold is not None and fold.is_norm:
             self._divide_norm(fold.weight, factors)
         elif fold is not None:
@@ -132,10 +135,10 @@ class _Run:
         if name in self._filling.partial.done:
             return
         weight = self._filling.weights.float_weight(name) * held.factors / held.divisors
-        moment = held.inputs.moment
+        moment = held.moment
         inverse = (1.0 / held.factors).double()
         moment.mul_(inverse).mul_(inverse.unsqueeze(1))
-        self._filling.quantize(name, moment, weight, held.inputs.largest / held.factors)
+        self._filling.quantize(name, moment, weight)
 
     def _divide_norm(self, name: str, factors: Tensor) -> None:
         """Writes a norm's scale, divided, over what the store holds of it."""

@@ -20,9 +20,10 @@ from edgeforge.activations import Activations
 from edgeforge.reference import Values, Walk, block_pool
 from edgeforge.weights import CheckpointWeights
 from quant import dialect
-from quant.activations import INPUT_SCALE, TENSOR
+from quant.activations import INPUT_SCALE
 from quant.errors import QuantizationError
 from quant.formats import IntFormat, PaletteFormat
+from quant.input_scale import BINS, input_scale
 from quant.kmeans import PalettizedRows
 from quant.plan import QuantPlan
 from quant.program import Program, node_argument
@@ -31,7 +32,6 @@ from quant.registry import CALIBRATED, CALIBRATED_PALETTIZERS, QUANTIZERS, calib
 from quant.resume import PartialStore
 from quant.rtn import QuantizedRows
 from quant.second_moment import InputStatistics, SecondMoment
-from quant.smoothquant import input_scale
 
 # Activations that stay in memory between stretches, bytes.
 MEMORY_BOUND: Final = 768 << 20
@@ -112,6 +112,21 @@ class Stretches:
             )
         return InputStatistics(found, collected.largest())
 
+    def input_scale(self, node: fx.Node, inputs: InputStatistics, divisors: Tensor) -> Tensor:
+        """The one scale of what a node gave, ``bfloat16[1, 1]``.
+
+        Args:
+            node: as in `statistics`.
+            inputs: its statistics.
+            divisors: ``float32[columns]``, by what each column will be divided.
+        """
+        largest = float((inputs.largest / divisors).max())
+        counts = torch.zeros(BINS, dtype=torch.float64)
+        for index in range(len(self.activations)):
+            values = self.activations.tensor(index, node).reshape(-1, len(divisors)) / divisors
+            counts += torch.histc(values.abs_(), BINS, 0, largest or 1.0).double()
+        return input_scale(counts, largest)
+
 
 class Filling:
     """A store whose calibrated weights are being quantized.
@@ -158,21 +173,17 @@ class Filling:
         weights = self.weights
         return Walk(program, lambda given: weights.float_weight(given.name), weights.float_rows)
 
-    def quantize(
-        self,
-        name: str,
-        moment: Tensor,
-        weight: Tensor | None = None,
-        largest: Tensor | None = None,
-    ) -> None:
+    def write_input_scale(self, name: str, scale: Tensor) -> None:
+        """Writes the scale of what enters a weight, before the weight itself is said to be done."""
+        self.partial.write(name, INPUT_SCALE, 0, scale.view(torch.uint8).numpy().data)
+
+    def quantize(self, name: str, moment: Tensor, weight: Tensor | None = None) -> None:
         """Quantizes a weight into the store.
 
         Args:
             name: the weight's.
             moment: of what enters it, ``float64[columns, columns]``; it may be overwritten.
             weight: ``float32[rows, columns]`` in the place of the checkpoint's.
-            largest: ``float32[columns]``, the largest absolute value of what enters every column;
-                where the plan rounds it by one scale.
         """
         assignment = self.plan.weights[name]
         algorithm, format = assignment.algorithm, assignment.format
@@ -192,10 +203,6 @@ class Filling:
                     values, moment, format, name=name, threads=self._threads
                 )
             write_rows(self.partial, name, 0, made)
-        if assignment.activation == TENSOR:
-            assert largest is not None
-            data = input_scale(largest).view(torch.uint8).numpy().data
-            self.partial.write(name, INPUT_SCALE, 0, data)
         norm = made.squared_norm
         self.partial.note(name, (made.squared_error / norm) ** 0.5 if norm else 0.0)
         self.partial.keep()

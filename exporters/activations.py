@@ -34,6 +34,6 @@ def activation_notes(plan: QuantPlan) -> tuple[str, ...]:
         TOKEN: "products of {} matrices round each token's activations to 8 bits, as QUANTIZED "
         "does",
         TENSOR: "products of {} matrices round activations to 8 bits by one scale each, as "
-        "QUANTIZED does; it comes of the largest activation that calibration saw",
+        "QUANTIZED does: the scale of least squared error on the calibration text",
     }
     return tuple(text.format(given.count(key)) for key, text in words.items() if key in given)

@@ -8,7 +8,7 @@ as operators of `quant.ops`, so that QUANTIZED computes what was promised.
 from __future__ import annotations
 
 import difflib
-from typing import Final, Literal, cast
+from typing import Final, Literal
 
 from quant.errors import QuantizationError
 from quant.formats import TensorLayout
@@ -42,4 +42,4 @@ def parse_activation(name: str) -> Activation:
         raise QuantizationError(
             f"there is no activation {name!r}{hint}; known: {', '.join(ACTIVATIONS)}"
         )
-    return cast(Activation, name)
+    return name

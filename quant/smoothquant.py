@@ -24,8 +24,6 @@ EXPONENT: Final = 0.5
 EXPONENTS: Final = tuple(step / 20 for step in range(21))
 # Columns that are never larger than this are as good as absent: no factor is made of them.
 _SMALLEST: Final = 1e-5
-# float16 holds every bfloat16 from here on, and one number serves all targets.
-_SMALLEST_SCALE: Final = 2.0**-14
 _SEARCHED_WEIGHTS: Final = 1 << 20
 _CHUNK_WEIGHTS: Final = 1 << 20
 
@@ -121,20 +119,3 @@ def _tied_largest(largest: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:
     found = torch.zeros(int(ties.max()) + 1)
     found.scatter_reduce_(0, ties, largest, "amax")
     return found[ties].clamp_min(_SMALLEST)
-
-
-def input_scale(largest: torch.Tensor) -> torch.Tensor:
-    """The one scale of a matrix's inputs: the largest number that calibration saw, over 127.
-
-    At least 2**-14, so that float16 holds it exactly.
-
-    Args:
-        largest: ``float32[columns]``, the largest absolute value of every column.
-
-    Returns:
-        ``bfloat16[1, 1]``.
-
-    >>> input_scale(torch.tensor([2.0, 127.0]))
-    tensor([[1.]], dtype=torch.bfloat16)
-    """
-    return (largest.max() / 127).clamp_min(_SMALLEST_SCALE).to(torch.bfloat16).reshape(1, 1)

@@ -206,6 +206,14 @@ def test_the_saved_plan_gives_the_same_plan_again(model, mixed, tmp_path):
     assert find_recipe(str(file)).plan(shapes, roles)
 
 
+def test_a_saved_plan_says_what_happens_to_activations(model, tmp_path):
+    shapes, roles = model.weights.shapes(), model.weights.roles()
+    for recipe in ("w8a8", "w8a8-static"):
+        plan, file = find_recipe(recipe).plan(shapes, roles), tmp_path / f"{recipe}.yaml"
+        write_plan(plan, shapes, [], file)
+        assert find_recipe(str(file)).plan(shapes, roles).weights == plan.weights
+
+
 def test_a_plan_is_saved_as_yaml_alone(model, tmp_path):
     options = ExportOptions("int8", save_plan=tmp_path / "plan.json")
     with pytest.raises(UsageError, match=r"ends in \.yaml"):

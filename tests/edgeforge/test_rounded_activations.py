@@ -100,13 +100,13 @@ def test_smoothing_cuts_the_error_of_outliers(model, fill, wanted, activation, a
         return float((found - wanted).norm() / wanted.norm())
 
     plain, smoothed = error("rtn", activation), error(algorithm, activation)
-    assert smoothed < 0.5 * plain
+    assert smoothed < (0.5 if activation == "int8-token" else 0.75) * plain
     # And what is left is mostly the activations', for weights alone cost less.
     assert error("rtn", "none") < plain
 
 
-def test_static_scales_are_the_largest_that_calibration_saw(model, program, fill):
-    """Held against the float program, run by its own operators, token block by token block."""
+def test_static_scales_are_those_of_least_error(model, program, fill):
+    """Held against the float model's own first norm, and every scale that clips less or more."""
     store, _ = fill("smoothquant", "int8-tensor")
     plain, _ = fill("rtn", "int8-tensor")
     at = "model.layers.0.self_attn.qkv_proj.weight"
@@ -116,9 +116,13 @@ def test_static_scales_are_the_largest_that_calibration_saw(model, program, fill
     x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + model.spec.norm_eps)
     for made in (store, plain):
         entering = x * made.part(norm, "value")[0].float()
-        scale = float(made.part(at, "input_scale"))
-        assert scale == pytest.approx(float(entering.abs().max()) / 127, rel=2**-8)
-    assert float(store.part(at, "input_scale")) < 0.1 * float(plain.part(at, "input_scale"))
+        scale, largest = float(made.part(at, "input_scale")), float(entering.abs().max()) / 127
+        costs = {
+            step: float((entering - (entering / step).round().clamp(-128, 127) * step).norm())
+            for step in (scale, *(largest * share / 20 for share in range(4, 21)))
+        }
+        assert costs[scale] < 1.01 * min(costs.values())
+    assert float(store.part(at, "input_scale")) < 0.2 * float(plain.part(at, "input_scale"))
     assert foldable(program)[at].weight == norm
     assert store.digests[at] != plain.digests[at]
 

@@ -30,18 +30,30 @@ def text(tmp_path_factory) -> CalibrationOptions:
     return CalibrationOptions(str(file), tokens=1024, length=32)
 
 
-@pytest.fixture(scope="module", params=HELD)
+@pytest.fixture(scope="module")
+def exported(cache, checkpoint_of, llama_config, text, tmp_path_factory):
+    """One export of a recipe to the targets that hold it; the same again is not made twice."""
+    model = checkpoint_of(llama_config(num_hidden_layers=1))
+    made: dict[str, list[Path]] = {}
+
+    def exported(recipe: str) -> list[Path]:
+        if recipe not in made:
+            out = tmp_path_factory.mktemp("artifacts") / recipe
+            options = ExportOptions(recipe, context=48, calibration=text, threads=1)
+            made[recipe] = export(model, [find_target(n) for n in HELD[recipe]], out, options)
+        return made[recipe]
+
+    return exported
+
+
+@pytest.fixture(params=HELD)
 def recipe(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def artifacts(cache, checkpoint_of, llama_config, recipe, text, tmp_path_factory) -> list[Path]:
-    """One export of a recipe to the targets that hold it."""
-    model = checkpoint_of(llama_config(num_hidden_layers=1))
-    out = tmp_path_factory.mktemp("artifacts") / recipe
-    options = ExportOptions(recipe, context=48, calibration=text, threads=1)
-    return export(model, [find_target(name) for name in HELD[recipe]], out, options)
+@pytest.fixture
+def artifacts(exported, recipe) -> list[Path]:
+    return exported(recipe)
 
 
 def test_integers_and_scales_are_the_same_in_every_file(artifacts, recipe):
@@ -114,15 +126,11 @@ def test_one_product_computes_what_the_plan_promises(
     assert found.quantization.relative_difference > 4 * found.lowering.relative_difference
 
 
-def test_coremltools_opens_static_packages_again(
-    cache, checkpoint_of, llama_config, text, tmp_path
-):
-    load = pytest.importorskip("coremltools.converters.mil.frontend.milproto.load").load
+def test_coremltools_opens_static_packages_again(exported):
     import coremltools
+    from coremltools.converters.mil.frontend.milproto.load import load
 
-    model = checkpoint_of(llama_config(num_hidden_layers=1))
-    options = ExportOptions("w8a8-static", context=48, calibration=text, threads=1)
-    (folder,) = export(model, [find_target("coreml")], tmp_path / "out", options)
+    folder = exported("w8a8-static")[HELD["w8a8-static"].index("coreml")]
     package = folder / "model.mlpackage"
     spec = coremltools.models.MLModel(str(package), skip_model_load=True).get_spec()
     weights = package / "Data/com.apple.CoreML/weights"

@@ -254,13 +254,13 @@ def test_an_embedding_is_calibrated_only_where_it_is_the_head_too():
 def test_rules_say_what_happens_to_activations(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "- {match: '*.o_proj.*', format: int8-pc, activation: int8-token}\n"
+        "- {match: '*.qkv_proj.*', format: int8-pc, activation: int8-token}\n"
         "- {match: '*', format: int8-pc, algorithm: smoothquant, activation: int8-tensor}\n"
     )
     plan = find_recipe(str(path)).plan(SHAPES, ROLES)
     for name, given in plan.weights.items():
         looked_up = ROLES[name] == "embedding" or len(SHAPES[name]) == 1
-        wanted = "int8-token" if ".o_proj." in name else "int8-tensor"
+        wanted = "int8-token" if ".qkv_proj." in name else "int8-tensor"
         assert given.activation == ("none" if looked_up else wanted)
     path.write_text("- {match: '*', format: int8-pc, activation: int8}\n")
     with pytest.raises(QuantizationError, match="rule 1: there is no activation 'int8'"):

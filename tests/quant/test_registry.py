@@ -8,6 +8,7 @@ from quant.formats import parse_format
 from quant.packing import dequantize
 from quant.plan import POSITIVE
 from quant.registry import CALIBRATED, QUANTIZERS, RESCALING
+from quant.second_moment import InputStatistics, SecondMoment
 
 FORMATS = ("int4-g32", "int4-g32-asym", "int4-pc", "int8-pc", "int8-g32", "int8-g64-asym")
 FORMATS += ("int2-g16", "int2-g32-asym", "int2-pc", "int3-g32", "int3-pc-asym", "int5-g64-asym")
@@ -85,6 +86,21 @@ def test_calibrated_parts_are_laid_out_as_the_format_says_and_the_costs_are_true
     error = float((weight.double() - stored).square().sum())
     assert made.squared_error == pytest.approx(error, rel=1e-4)
     assert made.squared_norm == pytest.approx(float(weight.double().square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", RESCALING)
+def test_columns_that_are_tied_take_one_factor(name):
+    draw = torch.Generator().manual_seed(4)
+    weight, x = torch.randn(6, 64, generator=draw), torch.randn(200, 64, generator=draw)
+    x[:, ::7] *= 30
+    moment = SecondMoment(64)
+    moment.add(x)
+    inputs = InputStatistics(moment.mean(), moment.largest())
+    ties = torch.arange(16).repeat(4)
+    found = RESCALING[name].column_factors(weight, inputs, parse_format("int8-pc"), ties)
+    assert found.shape == (64,) and found.dtype == torch.float32
+    assert bool((found > 0).all()) and bool(torch.isfinite(found).all())
+    assert torch.equal(found, found[:16].repeat(4))
 
 
 @pytest.mark.parametrize("name", CALIBRATED)

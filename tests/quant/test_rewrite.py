@@ -70,7 +70,7 @@ def test_what_enters_a_product_is_rounded_before_it(activation, tied):
         proj = "round_per_tensor(x, proj.input_scale)"
         last = f"round_per_tensor(x, {head}.input_scale)"
     assert calls == [
-        "quant_embedding(x, embed.codes, embed.scale, None, 'int8-pc')",
+        "quant_embedding(tokens.value, embed.codes, embed.scale, None, 'int8-pc')",
         "rms_norm(x, norm.value, 1e-06)",
         proj,
         "quant_linear(x, proj.codes, proj.scale, None, 'int8-pc')",

