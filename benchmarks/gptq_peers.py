@@ -7,8 +7,8 @@ making the inputs or running the layer. Both get q, k and v, and gate and up, as
 which EdgeForge has anyway and which saves coremltools three second moments. Memory is the largest
 resident size above what was there before the first matrix, imports apart.
 
-The error is that of the layer's output, ``trace(E H E^T) / trace(W H W^T)`` with H in float64 over
-the same inputs. coremltools keeps scales in float32; EdgeForge's are bfloat16.
+The error is that of the layer's output, ``trace(E H E^T) / trace(W H W^T)``, with H the inputs'
+second moment, summed in float64. coremltools keeps scales in float32; EdgeForge's are bfloat16.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def main() -> None:
             records[side] = run(command).json()
             say(f"{side}: {records[side]}")
         for matrix in matrices:
-            for side, error in errors(matrix, Path(folder), options).items():
+            for side, error in errors(matrix, Path(folder)).items():
                 records[side][f"{matrix.name} error"] = error
     shapes = ", ".join(f"{m.name} [{m.rows}, {m.columns}]" for m in matrices)
     print(
@@ -166,8 +166,11 @@ def ours(matrix: Matrix, options: argparse.Namespace, watch: Stopwatch) -> torch
                 collected.add(torch.cat(batch))
             batch = []
     with watch:
+        moment = [collected.mean()]
+    np.save(options.folder / f"{matrix.name}.npy", moment[0].float().numpy())
+    with watch:
         made = CALIBRATED["gptq-order"].quantize_matrix(
-            weight, collected.mean(), format, threads=options.threads
+            weight, moment.pop(), format, threads=options.threads
         )
     return dequantize(made.codes, made.scale, made.zero_point, format)
 
@@ -199,18 +202,15 @@ def theirs(matrix: Matrix, options: argparse.Namespace, watch: Stopwatch) -> tor
     return layer.weight.data
 
 
-def errors(matrix: Matrix, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+def errors(matrix: Matrix, folder: Path) -> dict[str, float]:
     """By side, the share of the output's squares that quantizing took away or added."""
-    from quant.second_moment import SecondMoment
-
-    collected = SecondMoment(matrix.columns)
-    for inputs in matrix.inputs(options.sequences, options.length):
-        collected.add(inputs)
-    moment, weight = collected.mean(), matrix.weight()
+    moment = torch.from_numpy(np.load(folder / f"{matrix.name}.npy"))
+    weight = matrix.weight()
 
     def form(values: torch.Tensor) -> float:
-        parts = (part.double() for part in values.split(2048))
-        return float(sum(((part @ moment) * part).sum() for part in parts))
+        return float(
+            sum(((part @ moment) * part).sum(dtype=torch.float64) for part in values.split(2048))
+        )
 
     whole = form(weight)
     return {

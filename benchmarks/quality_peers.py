@@ -61,12 +61,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--text", type=Path, default=HELDOUT)
-    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--tokens", type=int, default=12288)
     parser.add_argument("--groups", type=int, nargs="+", default=[32, 128])
     parser.add_argument(
         "--llama-cpp", type=Path, help="a checkout of llama.cpp, or of ggml: its rows need it"
     )
     parser.add_argument("--skip-onnxruntime", action="store_true")
+    parser.add_argument("--recipes", nargs="+", help="of EdgeForge, by name; all that fit if left")
     options = parser.parse_args()
     model = open_model(options.model)
     arena = Arena(model, options.text, options.tokens)
@@ -84,7 +85,7 @@ def main() -> None:
         except ValueError as error:  # onnxruntime has bugs with odd numbers of groups
             print(f"{name} fails: {error}", flush=True)
     plain = []
-    for recipe in recipes(model):
+    for recipe in recipes(model, options.recipes):
         row = arena.recipe(recipe)
         plain += [] if calibrated_weights(recipe) else [row]
         print(line_up(row.cells(), widths), flush=True)
@@ -155,7 +156,7 @@ def peers_of(
         )
 
 
-def recipes(model: Model) -> Iterator[QuantPlan]:
+def recipes(model: Model, wanted: list[str] | None) -> Iterator[QuantPlan]:
     """EdgeForge's recipes of integers and palettes, calibrated ones among them, by rising size."""
     shapes, roles = model.weights.shapes(), model.weights.roles()
     plans = [
@@ -173,6 +174,7 @@ def recipes(model: Model) -> Iterator[QuantPlan]:
             continue
         if not calibrated_weights(plan) or recipe.name in CALIBRATED:
             plans.append(plan)
+    plans = [plan for plan in plans if wanted is None or plan.recipe in wanted]
     yield from sorted(plans, key=lambda plan: plan.bits_per_weight(shapes))
 
 

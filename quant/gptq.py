@@ -35,6 +35,8 @@ _ROWS: Final = 1024
 _WIDEST_DOUBLE: Final = 8192
 _LARGEST_DAMPING: Final = 100.0
 _SMALL_TRIANGLE: Final = 128
+# Of a matrix that is reordered, so many rows at a time.
+_GATHERED_ROWS: Final = 256
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,7 @@ class Gptq:
         order = None
         if self.activation_order:
             order = torch.argsort(moment.diagonal(), descending=True, stable=True)
-            moment = moment[order][:, order]
-        return order, inverse_factor(moment, self.damping, label)
+        return order, inverse_factor(moment, self.damping, label, order)
 
 
 def importance_of(factor: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
@@ -166,16 +167,23 @@ def importance_of(factor: torch.Tensor, order: torch.Tensor | None) -> torch.Ten
     return torch.empty_like(costs).scatter_(0, order, costs)
 
 
-def inverse_factor(moment: torch.Tensor, damping: float, name: str = "weight") -> torch.Tensor:
+def inverse_factor(
+    moment: torch.Tensor,
+    damping: float,
+    name: str = "weight",
+    order: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The upper triangular U with ``U^T U = (moment + damping * mean(diagonal) * I)^-1``.
 
     Where the damped matrix has no Cholesky factor the damping grows tenfold until it has: a text of
-    few directions, one repeated token in the extreme, gives a singular matrix.
+    few directions, one repeated token in the extreme, gives a singular matrix. Beside the moment
+    one more matrix of its size is held.
 
     Args:
         moment: float64 ``[n, n]``, symmetric; overwritten.
         damping: share of the diagonal's mean.
         name: The weight's name, for messages.
+        order: int64 ``[n]``, the columns in the order of the factor's; None for their own.
 
     Returns:
         float32 ``[n, n]``, zero below the diagonal.
@@ -195,26 +203,55 @@ def inverse_factor(moment: torch.Tensor, damping: float, name: str = "weight") -
         )
     if mean <= 0.0:
         diagonal[:], mean = 1.0, 1.0
-    dtypes = [torch.float64] if len(moment) <= _WIDEST_DOUBLE else [torch.float32, torch.float64]
+    size = len(moment)
+    dtypes = [torch.float64] if size <= _WIDEST_DOUBLE else [torch.float32, torch.float64]
     # H = R R^T with R upper triangular is a Cholesky factorisation from the last column to the
     # first; then H^-1 = R^-T R^-1, and no inverse of the whole matrix is formed.
-    moment = moment.flip(0, 1)
+    backwards = (torch.arange(size) if order is None else order).flip(0)
     while True:
-        moment.diagonal().copy_((diagonal + damping * mean).flip(0))
+        damped = (diagonal + damping * mean)[backwards]
         for dtype in dtypes:
-            lower, info = torch.linalg.cholesky_ex(moment.to(dtype))
-            if int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all()):
-                upper = lower.flip(0, 1)
-                del lower, moment
-                _invert_upper(upper)
-                found: torch.Tensor = upper.to(torch.float32)
-                return found
+            lower = _lower_factor(moment, damped, backwards, dtype)
+            if lower is not None:
+                return _inverse_of_reversed(lower, moment)
         damping = max(10.0 * damping, 1e-6)
         if damping > _LARGEST_DAMPING:
             raise QuantizationError(
                 f"{name}: the second moment of its inputs has no Cholesky factor; calibration "
                 f"cannot use it"
             )
+
+
+def _lower_factor(
+    moment: torch.Tensor, diagonal: torch.Tensor, order: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """The Cholesky factor of a reordered matrix with another diagonal, None where it has none."""
+    held = torch.empty(moment.shape, dtype=dtype)
+    for start in range(0, len(moment), _GATHERED_ROWS):
+        stop = start + _GATHERED_ROWS
+        held[start:stop] = moment[order[start:stop]][:, order]
+    held.diagonal().copy_(diagonal)
+    # In place: the matrix is its own transpose, and LAPACK's factor is laid out by columns.
+    lower, info = held.t(), torch.empty((), dtype=torch.int32)
+    torch.linalg.cholesky_ex(lower, out=(lower, info))
+    whole = int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all())
+    return lower if whole else None
+
+
+def _inverse_of_reversed(lower: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    """The inverse, float32, of the upper triangle that is ``lower`` from the last to the first.
+
+    Args:
+        lower: laid out by columns.
+        room: of the same shape, written to where its dtype is the same.
+    """
+    size, columns = len(lower), lower.t()
+    transposed = room if room.dtype == lower.dtype else torch.empty_like(columns)
+    for start in range(0, size, _GATHERED_ROWS):
+        stop = min(start + _GATHERED_ROWS, size)
+        transposed[start:stop] = columns[size - stop : size - start].flip(0, 1)
+    _invert_upper(transposed.t())
+    return transposed.t().to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def _invert_upper(matrix: torch.Tensor) -> None:
