@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 from edgeforge.cache import cache_dir
 from edgeforge.calibration import Calibration, CalibrationOptions, CalibrationRun, calibration_for
@@ -25,13 +26,16 @@ from edgeforge.planning import Planned, choose_plan
 from edgeforge.spec import ModelSpec
 from edgeforge.weights import CheckpointWeights
 from exporters.manifest import Manifest, WeightRecord, record_files
-from exporters.options import TargetOptions, check_options
+from exporters.options import TargetOptions, check_options, not_applied
 from exporters.structure import to_json
 from exporters.target import ExportRequest, Lowered, ModelFacts, Target
 from quant.formats import ScaleName
 from quant.plan import QuantPlan
 from quant.program import Program
 from quant.store import WeightStore
+
+if TYPE_CHECKING:
+    from exporters.target import CacheRanges
 
 # Longer contexts are a choice: their caches and tables cost memory on every phone.
 DEFAULT_CONTEXT = 4096
@@ -98,12 +102,20 @@ def export(
     context = choose_context(spec, options.context)
     facts = _facts(spec, context)
     check_options(options.target, targets)
+    for note in (note for target in targets for note in not_applied(options.target, target)):
+        progress(note, 0, 0)
     planned = choose_plan(model, options, targets, facts, progress)
     plan = planned.plan
     for target in targets:
         target.check(plan, weights.shapes(), facts, options.target.only(target.options))
+    static = [target for target in targets if options.target.kv_cache in target.static_caches]
     calibration = calibration_for(
-        plan, model, options.calibration, context, looked_at=planned.program is not None
+        plan,
+        model,
+        options.calibration,
+        context,
+        looked_at=planned.program is not None,
+        static_caches=bool(static),
     )
     with (
         atomic_folder(out, options.force) as partial,
@@ -138,6 +150,7 @@ def export(
         digest, store = quantizing.result()
         program = quantize_program(program, plan)
         check_quantized(program)
+        ranges = _cache_ranges(program, store, calibration, progress) if static else {}
         folders = []
         for target in targets:
             progress(f"write {target.name}", 0, 0)
@@ -151,6 +164,7 @@ def export(
                 checkpoint.generation_config,
                 options.target.only(target.options),
                 provenance(checkpoint),
+                ranges if target in static else {},
             )
             lowered = target.write(request, folder)
             _copy_sidecars(checkpoint.path, folder)
@@ -158,7 +172,8 @@ def export(
                 model, digest, planned, calibration, store, target, request, lowered
             )
             structure = to_json(target.structure(folder))
-            found = {"files": record_files(folder), "structure": structure}
+            notes = (*manifest.notes, *not_applied(options.target, target))
+            found = {"files": record_files(folder), "structure": structure, "notes": notes}
             Manifest(**{**vars(manifest), **found}).write(folder)
             folders.append(out if len(targets) == 1 else out / target.name)
     return folders
@@ -236,9 +251,12 @@ def quantize(
         run: how to calibrate; None where the plan needs no calibration.
     """
     from quant.quantize import fill_store
+    from quant.registry import calibrated_weights
     from quant.store import find_store, new_store, store_key
 
     cache = cache_dir() / "stores"
+    if not calibrated_weights(plan):
+        run = None  # a text for caches alone is nothing to weights
     text = "" if run is None else run.calibration.digest
     key = store_key(digest.sha256, weights.mapping_digest(), plan, text)
     found = find_store(cache, key)
@@ -263,6 +281,21 @@ def quantize(
     with partial_store(cache, key, plan, weights.shapes(), run.resume) as partial:
         fill_calibrated(run, plan, partial, threads, progress)
     return WeightStore(cache / key)
+
+
+def _cache_ranges(
+    program: Program, store: WeightStore, calibration: Calibration | None, progress: Progress
+) -> CacheRanges:
+    from edgeforge.cache_ranges import cache_ranges
+
+    assert calibration is not None and calibration.blocks is not None
+    return cache_ranges(
+        program,
+        store,
+        calibration.blocks,
+        cache_dir() / "cache-ranges",
+        lambda done, size: progress("calibrate caches", done, size),
+    )
 
 
 def _facts(spec: ModelSpec, context: int) -> ModelFacts:
