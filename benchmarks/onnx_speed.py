@@ -112,7 +112,13 @@ class Decoder:
 
 def numpy_type(onnx_type: str) -> type:
     """The NumPy type of ``tensor(float)`` and its like."""
-    names = {"float": np.float32, "float16": np.float16, "int64": np.int64, "int32": np.int32}
+    names = {
+        "float": np.float32,
+        "float16": np.float16,
+        "int64": np.int64,
+        "int32": np.int32,
+        "int8": np.int8,
+    }
     return names[onnx_type.removeprefix("tensor(").removesuffix(")")]
 
 

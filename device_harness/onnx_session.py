@@ -48,7 +48,7 @@ class OnnxSession:
         self._verifier: onnxruntime.InferenceSession | None = None
         self._caches: Caches = {}
         self._apart: Caches = {}  # of `logits`, where the generating graph gives them
-        self._buffers: list[npt.NDArray[np.float32]] = []  # the caches' memory, kept alive
+        self._buffers: list[npt.NDArray[Any]] = []  # the caches' memory, kept alive
         self._length = 0
 
     def _open(self, name: str) -> onnxruntime.InferenceSession:
@@ -79,7 +79,8 @@ class OnnxSession:
         for value in generator.get_inputs():
             if not value.name.startswith("past_key_values."):
                 continue
-            zeros = untouched_zeros((1, value.shape[1], self.context, value.shape[3]))
+            shape = (1, value.shape[1], self.context, value.shape[3])
+            zeros = untouched_zeros(shape, _cache_dtype(value))
             present = value.name.replace("past_key_values", "present")
             caches[value.name] = present, onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
             self._buffers.append(zeros)
@@ -142,7 +143,8 @@ class OnnxSession:
         }
         for value in self._verifier.get_inputs():
             if value.name.startswith("past_key_values."):
-                feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+                shape = (1, value.shape[1], 0, value.shape[3])
+                feeds[value.name] = np.zeros(shape, _cache_dtype(value))
         verifier = self._verifier
         result = self._call(lambda: verifier.run(["logits"], feeds))
         logits: Logits = result[0][0]
@@ -166,20 +168,24 @@ class OnnxSession:
             raise DeviceError(f"onnxruntime failed: {_first_line(error)}") from error
 
 
-def untouched_zeros(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Zeros ``float32[shape]`` that cost memory only where they are written, page by small page.
+def untouched_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Zeros ``dtype[shape]`` that cost memory only where they are written, page by small page.
 
     A cache holds one stretch of positions for each head. NumPy asks for huge pages, of which the
     first token of every head would touch one: all of them, where a context is long.
     """
     # Private pages: shared ones would be counted when they are only read, too.
     private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
-    pages = mmap.mmap(-1, 4 * math.prod(shape), **private)
+    pages = mmap.mmap(-1, np.dtype(dtype).itemsize * math.prod(shape), **private)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with suppress(OSError):  # a kernel without huge pages
             pages.madvise(mmap.MADV_NOHUGEPAGE)
-    zeros: npt.NDArray[np.float32] = np.frombuffer(pages, np.float32).reshape(shape)
-    return zeros
+    return np.frombuffer(pages, dtype).reshape(shape)
+
+
+def _cache_dtype(cache: onnxruntime.NodeArg) -> npt.DTypeLike:
+    """What an artifact keeps keys and values in: int8 with ``--kv-cache int8``, else float32."""
+    return np.int8 if cache.type == "tensor(int8)" else np.float32
 
 
 def _vocab_size(session: onnxruntime.InferenceSession) -> int:

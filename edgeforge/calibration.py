@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -125,8 +125,9 @@ def calibration_for(
     context: int,
     *,
     looked_at: bool = False,
+    static_caches: bool = False,
 ) -> Calibration | None:
-    """The calibration that a plan needs, None where it needs none.
+    """The calibration that a plan and its caches need, None where they need none.
 
     Args:
         plan: what to make of each weight.
@@ -134,6 +135,7 @@ def calibration_for(
         options: which text.
         context: declared context.
         looked_at: whether making the plan has used the text already.
+        static_caches: whether the scales of caches come from a text.
 
     Raises:
         UsageError: a text was given that nothing would look at; or as `draw_calibration`.
@@ -142,6 +144,11 @@ def calibration_for(
 
     if calibrated_weights(plan):
         return draw_calibration(model, options, context)
+    if static_caches:
+        from edgeforge.cache_ranges import RANGE_TOKENS
+
+        tokens = min(options.tokens, RANGE_TOKENS)
+        return draw_calibration(model, replace(options, tokens=tokens), context)
     if options.source is not None and not looked_at:
         raise UsageError(
             f"recipe {plan.recipe} looks at no activations, so --calibration {options.source} "

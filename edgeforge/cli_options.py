@@ -80,7 +80,11 @@ Backend = Annotated[
 ]
 KvCache = Annotated[
     str | None,
-    typer.Option(help="ExecuTorch: dtype of the caches, fp32 (the default) or int8."),
+    typer.Option(
+        help="Dtype of the caches, fp32 (the default) or int8. ONNX: static scales, one for each "
+        "head and column, from the --calibration text. ExecuTorch: one for each token and head. "
+        "Core ML: float16 always."
+    ),
 ]
 MaxMemory = Annotated[
     str | None,
@@ -115,7 +119,8 @@ Calibration = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|demo",
-        help="Text that calibrated recipes look at activations on; by default `demo`.",
+        help="Text that calibrated recipes, and int8 caches of ONNX, look at activations on; by "
+        "default `demo`.",
     ),
 ]
 CalibrationTokens = Annotated[

@@ -27,7 +27,7 @@ from edgeforge.planning import Planned, choose_plan
 from edgeforge.spec import ModelSpec
 from edgeforge.weights import CheckpointWeights
 from exporters.manifest import Manifest, WeightRecord, record_files
-from exporters.options import TargetOptions, check_options
+from exporters.options import TargetOptions, check_options, not_applied
 from exporters.structure import to_json
 from exporters.target import ExportRequest, Lowered, ModelFacts, Target
 from quant.formats import ScaleName
@@ -37,6 +37,7 @@ from quant.store import WeightStore
 
 if TYPE_CHECKING:
     from edgeforge.rotated import Rotated
+    from exporters.target import CacheRanges
 
 # Longer contexts are a choice: their caches and tables cost memory on every phone.
 DEFAULT_CONTEXT = 4096
@@ -107,12 +108,20 @@ def export(
     checkpoint, spec, weights = model.checkpoint, model.spec, model.weights
     facts = _facts(spec, context)
     check_options(options.target, targets)
+    for note in (note for target in targets for note in not_applied(options.target, target)):
+        progress(note, 0, 0)
     planned = choose_plan(model, options, targets, facts, progress, rotated)
     plan = planned.plan
     for target in targets:
         target.check(plan, weights.shapes(), facts, options.target.only(target.options))
+    static = [target for target in targets if options.target.kv_cache in target.static_caches]
     calibration = calibration_for(
-        plan, model, options.calibration, context, looked_at=planned.program is not None
+        plan,
+        model,
+        options.calibration,
+        context,
+        looked_at=planned.program is not None,
+        static_caches=bool(static),
     )
     with (
         atomic_folder(out, options.force) as partial,
@@ -147,6 +156,7 @@ def export(
         digest, store = quantizing.result()
         program = quantize_program(program, plan)
         check_quantized(program)
+        ranges = _cache_ranges(program, store, calibration, progress) if static else {}
         folders = []
         for target in targets:
             progress(f"write {target.name}", 0, 0)
@@ -160,6 +170,7 @@ def export(
                 checkpoint.generation_config,
                 options.target.only(target.options),
                 provenance(checkpoint),
+                ranges if target in static else {},
             )
             lowered = target.write(request, folder)
             _copy_sidecars(checkpoint.path, folder)
@@ -167,7 +178,8 @@ def export(
                 model, digest, planned, calibration, store, target, request, lowered
             )
             structure = to_json(target.structure(folder))
-            found = {"files": record_files(folder), "structure": structure}
+            notes = (*manifest.notes, *not_applied(options.target, target))
+            found = {"files": record_files(folder), "structure": structure, "notes": notes}
             if rotated is not None:
                 found["rotation"] = rotated.record
             Manifest(**{**vars(manifest), **found}).write(folder)
@@ -247,9 +259,12 @@ def quantize(
         run: how to calibrate; None where the plan needs no calibration.
     """
     from quant.quantize import fill_store
+    from quant.registry import calibrated_weights
     from quant.store import find_store, new_store, store_key
 
     cache = cache_dir() / "stores"
+    if not calibrated_weights(plan):
+        run = None  # a text for caches alone is nothing to weights
     text = "" if run is None else run.calibration.digest
     key = store_key(digest.sha256, weights.mapping_digest(), plan, text)
     found = find_store(cache, key)
@@ -289,6 +304,21 @@ def _rotated(
     with shared_interpreter():
         from edgeforge.rotated import rotate
     return rotate(model, name, context)
+
+
+def _cache_ranges(
+    program: Program, store: WeightStore, calibration: Calibration | None, progress: Progress
+) -> CacheRanges:
+    from edgeforge.cache_ranges import cache_ranges
+
+    assert calibration is not None and calibration.blocks is not None
+    return cache_ranges(
+        program,
+        store,
+        calibration.blocks,
+        cache_dir() / "cache-ranges",
+        lambda done, size: progress("calibrate caches", done, size),
+    )
 
 
 def _facts(spec: ModelSpec, context: int) -> ModelFacts:

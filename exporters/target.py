@@ -11,9 +11,15 @@ from exporters.options import Choices, TargetOptions
 from exporters.structure import Section
 
 if TYPE_CHECKING:  # torch comes with these; listing targets needs none of it
+    import numpy as np
+    import numpy.typing as npt
+
     from quant.plan import QuantPlan
     from quant.program import Program
     from quant.store import WeightStore
+
+    CacheRanges = Mapping[str, npt.NDArray[np.float32]]
+    """By cache of a program, how far its columns reach from zero: float32[kv_heads, head_dim]."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class ExportRequest:
         generation: the checkpoint's ``generation_config.json``, or an empty mapping.
         options: those that this target takes.
         provenance: of the weights.
+        cache_ranges: of every cache on the calibration text, where the target has asked for them.
     """
 
     program: Program
@@ -81,6 +88,7 @@ class ExportRequest:
     generation: Mapping[str, object] = field(default_factory=dict)
     options: TargetOptions = field(default_factory=TargetOptions)
     provenance: Provenance = field(default_factory=Provenance)
+    cache_ranges: CacheRanges = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,11 +117,16 @@ class Target(Protocol):
         name: the key of `exporters.registry.TARGETS`.
         about: one line for ``edgeforge list targets``.
         options: the options it takes, each with the values it knows (none listed: any).
+        passed_over: options that it cannot take though others do, each with the reason: a clause
+            after its name.
+        static_caches: values of ``kv_cache`` that need `ExportRequest.cache_ranges`.
     """
 
     name: str
     about: str
     options: Choices
+    passed_over: Mapping[str, str]
+    static_caches: tuple[str, ...]
 
     def check(
         self,

@@ -40,6 +40,10 @@ class CoremlTarget:
             "max_memory": (),
         }
     )
+    passed_over: Mapping[str, str] = MappingProxyType(
+        {"kv_cache": "whose caches are float16, for Core ML's states hold nothing else"}
+    )
+    static_caches: tuple[str, ...] = ()
 
     def check(
         self,

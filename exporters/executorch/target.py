@@ -60,6 +60,8 @@ class ExecutorchTarget:
             "max_memory": (),
         }
     )
+    passed_over: Mapping[str, str] = MappingProxyType({})
+    static_caches: tuple[str, ...] = ()  # scales are found as tokens come
 
     def check(
         self,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import fx
 
 from exporters.errors import ExportError
+from exporters.onnx.caches import ATTRIBUTES, CacheScales, scale_operands
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
 from quant import dialect
 from quant.program import node_argument, shape_of
@@ -123,6 +124,7 @@ def emit_attention(
     *,
     layer: int,
     tables: Mapping[str, npt.NDArray[np.generic]],
+    scales: CacheScales | None,
     weight: Callable[[fx.Node], str],
     value: Callable[[fx.Node], str],
 ) -> list[tuple[str, str, tuple[int, int]]]:
@@ -133,6 +135,7 @@ def emit_attention(
         pattern: what to emit.
         layer: its number, which names the caches.
         tables: ``rope_cos`` and ``rope_sin``: ``float32[context, width // 2]``.
+        scales: of caches of int8; None for float32.
         weight: the initializer of a float weight's placeholder.
         value: the ONNX value of a node.
 
@@ -166,6 +169,10 @@ def emit_attention(
     ]
     window, scale = pattern.node.args[6], pattern.node.args[7]
     attributes: dict[str, object] = {"local_window_size": window} if window else {}
+    rotary = [cos, sin] if inside else []
+    if scales is not None:
+        rotary = [*(rotary or ["", ""]), *scale_operands(builder, at, scales)]
+        attributes |= ATTRIBUTES
     builder.node(
         "GroupQueryAttention",
         [
@@ -173,7 +180,7 @@ def emit_attention(
             *(past for past, _, _ in caches),
             "seqlens_k",
             "total_length",
-            *((cos, sin) if inside else ()),
+            *rotary,
         ],
         [value(pattern.node), *(present for _, present, _ in caches)],
         domain=MICROSOFT,

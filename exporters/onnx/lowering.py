@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import TensorProto
@@ -12,10 +13,14 @@ from torch import fx
 from exporters.errors import ExportError
 from exporters.onnx import quantized, rounded
 from exporters.onnx.attention import AttentionPattern, emit_attention, match_attention
+from exporters.onnx.caches import CacheScales, scales_of
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
 from quant import dialect
 from quant.program import Program, node_argument
 from quant.store import WeightStore
+
+if TYPE_CHECKING:
+    from exporters.target import CacheRanges
 
 
 @dataclass
@@ -29,6 +34,7 @@ class Lowering:
         attention: the patterns around each attention node.
         absorbed: nodes that a pattern emits, by whom nothing else is to be done.
         caches: inputs and outputs made for the caches, in the order of the layers.
+        cache_ranges: how far caches of int8 reach; empty for float32.
     """
 
     program: Program
@@ -38,6 +44,7 @@ class Lowering:
     absorbed: set[fx.Node] = field(default_factory=set)
     names: dict[fx.Node, str] = field(default_factory=dict)
     caches: list[tuple[str, str, tuple[int, int]]] = field(default_factory=list)
+    cache_ranges: CacheRanges = field(default_factory=dict)
 
     def name(self, node: fx.Node) -> str:
         """The ONNX value that holds a node's result."""
@@ -48,13 +55,21 @@ class Lowering:
         return self.name(node_argument(node, index))
 
 
-def lower(program: Program, store: WeightStore, builder: GraphBuilder) -> Lowering:
+def lower(
+    program: Program, store: WeightStore, builder: GraphBuilder, cache_ranges: CacheRanges
+) -> Lowering:
     """Emits every node of the program into the builder.
+
+    Args:
+        program: in the quantized dialect.
+        store: the weights it names.
+        builder: the graph.
+        cache_ranges: how far caches of int8 reach; empty for float32.
 
     Raises:
         ExportError: a node with no handler, or dims that the kernels cannot hold.
     """
-    state = Lowering(program, store, builder)
+    state = Lowering(program, store, builder, cache_ranges=cache_ranges)
     for node in program.graph.nodes:
         if node.target is dialect.ATTENTION:
             pattern = match_attention(node)
@@ -196,10 +211,18 @@ def _attention(state: Lowering, node: fx.Node) -> None:
         state.attention[node],
         layer=layer,
         tables={name: table.numpy() for name, table in state.program.tables.items()},
+        scales=_cache_scales(state, node),
         weight=lambda source: quantized.float_weight(state, source),
         value=state.name,
     )
     state.caches.extend(made)
+
+
+def _cache_scales(state: Lowering, node: fx.Node) -> CacheScales | None:
+    if not state.cache_ranges:
+        return None
+    names = [state.program.inputs[node_argument(node, index).name].name for index in (3, 4)]
+    return scales_of(*(state.cache_ranges[name] for name in names))
 
 
 def _quant_linear(state: Lowering, node: fx.Node) -> None:

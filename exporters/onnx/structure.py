@@ -6,9 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exporters.errors import ExportError
 from exporters.structure import Section
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 
 def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
@@ -25,6 +29,7 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
     tensors: Counter[tuple[str, str]] = Counter()
     elements: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
+    caches: Counter[tuple[str, str, str]] = Counter()
     for path in graphs:
         try:
             graph = onnx.load(str(path), load_external_data=False).graph
@@ -39,6 +44,11 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
                 products[path.name, f"{node.op_type}, {bits} bits, blocks of {block}"] += 1
             if node.op_type == "QGemm":
                 products[path.name, "QGemm, 8 bits, activations too"] += 1
+            if node.op_type == "GroupQueryAttention":
+                types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+                for kind, past in zip("kv", node.input[3:5], strict=True):
+                    dtype = onnx.TensorProto.DataType.Name(types[past]).lower()
+                    caches[path.name, dtype, _cache_scales(node, kind)] += 1
         for tensor in graph.initializer:
             key = path.name, onnx.TensorProto.DataType.Name(tensor.data_type).lower()
             tensors[key] += 1
@@ -57,8 +67,21 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
             tuple((*key, count) for key, count in sorted(products.items())),
         ),
         Section(
+            "Caches",
+            ("graph", "type", "scales", "caches"),
+            tuple((*key, count) for key, count in sorted(caches.items())),
+        ),
+        Section(
             "Initializers",
             ("graph", "type", "tensors", "elements", "bytes"),
             tuple((*key, tensors[key], elements[key], sizes[key]) for key in sorted(tensors)),
         ),
     )
+
+
+def _cache_scales(attention: NodeProto, kind: str) -> str:
+    """What scales an attention's key or value cache has, for people."""
+    given = {attribute.name: attribute.s for attribute in attention.attribute}
+    granularity = given.get(f"{kind}_quant_type", b"NONE").decode()
+    known = {"NONE": "none", "PER_CHANNEL": "static, one for each head and column"}
+    return known.get(granularity, granularity)

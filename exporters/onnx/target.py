@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from exporters.onnx.weight_file import WeightFile
     from quant.program import Program
-    from quant.store import WeightStore
 
 # ONNX Runtime keeps a tied matrix as the embedding reads it and as its product's kernel packs it.
 COSTS: Final = RuntimeCosts(cache_element=4, tied_copies=2, run_tokens=128, scores=True)
@@ -35,7 +35,11 @@ class OnnxTarget:
 
     name = "onnx"
     about = "ONNX Runtime on CPU, Android, iOS and C# (also through onnxruntime-genai)"
-    options: Choices = MappingProxyType({"strip": (), "max_memory": ()})
+    options: Choices = MappingProxyType(
+        {"strip": (), "kv_cache": ("fp32", "int8"), "max_memory": ()}
+    )
+    passed_over: Mapping[str, str] = MappingProxyType({})
+    static_caches: tuple[str, ...] = ("int8",)
 
     def check(
         self,
@@ -50,7 +54,8 @@ class OnnxTarget:
         from exporters.onnx.rounded import check_rounded
 
         refuse_palettes(plan, "ONNX Runtime")
-        footprint = estimate(plan, shapes, facts, COSTS)
+        costs = replace(COSTS, cache_element=1) if options.kv_cache == "int8" else COSTS
+        footprint = estimate(plan, shapes, facts, costs)
         check_memory(self.name, footprint, facts.context, options.max_memory)
         check_head_width(facts.head_dim)
         check_rounded(plan)
@@ -63,13 +68,14 @@ class OnnxTarget:
         import onnx
 
         from exporters.last_token import keep_last_token
+        from exporters.onnx.caches import NOTE
         from exporters.onnx.genai import genai_config, write_tokenizer
         from exporters.onnx.weight_file import WeightFile
 
         weights = WeightFile(WEIGHTS)
-        models = {GRAPH: _model(keep_last_token(request.program), request.store, weights)}
+        models = {GRAPH: _model(keep_last_token(request.program), request, weights)}
         if not request.options.strip:
-            models[VERIFY_GRAPH] = _model(request.program, request.store, weights)
+            models[VERIFY_GRAPH] = _model(request.program, request, weights)
         weights.write(folder)
         for name, model in models.items():
             (folder / name).write_bytes(model.SerializeToString(deterministic=True))
@@ -88,7 +94,10 @@ class OnnxTarget:
                 v.name: _describe(v) for v in graph.output if not v.name.startswith("present.")
             },
             states={v.name: _describe(v) for v in graph.input if v.name.startswith("past_")},
-            notes=_notes(graph, request.store.plan),
+            notes=(
+                *_notes(graph, request.store.plan),
+                *((NOTE,) if request.cache_ranges else ()),
+            ),
         )
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
@@ -110,7 +119,7 @@ def _graphs(folder: Path) -> list[Path]:
     return [graph for graph in graphs if graph == graphs[0] or graph.is_file()]
 
 
-def _model(program: Program, store: WeightStore, weights: WeightFile) -> ModelProto:
+def _model(program: Program, request: ExportRequest, weights: WeightFile) -> ModelProto:
     """One graph with its typed inputs and outputs."""
     from onnx import TensorProto, helper
 
@@ -119,7 +128,7 @@ def _model(program: Program, store: WeightStore, weights: WeightFile) -> ModelPr
     from quant.program import shape_of
 
     builder = GraphBuilder(weights)
-    lowered = lower(program, store, builder)
+    lowered = lower(program, request.store, builder, request.cache_ranges)
     batch, new, total = "batch_size", "sequence_length", "total_sequence_length"
     tensor = helper.make_tensor_value_info
     inputs = [
@@ -131,9 +140,10 @@ def _model(program: Program, store: WeightStore, weights: WeightFile) -> ModelPr
     length = shape_of(output)[1]
     shape = [batch, new if length == -1 else length, program.vocab_size]
     outputs = [tensor("logits", TensorProto.FLOAT, shape)]
+    cache = TensorProto.INT8 if request.cache_ranges else TensorProto.FLOAT
     for past, present, (heads, width) in lowered.caches:
-        inputs.append(tensor(past, TensorProto.FLOAT, [batch, heads, "past_length", width]))
-        outputs.append(tensor(present, TensorProto.FLOAT, [batch, heads, "cache_length", width]))
+        inputs.append(tensor(past, cache, [batch, heads, "past_length", width]))
+        outputs.append(tensor(present, cache, [batch, heads, "cache_length", width]))
     return builder.model(inputs, outputs)
 
 

@@ -191,7 +191,7 @@ def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(l for l in lines if l.startswith("VmRSS")).split()[1]) * 1024
 before = resident()
-caches = [untouched_zeros((1, 64, 4096, 128)) for _ in range(4)]
+caches = [untouched_zeros((1, 64, 4096, 128), 'float32') for _ in range(4)]
 for cache in caches:
     cache[:, :, :8] = 1  # the first tokens of every head
 print(resident() - before, all(float(c.sum()) == 64 * 8 * 128 for c in caches))
