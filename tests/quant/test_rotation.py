@@ -103,3 +103,15 @@ def test_a_seed_decides_every_sign():
     ]
     assert not torch.equal(first.signs, random_hadamard(64, "b", blocks=2).signs)
     assert not torch.equal(first.signs[:64], first.signs[64:])
+
+
+def test_a_wide_column_no_longer_sets_the_scale():
+    """What rotations are for: the largest of a row, over its root mean square."""
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).double()
+    weight[:, 3] *= 20
+
+    def peak(rows: torch.Tensor) -> float:
+        return float((rows.abs().amax(1) / rows.square().mean(1).sqrt()).mean())
+
+    rotated = random_hadamard(256, "seed").rotate_columns(weight)
+    assert peak(rotated) < 0.5 * peak(weight)
