@@ -20,8 +20,10 @@ def error(x: np.ndarray, scale: float) -> float:
 @pytest.mark.parametrize("draw", ["normal", "laplace", "standard_t", "uniform"])
 def test_no_other_scale_is_better(draw):
     generator = np.random.default_rng(4)
-    x = generator.standard_t(3, 40000) if draw == "standard_t" else getattr(generator, draw)(
-        size=40000
+    x = (
+        generator.standard_t(3, 40000)
+        if draw == "standard_t"
+        else getattr(generator, draw)(size=40000)
     )
     counts, largest = counted(x)
     found = float(input_scale(counts, largest))
