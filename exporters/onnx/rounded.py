@@ -120,6 +120,7 @@ def row_sums(store: WeightStore, weight: str) -> npt.NDArray[np.int32]:
     rows, columns = codes.shape
     step = max(1, _CHUNK // columns)
     parts = [codes[at : at + step].sum(1, dtype=np.int32) for at in range(0, rows, step)]
+    store.release()  # else the pages read here would count as this process's memory
     return (np.concatenate(parts) - np.int32(128 * columns)).astype(np.int32)
 
 

@@ -121,7 +121,7 @@ def test_static_scales_are_those_of_least_error(model, program, fill):
             step: float((entering - (entering / step).round().clamp(-128, 127) * step).norm())
             for step in (scale, *(largest * share / 20 for share in range(4, 21)))
         }
-        assert costs[scale] < 1.01 * min(costs.values())
+        assert costs[scale] < 1.03 * min(costs.values())
     assert float(store.part(at, "input_scale")) < 0.2 * float(plain.part(at, "input_scale"))
     assert foldable(program)[at].weight == norm
     assert store.digests[at] != plain.digests[at]

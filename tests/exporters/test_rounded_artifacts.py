@@ -97,21 +97,23 @@ def test_layers_multiply_integers(artifacts):
 
 
 @pytest.mark.parametrize(
-    ("target", "activation"),
+    ("target", "format", "activation"),
     [
-        ("onnx", "int8-token"),
-        ("executorch", "int8-token"),
-        ("onnx", "int8-tensor"),
-        ("coreml", "int8-tensor"),
+        ("onnx", "int8-pc", "int8-token"),
+        ("executorch", "int8-pc", "int8-token"),
+        ("executorch", "int4-g32", "int8-token"),
+        ("onnx", "int8-pc", "int8-tensor"),
+        ("coreml", "int8-pc", "int8-tensor"),
+        ("coreml", "int4-g32", "int8-tensor"),
     ],
 )
 def test_one_product_computes_what_the_plan_promises(
-    cache, checkpoint_of, llama_config, text, tmp_path, target, activation
+    cache, checkpoint_of, llama_config, text, tmp_path, target, format, activation
 ):
     """A rounding right behind the embedding: nothing before it differs by more than an ulp."""
     path = tmp_path / "one.yaml"
     path.write_text(
-        f"- {{match: {ONE}, format: int8-pc, activation: {activation}}}\n"
+        f"- {{match: {ONE}, format: {format}, activation: {activation}}}\n"
         "- {match: '*', format: fp32}\n"
     )
     model = checkpoint_of(llama_config(num_hidden_layers=1))

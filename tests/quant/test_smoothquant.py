@@ -80,7 +80,7 @@ def test_an_outlying_column_costs_little_once_it_is_smoothed(smoothquant_numpy, 
     product = rounded @ smoothquant_numpy.weights_by_row((weight * s).numpy()).T
     wanted = x.numpy() @ weight.numpy().T
     papers = np.linalg.norm(product - wanted) / np.linalg.norm(wanted)
-    assert 0.6 * papers < smoothed < 1.1 * papers  # rows' scales are searched here
+    assert 0.6 * papers < smoothed < 1.35 * papers  # rows' scales are searched by plain error
 
 
 def test_the_search_is_near_the_best_exponent(layer):
