@@ -71,7 +71,13 @@ def artifact(options: argparse.Namespace, root: Path, dtype: str):
                 shape = PRESETS[options.model]
                 if options.layers:
                     config = {**shape.config, "num_hidden_layers": options.layers}
-                    PRESETS["slice"] = dataclasses.replace(shape, config=config)
+                    # The head keeps the share of a step that it has in the whole model.
+                    share = options.layers / shape.config["num_hidden_layers"]
+                    config["vocab_size"] = max(512, round(shape.config["vocab_size"] * share))
+                    config |= {"bos_token_id": 1, "eos_token_id": 2}
+                    PRESETS["slice"] = dataclasses.replace(
+                        shape, config=config, generation_config={}
+                    )
                 synthesise("slice" if options.layers else options.model, Path(source))
         edgeforge.export(
             source,

@@ -98,9 +98,7 @@ def made(request, build, llama_config, openelm_config, phi3_config):
     config = {
         "packed": llama_config(),
         "window": llama_config(model_type="mistral", sliding_window=7),
-        "rotated outside": llama_config(
-            head_dim=24, num_attention_heads=3, num_key_value_heads=1, sliding_window=None
-        ),
+        "rotated outside": llama_config(head_dim=24, num_attention_heads=3, num_key_value_heads=1),
         "apart": openelm_config([3, 4, 6], [1, 2, 3]),
         "15-5 head 80": llama_config(head_dim=80, num_attention_heads=15, num_key_value_heads=5),
         "half rotary": phi3_config(head_dim=32, partial_rotary_factor=0.5),
@@ -142,7 +140,8 @@ def test_what_lies_beyond_the_scales_is_clipped(made, tokens, tmp_path):
         model = onnx.load(small / name, load_external_data=False)
         for tensor in model.graph.initializer:
             if tensor.name.endswith(("k_scale", "v_scale")):
-                onnx.external_data_helper.load_external_data_for_tensor(tensor, str(small))
+                if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                    onnx.external_data_helper.load_external_data_for_tensor(tensor, str(small))
                 values = numpy_helper.to_array(tensor) / 3
                 tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
         (small / name).write_bytes(model.SerializeToString())
@@ -157,7 +156,7 @@ def test_what_lies_beyond_the_scales_is_clipped(made, tokens, tmp_path):
 
 def test_a_batch_gives_what_its_rows_give_alone(build, llama_config, tokens):
     made = build(llama_config(), asked=INT8)
-    session = onnxruntime.InferenceSession(made.folder / "verify.onnx")
+    session = onnxruntime.InferenceSession(str(made.folder / "verify.onnx"))
     rows = np.stack([tokens[:20], tokens[20:40]])
 
     def run(rows):
@@ -193,9 +192,7 @@ def test_the_manifest_says_it(build, llama_config):
     }
     assert {row["scales"] for row in rows} == {"static, one for each head and column"}
     plain = build(llama_config(), asked=TargetOptions(kv_cache="fp32")).manifest
-    assert plain.states["past_key_values.0.key"] == "float32[batch_size, 2, past_length, 16]" or (
-        plain.states["past_key_values.0.key"] == "float[batch_size, 2, past_length, 16]"
-    )
+    assert plain.states["past_key_values.0.key"] == "float[batch_size, 2, past_length, 16]"
     assert not plain.calibration and not any("static" in note for note in plain.notes)
     assert {row["type"] for row in plain.structure["Caches"]} == {"float"}
 
@@ -205,7 +202,7 @@ def test_more_context_fits_the_same_memory():
     facts = ModelFacts("llama", 64, 64, (4, 4), (2, 2), 256, (257,), None, 100_000)
     largest = {}
     for dtype in ("fp32", "int8"):
-        options = TargetOptions(kv_cache=dtype, max_memory=500_000_000)
+        options = TargetOptions(kv_cache=dtype, max_memory=100_000_000)
         with pytest.raises(ExportError) as caught:
             find_target("onnx").check(plan, SHAPES, facts, options)
         largest[dtype] = int(str(caught.value).split("--context ")[1].split()[0])
