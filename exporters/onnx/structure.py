@@ -82,6 +82,6 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
 def _cache_scales(attention: NodeProto, kind: str) -> str:
     """What scales an attention's key or value cache has, for people."""
     given = {attribute.name: attribute.s for attribute in attention.attribute}
-    granularity = given.get(f"{kind}_quant_type", b"NONE").decode()
+    granularity = bytes(given.get(f"{kind}_quant_type", b"NONE")).decode()
     known = {"NONE": "none", "PER_CHANNEL": "static, one for each head and column"}
     return known.get(granularity, granularity)

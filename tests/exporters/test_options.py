@@ -7,18 +7,20 @@ from types import MappingProxyType
 import pytest
 
 from exporters.errors import ExportError
-from exporters.options import NAMES, TargetOptions, check_options
+from exporters.options import NAMES, TargetOptions, check_options, not_applied
 from exporters.registry import TARGETS
 
 
 class One:
     name = "one"
     options = MappingProxyType({"strip": (), "profile": ("gpu", "ane")})
+    passed_over = MappingProxyType({"opset": "which has none"})
 
 
 class Two:
     name = "two"
     options = MappingProxyType({"profile": ("gpu",), "chunk": ()})
+    passed_over = MappingProxyType({})
 
 
 def test_an_option_that_one_of_the_targets_takes_is_fine():
@@ -29,6 +31,15 @@ def test_an_option_that_one_of_the_targets_takes_is_fine():
 def test_an_option_that_nobody_takes_is_refused():
     with pytest.raises(ExportError, match=r"--kv-cache means nothing to one and two: leave it out"):
         check_options(TargetOptions(kv_cache="int8"), [One(), Two()])
+
+
+def test_a_target_with_a_reason_tells_it():
+    words = "--opset means nothing to one, which has none and two: leave it out"
+    with pytest.raises(ExportError, match=words):
+        check_options(TargetOptions(opset="ios17"), [One(), Two()])
+    asked = TargetOptions(opset="ios17", chunk="64")
+    assert not_applied(asked, One()) == ("--opset ios17 does not apply to one, which has none",)
+    assert not_applied(asked, Two()) == not_applied(TargetOptions(), One()) == ()
 
 
 def test_a_value_is_refused_by_each_target_that_takes_the_option():
@@ -47,3 +58,4 @@ def test_a_target_is_given_what_it_takes_alone():
 @pytest.mark.parametrize("name", TARGETS)
 def test_targets_take_options_that_exist(name):
     assert set(TARGETS[name].options) <= set(NAMES)
+    assert set(TARGETS[name].passed_over) <= set(NAMES) - set(TARGETS[name].options)
