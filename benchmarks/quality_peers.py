@@ -67,14 +67,19 @@ def main() -> None:
         "--llama-cpp", type=Path, help="a checkout of llama.cpp, or of ggml: its rows need it"
     )
     parser.add_argument("--skip-onnxruntime", action="store_true")
+    parser.add_argument("--only", nargs="+", default=[""], help="peers with one of these in names")
     parser.add_argument("--recipes", nargs="+", help="of EdgeForge, by name; all that fit if left")
     options = parser.parse_args()
     model = open_model(options.model)
     arena = Arena(model, options.text, options.tokens)
     print(f"{options.model}, {arena.judge.title()}")
-    peers = list(peers_of(model, arena, options))
+    peers = [
+        (name, quantize)
+        for name, quantize in peers_of(model, arena, options)
+        if any(part in name for part in options.only)
+    ]
     if not peers:
-        parser.error("no peer is left: give --llama-cpp, or leave out --skip-onnxruntime")
+        parser.error("no peer is left: give --llama-cpp, leave out --skip-onnxruntime or --only")
     widths = [max(28, *map(len, HEADER)), 7, 17, 15, 15, 12]
     print(line_up(HEADER, widths))
     judged: list[Row] = []

@@ -147,6 +147,19 @@ def test_float64_takes_over_where_float32_has_no_factor(monkeypatch):
     np.testing.assert_allclose(factor, exact, rtol=1e-3, atol=1e-4 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize("widest", [8192, 0])  # float64 at once; float32 first
+def test_a_factor_of_reordered_columns_is_numpys(monkeypatch, widest):
+    monkeypatch.setattr(gptq, "_GATHERED_ROWS", 7)
+    monkeypatch.setattr(gptq, "_WIDEST_DOUBLE", widest)
+    _, _, moment = layer(1, 200)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
+    damped = moment.numpy()[order][:, order] + 0.01 * np.diag(moment.numpy()).mean() * np.eye(200)
+    wanted = np.linalg.cholesky(np.linalg.inv(damped)).T
+    found = inverse_factor(moment.clone(), 0.01, order=order)
+    assert np.abs(found.numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()
+    assert found.is_contiguous()
+
+
 def test_what_is_not_finite_is_named():
     moment = torch.eye(64, dtype=torch.float64)
     weight = torch.ones(4, 64)
