@@ -192,18 +192,6 @@ RECIPES: dict[str, Recipe] = {
         _uniform(
             "int2-g32-signed", "int2-g32", "2 bits, groups of 32, scales of either sign", SIGNED
         ),
-        _uniform(
-            "int2-g32-asym-gptq",
-            "int2-g32-asym",
-            "2 bits with zero points, groups of 32, by GPTQ",
-            "gptq-order",
-        ),
-        _uniform(
-            "int2-g64-asym-gptq",
-            "int2-g64-asym",
-            "2 bits with zero points, groups of 64, by GPTQ",
-            "gptq-order",
-        ),
         *(
             _uniform(
                 f"int{bits}-g{group}-signed-gptq",
