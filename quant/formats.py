@@ -64,10 +64,10 @@ class TensorLayout:
 class IntFormat:
     """Integers of 2 to 8 bits with one scale a group of columns.
 
-    A symmetric format of 2 bits has the steps -2, -1, 0 and 1, and a positive scale gives the fourth
-    to the negative side always. On normal weights in groups of 32 that leaves a relative error of
-    0.37 at 2.5 bits a weight; with scales of either sign (`quant.signed`) 0.33 at the same size, and
-    with zero points 0.33 at 2.56 bits. So at 2 bits take ``rtn-signed`` or ``gptq-signed`` where the
+    A symmetric format of 2 bits has the steps -2, -1, 0 and 1: a positive scale gives the fourth to
+    the negative side always. On normal weights in groups of 32 that leaves a relative error of 0.37
+    at 2.5 bits a weight; scales of either sign (`quant.signed`) leave 0.33 at the same size, and
+    zero points 0.33 at 2.56 bits. So at 2 bits take ``rtn-signed`` or ``gptq-signed`` where the
     runtime holds such scales, as ONNX does, and zero points elsewhere and with AWQ. At 3 bits the
     errors are 0.178, 0.162 and 0.160.
 
