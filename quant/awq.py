@@ -12,6 +12,7 @@ mean of the absolute values.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -102,17 +103,15 @@ class Awq:
             raise QuantizationError(
                 f"{label} has {cols} input columns; its second moment is {list(moment.shape)}"
             )
-        size, groups = fmt.columns_per_group(cols), fmt.groups(cols)
+        size = fmt.columns_per_group(cols)
         blocks = torch.stack(
             [moment[at : at + size, at : at + size].float() for at in range(0, cols, size)]
         )
-        step = max(1, _CHUNK_WEIGHTS // cols)
-        parts = run_all(
-            lambda at: _search_groups(weight[at : at + step], blocks, fmt, groups, label, at),
-            range(0, rows, step),
-            threads,
-        )
-        return QuantizedRows.joined(parts)
+
+        def cost(error: torch.Tensor) -> torch.Tensor:
+            return (torch.bmm(error, blocks) * error).sum(-1)
+
+        return search_scales(weight, cost, fmt, label, threads)
 
 
 def _tied_magnitude(moment: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:
@@ -123,16 +122,45 @@ def _tied_magnitude(moment: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:
     return (squares / members).sqrt()[ties].clamp_min(1e-4).float()
 
 
-def _search_groups(
+def search_scales(
     weight: torch.Tensor,
-    blocks: torch.Tensor,
+    cost: Callable[[torch.Tensor], torch.Tensor],
     fmt: IntFormat,
-    groups: int,
+    name: str,
+    threads: int | None = None,
+) -> QuantizedRows:
+    """Rounds a matrix to nearest by those multiples of the plain scales that cost least.
+
+    Args:
+        weight: float32 ``[rows, cols]``.
+        cost: of errors, float32 ``[groups, rows, group size]``, by group and row.
+        fmt: what to store.
+        name: the weight's name, for messages.
+        threads: how many to use; by default one per processor, four at most.
+
+    Raises:
+        QuantizationError: a weight that the format cannot hold, by name and row.
+    """
+    rows, cols = weight.shape
+    step = max(1, _CHUNK_WEIGHTS // cols)
+    parts = run_all(
+        lambda at: _search_rows(weight[at : at + step], cost, fmt, name, at),
+        range(0, rows, step),
+        threads,
+    )
+    return QuantizedRows.joined(parts)
+
+
+def _search_rows(
+    weight: torch.Tensor,
+    cost: Callable[[torch.Tensor], torch.Tensor],
+    fmt: IntFormat,
     name: str,
     first_row: int,
 ) -> QuantizedRows:
-    """Tries multiples of the plain scales on some rows; zero points stay as they are."""
+    """The same of some rows; zero points stay as they are."""
     rows, cols = weight.shape
+    groups = fmt.groups(cols)
     plain = RTN.quantize_rows(weight, fmt, name=name, first_row=first_row)
     values = weight.reshape(rows, groups, -1).transpose(0, 1)  # [groups, rows, size]
     zero = torch.full((rows, groups), float(fmt.implicit_zero_point))
@@ -145,7 +173,7 @@ def _search_groups(
     for ratio in (1.0, *_RATIOS):
         tried = (base * ratio).to(torch.bfloat16).float().clamp(SMALLEST_SCALE, LARGEST_STORED)
         error = _steps(values, tried, zero, fmt).mul_(tried).sub_(values)
-        loss = (torch.bmm(error, blocks) * error).sum(-1)
+        loss = cost(error)
         better = loss < best
         best = torch.where(better, loss, best)
         scale = torch.where(better.unsqueeze(-1), tried, scale)

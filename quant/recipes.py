@@ -186,12 +186,12 @@ def _int4_by(name: str, algorithm: str, about: str) -> Recipe:
     return Recipe(name, about, tuple(replace(rule, algorithm=algorithm) for rule in _INT4.rules))
 
 
-def _rounded(name: str, activation: Activation, about: str) -> Recipe:
+def _rounded(name: str, activation: Activation, algorithm: str, about: str) -> Recipe:
     """SmoothQuant as its paper has it: in the layers; what enters the head stays as it is."""
     rules = (
         Rule("embedding", "int8-pc"),
         Rule("head", "int8-pc"),
-        Rule("*", "int8-pc", "smoothquant", activation=activation),
+        Rule("*", "int8-pc", algorithm, activation=activation),
     )
     return Recipe(name, about, rules)
 
@@ -221,8 +221,14 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int4-g128-asym", "int4-g128-asym", "4 bits with zero points, groups of 128"),
         _uniform("int4-pc", "int4-pc", "4 bits, one scale a row: the smallest, the least exact"),
         _uniform("int8", "int8-pc", "8 bits, one scale a row"),
-        _rounded("w8a8", TOKEN, "int8, what enters rounded per token: ONNX, ExecuTorch"),
-        _rounded("w8a8-static", TENSOR, "int8, what enters rounded by fixed scales: ONNX, Core ML"),
+        _rounded(
+            *("w8a8", TOKEN, "smoothquant"), "int8, what enters rounded per token: ONNX, ExecuTorch"
+        ),
+        # One scale for all tokens feels outliers more: there the searched exponent paid.
+        _rounded(
+            *("w8a8-static", TENSOR, "smoothquant-search"),
+            "int8, what enters rounded by fixed scales: ONNX, Core ML",
+        ),
         _uniform("int8-g32", "int8-g32", "8 bits, groups of 32"),
         _uniform("int8-g128", "int8-g128", "8 bits, groups of 128"),
         _uniform(

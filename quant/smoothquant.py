@@ -4,7 +4,8 @@ Where activations are rounded too, a column of them that is much larger than the
 other's steps, while weights are even. So column ``j`` of the activations is divided by ``s_j =
 max|X_j| ** a / max|W_j| ** (1 - a)``, and the weight's is multiplied by it; at ``a = 0.5``, the
 paper's value, both then have the same largest number in each column. What is multiplied is rounded
-to nearest.
+to nearest, by the scales of least error weighted by what enters each column: the plain error would
+clip just those weights that took on an outlier.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final
 
 import torch
 
+from quant.awq import search_scales
 from quant.formats import IntFormat
 from quant.packing import dequantize
 from quant.rtn import RTN, QuantizedRows
@@ -25,7 +27,6 @@ EXPONENTS: Final = tuple(step / 20 for step in range(21))
 # Columns that are never larger than this are as good as absent: no factor is made of them.
 _SMALLEST: Final = 1e-5
 _SEARCHED_WEIGHTS: Final = 1 << 20
-_CHUNK_WEIGHTS: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ class SmoothQuant:
         name: str = "",
         threads: int | None = None,
     ) -> QuantizedRows:
-        """Rounds a whole matrix to nearest.
+        """Rounds a whole matrix to nearest, errors weighted by the mean square of their inputs.
 
         Args:
             weight: float32 ``[rows, cols]``, multiplied by the factors.
-            moment: not looked at.
+            moment: float64 ``[cols, cols]``, of which only the diagonal is looked at.
             fmt: what to store.
             name: the weight's name, for messages.
             threads: how many to use; by default one per processor, four at most.
@@ -104,14 +105,14 @@ class SmoothQuant:
             QuantizationError: a weight that the format cannot hold, by name and row.
         """
         rows, cols = weight.shape
-        fmt.check(name or "weight", rows, cols)
-        step = max(1, _CHUNK_WEIGHTS // cols)
-        parts = run_all(
-            lambda at: RTN.quantize_rows(weight[at : at + step], fmt, name=name, first_row=at),
-            range(0, rows, step),
-            threads,
-        )
-        return QuantizedRows.joined(parts)
+        label = name or "weight"
+        fmt.check(label, rows, cols)
+        squares = moment.diagonal().float().reshape(fmt.groups(cols), 1, -1)
+
+        def cost(error: torch.Tensor) -> torch.Tensor:
+            return (error.square() * squares).sum(-1)
+
+        return search_scales(weight, cost, fmt, label, threads)
 
 
 def _tied_largest(largest: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:

@@ -268,10 +268,14 @@ def test_rules_say_what_happens_to_activations(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "activation"), [("w8a8", "int8-token"), ("w8a8-static", "int8-tensor")]
+    ("name", "activation", "algorithm"),
+    [
+        ("w8a8", "int8-token", "smoothquant"),
+        ("w8a8-static", "int8-tensor", "smoothquant-search"),
+    ],
 )
-def test_rounded_recipes_leave_what_enters_the_head(name, activation):
+def test_rounded_recipes_leave_what_enters_the_head(name, activation, algorithm):
     plan = RECIPES[name].plan(SHAPES, ROLES)
     layers = {n for n, role in ROLES.items() if role == "linear" and len(SHAPES[n]) == 2}
     assert {n for n, a in plan.weights.items() if a.activation == activation} == layers
-    assert {plan.weights[n].algorithm for n in layers} == {"smoothquant"}
+    assert {plan.weights[n].algorithm for n in layers} == {algorithm}
