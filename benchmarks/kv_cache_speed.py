@@ -58,7 +58,7 @@ def artifact(options: argparse.Namespace, root: Path, dtype: str):
     """One artifact, opened; exported first unless it is there."""
     import edgeforge
     from device_harness.registry import open_session
-    from edgeforge.synth import synthesise
+    from edgeforge.synth import synthesise, write_byte_tokenizer
     from edgeforge.synth_presets import PRESETS
     from exporters.manifest import Manifest
 
@@ -79,6 +79,8 @@ def artifact(options: argparse.Namespace, root: Path, dtype: str):
                         shape, config=config, generation_config={}
                     )
                 synthesise("slice" if options.layers else options.model, Path(source))
+                vocabulary = PRESETS["slice" if options.layers else options.model].config
+                write_byte_tokenizer(Path(source), int(str(vocabulary["vocab_size"])))
         edgeforge.export(
             source,
             out,

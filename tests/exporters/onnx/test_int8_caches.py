@@ -33,6 +33,12 @@ SHAPES = {"model.embed_tokens.weight": (320, 64), "model.norm.weight": (64,)}
 ROLES = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm"}
 
 
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray:
+    """Letters, as in the calibration text: tokens that it lacks may reach beyond it."""
+    return np.frombuffer(HELDOUT.read_bytes()[1000:1049], np.uint8).astype(np.int64)
+
+
 def scales_in(graph) -> dict[str, np.ndarray]:
     """The scales of every layer's caches, ``float32[1, kv_heads, 1, head_dim]``, from the file."""
     model = onnx.load(graph)
@@ -92,7 +98,7 @@ def rounded_logits(made, folder, tokens) -> np.ndarray:
 
 @pytest.fixture(
     scope="module",
-    params=["packed", "window", "rotated outside", "apart", "15-5 head 80", "half rotary"],
+    params=["packed", "window", "rotated outside", "apart", "half rotary"],
 )
 def made(request, build, llama_config, openelm_config, phi3_config):
     config = {
@@ -100,7 +106,6 @@ def made(request, build, llama_config, openelm_config, phi3_config):
         "window": llama_config(model_type="mistral", sliding_window=7),
         "rotated outside": llama_config(head_dim=24, num_attention_heads=3, num_key_value_heads=1),
         "apart": openelm_config([3, 4, 6], [1, 2, 3]),
-        "15-5 head 80": llama_config(head_dim=80, num_attention_heads=15, num_key_value_heads=5),
         "half rotary": phi3_config(head_dim=32, partial_rotary_factor=0.5),
     }[request.param]
     return build(config, asked=INT8)
