@@ -12,6 +12,7 @@ those that the first of the targets holds for which the budget is not too small.
 """
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,6 +136,11 @@ def peers_of(
     """The peers' quantizers by name."""
     weights = arena.weights
     if not options.skip_onnxruntime:
+        if importlib.util.find_spec("onnx_ir") is None:
+            raise SystemExit(
+                "onnxruntime's quantizers need onnx_ir, of the extra [bench]: install it, or use "
+                "--skip-onnxruntime"
+            )
         for group in options.groups:
             for symmetric in (True, False):
                 kind = f"g{group}{'' if symmetric else ' asym'}"
