@@ -8,10 +8,11 @@ stored, scales and zero points included; vectors are left in float32 on all side
 The peers look at weights alone. Of EdgeForge's, ``data-free`` does too: the best of the recipes
 that take no more bytes than the peer. ``mixed`` chooses formats on the calibration text, at the
 peer's own bytes, and rounds to nearest; ``mixed-gptq`` chooses integers on it as well. Formats are
-those that the ONNX target holds, or Core ML's where a budget is too small for them.
+those that the first of the targets holds for which the budget is not too small.
 """
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,11 +68,14 @@ def main() -> None:
         "--llama-cpp", type=Path, help="a checkout of llama.cpp, or of ggml: its rows need it"
     )
     parser.add_argument("--skip-onnxruntime", action="store_true")
+    parser.add_argument(
+        "--targets", nargs="+", default=["onnx", "coreml"], help="of mixed plans, the first first"
+    )
     parser.add_argument("--only", nargs="+", default=[""], help="peers with one of these in names")
     parser.add_argument("--recipes", nargs="+", help="of EdgeForge, by name; all that fit if left")
     options = parser.parse_args()
     model = open_model(options.model)
-    arena = Arena(model, options.text, options.tokens)
+    arena = Arena(model, options.text, options.tokens, options.targets)
     print(f"{options.model}, {arena.judge.title()}")
     peers = [
         (name, quantize)
@@ -132,6 +136,11 @@ def peers_of(
     """The peers' quantizers by name."""
     weights = arena.weights
     if not options.skip_onnxruntime:
+        if importlib.util.find_spec("onnx_ir") is None:
+            raise SystemExit(
+                "onnxruntime's quantizers need onnx_ir, of the extra [bench]: install it, or use "
+                "--skip-onnxruntime"
+            )
         for group in options.groups:
             for symmetric in (True, False):
                 kind = f"g{group}{'' if symmetric else ' asym'}"
@@ -186,8 +195,8 @@ def recipes(model: Model, wanted: list[str] | None) -> Iterator[QuantPlan]:
 class Arena:
     """The judge, the weights, and what is judged so far."""
 
-    def __init__(self, model: Model, text: Path, tokens: int) -> None:
-        self._model = model
+    def __init__(self, model: Model, text: Path, tokens: int, targets: list[str]) -> None:
+        self._model, self._targets = model, targets
         calibration = CalibrationOptions()
         self._calibration = draw_calibration(model, calibration, model.spec.max_context)
         self.judge = Judge(model, text, tokens, self._calibration.length)
@@ -220,7 +229,7 @@ class Arena:
         shapes = self._model.weights.shapes().values()
         vectors = sum(4 * shape[0] for shape in shapes if len(shape) == 1)
         try:
-            plan = mixed_plan(self._model, recipe, nbytes + vectors, ["onnx", "coreml"])
+            plan = mixed_plan(self._model, recipe, nbytes + vectors, self._targets)
         except QuantizationError:
             return None
         row = self.recipe(plan)

@@ -251,7 +251,7 @@ def _inverse_of_reversed(lower: torch.Tensor, room: torch.Tensor) -> torch.Tenso
         stop = min(start + _GATHERED_ROWS, size)
         transposed[start:stop] = columns[size - stop : size - start].flip(0, 1)
     _invert_upper(transposed.t())
-    return transposed.t().to(torch.float32, memory_format=torch.contiguous_format)
+    return torch.empty(lower.shape).copy_(transposed.t())
 
 
 def _invert_upper(matrix: torch.Tensor) -> None:
