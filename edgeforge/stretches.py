@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeforge.activations import Activations
+from edgeforge.allocation import return_large_blocks
 from edgeforge.reference import Values, Walk, block_pool
 from edgeforge.weights import CheckpointWeights
 from quant import dialect
@@ -54,6 +55,7 @@ class Stretches:
 
     def __init__(self, walk: Walk, blocks: Sequence[Values], folder: Path, bound: int) -> None:
         self.walk, self.folder = walk, folder
+        return_large_blocks()
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         self.activations = Activations([{}] * len(blocks), folder, bound)
