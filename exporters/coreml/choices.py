@@ -39,17 +39,17 @@ def check_formats(
         identifier(weight)
         if len(shapes[weight]) == 1:
             continue
-        if assignment.algorithm in POSITIVE:
-            raise ExportError(
-                f"{weight} is to be filled by {assignment.algorithm}; Core ML's own tools write no "
-                f"scales below zero, so that no device is known to read them: use "
-                f"{POSITIVE[assignment.algorithm]}, or a palette such as lut4-gc16"
-            )
         if isinstance(format, IntFormat) and format.bits not in (4, 8):
             palette = next(bits for bits in (2, 3, 6, 8) if bits >= format.bits)
             raise ExportError(
                 f"{weight} is to be {format.name}; Core ML holds integers of 4 and 8 bits, and of "
                 f"others palettes: use lut{palette}-gc16"
+            )
+        if assignment.algorithm in POSITIVE:
+            raise ExportError(
+                f"{weight} is to be filled by {assignment.algorithm}; Core ML's own tools write no "
+                f"scales below zero, so that no device is known to read them: use "
+                f"{POSITIVE[assignment.algorithm]}, or a palette such as lut4-gc16"
             )
         if options.profile == "ane":
             _check_ane(weight, format)
