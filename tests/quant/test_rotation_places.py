@@ -85,7 +85,8 @@ def a_norm_read_by_a_product(made: Builder):
 
 
 def a_sum_with_no_linear(made: Builder):
-    made.stream = made.call(dialect.ADD, made.stream, made.norm("g"))
+    inner = made.call(torch.ops.aten.silu.default, made.linear("a", made.norm("h")))
+    made.stream = made.call(dialect.ADD, made.stream, inner)
 
 
 def a_shared_linear(made: Builder):
@@ -111,7 +112,7 @@ def a_second_embedding(made: Builder):
         (gelu_on_the_stream, r"gelu_default \(aten\.gelu\.default\) reads the residual stream"),
         (a_scaled_embedding, r"mul_tensor \(aten\.mul\.Tensor\) reads the residual stream"),
         (a_norm_read_by_a_product, r"mul_tensor \(aten\.mul\.Tensor\) reads g and is no linear"),
-        (a_sum_with_no_linear, r"adds rms_norm\w*, which is no linear's alone"),
+        (a_sum_with_no_linear, r"adds silu\w*, which is no linear's alone"),
         (a_shared_linear, r"shared is read in 2 places"),
         (a_shared_norm, r"g is read in 2 places"),
         (a_second_embedding, r"embedding_default_1 is a second embedding"),
