@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from quant.program import Program
 
 FORMATS: Final = (
+    "int2-g64",
     "int4-pc",
     "int4-g128",
     "int4-g64",
@@ -40,12 +41,14 @@ FORMATS: Final = (
     "int4-g128-asym",
     "int4-g64-asym",
     "int4-g32-asym",
+    "lut2-gc16",
     "lut3-gc16",
     "lut4-gc16",
     "lut6-gc16",
     "lut4-pt",
     "lut6-pt",
     "int8-pc",
+    "int8-g32",
 )
 """What a weight may become, where the targets hold it."""
 

@@ -110,7 +110,7 @@ def test_only_formats_that_every_target_holds_are_candidates(model, facts):
     assert algorithms[1]["int4-g32"] == "rtn-signed"
     assert algorithms[1]["int4-g32-asym"] == algorithms[1]["int8-pc"] == "rtn"
     # Core ML holds palettes, and no scales below zero.
-    assert {"int4-g32-asym", "lut3-gc16", "lut4-gc16", "lut4-pt"} <= set(
+    assert {"int4-g32-asym", "lut2-gc16", "lut3-gc16", "lut4-gc16", "lut4-pt"} <= set(
         allowed("coreml")["model.embed_tokens.weight"]
     )
     assert algorithms[2]["int4-g32"] == "rtn"
@@ -118,7 +118,7 @@ def test_only_formats_that_every_target_holds_are_candidates(model, facts):
     # One matrix that is too narrow for a format takes it from nobody else.
     narrow = "model.layers.0.mlp.down_proj.weight"
     found = allowed("onnx", **{narrow: (128, 96)})
-    assert found[narrow] == ["int4-pc", "int4-g32", "int4-g32-asym", "int8-pc"]
+    assert found[narrow] == ["int4-pc", "int4-g32", "int4-g32-asym", "int8-pc", "int8-g32"]
     assert "int4-g128" in found["model.layers.1.mlp.down_proj.weight"]
 
 

@@ -112,7 +112,7 @@ def a_second_embedding(made: Builder):
         (gelu_on_the_stream, r"gelu_default \(aten\.gelu\.default\) reads the residual stream"),
         (a_scaled_embedding, r"mul_tensor \(aten\.mul\.Tensor\) reads the residual stream"),
         (a_norm_read_by_a_product, r"mul_tensor \(aten\.mul\.Tensor\) reads g and is no linear"),
-        (a_sum_with_no_linear, r"adds silu\w*, which is no linear's alone"),
+        (a_sum_with_no_linear, r"add_tensor_1 adds silu\w*, which is no linear's alone"),
         (a_shared_linear, r"shared is read in 2 places"),
         (a_shared_norm, r"g is read in 2 places"),
         (a_second_embedding, r"embedding_default_1 is a second embedding"),
