@@ -211,6 +211,8 @@ def samples() -> dict[str, tuple[object, ...]]:
         "attention": (q, kv, kv, cache, cache.clone(), position, 2, 0.5),
         "quant_linear": (random(1, 3, 64), *stored),
         "quant_embedding": (tokens, eight.codes, eight.scale, None, "int8-pc"),
+        "round_per_token": (random(1, 3, 7),),
+        "round_per_tensor": (random(1, 3, 7), torch.tensor([[0.0625]], dtype=torch.bfloat16)),
     }
 
 
