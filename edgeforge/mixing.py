@@ -16,13 +16,10 @@ from typing import TYPE_CHECKING, Final
 from edgeforge.cache import cache_dir
 from edgeforge.errors import UsageError
 from edgeforge.families.assembly import HEAD
-from exporters.errors import ExportError
-from exporters.options import TargetOptions
-from exporters.target import ModelFacts, Target
+from edgeforge.mixed_formats import LAST_RESORTS
 from quant.activations import NONE
 from quant.errors import QuantizationError
-from quant.formats import FloatFormat, IntFormat, parse_format
-from quant.plan import FLOAT32, IMPORTED, SIGNED, Assignment, QuantPlan, matrix_shape
+from quant.plan import IMPORTED, Assignment, QuantPlan, matrix_shape
 
 if TYPE_CHECKING:
     from edgeforge.calibration import Calibration, CalibrationOptions
@@ -31,26 +28,6 @@ if TYPE_CHECKING:
     from edgeforge.spec import WeightSpec
     from quant.mixed import Choice, Solution
     from quant.program import Program
-
-FORMATS: Final = (
-    "int2-g64",
-    "int4-pc",
-    "int4-g128",
-    "int4-g64",
-    "int4-g32",
-    "int4-g128-asym",
-    "int4-g64-asym",
-    "int4-g32-asym",
-    "lut2-gc16",
-    "lut3-gc16",
-    "lut4-gc16",
-    "lut6-gc16",
-    "lut4-pt",
-    "lut6-pt",
-    "int8-pc",
-    "int8-g32",
-)
-"""What a weight may become, where the targets hold it."""
 
 MIXED: Final = {"mixed": None, "mixed-gptq": "gptq-order"}
 """The recipes, each with the calibrated algorithm that fills the formats chosen, if any."""
@@ -126,61 +103,6 @@ class Mixed:
     notes: tuple[str, ...]
 
 
-def allowed_formats(
-    shapes: Mapping[str, tuple[int, ...]],
-    facts: ModelFacts,
-    targets: Sequence[Target],
-    options: TargetOptions,
-    names: Sequence[str] = FORMATS,
-    signed: bool = True,
-) -> dict[str, list[Assignment]]:
-    """By matrix, what fits it and every target can hold; each format with its best algorithm.
-
-    Args:
-        shapes: by weight.
-        facts: for the targets.
-        targets: that are to be written.
-        options: of the targets; a bound on memory is left for the finished plan.
-        names: of the formats.
-        signed: whether scales below zero may be taken, where the targets hold them.
-    """
-    # Every profile of every target holds vectors in float32 and matrices in float16.
-    plain = {
-        name: Assignment(FLOAT32 if len(shape) == 1 else FloatFormat("float16"), "cast")
-        for name, shape in shapes.items()
-    }
-    free = replace(options, max_memory=None)
-
-    def holds(given: Mapping[str, Assignment]) -> bool:
-        plan = QuantPlan("candidates", {**plain, **given})
-        try:
-            plan.check(shapes)
-            for target in targets:
-                target.check(plan, shapes, facts, free.only(target.options))
-        except (QuantizationError, ExportError):
-            return False
-        return True
-
-    allowed: dict[str, list[Assignment]] = {n: [] for n, s in shapes.items() if len(s) > 1}
-    for name in names:
-        given = _assign(name)
-        ways = [given]
-        if signed and _sign_matters(given):
-            ways.insert(0, replace(given, algorithm=SIGNED))
-        everywhere = next((way for way in ways if holds(dict.fromkeys(allowed, way))), None)
-        for weight, found in allowed.items():
-            way = everywhere or next((way for way in ways if holds({weight: way})), None)
-            if way is not None:
-                found.append(way)
-    return allowed
-
-
-def _sign_matters(assignment: Assignment) -> bool:
-    """Whether a scale's sign matters: at 8 bits one step more is nothing."""
-    format = assignment.format
-    return isinstance(format, IntFormat) and format.symmetric and format.bits == 4
-
-
 def text_for(model: Model, options: CalibrationOptions, context: int) -> Calibration:
     """The text that costs are measured on: as much of the calibration text as they need.
 
@@ -236,9 +158,7 @@ def mix(
     assert blocks is not None
     taken = sum(a.format.nbytes(*matrix_shape(shapes[n])) for n, a in fixed.items())
     parameters = model.spec.num_parameters
-    if budget.max_kl is None:  # sizes are known before anything is measured
-        free = {n: dict.fromkeys((a.format.name for a in c), 0.0) for n, c in candidates.items()}
-        _solve(_choices(candidates, free, shapes), budget, taken, parameters)
+    candidates = _offered(candidates, budget, shapes, taken, parameters)
     found = sensitivity(
         weights,
         program,
@@ -276,11 +196,35 @@ def mix(
     return Mixed(plan, solution.cost, actual, _notes(budget, solution, found, actual, calibration))
 
 
-def _assign(format: str) -> Assignment:
-    from quant.registry import algorithms_for
+def _offered(
+    candidates: Mapping[str, Sequence[Assignment]],
+    budget: Budget,
+    shapes: Mapping[str, tuple[int, ...]],
+    taken: int,
+    parameters: int,
+) -> Mapping[str, Sequence[Assignment]]:
+    """The candidates without last resorts, where there is a plan without them.
 
-    parsed = parse_format(format)
-    return Assignment(parsed, algorithms_for(parsed)[0])
+    Sizes are known before anything is measured.
+
+    Raises:
+        QuantizationError: a budget of bytes that cannot be met even so.
+    """
+    usual = {
+        name: [a for a in given if a.format.name not in LAST_RESORTS]
+        for name, given in candidates.items()
+    }
+    if budget.max_kl is not None:
+        return usual
+    for offered in (usual, candidates):
+        free = {n: dict.fromkeys((a.format.name for a in c), 0.0) for n, c in offered.items()}
+        try:
+            _solve(_choices(offered, free, shapes), budget, taken, parameters)
+            break
+        except QuantizationError:
+            if offered is candidates:
+                raise
+    return offered
 
 
 def _choices(

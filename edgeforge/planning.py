@@ -148,7 +148,8 @@ def _mixed(
     rotated: Rotated | None,
 ) -> Planned:
     """A plan under a budget."""
-    from edgeforge.mixing import MIXED, allowed_formats, mix, text_for
+    from edgeforge.mixed_formats import allowed_formats
+    from edgeforge.mixing import MIXED, mix, text_for
     from edgeforge.trace import trace
     from quant.plan import FLOAT32, Assignment
     from quant.recipes import norm_matrix

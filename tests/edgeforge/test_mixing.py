@@ -8,7 +8,8 @@ import pytest
 
 from edgeforge.calibration import Calibration, CalibrationOptions
 from edgeforge.errors import UsageError
-from edgeforge.mixing import Budget, allowed_formats, mix, text_for, write_plan
+from edgeforge.mixed_formats import LAST_RESORTS, allowed_formats
+from edgeforge.mixing import Budget, mix, text_for, write_plan
 from edgeforge.model import open_model
 from edgeforge.pipeline import ExportOptions, export
 from edgeforge.planning import choose_plan
@@ -105,9 +106,10 @@ def test_only_formats_that_every_target_holds_are_candidates(model, facts):
         for names in both.values()
     )
     assert set(algorithms[0].values()) == {"rtn"}
-    assert "int4-g32-asym" in allowed("onnx")["model.embed_tokens.weight"]
+    onnx = set(allowed("onnx")["model.embed_tokens.weight"])
+    assert {"int2-g64", "int4-g32-asym", "int8-g32"} <= onnx
     # ONNX holds scales below zero, which are nearer where there are no zero points.
-    assert algorithms[1]["int4-g32"] == "rtn-signed"
+    assert algorithms[1]["int4-g32"] == algorithms[1]["int2-g64"] == "rtn-signed"
     assert algorithms[1]["int4-g32-asym"] == algorithms[1]["int8-pc"] == "rtn"
     # Core ML holds palettes, and no scales below zero.
     assert {"int4-g32-asym", "lut2-gc16", "lut3-gc16", "lut4-gc16", "lut4-pt"} <= set(
@@ -131,6 +133,24 @@ def test_bits_a_weight_are_kept_and_more_of_them_cost_less(model, mixed, bits):
     # Errors of different weights are nearly independent.
     assert found.found_kl == pytest.approx(found.expected_kl, rel=0.5)
     found.plan.check(shapes)
+
+
+def test_two_bits_are_taken_only_where_nothing_else_is_small_enough(
+    model, facts, calibration, program
+):
+    shapes = model.weights.shapes()
+    formats = allowed_formats(shapes, facts, [find_target("onnx")], TargetOptions())
+    fixed = {n: Assignment(FLOAT32, "cast") for n, shape in shapes.items() if len(shape) == 1}
+
+    def taken(bits):
+        budget = Budget(bits_per_weight=bits)
+        told = lambda stage, done, size: None  # noqa: E731
+        plan = mix(model, "mixed", budget, formats, fixed, calibration, program, told).plan
+        assert plan.bits_per_weight(shapes) <= bits
+        return {assignment.format.name for assignment in plan.weights.values()}
+
+    assert not taken(4.3) & set(LAST_RESORTS)
+    assert "int2-g64" in taken(3.5)
 
 
 def test_a_size_is_of_all_stored_weights(model, mixed):
