@@ -147,11 +147,9 @@ def pack_codes(codes: torch.Tensor, fmt: IntFormat) -> torch.Tensor:
     >>> pack_codes(torch.tensor([3, 2, 1, 0, 3], dtype=torch.uint8), IntFormat(2, 4)).tolist()
     [27, 3]
     """
-    if fmt.bits in (4, 8):
-        return (pack_int4(codes) if fmt.bits == 4 else codes).contiguous()
     count, per_word = codes.shape[-1], 8 // math.gcd(fmt.bits, 8)
-    whole = F.pad(codes, (0, -count % per_word))
-    return pack_bits(whole, fmt.bits)[..., : -(-count * fmt.bits // 8)].contiguous()
+    packed = pack_bits(_filled(codes, per_word), fmt.bits)
+    return packed[..., : -(-count * fmt.bits // 8)].contiguous()
 
 
 def unpack_codes(codes: torch.Tensor, fmt: IntFormat, count: int) -> torch.Tensor:
@@ -165,11 +163,14 @@ def unpack_codes(codes: torch.Tensor, fmt: IntFormat, count: int) -> torch.Tenso
     Returns:
         uint8 ``[..., count]``.
     """
-    if fmt.bits == 4:
-        return unpack_int4(codes, count)
     per_word = fmt.bits // math.gcd(fmt.bits, 8)
-    whole = F.pad(codes, (0, -codes.shape[-1] % per_word))
-    return unpack_bits(whole, fmt.bits)[..., :count]
+    return unpack_bits(_filled(codes, per_word), fmt.bits)[..., :count]
+
+
+def _filled(values: torch.Tensor, unit: int) -> torch.Tensor:
+    """Zeros added up to a multiple of ``unit``; a matrix's codes are one, and are not copied."""
+    missing = -values.shape[-1] % unit
+    return F.pad(values, (0, missing)) if missing else values
 
 
 def dequantize(
