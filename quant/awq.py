@@ -18,11 +18,10 @@ from typing import Final
 
 import torch
 
-from quant.errors import QuantizationError
 from quant.formats import IntFormat
 from quant.packing import dequantize, pack_codes, unpack_codes
 from quant.rtn import LARGEST_STORED, RTN, SMALLEST_SCALE, QuantizedRows
-from quant.second_moment import InputStatistics
+from quant.second_moment import InputStatistics, check_moment
 from quant.threads import run_all
 
 EXPONENTS: Final = 20
@@ -66,10 +65,7 @@ class Awq:
         def attempt(step: int) -> tuple[float, torch.Tensor]:
             factors = magnitude ** (step / EXPONENTS)
             factors = factors / (factors.max() * factors.min()).sqrt()
-            made = RTN.quantize_rows(sample * factors, fmt)
-            stored = dequantize(made.codes, made.scale, made.zero_point, fmt)
-            error = stored / factors - sample
-            return float(((error @ wide) * error).sum(dtype=torch.float64)), factors
+            return rescaled_rounding(sample, factors, wide, fmt)[0], factors
 
         # The first of the least, and so the plainest.
         return min(run_all(attempt, range(EXPONENTS)), key=lambda outcome: outcome[0])[1]
@@ -99,10 +95,7 @@ class Awq:
         rows, cols = weight.shape
         label = name or "weight"
         fmt.check(label, rows, cols)
-        if moment.shape != (cols, cols):
-            raise QuantizationError(
-                f"{label} has {cols} input columns; its second moment is {list(moment.shape)}"
-            )
+        check_moment(moment, cols, label)
         size = fmt.columns_per_group(cols)
         blocks = torch.stack(
             [moment[at : at + size, at : at + size].float() for at in range(0, cols, size)]
@@ -120,6 +113,26 @@ def _tied_magnitude(moment: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:
     squares = torch.zeros(count, dtype=torch.float64).index_add_(0, ties, moment.diagonal())
     members = torch.bincount(ties, minlength=count).clamp_min(1)
     return (squares / members).sqrt()[ties].clamp_min(1e-4).float()
+
+
+def rescaled_rounding(
+    weight: torch.Tensor, factors: torch.Tensor, moment: torch.Tensor, fmt: IntFormat
+) -> tuple[float, torch.Tensor]:
+    """What rounding a weight to nearest costs its output when its columns are multiplied first.
+
+    Args:
+        weight: float32 ``[rows, cols]``.
+        factors: float32 ``[cols]``.
+        moment: float32 ``[cols, cols]``, the inputs' second moment.
+        fmt: what to store.
+
+    Returns:
+        ``e^T H e`` summed over rows, and the stored values of the multiplied weight.
+    """
+    made = RTN.quantize_rows(weight * factors, fmt)
+    stored = dequantize(made.codes, made.scale, made.zero_point, fmt)
+    error = stored / factors - weight
+    return float(((error @ moment) * error).sum(dtype=torch.float64)), stored
 
 
 def search_scales(

@@ -23,6 +23,7 @@ from quant.formats import IntFormat, PaletteFormat
 from quant.kmeans import PalettizedRows
 from quant.packing import pack_bits, pack_codes, unpack_codes
 from quant.rtn import RTN, QuantizedRows
+from quant.second_moment import check_moment
 from quant.signed import SignedRoundToNearest
 from quant.threads import run_all
 from quant.weighted_kmeans import weighted_tables
@@ -124,21 +125,13 @@ class Gptq:
             return PalettizedRows(packed, lut, *carried.squared_sums)
 
         parts = run_all(palettize, range(0, rows, step), threads)
-        return PalettizedRows(
-            torch.cat([part.codes for part in parts]),
-            lut,
-            sum(part.squared_error for part in parts),
-            sum(part.squared_norm for part in parts),
-        )
+        return PalettizedRows.joined(parts, lut)
 
     def _order_and_factor(
         self, moment: torch.Tensor, cols: int, label: str
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The order of the columns, None for their own, and `inverse_factor` in that order."""
-        if moment.shape != (cols, cols):
-            raise QuantizationError(
-                f"{label} has {cols} input columns; its second moment is {list(moment.shape)}"
-            )
+        check_moment(moment, cols, label)
         order = None
         if self.activation_order:
             order = torch.argsort(moment.diagonal(), descending=True, stable=True)

@@ -15,6 +15,7 @@ that the matrix is never whole in memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,6 +54,16 @@ class PalettizedRows:
     lut: torch.Tensor
     squared_error: float
     squared_norm: float
+
+    @classmethod
+    def joined(cls, parts: Sequence[PalettizedRows], lut: torch.Tensor) -> PalettizedRows:
+        """Parts of one matrix, in the order of its rows, and all of its tables."""
+        return cls(
+            codes=torch.cat([part.codes for part in parts]),
+            lut=lut,
+            squared_error=sum(part.squared_error for part in parts),
+            squared_norm=sum(part.squared_norm for part in parts),
+        )
 
 
 class KMeans:

@@ -7,6 +7,8 @@ from typing import Final
 
 import torch
 
+from quant.errors import QuantizationError
+
 # Columns whose products are computed together; the panels below the diagonal are left out.
 _PANEL: Final = 1024
 
@@ -22,6 +24,18 @@ class InputStatistics:
 
     moment: torch.Tensor
     largest: torch.Tensor
+
+
+def check_moment(moment: torch.Tensor, columns: int, name: str) -> None:
+    """Refuses a second moment of another width than a weight's.
+
+    Raises:
+        QuantizationError: says both.
+    """
+    if moment.shape != (columns, columns):
+        raise QuantizationError(
+            f"{name} has {columns} input columns; its second moment is {list(moment.shape)}"
+        )
 
 
 class SecondMoment:
@@ -44,7 +58,8 @@ class SecondMoment:
         for start in range(0, self.columns, _PANEL):
             stop = min(start + _PANEL, self.columns)
             self._upper[:stop, start:stop] += x[:, :stop].t() @ x[:, start:stop]
-        self._largest = torch.maximum(self._largest, x.abs().amax(0))
+        for reach in (x.amax(0), -x.amin(0)):  # without a copy, as x.abs() would be
+            self._largest = torch.maximum(self._largest, reach)
         self.tokens += len(x)
 
     def largest(self) -> torch.Tensor:

@@ -15,10 +15,9 @@ from typing import Final
 
 import torch
 
-from quant.awq import search_scales
+from quant.awq import rescaled_rounding, search_scales
 from quant.formats import IntFormat
-from quant.packing import dequantize
-from quant.rtn import RTN, QuantizedRows
+from quant.rtn import QuantizedRows
 from quant.second_moment import InputStatistics
 from quant.threads import run_all
 
@@ -73,12 +72,10 @@ class SmoothQuant:
 
         def cost(exponent: float) -> float:
             tried = factors(exponent)
-            made = RTN.quantize_rows(sample * tried, fmt)
-            stored = dequantize(made.codes, made.scale, made.zero_point, fmt)
-            error = stored / tried - sample
+            error, stored = rescaled_rounding(sample, tried, moment, fmt)
             grid = float((inputs.largest / tried).max()) / 127
             rounding = grid**2 / 12 * float(stored.square().sum(dtype=torch.float64))
-            return float(((error @ moment) * error).sum(dtype=torch.float64)) + rounding
+            return error + rounding
 
         costs = run_all(cost, EXPONENTS)
         return factors(EXPONENTS[costs.index(min(costs))])

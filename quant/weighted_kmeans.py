@@ -15,9 +15,9 @@ from typing import Final
 
 import torch
 
-from quant.errors import QuantizationError
 from quant.formats import PaletteFormat
 from quant.kmeans import KMeans, PalettizedRows
+from quant.second_moment import check_moment
 from quant.threads import run_all
 
 _KMEANS: Final = KMeans()
@@ -53,10 +53,7 @@ class WeightedKMeans:
         """
         cols = weight.shape[1]
         label = name or "weight"
-        if moment.shape != (cols, cols):
-            raise QuantizationError(
-                f"{label} has {cols} input columns; its second moment is {list(moment.shape)}"
-            )
+        check_moment(moment, cols, label)
         lut = weighted_tables(weight, fmt, moment.diagonal().float(), name=label, threads=threads)
         step, group = _step(weight, fmt), fmt.rows_per_group
 
@@ -65,12 +62,7 @@ class WeightedKMeans:
             return _KMEANS.look_up_rows(weight[at : at + step], fmt, tables)
 
         parts = run_all(look_up, range(0, len(weight), step), threads)
-        return PalettizedRows(
-            torch.cat([part.codes for part in parts]),
-            lut,
-            sum(part.squared_error for part in parts),
-            sum(part.squared_norm for part in parts),
-        )
+        return PalettizedRows.joined(parts, lut)
 
 
 def weighted_tables(
