@@ -39,22 +39,16 @@ FLOAT_DIALECT: frozenset[Callable[..., object]] = frozenset(
     {EMBEDDING, LINEAR, RMS_NORM, ROPE, ATTENTION, ADD, MUL, SILU, VIEW, SPLIT, SIZE, GET}
 )
 # What stands between an activation and the product that it is rounded for.
-ROUNDINGS: frozenset[object] = frozenset({ROUND_PER_TOKEN, ROUND_PER_TENSOR})
-QUANTIZED_DIALECT = FLOAT_DIALECT | {
-    *(QUANT_LINEAR, QUANT_EMBEDDING),
-    *(ROUND_PER_TOKEN, ROUND_PER_TENSOR),
-}
+ROUNDINGS: frozenset[Callable[..., object]] = frozenset({ROUND_PER_TOKEN, ROUND_PER_TENSOR})
+QUANTIZED_DIALECT = FLOAT_DIALECT | ROUNDINGS | {QUANT_LINEAR, QUANT_EMBEDDING}
 
 # Inserted by `exporters.last_token`, for artifacts that give only the last token's logits.
 LOWERED_DIALECT = QUANTIZED_DIALECT | {LAST}
 
 # Each output row depends on the same row of the inputs alone: position by position.
-POINTWISE = frozenset(
-    {
-        *(EMBEDDING, LINEAR, RMS_NORM, ADD, MUL, SILU, QUANT_LINEAR, QUANT_EMBEDDING, SPLIT, GET),
-        *(ROUND_PER_TOKEN, ROUND_PER_TENSOR),
-    }
-)
+POINTWISE = ROUNDINGS | {
+    *(EMBEDDING, LINEAR, RMS_NORM, ADD, MUL, SILU, QUANT_LINEAR, QUANT_EMBEDDING, SPLIT, GET)
+}
 
 
 class DialectError(QuantizationError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from quant.activations import INPUT_SCALE, INPUT_SCALE_LAYOUT, NONE, TOKEN
+from quant.activations import INPUT_SCALE, INPUT_SCALE_LAYOUT, NONE, TENSOR
 from quant.dialect import (
     LINEAR,
     QUANT_EMBEDDING,
@@ -58,7 +58,7 @@ def quantize_program(program: Program, plan: QuantPlan) -> Program:
             if isinstance(assignment.format, FloatFormat):
                 continue
             scale = None
-            if assignment.activation not in (NONE, TOKEN):
+            if assignment.activation == TENSOR:
                 scale = _placeholder(graph, node, weight, INPUT_SCALE, INPUT_SCALE_LAYOUT, inputs)
             for user in list(node.users):
                 if user.target is LINEAR and assignment.activation != NONE:

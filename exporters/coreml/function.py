@@ -192,17 +192,15 @@ class FunctionBuilder:
 
     def stored(self, name: str, value: FileValue) -> Value:
         """A constant in the weight file, emitted at most once by name."""
-        if ("stored", name) not in self._constants:
-            made = self._named(name, value.dtype, value.shape)
-            self._operation("const", name, [made]).attributes["val"].CopyFrom(file_value(value))
-            self._constants["stored", name] = made
-        return self._constants["stored", name]
+        return self._named_constant(name, value.dtype, value.shape, file_value(value))
 
     def inline(self, name: str, dtype: str, value: npt.NDArray[np.generic]) -> Value:
         """A short constant that readers find by its name, emitted at most once."""
+        return self._named_constant(name, dtype, value.shape, array_value(dtype, value))
+
+    def _named_constant(self, name: str, dtype: str, shape: Shape, message: Any) -> Value:
         if ("stored", name) not in self._constants:
-            made = self._named(name, dtype, value.shape)
-            message = array_value(dtype, value)
+            made = self._named(name, dtype, shape)
             self._operation("const", name, [made]).attributes["val"].CopyFrom(message)
             self._constants["stored", name] = made
         return self._constants["stored", name]

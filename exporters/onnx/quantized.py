@@ -141,10 +141,10 @@ def float_weight(state: Lowering, placeholder: fx.Node, as_table: bool = False) 
     if extent.dtype == "F32":
         return state.builder.stored(weight, extent, shape, (weight, "value"))
     narrow = state.builder.stored(f"{weight}.stored", extent, shape, (weight, "value"))
-    return _cast_once(state.builder, narrow, weight)
+    return cast_once(state.builder, narrow, weight)
 
 
-def _cast_once(builder: GraphBuilder, source: str, target: str) -> str:
+def cast_once(builder: GraphBuilder, source: str, target: str) -> str:
     """A float32 view of a narrower initializer: folded when the model is loaded."""
     if not builder.has(target):
         builder.node("Cast", [source], target, to=TensorProto.FLOAT)
@@ -158,7 +158,7 @@ def scale_of(
     extent = store.extents(weight)["scale"]
     name = f"{weight}.scale_{extent.dtype.lower()}"
     stored = builder.stored(name, extent, extent.shape, (weight, "scale"))
-    scale = _cast_once(builder, stored, f"{weight}.scale")
+    scale = cast_once(builder, stored, f"{weight}.scale")
     if format.group_size is not None or blocks == 1:
         return scale
     repeated = f"{weight}.scale_blocks"

@@ -19,7 +19,7 @@ from torch import fx
 
 from exporters.errors import ExportError
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
-from exporters.onnx.quantized import matrix_of, scale_of, weight_of
+from exporters.onnx.quantized import cast_once, matrix_of, scale_of, weight_of
 from quant.activations import INPUT_SCALE, NONE
 from quant.formats import IntFormat
 from quant.ops import SMALLEST_STEP
@@ -87,8 +87,7 @@ def emit_per_tensor(state: Lowering, node: fx.Node) -> None:
     weight = state.program.inputs[node_argument(node, 1).name].name
     extent = state.store.extents(weight)[INPUT_SCALE]
     stored = builder.stored(f"{weight}.input_scale_bf16", extent, (), (weight, INPUT_SCALE))
-    scale = f"{weight}.input_scale"
-    builder.node("Cast", [stored], scale, to=TensorProto.FLOAT)
+    scale = cast_once(builder, stored, f"{weight}.input_scale")
     codes = [_as_rows(state, node), scale, _byte(builder, 128)]
     builder.node("QuantizeLinear", codes, name)
 

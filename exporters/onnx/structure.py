@@ -35,6 +35,7 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
             graph = onnx.load(str(path), load_external_data=False).graph
         except (OSError, DecodeError, ValueError) as error:
             raise ExportError(f"{path} cannot be read as an ONNX model: {error}") from error
+        types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
         for node in graph.node:
             operators[path.name, f"{node.domain or 'ai.onnx'}::{node.op_type}"] += 1
             if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
@@ -45,7 +46,6 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
             if node.op_type == "QGemm":
                 products[path.name, "QGemm, 8 bits, activations too"] += 1
             if node.op_type == "GroupQueryAttention":
-                types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
                 for kind, past in zip("kv", node.input[3:5], strict=True):
                     dtype = onnx.TensorProto.DataType.Name(types[past]).lower()
                     caches[path.name, dtype, _cache_scales(node, kind)] += 1
