@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeforge.reference import Values, Walk, WeightReader, store_reader
-from edgeforge.stretches import MATRICES, MEMORY_BOUND, Stretches, tokens_of
+from edgeforge.stretches import MEMORY_BOUND, Stretches, tokens_of
 from quant import dialect
 from quant.errors import QuantizationError
 from quant.program import Program, node_argument, shape_of
@@ -134,33 +134,28 @@ def _measure(
     progress: Callable[[int, int], None],
 ) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     walk = _WatchedWalk(program, read)
-    attentions = [node for node in walk.order if node.target is dialect.ATTENTION]
+    wanted = 2 * sum(node.target is dialect.ATTENTION for node in walk.order)
     known = [walk.begin(tokens_of(block)) for block in blocks]
-    progress(0, len(attentions))
+    progress(0, wanted // 2)
     with (
         tempfile.TemporaryDirectory(dir=scratch) as folder,
         Stretches(walk, known, Path(folder) / "spilled", MEMORY_BOUND) as stretches,
     ):
-        stretch: list[fx.Node] = []
-        for node in walk.order:
-            if node.target in MATRICES:
-                stretches.run(stretch)
-                stretch = []
-            stretch.append(node)
-            if node.target is dialect.ATTENTION:
-                stretches.run(stretch)
-                stretch = []
-                _require_finite(node, walk)
-                progress(len(walk.ranges) // 2, len(attentions))
-                if node is attentions[-1]:
-                    break
+        measured = 0
+        for _ in stretches.matrices():
+            if len(walk.ranges) > measured:
+                measured = len(walk.ranges)
+                _require_finite(walk.ranges)
+                progress(measured // 2, wanted // 2)
+            if measured == wanted:  # the last attention has run; nothing after it is needed
+                break
     return {name: found.numpy() for name, found in walk.ranges.items()}
 
 
-def _require_finite(node: fx.Node, walk: _WatchedWalk) -> None:
-    for index, kind in ((3, "keys"), (4, "values")):
-        name = walk.program.inputs[node_argument(node, index).name].name
-        if not bool(torch.isfinite(walk.ranges[name]).all()):
+def _require_finite(ranges: Mapping[str, Tensor]) -> None:
+    for name, found in ranges.items():
+        if not bool(torch.isfinite(found).all()):
+            kind = "keys" if name.endswith("k_cache") else "values"
             raise QuantizationError(
                 f"{kind} of {name.rpartition('.')[0]} are NaN or infinite on the calibration text, "
                 f"so that int8 caches have no scale: the checkpoint overflows there, or is damaged"

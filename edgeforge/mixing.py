@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -216,15 +217,16 @@ def _offered(
     }
     if budget.max_kl is not None:
         return usual
-    for offered in (usual, candidates):
+
+    def require_possible(offered: Mapping[str, Sequence[Assignment]]) -> None:
         free = {n: dict.fromkeys((a.format.name for a in c), 0.0) for n, c in offered.items()}
-        try:
-            _solve(_choices(offered, free, shapes), budget, taken, parameters)
-            break
-        except QuantizationError:
-            if offered is candidates:
-                raise
-    return offered
+        _solve(_choices(offered, free, shapes), budget, taken, parameters)
+
+    with suppress(QuantizationError):
+        require_possible(usual)
+        return usual
+    require_possible(candidates)
+    return candidates
 
 
 def _choices(

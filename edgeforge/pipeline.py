@@ -106,7 +106,7 @@ def export(
     rotated = _rotated(model, options, context, progress)
     model = model if rotated is None else rotated.model
     checkpoint, spec, weights = model.checkpoint, model.spec, model.weights
-    facts = _facts(spec, context)
+    facts = facts_of(spec, context)
     check_options(options.target, targets)
     for note in (note for target in targets for note in not_applied(options.target, target)):
         progress(note, 0, 0)
@@ -174,14 +174,13 @@ def export(
             )
             lowered = target.write(request, folder)
             _copy_sidecars(checkpoint.path, folder)
+            passed_over = not_applied(options.target, target)
             manifest = _manifest(
-                model, digest, planned, calibration, store, target, request, lowered
+                *(model, digest, planned, calibration, store, target, request, lowered),
+                passed_over,
             )
             structure = to_json(target.structure(folder))
-            notes = (*manifest.notes, *not_applied(options.target, target))
-            found = {"files": record_files(folder), "structure": structure, "notes": notes}
-            if rotated is not None:
-                found["rotation"] = rotated.record
+            found = {"files": record_files(folder), "structure": structure}
             Manifest(**{**vars(manifest), **found}).write(folder)
             folders.append(out if len(targets) == 1 else out / target.name)
     return folders
@@ -321,7 +320,8 @@ def _cache_ranges(
     )
 
 
-def _facts(spec: ModelSpec, context: int) -> ModelFacts:
+def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
+    """What targets must know of a model, at a declared context."""
     return ModelFacts(
         model_type=spec.model_type,
         hidden_size=spec.hidden_size,
@@ -351,6 +351,7 @@ def _manifest(
     target: Target,
     request: ExportRequest,
     lowered: Lowered,
+    passed_over: Sequence[str],
 ) -> Manifest:
     from edgeforge.rope import uses_long_set
 
@@ -364,6 +365,7 @@ def _manifest(
         )
     if calibration is not None:
         notes.extend(calibration.notes)
+    notes.extend(passed_over)
     shapes = {name: weight.shape for name, weight in spec.weights.items()}
     return Manifest(
         target=target.name,
@@ -396,6 +398,7 @@ def _manifest(
         notes=tuple(notes),
         options=request.options.given(),
         calibration={} if calibration is None else calibration.record(),
+        rotation=planned.rotation,
         tools=versions(_TOOLS),
     )
 

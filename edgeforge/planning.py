@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from edgeforge.errors import UsageError
@@ -50,11 +50,13 @@ class Planned:
         plan: by weight.
         notes: for the manifest, one sentence each.
         program: the float program, where making the plan needed it.
+        rotation: what a manifest keeps of the rotation of the weights, empty for none.
     """
 
     plan: QuantPlan
     notes: tuple[str, ...] = ()
     program: Program | None = None
+    rotation: Mapping[str, object] = field(default_factory=dict)
 
 
 def choose_plan(
@@ -102,15 +104,16 @@ def choose_plan(
         planned = Planned(QuantPlan(AS_IS, {n: Assignment(f, "cast") for n, f in kept.items()}))
     else:
         planned = Planned(find_recipe(name, PLANNED).plan(shapes, weights.roles()))
-    rotation = "" if rotated is None else str(rotated.record["name"])
-    plan = QuantPlan(planned.plan.recipe, {**planned.plan.weights, **imported}, rotation)
+    rotation = {} if rotated is None else rotated.record
+    weights_of = {**planned.plan.weights, **imported}
+    plan = QuantPlan(planned.plan.recipe, weights_of, str(rotation.get("name", "")))
     plan.check(shapes)
     notes = (*planned.notes, *_import_notes(weights, plan))
     if rotated is not None:
         notes = (*notes, *rotated.notes(plan))
     if options.save_plan is not None:
         write_plan(plan, shapes, notes, options.save_plan)
-    return Planned(plan, notes, planned.program)
+    return Planned(plan, notes, planned.program, rotation)
 
 
 def rotation_of(options: ExportOptions) -> str | None:

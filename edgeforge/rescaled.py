@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from edgeforge.stretches import MATRICES, Filling, Stretches, tokens_of, weight_of
+from edgeforge.stretches import Filling, Stretches, tokens_of, weight_of
 from quant.activations import TENSOR
 from quant.folding import Fold, foldable
 from quant.formats import IntFormat
@@ -67,18 +67,13 @@ def quantize_rescaled(filling: Filling, program: Program, blocks: Sequence[Seque
     run = _Run(filling, folds)
     missing = set(measured)
     with filling.stretches(walk, [walk.begin(tokens_of(block)) for block in blocks]) as stretches:
-        stretch: list[fx.Node] = []
-        for node in walk.order:
-            if node.target in MATRICES:
-                stretches.run(stretch)
-                stretch = []
-                name = weight_of(walk, node)
-                if name in missing:
-                    run.meet(name, node_argument(node, 0), stretches)
-                    missing.discard(name)
-                    if not missing:
-                        return
-            stretch.append(node)
+        for node in stretches.matrices():
+            name = weight_of(walk, node)
+            if name in missing:
+                run.meet(name, node_argument(node, 0), stretches)
+                missing.discard(name)
+                if not missing:
+                    return
 
 
 class _Run:

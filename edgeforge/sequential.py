@@ -65,12 +65,8 @@ def _quantize_tied(
     count = -(-TIED_TOKENS // len(blocks[0]))
     known = [walk.begin(tokens_of(block)) for block in blocks[:count]]
     with filling.stretches(walk, known) as stretches:
-        stretch: list[fx.Node] = []
-        for node in walk.order:
-            if node.target in MATRICES:
-                stretches.run(stretch)
-                stretch = []
-            stretch.append(node)
+        for _ in stretches.matrices():  # up to the head, which is the last
+            pass
         moment = stretches.second_moment(node_argument(program.output(), 0), name)
     moment.diagonal().add_(moment.diagonal().mean())
     filling.quantize(name, moment)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -83,6 +83,16 @@ class Stretches:
 
         with block_pool() as pool:
             list(pool.map(step, range(len(self.activations))))
+
+    def matrices(self) -> Iterator[fx.Node]:
+        """The program's calls that may hold a large weight, each when all before it has run."""
+        stretch: list[fx.Node] = []
+        for node in self.walk.order:
+            if node.target in MATRICES:
+                self.run(stretch)
+                stretch = []
+                yield node
+            stretch.append(node)
 
     def second_moment(self, node: fx.Node, name: str) -> Tensor:
         """The mean of ``x x^T`` over what a node gave; arguments and errors as `statistics`."""
