@@ -37,11 +37,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     pin(options.threads)
-    root = options.workdir or Path(tempfile.mkdtemp(prefix="kv-cache-"))
-    sessions = {dtype: artifact(options, root, dtype) for dtype in DTYPES}
-    positions = [int(part) for part in options.positions.split(",")]
-    times = {f"position {at}": steps(sessions, at, 1, options.rounds) for at in positions}
-    times[f"prefill of {CHUNK}"] = steps(sessions, 0, CHUNK, max(5, options.rounds // 6))
+    with tempfile.TemporaryDirectory(prefix="kv-cache-") as scratch:
+        times = measure(options, options.workdir or Path(scratch))
     name = f"{options.model}, {options.layers} layers" if options.layers else options.model
     print(f"{name}, {options.recipe}, {options.target}, {options.threads} threads, ", end="")
     print(f"load {os.getloadavg()[0]:.1f}")
@@ -52,6 +49,15 @@ def main() -> None:
         print(f"{label:<16}{plain:>14.3f}{small:>12.3f}{ratio:>18.3f}")
     if options.json:
         options.json.write_text(json.dumps(times, indent=1) + "\n")
+
+
+def measure(options: argparse.Namespace, root: Path) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every run, by what was timed and the dtype of the caches."""
+    sessions = {dtype: artifact(options, root, dtype) for dtype in DTYPES}
+    positions = [int(part) for part in options.positions.split(",")]
+    times = {f"position {at}": steps(sessions, at, 1, options.rounds) for at in positions}
+    times[f"prefill of {CHUNK}"] = steps(sessions, 0, CHUNK, max(5, options.rounds // 6))
+    return times
 
 
 def artifact(options: argparse.Namespace, root: Path, dtype: str):

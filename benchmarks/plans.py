@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 from edgeforge.mixing import Budget
 from edgeforge.model import Model
-from edgeforge.pipeline import ExportOptions
+from edgeforge.pipeline import ExportOptions, facts_of
 from edgeforge.planning import choose_plan
 from exporters.registry import TARGETS
-from exporters.target import ModelFacts
 from quant.errors import QuantizationError
 from quant.plan import QuantPlan, matrix_shape
 from quant.recipes import Recipe, Rule
@@ -34,18 +33,7 @@ def mixed_plan(model: Model, recipe: str, nbytes: int, targets: Sequence[str]) -
     Raises:
         QuantizationError: it is too small for all of them.
     """
-    spec = model.spec
-    facts = ModelFacts(
-        model_type=spec.model_type,
-        hidden_size=spec.hidden_size,
-        head_dim=spec.head_dim,
-        num_heads=tuple(layer.num_heads for layer in spec.layers),
-        num_kv_heads=tuple(layer.num_kv_heads for layer in spec.layers),
-        bos=spec.bos,
-        eos=spec.eos,
-        pad=spec.pad,
-        context=spec.max_context,
-    )
+    facts = facts_of(model.spec, model.spec.max_context)
     options = ExportOptions(recipe=recipe, budget=Budget(max_size=nbytes))
     *others, last = targets
     for target in others:

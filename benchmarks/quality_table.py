@@ -2,12 +2,11 @@
 
 Uniform formats of one group size for every matrix; the mixed plans choose formats, and may take as
 many bytes as the uniform format above them. Calibrated algorithms look at the text that ships, of
-which no passage is in the text measured on. What this EdgeForge has no format or algorithm for is
-named in its row. Excess is how far the perplexity lies above FLOAT's, as a share of RTN's.
+which no passage is in the text measured on. A row that cannot be made says why. Excess is how far
+the perplexity lies above FLOAT's, as a share of RTN's.
 """
 
 import argparse
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tables import line_up
 
 from edgeforge.calibration import CalibrationOptions, draw_calibration
 from edgeforge.model import HELDOUT, Model, open_model
+from edgeforge.rotated import rotate
 from quant.errors import QuantizationError
 from quant.plan import QuantPlan
 from quant.program import Program
@@ -36,10 +36,6 @@ ALGORITHMS = {
 }
 MIXED = {"mixed": "mixed", "mixed, GPTQ": "mixed-gptq"}
 ROTATION = "hadamard"
-
-
-class Missing(Exception):
-    """This EdgeForge cannot make the row."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ def main() -> None:
         for title in (*ALGORITHMS, *MIXED):
             try:
                 made = prepare(judge, title, format, options.targets)
-            except (Missing, QuantizationError) as error:
+            except QuantizationError as error:
                 print(f"{bits}, {title}: left out: {error}", flush=True)
                 continue
             with filled_store(made.model, made.program, made.plan, calibration) as filled:
@@ -106,8 +102,7 @@ def prepare(judge: Judge, title: str, format: str, targets: list[str]) -> Prepar
     """The plan of a row.
 
     Raises:
-        Missing: there is no such format, algorithm or rotation.
-        QuantizationError: likewise; or one that does not suit the model.
+        QuantizationError: a format or an algorithm that does not suit the model.
     """
     model, program = judge.model, judge.program
     if title in MIXED:
@@ -115,10 +110,6 @@ def prepare(judge: Judge, title: str, format: str, targets: list[str]) -> Prepar
         return Prepared(model, program, mixed_plan(model, MIXED[title], room, targets))
     algorithm, rotated = ALGORITHMS[title]
     if rotated:
-        if importlib.util.find_spec("edgeforge.rotated") is None:
-            raise Missing("weights cannot be rotated")
-        from edgeforge.rotated import rotate
-
         turned = rotate(model, ROTATION, program.context)
         model, program = turned.model, turned.program
     return Prepared(model, program, uniform_plan(model, title, format, algorithm))

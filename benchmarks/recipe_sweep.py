@@ -12,14 +12,12 @@ in them. FLOAT is never rotated.
 import argparse
 import itertools
 import math
-import tempfile
-import time
 from pathlib import Path
 
 import torch
+from judging import filled_store
 
-from edgeforge.calibrated_store import fill_calibrated
-from edgeforge.calibration import Calibration, CalibrationOptions, CalibrationRun, draw_calibration
+from edgeforge.calibration import Calibration, CalibrationOptions, draw_calibration
 from edgeforge.metrics import DivergenceMeter, PerplexityMeter, Scored
 from edgeforge.model import HELDOUT, Model, open_model
 from edgeforge.reference import ReferenceRunner, store_reader
@@ -31,9 +29,7 @@ from quant.plan import QuantPlan
 from quant.program import Program
 from quant.recipes import RECIPES, Recipe, Rule, find_recipe
 from quant.registry import calibrated_weights
-from quant.resume import partial_store
 from quant.rewrite import quantize_program
-from quant.store import WeightStore
 
 BLOCK = 256
 
@@ -108,21 +104,15 @@ def measure(
 ) -> str:
     """Quantization error of one plan, as the end of a line."""
     divergence, perplexity, means = DivergenceMeter(), PerplexityMeter(), []
-    run = CalibrationRun(model, calibration, lambda: program)
-    with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
-        with partial_store(Path(folder), "store", plan, model.weights.shapes()) as partial:
-            fill_calibrated(run, plan, partial, None, lambda stage, done, size: None)
-        seconds = time.perf_counter() - begun
-        store = WeightStore(Path(folder) / "store")
-        runner = ReferenceRunner(quantize_program(program, plan), store_reader(store))
+    with filled_store(model, program, plan, calibration) as filled:
+        runner = ReferenceRunner(quantize_program(program, plan), store_reader(filled.store))
         for block, logits, found in zip(blocks, wanted, runner.logits(blocks), strict=True):
             scored, own = Scored(found), DivergenceMeter()
             divergence.add(logits, scored)
             own.add(logits, scored)
             means.append(own.result().kl_mean)
             perplexity.add(scored, block[1:])
-        size = store.nbytes / 1e6
+        size, seconds = filled.store.nbytes / 1e6, filled.seconds
     result, value = divergence.result(), perplexity.result().value
     error = torch.tensor(means).std() / math.sqrt(len(means))
     calibrated = f"{seconds:>7.1f}" if calibrated_weights(plan) else f"{seconds:>7.2f}"
