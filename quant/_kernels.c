@@ -36,6 +36,8 @@ enum { LANES = 16, SUM_COLUMNS = 128, MIN_SCALE_BITS = 0x3700, MAX_SCALE_BITS = 
 enum { MAX_BLOCKS = 22 };
 /* Groups whose searches go side by side, one stage after the other: no stage waits for the last. */
 enum { BATCH = 16 };
+/* Rows that go through all columns together. */
+enum { STRIP = 32 };
 enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 enum { OUT_OF_MEMORY = -2, ALL_ROWS_FINE = -1 };
 
@@ -73,6 +75,29 @@ typedef struct {
     float *values, *residual, *zeros;
     uint8_t *codes;
 } Scratch;
+
+/* Columns to round in turn; of every matrix, a column is contiguous. */
+typedef struct {
+    int64_t rows, cols, group, stride;
+    const float *wanted, *weight, *shares;
+    const int64_t *places;
+    const float *scale, *zero;
+    float max_code;
+    uint8_t *codes;
+    float *errors;
+} Rounding;
+
+/* A column's grid, from a strip's first row on. */
+typedef struct {
+    const float *scale, *zero;
+    float max_code;
+} Column;
+
+/* Tables of ascending values, and the edges between them, each for so many rows. */
+typedef struct {
+    const float *values, *edges;
+    int64_t entries, rows;
+} Tables;
 
 EF_INLINE float float_of_bits(uint32_t bits) {
     float value;
@@ -267,6 +292,7 @@ typedef int64_t (*QuantizeRows)(const Task *, const void *, int, uint8_t *, uint
                                 double *, Scratch *);
 typedef void (*DequantizeRows)(const Task *, const uint8_t *, const uint16_t *, const uint8_t *,
                                float *);
+typedef void (*RoundColumns)(const Rounding *, const Tables *, float *);
 
 /* Widest instruction set to use: 0 plain, 1 AVX2, 2 AVX-512. */
 static int widest = 2;
@@ -337,6 +363,26 @@ EF_EXPORT void edgeforge_dequantize_rows(const uint8_t *codes, const uint16_t *s
     }
 #endif
     run(&task, codes, scale, zero_point, out);
+}
+
+/*
+ * Round columns in turn, each once it has its shares of the errors before it: on tables where there
+ * are values in them, else on integer grids. Returns 0, or -2 when there was no memory.
+ */
+EF_EXPORT int64_t edgeforge_round_columns(const Rounding *task, const Tables *tables) {
+    float *errors = malloc((size_t)task->cols * STRIP * sizeof(float));
+    RoundColumns run = round_columns_plain;
+    if (errors == NULL) return OUT_OF_MEMORY;
+#ifdef EF_DISPATCH
+    switch (instruction_set()) {
+        case 2: run = round_columns_avx512; break;
+        case 1: run = round_columns_avx2; break;
+        default: break;
+    }
+#endif
+    run(task, tables, errors);
+    free(errors);
+    return 0;
 }
 
 /*
@@ -940,6 +986,8 @@ EF_TARGET static void EF_NAME(dequantize_rows)(const Task *task, const uint8_t *
         }
     }
 }
+
+#include "_feedback.h"
 
 #undef Block
 #undef VECTORS

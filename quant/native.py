@@ -6,7 +6,7 @@ import ctypes
 import functools
 import importlib.util
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 
@@ -31,6 +31,45 @@ class Outcome:
     squared_error: float
     squared_norm: float
     bad_row: int | None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of some rows that are rounded in turn; of every matrix, a column is contiguous.
+
+    Attributes:
+        wanted: float32 ``[columns, rows]``: what they should be, but for the errors of each other.
+        weight: float32 ``[columns, rows]``: what they were at first.
+        shares: float32 ``[columns, columns]``, rows contiguous: what each takes over of the errors
+            of those before it, as in `quant.feedback`.
+        places: int64 ``[columns]``: their places in the matrix.
+        codes: uint8 ``[columns of the matrix, rows]``, to write.
+        errors: float32 ``[columns, rows]``, to write: ``weight - stored value``.
+    """
+
+    wanted: torch.Tensor
+    weight: torch.Tensor
+    shares: torch.Tensor
+    places: torch.Tensor
+    codes: torch.Tensor
+    errors: torch.Tensor
+
+
+class _Rounding(ctypes.Structure):
+    _fields_: ClassVar = [
+        *((name, ctypes.c_int64) for name in ("rows", "cols", "group", "stride")),
+        *((name, ctypes.c_void_p) for name in ("wanted", "weight", "shares", "places")),
+        *((name, ctypes.c_void_p) for name in ("scale", "zero")),
+        ("max_code", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("codes", "errors")),
+    ]
+
+
+class _Tables(ctypes.Structure):
+    _fields_: ClassVar = [
+        *((name, ctypes.c_void_p) for name in ("values", "edges")),
+        *((name, ctypes.c_int64) for name in ("entries", "rows")),
+    ]
 
 
 def interval(fmt: IntFormat, size: int) -> tuple[float, float]:
@@ -73,6 +112,11 @@ def _library() -> ctypes.CDLL | None:
     library.edgeforge_dequantize_rows.restype = None
     library.edgeforge_dequantize_rows.argtypes = [
         *(pointer, pointer, pointer, number, number, number, ctypes.c_int, pointer),
+    ]
+    library.edgeforge_round_columns.restype = number
+    library.edgeforge_round_columns.argtypes = [
+        ctypes.POINTER(_Rounding),
+        ctypes.POINTER(_Tables),
     ]
     library.edgeforge_limit_instruction_set.restype = ctypes.c_int
     library.edgeforge_limit_instruction_set.argtypes = [ctypes.c_int]
@@ -166,6 +210,60 @@ def dequantize(
         *(rows, cols, fmt.columns_per_group(cols), fmt.bits, values.data_ptr()),
     )
     return values
+
+
+def round_on_integers(
+    columns: Columns, scale: torch.Tensor, zero: torch.Tensor, group_size: int, max_code: int
+) -> None:
+    """Round columns in turn, each on its group's grid.
+
+    Args:
+        columns: what to round.
+        scale: Contiguous float32 ``[groups, rows]``.
+        zero: Contiguous float32 ``[groups, rows]``, zero points.
+        group_size: Columns of the matrix that share a scale.
+        max_code: The largest code.
+
+    Raises:
+        QuantizationError: When the kernels were not built.
+        MemoryError: When there is no memory for a few rows' worth of scratch.
+    """
+    _round_columns(columns, _Tables(), scale, zero, group_size, max_code)
+
+
+def round_on_tables(columns: Columns, tables: torch.Tensor, edges: torch.Tensor) -> None:
+    """Round columns in turn to the nearest entry of each row's table.
+
+    Args:
+        columns: what to round.
+        tables: Contiguous float32 ``[tables, entries]``, ascending; as many rows share each.
+        edges: Contiguous float32 ``[tables, entries - 1]``: what lies above goes to the next entry.
+
+    Raises:
+        As ``round_on_integers``.
+    """
+    count, entries = tables.shape
+    rows = columns.wanted.shape[1] // count
+    _round_columns(columns, _Tables(tables.data_ptr(), edges.data_ptr(), entries, rows))
+
+
+def _round_columns(
+    columns: Columns,
+    tables: _Tables,
+    scale: torch.Tensor | None = None,
+    zero: torch.Tensor | None = None,
+    group_size: int = 1,
+    max_code: int = 0,
+) -> None:
+    cols, rows = columns.wanted.shape
+    task = _Rounding(
+        *(rows, cols, group_size, columns.shares.stride(0)),
+        *(columns.wanted.data_ptr(), columns.weight.data_ptr(), columns.shares.data_ptr()),
+        *(columns.places.data_ptr(), _address(scale), _address(zero), max_code),
+        *(columns.codes.data_ptr(), columns.errors.data_ptr()),
+    )
+    if _loaded().edgeforge_round_columns(task, tables) == _OUT_OF_MEMORY:
+        raise MemoryError(f"no memory to round {cols} columns")
 
 
 def _loaded() -> ctypes.CDLL:

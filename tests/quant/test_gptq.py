@@ -9,7 +9,7 @@ import torch
 from quant import gptq
 from quant.errors import QuantizationError
 from quant.formats import parse_format
-from quant.gptq import Gptq, inverse_factor
+from quant.gptq import Gptq
 from quant.packing import dequantize, unpack_codes
 from quant.rtn import RTN
 from quant.second_moment import SecondMoment
@@ -133,31 +133,6 @@ def test_a_singular_moment_still_gives_a_sound_weight(kind):
         moment[::3] = 0.0
     made = Gptq().quantize_matrix(weight, moment, fmt)
     assert made.squared_error < 0.2 * made.squared_norm
-
-
-def test_float64_takes_over_where_float32_has_no_factor(monkeypatch):
-    monkeypatch.setattr(gptq, "_WIDEST_DOUBLE", 0)
-    draw = torch.Generator().manual_seed(4)
-    narrow = torch.randn(64, 3, generator=draw).double()
-    moment = narrow @ narrow.t() + 1e-6 * torch.eye(64, dtype=torch.float64)
-    info = torch.linalg.cholesky_ex(moment.float()).info
-    assert int(info) > 0  # it is a case in point
-    factor = inverse_factor(moment.clone(), 0.0).numpy()
-    exact = np.linalg.cholesky(np.linalg.inv(moment.numpy())).T
-    np.testing.assert_allclose(factor, exact, rtol=1e-3, atol=1e-4 * np.abs(exact).max())
-
-
-@pytest.mark.parametrize("widest", [8192, 0])  # float64 at once; float32 first
-def test_a_factor_of_reordered_columns_is_numpys(monkeypatch, widest):
-    monkeypatch.setattr(gptq, "_GATHERED_ROWS", 7)
-    monkeypatch.setattr(gptq, "_WIDEST_DOUBLE", widest)
-    _, _, moment = layer(1, 200)
-    order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
-    damped = moment.numpy()[order][:, order] + 0.01 * np.diag(moment.numpy()).mean() * np.eye(200)
-    wanted = np.linalg.cholesky(np.linalg.inv(damped)).T
-    found = inverse_factor(moment.clone(), 0.01, order=order)
-    assert np.abs(found.numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()
-    assert found.is_contiguous()
 
 
 def test_what_is_not_finite_is_named():
