@@ -26,6 +26,7 @@ from measured_process import high_water_mark, pin, run, say
 from tables import Gain, Metric, print_comparison
 
 from edgeforge import synth
+from edgeforge.allocation import return_large_blocks
 
 OURS, THEIRS = "EdgeForge", "coremltools"
 GROUP = 128
@@ -136,6 +137,8 @@ def measure(options: argparse.Namespace, matrices: list[Matrix]) -> dict[str, fl
     quantize = ours if options.side == OURS else theirs
     if options.side == THEIRS:
         import coremltools.optimize.torch.layerwise_compression  # noqa: F401 (not counted)
+    else:
+        return_large_blocks()  # as calibration does
     torch.randn(256, 256) @ torch.randn(256, 256)  # so that the libraries are there
     found: dict[str, float] = {}
     whole, before = Stopwatch(), high_water_mark()

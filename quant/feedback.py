@@ -83,11 +83,11 @@ def error_feedback(
     """The feedback of a matrix whose inputs have this second moment.
 
     Where the damped matrix has no Cholesky factor the damping grows tenfold until it has: a text of
-    few directions, one repeated token in the extreme, gives a singular matrix. Beside the moment
-    one more matrix of its size is held, in float32 above a width of 4096 unless float32 fails.
+    few directions, one repeated token in the extreme, gives a singular matrix. Meanwhile one more
+    matrix of the moment's size is held, in float32 above a width of 4096 unless float32 fails.
 
     Args:
-        moment: float64 ``[columns, columns]``, symmetric.
+        moment: float64 ``[columns, columns]``, symmetric; the feedback is written over it.
         damping: share of the diagonal's mean that is added to the diagonal.
         by_activation: whether columns are rounded in the order of falling inputs.
         name: The weight's name, for messages.
@@ -119,7 +119,9 @@ def error_feedback(
             if factor is not None:
                 _turn_around(factor)
                 own = factor.diagonal().clone()
-                return Feedback(order, factor.div_(own[:, None]).float(), own.square_().float())
+                room = moment.view(torch.float32).view(-1)[: size * size]
+                shares = room.view(size, size).copy_(factor.div_(own[:, None]))
+                return Feedback(order, shares, own.square_().float())
         damping = max(10.0 * damping, 1e-6)
         if damping > _LARGEST_DAMPING:
             raise QuantizationError(

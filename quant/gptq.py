@@ -64,7 +64,7 @@ class Gptq:
 
         Args:
             weight: float32 ``[rows, cols]``.
-            moment: float64 ``[cols, cols]``, the inputs' second moment.
+            moment: float64 ``[cols, cols]``, the inputs' second moment; it is overwritten.
             fmt: The integer format to store.
             name: The weight's name, for messages.
             threads: How many to use; by default one per processor, four at most.
