@@ -26,8 +26,8 @@ from quant.errors import QuantizationError
 # Above this width a factor in float64 takes too much time and memory: float32 first.
 _WIDEST_DOUBLE: Final = 4096
 _LARGEST_DAMPING: Final = 100.0
-# Of a matrix that is reordered, so many rows at a time.
-_GATHERED_ROWS: Final = 256
+# Of a matrix that is reordered, about so many numbers at a time: they stay in a core's cache.
+_TOGETHER: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,9 @@ def _factor(
 ) -> torch.Tensor | None:
     """The transposed Cholesky factor of a reordered matrix with another diagonal, or None."""
     held = torch.empty(moment.shape, dtype=dtype)
-    for start in range(0, len(moment), _GATHERED_ROWS):
-        stop = start + _GATHERED_ROWS
+    step = max(1, _TOGETHER // len(moment))
+    for start in range(0, len(moment), step):
+        stop = start + step
         held[start:stop] = moment[order[start:stop]][:, order]
     held.diagonal().copy_(diagonal)
     # In place: the matrix is its own transpose, and LAPACK's factor is laid out by columns.
@@ -149,8 +150,9 @@ def _factor(
 def _turn_around(matrix: torch.Tensor) -> None:
     """Reverses rows and columns in place."""
     size = len(matrix)
-    for start in range(0, size // 2, _GATHERED_ROWS):
-        stop = min(start + _GATHERED_ROWS, size // 2)
+    step = max(1, _TOGETHER // size)
+    for start in range(0, size // 2, step):
+        stop = min(start + step, size // 2)
         first, last = matrix[start:stop], matrix[size - stop : size - start]
         held = first.flip(0, 1)
         first.copy_(last.flip(0, 1))

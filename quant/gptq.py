@@ -176,10 +176,9 @@ def _carry_errors(weight: torch.Tensor, feedback: Feedback, grid: Grid) -> _Carr
                     errors[first:last],
                 )
             )
-    return _Carried(
-        codes.t().contiguous(),
-        (
-            float(errors.square().sum(dtype=torch.float64)),
-            float(weight.square().sum(dtype=torch.float64)),
-        ),
-    )
+    return _Carried(codes.t().contiguous(), (_sum_of_squares(errors), _sum_of_squares(weight)))
+
+
+def _sum_of_squares(matrix: torch.Tensor) -> float:
+    """Of all elements, by rows and without a copy."""
+    return float(torch.linalg.vector_norm(matrix, dim=1).double().square().sum())

@@ -33,7 +33,7 @@ def columns_in_turn(moment: torch.Tensor, by_activation: bool) -> np.ndarray:
 @pytest.mark.parametrize("by_activation", [False, True])
 @pytest.mark.parametrize("size", [1, 31, 200])
 def test_shares_do_what_the_papers_inverse_does(monkeypatch, size, by_activation, widest):
-    monkeypatch.setattr(feedback, "_GATHERED_ROWS", 7)
+    monkeypatch.setattr(feedback, "_TOGETHER", 1400)
     monkeypatch.setattr(feedback, "_WIDEST_DOUBLE", widest)
     moment = second_moment(size)
     damped = columns_in_turn(moment, by_activation) + 0.01 * np.trace(moment) / size * np.eye(size)
