@@ -14,7 +14,7 @@ help:  ## Show this list.
 setup: $(STAMP)  ## Make .venv with everything pinned.
 
 # Debian ships venv apart from Python; as root we can add it.
-$(STAMP): pyproject.toml quant/_kernels.c quant/_feedback.h quant/_blocks.c
+$(STAMP): pyproject.toml $(wildcard quant/*.[ch])
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
 	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  apt-get update -qq && apt-get install -y -qq python3.11-venv python3-dev >/dev/null && \

@@ -119,8 +119,7 @@ def error_feedback(
             if factor is not None:
                 _turn_around(factor)
                 own = factor.diagonal().clone()
-                room = moment.view(torch.float32).view(-1)[: size * size]
-                shares = room.view(size, size).copy_(factor.div_(own[:, None]))
+                shares = _room(moment).copy_(factor.div_(own[:, None]))
                 return Feedback(order, shares, own.square_().float())
         damping = max(10.0 * damping, 1e-6)
         if damping > _LARGEST_DAMPING:
@@ -145,6 +144,13 @@ def _factor(
     torch.linalg.cholesky_ex(lower, out=(lower, info))
     whole = int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all())
     return held if whole else None
+
+
+def _room(moment: torch.Tensor) -> torch.Tensor:
+    """A float32 matrix of the same shape, in the moment's own memory where that is contiguous."""
+    if not moment.is_contiguous():
+        return torch.empty(moment.shape)
+    return moment.view(torch.float32).view(-1)[: moment.numel()].view(moment.shape)
 
 
 def _turn_around(matrix: torch.Tensor) -> None:
