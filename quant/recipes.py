@@ -214,6 +214,9 @@ RECIPES: dict[str, Recipe] = {
             SIGNED,
         ),
         _uniform(
+            "int4-g64-signed", "int4-g64", "4 bits, groups of 64, scales of either sign", SIGNED
+        ),
+        _uniform(
             "int4-g128-signed", "int4-g128", "4 bits, groups of 128, scales of either sign", SIGNED
         ),
         _uniform("int4-g32-asym", "int4-g32-asym", "4 bits with zero points, groups of 32"),
