@@ -308,6 +308,16 @@ static int instruction_set(void) {
     return 0;
 }
 
+/* A function's copy for the widest instruction set to use. */
+#ifdef EF_DISPATCH
+#define EF_CHOICE(name)                             \
+    (instruction_set() == 2   ? name##_avx512       \
+     : instruction_set() == 1 ? name##_avx2         \
+                              : name##_plain)
+#else
+#define EF_CHOICE(name) name##_plain
+#endif
+
 /* Restrict the instruction set, for tests and measurements; returns the one that will be used. */
 EF_EXPORT int edgeforge_limit_instruction_set(int limit) {
     widest = limit;
@@ -325,7 +335,7 @@ EF_EXPORT int64_t edgeforge_quantize_rows(const void *weight, int kind, int64_t 
     Task task = {rows, cols, group, bits, symmetric, low_factor, high_factor};
     size_t padded = (size_t)(cols + LANES - 1) / LANES * LANES;
     Scratch scratch;
-    QuantizeRows run = quantize_rows_plain;
+    const QuantizeRows run = EF_CHOICE(quantize_rows);
     int64_t outcome;
     scratch.values = calloc(padded * 3, sizeof(float));
     scratch.codes = malloc(padded);
@@ -336,13 +346,6 @@ EF_EXPORT int64_t edgeforge_quantize_rows(const void *weight, int kind, int64_t 
     }
     scratch.residual = scratch.values + padded;
     scratch.zeros = scratch.residual + padded;
-#ifdef EF_DISPATCH
-    switch (instruction_set()) {
-        case 2: run = quantize_rows_avx512; break;
-        case 1: run = quantize_rows_avx2; break;
-        default: break;
-    }
-#endif
     outcome = run(&task, weight, kind, codes, scale, zero_point, sums, &scratch);
     free(scratch.values);
     free(scratch.codes);
@@ -354,14 +357,7 @@ EF_EXPORT void edgeforge_dequantize_rows(const uint8_t *codes, const uint16_t *s
                                          const uint8_t *zero_point, int64_t rows, int64_t cols,
                                          int64_t group, int bits, float *out) {
     Task task = {rows, cols, group, bits, zero_point == NULL, 0.0f, 0.0f};
-    DequantizeRows run = dequantize_rows_plain;
-#ifdef EF_DISPATCH
-    switch (instruction_set()) {
-        case 2: run = dequantize_rows_avx512; break;
-        case 1: run = dequantize_rows_avx2; break;
-        default: break;
-    }
-#endif
+    const DequantizeRows run = EF_CHOICE(dequantize_rows);
     run(&task, codes, scale, zero_point, out);
 }
 
@@ -371,15 +367,8 @@ EF_EXPORT void edgeforge_dequantize_rows(const uint8_t *codes, const uint16_t *s
  */
 EF_EXPORT int64_t edgeforge_round_columns(const Rounding *task, const Tables *tables) {
     float *errors = malloc((size_t)task->cols * STRIP * sizeof(float));
-    RoundColumns run = round_columns_plain;
+    const RoundColumns run = EF_CHOICE(round_columns);
     if (errors == NULL) return OUT_OF_MEMORY;
-#ifdef EF_DISPATCH
-    switch (instruction_set()) {
-        case 2: run = round_columns_avx512; break;
-        case 1: run = round_columns_avx2; break;
-        default: break;
-    }
-#endif
     run(task, tables, errors);
     free(errors);
     return 0;

@@ -1,10 +1,13 @@
-"""Gives the quantizers' tests their oracles, which lie apart under ``tests/oracles``."""
+"""Gives the quantizers' tests their oracles, which lie apart under ``tests/oracles``, and more."""
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from quant import native
 
 _ORACLES = Path(__file__).parent.parent / "oracles"
 
@@ -33,3 +36,10 @@ def smoothquant_numpy() -> ModuleType:
 def awq_numpy() -> ModuleType:
     """AWQ written from the paper, in NumPy."""
     return _load("awq_numpy")
+
+
+@pytest.fixture
+def restore_instruction_set() -> Iterator[None]:
+    """Lets the kernels use all that the processor has again after a test that limits them."""
+    yield
+    native.limit_instruction_set(2)

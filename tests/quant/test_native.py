@@ -31,12 +31,6 @@ SHAPES = {
 }
 
 
-@pytest.fixture
-def restore_instruction_set():
-    yield
-    native.limit_instruction_set(2)
-
-
 def awkward(shape, seed):
     """Rows of several laws and sizes, with zeros, repeats and a far outlier among them."""
     generator = torch.Generator().manual_seed(seed)

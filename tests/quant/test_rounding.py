@@ -16,12 +16,6 @@ needs_kernels = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def restore_instruction_set():
-    yield
-    native.limit_instruction_set(2)
-
-
 def columns(rows: int, count: int, cols: int, seed: int = 0) -> Columns:
     """Some of a matrix's columns, out of order, that owe each other a good deal."""
     draw = torch.Generator().manual_seed(seed)
