@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from device_harness.session import Session
@@ -152,7 +152,7 @@ def verify(
     artifact: str | Path,
     *,
     text: str | Path | None = None,
-    tokens: int | None = None,
+    tokens: int | Literal["all"] | None = None,
     checkpoint: str | None = None,
     threads: int | None = None,
     timed: bool = True,
@@ -164,7 +164,8 @@ def verify(
     Args:
         artifact: a folder that `export` wrote.
         text: a UTF-8 file; None for the demo model's held-out text.
-        tokens: how many tokens of it; None for all (2,048 for models over 50 M parameters).
+        tokens: how many tokens of it, spread over the whole text, or ``all``; None for 8,192
+            (2,048 for models over 50 M parameters).
         checkpoint: where the checkpoint is now, if it was moved.
         threads: for the runtime.
         timed: whether to time the artifact too.
@@ -173,6 +174,7 @@ def verify(
 
     Raises:
         CheckFailed: files were changed, or their integers and scales are not the store's.
+        UsageError: ``tokens`` is neither a number of at least 2 nor ``all``.
     """
     from edgeforge.verification.verify import VerifyOptions
     from edgeforge.verification.verify import verify as run_verify

@@ -7,6 +7,19 @@ from typing import Annotated
 
 import typer
 
+
+def _check_tokens(text: str | None) -> str | None:
+    """Lets pass what `edgeforge.verification.sample.parse_tokens` reads."""
+    from edgeforge.errors import UsageError
+    from edgeforge.verification.sample import parse_tokens
+
+    try:
+        parse_tokens(text)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
+
+
 # Of several commands.
 Threads = Annotated[
     int | None,
@@ -142,7 +155,16 @@ Text = Annotated[
     Path | None,
     typer.Option(help="UTF-8 text to evaluate on; by default the demo's held-out text."),
 ]
-Tokens = Annotated[int | None, typer.Option(min=2, help="How many tokens of it; by default all.")]
+Tokens = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|all",
+        callback=_check_tokens,
+        help="How many tokens of it, spread over the whole text, or all; by default 8192 (2048 for "
+        "models over 50 M parameters).",
+    ),
+]
+Full = Annotated[bool, typer.Option("--full", help="Print every figure, in two wide tables.")]
 CheckpointPlace = Annotated[
     str | None, typer.Option(help="The checkpoint, if it is not where it was.")
 ]
