@@ -260,11 +260,13 @@ def _blocks_of(data: Constant, scale: Tensor, offset: Tensor | None, half: bool)
         return parts.reshape(-1, groups).repeat_interleave(repeat, 0).float().contiguous()
 
     return Blocks(
-        data.data.reshape(-1).view(np.uint8),
-        data.bits,
-        data.dtype.startswith("int"),
-        *(data.shape[0], inner, of_rows(scale)),
-        None if offset is None else of_rows(offset),
+        packed=data.data.reshape(-1).view(np.uint8),
+        bits=data.bits,
+        signed=data.dtype.startswith("int"),
+        rows=data.shape[0],
+        cols=inner,
+        scale=of_rows(scale),
+        offset=None if offset is None else of_rows(offset),
         half=half and not _exact_in_half(data, scale, offset),
     )
 

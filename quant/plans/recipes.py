@@ -226,11 +226,13 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int4-pc", "int4-pc", "4 bits, one scale a row: the smallest, the least exact"),
         _uniform("int8", "int8-pc", "8 bits, one scale a row"),
         _rounded(
-            *("w8a8", TOKEN, "smoothquant"), "int8, what enters rounded per token: ONNX, ExecuTorch"
+            "w8a8", TOKEN, "smoothquant", "int8, what enters rounded per token: ONNX, ExecuTorch"
         ),
         # One scale for all tokens feels outliers more: there the searched exponent paid.
         _rounded(
-            *("w8a8-static", TENSOR, "smoothquant-search"),
+            "w8a8-static",
+            TENSOR,
+            "smoothquant-search",
             "int8, what enters rounded by fixed scales: ONNX, Core ML",
         ),
         _uniform("int8-g32", "int8-g32", "8 bits, groups of 32"),
