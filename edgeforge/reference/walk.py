@@ -22,6 +22,7 @@ from device_harness.errors import DeviceError
 from quant.formats import packing
 from quant.formats.formats import PaletteFormat
 from quant.kernels import native
+from quant.kernels.threads import single_threaded_torch
 from quant.program import dialect
 from quant.program.calls import QuantizedCall
 from quant.program.program import Input, Program, node_argument
@@ -109,8 +110,7 @@ class Walk:
         if isinstance(format, PaletteFormat):
             unpacked = packing.look_up(codes, scale, format)
         else:
-            unpack = native.dequantize if native.available() else packing.dequantize
-            unpacked = unpack(codes, scale, zero_point, format)
+            unpacked = native.unpack(codes, scale, zero_point, format)
         return run_unpacked
 
     def _weights(self, node: fx.Node) -> dict[fx.Node, Tensor]:
@@ -283,13 +283,12 @@ class ReferenceSession:
 @contextmanager
 def block_pool() -> Iterator[ThreadPoolExecutor]:
     """Threads that take a block each: they never wait for each other within an operator."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(before, thread_name_prefix="reference") as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
+    count = torch.get_num_threads()
+    with (
+        single_threaded_torch(),
+        ThreadPoolExecutor(count, thread_name_prefix="reference") as pool,
+    ):
+        yield pool
 
 
 def _replace_nodes(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[object, ...]:

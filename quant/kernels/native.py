@@ -179,6 +179,17 @@ def quantize_rows(
     return Outcome(sums[0], sums[1], None if bad_row < 0 else bad_row)
 
 
+def unpack(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    fmt: IntFormat,
+) -> torch.Tensor:
+    """`dequantize` where the kernels were built, ``quant.formats.packing.dequantize`` elsewhere."""
+    by = dequantize if available() else packing.dequantize
+    return by(codes, scale, zero_point, fmt)
+
+
 def dequantize(
     codes: torch.Tensor,
     scale: torch.Tensor,

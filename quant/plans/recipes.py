@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -13,6 +12,7 @@ from quant.formats.activations import NONE, TENSOR, TOKEN, Activation, parse_act
 from quant.formats.formats import FloatFormat, WeightFormat, parse_format
 from quant.plans.algorithms import SIGNED
 from quant.plans.plan import FLOAT32, Assignment, QuantPlan, is_quantized, matrix_shape
+from quant.suggestion import did_you_mean, nearest
 
 _ROLES = ("*", "head", "embedding", "linear")
 
@@ -122,8 +122,7 @@ class Recipe:
             return
         known = known_algorithms()
         if rule.algorithm not in known:
-            near = difflib.get_close_matches(rule.algorithm, known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(rule.algorithm, known)
             raise QuantizationError(
                 f"recipe {self.name}: there is no algorithm {rule.algorithm!r}{hint}; known: "
                 f"{', '.join(known)}"
@@ -138,8 +137,9 @@ class Recipe:
                 )
 
     def _refuse_unused(self, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        near = difflib.get_close_matches(rule.match, shapes, n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        # A pattern with stars is less like a name than a name with a typing error is.
+        near = nearest(rule.match, shapes, cutoff=0.3)
+        hint = "" if near is None else f"; did you mean {near!r}?"
         raise QuantizationError(
             f"recipe {self.name}: no weight is left for the rule {rule.match!r}{hint}"
         )
@@ -298,8 +298,7 @@ def find_recipe(name: str, others: Iterable[str] = ()) -> Recipe:
     if path.suffix in (".yaml", ".yml"):
         return _read_recipe(path)
     known = [*RECIPES, *others]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(name, known)
     raise QuantizationError(
         f"there is no recipe {name!r}{hint}; known: {', '.join(known)}, or a .yaml file of rules"
     )
