@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from device_harness.coreml_interpreter.values import Precision, held, round_to_half
+from device_harness.coreml_interpreter.values import held, round_to_half
 from exporters.coreml.constants import Constant, unpack_bits
 from quant.kernels import blocks
 from quant.kernels.blocks import Blocks
@@ -362,8 +362,3 @@ def look_up(indices: Tensor, tables: Tensor, axis: int) -> Tensor:
     shape = list(indices.shape)
     shape[axis] *= width
     return moved.reshape(shape)
-
-
-def precision_is_half(precision: Precision, dtype: str) -> bool:
-    """Whether results of a MIL type are rounded to float16."""
-    return precision is Precision.FP16 and dtype == "fp16"
