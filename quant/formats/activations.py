@@ -8,11 +8,11 @@ computes what the plan promises.
 
 from __future__ import annotations
 
-import difflib
 from typing import Final, Literal
 
 from quant.errors import QuantizationError
 from quant.formats.formats import TensorLayout
+from quant.suggestion import did_you_mean
 
 Activation = Literal["none", "int8-token", "int8-tensor"]
 
@@ -38,8 +38,7 @@ def parse_activation(name: str) -> Activation:
         QuantizationError: no rounding of activations has this name.
     """
     if name not in ACTIVATIONS:
-        near = difflib.get_close_matches(name, ACTIVATIONS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(name, ACTIVATIONS)
         raise QuantizationError(
             f"there is no activation {name!r}{hint}; known: {', '.join(ACTIVATIONS)}"
         )
