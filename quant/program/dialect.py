@@ -81,7 +81,12 @@ def check_quantized(program: Program) -> None:
 
 
 def check_lowered(program: Program) -> None:
-    """Checks a program that `exporters.last_token` changed; arguments as `check_float`."""
+    """Checks a program that `exporters.last_token` changed to return one position's logits.
+
+    Raises:
+        DialectError: as for `check_quantized`, with the lowered dialect; or the program returns
+            the logits of more than one position.
+    """
     _check(program, LOWERED_DIALECT, "lowered")
     _check_operands(program)
     shape = shape_of(program.output())
@@ -90,7 +95,11 @@ def check_lowered(program: Program) -> None:
 
 
 def _check_operands(program: Program) -> None:
-    """Quantized operators read the parts of a weight that their format has."""
+    """Checks that quantized operators read the stored parts that their formats have.
+
+    Raises:
+        DialectError: an argument is missing or is another part.
+    """
     for node in program.graph.nodes:
         if node.target in (QUANT_LINEAR, QUANT_EMBEDDING):
             for index, part in enumerate(_parts(node), start=1):

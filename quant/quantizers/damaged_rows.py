@@ -1,4 +1,4 @@
-"""The refusal of weights that are no finite numbers: every format is refused them alike."""
+"""The error for weights with NaN or infinite values, with the same words for every format."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from quant.errors import QuantizationError
 
 
 def damage(values: torch.Tensor, name: str, row: int, what: str) -> QuantizationError | None:
-    """The error that names a row's NaN or infinite value; None when all values are finite.
+    """Returns the error that names a row's NaN or infinite value; None when all are finite.
 
     Args:
-        values: float32 ``[columns]``, the row.
-        name: of the weight, for the message.
-        row: its number in the whole weight, for the message.
-        what: what only finite weights can be: ``stored`` or ``quantized``.
+        values: float32 ``[columns]``, the row's values.
+        name: the weight's name, for the message.
+        row: the row's index in the whole weight, for the message.
+        what: what the caller does with the weight, for the message: ``stored`` or ``quantized``.
     """
     if bool(values.isnan().any()):
         problem = "NaN"
