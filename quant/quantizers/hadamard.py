@@ -168,7 +168,7 @@ def _is_prime(number: int) -> bool:
 
 
 def hartley(order: int) -> torch.Tensor:
-    """Returns the orthogonal discrete Hartley transform: float64 ``[order, order]``, any order."""
+    """Returns the orthogonal discrete Hartley transform of an order: float64 ``[order, order]``."""
     index = torch.arange(order, dtype=torch.float64)
     turns = (index.unsqueeze(1) * index % order) * (2 * math.pi / order)
     return (turns.cos() + turns.sin()) / math.sqrt(order)
