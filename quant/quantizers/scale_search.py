@@ -14,6 +14,8 @@ from quant.quantizers.rtn import LARGEST_STORED, RTN, SMALLEST_SCALE, QuantizedR
 
 # The search tries these multiples of the scale of least unweighted error for every group.
 _RATIOS: Final = tuple(0.70 + 0.03 * step for step in range(16))
+
+
 _CHUNK_WEIGHTS: Final = 1 << 20
 
 
