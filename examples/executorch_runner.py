@@ -17,6 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# ExecuTorch's package of the runner imports transformers, and does not ask pip for it.
+INSTALL = 'pip install "edgeforge[executorch]" transformers'
+KERNELS = (
+    "kernels/quantized/libquantized_ops_aot_lib.*",
+    "extension/llm/custom_ops/libcustom_ops_aot_lib.*",
+)
+
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What the artifact says of itself."""
@@ -32,18 +39,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def import_runner() -> Any:
-    """ExecuTorch's binding of its runner, once the kernels that programs call are registered."""
-    try:
-        # These two register kernels beside XNNPACK's: attention with caches, and lookups in
-        # quantized embeddings. An app links the same kernels.
-        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
-        from executorch.kernels import quantized  # noqa: F401
+    """ExecuTorch's runner, with the kernels registered that programs call beside XNNPACK's.
 
-        # The binding itself, for the package around it wants transformers too.
-        from executorch.extension.llm.runner import _llm_runner  # isort: skip
+    They are attention with caches and lookups in quantized embeddings; an app links the same.
+    """
+    try:
+        import executorch
+        import torch
+        from executorch.extension.llm import runner
+        from executorch.extension.pybindings import _portable_lib  # noqa: F401
     except ModuleNotFoundError as missing:
-        sys.exit(f'{missing.name} is not installed: pip install "edgeforge[executorch]"')
-    return _llm_runner
+        sys.exit(f"{missing.name} is not installed: {INSTALL}")
+    # executorch.extension.llm.custom_ops would load the same libraries, but imports the whole
+    # exporter first, which takes several seconds.
+    root = Path(next(iter(executorch.__path__)))
+    for library in KERNELS:
+        torch.ops.load_library(next(root.glob(library)))
+    return runner
 
 
 def generate(
