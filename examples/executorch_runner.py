@@ -54,7 +54,7 @@ def import_runner() -> Any:
     # exporter first, which takes several seconds.
     root = Path(next(iter(executorch.__path__)))
     for library in KERNELS:
-        torch.ops.load_library(next(root.glob(library)))
+        torch.ops.load_library(next(root.glob(library)))  # type: ignore[no-untyped-call]
     return runner
 
 
