@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +22,7 @@ from edgeforge.families.spec import ModelSpec, WeightSpec
 from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.model.model import Model
 from edgeforge.model.rotations import ROTATIONS, RotationKind, find_rotation
+from exporters.manifest_records import RotationRecord
 from quant.plans.plan import FLOAT32, QuantPlan, matrix_shape
 from quant.program.rotation_places import ResidualPlaces, ValuePlace, residual_places, value_places
 from quant.quantizers.hadamard import ROTATION_VERSION, Rotation, random_hadamard
@@ -50,13 +51,13 @@ class Rotated:
     Attributes:
         model: its spec and weights are of the rotated program.
         program: in the float dialect.
-        record: what a manifest keeps.
+        record: of the rotation, as a manifest keeps it.
         added: the matrix that the checkpoint's own model does not have, if any.
     """
 
     model: Model
     program: Program
-    record: Mapping[str, object]
+    record: RotationRecord
     added: str | None
 
     def notes(self, plan: QuantPlan) -> tuple[str, ...]:
@@ -65,7 +66,7 @@ class Rotated:
         Args:
             plan: of the rotated weights.
         """
-        name = str(self.record["name"])
+        name = self.record.name
         notes = [
             f"weights were rotated before they were quantized ({name}: {ROTATIONS[name].about}); "
             f"relative errors are of the rotated weights"
@@ -107,12 +108,12 @@ def rotate(model: Model, name: str, context: int, seed: int = SEED) -> Rotated:
     weights = RotatedWeights(
         model.weights, spec, places, value_places(program), f"{name}/{ROTATION_VERSION}/{seed}"
     )
-    record = {"name": name, "version": ROTATION_VERSION, "seed": seed}
+    record = RotationRecord(name, ROTATION_VERSION, seed)
     added = next((weight for weight in spec.weights if weight not in model.spec.weights), None)
     return Rotated(replace(model, spec=spec, weights=weights), program, record, added)
 
 
-def recorded_rotation(model: Model, record: Mapping[str, object], context: int) -> Rotated:
+def recorded_rotation(model: Model, record: RotationRecord, context: int) -> Rotated:
     """The rotated model that an artifact was made of.
 
     Args:
@@ -123,12 +124,12 @@ def recorded_rotation(model: Model, record: Mapping[str, object], context: int) 
     Raises:
         UsageError: it was rotated by another version.
     """
-    if record.get("version") != ROTATION_VERSION:
+    if record.version != ROTATION_VERSION:
         raise UsageError(
-            f"the artifact's rotation has version {record.get('version')!r}; this EdgeForge makes "
+            f"the artifact's rotation has version {record.version!r}; this EdgeForge makes "
             f"{ROTATION_VERSION}: export the model again"
         )
-    return rotate(model, str(record["name"]), context, int(str(record["seed"])))
+    return rotate(model, record.name, context, record.seed)
 
 
 def _rotated_spec(spec: ModelSpec, kind: RotationKind) -> ModelSpec:

@@ -10,7 +10,7 @@ from pathlib import Path
 from quant.errors import QuantizationError
 from quant.formats.activations import NONE, TENSOR, TOKEN, Activation, parse_activation
 from quant.formats.formats import FloatFormat, WeightFormat, parse_format
-from quant.plans.algorithms import SIGNED
+from quant.plans.algorithms import CAST, SIGNED
 from quant.plans.plan import FLOAT32, Assignment, QuantPlan, is_quantized, matrix_shape
 from quant.suggestion import did_you_mean, nearest
 
@@ -83,7 +83,7 @@ class Recipe:
         tied = "head" not in roles.values()
         for name, shape in shapes.items():
             if len(shape) == 1:
-                weights[name] = Assignment(FLOAT32, "cast")
+                weights[name] = Assignment(FLOAT32, CAST)
                 continue
             rule = next((r for r in self.rules if _matches(r, name, roles[name])), None)
             if rule is None:
@@ -150,7 +150,7 @@ def norm_matrix(format: WeightFormat | None = None) -> Assignment:
 
     It is close to a multiple of the identity: integers would spend their range on the diagonal.
     """
-    return Assignment(format if isinstance(format, FloatFormat) else FloatFormat("float16"), "cast")
+    return Assignment(format if isinstance(format, FloatFormat) else FloatFormat("float16"), CAST)
 
 
 def _matches(rule: Rule, name: str, role: str) -> bool:

@@ -13,6 +13,7 @@ from edgeforge.generation.generate import generate
 from edgeforge.synth.synthesise import write_byte_tokenizer
 from exporters.errors import ExportError
 from exporters.manifest import Manifest
+from exporters.manifest_records import ModelRecord, SourceRecord
 
 BOS, EOS, VOCAB, CONTEXT = 256, 257, 512, 64
 
@@ -47,8 +48,8 @@ def artifact(tmp_path):
             entry="model.onnx",
             recipe="fp32",
             context=CONTEXT,
-            source={},
-            model={"bos": BOS, "eos": [EOS], "vocab_size": VOCAB, **model},
+            source=SourceRecord("", "", None, "", {}),
+            model=ModelRecord.from_json({"bos": BOS, "eos": [EOS], "vocab_size": VOCAB, **model}),
             bits_per_weight=32.0,
             weights={},
             inputs={},

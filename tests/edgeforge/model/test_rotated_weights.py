@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -152,7 +154,7 @@ def test_a_rotation_is_the_same_again_and_another_seed_is_another(tiny):
     assert len({digest, another, values, tiny.weights.mapping_digest()}) == 4
     assert torch.equal(of(recorded_rotation(tiny, made.record, CONTEXT))[0], other)
     with pytest.raises(UsageError, match="rotation has version 0; this EdgeForge makes 1"):
-        recorded_rotation(tiny, {**made.record, "version": 0}, CONTEXT)
+        recorded_rotation(tiny, replace(made.record, version=0), CONTEXT)
 
 
 def test_parameters_are_the_checkpoints_own():
