@@ -2,8 +2,8 @@
  * Columns rounded one after the other, each with the shares of earlier columns' errors that it takes
  * over: quant/quantizers/grids.py holds the same arithmetic in torch and must give the same bits.
  *
- * _kernels.c includes this once for every instruction set. A strip of rows goes through all columns
- * before the next one, so that its errors stay in the first cache.
+ * A strip of rows goes through all columns before the next one, so that its errors stay in the first
+ * cache.
  */
 EF_TARGET EF_INLINE const float *EF_NAME(whole_strip)(const float *from, int64_t lanes, float pad,
                                                       float *room) {

@@ -1,6 +1,5 @@
 /*
- * Rows to codes and back, for one instruction set: _kernels.c includes it once for each, after the
- * search for scales.
+ * Rows to codes and back, once their scales are found.
  */
 EF_TARGET EF_INLINE void EF_NAME(encode)(const float *w, int64_t n, float scale, float zero,
                                          float max_code, uint8_t *codes, float *residual) {

@@ -19,9 +19,9 @@ from quant.kernels.threads import single_threaded_torch
 from quant.plans.algorithms import IMPORTED
 from quant.plans.plan import Assignment, QuantPlan, matrix_shape
 from quant.processors import default_threads
-from quant.quantizers.damaged_rows import damage
 from quant.quantizers.kmeans import PalettizedRows
 from quant.quantizers.registry import PALETTIZERS, QUANTIZERS, Palettizer
+from quant.quantizers.row_checks import damage
 from quant.quantizers.rtn import QuantizedRows
 
 # Large enough that Python's share is small, small enough to stay in a core's cache.

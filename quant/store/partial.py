@@ -20,7 +20,9 @@ import torch
 
 from quant.errors import QuantizationError
 from quant.plans.plan import QuantPlan
-from quant.store.store import STORE_FILES, StoreWriter, or_explained
+from quant.store.cached import or_explained
+from quant.store.store import STORE_FILES
+from quant.store.writer import StoreWriter
 
 JOURNAL_VERSION: Final = 1
 _JOURNAL, _LOCK = "progress.json", "lock"
@@ -137,7 +139,7 @@ def partial_store(
 
     Args:
         cache: folder of stores.
-        key: `quant.store.store.store_key`.
+        key: `quant.store.cached.store_key`.
         plan: formats by weight.
         shapes: shape by weight.
         folder: where partial results are kept, and found; by default a folder of the cache, by key.
