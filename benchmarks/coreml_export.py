@@ -12,11 +12,10 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured_process import edgeforge, folder_bytes, pin, run, say
+from measured_process import edgeforge, folder_bytes, pin, run, say, work_folder
 from tables import Gain, Metric, print_comparison
 
 from edgeforge.synth.presets import PRESETS
@@ -36,13 +35,8 @@ def main() -> None:
     """Reads the arguments, runs the exports, prints the table."""
     options = parse_arguments()
     pin(options.threads)
-    root = options.workdir or Path(tempfile.mkdtemp(prefix="coreml-export-"))
-    root.mkdir(parents=True, exist_ok=True)
-    try:
+    with work_folder(options.workdir, "coreml-export-") as root:
         records = measure(options, root)
-    finally:
-        if options.workdir is None:
-            shutil.rmtree(root, ignore_errors=True)
     print_table(records, options)
     if options.json:
         options.json.write_text(json.dumps(records, indent=2) + "\n")

@@ -12,12 +12,11 @@ import os
 import shutil
 import statistics
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measured_process import edgeforge, pin, run, say
+from measured_process import edgeforge, pin, run, say, work_folder
 from tables import Gain, Metric, print_comparison
 
 HERE = Path(__file__).resolve().parent
@@ -55,13 +54,8 @@ def main() -> None:
     options = parser.parse_args()
     pin(options.threads)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    root = options.workdir or Path(tempfile.mkdtemp(prefix="executorch-export-"))
-    root.mkdir(parents=True, exist_ok=True)
-    try:
+    with work_folder(options.workdir, "executorch-export-") as root:
         records = measure(options, root)
-    finally:
-        if options.workdir is None:
-            shutil.rmtree(root, ignore_errors=True)
     print_table(records, options)
     if options.json:
         options.json.write_text(json.dumps(records, indent=2) + "\n")

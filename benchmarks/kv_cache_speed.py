@@ -11,13 +11,12 @@ import dataclasses
 import json
 import os
 import statistics
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from measured_process import pin
+from measured_process import pin, work_folder
 
 DTYPES = ("fp32", "int8")
 CHUNK = 128
@@ -38,8 +37,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     pin(options.threads)
-    with tempfile.TemporaryDirectory(prefix="kv-cache-") as scratch:
-        times = measure(options, options.workdir or Path(scratch))
+    with work_folder(options.workdir, "kv-cache-") as root:
+        times = measure(options, root)
     name = f"{options.model}, {options.layers} layers" if options.layers else options.model
     print(f"{name}, {options.recipe}, {options.target}, {options.threads} threads, ", end="")
     print(f"load {os.getloadavg()[0]:.1f}")

@@ -2,8 +2,8 @@
  * Rounds columns one after the other; each first adds its shares of earlier columns' errors.
  * quant/quantizers/grids.py does the same arithmetic in torch and must give the same bits.
  *
- * _kernels.c includes this file once for every instruction set. It rounds all columns of one strip
- * of rows before the next strip, so that the strip's errors stay in the first-level cache.
+ * All columns of one strip of rows are rounded before the next strip, so that the strip's errors
+ * stay in the first-level cache.
  */
 
 /* A full strip's floats, in place; a short strip is copied to `room` and padded. */

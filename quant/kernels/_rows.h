@@ -1,6 +1,5 @@
 /*
- * Quantizes and dequantizes rows for one instruction set. _kernels.c includes this file once per
- * instruction set, after the search for scales.
+ * Quantizes rows whose scales are found, and dequantizes rows.
  */
 
 /* Writes a group's codes and residuals (weight - stored value). */

@@ -27,8 +27,8 @@ import torch
 from quant.errors import QuantizationError
 from quant.formats.formats import PaletteFormat
 from quant.formats.packing import pack_bits
-from quant.quantizers.damaged_rows import damage
 from quant.quantizers.optimal_clusters import Doubles, Integers, Singles, bin_ends, optimal_ends
+from quant.quantizers.row_checks import damage
 
 LARGEST: Final = 65504.0
 _ROUNDS: Final = 200

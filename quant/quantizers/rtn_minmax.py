@@ -16,7 +16,8 @@ import torch
 
 from quant.formats.formats import IntFormat
 from quant.formats.packing import pack_codes
-from quant.quantizers.rtn import LARGEST_STORED, SMALLEST_SCALE, QuantizedRows, check_rows
+from quant.quantizers.row_checks import LARGEST_STORED, SMALLEST_SCALE, check_rows
+from quant.quantizers.rtn import QuantizedRows
 
 
 class MinMaxRoundToNearest:

@@ -10,7 +10,8 @@ import torch
 from quant.formats.formats import IntFormat
 from quant.formats.packing import dequantize, pack_codes, unpack_codes
 from quant.kernels.threads import run_all
-from quant.quantizers.rtn import LARGEST_STORED, RTN, SMALLEST_SCALE, QuantizedRows
+from quant.quantizers.row_checks import LARGEST_STORED, SMALLEST_SCALE
+from quant.quantizers.rtn import RTN, QuantizedRows
 
 # The search tries these multiples of the scale of least unweighted error for every group.
 _RATIOS: Final = tuple(0.70 + 0.03 * step for step in range(16))

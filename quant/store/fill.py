@@ -22,9 +22,9 @@ from quant.kernels.threads import single_threaded_torch
 from quant.plans.algorithms import IMPORTED
 from quant.plans.plan import Assignment, QuantPlan, matrix_shape
 from quant.processors import default_threads
-from quant.quantizers.damaged_rows import damage
 from quant.quantizers.kmeans import PalettizedRows
 from quant.quantizers.registry import PALETTIZERS, QUANTIZERS, Palettizer
+from quant.quantizers.row_checks import damage
 from quant.quantizers.rtn import QuantizedRows
 
 # Weights in a chunk: enough that Python's overhead is small, few enough for a core's cache.

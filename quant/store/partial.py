@@ -20,7 +20,9 @@ import torch
 
 from quant.errors import QuantizationError
 from quant.plans.plan import QuantPlan
-from quant.store.store import STORE_FILES, StoreWriter, or_explained
+from quant.store.cached import or_explained
+from quant.store.store import STORE_FILES
+from quant.store.writer import StoreWriter
 
 JOURNAL_VERSION: Final = 1
 _JOURNAL, _LOCK = "progress.json", "lock"
@@ -140,7 +142,7 @@ def partial_store(
 
     Args:
         cache: folder of stores.
-        key: the store's key, `quant.store.store.store_key`.
+        key: the store's key, `quant.store.cached.store_key`.
         plan: formats by weight name.
         shapes: shape by weight name.
         folder: where partial results are kept and looked for; by default a folder in the cache
