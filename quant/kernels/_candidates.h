@@ -1,6 +1,6 @@
 /*
- * Sixteen candidate scales of a group at once, one a lane: their errors, the least of them, and
- * bounds on what no candidate can undercut.
+ * Computes with sixteen candidate scales of a group at once, one per lane: their errors, the least
+ * error, and lower bounds of the errors of candidates not yet tried.
  */
 EF_TARGET EF_INLINE Block EF_NAME(load)(const float *p) {
     Block b;
@@ -14,7 +14,7 @@ EF_TARGET EF_INLINE Block EF_NAME(fill)(float x) {
     return b;
 }
 
-/* Squared distance of w to its nearest step, in units of the scale, added to sum. */
+/* Adds to sum the squared distance of w to its nearest step, in units of the scale. */
 EF_TARGET EF_INLINE void EF_NAME(add_error)(float w, const Block *inverse, const Block *low,
                                             const Block *high, int clip_low, int clip_high,
                                             Block *sum) {
@@ -33,7 +33,10 @@ EF_TARGET EF_INLINE void EF_NAME(add_error)(float w, const Block *inverse, const
     }
 }
 
-/* Even and odd columns are summed apart over blocks of 128 columns; the blocks are then added. */
+/*
+ * Returns the candidates' squared errors in units of the scale. The order of summation is fixed:
+ * even and odd columns are summed separately over blocks of 128 columns, then the blocks are added.
+ */
 EF_TARGET EF_INLINE Block EF_NAME(unit_errors)(const float *w, int64_t n, const Block *inverse,
                                                const Block *low, const Block *high, int clip_low,
                                                int clip_high) {
@@ -68,7 +71,7 @@ EF_TARGET EF_INLINE Block EF_NAME(errors)(const float *w, int64_t n, const Block
     return e;
 }
 
-/* Least of 16 and the first lane that has it. */
+/* Returns the least of the 16 lanes, and the first lane that has it. */
 EF_TARGET EF_INLINE float EF_NAME(first_least)(const Block *b, int *lane) {
 #if VW == 16
     float least = _mm512_reduce_min_ps(b->v[0]);
@@ -88,7 +91,7 @@ EF_TARGET EF_INLINE float EF_NAME(first_least)(const Block *b, int *lane) {
 #endif
 }
 
-/* Lanes of a that are at most those of b, as bits. */
+/* Returns a mask of the lanes where a is at most b. */
 EF_TARGET EF_INLINE unsigned EF_NAME(at_most_mask)(const Block *a, const Block *b) {
 #if VW == 16
     return _mm512_cmp_ps_mask(a->v[0], b->v[0], _CMP_LE_OQ);
@@ -107,7 +110,7 @@ EF_TARGET EF_INLINE unsigned EF_NAME(at_most_mask)(const Block *a, const Block *
 #endif
 }
 
-/* What clipping to [low, high] costs: a lower bound of the error of all narrower windows. */
+/* Returns the squared error of clipping to [low, high], a lower bound for narrower windows. */
 EF_TARGET EF_INLINE float EF_NAME(clipping)(const float *w, int64_t n, float low, float high) {
     float parts[LANES], total = 0.0f;
     Block sum = EF_NAME(fill)(0.0f);
@@ -133,7 +136,7 @@ EF_TARGET EF_INLINE float EF_NAME(clipping)(const float *w, int64_t n, float low
     return total;
 }
 
-/* Highest and lowest of the group, and zero. */
+/* Finds how far the group extends above zero and below it, both at least 0. */
 EF_TARGET EF_INLINE void EF_NAME(range)(const float *w, int64_t n, float *positive,
                                         float *negative) {
     float high[LANES], low[LANES], most = 0.0f, least = 0.0f;
@@ -169,7 +172,7 @@ EF_TARGET EF_INLINE void EF_NAME(range)(const float *w, int64_t n, float *positi
     *negative = -least;
 }
 
-/* Reciprocals and squares of the sixteen scales with these bits. */
+/* Computes the reciprocals and squares of the sixteen scales with these bits. */
 EF_TARGET EF_INLINE void EF_NAME(candidates)(const int *bits, Block *inverse, Block *area) {
     Lanes lanes;
     float scales[LANES];

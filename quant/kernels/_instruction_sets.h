@@ -1,6 +1,6 @@
 /*
- * One instruction set after the other: each names its vectors and what is done with them, then
- * _one_set.h compiles the kernels by these names and forgets them.
+ * Compiles the kernels for each instruction set. Every section defines the names of its vectors and
+ * of their operations; _one_set.h then compiles the kernels with these names and undefines them.
  */
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
 #include <immintrin.h>

@@ -1,13 +1,14 @@
 /*
- * Round to nearest with the best representable scale of every group, and its inverse.
+ * Rounds rows to nearest with the best representable scale of every group, dequantizes rows, and
+ * rounds columns in turn.
  *
- * quant/quantizers/rtn_torch.py holds the same arithmetic in torch and must give the same bits, so
+ * quant/quantizers/rtn_torch.py does the same arithmetic in torch and must give the same bits, so
  * every sum has a fixed order and nothing is fused: compile with -ffp-contract=off, and never with
- * -ffast-math. Sixteen candidate scales are tried at once, one a lane, so that the order in which a
- * candidate's error is summed does not depend on the width of the machine's vectors.
+ * -ffast-math. The search tries sixteen candidate scales at once, one per lane, so that the order
+ * in which a candidate's error is summed does not depend on the width of the machine's vectors.
  *
- * What is compiled once for every instruction set lies in headers; here are the types that they
- * share, the choice of a set, and the functions that Python calls.
+ * The headers hold the code that is compiled once for every instruction set. This file holds the
+ * types that they share, the choice of an instruction set, and the functions that Python calls.
  */
 #include <math.h>
 #include <stdint.h>
@@ -31,20 +32,23 @@
 #endif
 
 enum { LANES = 16, SUM_COLUMNS = 128, MIN_SCALE_BITS = 0x3700, MAX_SCALE_BITS = 0x477F };
-/* Blocks of every third scale that cover the widest interval, eight octaves of 128 scales. */
+/* Blocks of 16 candidates, every third scale, that cover the widest interval: 8 octaves of 128. */
 enum { MAX_BLOCKS = 22 };
-/* Groups whose searches go side by side, one stage after the other: no stage waits for the last. */
+/*
+ * Groups that go through the search's stages side by side, so that the processor can work on one
+ * group while the result of another is not ready.
+ */
 enum { BATCH = 16 };
-/* Rows that go through all columns together. */
+/* Rows whose columns are all rounded before the next rows': see _feedback.h. */
 enum { STRIP = 32 };
 enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 enum { OUT_OF_MEMORY = -2, ALL_ROWS_FINE = -1 };
 
 /* x + MAGIC - MAGIC rounds half to even for |x| < 2**22. */
 #define MAGIC 12582912.0f
-/* Margin of a lower bound over the best error: the rounding of either cannot matter. */
+/* Margin of a lower bound over the best error, wider than the rounding errors of both. */
 #define SURE 1.001f
-/* From one bfloat16 number to the next, of their power of two; a little more, for it is a bound. */
+/* The distance of neighbouring bfloat16 numbers over their power of two; 1 % more, as it bounds. */
 #define STEP (1.01f / 128.0f)
 #define LARGEST_SCALE 65504.0f
 
@@ -75,7 +79,7 @@ typedef struct {
     uint8_t *codes;
 } Scratch;
 
-/* Columns to round in turn; of every matrix, a column is contiguous. */
+/* Columns to round in turn. Every matrix holds its columns contiguously. */
 typedef struct {
     int64_t rows, cols, group, stride;
     const float *wanted, *weight, *shares;
@@ -86,13 +90,13 @@ typedef struct {
     float *errors;
 } Rounding;
 
-/* A column's grid, from a strip's first row on. */
+/* The integer grids of a column's rows, from the first row of a strip on. */
 typedef struct {
     const float *scale, *zero;
     float max_code;
 } Column;
 
-/* Tables of ascending values, and the edges between them, each for so many rows. */
+/* Tables of ascending values and the edges between them; each table is for `rows` rows. */
 typedef struct {
     const float *values, *edges;
     int64_t entries, rows;
@@ -108,7 +112,7 @@ typedef void (*DequantizeRows)(const Task *, const uint8_t *, const uint16_t *, 
                                float *);
 typedef void (*RoundColumns)(const Rounding *, const Tables *, float *);
 
-/* Widest instruction set to use: 0 plain, 1 AVX2, 2 AVX-512. */
+/* The widest instruction set that may be used: 0 plain, 1 AVX2, 2 AVX-512. */
 static int widest = 2;
 
 static int instruction_set(void) {
@@ -122,7 +126,7 @@ static int instruction_set(void) {
     return 0;
 }
 
-/* A function's copy for the widest instruction set to use. */
+/* A function's copy for the widest instruction set that may be used and that the processor has. */
 #ifdef EF_DISPATCH
 #define EF_CHOICE(name)                             \
     (instruction_set() == 2   ? name##_avx512       \
@@ -132,15 +136,15 @@ static int instruction_set(void) {
 #define EF_CHOICE(name) name##_plain
 #endif
 
-/* Restrict the instruction set, for tests and measurements; returns the one that will be used. */
+/* Limits the instruction set, for tests and measurements; returns the one that will be used. */
 EF_EXPORT int edgeforge_limit_instruction_set(int limit) {
     widest = limit;
     return instruction_set();
 }
 
 /*
- * Quantize rows. sums receives the squared error and the squared norm. Returns -1 when all rows
- * were fine, -2 when there was no memory, otherwise the first row that cannot be quantized.
+ * Quantizes rows. sums receives the squared error and the squared norm. Returns -1 when all rows
+ * are quantized, -2 when there is no memory, otherwise the first row that cannot be quantized.
  */
 EF_EXPORT int64_t edgeforge_quantize_rows(const void *weight, int kind, int64_t rows, int64_t cols,
                                           int64_t group, int bits, int symmetric, float low_factor,
@@ -166,7 +170,7 @@ EF_EXPORT int64_t edgeforge_quantize_rows(const void *weight, int kind, int64_t 
     return outcome;
 }
 
-/* Write the float32 values that the stored parts stand for. */
+/* Writes the float32 values that the stored parts stand for. */
 EF_EXPORT void edgeforge_dequantize_rows(const uint8_t *codes, const uint16_t *scale,
                                          const uint8_t *zero_point, int64_t rows, int64_t cols,
                                          int64_t group, int bits, float *out) {
@@ -176,8 +180,9 @@ EF_EXPORT void edgeforge_dequantize_rows(const uint8_t *codes, const uint16_t *s
 }
 
 /*
- * Round columns in turn, each once it has its shares of the errors before it: on tables where there
- * are values in them, else on integer grids. Returns 0, or -2 when there was no memory.
+ * Rounds columns in turn, each after adding its shares of the errors before it: to the entries of
+ * tables, or to integer grids where tables->values is null. Returns 0, or -2 when there is no
+ * memory.
  */
 EF_EXPORT int64_t edgeforge_round_columns(const Rounding *task, const Tables *tables) {
     float *errors = malloc((size_t)task->cols * STRIP * sizeof(float));
@@ -189,9 +194,9 @@ EF_EXPORT int64_t edgeforge_round_columns(const Rounding *task, const Tables *ta
 }
 
 /*
- * Linkers that are told to export a module's entry find one here. It makes no module:
- * quant.kernels.native loads the library by ctypes, so that building it needs a C compiler and no
- * Python headers.
+ * The build tells some linkers to export a Python module's entry function, so there must be one. It
+ * creates no module: quant.kernels.native loads the library by ctypes, so that building it needs a
+ * C compiler but no Python headers.
  */
 EF_EXPORT void *PyInit__kernels(void) {
     return NULL;

@@ -1,6 +1,6 @@
 /*
- * The kernels for one instruction set: _instruction_sets.h includes this once for each, with EF_NAME
- * and the vectors' names defined.
+ * The kernels for one instruction set. _instruction_sets.h includes this file once for each set,
+ * with EF_NAME and the names of vectors and their operations defined.
  */
 #define VECTORS (LANES / VW)
 
@@ -9,7 +9,7 @@ typedef struct {
 } EF_NAME(Block);
 #define Block EF_NAME(Block)
 
-/* In this order: each calls those above it. */
+/* The order matters: each header calls functions of those above it. */
 #include "_candidates.h"
 #include "_search.h"
 #include "_rows.h"

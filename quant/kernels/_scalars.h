@@ -1,5 +1,6 @@
 /*
- * Single numbers, their bits, and sixteen integers side by side: what needs no vectors of floats.
+ * Functions that need no vectors of floats: on single numbers, on their bits, and on vectors of
+ * sixteen integers.
  */
 EF_INLINE float float_of_bits(uint32_t bits) {
     float value;
@@ -7,7 +8,7 @@ EF_INLINE float float_of_bits(uint32_t bits) {
     return value;
 }
 
-/* Sixteen integers; loops over them would be unrolled into scalar code. */
+/* Sixteen integers. Compilers would unroll loops over them into scalar code. */
 #if defined(__GNUC__)
 typedef int32_t Lanes __attribute__((vector_size(64), aligned(4)));
 #define EVERY_THIRD \
@@ -32,6 +33,7 @@ typedef struct {
     EACH_LANE (out).lane[l] = (out).lane[l] < (low) ? (low) : (out).lane[l]
 #endif
 
+/* Returns the bits of the bfloat16 number at or below a positive value, clamped to the range. */
 EF_INLINE int scale_bits(float value) {
     int32_t bits;
     memcpy(&bits, &value, sizeof bits);
@@ -62,6 +64,7 @@ EF_INLINE int lowest_lane(unsigned mask) {
 #endif
 }
 
+/* Returns the float32 bits of a float16; the subtraction normalizes subnormal numbers. */
 EF_INLINE uint32_t widen_half(uint32_t half) {
     uint32_t sign = (half & 0x8000u) << 16, rest = (half & 0x7FFFu) << 13, bits;
     float small = float_of_bits(rest | 0x38800000u) - float_of_bits(0x38800000u);

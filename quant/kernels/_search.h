@@ -1,7 +1,8 @@
 /*
- * The search for the scale of a group among candidates, sixteen at a time.
+ * Searches the scale of a group among the bfloat16 candidates, sixteen at a time.
  */
-/* Errors of the scales with these bits, none of them below smallest. */
+
+/* Computes the errors of the scales with these bits, none of which is below smallest. */
 EF_TARGET EF_INLINE void EF_NAME(try_scales)(const Search *search, int64_t n, const int *bits,
                                              int smallest, float *out) {
     const float zero = search->zero;
@@ -11,23 +12,26 @@ EF_TARGET EF_INLINE void EF_NAME(try_scales)(const Search *search, int64_t n, co
     int clip_high = search->positive * widest > zero - 0.5f;
     Block inverse, area, error;
     EF_NAME(candidates)(bits, &inverse, &area);
-    /* In a short group, a branch guessed wrong costs more than a clamp that does nothing. */
+    /* In a short group, a mispredicted branch costs more than a clamp without effect. */
     if (n <= 64) clip_low = clip_high = clip_low | clip_high;
     error = EF_NAME(errors)(search->w, n, &inverse, &area, &low, &high, clip_low, clip_high);
     for (int k = 0; k < VECTORS; k++) STORE(out + k * VW, error.v[k]);
 }
 
+/* Returns the bits of the smallest scale in a block of every third scale. */
 EF_INLINE int EF_NAME(lowest_of_third)(const Search *search, int block) {
     return search->last - 1 - 3 * (LANES - 1) - 3 * LANES * block;
 }
 
 /*
- * The search for the scale of a symmetric group, in five stages.
+ * The search for the scale of a symmetric group has five stages: start, descend, list_near,
+ * try_near and choose.
  *
- * Every third scale is tried, from the largest down, until clipping alone costs more than the best
- * error. A scale one step away from one tried has codes q with |q * scale| <= |w| + error, so by
- * the triangle inequality its error (as a length) is less by at most (step / scale) times that:
- * only those that could still win are tried too.
+ * It tries every third scale, from the largest down, until clipping alone costs more than the best
+ * error. A scale one step away from a tried one has codes q with |q * scale| <= |w| + error, where
+ * the lengths are 2-norms over the group. By the triangle inequality its error (as a length) is
+ * less than the tried one's by at most (step / scale) times |w| + error. So the search then tries
+ * only those neighbours that could still win.
  */
 EF_TARGET EF_INLINE void EF_NAME(try_every_third)(Search *search, int64_t n) {
     int bits[LANES];
@@ -46,7 +50,7 @@ EF_TARGET EF_INLINE void EF_NAME(start)(const Task *task, Search *search, int64_
     search->zero = (float)(1 << (task->bits - 1));
     search->blocks = 0;
     EF_NAME(try_every_third)(search, n);
-    /* Below 8 bits the second block is needed nearly always. */
+    /* Below 8 bits nearly every search needs the second block, so it is tried without a test. */
     if (task->bits < 8) EF_NAME(try_every_third)(search, n);
 }
 
@@ -61,7 +65,7 @@ EF_TARGET EF_INLINE void EF_NAME(descend)(Search *search, int64_t n) {
     float best = EF_NAME(least_of)(search->tried[0]);
     if (search->blocks == 2) best = at_most(EF_NAME(least_of)(search->tried[1]), best);
     while (search->blocks < MAX_BLOCKS) {
-        const int above = search->last - 3 * LANES * search->blocks; /* all above are decided */
+        const int above = search->last - 3 * LANES * search->blocks; /* larger scales are decided */
         float scale;
         if (above < search->first) break;
         scale = float_of_bits((uint32_t)above << 16);
@@ -74,7 +78,7 @@ EF_TARGET EF_INLINE void EF_NAME(descend)(Search *search, int64_t n) {
     search->length = sqrtf(EF_NAME(clipping)(search->w, n, 0.0f, 0.0f));
 }
 
-/* Append the masked ones of every third number from bottom, unless below first. */
+/* Appends the masked ones of the numbers bottom, bottom + 3, ..., except those below first. */
 EF_TARGET EF_INLINE int EF_NAME(append)(int *list, int count, unsigned mask, int bottom,
                                         int first) {
 #if VW == 16
@@ -95,6 +99,7 @@ EF_TARGET EF_INLINE int EF_NAME(append)(int *list, int count, unsigned mask, int
 #endif
 }
 
+/* Lists the neighbours of tried scales whose errors could be less than the best error. */
 EF_TARGET EF_INLINE void EF_NAME(list_near)(Search *search) {
     const float best_length = sqrtf(search->best);
     const float near_length = (search->length + best_length) * SURE;
@@ -119,7 +124,7 @@ EF_TARGET EF_INLINE void EF_NAME(list_near)(Search *search) {
             bound.v[k] = MUL(MUL(reachable, reachable), SET1(SURE));
         }
         could_win = EF_NAME(at_most_mask)(&error, &bound);
-        /* Lanes below the first scale stood for it: the scales around them are out or tried. */
+        /* Lanes below first were clamped to it: their neighbours are tried or out of range. */
         if (bottom < first) {
             const int below = (first - bottom + 2) / 3;
             could_win = below < LANES ? could_win & ~0u << below : 0u;
@@ -144,7 +149,7 @@ EF_TARGET EF_INLINE void EF_NAME(try_near)(Search *search, int64_t n) {
                             search->near_errors[start / LANES]);
 }
 
-/* Of equal errors the smaller scale wins. */
+/* Chooses the scale of least error; of equal errors, the smaller scale wins. */
 EF_TARGET EF_INLINE void EF_NAME(choose)(Search *search) {
     const int blocks = (search->count + LANES - 1) / LANES;
     float best = search->best;
@@ -172,7 +177,10 @@ EF_TARGET EF_INLINE void EF_NAME(choose)(Search *search) {
     search->choice.zero = search->zero;
 }
 
-/* Sixteen scales at a time, from the largest down, each with the zero points that suit it. */
+/*
+ * Searches the scale and zero point of an asymmetric group: sixteen scales at a time, from the
+ * largest down, each with the zero points that clip no more than needed.
+ */
 EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const float *w, int64_t n,
                                                       float positive, float negative) {
     const float steps = (float)((1 << task->bits) - 1);
@@ -226,7 +234,7 @@ EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const fl
             }
             error = EF_NAME(errors)(w, n, &inverse, &area, &low, &high, clip_low, clip_high);
             if (every)
-                for (int k = 0; k < VECTORS; k++) { /* put zero points of other scales out */
+                for (int k = 0; k < VECTORS; k++) { /* exclude zero points meant for other lanes */
                     V outside = MAX(SUB(from.v[k], SET1(z)), SUB(SET1(z), to.v[k]));
                     V penalty = MUL(MAX(outside, none), SET1(1e38f));
                     error.v[k] = ADD(error.v[k], penalty);
@@ -241,7 +249,10 @@ EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const fl
         }
         top -= LANES;
         if (top < first) break;
-        /* The two excesses add up to what the range is too wide by, however the window lies. */
+        /*
+         * With any zero point, the lengths clipped at both ends add up to at least this excess, so
+         * the errors of the two outermost values cost at least half its square.
+         */
         excess = reach - steps * float_of_bits((uint32_t)top << 16);
         if (excess > 0.0f && excess * excess * 0.5f > best * SURE) break;
     }

@@ -1,13 +1,12 @@
 """Round to nearest, with the best representable scale of every group.
 
 For each group of weights ``w`` the quantizer minimizes ``sum((w - scale * q) ** 2)`` over the
-bfloat16 numbers, where ``q = clamp(round_half_even(w / scale))``, and over the zero points when the
-format is asymmetric. Every row is quantized on its own, so callers may cut a matrix into chunks of
-rows and give each to a thread.
+bfloat16 scales, where ``q = clamp(round_half_even(w / scale))``, and over the zero points when the
+format is asymmetric. It quantizes every row on its own, so callers may cut a matrix into chunks of
+rows and give each chunk to a thread.
 
-The same arithmetic, operation for operation in float32, exists twice: in
-``quant/kernels/_kernels.c``, and in ``quant/quantizers/rtn_torch.py`` for machines without a
-compiler. Both give the same bits.
+The arithmetic exists twice, in the same float32 operations: in ``quant/kernels/_kernels.c``, and in
+``quant/quantizers/rtn_torch.py`` for machines without a compiler. Both give the same bits.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Buffer = torch.Tensor | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class RowErrors:
-    """What quantizing some rows cost.
+    """The error of quantizing some rows.
 
     Attributes:
         squared_error: Sum of ``(weight - stored value) ** 2``.
@@ -45,7 +44,7 @@ class RowErrors:
 
 @dataclass(frozen=True)
 class QuantizedRows:
-    """The stored parts of some rows, and what quantizing them cost.
+    """The stored parts of some rows, and the error of their stored values.
 
     Attributes:
         codes: uint8 ``[rows, cols * bits / 8]``.
@@ -63,7 +62,7 @@ class QuantizedRows:
 
     @classmethod
     def joined(cls, parts: Sequence[QuantizedRows]) -> QuantizedRows:
-        """Parts of one matrix, in the order of its rows."""
+        """Joins parts of one matrix, given in the order of its rows."""
         points = [part.zero_point for part in parts if part.zero_point is not None]
         return cls(
             codes=torch.cat([part.codes for part in parts]),
@@ -88,14 +87,14 @@ class RoundToNearest:
         first_row: int = 0,
         backend: Backend | None = None,
     ) -> QuantizedRows:
-        """Quantize rows of a weight matrix.
+        """Quantizes rows of a weight matrix.
 
         Args:
             weight: ``[rows, cols]`` in float32, float16 or bfloat16.
             fmt: The integer format to store.
             name: The weight's name, for messages.
-            first_row: Number of the first of these rows in the whole weight, for messages.
-            backend: ``native`` or ``torch`` to insist on one implementation (they agree bit for
+            first_row: Index of the first of these rows in the whole weight, for messages.
+            backend: ``native`` or ``torch`` to require one implementation (they agree bit for
                 bit); None takes the native one where it was built.
 
         Raises:
@@ -126,21 +125,22 @@ class RoundToNearest:
         first_row: int = 0,
         backend: Backend | None = None,
     ) -> RowErrors:
-        """Quantize rows into buffers that the caller holds, such as views of a larger chunk.
+        """Quantizes rows into buffers of the caller, such as views of a larger chunk.
 
         Args:
             weight: ``[rows, cols]`` in float32, float16 or bfloat16.
             fmt: The integer format to store.
             codes: Contiguous uint8 ``[rows, cols * bits / 8]``, torch or numpy.
-            scale: Contiguous ``[rows, groups]``, torch bfloat16, or uint16 of either kind, which
-                then receives the bfloat16 bits.
+            scale: Contiguous ``[rows, groups]``: bfloat16 in torch, or uint16 in torch or numpy,
+                which receives the bfloat16 bits.
             zero_point: Contiguous uint8 ``[rows, ceil(groups * bits / 8)]``; None when symmetric.
             name: The weight's name, for messages.
-            first_row: Number of the first of these rows in the whole weight, for messages.
+            first_row: Index of the first of these rows in the whole weight, for messages.
             backend: As in ``quantize_rows``.
 
         Raises:
-            QuantizationError: As in ``quantize_rows``, and when a buffer does not fit.
+            QuantizationError: As in ``quantize_rows``, or a buffer does not have the part's dtype
+                and shape.
         """
         rows, cols = matrix_size(weight)
         label = name or "weight"

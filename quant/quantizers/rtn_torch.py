@@ -1,7 +1,7 @@
-"""Round to nearest in torch, for machines without a compiler: `quant.quantizers.rtn` says what.
+"""Round to nearest in torch, for machines without a compiler; see `quant.quantizers.rtn`.
 
-``quant/kernels/_kernels.c`` holds the same arithmetic, operation for operation in float32, and
-gives the same bits: so every sum here has a fixed order.
+``quant/kernels/_kernels.c`` does the same float32 operations and gives the same bits, so every sum
+here has a fixed order.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from quant.kernels import native
 from quant.quantizers.row_checks import MAX_SCALE_BITS, MIN_SCALE_BITS, first_bad_row, reach_of
 
 _CANDIDATES: Final = 16  # scales that are tried together
-_SUM_COLUMNS: Final = 128  # columns that are summed before they join the total
+_SUM_COLUMNS: Final = 128  # columns in a partial sum of the error
 _LANES: Final = 16  # partial sums of a row's squared error
-_SURE: Final = 1.001  # margin of a lower bound over the best error: rounding cannot matter
+_SURE: Final = 1.001  # margin of a lower bound over the best error, wider than rounding errors
 _WORK_ELEMENTS: Final = 1 << 20
 
 
@@ -30,9 +30,9 @@ def quantize_rows(
     scale: torch.Tensor,
     zero_point: torch.Tensor | None,
 ) -> native.Outcome:
-    """Quantize rows into buffers; arguments and result as of `quant.kernels.native.quantize_rows`.
+    """Quantizes rows into buffers, with the arguments of `quant.kernels.native.quantize_rows`.
 
-    A row that cannot be quantized is reported by the result, not raised.
+    Like that function it reports a row that cannot be quantized in its result, and raises nothing.
     """
     rows, cols = weight.shape
     values = weight.to(torch.float32)
@@ -72,7 +72,12 @@ def _search(
     reach: torch.Tensor,
     fmt: IntFormat,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Bits of the best scale, int32 ``[groups]``, and the best zero point, float32 ``[groups]``."""
+    """Returns the bits of the best scales, int32 ``[groups]``, and the best zero points.
+
+    The zero points are float32 ``[groups]``, or None for a symmetric format. The search tries
+    blocks of scales from the largest down, and a group leaves it when clipping alone costs more
+    than its best error.
+    """
     count, size = groups.shape
     low_factor, high_factor = native.interval(fmt, size)
     first = _bits_of(reach * low_factor)
@@ -100,7 +105,7 @@ def _search(
             )
             least, lane = _first_least(error)
             zero_of = zeros.gather(0, lane.unsqueeze(0)).squeeze(0)
-        # Blocks go down the scales: an equal error takes the smaller scale.
+        # Blocks come in the order of falling scales, so `<=` takes the smaller of equal scales.
         better = least <= best_error[alive]
         chosen = alive[better]
         best_error[chosen] = least[better]
@@ -123,10 +128,11 @@ def _asymmetric_errors(
     negative: torch.Tensor,
     fmt: IntFormat,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Least error over the zero points of every scale, and the first zero point that has it.
+    """Returns the least error over every scale's zero points, and the first zero point that has it.
 
-    A zero point between ``last`` (nothing is clipped above) and ``first`` (nothing is clipped
-    below) beats those outside. All of them are tried; at 8 bits the two ends and the middle.
+    Zero points between ``last``, the largest that clips nothing above, and ``first``, the smallest
+    that clips nothing below, beat all others. The search tries each of them below 8 bits, and the
+    two ends and the middle at 8 bits.
     """
     steps = float(fmt.max_code)
     first = torch.round(negative * inverse).clamp(0.0, steps)
@@ -155,9 +161,10 @@ def _unit_errors(
     low: torch.Tensor,
     high: torch.Tensor,
 ) -> torch.Tensor:
-    """Squared errors in units of the scale, ``[candidates, groups]``, summed in the fixed order.
+    """Returns squared errors in units of the scale, ``[candidates, groups]``.
 
-    Even and odd columns are summed apart over blocks of 128 columns; the blocks are then added.
+    The order of summation is fixed: even and odd columns are summed separately over blocks of 128
+    columns, and then the blocks are added.
     """
     size = len(columns)
     total = torch.zeros_like(inverse)
@@ -175,7 +182,7 @@ def _unit_errors(
 
 
 def _first_least(error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Least value of each column and the first row that has it."""
+    """Returns the least value of each column and the first row that has it."""
     least = error.amin(0)
     return least, (error == least).to(torch.uint8).argmax(0)
 
@@ -188,10 +195,11 @@ def _clipping_bound(
     alive: torch.Tensor,
     fmt: IntFormat,
 ) -> torch.Tensor:
-    """A lower bound of the error of every scale up to ``top``: what clipping alone costs."""
+    """Returns a lower bound of the error of every scale up to ``top``: the error of clipping."""
     scales = _scale_of(top[alive])
     if not fmt.symmetric:
-        # The two excesses add up to what the range is too wide by, however the window lies.
+        # With any zero point, the lengths clipped at both ends add up to at least this excess, so
+        # the errors of the two outermost values cost at least half its square.
         excess = (positive[alive] + negative[alive] - fmt.max_code * scales).clamp_min(0.0)
         return excess * excess * 0.5
     low = (-fmt.implicit_zero_point * scales).unsqueeze(1)
@@ -202,7 +210,7 @@ def _clipping_bound(
 
 
 def _bits_of(value: torch.Tensor) -> torch.Tensor:
-    """Bits of the bfloat16 number at or below each positive value, within the allowed range."""
+    """Returns the bits of the bfloat16 number at or below each positive value, clamped to range."""
     bits = value.view(torch.int32) >> 16
     return bits.clamp_(MIN_SCALE_BITS, MAX_SCALE_BITS)
 
@@ -212,10 +220,10 @@ def _scale_of(bits: torch.Tensor) -> torch.Tensor:
 
 
 def _sum_of_squares(values: torch.Tensor) -> float:
-    """Sum of squares in float64 in the fixed order.
+    """Returns the sum of squares in float64, added in a fixed order.
 
-    In each row, lane ``j`` sums columns ``j, j + 16, ...``; the lanes are added as a tree, and the
-    rows one after the other.
+    In each row, lane ``j`` sums columns ``j, j + 16, ...``; a tree adds the lanes, and then the
+    rows are added one after the other.
     """
     rows, cols = values.shape
     lanes = np.zeros((rows, _LANES))

@@ -1,4 +1,4 @@
-"""Weight stores in a cache folder: made whole or not at all, and found again by their key."""
+"""Weight stores in a cache folder: complete or absent, and found by their keys."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from quant.store.writer import StoreWriter
 Result = TypeVar("Result")
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_STALE_SECONDS = 24 * 3600  # no store takes a day: its writer was killed
+_STALE_SECONDS = 24 * 3600  # no store takes a day: the writer of an older folder was killed
 
 
 def store_key(
     source_digest: str, mapping_digest: str, plan: QuantPlan, calibration: str = ""
 ) -> str:
-    """The name of the store that a checkpoint, a plan and a calibration give.
+    """Returns the key of the store that a checkpoint, a plan and a calibration determine.
 
     Args:
         source_digest: digest of the checkpoint's files.
         mapping_digest: digest of the map from program weights to checkpoint tensors.
         plan: formats and algorithms.
-        calibration: digest of the tokens that it calibrates on, empty where it needs none.
+        calibration: digest of the calibration's tokens; empty where the plan needs none.
     """
     facts = (str(STORE_VERSION), source_digest, mapping_digest, plan.fingerprint())
     text = "\n".join((*facts, calibration) if calibration else facts)
@@ -44,13 +44,15 @@ def store_key(
 def new_store(
     cache: Path, key: str, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[StoreWriter]:
-    """A writer whose store appears under ``cache / key`` only when the block ends well.
+    """Opens a writer; its store moves to ``cache / key`` when the block ends without an error.
+
+    When the block raises, nothing of the store remains.
 
     Args:
         cache: folder of stores.
-        key: `store_key`.
-        plan: formats by weight.
-        shapes: shape by weight.
+        key: the store's key, as `store_key` returns it.
+        plan: formats by weight name.
+        shapes: shape by weight name.
 
     Raises:
         StoreFullError: there is no room for the store.
@@ -68,7 +70,7 @@ def new_store(
         final = cache / key
         try:
             partial.rename(final)
-        except OSError:  # another process was first; its bytes are the same
+        except OSError:  # another process was faster; the bytes of its store are the same
             if not (final / NOTES_FILE).is_file():
                 raise
     finally:
@@ -88,10 +90,14 @@ def _open_writer(
 
 
 def or_explained(cache: Path, work: Callable[[], Result]) -> Result:
-    """What some work on the cache gives; what the disk refuses becomes a sentence.
+    """Runs some work on the cache, and turns the system's errors into messages for users.
 
-    The sentence is not raised `from` the system's error: whoever is writing an output folder
-    around this would look through to it, and take that folder's disk for the full one.
+    The error is not raised `from` the system's error: a caller that writes an output folder would
+    find that one as the cause, and report the output folder's disk as full.
+
+    Raises:
+        StoreFullError: there is no room on the cache's disk.
+        QuantizationError: the cache cannot be written.
     """
     try:
         return work()
@@ -109,9 +115,9 @@ def or_explained(cache: Path, work: Callable[[], Result]) -> Result:
 
 
 def find_store(cache: Path, key: str) -> WeightStore | None:
-    """The finished store of this key, or None; a damaged one is removed.
+    """Returns the finished store of this key, or None; removes a damaged one.
 
-    Damage is what a file's size shows: a disk that filled up or a copy that broke off.
+    It detects damage that changes a file's size, such as a full disk or an interrupted copy.
 
     Raises:
         QuantizationError: a damaged store cannot be removed.
@@ -125,7 +131,7 @@ def find_store(cache: Path, key: str) -> WeightStore | None:
         away = cache / f".{key}.partial-damaged-{os.getpid()}-{threading.get_ident()}"
         try:
             folder.rename(away)
-        except FileNotFoundError:  # another process was first
+        except FileNotFoundError:  # another process has already removed it
             return None
         except OSError as error:
             raise QuantizationError(

@@ -1,9 +1,9 @@
 """`WeightStore`: every stored tensor of a quantized model in one safetensors file.
 
-The file is laid out before any weight is read, so parts are written in any order, from many
-threads, straight to their places (`quant.store.writer`); readers map it. A store lives in a cache
-folder whose name is a digest of what determines its bytes (`quant.store.cached`), so the same work
-is never done twice.
+The file's layout is fixed before any weight is read, so many threads write parts in any order,
+directly to their places (`quant.store.writer`). Readers map the file into memory. A store lies in a
+cache, in a folder whose name is a digest of everything that determines the store's bytes
+(`quant.store.cached`), so the same work is never done twice.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TORCH = {
 
 @dataclass(frozen=True)
 class Extent:
-    """Where a part lies: ``nbytes`` bytes at ``offset`` of ``file``."""
+    """The place of a stored part: ``nbytes`` bytes at ``offset`` of ``file``."""
 
     file: Path
     offset: int
@@ -44,11 +44,11 @@ class Extent:
 
 
 def weight_digest(parts: Mapping[str, Iterable[bytes | memoryview]]) -> str:
-    """Digest of a weight's stored parts, whatever file holds them.
+    """Returns the digest of a weight's stored parts, which does not depend on the file they are in.
 
     Args:
-        parts: the bytes of ``codes``, ``scale``, ``zero_point``, ``value`` or ``input_scale`` in
-            blocks, laid out as `quant.formats.formats` says.
+        parts: by part name (``codes``, ``scale``, ``zero_point``, ``value``, ...), the part's bytes
+            in blocks, laid out as `quant.formats.formats` describes.
     """
     digest = hashlib.sha256()
     for part in sorted(parts):
@@ -59,13 +59,14 @@ def weight_digest(parts: Mapping[str, Iterable[bytes | memoryview]]) -> str:
 
 
 class WeightStore:
-    """A finished store, mapped for reading.
+    """A finished store, mapped into memory for reading.
 
     Args:
-        folder: where `StoreWriter` left it.
+        folder: the folder that `quant.store.writer.StoreWriter` filled.
 
     Raises:
-        QuantizationError: the folder holds no whole store, or one of another version.
+        QuantizationError: the folder does not hold a complete store, or the store has another
+            version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,7 +74,10 @@ class WeightStore:
         try:
             notes = json.loads((folder / NOTES_FILE).read_text(encoding="utf-8"))
             if notes["version"] != STORE_VERSION:
-                raise QuantizationError(f"{folder} holds a weight store of another version")
+                raise QuantizationError(
+                    f"{folder} holds a weight store of version {notes['version']!r}; this "
+                    f"EdgeForge reads version {STORE_VERSION}"
+                )
             self.plan = QuantPlan.from_json(notes["plan"])
             self.relative_error: dict[str, float] = dict(notes["relative_error"])
             self.digests: dict[str, str] = dict(notes["digests"])
@@ -86,18 +90,21 @@ class WeightStore:
             raise QuantizationError(f"{folder} holds no weight store: {error}") from error
         for held in (self.relative_error, self.digests, self._extents):
             if held.keys() != self.plan.weights.keys():
-                raise QuantizationError(f"{folder} holds a part of a weight store only")
+                raise QuantizationError(f"{folder} holds only a part of a weight store")
 
     def names(self) -> Iterator[str]:
         """Weight names in the plan's order."""
         return iter(self.plan.weights)
 
     def extents(self, weight: str) -> Mapping[str, Extent]:
-        """Where each part of a weight lies in the file."""
+        """Returns the places of a weight's parts in the file, by part name."""
         return self._extents[weight]
 
     def part(self, weight: str, part: str) -> torch.Tensor:
-        """A part as a tensor over the map: no copy, and writing to it never reaches the file."""
+        """Returns a part as a tensor over the mapped file, without a copy.
+
+        Writing to the tensor never changes the file.
+        """
         extent = self._extents[weight][part]
         count = 1
         for dim in extent.shape:
@@ -108,21 +115,21 @@ class WeightStore:
 
     @property
     def nbytes(self) -> int:
-        """Size of the file in bytes."""
+        """The file's size in bytes."""
         return self.file.stat().st_size
 
     def release(self) -> None:
-        """Tells the system that mapped pages are not needed now, so that they stop counting."""
+        """Tells the system to drop mapped pages, so that they do not count as resident memory."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _read_extents(file: Path) -> dict[str, dict[str, Extent]]:
-    """Where the parts lie, by weight and part.
+    """Reads the places of all parts from the file's header, by weight name and part name.
 
     Raises:
-        ValueError: the file is not as long as its header says. (Or another error of what a
-            damaged header holds.)
+        ValueError: the file's length differs from what its header says. A damaged header raises
+            other errors too, all of which `WeightStore` handles.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:

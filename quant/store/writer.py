@@ -1,4 +1,4 @@
-"""Writes a weight store: every part has its place before any weight is read."""
+"""Writes a weight store, in which every part has its place before any weight is read."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from quant.plans.plan import QuantPlan, matrix_shape
 from quant.store.store import NOTES_FILE, STORE_VERSION, WEIGHTS_FILE, weight_digest
 
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8"}
-# Wide elements first, so that every part is aligned to its own element without holes.
+# Wide elements come first: then every part is aligned to its element size without padding.
 _ORDER = ("float32", "float16", "bfloat16", "uint8")
 
 
 @dataclass(frozen=True)
 class WeightNote:
-    """How well one weight survived: relative L2 error of what is stored, 0 when it is exact."""
+    """The relative L2 error of one weight's stored values; 0 when they are exact."""
 
     relative_error: float
 
 
 class StoreWriter:
-    """A store being filled; every part has its place from the start.
+    """Creates a store's file with the places of all parts, and fills it.
 
     Args:
-        folder: an empty folder that the caller renames when the store is whole.
-        plan: formats by weight.
-        shapes: shape by weight.
-        reopen: go on with the file that is there.
+        folder: an empty folder, which the caller renames when the store is complete.
+        plan: formats by weight name.
+        shapes: shape by weight name.
+        reopen: whether to continue with the existing file.
 
     Raises:
-        QuantizationError: the file that is there is not of this plan's size.
+        QuantizationError: the existing file does not have the size of this plan's store.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class StoreWriter:
             if found != self.nbytes:
                 os.close(self._descriptor)
                 raise QuantizationError(
-                    f"{folder / WEIGHTS_FILE} has {found} bytes and not {self.nbytes}: remove the "
-                    f"folder"
+                    f"{folder / WEIGHTS_FILE} has {found} bytes and not the {self.nbytes} of this "
+                    f"plan's store: remove the folder"
                 )
             return
         try:
@@ -93,11 +93,11 @@ class StoreWriter:
             raise
 
     def write(self, weight: str, part: str, at: int, data: memoryview) -> None:
-        """Writes bytes ``at`` an offset within a part; safe from several threads."""
+        """Writes bytes at offset ``at`` of a part; safe from several threads."""
         _write_all(self._descriptor, data, self._offsets[f"{weight}:{part}"] + at)
 
     def part(self, weight: str, part: str) -> torch.Tensor:
-        """A part that is written already, read back."""
+        """Reads back a part that is already written."""
         layout = self._parts[weight][part]
         data = bytearray(layout.nbytes)
         _read_all(self._descriptor, memoryview(data), self._offsets[f"{weight}:{part}"])
@@ -105,15 +105,15 @@ class StoreWriter:
         return torch.frombuffer(data, dtype=dtype).view(layout.shape)
 
     def sync(self) -> None:
-        """Waits until the disk has what was written."""
+        """Waits until everything written is on the disk."""
         os.fsync(self._descriptor)
 
     def note(self, weight: str, relative_error: float) -> None:
-        """Records how well a weight survived."""
+        """Records the relative error of a weight's stored values."""
         self._notes[weight] = WeightNote(relative_error)
 
     def finish(self) -> None:
-        """Digests what was written, closes the file and writes the notes beside it."""
+        """Digests the written parts, closes the file and writes the notes beside it."""
         try:
             digests = self._digests()
         finally:
@@ -159,16 +159,16 @@ def _file_blocks(descriptor: int, offset: int, nbytes: int) -> Iterator[bytes]:
     while offset < end:
         block = os.pread(descriptor, min(1 << 20, end - offset), offset)
         if not block:
-            raise QuantizationError("the weight store was cut short while it was written")
+            raise QuantizationError("the weight store was truncated while it was being written")
         yield block
         offset += len(block)
 
 
 def _reserve(descriptor: int, nbytes: int) -> None:
-    """Takes the disk space at once, so that a full disk is met before the work, not after."""
+    """Reserves the disk space, so that a full disk stops the work before it begins."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, nbytes)
-    else:  # macOS
+    else:  # macOS has no posix_fallocate: the file gets its size but no space
         os.ftruncate(descriptor, nbytes)
 
 
@@ -183,5 +183,5 @@ def _read_all(descriptor: int, view: memoryview, offset: int) -> None:
     while view:
         read = os.preadv(descriptor, [view], offset)
         if not read:
-            raise QuantizationError("the weight store was cut short while it was written")
+            raise QuantizationError("the weight store was truncated while it was being written")
         view, offset = view[read:], offset + read
