@@ -325,7 +325,7 @@ def test_a_store_of_another_version_is_refused(tmp_path):
     store = make(tmp_path)
     notes = json.loads((store.folder / "store.json").read_text())
     (store.folder / "store.json").write_text(json.dumps({**notes, "version": 99}))
-    with pytest.raises(QuantizationError, match="store of version 99; this .* reads version 1"):
+    with pytest.raises(QuantizationError, match=r"store of version 99; this .* reads version 1"):
         WeightStore(store.folder)
 
 
