@@ -202,6 +202,8 @@ def bench(
 def load(artifact: str | Path, *, threads: int | None = None) -> Session:
     """Opens an artifact to run it token by token.
 
+    Use the session in ``with``, or call its ``close``: a runtime may run in a process of its own.
+
     Args:
         artifact: a folder that `export` wrote.
         threads: for the runtime.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from quant.program.dialect import EMBEDDING, LAST, POINTWISE, QUANT_EMBEDDING
+from quant.program.dialect import EMBEDDING, LAST, POINTWISE, QUANT_EMBEDDING, check_lowered
 from quant.program.program import Program
 
 _LOOKUPS = (EMBEDDING, QUANT_EMBEDDING)
@@ -27,6 +27,10 @@ def keep_last_token(program: Program) -> Program:
     are computed after it too. So the head, the last norm, the last layer's feed-forward part and
     its output projection run for one token. The selection stops at attention, which needs every
     position.
+
+    Raises:
+        DialectError: the result holds an operator that no exporter knows, or gives the logits of
+            more than one position.
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -56,4 +60,6 @@ def keep_last_token(program: Program) -> Program:
         if hasattr(node.meta["val"], "shape"):
             node.meta["val"] = node.meta["val"][:, -1:]
     graph.lint()
-    return Program(graph, inputs, program.tables, program.context, program.vocab_size)
+    lowered = Program(graph, inputs, program.tables, program.context, program.vocab_size)
+    check_lowered(lowered)
+    return lowered

@@ -92,25 +92,26 @@ def generate(
             f"the prompt has {len(tokens)} tokens, which leaves no room in the artifact's context "
             f"of {manifest.context}"
         )
-    run = Generation(
-        session=open_session(folder, manifest, threads),
-        prompt=tokens,
-        limit=max_tokens,
-        stop=frozenset(manifest.model.eos),
-        sampling=sampling,
-    )
     given: list[int] = []
-
-    def kept() -> Iterator[int]:
-        for token in run:
-            given.append(token)
-            yield token
-
     pieces = []
-    for piece in stream_text(tokenizer, kept()):
-        pieces.append(piece)
-        if emit is not None:
-            emit(piece)
+    with open_session(folder, manifest, threads) as session:
+        run = Generation(
+            session=session,
+            prompt=tokens,
+            limit=max_tokens,
+            stop=frozenset(manifest.model.eos),
+            sampling=sampling,
+        )
+
+        def kept() -> Iterator[int]:
+            for token in run:
+                given.append(token)
+                yield token
+
+        for piece in stream_text(tokenizer, kept()):
+            pieces.append(piece)
+            if emit is not None:
+                emit(piece)
     return Generated(
         "".join(pieces),
         tuple(given),

@@ -186,21 +186,9 @@ class RotatedWeights(CheckpointWeights):
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows of a rotated weight: ``float32[stop - start, columns]``; a vector is one row."""
-        if name in self._norms:
-            return torch.ones(1, self.spec.weights[name].shape[0])
         if name in self._residual.writers:
             return self._whole(name)[start:stop].clone()
-        return self._rows(name, start, stop).float()
-
-    def exact_weight(self, name: str) -> torch.Tensor:
-        """A whole weight before it is rounded to float32: float64, of the spec's shape."""
-        weight = self.spec.weights[name]
-        if name in self._norms:
-            return torch.ones(weight.shape, dtype=torch.float64)
-        if name in self._residual.writers:
-            return torch.cat(list(self._blocks(name)), 1)
-        rows = 1 if len(weight.shape) == 1 else weight.shape[0]
-        return self._rows(name, 0, rows).reshape(weight.shape)
+        return self.exact_rows(name, start, stop).float()
 
     def float_rows(self, name: str, tokens: torch.Tensor) -> torch.Tensor:
         """Rows of an embedding as ``float32``: ``int64[b, t] -> [b, t, columns]``."""
@@ -236,8 +224,14 @@ class RotatedWeights(CheckpointWeights):
             rotated = heads.rotate_columns(rotated)
         return rotated
 
-    def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows of a weight that is read row by row, but for whole heads of values: float64."""
+    def exact_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows before they are rounded to float32: float64, as `read_rows` gives them.
+
+        Not of a weight that adds to the residual stream: see `exact_blocks`. Such rows are read one
+        by one, but for whole heads of values.
+        """
+        if name in self._norms:
+            return torch.ones(1, self.spec.weights[name].shape[0], dtype=torch.float64)
         place = self._makers.get(name)
         if place is None:
             return self._rotate_columns(name, self._read(name, start, stop))
@@ -256,8 +250,11 @@ class RotatedWeights(CheckpointWeights):
     def _values(self, place: ValuePlace) -> Rotation:
         return random_hadamard(place.width, f"{self._seed}/{place.maker}", place.kv_heads)
 
-    def _blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """Columns of a weight that adds to the residual stream, whose rows are mixed: float64."""
+    def exact_blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """Columns of a weight that adds to the residual stream, whose rows are mixed: float64.
+
+        Together they are the whole weight before it is rounded to float32.
+        """
         rows, columns = self.spec.weights[name].shape
         read = self._read(name, 0, rows)
         if name in self._readers or name in self._residual.readers:
@@ -272,5 +269,7 @@ class RotatedWeights(CheckpointWeights):
             if name not in self._kept:
                 while len(self._kept) >= _KEPT:
                     del self._kept[next(iter(self._kept))]
-                self._kept[name] = torch.cat([block.float() for block in self._blocks(name)], 1)
+                self._kept[name] = torch.cat(
+                    [block.float() for block in self.exact_blocks(name)], 1
+                )
             return self._kept[name]

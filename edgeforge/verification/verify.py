@@ -91,14 +91,18 @@ def verify(
         progress("time", 0, 0)
         timings = time_artifact(folder, threads=options.threads, options=options.runtime)
     reference, quantized = _references(manifest, model, progress)
-    session = open_session(folder, manifest, options.threads, options.runtime)
-    progress("compare", 0, len(blocks))
-    figures = compare(
-        blocks, reference, quantized, session, lambda done, size: progress("compare", done, size)
-    )
-    progress("generate", 0, 0)
-    prompts = greedy_prompts(blocks, _GREEDY_PROMPTS, manifest.context)
-    greedy_quantized, greedy_float = greedy_agreement(prompts, session, [quantized, reference])
+    with open_session(folder, manifest, options.threads, options.runtime) as session:
+        progress("compare", 0, len(blocks))
+        figures = compare(
+            blocks,
+            reference,
+            quantized,
+            session,
+            lambda done, size: progress("compare", done, size),
+        )
+        progress("generate", 0, 0)
+        prompts = greedy_prompts(blocks, _GREEDY_PROMPTS, manifest.context)
+        greedy_quantized, greedy_float = greedy_agreement(prompts, session, [quantized, reference])
     evaluation = Evaluation(
         target=manifest.target,
         recipe=manifest.recipe,
@@ -116,7 +120,7 @@ def verify(
         bits_per_weight=manifest.bits_per_weight,
         artifact_bytes=sum(record.size for record in manifest.files.values()),
         timings=timings,
-        limits=tuple(getattr(session, "limits", ())),
+        limits=session.limits,
     )
     evaluation.write(folder)
     return evaluation

@@ -30,7 +30,7 @@ def lower(
     """Emits every node of the program into the builder.
 
     Args:
-        program: the program, in the quantized dialect.
+        program: the program, in the quantized or the lowered dialect.
         store: the store of the weights that the program names.
         builder: the graph to add to.
         cache_ranges: the range of every int8 cache; empty for float32 caches.

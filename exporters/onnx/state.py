@@ -21,7 +21,7 @@ class Lowering:
     """One graph being lowered.
 
     Attributes:
-        program: the program, in the quantized dialect.
+        program: the program, in the quantized or the lowered dialect.
         store: the store of the weights that the program names.
         builder: the graph so far.
         attention: the pattern around each attention node.
