@@ -118,7 +118,7 @@ class GptqPacking:
         if bool((points == largest).any()):
             raise ValueError(
                 f"a zero point is stored as {largest}, which some readers of the format 'gptq' "
-                f"take for {largest + 1} and others for 0: save the checkpoint again with "
+                f"take for {largest + 1} and some for 0: save the checkpoint again with "
                 f"checkpoint_format 'gptq_v2'"
             )
         return points + 1

@@ -295,7 +295,7 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(folder, tmp_path):
 
 
 def test_a_revision_of_a_folder_is_a_usage_error(folder):
-    with pytest.raises(UsageError, match="no revision 'main'") as caught:
+    with pytest.raises(UsageError, match="no revision: leave out --revision main") as caught:
         Checkpoint.open(folder, revision="main")
     assert (caught.value.exit_code, isinstance(caught.value, EdgeForgeError)) == (2, True)
 
