@@ -178,7 +178,7 @@ class RotatedWeights(CheckpointWeights):
         self._lock = threading.Lock()
 
     def pieces(self, name: str) -> Sequence[tuple[str, int]]:
-        """Returns pieces as for a checkpoint; a weight without tensors is one piece with its name."""
+        """Returns a checkpoint's pieces; a weight without tensors is one piece with its name."""
         weight = self.spec.weights[name]
         return super().pieces(name) if weight.pieces else ((name, weight.shape[0]),)
 
@@ -188,7 +188,7 @@ class RotatedWeights(CheckpointWeights):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Returns rows of a rotated weight: ``float32[stop - start, columns]``, one for a vector."""
+        """Returns rows of a rotated weight: ``float32[stop - start, columns]``; 1 for a vector."""
         if name in self._residual.writers:
             return self._whole(name)[start:stop].clone()
         return self.exact_rows(name, start, stop).float()
