@@ -164,7 +164,7 @@ def rotated_columns(head_dim: int, factor: object = 1.0) -> int:
     width = int(head_dim * factor)
     if width % 2 or not width:
         raise CheckpointError(
-            f"head_dim {head_dim} and partial_rotary_factor {factor!r} give {width} rotated columns; "
-            f"the number must be even and above zero, because columns are rotated in pairs"
+            f"head_dim {head_dim} and partial_rotary_factor {factor!r} give {width} rotated "
+            f"columns; the number must be even and above zero, because columns are rotated in pairs"
         )
     return width
