@@ -77,7 +77,8 @@ def export(
             ``ane``.
         chunk: tokens of one Core ML prefill call, such as ``"64"`` (the default), or several sizes
             from which each call takes one, such as ``"16,64,256"``.
-        cache_write: how a Core ML package writes its caches: ``slice`` or ``onehot``.
+        cache_write: how a Core ML package writes its caches: ``slice`` (the default for
+            ``ios18``) or ``onehot``.
         opset: version of Core ML's operator set: ``ios18`` (the default) or ``ios17``.
         lowering: the code that lowers for ExecuTorch: ``edgeforge`` (the default) or ``stock``.
         backend: ExecuTorch's delegate: ``xnnpack`` (the default), ``vulkan`` or ``coreml``.
