@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="edgeforge",
-    help="Compiles language models for phones: one trace, one quantization, proven artifacts.",
+    help="Compiles language models for phones: one trace, one quantization, verified artifacts.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -28,10 +28,10 @@ app = typer.Typer(
 @app.callback()
 def _options(
     traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show where an error arose, not only what it is.")
+        bool, typer.Option("--traceback", help="Print the traceback of an error as well.")
     ] = False,
 ) -> None:
-    """Options before the command; `main` reads them from the arguments themselves."""
+    """Declares the options before the command for --help; `main` reads them itself."""
 
 
 @app.command()
@@ -69,7 +69,7 @@ def export(
     threads: option.Threads = None,
     quiet: option.Quiet = False,
 ) -> None:
-    """Trace, quantize and write a model for one or more runtimes."""
+    """Trace and quantize a model, and write it for one or more runtimes."""
     from edgeforge import api
     from edgeforge.cli.progress import Reporter
     from edgeforge.cli.sizes import parse_size, size_text
@@ -132,7 +132,7 @@ def verify(
     json: option.Json = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Run an artifact and report how right and how fast it is (also in report.json)."""
+    """Run artifacts, and report their accuracy and speed (also in each one's report.json)."""
     from edgeforge.cli.progress import Reporter
     from edgeforge.cli.tables import evaluation_tables, limit_lines
     from edgeforge.verification.verify import VerifyOptions, find_artifacts
@@ -220,7 +220,7 @@ def coreml_run(
     threads: option.Threads = None,
     json: option.Json = False,
 ) -> None:
-    """Describe a Core ML package, run it without Core ML, compare its outputs."""
+    """Describe a Core ML package, or run it without Core ML and compare its outputs."""
     from edgeforge.cli.coreml_run import RunRequest, report, require_close
 
     request = RunRequest(
@@ -248,7 +248,7 @@ def list_known(
     what: option.What,
     json: option.Json = False,
 ) -> None:
-    """List what EdgeForge knows."""
+    """List the families, recipes, targets and other names that EdgeForge knows."""
     from edgeforge.cli.catalogue import catalogue
 
     rows = catalogue(what)
@@ -268,7 +268,7 @@ def synth(
     force: option.Force = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Write a checkpoint of random weights at a released model's true shape."""
+    """Write a checkpoint of random weights in the shape of a released model."""
     from edgeforge.cli.progress import Reporter
     from edgeforge.synth.synthesise import synthesise
 
@@ -284,9 +284,9 @@ def synth(
 
 
 def main() -> None:
-    """Runs the command line; errors meant for users become one line and an exit code."""
+    """Runs the command line; an error meant for users becomes one line and an exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
-    if hasattr(sys.stdout, "reconfigure"):  # a text that the terminal cannot show is no error
+    if hasattr(sys.stdout, "reconfigure"):  # escape characters that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     signals: list[int] = []
     try:
@@ -300,7 +300,8 @@ def main() -> None:
         print("edgeforge: interrupted; nothing was left half-written", file=sys.stderr)
         sys.exit(128 + number)
     except BrokenPipeError:
-        # Who read our results left, as `head` does; Python would complain when it flushes again.
+        # The reader of our output has ended, as `head` does. Python flushes stdout at exit, which
+        # would print another error, so stdout now goes to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
@@ -317,9 +318,10 @@ def main() -> None:
 
 
 def entry() -> None:
-    """What the installed command calls: `main`, then an end without a slow farewell.
+    """Entry point of the installed command: runs `main` and ends the process at once.
 
-    All results are written by then; taking torch's modules apart one by one would cost a second.
+    All results are written by then, and an ordinary exit would take a second to tear down torch's
+    modules.
     """
     try:
         main()
@@ -335,7 +337,7 @@ def entry() -> None:
 
 
 def _run_command(arguments: list[str]) -> None:
-    """What typer does beside this would hide Ctrl-C and some of our own bugs."""
+    """Runs a command without typer's own runner, which hides Ctrl-C and some of our own bugs."""
     command = typer.main.get_command(app)
     with command.make_context("edgeforge", arguments) as context:
         command.invoke(context)
@@ -355,7 +357,7 @@ def _print_json(value: object) -> None:
 def _console() -> Console:
     from rich.console import Console
 
-    # Not a terminal: wide enough for every table, so that nothing is cut in a log.
+    # Output that is not a terminal is wide enough for every table, so that a log is not cut.
     return Console(width=None if sys.stdout.isatty() else 110)
 
 

@@ -132,7 +132,7 @@ def test_an_existing_folder_is_replaced_by_force_only(edgeforge, checkpoint, tmp
     (out / "edgeforge.json").write_text("old")
     shown = edgeforge("export", checkpoint, "-o", out, "-q")
     assert shown.code == 2 and shown.err.count("\n") == 1
-    assert "exists and is not empty: choose another folder, or --force" in shown.err
+    assert "exists and is not empty: choose another folder, or pass --force" in shown.err
     assert [path.name for path in out.iterdir()] == ["edgeforge.json"]
     assert edgeforge("export", checkpoint, "-o", out, "-q", "--force").code == 0
     assert json.loads((out / "edgeforge.json").read_text())["target"] == "onnx"

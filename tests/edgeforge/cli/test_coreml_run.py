@@ -92,7 +92,7 @@ def test_calls_in_turn_keep_their_states(run, tmp_path):
         (["--inputs", "X", "--precision", "fp8"], 2, "there is no precision fp8"),
         (["--inputs", "X", "--outputs", "a", "--outputs", "b"], 2, "1 calls and 2 output files"),
         (["--inputs", "X", "--compare", "X"], 2, "has none of the outputs y; it has x"),
-        (["--inputs", "TEXT"], 2, "is no .npz file of numbers"),
+        (["--inputs", "TEXT"], 2, "is not an .npz file of numbers"),
         (["--inputs", "X", "--outputs", "none/y.npz"], 2, "there is no folder none"),
     ],
 )

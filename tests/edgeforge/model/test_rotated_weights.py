@@ -151,7 +151,7 @@ def test_a_rotation_is_the_same_again_and_another_seed_is_another(tiny):
     values = rotate(tiny, "hadamard-values", CONTEXT).model.weights.mapping_digest()
     assert len({digest, another, values, tiny.weights.mapping_digest()}) == 4
     assert torch.equal(of(recorded_rotation(tiny, made.record, CONTEXT))[0], other)
-    with pytest.raises(UsageError, match="rotation has version 0; this EdgeForge makes 1"):
+    with pytest.raises(UsageError, match="rotation has version 0; this EdgeForge makes version 1"):
         recorded_rotation(tiny, replace(made.record, version=0), CONTEXT)
 
 
