@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
+from device_harness.memory import resident_peak
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
@@ -70,10 +71,25 @@ class Session(Protocol):
 
 
 class HostSession:
-    """The part that all sessions on this host share: after `close` they refuse to run."""
+    """The part that all sessions on this host share: after `close` they refuse to run.
+
+    Attributes:
+        limits: what running the artifact here cannot tell about a device, one sentence each.
+    """
 
     limits: tuple[str, ...] = ()
     _closed = False
+    _length = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """The peak resident memory so far of this process, which runs the artifact, in bytes."""
+        return resident_peak()
+
+    def reset(self) -> None:
+        """Forgets all positions."""
+        self._require_open()
+        self._length = 0
 
     def close(self) -> None:
         """Releases memory and processes; closing again does nothing."""
