@@ -74,7 +74,7 @@ class HostSession:
     """The part that all sessions on this host share: after `close` they refuse to run.
 
     Attributes:
-        limits: what a run on this host cannot show of a device, one sentence each.
+        limits: what running the artifact here cannot tell about a device, one sentence each.
     """
 
     limits: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class HostSession:
 
     @property
     def peak_bytes(self) -> int:
-        """Peak resident memory so far of this process, which runs the artifact."""
+        """The peak resident memory so far of this process, which runs the artifact, in bytes."""
         return resident_peak()
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""Digests of the weights that an artifact holds, from wherever its files hold their parts."""
+"""Computes digests of the weights that an artifact's files hold."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from quant.store.store import weight_digest
 
 
 class StoredBytes(Protocol):
-    """A place where a part of a weight lies."""
+    """A place in an artifact's files that holds a part of a weight."""
 
     def blocks(self) -> Iterable[bytes]:
-        """Its bytes as a weight store holds them, block by block."""
+        """The part's bytes as a weight store holds them, one block at a time."""
 
 
 def digests_of(weights: Mapping[str, Mapping[str, Sequence[StoredBytes]]]) -> dict[str, str]:
-    """`quant.store.store.weight_digest` of every weight.
+    """Computes `quant.store.store.weight_digest` of every weight.
 
-    A weight that is held in several places, and not the same in all of them, gets a text that no
-    digest equals.
+    When the files hold a weight in several places and these differ, its text lists every digest
+    found, so that it equals no digest of the store.
 
     Args:
-        weights: by weight and part, every place where it is held.
+        weights: every place that holds a part, by the weight's name and the part.
     """
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(weights, pool.map(_digest, weights.values()), strict=True))

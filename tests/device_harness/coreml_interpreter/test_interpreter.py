@@ -290,8 +290,7 @@ def test_declared_shapes_are_held_to(tmp_path: Path) -> None:
     def build(f: FunctionBuilder) -> Value:
         return f.call("relu", "y", "fp16", (3,), x=f.input("x", "fp16", (2,)))
 
-    words = r"result has shape \[2\] where the program says \[3\]"
-    with pytest.raises(DeviceError, match=words):
+    with pytest.raises(DeviceError, match=r"result has shape \[2\] where the program says \[3\]"):
         opened(of_function(tmp_path / "p.mlpackage", build)).run({"x": [1, 2]})
 
 
