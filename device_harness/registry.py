@@ -64,7 +64,7 @@ def open_session(
     for name in given:
         if name not in runtime.options:
             raise DeviceError(
-                f"--{name.replace('_', '-')} means nothing to {manifest.target} artifacts: leave "
-                f"it out"
+                f"{manifest.target} artifacts have no option --{name.replace('_', '-')}: leave it "
+                f"out"
             )
     return runtime.open(folder, manifest.context, threads, **given)

@@ -30,9 +30,11 @@ def check_options(options: TargetOptions, targets: Iterable[Target]) -> None:
         takers = [target for target in chosen if name in target.options]
         if not takers:
             named = " and ".join(
-                ", ".join((target.name, *_reason(target, name))) for target in chosen
+                target.name + "".join(f", {reason}," for reason in _reason(target, name))
+                for target in chosen
             )
-            raise ExportError(f"{flag} means nothing to {named}: leave it out")
+            has = "has" if len(chosen) == 1 else "have"
+            raise ExportError(f"{named} {has} no option {flag}: leave it out")
         for target in takers:
             allowed = target.options[name]
             if allowed and value not in allowed:

@@ -224,8 +224,8 @@ def test_more_context_fits_the_same_memory():
         (
             "coreml",
             "int8",
-            "--kv-cache means nothing to coreml, whose caches are float16, because Core ML's "
-            "states hold nothing else: leave it out",
+            "coreml, whose caches are float16, because Core ML's states hold nothing else, has no "
+            "option --kv-cache: leave it out",
         ),
     ],
 )
