@@ -14,7 +14,8 @@ copyright = "The EdgeForge contributors, Apache-2.0"
 
 extensions = ["myst_parser", "autoapi.extension", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-source_suffix = {".md": "markdown"}
+# autosummary, which autoapi loads, wants to know of .rst; there is no such page.
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 
 # Headings get anchors, so that a link to a section is checked as a link to a page is.
 myst_heading_anchors = 3
@@ -30,6 +31,9 @@ autoapi_add_toctree_entry = False
 autoapi_keep_files = False
 autoapi_python_class_content = "class"
 autodoc_typehints = "signature"
+
+# Constants that are assigned several at a time are found by no static reader; none has a page.
+suppress_warnings = ["autoapi.python_import_resolution"]
 
 # Docstrings name modules and functions in single backticks; shown as code, linked to nothing.
 default_role = "code"
