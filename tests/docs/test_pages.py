@@ -173,10 +173,9 @@ def wrong_options(text: str, page: Path) -> Iterator[str]:
     """Options in code spans of their own."""
     known = {option for options in commands().values() for option in options} | {"--page"}
     for code in _CODE.findall(prose(text)):
-        if code.startswith("-"):
-            option = code.replace("=", " ").split()[0]
-            if option not in known:
-                yield f"no command has the option {option}"
+        option = code.replace("=", " ").split()[0]
+        if re.fullmatch(r"--[a-z-]+|-[a-z]", option) and option not in known:
+            yield f"no command has the option {option}"
 
 
 def wrong_python(text: str, page: Path) -> Iterator[str]:
@@ -189,12 +188,25 @@ def wrong_python(text: str, page: Path) -> Iterator[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGES):
                 yield from _wrong_names(str(node.module), [alias.name for alias in node.names])
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                if node.value.id == "edgeforge":
-                    yield from _wrong_names("edgeforge", [node.attr])
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "edgeforge":
+                yield from _wrong_names("edgeforge", [node.attr])
+
+
+@cache
+def modules_of_diffs() -> set[str]:
+    """The modules that the worked examples add: one example may import another's."""
+    texts = (page.read_text("utf-8") for page in PAGES)
+    added = (
+        re.findall(r"^--- /dev/null\n\+\+\+ b/(.+)\.py$", block, re.MULTILINE)
+        for text in texts
+        for block in fences(text, "diff")
+    )
+    return {file.replace("/", ".") for files in added for file in files}
 
 
 def _wrong_names(module: str, names: list[str]) -> Iterator[str]:
+    if module in modules_of_diffs():
+        return
     try:
         found = importlib.import_module(module)
     except ImportError as error:
@@ -255,7 +267,7 @@ CHECKERS: dict[str, tuple[Checker, str]] = {
     ),
     "diffs of new files": (
         wrong_diffs,
-        "```diff\n--- /dev/null\n+++ b/README.md\n@@ -0,0 +1 @@\n+a line\n```",
+        "```diff\n--- /dev/null\n+++ b/README.md\n@@ -0,0 +1 @@\n+1\n```",
     ),
 }
 
