@@ -37,6 +37,8 @@ suppress_warnings = ["autoapi.python_import_resolution"]
 
 # Docstrings name modules and functions in single backticks; shown as code, linked to nothing.
 default_role = "code"
+maximum_signature_line_length = 80  # longer ones get a line for each parameter
+python_use_unqualified_type_names = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
