@@ -1,7 +1,8 @@
-"""What a calibrated quantizer costs a layer, in time and peak memory, at a model's true shape.
+"""Measures a calibrated quantizer's time and peak memory per layer, at a model's true shape.
 
-A checkpoint of random weights with a few layers of the shape and a small vocabulary, for the cost
-of a layer depends on neither; random tokens. The first layer also pays for what comes once.
+The script makes a checkpoint of random weights with a few layers of the shape and a small
+vocabulary, because a layer's cost depends on neither number, and calibrates on random tokens. The
+first layer's time includes work that occurs only once.
 """
 
 import argparse
@@ -32,7 +33,7 @@ WIDTHS = [45, 8, 8]
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
+    """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="llama-3.2-1b", choices=synth.PRESETS)
     parser.add_argument("--layers", type=int, default=2)
@@ -96,7 +97,7 @@ def main() -> None:
 
 
 def peak() -> float:
-    """The process's largest resident set so far, megabytes."""
+    """Returns the process's largest resident set so far, in megabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 

@@ -1,12 +1,12 @@
-"""Products of 8-bit activations by 8-bit weights in ONNX Runtime: which are right, which are fast.
+"""Compares ONNX Runtime's products of 8-bit activations and weights: correctness and speed.
 
-One matrix, one thread. Errors are relative L2 norms: against the float product, and against the
-product of activations rounded token by token (`quant.program.ops.round_per_token`), which is what a
-plan promises with ``int8-token``. Times are medians of interleaved rounds, as ratios to
-``MatMulNBits`` at 8 bits in blocks of 128.
+The script measures one matrix on one thread. Errors are relative L2 norms: against the float
+product, and against the product of activations rounded token by token
+(`quant.program.ops.round_per_token`), which a plan promises with ``int8-token``. Times are medians
+of interleaved rounds, as ratios to ``MatMulNBits`` at 8 bits in blocks of 128.
 
-``signed`` weights go through kernels that add pairs of products in 16 bits on processors with AVX2
-and no VNNI: their errors there are overflows.
+On processors with AVX2 and without VNNI, the kernels for ``signed`` weights add pairs of products
+in 16 bits: the errors there are overflows.
 """
 
 import argparse
@@ -30,12 +30,12 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 def node(op: str, inputs: Sequence[str], output: str, domain: str = "", **given: object):
-    """One ONNX node."""
+    """Returns one ONNX node."""
     return helper.make_node(op, list(inputs), [output], domain=domain, **given)
 
 
 def model(nodes: list[NodeProto], arrays: Arrays, size: int) -> bytes:
-    """``x: float32[1, t, size]`` to ``y``, likewise."""
+    """Returns a serialized model from ``x: float32[1, t, size]`` to ``y`` of the same shape."""
     used = {name for made in nodes for name in made.input}
     graph = helper.make_graph(
         nodes,
@@ -50,7 +50,7 @@ def model(nodes: list[NodeProto], arrays: Arrays, size: int) -> bytes:
 
 
 def per_token(codes: str, points: str) -> list[NodeProto]:
-    """As `exporters.onnx.rounded` writes it."""
+    """Nodes that round activations per token, as `exporters.onnx.rounded` writes them."""
     return [
         node("Reshape", ["x", "flat"], "rows"),
         node("ReduceMax", ["rows", "last"], "highest", keepdims=0),
@@ -82,7 +82,7 @@ def per_token(codes: str, points: str) -> list[NodeProto]:
 
 
 def static(codes: str, points: str) -> list[NodeProto]:
-    """One scale that is known before."""
+    """Nodes that round activations by one scale, which is known beforehand."""
     product = ["q_rows", "input_scale", "byte_128", codes, "scale", points]
     return [
         node("QuantizeLinear", ["x", "input_scale", "byte_128"], "q"),
@@ -93,7 +93,7 @@ def static(codes: str, points: str) -> list[NodeProto]:
 
 
 def candidates(arrays: Arrays, size: int) -> dict[str, bytes]:
-    """Models by what they are."""
+    """Returns the models to compare, serialized, by the name of the product."""
     made = {}
     for block in (128, 256):
         arrays[f"blocks_{block}"] = arrays["unsigned"].reshape(size, size // block, block)
@@ -118,7 +118,7 @@ def candidates(arrays: Arrays, size: int) -> dict[str, bytes]:
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
+    """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=9)

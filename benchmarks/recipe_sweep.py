@@ -1,12 +1,13 @@
-"""What recipes cost: bits a weight against the quantization error, on one model and one text.
+"""Measures recipes: bits per weight against the quantization error, on one model and one text.
 
-FLOAT and QUANTIZED logits of the reference operators; no runtime takes part. Every recipe of
-``edgeforge list recipes``, or those named: also files of rules, and formats with an algorithm for
-every matrix, such as ``int3-g64:gptq-order``. Calibrated recipes look at the calibration text that
-ships, of which no passage is in the text measured on. Excess is how far the perplexity lies above
-FLOAT's; the standard error of the mean KL is over blocks of text, for tokens of one block are not
-independent. Bits are stored bits over the checkpoint's own weights: what a rotation adds is counted
-in them. FLOAT is never rotated.
+The reference operators compute the FLOAT and QUANTIZED logits; no runtime takes part. The script
+measures every recipe of ``edgeforge list recipes``, or those named: also files of rules, and
+formats with an algorithm for every matrix, such as ``int3-g64:gptq-order``. Calibrated recipes use
+the calibration text that ships with EdgeForge, which shares no passage with the measured text. The
+column "excess" is the perplexity minus FLOAT's. The column "+-" is the standard error of the mean
+KL over blocks of text, because tokens of one block are not independent. "Bits" are stored bits
+divided by the number of the checkpoint's own weights, so matrices that a rotation adds count as
+bits. FLOAT is never rotated.
 """
 
 import argparse
@@ -41,18 +42,18 @@ WIDTHS = [30, 13, 7, 8, 7, 7, 7, 10, 7, 7, 7]
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
+    """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="*", default=[*RECIPES])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--text", type=Path, default=HELDOUT)
     parser.add_argument("--tokens", type=int, default=24576)
     parser.add_argument("--calibration-tokens", type=int, default=CalibrationOptions.tokens)
-    parser.add_argument("--seed", type=int, default=0, help="of the calibration")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the calibration's draw")
     parser.add_argument(
         "--rotations",
         default="",
-        help="each recipe without and with these: `all`, or names with commas between",
+        help="also measure each recipe with these: `all`, or names separated by commas",
     )
     add_page_option(parser)
     options = parser.parse_args()
@@ -96,7 +97,7 @@ def main() -> None:
 
 
 def named(name: str) -> Recipe:
-    """A recipe by name, from a file, or of one format and algorithm for every matrix."""
+    """Returns a recipe by name, from a file, or of one ``FORMAT:ALGORITHM`` for every matrix."""
     format, colon, algorithm = name.partition(":")
     return Recipe(name, "", (Rule("*", format, algorithm),)) if colon else find_recipe(name)
 

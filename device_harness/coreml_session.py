@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
-from device_harness.memory import resident_peak
 from device_harness.session import HostSession, Logits, Tokens, check_tokens
 from exporters.coreml import names
 from exporters.coreml.package import Interface, Package, open_package
@@ -85,7 +84,6 @@ class CoremlSession(HostSession):
         self._interfaces = {name: self._package.interface(name) for name in functions}
         self._chunks = {name: _chunks(each) for name, each in self._interfaces.items()}
         self._caches: _Caches | None = self._new_caches()
-        self._length = 0
 
     @property
     def vocab_size(self) -> int:
@@ -95,16 +93,6 @@ class CoremlSession(HostSession):
             if feature.name == names.LOGITS and feature.shape:
                 return feature.shape[-1]
         raise DeviceError(f"{self._package.path} has no output {names.LOGITS!r} of fixed width")
-
-    @property
-    def peak_bytes(self) -> int:
-        """Peak resident memory so far of this process, which runs the artifact."""
-        return resident_peak()
-
-    def reset(self) -> None:
-        """Forgets all positions."""
-        self._require_open()
-        self._length = 0
 
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""

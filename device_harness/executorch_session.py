@@ -46,7 +46,7 @@ class ExecutorchSession(HostSession):
         self._ending: weakref.finalize[..., ExecutorchSession] | None = None
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
         self._constants: dict[str, list[int]] = {}
-        self._length, self._loaded = 0, False
+        self._loaded = False
         self._names: list[str] = []
         self._peak = 0
 
@@ -97,11 +97,6 @@ class ExecutorchSession(HostSession):
         if not self._closed:
             self._start()
         return self._peak
-
-    def reset(self) -> None:
-        """Forgets all positions."""
-        self._require_open()
-        self._length = 0
 
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
-from device_harness.memory import resident_peak
 from device_harness.session import HostSession, Logits, Tokens, check_tokens
 from quant.processors import default_threads
 
@@ -49,7 +48,6 @@ class OnnxSession(HostSession):
         self._caches: Caches = {}
         self._apart: Caches = {}  # of `logits`, where the generating graph gives them
         self._buffers: list[npt.NDArray[Any]] = []  # the caches' memory, kept alive
-        self._length = 0
 
     def _open(self, name: str) -> onnxruntime.InferenceSession:
         import onnxruntime
@@ -93,16 +91,6 @@ class OnnxSession(HostSession):
         self.load()
         assert self._generator is not None
         return _vocab_size(self._generator)
-
-    @property
-    def peak_bytes(self) -> int:
-        """Peak resident memory so far of this process, which runs the artifact."""
-        return resident_peak()
-
-    def reset(self) -> None:
-        """Forgets all positions."""
-        self._require_open()
-        self._length = 0
 
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
+from device_harness.memory import resident_peak
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
@@ -69,10 +70,25 @@ class Session(Protocol):
 
 
 class HostSession:
-    """What the sessions on this host share: an end, after which they refuse to run."""
+    """What the sessions on this host share: an end, after which they refuse to run.
+
+    Attributes:
+        limits: what running the artifact here cannot tell of a device, a sentence each.
+    """
 
     limits: tuple[str, ...] = ()
     _closed = False
+    _length = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak resident memory so far of this process, which runs the artifact."""
+        return resident_peak()
+
+    def reset(self) -> None:
+        """Forgets all positions."""
+        self._require_open()
+        self._length = 0
 
     def close(self) -> None:
         """Gives back memory and processes; closing again does nothing."""

@@ -34,8 +34,8 @@ def quantize(
         run: how to calibrate; None where the plan needs no calibration.
     """
     from quant.plans.plan import calibrated_weights
+    from quant.store.cached import find_store, new_store, store_key
     from quant.store.fill import fill_store
-    from quant.store.store import find_store, new_store, store_key
 
     cache = cache_dir() / "stores"
     if not calibrated_weights(plan):

@@ -106,8 +106,10 @@ class Manifest:
                 f"export the model again"
             )
         try:
+            for name in ("calibration", "rotation"):  # older manifests do not have them
+                data.setdefault(name, {})
             for name, record in _RECORDS.items():
-                data[name] = record.from_json(data.get(name, {}))
+                data[name] = record.from_json(data[name])
             for name, row in _TABLES.items():
                 data[name] = {key: row.from_json(value) for key, value in data[name].items()}
             data["notes"] = tuple(data["notes"])

@@ -160,39 +160,18 @@ def inspect(
     json: option.Json = False,
 ) -> None:
     """Show what an artifact holds and whether its files are as they were written."""
+    from edgeforge.cli.inspect_report import inspect_artifact
     from edgeforge.cli.tables import inspect_tables, section_tables, weight_table
-    from edgeforge.errors import CheckFailed
-    from edgeforge.verification.verify import require_stored_weights
-    from exporters.manifest import Manifest, check_files
-    from exporters.registry import find_target
-    from exporters.structure import to_json
 
-    manifest = Manifest.read(artifact)
-    problems = check_files(artifact, manifest)
-    sections = () if problems else find_target(manifest.target).structure(artifact)
+    report = inspect_artifact(artifact)
     if json:
-        _print_json({**manifest.to_json(), "structure": to_json(sections), "problems": problems})
+        _print_json(report.to_json())
     else:
-        source = manifest.source
-        print(f"{artifact}: {manifest.target} from {source.model}, recipe {manifest.recipe}")
-        print(
-            f"context {manifest.context} tokens, {manifest.bits_per_weight:.3f} bits a weight, "
-            f"checkpoint sha256 {source.sha256[:16]}"
-        )
-        for kind in ("inputs", "outputs"):
-            shown = ", ".join(f"{k}: {v}" for k, v in getattr(manifest, kind).items())
-            print(f"{kind}: {shown}")
-        if manifest.rotation is not None:
-            print(f"rotation: {manifest.rotation.name}, seed {manifest.rotation.seed}")
-        print(f"states: {len(manifest.states)} caches")
-        for note in manifest.notes:
-            print(f"note: {note}")
-        tables = [*inspect_tables(manifest), *section_tables(sections)]
-        for table in [*tables, weight_table(manifest)] if weights else tables:
+        print("\n".join(report.lines()))
+        tables = [*inspect_tables(report.manifest), *section_tables(report.sections)]
+        for table in [*tables, weight_table(report.manifest)] if weights else tables:
             _console().print(table)
-    if problems:
-        raise CheckFailed(f"{artifact}: {'; '.join(problems)}")
-    require_stored_weights(artifact, manifest)
+    report.require_whole()
     if not json:
         print("all files are as written; integers and scales read back equal the store's")
 

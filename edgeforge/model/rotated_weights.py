@@ -225,13 +225,15 @@ class RotatedWeights(CheckpointWeights):
         return rotated
 
     def exact_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows before they are rounded to float32: float64, as `read_rows` gives them.
+        """Rows as `read_rows` gives them before they are rounded to float32: float64.
 
-        Not of a weight that adds to the residual stream: see `exact_blocks`. Such rows are read one
-        by one, but for whole heads of values.
+        They are read row by row, but for whole heads of values, and for a weight that adds to the
+        residual stream: its rows are mixed, so that all of it is read.
         """
         if name in self._norms:
             return torch.ones(1, self.spec.weights[name].shape[0], dtype=torch.float64)
+        if name in self._residual.writers:
+            return torch.cat(list(self._blocks(name)), 1)[start:stop]
         place = self._makers.get(name)
         if place is None:
             return self._rotate_columns(name, self._read(name, start, stop))
@@ -250,11 +252,8 @@ class RotatedWeights(CheckpointWeights):
     def _values(self, place: ValuePlace) -> Rotation:
         return random_hadamard(place.width, f"{self._seed}/{place.maker}", place.kv_heads)
 
-    def exact_blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """Columns of a weight that adds to the residual stream, whose rows are mixed: float64.
-
-        Together they are the whole weight before it is rounded to float32.
-        """
+    def _blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """Columns of a weight that adds to the residual stream, whose rows are mixed: float64."""
         rows, columns = self.spec.weights[name].shape
         read = self._read(name, 0, rows)
         if name in self._readers or name in self._residual.readers:
@@ -269,7 +268,5 @@ class RotatedWeights(CheckpointWeights):
             if name not in self._kept:
                 while len(self._kept) >= _KEPT:
                     del self._kept[next(iter(self._kept))]
-                self._kept[name] = torch.cat(
-                    [block.float() for block in self.exact_blocks(name)], 1
-                )
+                self._kept[name] = torch.cat([block.float() for block in self._blocks(name)], 1)
             return self._kept[name]

@@ -23,7 +23,8 @@ from quant.kernels.threads import single_threaded_torch
 from quant.program import dialect
 from quant.program.calls import QuantizedCall
 from quant.program.program import Input, Program, node_argument
-from quant.store.store import StoreWriter, WeightStore
+from quant.store.store import WeightStore
+from quant.store.writer import StoreWriter
 
 # Blocks are grouped until they hold this many tokens; each group reads every weight once.
 GROUP_TOKENS = 8192

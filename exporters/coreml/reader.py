@@ -7,7 +7,6 @@ the operation's parameter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +20,8 @@ from exporters.coreml.package import Package, open_package
 from exporters.coreml.scales import Exponents, are_half, from_half
 from exporters.coreml.weights import DESCALE, INPUT_SCALE_NAME, WIDENED_NAME
 from exporters.errors import ExportError
+from exporters.stored_digests import digests_of
 from quant.formats.activations import INPUT_SCALE
-from quant.store.store import weight_digest
 
 _BLOCK: Final = 1 << 20
 _WEIGHT: Final = "__weight"  # ends the name of every weight
@@ -189,15 +188,4 @@ def stored_digests(package: Path) -> dict[str, str]:
     Raises:
         ExportError: a file is missing, too short, damaged, or no Core ML package.
     """
-    weights = read_parts(open_package(package))
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(weights, pool.map(_digest, weights.values()), strict=True))
-
-
-def _digest(parts: Parts) -> str:
-    copies = max(map(len, parts.values()))
-    found = {
-        weight_digest({part: places[i % len(places)].blocks() for part, places in parts.items()})
-        for i in range(copies)
-    }
-    return " or ".join(sorted(found))
+    return digests_of(read_parts(open_package(package)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from exporters.executorch.method import BACKEND, SCALAR_TYPES
 from exporters.executorch.ptd_file import MARK_OF_PTE, Ptd, read_at, read_ptd
 from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE
 from exporters.executorch.schemas import PROGRAM, XNNPACK
-from quant.store.store import weight_digest
+from exporters.stored_digests import digests_of
 
 _BLOCK = 1 << 20
 _UINT8, _INT8, _FLOAT32 = (SCALAR_TYPES[name][0] for name in ("uint8", "int8", "float32"))
@@ -351,17 +350,4 @@ def stored_digests(file: Path) -> dict[str, str]:
     Raises:
         ExportError: the file is missing, cut short, damaged, or of another schema.
     """
-    weights = read_parts(read_pte(file))
-
-    def digest(parts: dict[str, list[StoredPart | GroupedPart]]) -> str:
-        copies = max(map(len, parts.values()))
-        found = {
-            weight_digest(
-                {part: places[i % len(places)].blocks() for part, places in parts.items()}
-            )
-            for i in range(copies)
-        }
-        return " or ".join(sorted(found))
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(weights, pool.map(digest, weights.values()), strict=True))
+    return digests_of(read_parts(read_pte(file)))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporters.errors import ExportError
-from quant.store.store import weight_digest
+from exporters.stored_digests import digests_of
 
 if TYPE_CHECKING:
     from onnx import TensorProto
@@ -148,15 +147,4 @@ def stored_digests(*graphs: Path) -> dict[str, str]:
             for part, places in parts.items():
                 known = weights.setdefault(name, {}).setdefault(part, [])
                 known.extend(place for place in places if place not in known)
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(weights, pool.map(_digest, weights.values()), strict=True))
-
-
-def _digest(parts: Parts) -> str:
-    copies = max(map(len, parts.values()))
-    found = {
-        weight_digest({part: places[i % len(places)].blocks() for part, places in parts.items()})
-        for i in range(copies)
-    }
-    return " or ".join(sorted(found))
+    return digests_of(weights)

@@ -63,7 +63,7 @@ def test_options_that_cannot_be_met_are_refused(sound, export, options, code, wo
         ("- {match: '*mlp*', format: int4-g32}", "end it with a rule for '*'"),
         (
             "- {match: 'model.layers.7.*', format: fp16}\n- {match: '*', format: int8-pc}",
-            "no weight is left for the rule 'model.layers.7.*'",
+            "the rule 'model.layers.7.*' matches no weight that earlier rules leave",
         ),
         ("- {match: '*', format: int4-g32, algorithm: hqq}", "no algorithm 'hqq'"),
         ("- {match: '*', format: int4-g48}", "group_size 48"),

@@ -23,8 +23,9 @@ from quant.formats.formats import parse_format
 from quant.plans.plan import Assignment, QuantPlan
 from quant.quantizers import rtn
 from quant.store import fill as quantize
+from quant.store.cached import find_store, new_store, store_key
 from quant.store.fill import fill_store
-from quant.store.store import WeightStore, find_store, new_store, store_key, weight_digest
+from quant.store.store import WeightStore, weight_digest
 
 FORMATS = {
     "embed": ((40, 64), "int4-g32"),
@@ -388,7 +389,7 @@ def test_a_full_disk_is_met_before_the_work(tmp_path):
 
 
 def test_a_disk_that_fills_up_at_the_notes_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("quant.store.store._reserve", lambda descriptor, nbytes: None)
+    monkeypatch.setattr("quant.store.writer._reserve", lambda descriptor, nbytes: None)
     with (
         ExitStack() as full,
         pytest.raises(StoreFullError),
