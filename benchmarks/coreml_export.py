@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from measured_process import edgeforge, folder_bytes, pin, run, say, work_folder
-from tables import Gain, Metric, print_comparison
+from pages import add_page_option, write_block
+from tables import Gain, Metric, comparison_rows, print_rows
 
 from edgeforge.synth.presets import PRESETS
 from edgeforge.synth.synthesise import synthesise
@@ -53,6 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--skip-coremltools", action="store_true", help="measure only EdgeForge")
     parser.add_argument("--workdir", type=Path, help="keep the folders here (default: a scratch)")
     parser.add_argument("--json", type=Path, help="write all records here")
+    add_page_option(parser)
     return parser.parse_args()
 
 
@@ -95,9 +97,13 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, list[dict[str,
 def print_table(records: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
     """Prints medians, and the ratio of coremltools' to EdgeForge's."""
     layers = f"{options.layers} layers" if options.layers else "all layers"
-    print(f"{options.preset}, {layers}, {options.recipe}; load {os.getloadavg()[0]:.1f}")
+    about = f"{options.preset}, {layers}, {options.recipe}"
+    print(f"{about}; load {os.getloadavg()[0]:.1f}")
     gains = [Gain("gain", OURS, THEIRS)] if THEIRS in records else []
-    print_comparison(METRICS, records, gains)
+    rows = comparison_rows(METRICS, records, gains)
+    print_rows(rows)
+    if options.page:
+        write_block(options.page, rows, f"{about}.")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from measured_process import edgeforge, pin, run, say, work_folder
-from tables import Gain, Metric, print_comparison
+from pages import add_page_option, write_block
+from tables import Gain, Metric, comparison_rows, print_rows
 
 HERE = Path(__file__).resolve().parent
 PRESET, SLICE_LAYERS = "llama-3.2-1b", 4
@@ -51,6 +52,7 @@ def main() -> None:
     )
     parser.add_argument("--workdir", type=Path, help="keep the folders here (default: a scratch)")
     parser.add_argument("--json", type=Path, help="write all records here")
+    add_page_option(parser)
     options = parser.parse_args()
     pin(options.threads)
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -189,13 +191,17 @@ def describe(record: dict[str, float]) -> str:
 def print_table(legs: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
     """Prints each contender's medians and EdgeForge's gain over the peer (above 1: better)."""
     shape = PRESET if options.full else f"{SLICE_LAYERS} layers of {PRESET}"
-    print(
-        f"\n{shape}, context {options.context}, {options.threads} threads, {options.repeats} "
+    about = (
+        f"{shape}, context {options.context}, {options.threads} threads, {options.repeats} "
         f"repeats of {options.rounds} rounds"
     )
+    print(f"\n{about}")
     ours = [name for name in RECIPES if PEER in legs]
     gains = [Gain(f"{name.removeprefix('EdgeForge ')} over {PEER}", name, PEER) for name in ours]
-    print_comparison(METRICS, legs, gains)
+    rows = comparison_rows(METRICS, legs, gains)
+    print_rows(rows)
+    if options.page:
+        write_block(options.page, rows, f"{about}.")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from measured_process import high_water_mark, pin, run, say
-from tables import Gain, Metric, print_comparison
+from pages import add_page_option, write_block
+from tables import Gain, Metric, comparison_rows, print_rows
 
 from edgeforge.reference.malloc import return_large_blocks
 from edgeforge.synth import synthesise as synth
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of matrices")
     parser.add_argument("--side", choices=(OURS, THEIRS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    add_page_option(parser)
     options = parser.parse_args()
     pin(options.threads)
     torch.set_num_threads(options.threads)
@@ -105,17 +107,20 @@ def main() -> None:
             for side, error in errors(matrix, Path(folder)).items():
                 records[side][f"{matrix.name} error"] = error
     shapes = ", ".join(f"{m.name} [{m.rows}, {m.columns}]" for m in matrices)
-    print(
+    about = (
         f"{options.preset}: {shapes}; {options.sequences} sequences of {options.length} tokens, "
         f"{options.threads} threads"
     )
+    print(about)
     metrics = [Metric(f"{m.name} seconds", f"{m.name}, s", 1, 2) for m in matrices]
     metrics += [Metric("seconds", "the layer, s", 1, 2), Metric("cpu", "the layer, CPU s", 1, 2)]
     metrics += [Metric("peak", "peak memory, MB", 1e6, 0)]
     metrics += [Metric(f"{m.name} error", f"{m.name}, output error, %", 0.01, 4) for m in matrices]
-    print_comparison(
-        metrics, {name: [found] for name, found in records.items()}, [Gain("gain", OURS, THEIRS)]
-    )
+    legs = {name: [found] for name, found in records.items()}
+    rows = comparison_rows(metrics, legs, [Gain("gain", OURS, THEIRS)])
+    print_rows(rows)
+    if options.page:
+        write_block(options.page, rows, f"{about}.")
 
 
 def matrices_of(preset: str) -> list[Matrix]:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from measured_process import pin, work_folder
+from pages import add_page_option, write_block
+from tables import print_rows
 
 DTYPES = ("fp32", "int8")
 CHUNK = 128
@@ -35,18 +37,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workdir", type=Path, help="keeps the artifacts, and takes those there")
     parser.add_argument("--json", type=Path)
+    add_page_option(parser)
     options = parser.parse_args()
     pin(options.threads)
     with work_folder(options.workdir, "kv-cache-") as root:
         times = measure(options, root)
     name = f"{options.model}, {options.layers} layers" if options.layers else options.model
-    print(f"{name}, {options.recipe}, {options.target}, {options.threads} threads, ", end="")
-    print(f"load {os.getloadavg()[0]:.1f}")
-    print(f"{'':<16}{'float32, ms':>14}{'int8, ms':>12}{'int8 / float32':>18}")
+    about = f"{name}, {options.recipe}, {options.target}, {options.threads} threads"
+    print(f"{about}, load {os.getloadavg()[0]:.1f}")
+    rows = [["", "float32, ms", "int8, ms", "int8 / float32"]]
     for label, found in times.items():
         plain, small = (statistics.median(found[dtype]) * 1000 for dtype in DTYPES)
         ratio = statistics.median(b / a for a, b in zip(*(found[d] for d in DTYPES), strict=True))
-        print(f"{label:<16}{plain:>14.3f}{small:>12.3f}{ratio:>18.3f}")
+        rows.append([label, f"{plain:.3f}", f"{small:.3f}", f"{ratio:.3f}"])
+    print_rows(rows)
+    if options.page:
+        write_block(options.page, rows, f"{about}.")
     if options.json:
         options.json.write_text(json.dumps(times, indent=1) + "\n")
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from measured_process import edgeforge, folder_bytes, pin, run, say, work_folder
-from tables import Gain, Metric, print_comparison
+from pages import add_page_option, write_block
+from tables import Gain, Metric, comparison_rows, print_rows
 
 HERE = Path(__file__).resolve().parent
 PEER_OPTIONS = {
@@ -78,6 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--genai", action="store_true", help="also time with onnxruntime-genai")
     parser.add_argument("--workdir", type=Path, help="keep the folders here (default: a scratch)")
     parser.add_argument("--json", type=Path, help="write all records here")
+    add_page_option(parser)
     options = parser.parse_args()
     if not options.skip_peer:
         missing = [
@@ -231,13 +233,17 @@ def print_table(records: dict[str, Any], options: argparse.Namespace) -> None:
     legs = records["legs"]
     others = [name for name in legs if name != OURS] if OURS in legs else []
     genai = [replace(m, key=f"genai_{m.key}", title=f"genai: {m.title}") for m in METRICS]
-    print(
-        f"\n{options.preset}, {options.threads} threads, {options.repeats} repeats, prompt of "
+    about = (
+        f"{options.preset}, {options.threads} threads, {options.repeats} repeats, prompt of "
         f"{options.prefill}, {options.decode} tokens decoded, memory bandwidth "
         f"{statistics.median(records['bandwidth']) / 1e9:.1f} GB/s"
     )
+    print(f"\n{about}")
     gains = [Gain(f"gain over {name.removeprefix('peer ')}", OURS, name) for name in others]
-    print_comparison([*METRICS, *genai], legs, gains)
+    rows = comparison_rows([*METRICS, *genai], legs, gains)
+    print_rows(rows)
+    if options.page:
+        write_block(options.page, rows, f"{about}.")
 
 
 def describe(record: dict[str, float]) -> str:

@@ -19,6 +19,8 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from pages import add_page_option, write_block
+from tables import print_rows
 
 from quant.program.ops import round_per_token
 
@@ -120,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=9)
+    add_page_option(parser)
     options = parser.parse_args()
     size, draw = options.size, np.random.default_rng(0)
     signed = draw.integers(-127, 128, (size, size)).astype(np.int8)
@@ -170,14 +173,23 @@ def main() -> None:
                     session.run(None, given)
                 spent = (time.perf_counter() - begun) / repeats
                 times.setdefault((name, tokens), []).append(spent)
-    print(f"{'':32} {'error':>9} {'promised':>9} {'1 token':>9} {'128':>9}")
+    rows = [["", "error", "promised", "1 token", "128"]]
     for name in sessions:
         ratios = [
             statistics.median(times[name, tokens]) / statistics.median(times[BASE, tokens])
             for tokens in (1, 128)
         ]
         first, second = errors[name]
-        print(f"{name:<32} {first:>9.2e} {second:>9.2e} {ratios[0]:>9.2f} {ratios[1]:>9.2f}")
+        errors_shown = f"{first:.2e}", f"{second:.2e}"
+        rows.append([name, *errors_shown, *(f"{ratio:.2f}" for ratio in ratios)])
+    print_rows(rows)
+    if options.page:
+        write_block(
+            options.page,
+            rows,
+            f"{size} x {size}, one thread. Errors are relative to the exact product and to the one "
+            f"that the plan promises; times of 1 and of 128 tokens are over MatMulNBits'.",
+        )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import ggml_quantizers
 import onnxruntime_quantizers
 import torch
 from judging import Judge, Scores, filled_store
+from pages import add_page_option, write_block
 from plans import mixed_plan, parameters, stored_bytes, uniform_plan
 from tables import line_up, print_rows
 
@@ -77,6 +78,7 @@ def main() -> None:
         "--only", nargs="+", default=[""], help="only peers whose names contain one of these texts"
     )
     parser.add_argument("--recipes", nargs="+", help="EdgeForge's recipes; by default all that fit")
+    add_page_option(parser)
     options = parser.parse_args()
     model = open_model(options.model)
     arena = Arena(model, options.text, options.tokens, options.targets)
@@ -126,6 +128,14 @@ def main() -> None:
         "intervals are those of the paired ratio"
     )
     print_rows(rows)
+    if options.page:
+        write_block(
+            options.page,
+            rows,
+            f"{options.model}, {arena.judge.title()}. A cell is the mean KL relative to the peer's "
+            f"at no more bytes: below 0, EdgeForge is nearer to FLOAT. Intervals are of the paired "
+            f"ratio.",
+        )
 
 
 def versus(ours: Row | None, peer: Row) -> str:

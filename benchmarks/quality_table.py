@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from judging import Judge, Scores, filled_store
+from pages import add_page_option, write_block
 from plans import mixed_plan, parameters, stored_bytes, uniform_plan
 from tables import line_up
 
@@ -59,12 +60,14 @@ def main() -> None:
         "--zero-points", action="store_true", help="groups with a zero point, not symmetric ones"
     )
     parser.add_argument("--targets", nargs="+", default=["onnx", "coreml"], help="of mixed plans")
+    add_page_option(parser)
     options = parser.parse_args()
     model = open_model(options.model)
     calibration = draw_calibration(model, CalibrationOptions(), model.spec.max_context)
     judge = Judge(model, options.text, options.tokens, calibration.length)
     print(f"{options.model}, {judge.title()}")
     print(line_up(HEADER, WIDTHS))
+    rows = [HEADER]
     for bits in options.bits:
         format = f"int{bits}-g{options.group}" + ("-asym" if options.zero_points else "")
         baseline: Scores | None = None
@@ -90,7 +93,10 @@ def main() -> None:
                 "-" if baseline is None else f"{excess(scores) / excess(baseline):.2f}",
                 f"{filled.seconds:.1f}",
             ]
+            rows.append(cells)
             print(line_up(cells, WIDTHS), flush=True)
+    if options.page:
+        write_block(options.page, rows, f"{options.model}, {judge.title()}.")
 
 
 def excess(scores: Scores) -> float:

@@ -26,6 +26,8 @@ import numpy as np
 import onnx
 import torch
 from measured_process import pin
+from pages import add_page_option, write_block
+from tables import line_up
 
 from quant.formats.formats import PaletteFormat, parse_format
 from quant.formats.packing import look_up, unpack_codes
@@ -36,6 +38,7 @@ FORMATS = ["int4-g32", "int4-g64", "int4-g128", "int4-g32-asym", "int4-g128-asym
 OURS_ALONE = ["int4-pc", "int8-pc", "lut4-gc16", "lut6-gc16", "lut8-gc16"]
 ALGORITHMS = ["default", "rtn", "k_quant"]
 CHUNK_WEIGHTS = 1 << 20
+WIDTHS = [15, 22, 11, 14, 8, 8]
 
 
 def main() -> None:
@@ -47,6 +50,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--skip-peer", action="store_true")
     parser.add_argument("--json", type=Path, help="write all records here")
+    add_page_option(parser)
     options = parser.parse_args()
     pin(options.threads)
     logging.disable(logging.WARNING)
@@ -54,7 +58,8 @@ def main() -> None:
     weight = trained_like(options.rows, options.columns)
     records: dict[str, Any] = {}
     print(f"{options.rows} x {options.columns}, load average {os.getloadavg()[0]:.1f}")
-    print("format          by                     M weights/s  relative error    speed    error")
+    rows = [["format", "by", "M weights/s", "relative error", "speed", "error"]]
+    print(line_up(rows[0], WIDTHS))
     for name in FORMATS + OURS_ALONE:
         contenders: dict[str, Callable[[], tuple[float, float]]] = {}
         for threads in sorted({1, options.threads}):
@@ -78,16 +83,24 @@ def main() -> None:
         errors = {label: pairs[0][1] for label, pairs in runs.items()}
         last = f"EdgeForge, {options.threads} thread{'s' * (options.threads > 1)}"
         for label, rate in rates.items():
-            ratios = ""
+            ratios = ["", ""]
             if label.startswith("onnxruntime"):
-                ratios = f"  {rates[last] / rate:6.2f}x  {errors[last] / errors[label]:6.3f}x"
-            print(f"{name:15} {label:22} {rate / 1e6:11.1f}  {errors[label]:14.5f}{ratios}")
+                ratios = [f"{rates[last] / rate:.2f}x", f"{errors[last] / errors[label]:.3f}x"]
+            rows.append([name, label, f"{rate / 1e6:.1f}", f"{errors[label]:.5f}", *ratios])
+            print(line_up(rows[-1], WIDTHS), flush=True)
         records[name] = {
             label: {"weights_per_s": rates[label], "relative_error": errors[label]}
             for label in rates
         }
     if options.json:
         options.json.write_text(json.dumps(records, indent=2) + "\n")
+    if options.page:
+        write_block(
+            options.page,
+            rows,
+            f"One matrix of {options.rows} x {options.columns}. Speed and error are EdgeForge's "
+            f"gain over that row.",
+        )
 
 
 def trained_like(rows: int, columns: int) -> torch.Tensor:

@@ -47,10 +47,10 @@ def gain(ours: float | None, theirs: float | None, lower_is_better: bool) -> str
     return f"{theirs / ours if lower_is_better else ours / theirs:.2f}x"
 
 
-def print_comparison(
+def comparison_rows(
     metrics: Sequence[Metric], legs: Mapping[str, Sequence[Record]], gains: Sequence[Gain]
-) -> None:
-    """Prints the medians of every contender's records, and the gains.
+) -> list[list[str]]:
+    """The medians of every contender's records, and the gains, as a table with titles.
 
     Args:
         metrics: the rows; a row for which no contender has a number is left out.
@@ -69,7 +69,7 @@ def print_comparison(
         for each in gains:
             row.append(gain(values[each.ours], values[each.theirs], metric.lower_is_better))
         rows.append(row)
-    print_rows(rows)
+    return rows
 
 
 def print_rows(rows: Sequence[Sequence[str]]) -> None:
