@@ -81,7 +81,7 @@ def all_as_floats(tensors):
         (with_value(f"{LAYER}.qzeros", -1), [f"{LAYER}.qzeros", "stored as 15"]),
         (without(f"{LAYER}.scales"), ["lacks", f"{LAYER}.scales", "gptq"]),
         (widened, [f"{LAYER}.qzeros", "[4, 4]", "[2, 4]"]),
-        (one_piece_as_floats, ["as integers", f"{LAYER}.weight", "alike"]),
+        (one_piece_as_floats, ["as integers", f"{LAYER}.weight as floats", "one kind"]),
         (all_as_floats, ["quantized (gptq)", "*.qweight"]),
         (without("model.norm.weight"), ["lacks model.norm.weight"]),
     ],
