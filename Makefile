@@ -14,7 +14,7 @@ help:  ## Show this list.
 setup: $(STAMP)  ## Make .venv with everything pinned.
 
 # Debian ships venv apart from Python; as root we can add it.
-$(STAMP): pyproject.toml $(wildcard quant/*.[ch])
+$(STAMP): pyproject.toml $(wildcard quant/kernels/*.[ch])
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
 	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  apt-get update -qq && apt-get install -y -qq python3.11-venv python3-dev >/dev/null && \
@@ -42,4 +42,4 @@ format: $(STAMP)  ## Let ruff format and mend.
 	$(BIN)/ruff format .
 
 clean:  ## Remove what was built here.
-	rm -rf $(VENV) out build *.egg-info quant/*.so
+	rm -rf $(VENV) out build *.egg-info quant/kernels/*.so

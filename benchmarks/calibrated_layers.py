@@ -12,17 +12,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from edgeforge import synth
-from edgeforge.model import open_model
-from edgeforge.rescaled import quantize_rescaled
-from edgeforge.sequential import quantize_sequentially
-from edgeforge.stretches import Filling
-from edgeforge.trace import trace
-from quant.plan import QuantPlan
-from quant.quantize import fill_store
-from quant.recipes import Recipe, Rule
-from quant.registry import CALIBRATED, calibrated_weights
-from quant.resume import partial_store
+from edgeforge.calibration.filling import Filling
+from edgeforge.calibration.rescaled import quantize_rescaled
+from edgeforge.calibration.sequential import quantize_sequentially
+from edgeforge.model.model import open_model
+from edgeforge.model.trace import trace
+from edgeforge.synth import synthesise as synth
+from quant.plans.plan import QuantPlan, calibrated_weights
+from quant.plans.recipes import Recipe, Rule
+from quant.quantizers.registry import CALIBRATED
+from quant.store.fill import fill_store
+from quant.store.partial import partial_store
 
 VOCABULARY = 1024
 

@@ -19,8 +19,8 @@ from typing import Any
 from measured_process import edgeforge, folder_bytes, pin, run, say
 from tables import Gain, Metric, print_comparison
 
-from edgeforge.synth import synthesise
-from edgeforge.synth_presets import PRESETS
+from edgeforge.synth.presets import PRESETS
+from edgeforge.synth.synthesise import synthesise
 from exporters.coreml.names import DECODE, PACKAGE
 
 HERE = Path(__file__).resolve().parent

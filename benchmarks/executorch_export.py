@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, list[dict[str,
 
 def write_checkpoint(folder: Path, layers: int | None) -> None:
     """Random weights at true shape; of fewer layers where asked for."""
-    from edgeforge.synth import PRESETS, synthesise
+    from edgeforge.synth.synthesise import PRESETS, synthesise
 
     preset = PRESETS[PRESET]
     if layers is not None:

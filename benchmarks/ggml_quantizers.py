@@ -31,7 +31,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from edgeforge.model import Model
+from edgeforge.model.model import Model
 
 FILE_TYPES: Final = ("Q2_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q8_0")
 # The numbers of ggml.h's `enum ggml_type`, which are written to files and so never change.

@@ -25,14 +25,14 @@ import torch
 from measured_process import high_water_mark, pin, run, say
 from tables import Gain, Metric, print_comparison
 
-from edgeforge import synth
-from edgeforge.allocation import return_large_blocks
+from edgeforge.reference.malloc import return_large_blocks
+from edgeforge.synth import synthesise as synth
 
 OURS, THEIRS = "EdgeForge", "coremltools"
 GROUP = 128
 # Directions that inputs share: true activations are far from independent columns.
 DIRECTIONS = 64
-BATCH_TOKENS = 4096  # as `edgeforge.stretches` joins sequences
+BATCH_TOKENS = 4096  # as `edgeforge.reference.segments` joins sequences
 
 
 class Stopwatch:
@@ -154,10 +154,10 @@ def measure(options: argparse.Namespace, matrices: list[Matrix]) -> dict[str, fl
 
 def ours(matrix: Matrix, options: argparse.Namespace, watch: Stopwatch) -> torch.Tensor:
     """What EdgeForge stores."""
-    from quant.formats import IntFormat
-    from quant.packing import dequantize
-    from quant.registry import CALIBRATED
-    from quant.second_moment import SecondMoment
+    from quant.formats.formats import IntFormat
+    from quant.formats.packing import dequantize
+    from quant.quantizers.input_statistics import SecondMoment
+    from quant.quantizers.registry import CALIBRATED
 
     weight, format = matrix.weight(), IntFormat(4, GROUP)
     collected = SecondMoment(matrix.columns)

@@ -19,18 +19,18 @@ from typing import Final
 import numpy as np
 import torch
 
-from edgeforge.calibrated_store import fill_calibrated
-from edgeforge.calibration import Calibration, CalibrationRun
-from edgeforge.metrics import Scored
-from edgeforge.model import Model
-from edgeforge.reference import ReferenceRunner, store_reader
-from edgeforge.text import Tokenizer, read_text
-from edgeforge.trace import trace
-from quant.plan import QuantPlan
-from quant.program import Program
-from quant.resume import partial_store
-from quant.rewrite import quantize_program
-from quant.store import WeightStore
+from edgeforge.calibration.fill import fill_calibrated
+from edgeforge.calibration.text import Calibration, CalibrationRun
+from edgeforge.model.model import Model
+from edgeforge.model.trace import trace
+from edgeforge.reference.walk import ReferenceRunner, store_reader
+from edgeforge.tokenizer import Tokenizer, read_text
+from edgeforge.verification.metrics import Scored
+from quant.plans.plan import QuantPlan
+from quant.program.program import Program
+from quant.program.rewrite import quantize_program
+from quant.store.partial import partial_store
+from quant.store.store import WeightStore
 
 BLOCK: Final = 256
 RESAMPLES: Final = 1000

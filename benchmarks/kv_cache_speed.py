@@ -64,8 +64,8 @@ def artifact(options: argparse.Namespace, root: Path, dtype: str):
     """One artifact, opened; exported first unless it is there."""
     import edgeforge
     from device_harness.registry import open_session
-    from edgeforge.synth import synthesise, write_byte_tokenizer
-    from edgeforge.synth_presets import PRESETS
+    from edgeforge.synth.presets import PRESETS
+    from edgeforge.synth.synthesise import synthesise, write_byte_tokenizer
     from exporters.manifest import Manifest
 
     out = root / f"{options.target}-{dtype}"

@@ -227,7 +227,7 @@ def common_start(first: list[int], second: list[int]) -> int:
 
 def give_tokenizer(checkpoint: Path) -> None:
     """A byte tokenizer beside the random weights: the peer does not export without one."""
-    from edgeforge.synth import write_byte_tokenizer
+    from edgeforge.synth.synthesise import write_byte_tokenizer
 
     write_byte_tokenizer(checkpoint, entries=259)
 

@@ -1,9 +1,9 @@
 """Products of 8-bit activations by 8-bit weights in ONNX Runtime: which are right, which are fast.
 
 One matrix, one thread. Errors are relative L2 norms: against the float product, and against the
-product of activations rounded token by token (`quant.ops.round_per_token`), which is what a plan
-promises with ``int8-token``. Times are medians of interleaved rounds, as ratios to ``MatMulNBits``
-at 8 bits in blocks of 128.
+product of activations rounded token by token (`quant.program.ops.round_per_token`), which is what a
+plan promises with ``int8-token``. Times are medians of interleaved rounds, as ratios to
+``MatMulNBits`` at 8 bits in blocks of 128.
 
 ``signed`` weights go through kernels that add pairs of products in 16 bits on processors with AVX2
 and no VNNI: their errors there are overflows.
@@ -20,7 +20,7 @@ import onnxruntime
 import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from quant.ops import round_per_token
+from quant.program.ops import round_per_token
 
 MICROSOFT = "com.microsoft"
 BASE = "MatMulNBits, block 128"

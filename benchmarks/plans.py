@@ -3,14 +3,15 @@
 import math
 from collections.abc import Sequence
 
-from edgeforge.mixing import Budget
-from edgeforge.model import Model
-from edgeforge.pipeline import ExportOptions, facts_of
-from edgeforge.planning import choose_plan
+from edgeforge.artifact_manifest import facts_of
+from edgeforge.export_options import ExportOptions
+from edgeforge.model.model import Model
+from edgeforge.planning.budget import Budget
+from edgeforge.planning.choose import choose_plan
 from exporters.registry import TARGETS
 from quant.errors import QuantizationError
-from quant.plan import QuantPlan, matrix_shape
-from quant.recipes import Recipe, Rule
+from quant.plans.plan import QuantPlan, matrix_shape
+from quant.plans.recipes import Recipe, Rule
 
 
 def uniform_plan(model: Model, name: str, format: str, algorithm: str | None) -> QuantPlan:

@@ -24,12 +24,11 @@ from judging import Judge, Scores, filled_store
 from plans import mixed_plan, parameters, stored_bytes, uniform_plan
 from tables import line_up, print_rows
 
-from edgeforge.calibration import CalibrationOptions, draw_calibration
-from edgeforge.model import HELDOUT, Model, open_model
+from edgeforge.calibration.text import CalibrationOptions, draw_calibration
+from edgeforge.model.model import HELDOUT, Model, open_model
 from quant.errors import QuantizationError
-from quant.plan import QuantPlan, is_quantized
-from quant.recipes import RECIPES
-from quant.registry import calibrated_weights
+from quant.plans.plan import QuantPlan, calibrated_weights, is_quantized
+from quant.plans.recipes import RECIPES
 
 HEADER = ["quantizer", "bits", "KL mean", "KL p99", "perplexity x", "top-1 %"]
 CALIBRATED = ("int4-g128-gptq", "int4-gptq", "int4-awq")

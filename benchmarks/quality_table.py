@@ -14,12 +14,12 @@ from judging import Judge, Scores, filled_store
 from plans import mixed_plan, parameters, stored_bytes, uniform_plan
 from tables import line_up
 
-from edgeforge.calibration import CalibrationOptions, draw_calibration
-from edgeforge.model import HELDOUT, Model, open_model
-from edgeforge.rotated import rotate
+from edgeforge.calibration.text import CalibrationOptions, draw_calibration
+from edgeforge.model.model import HELDOUT, Model, open_model
+from edgeforge.model.rotated_weights import rotate
 from quant.errors import QuantizationError
-from quant.plan import QuantPlan
-from quant.program import Program
+from quant.plans.plan import QuantPlan
+from quant.program.program import Program
 
 HEADER = [
     *("bits, algorithm", "bits a weight", "MB", "KL mean", "KL p99"),

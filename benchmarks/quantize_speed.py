@@ -26,10 +26,10 @@ import onnx
 import torch
 from measured_process import pin
 
-from quant.formats import PaletteFormat, parse_format
-from quant.kmeans import KMeans
-from quant.packing import look_up, unpack_codes
-from quant.rtn import RTN
+from quant.formats.formats import PaletteFormat, parse_format
+from quant.formats.packing import look_up, unpack_codes
+from quant.quantizers.kmeans import KMeans
+from quant.quantizers.rtn import RTN
 
 FORMATS = ["int4-g32", "int4-g64", "int4-g128", "int4-g32-asym", "int4-g128-asym", "int8-g128"]
 OURS_ALONE = ["int4-pc", "int8-pc", "lut4-gc16", "lut6-gc16", "lut8-gc16"]

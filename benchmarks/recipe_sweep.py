@@ -17,19 +17,18 @@ from pathlib import Path
 import torch
 from judging import filled_store
 
-from edgeforge.calibration import Calibration, CalibrationOptions, draw_calibration
-from edgeforge.metrics import DivergenceMeter, PerplexityMeter, Scored
-from edgeforge.model import HELDOUT, Model, open_model
-from edgeforge.reference import ReferenceRunner, store_reader
-from edgeforge.rotated import rotate
-from edgeforge.rotations import ROTATIONS
-from edgeforge.text import Tokenizer, read_text, split_blocks
-from edgeforge.trace import trace
-from quant.plan import QuantPlan
-from quant.program import Program
-from quant.recipes import RECIPES, Recipe, Rule, find_recipe
-from quant.registry import calibrated_weights
-from quant.rewrite import quantize_program
+from edgeforge.calibration.text import Calibration, CalibrationOptions, draw_calibration
+from edgeforge.model.model import HELDOUT, Model, open_model
+from edgeforge.model.rotated_weights import rotate
+from edgeforge.model.rotations import ROTATIONS
+from edgeforge.model.trace import trace
+from edgeforge.reference.walk import ReferenceRunner, store_reader
+from edgeforge.tokenizer import Tokenizer, read_text, split_blocks
+from edgeforge.verification.metrics import DivergenceMeter, PerplexityMeter, Scored
+from quant.plans.plan import QuantPlan, calibrated_weights
+from quant.plans.recipes import RECIPES, Recipe, Rule, find_recipe
+from quant.program.program import Program
+from quant.program.rewrite import quantize_program
 
 BLOCK = 256
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from device_harness.session import Session
     from device_harness.timing import Timings
-    from edgeforge.evaluate import Evaluation
+    from edgeforge.verification.evaluation import Evaluation
 
 
 def export(
@@ -78,12 +78,12 @@ def export(
     Raises:
         EdgeForgeError: or a QuantizationError or ExportError, in one sentence.
     """
-    from edgeforge.calibration import CalibrationOptions
-    from edgeforge.mixing import Budget
-    from edgeforge.model import open_model
-    from edgeforge.pipeline import ExportOptions
+    from edgeforge.calibration.text import CalibrationOptions
+    from edgeforge.export_options import ExportOptions
+    from edgeforge.model.model import open_model
     from edgeforge.pipeline import export as run_export
-    from edgeforge.planning import scale_name
+    from edgeforge.planning.budget import Budget
+    from edgeforge.planning.choose import scale_name
     from exporters.options import TargetOptions
     from exporters.registry import find_target
 
@@ -142,8 +142,8 @@ def verify(
     Raises:
         CheckFailed: files were changed, or their integers and scales are not the store's.
     """
-    from edgeforge.verification import VerifyOptions
-    from edgeforge.verification import verify as run_verify
+    from edgeforge.verification.verify import VerifyOptions
+    from edgeforge.verification.verify import verify as run_verify
 
     chosen = None if text is None else Path(text)
     runtime = {"precision": precision, "compute_units": compute_units}

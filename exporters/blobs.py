@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from exporters.copying import copy_range
-from quant.store import Extent
+from quant.store.store import Extent
 
 _CHUNK = 1 << 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from quant.store import Extent
+from quant.store.store import Extent
 
 _NO_KERNEL_COPY = frozenset(
     {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from exporters.errors import ExportError
 from exporters.target import ModelFacts
-from quant.formats import IntFormat
-from quant.plan import QuantPlan, matrix_shape
+from quant.formats.formats import IntFormat
+from quant.plans.plan import QuantPlan, matrix_shape
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _FLOAT = 4

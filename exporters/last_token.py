@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from quant.dialect import EMBEDDING, LAST, POINTWISE, QUANT_EMBEDDING
-from quant.program import Program
+from quant.program.dialect import EMBEDDING, LAST, POINTWISE, QUANT_EMBEDDING
+from quant.program.program import Program
 
 _LOOKUPS = (EMBEDDING, QUANT_EMBEDDING)
 

@@ -29,12 +29,12 @@ class WeightRecord:
 
     Attributes:
         shape: ``[out, in]`` or ``[n]``.
-        format: as `quant.formats.parse_format` reads it.
+        format: as `quant.formats.formats.parse_format` reads it.
         algorithm: what chose the integers.
         relative_error: L2 norm of the error over that of the weight.
-        digest: `quant.store.weight_digest`: equal over targets when the integers are.
-        activation: what happens to what enters it (`quant.activations`); a scale for that is in
-            the digest.
+        digest: `quant.store.store.weight_digest`: equal over targets when the integers are.
+        activation: what happens to what enters it (`quant.formats.activations`); a scale for that
+            is in the digest.
     """
 
     shape: tuple[int, ...]

@@ -14,9 +14,9 @@ if TYPE_CHECKING:  # torch comes with these; listing targets needs none of it
     import numpy as np
     import numpy.typing as npt
 
-    from quant.plan import QuantPlan
-    from quant.program import Program
-    from quant.store import WeightStore
+    from quant.plans.plan import QuantPlan
+    from quant.program.program import Program
+    from quant.store.store import WeightStore
 
     CacheRanges = Mapping[str, npt.NDArray[np.float32]]
     """By cache of a program, how far its columns reach from zero: float32[kv_heads, head_dim]."""
@@ -147,7 +147,8 @@ class Target(Protocol):
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
         """Digest by weight of the integers and scales as the written files hold them.
 
-        Comparable with `quant.store.WeightStore.digests`: equal when they are equal bit for bit.
+        Comparable with `quant.store.store.WeightStore.digests`: equal when they are equal bit for
+        bit.
         """
 
     def structure(self, folder: Path) -> tuple[Section, ...]:

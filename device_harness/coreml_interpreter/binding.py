@@ -18,12 +18,7 @@ from device_harness.coreml_interpreter.ops.slicing import slice_update_in_place
 from device_harness.coreml_interpreter.registry import EXACT, OPS
 from device_harness.coreml_interpreter.sharing import Sharing, share
 from device_harness.coreml_interpreter.steps import InnerBlock, Program, Result, Step, first_line
-from device_harness.coreml_interpreter.values import (
-    FLOATS,
-    Precision,
-    constant_tensor,
-    storage,
-)
+from device_harness.coreml_interpreter.values import FLOATS, Precision, constant_tensor, storage
 from device_harness.coreml_interpreter.weights import Budget, StoredWeight, Weight
 from device_harness.errors import DeviceError
 from exporters.coreml.constants import Constant, read_constant, read_text

@@ -14,12 +14,7 @@ from device_harness.coreml_interpreter.binding import Binder
 from device_harness.coreml_interpreter.limits import Limits, limited
 from device_harness.coreml_interpreter.states import State
 from device_harness.coreml_interpreter.steps import Program, run_program
-from device_harness.coreml_interpreter.values import (
-    Precision,
-    given_tensor,
-    outside,
-    round_to_half,
-)
+from device_harness.coreml_interpreter.values import Precision, given_tensor, outside, round_to_half
 from device_harness.coreml_interpreter.weights import Budget
 from device_harness.errors import DeviceError
 from exporters.coreml.package import Feature, Package, TensorType, tensor_type

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from device_harness.coreml_interpreter.values import Precision, held, round_to_half
 from exporters.coreml.constants import Constant, unpack_bits
-from quant import blocks
-from quant.blocks import Blocks
+from quant.kernels import blocks
+from quant.kernels.blocks import Blocks
 
 TILE: Final = 1 << 22  # elements made at once: 16 MiB of float32
 _FEW_ROWS: Final = 8  # of activations, for which products are made from packed integers

@@ -1,1 +1,1 @@
-"""Model families: one file per ``model_type``, from a configuration to a `ModelSpec`."""
+"""One file a model family, named after the `model_type` of its checkpoints."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgeforge.spec import LayerSpec, Piece, WeightSpec
+from edgeforge.families.spec import LayerSpec, Piece, WeightSpec
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from edgeforge.checkpoint.config_reader import ConfigReader, token_ids
 from edgeforge.errors import CheckpointError
 from edgeforge.families.assembly import assemble, matrix, norm
-from edgeforge.families.config import ConfigReader, token_ids
 from edgeforge.families.rotary import read_rope
-from edgeforge.spec import LayerSpec, ModelSpec, WeightSpec
+from edgeforge.families.spec import LayerSpec, ModelSpec, WeightSpec
 
 LayerWeights = Callable[..., dict[str, WeightSpec]]
 

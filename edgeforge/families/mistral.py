@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgeforge.families.config import ConfigReader
+from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.families.llama import Conventions, read_llama_like
-from edgeforge.spec import ModelSpec
+from edgeforge.families.spec import ModelSpec
 
 
 def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgeforge.checkpoint.config_reader import ConfigReader, token_ids
 from edgeforge.errors import CheckpointError
 from edgeforge.families.assembly import assemble, matrix, norm
-from edgeforge.families.config import ConfigReader, token_ids
 from edgeforge.families.rotary import rotated_columns
-from edgeforge.spec import LayerSpec, ModelSpec, RopeSpec, WeightSpec
+from edgeforge.families.spec import LayerSpec, ModelSpec, RopeSpec, WeightSpec
 
 
 def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:

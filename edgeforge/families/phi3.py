@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.families.assembly import matrix, norm
-from edgeforge.families.config import ConfigReader
 from edgeforge.families.llama import Conventions, read_llama_like
-from edgeforge.spec import LayerSpec, ModelSpec, WeightSpec
+from edgeforge.families.spec import LayerSpec, ModelSpec, WeightSpec
 
 
 def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:

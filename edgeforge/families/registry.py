@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 
+from edgeforge.checkpoint.config_reader import ConfigReader
+from edgeforge.checkpoint.imported.registry import FIELD, read_packing
 from edgeforge.errors import CheckpointError
 from edgeforge.families import llama, mistral, openelm, phi3
-from edgeforge.families.config import ConfigReader
-from edgeforge.packed.registry import FIELD, read_packing
-from edgeforge.spec import ModelSpec
+from edgeforge.families.spec import ModelSpec
 
 FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] = {
     "llama": llama.read_spec,

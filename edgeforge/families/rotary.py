@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.errors import CheckpointError
-from edgeforge.families.config import ConfigReader
-from edgeforge.spec import RopeSpec
+from edgeforge.families.spec import RopeSpec
 
 
 def read_rope(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from torch import fx
 
 from exporters.coreml.function import Value
 from exporters.coreml.names import UPDATED, cache_name
-from quant.program import node_argument, shape_of
-
-if TYPE_CHECKING:
-    from exporters.coreml.lowering import FunctionLowering
+from exporters.coreml.state import FunctionLowering
+from quant.program.calls import AttentionCall
+from quant.program.program import node_argument, shape_of
 
 # The largest float16; its negative is added to the score of a token that is not seen.
 _HIDDEN: Final = 65504.0
@@ -35,11 +34,10 @@ class Attention:
 
     Args:
         state: the function being lowered.
-        position: ``int32[1]``, how many tokens are cached.
     """
 
-    def __init__(self, state: FunctionLowering, position: Value) -> None:
-        self.state, self.emitter, self.position = state, state.emitter, position
+    def __init__(self, state: FunctionLowering) -> None:
+        self.state, self.emitter, self.position = state, state.emitter, state.position
         self.context = state.style.context
         self._updated: list[Value] = []
         self._masks: dict[tuple[int, int], Value] = {}
@@ -105,8 +103,8 @@ class Attention:
             emitter.heads_first(f"{name}_queries", emitter.pad_last(f"{name}_pad_q", q, stored)),
             (1, kv_heads, -1 if t == -1 else groups * t, stored),
         )
-        window, scale = node.args[6], node.args[7]
-        assert isinstance(window, int) and isinstance(scale, float)
+        call = AttentionCall.of(node)
+        window, scale = call.window, call.scale
         mask = self._mask(window, groups)
         if state.style.wide and state.style.states and np.isclose(scale, stored**-0.5, rtol=1e-9):
             mixed = emitter.call(

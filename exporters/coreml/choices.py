@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from exporters.activations import refuse_activation
+from exporters.checks import refuse_activation
 from exporters.coreml.names import identifier
 from exporters.errors import ExportError
 from exporters.options import TargetOptions
-from quant.activations import TOKEN
-from quant.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
-from quant.plan import POSITIVE, QuantPlan
+from quant.formats.activations import TOKEN
+from quant.formats.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
+from quant.plans.algorithms import POSITIVE
+from quant.plans.plan import QuantPlan
 
 _OF_IOS17: Final = IntFormat(8, None)
 

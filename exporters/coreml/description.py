@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from importlib.metadata import version
 
-from exporters.activations import activation_notes
+from exporters.checks import activation_notes
 from exporters.coreml import names
 from exporters.coreml.attention import ANE_MULTIPLE
 from exporters.coreml.emitter import Emitter
-from exporters.coreml.lowering import Style
 from exporters.coreml.package_writer import Metadata
+from exporters.coreml.state import Style
 from exporters.target import ExportRequest
-from quant.formats import FloatFormat
-from quant.store import WeightStore
+from quant.formats.formats import FloatFormat
+from quant.store.store import WeightStore
 
 # What swift-transformers looks the tokenizer up by, and Apple's own samples after it.
 _HUB_NAME = "co.huggingface.exporters.name"

@@ -21,8 +21,8 @@ from exporters.coreml.package import Package, open_package
 from exporters.coreml.scales import Exponents, are_half, from_half
 from exporters.coreml.weights import DESCALE, INPUT_SCALE_NAME, WIDENED_NAME
 from exporters.errors import ExportError
-from quant.activations import INPUT_SCALE
-from quant.store import weight_digest
+from quant.formats.activations import INPUT_SCALE
+from quant.store.store import weight_digest
 
 _BLOCK: Final = 1 << 20
 _WEIGHT: Final = "__weight"  # ends the name of every weight
@@ -181,7 +181,7 @@ def _padded_rows(constant: Constant) -> Constant:
 
 
 def stored_digests(package: Path) -> dict[str, str]:
-    """`quant.store.weight_digest` of every weight, from the written files alone.
+    """`quant.store.store.weight_digest` of every weight, from the written files alone.
 
     A weight that functions hold in several places, and not the same in all of them, gets a text
     that no digest equals.

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exporters.errors import ExportError
-from quant.store import Extent
+from quant.store.store import Extent
 
 _BIAS: Final = 127 - 15  # between the exponents of bfloat16 and float16
 _SMALLEST, _LARGEST = -14, 15  # exponents of float16's normal numbers

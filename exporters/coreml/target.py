@@ -15,12 +15,12 @@ from exporters.footprint import RuntimeCosts, check_memory, estimate
 from exporters.options import Choices, TargetOptions
 from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
-from quant.plan import QuantPlan
+from quant.plans.plan import QuantPlan
 
 if TYPE_CHECKING:
     from exporters.coreml.emitter import Emitter
     from exporters.coreml.function import Value
-    from exporters.coreml.lowering import Style
+    from exporters.coreml.state import Style
 
 DEFAULT_CHUNK: Final = 64
 
@@ -63,12 +63,9 @@ class CoremlTarget:
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.mlpackage`` and the tokenizer's files beside it."""
         from exporters.coreml.description import describe_function, metadata, notes
-        from exporters.coreml.lowering import OPSETS, FunctionLowering
-        from exporters.coreml.package_writer import (
-            WrittenFunction,
-            model_message,
-            write_manifest,
-        )
+        from exporters.coreml.lowering import lower_function
+        from exporters.coreml.package_writer import WrittenFunction, model_message, write_manifest
+        from exporters.coreml.state import OPSETS, FunctionLowering
         from exporters.coreml.weight_file import WeightFile
         from exporters.coreml.weights import WeightBank
         from exporters.last_token import keep_last_token
@@ -88,7 +85,7 @@ class CoremlTarget:
             plans = [(names.MAIN, last, -1 if len(chunks) > 1 else 1)]
         functions = []
         for name, program, tokens in plans:
-            emitter = FunctionLowering(program, bank, name, tokens, style).run()
+            emitter = lower_function(FunctionLowering(program, bank, name, tokens, style))
             given = chunks if tokens == -1 else ()
             functions.append(WrittenFunction(emitter, given, describe_function(emitter)))
         model = model_message(functions, OPSETS[style.opset][1], metadata(request, style, chunks))
@@ -137,7 +134,7 @@ def choose_style(options: TargetOptions, context: int) -> Style:
         ExportError: options that do not go together.
     """
     from exporters.coreml.attention import padded
-    from exporters.coreml.lowering import Style
+    from exporters.coreml.state import Style
 
     profile, opset = options.profile or "gpu", options.opset or "ios18"
     assert profile in ("gpu", "ane") and opset in ("ios17", "ios18")

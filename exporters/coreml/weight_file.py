@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from exporters.coreml.blob_file import ALIGNMENT, BITS, BLOB_TYPES, SENTINEL, VERSION
-from quant.store import Extent
+from quant.store.store import Extent
 
 HEADER: Final = struct.Struct("<II56x")  # blobs, version
 # Sentinel, dtype, bytes, offset of the data, bits of the last byte that are no element.

@@ -19,9 +19,9 @@ from exporters.coreml.function import FileValue, Shape, Value, array_value
 from exporters.coreml.names import identifier
 from exporters.coreml.scales import Exponents, ScaleBlob, row_exponents, to_half
 from exporters.coreml.weight_file import WeightFile
-from quant.activations import INPUT_SCALE
-from quant.formats import IntFormat, PaletteFormat
-from quant.store import WeightStore
+from quant.formats.activations import INPUT_SCALE
+from quant.formats.formats import IntFormat, PaletteFormat
+from quant.store.store import WeightStore
 
 # Ends the name of the constant that what a row gives is multiplied by.
 DESCALE: Final = "__descale"

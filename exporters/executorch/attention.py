@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final
 
 import numpy as np
 from torch import fx
 
 from exporters.executorch.method import SCALAR_TYPES, ScalarType
-from quant.program import node_argument, shape_of
+from exporters.executorch.state import CacheDtype, MethodLowering, Window
+from quant.program.calls import AttentionCall
+from quant.program.program import node_argument, shape_of
 
-if TYPE_CHECKING:
-    from exporters.executorch.lowering import MethodLowering
-
-CacheDtype = Literal["float32", "int8"]
 _HIDDEN: Final = -1e30  # added to the score of a token that is out of the window: exp gives 0
 
 
@@ -27,11 +25,11 @@ def attention(state: MethodLowering, node: fx.Node) -> None:
     _, kv_heads, context, _ = shape_of(node_argument(node, 3))
     parts_of = _PARTS[state.cache_dtype]
     query = parts_of(state, q, [heads, width])
-    window, scale = node.args[6], node.args[7]
-    assert isinstance(window, int) and isinstance(scale, float)
+    call = AttentionCall.of(node)
+    window, scale = call.window, call.scale
     start, mask = state.start, method.none()
     if window:
-        seen = Window.of(state, window)
+        seen = _window_of(state, window)
         start, mask = seen.position, seen.mask
     kept = []
     for new in (k, v):
@@ -41,7 +39,7 @@ def attention(state: MethodLowering, node: fx.Node) -> None:
             cache = method.state(part.dtype, [1, context, *dims])
             unused = method.tensor("float32", [1], dynamic=False)
             method.call("llama::update_cache", "out", part.value, cache, state.start, out=unused)
-            caches.append(seen.cut(state, part.dtype, cache, dims) if window else cache)
+            caches.append(_seen_part(state, seen, part.dtype, cache, dims) if window else cache)
         kept.append(caches)
     (q, *q_grid), (k, *k_grid), (v, *v_grid) = [part.value for part in query], *kept
     out = method.tensor("float32", state.dims(node_argument(node, 0)), dynamic=True)
@@ -109,66 +107,50 @@ _PARTS: Final[dict[CacheDtype, Callable[[MethodLowering, int, list[int]], list[_
 }
 
 
-@dataclass(frozen=True)
-class Window:
-    """What attention within a window needs, the same for every layer.
+def _window_of(state: MethodLowering, size: int) -> Window:
+    """The window of this size, made at the first layer that asks for it."""
+    if size not in state.windows:
+        state.windows[size] = _make_window(state, size)
+    return state.windows[size]
 
-    Attributes:
-        size: of the window.
-        first: number of the first token that any of the new ones sees.
-        position: of the first new token, counted from there.
-        length: of what is seen, at most.
-        mask: ``float32[t, seen]``: 0 where ``i - size < j <= i``, else so low that exp gives 0.
-    """
 
-    size: int
-    first: int
-    position: int
-    length: int
-    mask: int
+def _make_window(state: MethodLowering, size: int) -> Window:
+    method, context, limit = state.method, state.program.context, state.limit
+    length = min(context, size - 1 + limit)
+    before, first, position = (method.computed_integer() for _ in range(3))
+    sub, greater = "executorch_prim::sub", "executorch_prim::sym_max"
+    method.call(sub, "Scalar", state.start, method.integer(size - 1), before)
+    method.call(greater, "Scalar", before, method.integer(0), first)
+    method.call(sub, "Scalar", state.start, first, position)
+    numbers = np.arange(context, dtype=np.float32).tobytes()
+    rows = method.tensor("float32", [limit, 1], dynamic=True)
+    table = state.table("numbers", numbers, [context, 1])
+    state.slice(table, 0, state.start, state.end, rows)
+    columns = method.tensor("float32", [1, length], dynamic=True)
+    state.slice(state.table("numbers", numbers, [1, context]), 1, first, state.end, columns)
 
-    @classmethod
-    def of(cls, state: MethodLowering, size: int) -> Window:
-        """The window of this size, made at the first layer that asks for it."""
-        if size not in state.windows:
-            state.windows[size] = cls._make(state, size)
-        return state.windows[size]
+    def made(dtype: ScalarType) -> int:
+        return method.tensor(dtype, [limit, length], dynamic=True)
 
-    @classmethod
-    def _make(cls, state: MethodLowering, size: int) -> Window:
-        method, context, limit = state.method, state.program.context, state.limit
-        length = min(context, size - 1 + limit)
-        before, first, position = (method.computed_integer() for _ in range(3))
-        sub, greater = "executorch_prim::sub", "executorch_prim::sym_max"
-        method.call(sub, "Scalar", state.start, method.integer(size - 1), before)
-        method.call(greater, "Scalar", before, method.integer(0), first)
-        method.call(sub, "Scalar", state.start, first, position)
-        numbers = np.arange(context, dtype=np.float32).tobytes()
-        rows = method.tensor("float32", [limit, 1], dynamic=True)
-        table = state.table("numbers", numbers, [context, 1])
-        state.slice(table, 0, state.start, state.end, rows)
-        columns = method.tensor("float32", [1, length], dynamic=True)
-        state.slice(state.table("numbers", numbers, [1, context]), 1, first, state.end, columns)
+    distance = made("float32")
+    method.call("aten::sub", "out", rows, columns, method.integer(1), out=distance)
+    past, near = made("bool"), made("bool")
+    method.call("aten::ge", "Scalar_out", distance, method.integer(0), out=past)
+    method.call("aten::lt", "Scalar_out", distance, method.integer(size), out=near)
+    seen, mask = made("bool"), made("float32")
+    method.call("aten::logical_and", "out", past, near, out=seen)
+    shown, hidden = (
+        state.table(name, np.array([value], np.float32).tobytes(), [1])
+        for name, value in (("shown", 0.0), ("hidden", _HIDDEN))
+    )
+    method.call("aten::where", "self_out", seen, shown, hidden, out=mask)
+    return Window(size, first, position, length, mask)
 
-        def made(dtype: ScalarType) -> int:
-            return method.tensor(dtype, [limit, length], dynamic=True)
 
-        distance = made("float32")
-        method.call("aten::sub", "out", rows, columns, method.integer(1), out=distance)
-        past, near = made("bool"), made("bool")
-        method.call("aten::ge", "Scalar_out", distance, method.integer(0), out=past)
-        method.call("aten::lt", "Scalar_out", distance, method.integer(size), out=near)
-        seen, mask = made("bool"), made("float32")
-        method.call("aten::logical_and", "out", past, near, out=seen)
-        shown, hidden = (
-            state.table(name, np.array([value], np.float32).tobytes(), [1])
-            for name, value in (("shown", 0.0), ("hidden", _HIDDEN))
-        )
-        method.call("aten::where", "self_out", seen, shown, hidden, out=mask)
-        return cls(size, first, position, length, mask)
-
-    def cut(self, state: MethodLowering, dtype: ScalarType, cache: int, dims: list[int]) -> int:
-        """The tokens of a cache that are seen: attention reads no others when it has a mask."""
-        out = state.method.tensor(dtype, [1, self.length, *dims], dynamic=True)
-        state.slice(cache, 1, self.first, state.end, out)
-        return out
+def _seen_part(
+    state: MethodLowering, window: Window, dtype: ScalarType, cache: int, dims: list[int]
+) -> int:
+    """The tokens of a cache that are seen: attention reads no others when it has a mask."""
+    out = state.method.tensor(dtype, [1, window.length, *dims], dynamic=True)
+    state.slice(cache, 1, window.first, state.end, out)
+    return out

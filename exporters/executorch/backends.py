@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final
 
-from exporters.activations import refuse_activation
+from exporters.checks import refuse_activation
 from exporters.errors import ExportError
 from exporters.executorch.installed import require_executorch
 from exporters.options import TargetOptions
-from quant.activations import TENSOR, TOKEN
-from quant.formats import IntFormat
-from quant.plan import POSITIVE, QuantPlan
+from quant.formats.activations import TENSOR, TOKEN
+from quant.formats.formats import IntFormat
+from quant.plans.algorithms import POSITIVE
+from quant.plans.plan import QuantPlan
 
 XNNPACK: Final = "xnnpack"
 GROUP_MULTIPLE: Final = 32

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from torch import fx
 
 from exporters.executorch.blobs import NIBBLES_SWAPPED, SIGNED, WIDE, WIDENED, Blob, Conversion
 from exporters.executorch.method import SCALAR_TYPES, ScalarType
 from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE
-from quant.formats import IntFormat, parse_format
-from quant.program import node_argument, shape_of
-
-if TYPE_CHECKING:
-    from exporters.executorch.lowering import MethodLowering
+from exporters.executorch.state import MethodLowering
+from quant.program.calls import QuantizedCall
+from quant.program.program import node_argument, shape_of
 
 _LAST_INDEX: Final = 2**63 - 1
 
@@ -40,7 +38,7 @@ def quant_embedding(state: MethodLowering, node: fx.Node) -> None:
     which `MethodLowering.value` puts right.
     """
     name, method = state.weight_name(node, 1), state.method
-    format = format_of(node)
+    format = QuantizedCall.of(node).integers
     extents = state.store.extents(name)
     shared = state.shares_head(node)
     rows = ROWS
@@ -78,10 +76,3 @@ def last(state: MethodLowering, node: fx.Node) -> None:
     out = state.tensors[node] = method.tensor(state.outer_dtype(node), dims, dynamic=False)
     ends = method.integer(-1), method.integer(_LAST_INDEX)
     state.slice(state.tensors[source], 1, *ends, out)
-
-
-def format_of(node: fx.Node) -> IntFormat:
-    """The format of a lookup's or a product's integers."""
-    format = parse_format(str(node.args[4]))
-    assert isinstance(format, IntFormat)
-    return format

@@ -20,7 +20,7 @@ from exporters.executorch.method import BACKEND, SCALAR_TYPES
 from exporters.executorch.ptd_file import MARK_OF_PTE, Ptd, read_at, read_ptd
 from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE
 from exporters.executorch.schemas import PROGRAM, XNNPACK
-from quant.store import weight_digest
+from quant.store.store import weight_digest
 
 _BLOCK = 1 << 20
 _UINT8, _INT8, _FLOAT32 = (SCALAR_TYPES[name][0] for name in ("uint8", "int8", "float32"))
@@ -343,7 +343,7 @@ def external_place(pte: Pte, name: str, kind: int, shape: tuple[int, ...], nbyte
 
 
 def stored_digests(file: Path) -> dict[str, str]:
-    """`quant.store.weight_digest` of every weight, from the written file alone.
+    """`quant.store.store.weight_digest` of every weight, from the written file alone.
 
     A weight that is held in several places, and not the same in all of them, gets a text that no
     digest equals.

@@ -11,7 +11,7 @@ from typing import Final
 
 from exporters.executorch.blobs import Blob
 from exporters.executorch.flatbuffer import Record
-from quant.store import Extent
+from quant.store.store import Extent
 
 SEGMENT_ALIGNMENT: Final = 128
 

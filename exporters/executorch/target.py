@@ -9,20 +9,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from exporters.activations import activation_notes, refuse_activation
+from exporters.checks import activation_notes, refuse_activation, refuse_palettes
 from exporters.executorch.backends import BACKENDS, XNNPACK, Backend, check_backend, is_stock
 from exporters.executorch.installed import SUPPORTED
 from exporters.footprint import RuntimeCosts, check_memory, estimate
 from exporters.options import Choices, TargetOptions
-from exporters.palettes import refuse_palettes
 from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
-from quant.activations import NONE, TENSOR
-from quant.formats import IntFormat
-from quant.plan import QuantPlan
+from quant.formats.activations import NONE, TENSOR
+from quant.formats.formats import IntFormat
+from quant.plans.plan import QuantPlan
 
 if TYPE_CHECKING:
-    from quant.program import Program
+    from quant.program.program import Program
 
 MODEL, WEIGHTS = "model.pte", "model.ptd"
 GENERATE, VERIFY = "forward", "logits_all"
@@ -195,19 +194,19 @@ def _write(
     folder: Path,
 ) -> None:
     """Writes the program byte by byte, without ExecuTorch."""
-    from exporters.executorch.attention import CacheDtype
     from exporters.executorch.blobs import Blob
-    from exporters.executorch.lowering import MethodLowering
+    from exporters.executorch.lowering import lower_method
     from exporters.executorch.method import constant_method
     from exporters.executorch.ptd_file import MARK, MARK_OF_PTE, PtdFile, weights_mark
     from exporters.executorch.pte_file import PteFile
+    from exporters.executorch.state import CacheDtype, MethodLowering
 
     weights = PtdFile() if request.options.weights == "external" else None
     file = PteFile(weights)
     cache_dtype: CacheDtype = "int8" if has_int8_caches(request.options) else "float32"
     for name, program in methods.items():
-        lowering = MethodLowering(program, request.store, file, name, limit, cache_dtype)
-        file.plans.append(lowering.run().plan())
+        state = MethodLowering(program, request.store, file, name, limit, cache_dtype)
+        file.plans.append(lower_method(state).plan())
     file.plans.extend(constant_method(name, value) for name, value in constants.items())
     if weights is not None:
         mark = Blob(weights_mark(request.store.digests))

@@ -70,7 +70,7 @@ class FileTensor:
 
     @property
     def format(self) -> str:
-        """Its format, as `quant.formats` names it."""
+        """Its format, as `quant.formats.formats` names it."""
         if self.group_size == 0:
             return self.datatype
         return f"{self.datatype}-" + ("pc" if self.group_size is None else f"g{self.group_size}")

@@ -11,8 +11,8 @@ from exporters.executorch.blobs import SIGNED, WIDE, WIDENED, Blob
 from exporters.executorch.flatbuffer import Record
 from exporters.executorch.pte_file import PteFile
 from exporters.executorch.schemas import XNNPACK
-from quant.formats import IntFormat
-from quant.store import WeightStore
+from quant.formats.formats import IntFormat
+from quant.store.store import WeightStore
 
 Binary = Literal["XNNAdd", "XNNMultiply", "XNNSubtract"]
 Unary = Literal["XNNSigmoid", "XNNReciprocalSquareRoot", "XNNConvert", "XNNNegate"]

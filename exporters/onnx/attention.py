@@ -12,8 +12,9 @@ from torch import fx
 from exporters.errors import ExportError
 from exporters.onnx.caches import ATTRIBUTES, CacheScales, scale_operands
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
-from quant import dialect
-from quant.program import node_argument, shape_of
+from quant.program import dialect
+from quant.program.calls import AttentionCall, NormCall
+from quant.program.program import node_argument, shape_of
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,8 @@ def emit_attention(
         (f"past_key_values.{layer}.{kind}", f"present.{layer}.{kind}", (kv_heads, head_dim))
         for kind in ("key", "value")
     ]
-    window, scale = pattern.node.args[6], pattern.node.args[7]
-    attributes: dict[str, object] = {"local_window_size": window} if window else {}
+    call = AttentionCall.of(pattern.node)
+    attributes: dict[str, object] = {"local_window_size": call.window} if call.window else {}
     rotary = [cos, sin] if inside else []
     if scales is not None:
         rotary = [*(rotary or ["", ""]), *scale_operands(builder, at, scales)]
@@ -187,7 +188,7 @@ def emit_attention(
         num_heads=heads,
         kv_num_heads=kv_heads,
         do_rotary=int(inside),
-        scale=scale,
+        scale=call.scale,
         **attributes,
     )
     return caches
@@ -222,7 +223,7 @@ def _separate(
             [split, weight(node_argument(norm, 1))],
             f"{label}_normed",
             axis=-1,
-            epsilon=norm.args[2],
+            epsilon=NormCall.of(norm).epsilon,
             stash_type=1,
         )
         operands[index] = builder.node("Reshape", [normed, together], f"{label}_flat")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from onnx import TensorProto, helper
 
 from exporters.onnx.weight_file import PAGE, Placed, WeightFile
-from quant.store import Extent
+from quant.store.store import Extent
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, ValueInfoProto

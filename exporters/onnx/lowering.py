@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,47 +11,17 @@ from torch import fx
 
 from exporters.errors import ExportError
 from exporters.onnx import quantized, rounded
-from exporters.onnx.attention import AttentionPattern, emit_attention, match_attention
+from exporters.onnx.attention import emit_attention, match_attention
 from exporters.onnx.caches import CacheScales, scales_of
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
-from quant import dialect
-from quant.program import Program, node_argument
-from quant.store import WeightStore
+from exporters.onnx.state import Lowering
+from quant.program import dialect
+from quant.program.calls import GetCall, NormCall, SplitCall
+from quant.program.program import Program, node_argument
+from quant.store.store import WeightStore
 
 if TYPE_CHECKING:
     from exporters.target import CacheRanges
-
-
-@dataclass
-class Lowering:
-    """One graph being lowered.
-
-    Attributes:
-        program: in the lowered dialect.
-        store: the weights it names.
-        builder: the graph so far.
-        attention: the patterns around each attention node.
-        absorbed: nodes that a pattern emits, by whom nothing else is to be done.
-        caches: inputs and outputs made for the caches, in the order of the layers.
-        cache_ranges: how far caches of int8 reach; empty for float32.
-    """
-
-    program: Program
-    store: WeightStore
-    builder: GraphBuilder
-    attention: dict[fx.Node, AttentionPattern] = field(default_factory=dict)
-    absorbed: set[fx.Node] = field(default_factory=set)
-    names: dict[fx.Node, str] = field(default_factory=dict)
-    caches: list[tuple[str, str, tuple[int, int]]] = field(default_factory=list)
-    cache_ranges: CacheRanges = field(default_factory=dict)
-
-    def name(self, node: fx.Node) -> str:
-        """The ONNX value that holds a node's result."""
-        return self.names.setdefault(node, node.name)
-
-    def operand(self, node: fx.Node, index: int) -> str:
-        """The ONNX value of one of a node's arguments."""
-        return self.name(node_argument(node, index))
 
 
 def lower(
@@ -130,7 +99,7 @@ def _rms_norm(state: Lowering, node: fx.Node) -> None:
         [state.name(source), weight],
         state.name(node),
         axis=-1,
-        epsilon=float(node.args[2]),  # type: ignore[arg-type]
+        epsilon=NormCall.of(node).epsilon,
         stash_type=1,
     )
 
@@ -164,7 +133,7 @@ def _add(state: Lowering, node: fx.Node) -> None:
         [*operands, weight],
         [state.name(norm), "", "", state.name(node)] if others else [state.name(norm)],
         domain=MICROSOFT,
-        epsilon=float(norm.args[2]),  # type: ignore[arg-type]
+        epsilon=NormCall.of(norm).epsilon,
     )
 
 
@@ -179,16 +148,13 @@ def _silu(state: Lowering, node: fx.Node) -> None:
 
 
 def _split(state: Lowering, node: fx.Node) -> None:
-    sizes = node.args[1]
-    assert isinstance(sizes, list)
+    sizes = SplitCall.of(node).sizes
     lengths = state.builder.constant(
         "split_" + "_".join(map(str, sizes)), np.array(sizes, np.int64)
     )
     outputs = [f"{node.name}_{index}" for index in range(len(sizes))]
     for user in node.users:
-        index = user.args[1]
-        assert isinstance(index, int)
-        state.names[user] = outputs[index]
+        state.names[user] = outputs[GetCall.of(user).index]
     state.builder.node("Split", [state.operand(node, 0), lengths], outputs, axis=-1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from onnx import TensorProto
@@ -11,13 +11,12 @@ from torch import fx
 
 from exporters.errors import ExportError
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
-from quant.formats import IntBits, IntFormat, parse_format
-from quant.packing import pack_codes, unpack_codes
-from quant.program import node_argument, shape_of
-from quant.store import WeightStore
-
-if TYPE_CHECKING:
-    from exporters.onnx.lowering import Lowering
+from exporters.onnx.state import Lowering
+from quant.formats.formats import IntBits, IntFormat
+from quant.formats.packing import pack_codes, unpack_codes
+from quant.program.calls import QuantizedCall
+from quant.program.program import shape_of
+from quant.store.store import WeightStore
 
 # Of 2 bits the kernels compute blocks of 16 and 256 too, rightly, and 200 times more slowly.
 BLOCK_SIZES: Final[dict[IntBits, tuple[int, ...]]] = {
@@ -183,12 +182,10 @@ def _zero_point(
 
 def weight_of(state: Lowering, node: fx.Node) -> tuple[str, IntFormat]:
     """The weight that a quantized operator reads, and its format."""
-    format = parse_format(str(node.args[4]))
-    assert isinstance(format, IntFormat)
-    return state.program.inputs[node_argument(node, 1).name].name, format
+    call = QuantizedCall.of(node)
+    return state.program.inputs[call.codes.name].name, call.integers
 
 
 def matrix_of(node: fx.Node, format: IntFormat) -> tuple[int, int]:
     """Its rows and columns."""
-    rows, stored = shape_of(node_argument(node, 1))
-    return rows, stored * 8 // format.bits
+    return QuantizedCall.of(node).shape

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporters.errors import ExportError
-from quant.store import weight_digest
+from quant.store.store import weight_digest
 
 if TYPE_CHECKING:
     from onnx import TensorProto
@@ -131,7 +131,7 @@ def _once(stored: StoredPart, bits: int, count: int) -> StoredPart:
 
 
 def stored_digests(*graphs: Path) -> dict[str, str]:
-    """`quant.store.weight_digest` of every weight, from the written files alone.
+    """`quant.store.store.weight_digest` of every weight, from the written files alone.
 
     A weight that is held in several places, and not the same in all of them, gets a text that no
     digest equals.

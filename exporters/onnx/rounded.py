@@ -10,8 +10,6 @@ so that what a token becomes would depend on its neighbours.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
@@ -20,15 +18,13 @@ from torch import fx
 from exporters.errors import ExportError
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
 from exporters.onnx.quantized import cast_once, matrix_of, scale_of, weight_of
-from quant.activations import INPUT_SCALE, NONE
-from quant.formats import IntFormat
-from quant.ops import SMALLEST_STEP
-from quant.plan import QuantPlan
-from quant.program import node_argument, shape_of
-from quant.store import WeightStore
-
-if TYPE_CHECKING:
-    from exporters.onnx.lowering import Lowering
+from exporters.onnx.state import Lowering
+from quant.formats.activations import INPUT_SCALE, NONE
+from quant.formats.formats import IntFormat
+from quant.plans.plan import QuantPlan
+from quant.program.ops import SMALLEST_STEP
+from quant.program.program import node_argument, shape_of
+from quant.store.store import WeightStore
 
 _ROWS = IntFormat(8, None)
 _CHUNK = 1 << 20

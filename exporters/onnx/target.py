@@ -9,21 +9,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from exporters.activations import activation_notes
+from exporters.checks import activation_notes, refuse_palettes
 from exporters.errors import ExportError
 from exporters.footprint import RuntimeCosts, check_memory, estimate
 from exporters.options import Choices, TargetOptions
-from exporters.palettes import refuse_palettes
 from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
-from quant.formats import IntFormat
-from quant.plan import QuantPlan, matrix_shape
+from quant.formats.formats import IntFormat
+from quant.plans.plan import QuantPlan, matrix_shape
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, ValueInfoProto
 
     from exporters.onnx.weight_file import WeightFile
-    from quant.program import Program
+    from quant.program.program import Program
 
 # ONNX Runtime keeps a tied matrix as the embedding reads it and as its product's kernel packs it.
 COSTS: Final = RuntimeCosts(cache_element=4, tied_copies=2, run_tokens=128, scores=True)
@@ -125,7 +124,7 @@ def _model(program: Program, request: ExportRequest, weights: WeightFile) -> Mod
 
     from exporters.onnx.graph import GraphBuilder
     from exporters.onnx.lowering import lower
-    from quant.program import shape_of
+    from quant.program.program import shape_of
 
     builder = GraphBuilder(weights)
     lowered = lower(program, request.store, builder, request.cache_ranges)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporters.copying import copy_range
-from quant.store import Extent
+from quant.store.store import Extent
 
 # ONNX Runtime maps initializers that start on a page and reads others into memory.
 PAGE = 4096

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeforge.model import open_model
-from edgeforge.pipeline import ExportOptions, export
-from edgeforge.synth import synthesise
+from edgeforge.export_options import ExportOptions
+from edgeforge.model.model import open_model
+from edgeforge.pipeline import export
+from edgeforge.synth.synthesise import synthesise
 from exporters.registry import find_target
 
 

@@ -13,7 +13,7 @@ from device_harness.coreml_session import AppleRunner, CoremlSession, _AppleStat
 from device_harness.errors import DeviceError
 from device_harness.registry import open_session
 from edgeforge import api
-from edgeforge.synth import synthesise
+from edgeforge.synth.synthesise import synthesise
 from exporters.manifest import Manifest
 
 CONTEXT = 64

@@ -14,9 +14,10 @@ from device_harness.errors import DeviceError
 from device_harness.executorch_session import ExecutorchSession
 from device_harness.registry import open_session
 from device_harness.timing import time_artifact
-from edgeforge.model import open_model
-from edgeforge.pipeline import ExportOptions, export
-from edgeforge.synth import synthesise
+from edgeforge.export_options import ExportOptions
+from edgeforge.model.model import open_model
+from edgeforge.pipeline import export
+from edgeforge.synth.synthesise import synthesise
 from exporters.executorch import installed
 from exporters.manifest import Manifest
 from exporters.registry import find_target

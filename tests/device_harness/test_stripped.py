@@ -7,10 +7,11 @@ import pytest
 
 from device_harness.errors import DeviceError
 from device_harness.registry import open_session
-from edgeforge.model import open_model
-from edgeforge.pipeline import ExportOptions, export
-from edgeforge.synth import synthesise
-from edgeforge.verification import VerifyOptions, verify
+from edgeforge.export_options import ExportOptions
+from edgeforge.model.model import open_model
+from edgeforge.pipeline import export
+from edgeforge.synth.synthesise import synthesise
+from edgeforge.verification.verify import VerifyOptions, verify
 from exporters.manifest import Manifest
 from exporters.options import TargetOptions
 from exporters.registry import find_target

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from edgeforge.families.registry import FAMILIES
-from edgeforge.model import open_model
-from edgeforge.synth import synthesise
-from quant.plan import Assignment
-from quant.quantize import stored_values
-from quant.recipes import RECIPES
+from edgeforge.model.model import open_model
+from edgeforge.synth.synthesise import synthesise
+from quant.plans.plan import Assignment
+from quant.plans.recipes import RECIPES
+from quant.store.fill import stored_values
 
 MODELS = {
     "llama": "tiny-llama",

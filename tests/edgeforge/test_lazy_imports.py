@@ -12,9 +12,9 @@ HEAVY = ("torch", "onnx", "onnxruntime", "transformers")
     "modules",
     [
         "edgeforge",
-        "edgeforge.cli",
+        "edgeforge.cli.app",
         "exporters.registry",
-        "quant.recipes",
+        "quant.plans.recipes",
         "device_harness.registry",
     ],
 )

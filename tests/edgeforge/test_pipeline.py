@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import quant.quantize
+import quant.store.fill
 from edgeforge.errors import UsageError
-from edgeforge.model import Model, open_model
-from edgeforge.pipeline import DEFAULT_CONTEXT, ExportOptions, choose_context, export
-from edgeforge.synth import synthesise
-from edgeforge.verification import find_artifacts, require_stored_weights
+from edgeforge.export_options import ExportOptions
+from edgeforge.model.model import Model, open_model
+from edgeforge.pipeline import DEFAULT_CONTEXT, choose_context, export
+from edgeforge.synth.synthesise import synthesise
+from edgeforge.verification.verify import find_artifacts, require_stored_weights
 from exporters import registry
 from exporters.errors import ExportError
 from exporters.manifest import Manifest, check_files
@@ -109,7 +110,7 @@ def test_a_second_export_quantizes_nothing(model, tmp_path, cache, monkeypatch):
     def never(*_: object, **__: object) -> None:
         raise AssertionError("quantized again")
 
-    monkeypatch.setattr(quant.quantize, "fill_store", never)
+    monkeypatch.setattr(quant.store.fill, "fill_store", never)
     stages = []
     export(
         model,
@@ -161,7 +162,7 @@ def test_a_failing_target_leaves_nothing(model, tmp_path, error):
 def test_failing_to_quantize_leaves_neither_store_nor_artifact(
     model, tmp_path, cache, monkeypatch, error
 ):
-    real = quant.quantize._store_chunk
+    real = quant.store.fill._store_chunk
     count = 0
 
     def failing(*arguments):
@@ -171,7 +172,7 @@ def test_failing_to_quantize_leaves_neither_store_nor_artifact(
             raise error("midway")
         return real(*arguments)
 
-    monkeypatch.setattr(quant.quantize, "_store_chunk", failing)
+    monkeypatch.setattr(quant.store.fill, "_store_chunk", failing)
     with pytest.raises(error, match="midway"):
         export(model, [OnnxTarget()], tmp_path / "out", SHORT)
     assert not (tmp_path / "out").exists()

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-import edgeforge.calibrated_store
-from edgeforge import cli
-from edgeforge.calibration import CalibrationOptions
+import edgeforge.calibration.fill
+from edgeforge.calibration.text import CalibrationOptions
+from edgeforge.cli import app as cli
 from edgeforge.errors import UsageError
-from edgeforge.mixing import Budget
-from edgeforge.model import open_model
-from edgeforge.pipeline import ExportOptions, export
-from edgeforge.verification import VerifyOptions, verify
+from edgeforge.export_options import ExportOptions
+from edgeforge.model.model import open_model
+from edgeforge.pipeline import export
+from edgeforge.planning.budget import Budget
+from edgeforge.verification.verify import VerifyOptions, verify
 from exporters.manifest import Manifest
 from exporters.registry import find_target
 from quant.errors import QuantizationError
-from quant.formats import parse_format
+from quant.formats.formats import parse_format
 
 TEXT = CalibrationOptions(tokens=4096, length=128)
 TARGETS = ("onnx", "coreml", "executorch")
@@ -31,7 +32,7 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEFORGE_CACHE", str(folder))
-        patch.setattr("edgeforge.verification._GREEDY_PROMPTS", 1)
+        patch.setattr("edgeforge.verification.verify._GREEDY_PROMPTS", 1)
         yield folder
 
 
@@ -127,7 +128,7 @@ def test_partial_results_of_another_rotation_are_not_taken_up(tmp_path, monkeypa
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(edgeforge.calibrated_store, "quantize_sequentially", interrupted)
+        patch.setattr(edgeforge.calibration.fill, "quantize_sequentially", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export(open_model("demo"), [find_target("onnx")], tmp_path / "out", options("hadamard"))
     for other in (None, "hadamard-values"):

@@ -9,18 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgeforge.calibrated_store import fill_calibrated
-from edgeforge.calibration import Calibration, CalibrationRun
-from edgeforge.model import Model, open_model
-from edgeforge.reference import ReferenceRunner, store_reader
-from edgeforge.synth import synthesise
-from edgeforge.trace import trace
-from quant.folding import foldable
-from quant.program import Program
-from quant.recipes import Recipe, Rule
-from quant.resume import partial_store
-from quant.rewrite import quantize_program
-from quant.store import WeightStore
+from edgeforge.calibration.fill import fill_calibrated
+from edgeforge.calibration.text import Calibration, CalibrationRun
+from edgeforge.model.model import Model, open_model
+from edgeforge.model.trace import trace
+from edgeforge.reference.walk import ReferenceRunner, store_reader
+from edgeforge.synth.synthesise import synthesise
+from quant.plans.recipes import Recipe, Rule
+from quant.program.program import Program
+from quant.program.rescale_places import foldable
+from quant.program.rewrite import quantize_program
+from quant.store.partial import partial_store
+from quant.store.store import WeightStore
 
 CONTEXT = 32
 CHANNEL, TIMES = 5, 100.0

@@ -12,19 +12,21 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from edgeforge.model import Model, open_model
-from edgeforge.pipeline import ExportOptions, export, quantize
-from edgeforge.reference import ReferenceRunner, store_reader
-from edgeforge.synth import write_byte_tokenizer
-from edgeforge.synth_shapes import tensor_shapes
-from edgeforge.trace import trace
+from edgeforge.export_options import ExportOptions
+from edgeforge.model.model import Model, open_model
+from edgeforge.model.trace import trace
+from edgeforge.pipeline import export
+from edgeforge.reference.walk import ReferenceRunner, store_reader
+from edgeforge.synth.shapes import tensor_shapes
+from edgeforge.synth.synthesise import write_byte_tokenizer
+from edgeforge.weight_store import quantize
 from exporters.manifest import Manifest
 from exporters.options import TargetOptions
 from exporters.registry import find_target
-from quant.program import Program
-from quant.recipes import find_recipe
-from quant.rewrite import quantize_program
-from quant.store import WeightStore
+from quant.plans.recipes import find_recipe
+from quant.program.program import Program
+from quant.program.rewrite import quantize_program
+from quant.store.store import WeightStore
 
 Config = dict[str, object]
 

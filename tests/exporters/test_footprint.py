@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 import edgeforge.pipeline as pipeline
-from edgeforge.pipeline import ExportOptions, export
+from edgeforge.export_options import ExportOptions
+from edgeforge.pipeline import export
 from exporters.errors import ExportError
 from exporters.footprint import Footprint, RuntimeCosts, check_memory, estimate
 from exporters.options import TargetOptions
 from exporters.registry import find_target
 from exporters.target import ModelFacts
-from quant.recipes import find_recipe
+from quant.plans.recipes import find_recipe
 
 FACTS = ModelFacts("llama", 64, 16, (4, 4), (2, 1), 256, (257,), None, 100)
 SHAPES = {

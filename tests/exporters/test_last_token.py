@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from edgeforge.reference import ReferenceRunner, store_reader
+from edgeforge.reference.walk import ReferenceRunner, store_reader
 from exporters.last_token import keep_last_token
-from quant import dialect
-from quant.program import node_argument, shape_of
+from quant.program import dialect
+from quant.program.program import node_argument, shape_of
 
 
 def calls(program, target):

@@ -6,8 +6,9 @@ from types import MappingProxyType
 
 import pytest
 
+from exporters.checks import check_options, not_applied
 from exporters.errors import ExportError
-from exporters.options import NAMES, TargetOptions, check_options, not_applied
+from exporters.options import NAMES, TargetOptions
 from exporters.registry import TARGETS
 
 

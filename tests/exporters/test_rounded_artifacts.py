@@ -9,9 +9,10 @@ import onnx
 import pytest
 
 import edgeforge.pipeline as pipeline
-from edgeforge.calibration import CalibrationOptions
-from edgeforge.pipeline import ExportOptions, export
-from edgeforge.verification import VerifyOptions, verify
+from edgeforge.calibration.text import CalibrationOptions
+from edgeforge.export_options import ExportOptions
+from edgeforge.pipeline import export
+from edgeforge.verification.verify import VerifyOptions, verify
 from exporters.coreml.package import open_package
 from exporters.errors import ExportError
 from exporters.manifest import Manifest

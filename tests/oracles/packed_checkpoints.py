@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from edgeforge.synth import write_byte_tokenizer
-from edgeforge.synth_shapes import tensor_shapes
+from edgeforge.synth.shapes import tensor_shapes
+from edgeforge.synth.synthesise import write_byte_tokenizer
 
 VOCAB = 320
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgeforge.model import Model, open_model
-from edgeforge.reference import ReferenceRunner, ReferenceSession
-from edgeforge.trace import trace
-from quant.dialect import check_float
+from edgeforge.model.model import Model, open_model
+from edgeforge.model.trace import trace
+from edgeforge.reference.walk import ReferenceRunner, ReferenceSession
+from quant.program.dialect import check_float
 
 # The bound on FLOAT logits: this share of the range of the oracle's.
 TOLERANCE = 2e-4

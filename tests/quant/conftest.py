@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from quant import native
+from quant.kernels import native
 
 _ORACLES = Path(__file__).parent.parent / "oracles"
 

@@ -16,8 +16,8 @@ from typing import Final
 import torch
 
 from exporters.errors import ExportError
-from quant.formats import IntFormat
-from quant.store import WeightStore, weight_digest
+from quant.formats.formats import IntFormat
+from quant.store.store import WeightStore, weight_digest
 
 _BFLOAT16, _FLOAT16, _FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -121,7 +121,7 @@ def digests_of_bytes(
     rows: Mapping[str, int],
     digests: Mapping[str, str],
 ) -> dict[str, str]:
-    """`quant.store.weight_digest` of every weight, from the bytes at those places.
+    """`quant.store.store.weight_digest` of every weight, from the bytes at those places.
 
     Args:
         program: the .pte.

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from exporters.executorch.stock.module import HANDLERS, Handler, StockModule
-from quant import dialect
-from quant.formats import IntFormat, parse_format
+from quant.program import dialect
+from quant.program.calls import AttentionCall, QuantizedCall
 
 _HIDDEN: Final = -3e4  # within float16, and far below any score
 _LARGEST_SMALL: Final = 1e-4  # below it a token's largest value is taken for this
@@ -43,8 +43,7 @@ class CoremlModule(StockModule):
 
 def _widened(state: StockModule, node: fx.Node) -> Any:
     """A weight as floating-point numbers, of integers that the delegate keeps."""
-    format = parse_format(str(node.args[4]))
-    assert isinstance(format, IntFormat)
+    format = QuantizedCall.of(node).integers
     codes, scale, zero = (state.part(node, 1, part) for part in ("codes", "scale", "zero"))
     half, columns = format.implicit_zero_point, codes.shape[1]
     return torch.ops.torchao.dequantize_affine(
@@ -79,8 +78,7 @@ def _rms_norm(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
 def _attention(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
     assert isinstance(state, CoremlModule)
     q, k, v = given[:3]
-    window, scale = node.args[6], node.args[7]
-    assert isinstance(window, int) and isinstance(scale, float)
+    call = AttentionCall.of(node)
     caches = []
     for new, index in ((k, 3), (v, 4)):
         cache = state.part(node, index, "cache")
@@ -88,10 +86,10 @@ def _attention(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
     keys, values = (cache.transpose(1, 2) for cache in caches)  # [1, kv_heads, context, width]
     heads, kv_heads, width = q.shape[2], keys.shape[1], q.shape[3]
     # Query groups side by side instead of copies of keys: [1, kv_heads, group, width].
-    grouped = q.view(1, kv_heads, heads // kv_heads, width) * scale
+    grouped = q.view(1, kv_heads, heads // kv_heads, width) * call.scale
     seen = state.distance >= 0
-    if window:
-        seen = torch.logical_and(seen, state.distance < window)
+    if call.window:
+        seen = torch.logical_and(seen, state.distance < call.window)
     scores = torch.matmul(grouped, keys.transpose(2, 3)) + torch.where(seen, 0.0, _HIDDEN)
     mixed: Tensor = torch.matmul(torch.softmax(scores, -1), values).reshape(1, 1, -1)
     return mixed

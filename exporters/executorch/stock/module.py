@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from exporters.errors import ExportError
-from quant import dialect
-from quant.formats import IntFormat, parse_format
-from quant.program import Program, node_argument
-from quant.store import WeightStore
+from quant.formats.formats import IntFormat
+from quant.program import dialect
+from quant.program.calls import AttentionCall, QuantizedCall
+from quant.program.program import Program, node_argument
+from quant.store.store import WeightStore
 
 _HIDDEN: Final = -1e30  # added to the score of a token that is out of the window: exp gives 0
 
@@ -188,8 +189,7 @@ def _embedding(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
 
 
 def _quant_embedding(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
-    format = parse_format(str(node.args[4]))
-    assert isinstance(format, IntFormat)
+    format = QuantizedCall.of(node).integers
     kernels, half = torch.ops.quantized_decomposed, format.implicit_zero_point
     look_up = kernels.embedding_4bit if format.bits == 4 else kernels.embedding_byte
     table = state.part(node, 1, "rows"), state.part(node, 1, "row scale")
@@ -212,8 +212,7 @@ def _quant_linear(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor
 
 def _weight_only(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
     """A product of activations as they are with widened weights."""
-    kernels, format = torch.ops.quantized_decomposed, parse_format(str(node.args[4]))
-    assert isinstance(format, IntFormat)
+    kernels, format = torch.ops.quantized_decomposed, QuantizedCall.of(node).integers
     half = format.implicit_zero_point
     parts = [state.part(node, 1, part) for part in ("codes", "scale", "zero")]
     if format.group_size is None:
@@ -244,17 +243,16 @@ def _rope(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
 
 def _attention(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
     q, k, v = given[:3]
-    window, scale = node.args[6], node.args[7]
-    assert isinstance(window, int)
+    call = AttentionCall.of(node)
     caches = [state.part(node, 3, "cache"), state.part(node, 4, "cache")]
     for new, cache in zip((k, v), caches, strict=True):
         torch.ops.llama.update_cache(new, cache, state.start)
     position, mask = state.start, None
-    if window:
-        first, seen, mask = state.window(window)
+    if call.window:
+        first, seen, mask = state.window(call.window)
         position = state.start - first
         caches = [cache.narrow(1, first, seen) for cache in caches]
-    out = torch.ops.llama.custom_sdpa(q, *caches, position, mask, 0.0, mask is None, scale)
+    out = torch.ops.llama.custom_sdpa(q, *caches, position, mask, 0.0, mask is None, call.scale)
     mixed: Tensor = out.reshape(1, -1, q.shape[2] * q.shape[3])
     return mixed
 

@@ -21,7 +21,7 @@ from exporters.executorch.blobs import narrow_to_bfloat16
 from exporters.executorch.reader import read_pte
 from exporters.executorch.stock.bytes_found import digests_of_bytes, find_bytes
 from exporters.executorch.tensors import FileTensor, file_tensors
-from quant.store import WeightStore, weight_digest
+from quant.store.store import WeightStore, weight_digest
 
 NAMES: Final = "weight_names.json"
 _VERSION = 1
@@ -84,7 +84,7 @@ def _named_tensors(program: Path, digests: Mapping[str, str]) -> dict[str, dict[
 
 
 def stored_digests(program: Path) -> dict[str, str]:
-    """`quant.store.weight_digest` of every weight, integers and scales from the program itself.
+    """`quant.store.store.weight_digest` of every weight, read from the program itself.
 
     A weight that is held in several places, and not the same in all of them, gets a text that no
     digest equals.

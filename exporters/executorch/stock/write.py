@@ -9,8 +9,8 @@ from exporters.executorch.stock.coreml_module import CoremlModule
 from exporters.executorch.stock.module import StockModule, StockWeights, VulkanModule
 from exporters.executorch.stock.names import write_names
 from exporters.executorch.stock.vendor import Constants, write_program
-from quant.program import Program
-from quant.store import WeightStore
+from quant.program.program import Program
+from quant.store.store import WeightStore
 
 _MODULES: Mapping[str, type[StockModule]] = {
     "xnnpack": StockModule,

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgeforge import api, cli
-from edgeforge.synth import synthesise
+from edgeforge import api
+from edgeforge.cli import app as cli
+from edgeforge.synth.synthesise import synthesise
 
 
 @pytest.fixture(scope="session")

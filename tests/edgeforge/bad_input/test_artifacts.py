@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from edgeforge.synth import synthesise
+from edgeforge.synth.synthesise import synthesise
 
 USAGE, CHECKPOINT, EXPORT, DEVICE = 2, 3, 5, 6
 QKV = "model.layers.0.self_attn.qkv_proj.weight"

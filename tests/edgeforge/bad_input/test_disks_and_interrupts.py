@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from edgeforge import synth
-from edgeforge.synth import synthesise
-from edgeforge.synth_presets import PRESETS
+from edgeforge.synth import synthesise as synth
+from edgeforge.synth.presets import PRESETS
+from edgeforge.synth.synthesise import synthesise
 
 QUANTIZATION, EXPORT = 4, 5
 
@@ -100,7 +100,14 @@ def large(shared):
 def test_an_interrupt_halfway_leaves_nothing(large, tmp_path, cache, nothing_is_left, number, code):
     command = ["export", large, "-o", tmp_path / "out", "-q", "--threads", "1"]
     running = subprocess.Popen(
-        [sys.executable, "-m", "edgeforge.cli", *map(str, command), "--recipe", "int4-g32-asym"],
+        [
+            sys.executable,
+            "-m",
+            "edgeforge.cli.app",
+            *map(str, command),
+            "--recipe",
+            "int4-g32-asym",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgeforge.synth import synthesise
+from edgeforge.synth.synthesise import synthesise
 
 CHECKPOINT = 3
 
@@ -118,7 +118,7 @@ def test_a_hub_id_offline_says_what_is_missing(tmp_path, nothing_is_left):
         "EDGEFORGE_CACHE": str(tmp_path / "cache"),
     }
     shown = subprocess.run(
-        [sys.executable, "-m", "edgeforge.cli", "export", "org/model", "-o", tmp_path / "out"],
+        [sys.executable, "-m", "edgeforge.cli.app", "export", "org/model", "-o", tmp_path / "out"],
         env=environment,
         capture_output=True,
         text=True,

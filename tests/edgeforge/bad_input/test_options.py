@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgeforge.synth import synthesise
+from edgeforge.synth.synthesise import synthesise
 
 USAGE, CHECKPOINT, QUANTIZATION, EXPORT = 2, 3, 4, 5
 

@@ -11,20 +11,16 @@ from device_harness.coreml_interpreter.interpreter import Interpreter
 from device_harness.coreml_interpreter.values import Precision
 from exporters.coreml import names
 from exporters.coreml.emitter import Emitter
-from exporters.coreml.lowering import FunctionLowering, Style
+from exporters.coreml.lowering import lower_function
 from exporters.coreml.norms import scaled_rms_norm, wide_rms_norm
 from exporters.coreml.package import open_package
-from exporters.coreml.package_writer import (
-    Metadata,
-    WrittenFunction,
-    model_message,
-    write_manifest,
-)
+from exporters.coreml.package_writer import Metadata, WrittenFunction, model_message, write_manifest
+from exporters.coreml.state import FunctionLowering, Style
 from exporters.coreml.weight_file import WeightFile
 from exporters.coreml.weights import WeightBank
-from quant import ops
-from quant.program import Input, Program
-from quant.store import Extent
+from quant.program import ops
+from quant.program.program import Input, Program
+from quant.store.store import Extent
 
 NOTHING = Metadata("", "", "", "", {})
 
@@ -166,7 +162,8 @@ def test_attention_and_rotary_embedding(style, size, rotary, tmp_path):
     # Values of every size, keys and queries: at 1e3, scores are a hundred times float16's range.
     file = WeightFile()
     bank = WeightBank(OneTable(tmp_path, table), file)
-    emitter = FunctionLowering(core_program(*rotary), bank, "main", CONTEXT, style).run()
+    state = FunctionLowering(core_program(*rotary), bank, "main", CONTEXT, style)
+    emitter = lower_function(state)
     interpreter = interpret(emitter, file, tmp_path)
     ids = {names.TOKENS: np.arange(CONTEXT)[None], names.POSITION: np.zeros(1)}
     inputs = {name: value.astype(np.int32) for name, value in ids.items()}

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edgeforge.model import open_model
-from edgeforge.pipeline import ExportOptions, export
+from edgeforge.export_options import ExportOptions
+from edgeforge.model.model import open_model
+from edgeforge.pipeline import export
 from exporters.coreml import names
 from exporters.coreml.blob_file import BlobFile
 from exporters.coreml.package import open_package

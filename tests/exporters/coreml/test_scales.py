@@ -8,7 +8,7 @@ import torch
 
 from exporters.coreml.scales import ScaleBlob, from_half, row_exponents, to_half
 from exporters.errors import ExportError
-from quant.store import Extent
+from quant.store.store import Extent
 
 
 def bits(values) -> np.ndarray:

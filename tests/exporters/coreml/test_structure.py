@@ -8,7 +8,8 @@ from collections import Counter
 
 import pytest
 
-from edgeforge.pipeline import ExportOptions, export
+from edgeforge.export_options import ExportOptions
+from edgeforge.pipeline import export
 from exporters.coreml import names
 from exporters.coreml.package import open_package
 from exporters.options import TargetOptions

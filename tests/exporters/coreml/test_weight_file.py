@@ -10,7 +10,7 @@ import pytest
 from exporters.blobs import Blob
 from exporters.coreml.blob_file import BITS
 from exporters.coreml.weight_file import WeightFile
-from quant.packing import pack_bits
+from quant.formats.packing import pack_bits
 
 # What the exporter writes, and every other type that coremltools' writer knows.
 SUB_BYTE = ("int4", "uint1", "uint2", "uint3", "uint4", "uint6")

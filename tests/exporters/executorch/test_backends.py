@@ -13,8 +13,9 @@ from exporters.errors import ExportError
 from exporters.executorch import backends, installed
 from exporters.options import TargetOptions
 from exporters.registry import find_target
-from quant.formats import parse_format
-from quant.plan import IMPORTED, POSITIVE, Assignment, QuantPlan
+from quant.formats.formats import parse_format
+from quant.plans.algorithms import IMPORTED, POSITIVE
+from quant.plans.plan import Assignment, QuantPlan
 
 ONE_LAYER = {"num_hidden_layers": 1, "tie_word_embeddings": True}
 

@@ -8,17 +8,18 @@ import torch
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the operators)
 
 from device_harness.errors import DeviceError
-from edgeforge.model import DEMO, open_model
-from edgeforge.pipeline import ExportOptions, export
-from edgeforge.reference import ReferenceRunner, Walk, store_reader
-from edgeforge.verification import VerifyOptions, verify
+from edgeforge.export_options import ExportOptions
+from edgeforge.model.model import DEMO, open_model
+from edgeforge.pipeline import export
+from edgeforge.reference.walk import ReferenceRunner, Walk, store_reader
+from edgeforge.verification.verify import VerifyOptions, verify
 from exporters.errors import ExportError
 from exporters.executorch.reader import read_pte
 from exporters.options import TargetOptions
 from exporters.registry import find_target
 from exporters.target import ModelFacts
-from quant import dialect
-from quant.recipes import find_recipe
+from quant.plans.recipes import find_recipe
+from quant.program import dialect
 
 SHAPES = {"model.embed_tokens.weight": (320, 64), "model.norm.weight": (64,)}
 ROLES = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm"}

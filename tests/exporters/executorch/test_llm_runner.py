@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import edgeforge.model
-from edgeforge.generate import generate
-from edgeforge.model import open_model
-from edgeforge.pipeline import ExportOptions, export
+import edgeforge.model.model
+from edgeforge.export_options import ExportOptions
+from edgeforge.generation.generate import generate
+from edgeforge.model.model import open_model
+from edgeforge.pipeline import export
 from exporters.options import TargetOptions
 from exporters.registry import find_target
 
@@ -51,7 +52,7 @@ print("RESULT" + json.dumps(texts))
 )
 def demo(request, cache, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "artifact"
-    model = open_model(edgeforge.model.DEMO)
+    model = open_model(edgeforge.model.model.DEMO)
     asked = TargetOptions(**request.param)
     options = ExportOptions("int4", context=512, target=asked)
     export(model, [find_target("executorch")], out, options)

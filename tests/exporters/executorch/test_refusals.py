@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 import edgeforge.pipeline as pipeline
-from edgeforge.pipeline import ExportOptions, export
+from edgeforge.export_options import ExportOptions
+from edgeforge.pipeline import export
 from exporters.errors import ExportError
 from exporters.registry import find_target
 

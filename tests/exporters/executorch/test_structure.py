@@ -12,7 +12,7 @@ from exporters.executorch.lowering import stages_of
 from exporters.executorch.method import SCALAR_TYPES
 from exporters.executorch.reader import read_pte
 from exporters.last_token import keep_last_token
-from quant import dialect
+from quant.program import dialect
 
 PLAIN = {
     *("aten::sym_size.int", "aten::_local_scalar_dense", "executorch_prim::add.Scalar"),

@@ -13,13 +13,14 @@ import numpy as np
 import onnxruntime_genai as og
 import pytest
 
-import edgeforge.model
+import edgeforge.model.model
 from device_harness.onnx_session import OnnxSession
-from edgeforge.generate import generate
-from edgeforge.model import open_model
-from edgeforge.pipeline import ExportOptions, export
-from edgeforge.synth import synthesise
-from edgeforge.text import Tokenizer
+from edgeforge.export_options import ExportOptions
+from edgeforge.generation.generate import generate
+from edgeforge.model.model import open_model
+from edgeforge.pipeline import export
+from edgeforge.synth.synthesise import synthesise
+from edgeforge.tokenizer import Tokenizer
 from exporters.manifest import Manifest
 from exporters.onnx.genai import write_tokenizer
 from exporters.registry import find_target
@@ -37,7 +38,7 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def demo(cache, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "artifact"
-    model = open_model(edgeforge.model.DEMO)
+    model = open_model(edgeforge.model.model.DEMO)
     export(model, [find_target("onnx")], out, ExportOptions("int4", context=256))
     return out
 
@@ -105,7 +106,7 @@ def test_enough_of_the_demo_model_was_compared(demo):
 
 
 def test_ids_of_the_held_out_text_are_the_tokenizer_librarys(demo):
-    text = edgeforge.model.HELDOUT.read_text(encoding="utf-8")
+    text = edgeforge.model.model.HELDOUT.read_text(encoding="utf-8")
     pieces = text.split("\n\n")[:300] + PROMPTS
     ours = Tokenizer(demo / "tokenizer.json", "demo")
     tokenizer = og.Tokenizer(og.Model(str(demo)))

@@ -14,19 +14,20 @@ from onnx import numpy_helper
 
 from device_harness.errors import DeviceError
 from device_harness.onnx_session import OnnxSession
-from edgeforge.calibration import CalibrationOptions
+from edgeforge.calibration.text import CalibrationOptions
 from edgeforge.errors import UsageError
-from edgeforge.model import CALIBRATION_TEXT, DEMO, HELDOUT, open_model
-from edgeforge.pipeline import ExportOptions, export
-from edgeforge.reference import ReferenceRunner, Walk, store_reader
-from edgeforge.verification import VerifyOptions, verify
+from edgeforge.export_options import ExportOptions
+from edgeforge.model.model import CALIBRATION_TEXT, DEMO, HELDOUT, open_model
+from edgeforge.pipeline import export
+from edgeforge.reference.walk import ReferenceRunner, Walk, store_reader
+from edgeforge.verification.verify import VerifyOptions, verify
 from exporters.errors import ExportError
 from exporters.manifest import Manifest
 from exporters.options import TargetOptions
 from exporters.registry import find_target
 from exporters.target import ModelFacts
-from quant import dialect
-from quant.recipes import find_recipe
+from quant.plans.recipes import find_recipe
+from quant.program import dialect
 
 INT8 = TargetOptions(kv_cache="int8")
 SHAPES = {"model.embed_tokens.weight": (320, 64), "model.norm.weight": (64,)}

@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from device_harness.onnx_session import OnnxSession
-from edgeforge.model import open_model
-from edgeforge.pipeline import ExportOptions, export
+from edgeforge.export_options import ExportOptions
+from edgeforge.model.model import open_model
+from edgeforge.pipeline import export
 from exporters.onnx.quantized import SMALL_HEAD, accuracy_level
 from exporters.registry import find_target
 

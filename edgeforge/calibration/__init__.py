@@ -1,0 +1,1 @@
+"""What calibrated quantizers look at: a text, and the activations it makes."""

@@ -1,0 +1,68 @@
+"""Fills a store of which some weights are quantized on activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from edgeforge.calibration.filling import Filling
+from edgeforge.calibration.rescaled import quantize_rescaled
+from edgeforge.calibration.sequential import quantize_sequentially
+from edgeforge.calibration.text import CalibrationRun
+from quant.plans.plan import QuantPlan, calibrated_weights
+from quant.store.fill import fill_store
+from quant.store.partial import PartialStore
+
+
+def fill_calibrated(
+    run: CalibrationRun,
+    plan: QuantPlan,
+    partial: PartialStore,
+    threads: int | None,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Fills a store: what needs no calibration first, what needs float activations, then the rest.
+
+    Args:
+        run: the model, its program and the text.
+        plan: what to make of each weight.
+        partial: the store; what it says is done is not done again.
+        threads: how many to use.
+        progress: told of each stage.
+
+    Raises:
+        QuantizationError: activations that are not finite, or a weight that cannot be quantized;
+            named.
+        UsageError: the calibration text is gone or was changed.
+    """
+    weights = run.model.weights
+    calibrated = set(calibrated_weights(plan))
+    apart = {name: given for name, given in plan.weights.items() if name not in calibrated}
+    if not apart.keys() <= partial.done.keys():
+        size = sum(math.prod(weights.shapes()[name]) for name in apart)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress("quantize", done, size)
+
+        fill_store(
+            weights, QuantPlan(plan.recipe, apart), partial, threads=threads, progress=advance
+        )
+        partial.keep()
+    program = run.program()
+    calibration = run.calibration.drawn(run.model, program.context)
+    assert calibration.blocks is not None
+    for note in calibration.notes:
+        progress(note, 0, 0)
+    filling = Filling(
+        weights,
+        plan,
+        partial,
+        threads=threads,
+        progress=lambda done, size: progress("calibrate", done, size),
+    )
+    filling.report()
+    quantize_rescaled(filling, program, calibration.blocks)
+    quantize_sequentially(filling, program, calibration.blocks)

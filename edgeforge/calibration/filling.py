@@ -1,0 +1,103 @@
+"""`Filling`: a store whose calibrated weights are being quantized, one after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from edgeforge.model.checkpoint_weights import CheckpointWeights
+from edgeforge.reference.segments import MEMORY_BOUND, Stretches
+from edgeforge.reference.walk import Values, Walk
+from quant.formats.activations import INPUT_SCALE
+from quant.formats.formats import IntFormat, PaletteFormat
+from quant.plans.plan import QuantPlan, calibrated_weights
+from quant.program.program import Program
+from quant.quantizers.kmeans import PalettizedRows
+from quant.quantizers.registry import CALIBRATED, CALIBRATED_PALETTIZERS, QUANTIZERS
+from quant.quantizers.rtn import QuantizedRows
+from quant.store.fill import write_palettes, write_rows
+from quant.store.partial import PartialStore
+
+
+class Filling:
+    """A store whose calibrated weights are being quantized.
+
+    Args:
+        weights: the checkpoint's.
+        plan: what to make of each.
+        partial: the store; what it says is done is not done again.
+        threads: for the quantizers.
+        progress: told how many weights are done, and of how many.
+        memory_bound: bytes of activations that stay in memory.
+    """
+
+    def __init__(
+        self,
+        weights: CheckpointWeights,
+        plan: QuantPlan,
+        partial: PartialStore,
+        *,
+        threads: int | None = None,
+        progress: Callable[[int, int], None] = lambda done, size: None,
+        memory_bound: int = MEMORY_BOUND,
+    ) -> None:
+        self.weights, self.plan, self.partial = weights, plan, partial
+        self._threads, self._progress, self._bound = threads, progress, memory_bound
+        shapes = weights.shapes()
+        self._sizes = {name: math.prod(shapes[name]) for name in calibrated_weights(plan)}
+
+    def wanted(self) -> list[str]:
+        """Calibrated weights that are not done, in the plan's order."""
+        return [name for name in self._sizes if name not in self.partial.done]
+
+    def report(self) -> None:
+        """Tells how much is done."""
+        done = sum(size for name, size in self._sizes.items() if name in self.partial.done)
+        self._progress(done, sum(self._sizes.values()))
+
+    def stretches(self, walk: Walk, blocks: Sequence[Values]) -> Stretches:
+        """A program over blocks, whose activations may lie beside the store."""
+        return Stretches(walk, blocks, self.partial.folder / "spilled", self._bound)
+
+    def float_walk(self, program: Program) -> Walk:
+        """The float program on the checkpoint's weights."""
+        weights = self.weights
+        return Walk(program, lambda given: weights.float_weight(given.name), weights.float_rows)
+
+    def write_input_scale(self, name: str, scale: Tensor) -> None:
+        """Writes the scale of what enters a weight, before the weight itself is said to be done."""
+        self.partial.write(name, INPUT_SCALE, 0, scale.view(torch.uint8).numpy().data)
+
+    def quantize(self, name: str, moment: Tensor, weight: Tensor | None = None) -> None:
+        """Quantizes a weight into the store.
+
+        Args:
+            name: the weight's.
+            moment: of what enters it, ``float64[columns, columns]``; it may be overwritten.
+            weight: ``float32[rows, columns]`` in the place of the checkpoint's.
+        """
+        assignment = self.plan.weights[name]
+        algorithm, format = assignment.algorithm, assignment.format
+        values = self.weights.float_weight(name) if weight is None else weight
+        made: QuantizedRows | PalettizedRows
+        if isinstance(format, PaletteFormat):
+            made = CALIBRATED_PALETTIZERS[algorithm].palettize_matrix(
+                values, moment, format, name=name, threads=self._threads
+            )
+            write_palettes(self.partial, name, 0, 0, made)
+        else:
+            assert isinstance(format, IntFormat)
+            if algorithm in QUANTIZERS:  # it is its inputs that calibration is for
+                made = QUANTIZERS[algorithm].quantize_rows(values, format, name=name)
+            else:
+                made = CALIBRATED[algorithm].quantize_matrix(
+                    values, moment, format, name=name, threads=self._threads
+                )
+            write_rows(self.partial, name, 0, made)
+        norm = made.squared_norm
+        self.partial.note(name, (made.squared_error / norm) ** 0.5 if norm else 0.0)
+        self.partial.keep()
+        self.report()

@@ -1,0 +1,143 @@
+"""Quantizes weights whose columns are rescaled first, or whose inputs are rounded by one scale.
+
+Both look at what the float program gives.
+
+A weight's columns are multiplied by factors, and what makes its inputs is divided by them
+(`quant.program.rescale_places`): a norm's scale, in the store, or rows of the weight before it,
+which therefore is quantized only when the factors of its reader are known. FLOAT reads the
+checkpoint and knows nothing of this; the store holds what belongs together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from edgeforge.calibration.filling import Filling
+from edgeforge.reference.segments import Stretches, tokens_of, weight_of
+from quant.formats.activations import TENSOR
+from quant.formats.formats import IntFormat
+from quant.program.program import Program, node_argument
+from quant.program.rescale_places import Fold, foldable
+from quant.quantizers.registry import RESCALING
+
+
+@dataclass
+class _Waiting:
+    """A weight whose rows may still be divided.
+
+    Attributes:
+        moment: of what enters it.
+        factors: of its columns, ``float32[columns]``.
+        divisors: of its rows, ``float32[rows, 1]``.
+        readers: weights that have yet to say by what.
+    """
+
+    moment: Tensor
+    factors: Tensor
+    divisors: Tensor
+    readers: set[str]
+
+
+def quantize_rescaled(filling: Filling, program: Program, blocks: Sequence[Sequence[int]]) -> None:
+    """Quantizes the weights whose algorithm rescales columns, or whose inputs have one scale.
+
+    Args:
+        filling: the store; it holds what needs no calibration, norms among it.
+        program: in the float dialect.
+        blocks: the calibration text.
+
+    Raises:
+        QuantizationError: activations that are not finite, or a weight that cannot be quantized;
+            named.
+    """
+    plan = filling.plan.weights
+    rescaled = {name for name, given in plan.items() if given.algorithm in RESCALING}
+    measured = rescaled | {name for name, given in plan.items() if given.activation == TENSOR}
+    if not measured & set(filling.wanted()):
+        return
+    folds = {
+        name: fold
+        for name, fold in foldable(program).items()
+        if name in rescaled and (fold.is_norm or fold.weight in rescaled)
+    }
+    walk = filling.float_walk(program)
+    run = _Run(filling, folds)
+    missing = set(measured)
+    with filling.stretches(walk, [walk.begin(tokens_of(block)) for block in blocks]) as stretches:
+        for node in stretches.matrices():
+            name = weight_of(walk, node)
+            if name in missing:
+                run.meet(name, node_argument(node, 0), stretches)
+                missing.discard(name)
+                if not missing:
+                    return
+
+
+class _Run:
+    """One pass over the float program.
+
+    Args:
+        filling: the store.
+        folds: those that are used, by the weight whose columns they rescale.
+    """
+
+    def __init__(self, filling: Filling, folds: dict[str, Fold]) -> None:
+        self._filling, self._folds = filling, folds
+        self._waiting: dict[str, _Waiting] = {}
+
+    def meet(self, name: str, entering: fx.Node, stretches: Stretches) -> None:
+        """Finds a weight's factors, and quantizes what waits for nothing more."""
+        filling, fold = self._filling, self._folds.get(name)
+        inputs = stretches.statistics(entering, name)
+        weight = filling.weights.float_weight(name)
+        rows, columns = weight.shape
+        factors = torch.ones(columns)
+        assignment = filling.plan.weights[name]
+        if fold is not None:
+            assert isinstance(assignment.format, IntFormat)
+            ties = fold.rows - fold.rows.min()
+            quantizer = RESCALING[assignment.algorithm]
+            factors = quantizer.column_factors(weight, inputs, assignment.format, ties)
+        elif filling.weights.roles()[name] == "embedding":
+            # A tied head: as rows that are looked up, their plain error counts as much.
+            inputs.moment.diagonal().add_(inputs.moment.diagonal().mean())
+        if assignment.activation == TENSOR:
+            scale = stretches.input_scale(entering, inputs, factors)
+            filling.write_input_scale(name, scale)
+        readers = {
+            reader
+            for reader, other in self._folds.items()
+            if not other.is_norm and other.weight == name
+        }
+        self._waiting[name] = _Waiting(inputs.moment, factors, torch.ones(rows, 1), readers)
+        if fold is not None and fold.is_norm:
+            self._divide_norm(fold.weight, factors)
+        elif fold is not None:
+            before = self._waiting[fold.weight]
+            before.divisors[fold.rows, 0] = factors
+            before.readers.discard(name)
+            self._finish(fold.weight)
+        self._finish(name)
+
+    def _finish(self, name: str) -> None:
+        """Quantizes a weight if nothing that divides its rows is missing."""
+        if self._waiting[name].readers:
+            return
+        held = self._waiting.pop(name)
+        if name in self._filling.partial.done:
+            return
+        weight = self._filling.weights.float_weight(name) * held.factors / held.divisors
+        moment = held.moment
+        inverse = (1.0 / held.factors).double()
+        moment.mul_(inverse).mul_(inverse.unsqueeze(1))
+        self._filling.quantize(name, moment, weight)
+
+    def _divide_norm(self, name: str, factors: Tensor) -> None:
+        """Writes a norm's scale, divided, over what the store holds of it."""
+        scale = self._filling.weights.float_weight(name) / factors
+        data = scale.contiguous().view(torch.uint8).numpy().data
+        self._filling.partial.write(name, "value", 0, data)

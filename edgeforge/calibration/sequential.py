@@ -1,0 +1,158 @@
+"""Quantizes weights in the program's order, on what the weights quantized before them give.
+
+The quantized program runs over the calibration blocks while its store is being filled: before a
+calibrated weight is used for the first time, the second moment of what enters it is gathered and
+the weight is quantized. So every later weight sees quantized inputs ("true sequential").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from edgeforge.calibration.filling import Filling
+from edgeforge.reference.segments import MATRICES, tokens_of, weight_of
+from edgeforge.reference.spilled_values import Activations
+from edgeforge.reference.walk import Values, Walk, store_reader
+from quant.errors import QuantizationError
+from quant.program.program import Program, node_argument
+from quant.program.rewrite import quantize_program
+from quant.store.partial import PartialStore
+
+# Tokens that a tied embedding is calibrated on, in a run of the whole float program.
+TIED_TOKENS: Final = 8192
+
+
+def quantize_sequentially(
+    filling: Filling, program: Program, blocks: Sequence[Sequence[int]]
+) -> None:
+    """Quantizes the calibrated weights of a plan into a store that holds all others.
+
+    Args:
+        filling: the store.
+        program: in the float dialect.
+        blocks: the calibration text.
+
+    Raises:
+        QuantizationError: activations that are not finite, or a weight that cannot be quantized;
+            named.
+    """
+    wanted = set(filling.wanted())
+    if not wanted:
+        return
+    head = program.inputs[node_argument(program.output(), 1).name].name
+    if head in wanted and filling.weights.roles()[head] == "embedding":
+        _quantize_tied(filling, head, program, blocks)
+        wanted.discard(head)
+    if wanted:
+        _quantize_in_order(filling, wanted, program, blocks)
+
+
+def _quantize_tied(
+    filling: Filling, name: str, program: Program, blocks: Sequence[Sequence[int]]
+) -> None:
+    """Quantizes an embedding that is the head too.
+
+    It is needed from the first token on, so what enters it as the head comes from the float
+    program. Its rows are inputs as well: there their plain error counts, as much as the head's.
+    """
+    walk = filling.float_walk(program)
+    count = -(-TIED_TOKENS // len(blocks[0]))
+    known = [walk.begin(tokens_of(block)) for block in blocks[:count]]
+    with filling.stretches(walk, known) as stretches:
+        for _ in stretches.matrices():  # up to the head, which is the last
+            pass
+        moment = stretches.second_moment(node_argument(program.output(), 0), name)
+    moment.diagonal().add_(moment.diagonal().mean())
+    filling.quantize(name, moment)
+
+
+def _quantize_in_order(
+    filling: Filling, wanted: set[str], program: Program, blocks: Sequence[Sequence[int]]
+) -> None:
+    """Quantizes the other weights, each on what those before it give."""
+    partial = filling.partial
+    walk = Walk(quantize_program(program, filling.plan), store_reader(partial.writer))
+    known = [walk.begin(tokens_of(block)) for block in blocks]
+    begin = 0 if partial.boundary is None else _restore(walk, known, partial)
+    boundaries = _boundaries(walk)
+    fresh = False  # whether a weight was quantized since the last boundary
+    with filling.stretches(walk, known) as stretches:
+        stretch: list[fx.Node] = []
+        for index in range(begin, len(walk.order)):
+            node = walk.order[index]
+            if node.target in MATRICES:
+                stretches.run(stretch)
+                stretch = []
+                name = weight_of(walk, node)
+                if name in wanted:
+                    moment = stretches.second_moment(node_argument(node, 0), name)
+                    filling.quantize(name, moment)
+                    fresh = True
+                    wanted.discard(name)
+                    if not wanted:
+                        return
+            stretch.append(node)
+            if fresh and index in boundaries:
+                stretches.run(stretch)
+                stretch = []
+                _keep(partial, index + 1, boundaries[index], stretches.activations)
+                fresh = False
+    raise QuantizationError(
+        f"no matrix product reads {min(wanted)}, so there is nothing to calibrate it on: give "
+        f"it the algorithm rtn"
+    )
+
+
+def _keep(partial: PartialStore, index: int, node: fx.Node, blocks: Activations) -> None:
+    """Makes the state before a call last, so that an interrupted run goes on from there."""
+    facts: dict[str, object] = {
+        "index": index,
+        "node": node.name,
+        "shapes": [list(tensor.shape) for tensor in blocks.tensors(node)],
+        "numbers": [blocks.numbers(i) for i in range(len(blocks))],
+    }
+    partial.keep_boundary(facts, blocks.tensors(node))
+
+
+def _restore(walk: Walk, known: list[Values], partial: PartialStore) -> int:
+    """Adds what `_keep` wrote to what is known of the blocks; returns the next call."""
+    boundary = partial.boundary
+    assert boundary is not None
+    nodes = {node.name: node for node in walk.order}
+    shapes, numbers = boundary["shapes"], boundary["numbers"]
+    assert isinstance(shapes, list) and isinstance(numbers, list)
+    for values, tensor, numbered in zip(
+        known, _read_tensors(partial.boundary_file(), shapes), numbers, strict=True
+    ):
+        values[nodes[str(boundary["node"])]] = tensor
+        values.update({nodes[name]: number for name, number in numbered.items()})
+    return int(str(boundary["index"]))
+
+
+def _boundaries(walk: Walk) -> dict[int, fx.Node]:
+    """Calls after which one tensor alone is still needed, and that tensor."""
+    found: dict[int, fx.Node] = {}
+    alive: set[fx.Node] = set()
+    for index, node in enumerate(walk.order):
+        alive = {other for other in alive if walk.last_use[other] > index}
+        if walk.last_use[node] > index and not isinstance(node.meta["val"], int | torch.SymInt):
+            alive.add(node)
+        if len(alive) == 1:
+            (last,) = alive
+            if isinstance(last.meta["val"], Tensor):
+                found[index] = last
+    return found
+
+
+def _read_tensors(file: Path, shapes: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    with file.open("rb") as stream:
+        for shape in shapes:
+            flat = np.fromfile(stream, np.float32, math.prod(shape))
+            yield torch.from_numpy(flat).reshape(*shape)

@@ -1,0 +1,353 @@
+"""A Hugging Face checkpoint: its config, its tensors read slice by slice, its tokenizer files.
+
+Nothing here runs code from a checkpoint, maps a file into memory, or imports torch. Weights are
+read with ``pread`` straight into the caller's buffer, so a process holds only what it asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING
+
+from edgeforge.checkpoint.digest import CheckpointDigest, FileDigest, Progress, digest_files
+from edgeforge.checkpoint.json_text import MAX_CONFIG_BYTES, parse_object, read_small_file, reason
+from edgeforge.checkpoint.layout import (
+    CONFIG,
+    GENERATION_CONFIG,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    TORCH,
+    VOCABULARY_FILES,
+    WeightLayout,
+    find_tokenizer_files,
+    find_weights,
+)
+from edgeforge.checkpoint.tensor_entry import TensorEntry
+from edgeforge.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Checkpoint", "CheckpointDigest", "FileDigest", "TensorEntry"]
+
+# NumPy has no bfloat16: its bits travel as uint16.
+READ_AS = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+INTEGERS = ("int32", "int64")
+
+# Linux moves at most 2 GiB less a page in one call.
+_MAX_READ = 1 << 30
+
+
+class Checkpoint:
+    """An opened checkpoint; all methods may be called from several threads.
+
+    Attributes:
+        path: The folder.
+        source: What the user named: a folder or a hub id.
+        revision: The hub commit, or None for a folder.
+        config: ``config.json``.
+        generation_config: ``generation_config.json``, or an empty dict.
+        tensors: Every tensor by name, in the order of the weight files.
+        files: The weight files, sorted by name.
+        tokenizer_files: Tokenizer files present, by name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        source: str,
+        revision: str | None,
+        layout: WeightLayout,
+        tokenizer_files: dict[str, Path],
+    ) -> None:
+        self.path = path
+        self.source = source
+        self.revision = revision
+        self.config = _read_config(path / CONFIG)
+        generation = path / GENERATION_CONFIG
+        self.generation_config = _read_config(generation) if generation.exists() else {}
+        self.files = tuple(path / name for name in layout.files)
+        self.tokenizer_files = tokenizer_files
+        self.tensors: Mapping[str, TensorEntry] = MappingProxyType(_read_tensors(path, layout))
+        self._descriptors: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        tokenizer: str | Path | None = None,
+    ) -> Checkpoint:
+        """Open a checkpoint and check its layout; weights are read only when asked for.
+
+        Args:
+            source: An existing folder, or a hub id ``organisation/name``.
+            revision: A hub branch, tag or commit; refused for a folder.
+            tokenizer: Where to take the tokenizer from instead: a folder, a ``tokenizer.json`` or
+                ``tokenizer.model`` file, or a hub id.
+
+        Raises:
+            CheckpointError: Missing, damaged or unreadable, in one sentence that says which file.
+            UsageError: ``revision`` with a folder.
+        """
+        folder, commit = _resolve(str(source), revision)
+        layout = _require_weights(folder)
+        files = find_tokenizer_files(folder) if tokenizer is None else _tokenizer(str(tokenizer))
+        return cls(folder, str(source), commit, layout, files)
+
+    def read(self, name: str) -> NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]:
+        """Return a whole tensor.
+
+        Returns:
+            ``float32``, ``float16``, or ``uint16`` holding bfloat16 bits, of the tensor's shape.
+
+        Raises:
+            CheckpointError: No such tensor, a dtype that is no weight's, or the file was cut short.
+        """
+        import numpy as np
+
+        entry = self._weight(name)
+        result = np.empty(entry.shape, READ_AS[entry.dtype])
+        self._fill(entry, entry.offset, result.reshape(-1).data)
+        return result
+
+    def read_integers(self, name: str) -> NDArray[np.int32] | NDArray[np.int64]:
+        """Return a whole tensor of packed codes or numbers, ``int32`` or ``int64``.
+
+        Raises:
+            CheckpointError: No such tensor, another dtype, or the file was cut short.
+        """
+        import numpy as np
+
+        entry = self._entry(name, INTEGERS, "integers")
+        result = np.empty(entry.shape, entry.dtype)
+        self._fill(entry, entry.offset, result.reshape(-1).data)
+        return result
+
+    def read_rows(
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        out: memoryview | NDArray[np.generic] | None = None,
+    ) -> NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]:
+        """Return rows ``start`` to ``stop`` of axis 0, without touching the rest of the tensor.
+
+        Args:
+            name: A tensor of one dimension or more.
+            start: First row, counted from 0.
+            stop: Past the last row.
+            out: A writable C-contiguous buffer of exactly the rows' bytes to read into.
+
+        Returns:
+            The rows as ``read`` types them, of shape ``(stop - start, *shape[1:])``; a view of
+            ``out`` when given.
+
+        Raises:
+            CheckpointError: As ``read``.
+            IndexError: Rows outside the tensor.
+            ValueError: ``out`` is not of the right size or layout.
+        """
+        import numpy as np
+
+        entry = self._weight(name)
+        if not entry.shape or not 0 <= start <= stop <= entry.shape[0]:
+            raise IndexError(f"rows {start} to {stop} of {name}, whose shape is {entry.shape}")
+        shape = (stop - start, *entry.shape[1:])
+        row_bytes = entry.nbytes // entry.shape[0] if entry.shape[0] else 0
+        nbytes = row_bytes * (stop - start)
+        if out is None:
+            result = np.empty(shape, READ_AS[entry.dtype])
+        else:
+            view = out if isinstance(out, memoryview) else out.data
+            if view.readonly or not view.c_contiguous or view.nbytes != nbytes:
+                raise ValueError(
+                    f"out must be a writable C-contiguous buffer of {nbytes} bytes for rows "
+                    f"{start} to {stop} of {name}; it has {view.nbytes}"
+                )
+            if not nbytes:
+                return np.empty(shape, READ_AS[entry.dtype])
+            result = np.frombuffer(view.cast("B"), READ_AS[entry.dtype]).reshape(shape)
+        self._fill(entry, entry.offset + row_bytes * start, result.reshape(-1).data)
+        return result
+
+    def digest(self, progress: Progress | None = None) -> CheckpointDigest:
+        """Return SHA-256 of ``config.json`` and of every weight file, hashing only what changed.
+
+        Args:
+            progress: Called with (bytes done, bytes in all), from one thread at a time.
+
+        Raises:
+            CheckpointError: A file cannot be read, or changed meanwhile.
+        """
+        paths = (self.path / CONFIG, *self.files)
+        named = [(path.relative_to(self.path).as_posix(), path) for path in paths]
+        return digest_files(named, progress)
+
+    def close(self) -> None:
+        """Close the weight files; a later read opens them again."""
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):
+            self.close()
+
+    def _weight(self, name: str) -> TensorEntry:
+        return self._entry(name, READ_AS, "weights")
+
+    def _entry(self, name: str, dtypes: Iterable[str], what: str) -> TensorEntry:
+        entry = self.tensors.get(name)
+        if entry is None:
+            near = difflib.get_close_matches(name, self.tensors, n=1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            raise CheckpointError(f"{self.source} has no tensor {name}{hint}")
+        if entry.dtype not in dtypes:
+            raise CheckpointError(
+                f"{name} in {entry.file} is {entry.dtype}; {what} are read from {', '.join(dtypes)}"
+            )
+        return entry
+
+    def _descriptor(self, path: Path) -> int:
+        with self._lock:
+            if path not in self._descriptors:
+                self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return self._descriptors[path]
+
+    def _fill(self, entry: TensorEntry, offset: int, target: memoryview) -> None:
+        if not target.nbytes:
+            return
+        view = target.cast("B")
+        done = 0
+        try:
+            descriptor = self._descriptor(entry.file)
+            while done < len(view):
+                count = os.preadv(descriptor, [view[done : done + _MAX_READ]], offset + done)
+                if not count:
+                    raise CheckpointError(
+                        f"{entry.file} ends {len(view) - done} bytes before the end of what was "
+                        f"read of {entry.name}: it was cut short after it was opened"
+                    )
+                done += count
+        except OSError as error:
+            raise CheckpointError(
+                f"{entry.name} cannot be read from {entry.file}: {reason(error)}"
+            ) from error
+
+
+def _resolve(source: str, revision: str | None) -> tuple[Path, str | None]:
+    folder = Path(source).expanduser()
+    try:
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source[:200]!r} is no usable path: {error}") from error
+    if is_folder and source:  # An empty text would be the current folder.
+        if revision is not None:
+            raise UsageError(f"{source} is a folder, which has no revision {revision!r}: drop it")
+        return folder, None
+    if exists and source:
+        raise CheckpointError(
+            f"{source} is a file; name the folder that holds it together with {CONFIG}"
+        )
+    from edgeforge.checkpoint import hub
+
+    if not hub.is_hub_id(source):
+        raise CheckpointError(
+            f"{source!r} is neither a folder here nor a hub id of the form organisation/name"
+        )
+    snapshot = hub.download_checkpoint(source, revision)
+    return snapshot, hub.commit_of(snapshot)
+
+
+def _require_weights(folder: Path) -> WeightLayout:
+    try:
+        layout = find_weights(folder)
+        if layout is not None:
+            for name in layout.files:
+                if not (folder / name).is_file():
+                    raise CheckpointError(
+                        f"{folder / name} is missing, though the index lists it: download it again"
+                    )
+            return layout
+        if not (folder / CONFIG).exists():
+            raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG}")
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in _WEIGHT_SUFFIXES)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {reason(error)}") from error
+    found = f"; it has {', '.join(others[:5])}" if others else ""
+    raise CheckpointError(
+        f"{folder} has no weights: {SAFETENSORS}, {SAFETENSORS_INDEX} or {TORCH} is needed{found}"
+    )
+
+
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+
+
+def _tokenizer(source: str) -> dict[str, Path]:
+    path = Path(source).expanduser()
+    if path.is_file():
+        if path.name not in VOCABULARY_FILES:
+            raise CheckpointError(
+                f"{path} is no tokenizer file; name a folder, or one of "
+                f"{', '.join(VOCABULARY_FILES)}"
+            )
+        return {**find_tokenizer_files(path.parent), path.name: path}
+    if not path.is_dir():
+        from edgeforge.checkpoint import hub
+
+        if not hub.is_hub_id(source):
+            raise CheckpointError(
+                f"the tokenizer {source!r} is neither a folder nor a file here nor a hub id of the "
+                "form organisation/name"
+            )
+        path = hub.download_tokenizer(source, None)
+    files = find_tokenizer_files(path)
+    if not any(name in files for name in VOCABULARY_FILES):
+        raise CheckpointError(f"{path} has no tokenizer: {' or '.join(VOCABULARY_FILES)} is needed")
+    return files
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    return parse_object(read_small_file(path, MAX_CONFIG_BYTES), str(path), strict=False)
+
+
+def _read_tensors(folder: Path, layout: WeightLayout) -> dict[str, TensorEntry]:
+    if layout.is_torch:
+        from edgeforge.checkpoint.torch_pickle import read_torch_file as read_file
+    else:
+        from edgeforge.checkpoint.safetensors_header import read_safetensors as read_file
+    if layout.index is None:
+        return read_file(folder / layout.files[0])
+    tensors: dict[str, TensorEntry] = {}
+    for file in layout.files:
+        held = read_file(folder / file)
+        # A tensor that the index does not place here is not part of the checkpoint.
+        tensors.update((n, e) for n, e in held.items() if layout.index.get(n) == file)
+    absent = [name for name in layout.index if name not in tensors]
+    if absent:
+        raise CheckpointError(
+            f"{folder / layout.index[absent[0]]} does not hold tensor {absent[0][:200]!r} that the "
+            f"index places there ({len(absent)} such tensors): download the checkpoint again"
+        )
+    return tensors

@@ -1,0 +1,165 @@
+"""SHA-256 of a checkpoint's files, computed once for each state of a file on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeforge.cache import cache_dir
+from edgeforge.checkpoint.json_text import reason
+from edgeforge.errors import CheckpointError
+
+BLOCK_BYTES = 4 << 20
+_SCHEMA = 1
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all), from one thread at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """One file of a checkpoint.
+
+    Attributes:
+        name: Path relative to the checkpoint's folder.
+        size: Bytes.
+        sha256: Lower-case hexadecimal, as ``sha256sum`` prints it.
+    """
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointDigest:
+    """What a checkpoint's weights and config are, byte for byte.
+
+    Attributes:
+        sha256: SHA-256 of the lines ``<sha256>  <name>`` sorted by name: what
+            ``sha256sum NAMES... | sha256sum`` prints.
+        files: Sorted by name.
+    """
+
+    sha256: str
+    files: tuple[FileDigest, ...]
+
+
+def digest_files(
+    files: Sequence[tuple[str, Path]], progress: Progress | None = None
+) -> CheckpointDigest:
+    """Hash named files, taking from the cache what has not changed since it was hashed.
+
+    A cached digest counts only for the same resolved path, size, modification and change time in
+    nanoseconds, and inode. A cache that cannot be written is no error.
+
+    Raises:
+        CheckpointError: A file cannot be read, or changed while it was read.
+    """
+    counter = _Counter(sum(_stat(path).st_size for _, path in files), progress)
+    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1, len(files)))) as pool:
+        jobs = [(name, pool.submit(_digest_file, path, counter)) for name, path in files]
+        try:
+            found = [FileDigest(name, *job.result()) for name, job in jobs]
+        except BaseException:
+            counter.stopped = True
+            pool.shutdown(cancel_futures=True)
+            raise
+    found.sort(key=lambda file: file.name)
+    lines = "".join(f"{file.sha256}  {file.name}\n" for file in found)
+    return CheckpointDigest(hashlib.sha256(lines.encode()).hexdigest(), tuple(found))
+
+
+class _Counter:
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.stopped = False
+        self._total = total
+        self._done = 0
+        self._progress = progress
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
+
+
+def _identity(path: Path, status: os.stat_result) -> dict[str, object]:
+    return {
+        "schema": _SCHEMA,
+        "path": os.fspath(path.resolve()),
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "ctime_ns": status.st_ctime_ns,
+        "inode": status.st_ino,
+    }
+
+
+def _digest_file(path: Path, counter: _Counter) -> tuple[int, str]:
+    before = _stat(path)
+    identity = _identity(path, before)
+    key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
+    record = cache_dir() / "digests" / f"{key}.json"
+    known = _recall(record, identity)
+    if known is not None:
+        counter.add(before.st_size)
+        return before.st_size, known
+    found = _hash(path, before.st_size, counter)
+    if _identity(path, _stat(path)) != identity:
+        raise CheckpointError(f"{path} changed while it was read: wait until its writer is done")
+    _remember(record, {**identity, "sha256": found})
+    return before.st_size, found
+
+
+def _hash(path: Path, size: int, counter: _Counter) -> str:
+    """Hash the first ``size`` bytes, so that a file that grows meanwhile still has an end."""
+    state = hashlib.sha256()
+    block = memoryview(bytearray(BLOCK_BYTES))
+    try:
+        with path.open("rb", buffering=0) as file:
+            while size and not counter.stopped:
+                count = file.readinto(block[:size])
+                if not count:
+                    break
+                state.update(block[:count])
+                counter.add(count)
+                size -= count
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
+    if counter.stopped:
+        raise CheckpointError(f"hashing {path} was stopped")
+    return state.hexdigest()
+
+
+def _recall(record: Path, identity: dict[str, object]) -> str | None:
+    try:
+        content = json.loads(record.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    sha256 = content.pop("sha256", None)
+    return sha256 if content == identity and isinstance(sha256, str) else None
+
+
+def _remember(record: Path, content: dict[str, object]) -> None:
+    partial = record.with_name(f".{record.name}.{os.getpid()}.{threading.get_ident()}")
+    with suppress(OSError):
+        record.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content))
+        os.replace(partial, record)

@@ -1,0 +1,123 @@
+"""compressed-tensors checkpoints of the format ``pack-quantized``, as llm-compressor writes them.
+
+``weight_packed: int32[out, in * bits / 32]`` packs codes along the input, the lowest bits first;
+``weight_scale`` is ``[out, groups]``; ``weight_zero_point: int32[out * bits / 32, groups]`` packs
+along the output. Signed integers are stored plus half their range, zero points alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from edgeforge.checkpoint.config_reader import ConfigReader
+from edgeforge.checkpoint.imported.packing import (
+    SCALES,
+    Bits,
+    PackedPart,
+    groups_of,
+    read_width,
+    transposed,
+    unpack_words,
+)
+from edgeforge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+_HARMLESS = (
+    "global_compression_ratio",
+    "ignore",
+    "quant_method",
+    "quantization_status",
+    "transform_config",
+    "version",
+)
+_WEIGHT_HARMLESS = ("actorder", "block_structure", "observer", "observer_kwargs")
+
+
+@dataclass(frozen=True)
+class CompressedPacking:
+    """The layout of a ``pack-quantized`` checkpoint.
+
+    Attributes:
+        bits: of a code.
+        group_size: input columns that share a scale; None for one group a row.
+        symmetric: whether there are no zero points.
+    """
+
+    bits: Bits
+    group_size: int | None
+    symmetric: bool
+    method: str = "compressed-tensors"
+    codes_part: ClassVar[str] = "weight_packed"
+    scale_part: ClassVar[str] = "weight_scale"
+    zero_part: ClassVar[str] = "weight_zero_point"
+    index_part: ClassVar[str] = "weight_g_idx"
+
+    def parts(self, rows: int, columns: int) -> Mapping[str, PackedPart]:
+        """As `edgeforge.checkpoint.imported.packing.Packing.parts`."""
+        groups = groups_of(columns, self.group_size)
+        found = {
+            "weight_packed": PackedPart((rows, -(-columns * self.bits // 32))),
+            "weight_scale": PackedPart((rows, groups), SCALES),
+            "weight_shape": PackedPart((2,), ("int64", "int32"), required=False),
+            "weight_g_idx": PackedPart((columns,), required=False),
+        }
+        if not self.symmetric:
+            packed = -(-rows * self.bits // 32)
+            found["weight_zero_point"] = PackedPart((packed, groups))
+        return found
+
+    def codes(self, stored: torch.Tensor) -> torch.Tensor:
+        """The words are our bytes."""
+        import torch
+
+        return stored.view(torch.uint8)
+
+    def scale(self, stored: torch.Tensor) -> torch.Tensor:
+        """As `edgeforge.checkpoint.imported.packing.Packing.scale`."""
+        return stored
+
+    def zero_point(self, stored: torch.Tensor) -> torch.Tensor:
+        """As `edgeforge.checkpoint.imported.packing.Packing.zero_point`."""
+        return transposed(unpack_words(transposed(stored), self.bits))
+
+
+def read_compressed_tensors(reader: ConfigReader) -> CompressedPacking:
+    """Reads ``quantization_config``.
+
+    Raises:
+        CheckpointError: a field that would change the numbers and is not implemented.
+    """
+    for field in _HARMLESS:
+        reader.get(field)
+    reader.choice("format", ("pack-quantized",), "dense")
+    reader.absent("kv_cache_scheme", "sparsity_config")
+    groups = reader.section("config_groups")
+    names = sorted(groups.fields()) if groups is not None else []
+    group = groups.section(names[0]) if groups is not None and len(names) == 1 else None
+    weights = group.section("weights") if group is not None else None
+    if group is None or weights is None:
+        raise CheckpointError(
+            f"{reader.where} has {len(names)} config_groups; EdgeForge reads checkpoints with one, "
+            f"which gives weights their format"
+        )
+    group.absent("input_activations", "output_activations")
+    if group.get("targets") != ["Linear"]:
+        raise CheckpointError(
+            f"{group.where}: targets is {group.get('targets')!r}; EdgeForge reads ['Linear']"
+        )
+    group.choice("format", ("pack-quantized",), "pack-quantized")
+    group.finish()
+    for field in _WEIGHT_HARMLESS:
+        weights.get(field)
+    strategy = weights.choice("strategy", ("group", "channel"), "channel")
+    bits, size = read_width(weights, "num_bits", "group_size")
+    weights.choice("type", ("int",), "int")
+    weights.absent("dynamic")
+    symmetric = weights.flag("symmetric", True)
+    weights.finish()
+    reader.finish()
+    return CompressedPacking(bits, size if strategy == "group" else None, symmetric)

@@ -1,0 +1,219 @@
+"""`PackedTensor`: one linear layer of a quantized checkpoint, integers and scales as they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeforge.errors import CheckpointError
+from quant.formats.formats import IntFormat, ScaleName
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeforge.checkpoint.checkpoint import Checkpoint
+    from edgeforge.checkpoint.imported.packing import Packing
+    from quant.quantizers.rtn import QuantizedRows
+
+
+class PackedTensor:
+    """A layer of ``rows`` outputs and ``columns`` inputs; safe from several threads.
+
+    Args:
+        checkpoint: where its tensors are.
+        module: the layer's name, without ``.weight``.
+        packing: how the checkpoint lays layers out.
+        shape: rows and columns that the configuration calls for.
+
+    Raises:
+        CheckpointError: a part is missing or of another shape or dtype, columns are not grouped in
+            their order, or there is a bias.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, module: str, packing: Packing, shape: tuple[int, int]
+    ) -> None:
+        self.checkpoint, self.module, self.packing, self.shape = checkpoint, module, packing, shape
+        rows, columns = shape
+        words = 32 // packing.bits
+        if columns % words or rows % words:
+            raise CheckpointError(
+                f"{module} has {rows} outputs and {columns} inputs; {packing.method} packs {words} "
+                f"of them in a word, which must be full here"
+            )
+        size = packing.group_size
+        if size is not None and columns % size:
+            raise CheckpointError(
+                f"{module} has {columns} inputs, which groups of {size} do not divide"
+            )
+        self._check_parts()
+        self._check_order()
+        self._check_bias()
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The checkpoint's tensors that belong to this layer."""
+        names = (*self.packing.parts(*self.shape), "bias")
+        found = (f"{self.module}.{name}" for name in names)
+        return tuple(name for name in found if name in self.checkpoint.tensors)
+
+    def codes(self) -> torch.Tensor:
+        """``uint8[rows, columns * bits / 8]``, as `quant.formats.formats.IntFormat.layout` says."""
+        return self.packing.codes(self._read(self.packing.codes_part))
+
+    def scale(self) -> torch.Tensor:
+        """``[rows, groups]`` in the checkpoint's dtype.
+
+        Raises:
+            CheckpointError: one is not a finite number above zero.
+        """
+        scale = self.packing.scale(self._read(self.packing.scale_part))
+        bad = ~(scale.isfinite() & (scale > 0))
+        if bool(bad.any()):
+            value = float(scale[bad][0])
+            raise CheckpointError(
+                f"{self.module}.{self.packing.scale_part} holds {value:g}; scales are finite and "
+                f"above zero: the checkpoint is damaged"
+            )
+        return scale
+
+    def zero_point(self) -> torch.Tensor | None:
+        """``uint8[rows, groups]``, one an element; None when all stand for the middle.
+
+        Raises:
+            CheckpointError: they are not what the configuration says.
+        """
+        part = self.packing.zero_part
+        if part not in self.packing.parts(*self.shape):
+            return None
+        try:
+            points = self.packing.zero_point(self._read(part))
+        except ValueError as error:
+            raise CheckpointError(f"{self.module}.{part}: {error}") from error
+        middle = 1 << (self.packing.bits - 1)
+        return None if bool((points == middle).all()) else points
+
+    def format(self) -> IntFormat:
+        """The narrowest format that holds this layer exactly.
+
+        Raises:
+            CheckpointError: scales that neither bfloat16 nor float16 holds.
+        """
+        symmetric = self.zero_point() is None
+        return IntFormat(self.packing.bits, self.packing.group_size, symmetric, self._scale_name())
+
+    def _scale_name(self) -> ScaleName:
+        import torch
+
+        scale = self.scale()
+        if torch.equal(scale.bfloat16().float(), scale.float()):
+            return "bfloat16"
+        if torch.equal(scale.half().float(), scale.float()):
+            return "float16"
+        raise CheckpointError(
+            f"{self.module}.{self.packing.scale_part} holds scales that are neither bfloat16 nor "
+            f"float16 numbers, so that they cannot be stored as they are: save the checkpoint "
+            f"with float16 scales"
+        )
+
+    def dequantize(self) -> torch.Tensor:
+        """The weights that the checkpoint stands for, ``float32[rows, columns]``, exact."""
+        return (self.steps() * self.scale().float().unsqueeze(-1)).reshape(self.shape)
+
+    def steps(self) -> torch.Tensor:
+        """Codes less zero points, ``float32[rows, groups, columns of a group]``."""
+        from quant.formats.packing import unpack_codes
+
+        rows, columns = self.shape
+        fmt = IntFormat(self.packing.bits, self.packing.group_size)
+        codes = unpack_codes(self.codes(), fmt, columns).reshape(rows, fmt.groups(columns), -1)
+        points = self.zero_point()
+        return codes.float() - (
+            fmt.implicit_zero_point if points is None else points.unsqueeze(-1).float()
+        )
+
+    def _read(self, part: str) -> torch.Tensor:
+        import torch
+
+        name = f"{self.module}.{part}"
+        entry = self.checkpoint.tensors[name]
+        if entry.dtype.startswith("int"):
+            return torch.from_numpy(self.checkpoint.read_integers(name))
+        values = torch.from_numpy(self.checkpoint.read(name))
+        return values.view(torch.bfloat16) if entry.dtype == "bfloat16" else values
+
+    def _check_parts(self) -> None:
+        for part, wanted in self.packing.parts(*self.shape).items():
+            name = f"{self.module}.{part}"
+            entry = self.checkpoint.tensors.get(name)
+            if entry is None:
+                if wanted.required:
+                    raise CheckpointError(
+                        f"the checkpoint lacks {name}, which {self.packing.method} stores beside "
+                        f"{self.module}.{self.packing.codes_part}"
+                    )
+                continue
+            if entry.shape != wanted.shape or entry.dtype not in wanted.dtypes:
+                raise CheckpointError(
+                    f"{name} is {entry.dtype} {list(entry.shape)}; config.json calls for "
+                    f"{' or '.join(wanted.dtypes)} {list(wanted.shape)}"
+                )
+
+    def _check_order(self) -> None:
+        """Refuses columns whose groups do not follow one another."""
+        import torch
+
+        name = f"{self.module}.{self.packing.index_part}"
+        if name not in self.checkpoint.tensors:
+            return
+        index = self._read(self.packing.index_part)
+        columns = self.shape[1]
+        wanted = torch.arange(columns) // (self.packing.group_size or columns)
+        if not torch.equal(index.long(), wanted):
+            raise CheckpointError(
+                f"{name} puts input columns into groups out of their order (desc_act with groups "
+                f"found on the way), which no runtime here can hold: give a checkpoint made with "
+                f"desc_act false or static_groups true, or the original one"
+            )
+
+    def _check_bias(self) -> None:
+        """Refuses a bias that adds something; some writers leave one of zeros."""
+        name = f"{self.module}.bias"
+        if name in self.checkpoint.tensors and self.checkpoint.read(name).any():
+            raise CheckpointError(
+                f"the checkpoint holds {name}, which is not zero: this family has no biases"
+            )
+
+
+def import_rows(tensor: PackedTensor, format: IntFormat) -> QuantizedRows:
+    """A layer in the layout of `quant.formats.formats`: its codes and zero points.
+
+    Its scales are those of the checkpoint where the format can hold them.
+
+    Args:
+        tensor: the layer.
+        format: what to store. A layer whose zero points are all the middle may be stored with
+            zero points, for the sake of others that it is stacked with; scales that ``format``
+            does not hold are rounded.
+
+    Returns:
+        The parts; squares are summed up only where scales were rounded, else they are zero.
+    """
+    import torch
+
+    from quant.formats.packing import pack_int4
+    from quant.quantizers.rtn import QuantizedRows
+
+    exact, points = tensor.scale(), tensor.zero_point()
+    scale = exact.to(getattr(torch, format.scale_dtype))
+    packed = None
+    if not format.symmetric:
+        if points is None:
+            points = torch.full(scale.shape, format.implicit_zero_point, dtype=torch.uint8)
+        packed = pack_int4(points) if format.bits == 4 else points
+    error = norm = 0.0
+    change = scale.double() - exact.double()
+    if bool(change.any()):
+        sums = tensor.steps().square().sum(-1).double()
+        error = float((sums * change.square()).sum())
+        norm = float((sums * exact.double().square()).sum())
+    return QuantizedRows(tensor.codes(), scale, packed, error, norm)

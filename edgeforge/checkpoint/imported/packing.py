@@ -1,0 +1,125 @@
+"""`Packing`: how one method of quantization lays a linear layer out in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from edgeforge.checkpoint.config_reader import ConfigReader
+from edgeforge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+Bits = Literal[4, 8]
+SCALES = ("float16", "bfloat16", "float32")
+INT32 = ("int32",)
+
+
+@dataclass(frozen=True)
+class PackedPart:
+    """One tensor that a packed layer consists of.
+
+    Attributes:
+        shape: its shape in the checkpoint.
+        dtypes: what its elements may be.
+        required: whether a layer may lack it.
+    """
+
+    shape: tuple[int, ...]
+    dtypes: tuple[str, ...] = INT32
+    required: bool = True
+
+
+class Packing(Protocol):
+    """A method's layout; a layer of ``rows`` outputs and ``columns`` inputs is named by its module.
+
+    Attributes:
+        codes_part: the tensor of codes; a module that has it is packed.
+        scale_part: the tensor of scales.
+        zero_part: the tensor of zero points.
+        index_part: the tensor that says which group each input column belongs to.
+    """
+
+    codes_part: ClassVar[str]
+    scale_part: ClassVar[str]
+    zero_part: ClassVar[str]
+    index_part: ClassVar[str]
+
+    @property
+    def method(self) -> str:
+        """The checkpoint's ``quant_method``."""
+
+    @property
+    def bits(self) -> Bits:
+        """Of a code."""
+
+    @property
+    def group_size(self) -> int | None:
+        """Input columns that share a scale; None for one group a row."""
+
+    def parts(self, rows: int, columns: int) -> Mapping[str, PackedPart]:
+        """The tensors of a layer, by what follows its module's name and a dot."""
+
+    def codes(self, stored: torch.Tensor) -> torch.Tensor:
+        """Codes as the store has them, ``uint8[rows, columns * bits / 8]``."""
+
+    def scale(self, stored: torch.Tensor) -> torch.Tensor:
+        """Scales as ``[rows, groups]`` in the checkpoint's dtype."""
+
+    def zero_point(self, stored: torch.Tensor) -> torch.Tensor:
+        """Zero points as ``uint8[rows, groups]``, one an element.
+
+        Raises:
+            ValueError: they are none that every reader of the format takes alike; in words.
+        """
+
+
+def read_width(reader: ConfigReader, bits_field: str, group_field: str) -> tuple[Bits, int | None]:
+    """Bits of a code, and the group size (-1 stands for one group a row).
+
+    Raises:
+        CheckpointError: a width that is not stored here.
+    """
+    bits = reader.integer(bits_field)
+    size = reader.get(group_field, -1)
+    if bits not in (4, 8):
+        raise CheckpointError(
+            f"{reader.where}: {bits_field} is {bits}; EdgeForge imports integers of 4 and 8 bits: "
+            f"give the original checkpoint instead"
+        )
+    if isinstance(size, int) and not isinstance(size, bool):
+        if size == -1:
+            return (4 if bits == 4 else 8), None
+        if size >= 2 and size % 2 == 0:
+            return (4 if bits == 4 else 8), size
+    raise CheckpointError(
+        f"{reader.where}: {group_field} is {size!r}, neither -1 nor an even number of columns"
+    )
+
+
+def groups_of(columns: int, group_size: int | None) -> int:
+    """Groups of a row."""
+    return 1 if group_size is None else -(-columns // group_size)
+
+
+def transposed(matrix: torch.Tensor) -> torch.Tensor:
+    """The transpose, written out; its strides too are those of a matrix with one row or column."""
+    import torch
+
+    return matrix.t().clone(memory_format=torch.contiguous_format)
+
+
+def unpack_words(words: torch.Tensor, bits: Bits) -> torch.Tensor:
+    """Codes of 32-bit words along the last axis, the lowest bits first.
+
+    ``int32[..., n] -> uint8[..., n * 32 / bits]``.
+    """
+    import torch
+
+    apart = words.view(torch.uint8)
+    if bits == 8:
+        return apart
+    pairs = torch.stack((apart & 15, apart >> 4), dim=-1)
+    return pairs.reshape(*apart.shape[:-1], -1)

@@ -1,0 +1,104 @@
+"""Which files a checkpoint folder holds: the weight files in order, and the tokenizer's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from edgeforge.checkpoint.json_text import (
+    MAX_INDEX_BYTES,
+    parse_object,
+    read_small_file,
+    reason,
+    refuse_git_lfs_pointer,
+)
+from edgeforge.errors import CheckpointError
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+# One of these is enough to turn text into tokens.
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+# In the order tried: a whole file before shards, safetensors before pickles.
+SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """The weight files of a folder.
+
+    Attributes:
+        files: Names of the weight files relative to the folder, sorted.
+        index: Tensor name to file name, or None when one file holds everything.
+        is_torch: Whether the files are torch's rather than safetensors.
+    """
+
+    files: tuple[str, ...]
+    index: dict[str, str] | None
+    is_torch: bool
+
+
+def find_weights(folder: Path) -> WeightLayout | None:
+    """Return the weight files a folder names, present or not; None when it names none.
+
+    Raises:
+        CheckpointError: An index that is not sound.
+    """
+    for whole, index_name, is_torch in (
+        (SAFETENSORS, SAFETENSORS_INDEX, False),
+        (TORCH, TORCH_INDEX, True),
+    ):
+        if (folder / whole).is_file():
+            return WeightLayout((whole,), None, is_torch)
+        if (folder / index_name).is_file():
+            index = _read_index(folder / index_name)
+            return WeightLayout(tuple(sorted(set(index.values()))), index, is_torch)
+    return None
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    content = parse_object(read_small_file(path, MAX_INDEX_BYTES), str(path), strict=True)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no weight_map from tensor names to files")
+    index: dict[str, str] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not _is_inside(file):
+            raise CheckpointError(
+                f"{path} places tensor {name[:200]!r} in {str(file)[:200]!r}; only files inside "
+                "the checkpoint's folder are read"
+            )
+        index[name] = file
+    return index
+
+
+def _is_inside(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return bool(parts) and ".." not in parts and not set(name) & set("\\:\0") and parts[0] != "/"
+
+
+def find_tokenizer_files(folder: Path) -> dict[str, Path]:
+    """Return the tokenizer files present in a folder, by name.
+
+    Raises:
+        CheckpointError: One of them is a Git LFS pointer, which no tokenizer library explains.
+    """
+    found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    for path in found.values():
+        try:
+            with path.open("rb") as file:
+                refuse_git_lfs_pointer(path, file.read(64))
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
+    return found

@@ -1,0 +1,49 @@
+"""What a checkpoint says of its origin: its name, who made it, under which licence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from edgeforge.checkpoint.checkpoint import Checkpoint
+from exporters.target import Provenance
+
+_CARD: Final = "README.md"
+_LARGEST_HEADER: Final = 1 << 16
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def provenance(checkpoint: Checkpoint) -> Provenance:
+    """Reads the hub id and the header of the model card; what is not known stays empty."""
+    hub_id = checkpoint.source if checkpoint.revision else ""
+    named = checkpoint.config.get("_name_or_path")
+    if not hub_id and isinstance(named, str) and _HUB_ID.fullmatch(named):
+        hub_id = named
+    fields = card_fields(checkpoint.path / _CARD)
+    licence = fields.get("license_name") or fields.get("license", "")
+    return Provenance(
+        title=hub_id.rpartition("/")[2] or checkpoint.path.resolve().name,
+        hub_id=hub_id,
+        author=fields.get("author") or hub_id.partition("/")[0],
+        licence=licence,
+    )
+
+
+def card_fields(path: Path) -> dict[str, str]:
+    """Texts of a model card's YAML header; none when there is no card or it cannot be read."""
+    import yaml
+
+    try:
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(_LARGEST_HEADER)
+    except (OSError, UnicodeDecodeError):
+        return {}
+    header = re.match(r"---\s*\n(.*?)\n---\s*\n", text, re.DOTALL)
+    try:
+        fields = yaml.safe_load(header[1]) if header else None
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    if not isinstance(fields, dict):
+        return {}
+    return {str(name): value for name, value in fields.items() if isinstance(value, str)}

@@ -1,0 +1,1 @@
+"""The command line: options, commands, progress, tables and exit codes."""

@@ -1,0 +1,75 @@
+"""What ``edgeforge list`` lists."""
+
+from __future__ import annotations
+
+import difflib
+
+from edgeforge.errors import UsageError
+
+
+def catalogue(what: str) -> dict[str, str]:
+    """Names and one line about each.
+
+    Args:
+        what: ``families``, ``recipes``, ``rotations``, ``targets``, ``presets`` or
+            ``coreml-operations``.
+
+    Raises:
+        UsageError: something else.
+    """
+    kinds = {
+        "families": _families,
+        "recipes": _recipes,
+        "rotations": _rotations,
+        "targets": _targets,
+        "presets": _presets,
+        "coreml-operations": _coreml_operations,
+    }
+    if what not in kinds:
+        near = difflib.get_close_matches(what, kinds, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UsageError(f"there is no list of {what!r}{hint}; known: {', '.join(kinds)}")
+    return kinds[what]()
+
+
+def _families() -> dict[str, str]:
+    import sys
+
+    from edgeforge.families.registry import FAMILIES
+
+    modules = {name: sys.modules[reader.__module__].__doc__ for name, reader in FAMILIES.items()}
+    return {name: (doc or "").splitlines()[0].rstrip(".") for name, doc in modules.items()}
+
+
+def _recipes() -> dict[str, str]:
+    from edgeforge.planning.choose import PLANNED
+    from quant.plans.recipes import RECIPES
+
+    return {**{name: recipe.about for name, recipe in RECIPES.items()}, **PLANNED}
+
+
+def _rotations() -> dict[str, str]:
+    from edgeforge.model.rotations import ROTATIONS
+
+    return {name: kind.about for name, kind in ROTATIONS.items()}
+
+
+def _targets() -> dict[str, str]:
+    from exporters.registry import TARGETS
+
+    return {name: target.about for name, target in TARGETS.items()}
+
+
+def _presets() -> dict[str, str]:
+    from edgeforge.synth.synthesise import PRESETS
+
+    return {
+        name: f"{preset.parameters:,} parameters, {preset.model_type}"
+        for name, preset in PRESETS.items()
+    }
+
+
+def _coreml_operations() -> dict[str, str]:
+    from device_harness.coreml_interpreter.registry import GROUPS
+
+    return {name: group for group, operations in GROUPS.items() for name in sorted(operations)}

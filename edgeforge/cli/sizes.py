@@ -1,0 +1,39 @@
+"""Sizes in bytes, as people read and write them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from edgeforge.errors import UsageError
+
+if TYPE_CHECKING:
+    pass
+
+
+def size_text(size: int) -> str:
+    """Bytes for people.
+
+    >>> size_text(638_500_864), size_text(999)
+    ('638.5 MB', '999 B')
+    """
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= factor:
+            return f"{size / factor:.2f} {unit}" if unit == "GB" else f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
+def parse_size(text: str) -> int:
+    """Bytes from what a person writes: decimal units, or binary ones with an ``i``.
+
+    >>> parse_size("1.5GB"), parse_size("2 GiB"), parse_size("900")
+    (1500000000, 2147483648, 900)
+
+    Raises:
+        UsageError: it is no size.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kMGT])(i?))?B?\s*", text)
+    if match is None or float(match[1]) == 0:
+        raise UsageError(f"{text!r} is not a size: write it like 900MB, 3GB or 1.5GiB")
+    power = " kMGT".index(match[2] or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)

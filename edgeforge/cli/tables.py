@@ -1,0 +1,195 @@
+"""Tables for people: what verify and inspect print."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from edgeforge.cli.sizes import size_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgeforge.verification.evaluation import Evaluation
+    from edgeforge.verification.metrics import Divergence
+    from exporters.manifest import Manifest
+    from exporters.structure import Section
+
+
+def evaluation_tables(results: list[Evaluation]) -> list[Table]:
+    """Accuracy and cost, one column an artifact."""
+    from rich.markup import escape
+
+    accuracy = _table("Accuracy", results)
+    rows: list[tuple[str, list[str]]] = [
+        ("tokens", [f"{r.tokens} of {escape(r.text)}" for r in results]),
+        ("perplexity FLOAT", [f"{r.perplexity['float'].value:.4f}" for r in results]),
+        ("perplexity QUANTIZED", [f"{r.perplexity['quantized'].value:.4f}" for r in results]),
+        (
+            "perplexity ARTIFACT",
+            [
+                f"{r.perplexity['artifact'].value:.4f}  (x {r.perplexity_ratio:.4f})"
+                for r in results
+            ],
+        ),
+    ]
+    for title, pick in (
+        ("quantization error: QUANTIZED against FLOAT", "quantization"),
+        ("lowering error: ARTIFACT against QUANTIZED", "lowering"),
+        ("total: ARTIFACT against FLOAT", "total"),
+    ):
+        rows.append((f"[bold]{title}[/bold]", ["" for _ in results]))
+        rows.extend(_divergence_rows([getattr(r, pick) for r in results]))
+    rows.append(("[bold]greedy text[/bold]", ["" for _ in results]))
+    for label, pick in (("QUANTIZED", "greedy_quantized"), ("FLOAT", "greedy_float")):
+        agreements = [getattr(r, pick) for r in results]
+        rows.append(
+            (
+                f"  tokens before it leaves {label}'s",
+                [f"{a.same:.1f} of {a.tokens}  ({a.prompts} prompts)" for a in agreements],
+            )
+        )
+    rows.append(
+        (
+            "stored integers and scales",
+            ["equal to the store's, bit for bit" for r in results if r.stored_weights_equal],
+        )
+    )
+    for label, cells in rows:
+        accuracy.add_row(label, *cells)
+    return [accuracy, *_cost_table(results)]
+
+
+def limit_lines(results: list[Evaluation]) -> list[str]:
+    """What the runtimes that stood in for others cannot know, below the tables."""
+    lines = []
+    for result in results:
+        if result.limits:
+            lines.append(f"{result.target} {result.recipe} was run by {result.runtime}.")
+            lines.append("What that cannot know:")
+            lines += [f"  - {limit}" for limit in result.limits]
+    return lines
+
+
+def _cost_table(results: list[Evaluation]) -> list[Table]:
+    cost = _table("Cost on this machine", results)
+    cost.add_row("runtime", *(r.runtime for r in results))
+    cost.add_row("artifact", *(size_text(r.artifact_bytes) for r in results))
+    cost.add_row("bits a weight", *(f"{r.bits_per_weight:.3f}" for r in results))
+    timed = [r.timings for r in results]
+    if any(t is None for t in timed):
+        return [cost]
+    known = [t for t in timed if t is not None]
+    cost.add_row("load", *(f"{t.load_seconds:.2f} s" for t in known))
+    cost.add_row("time to first token", *(f"{t.first_token_seconds * 1e3:.1f} ms" for t in known))
+    cost.add_row(
+        "prefill",
+        *(f"{t.prefill_tokens_per_second:.0f} tokens/s at {t.prefill_tokens}" for t in known),
+    )
+    cost.add_row("decode", *(f"{t.decode_tokens_per_second:.0f} tokens/s" for t in known))
+    cost.add_row(
+        "peak memory",
+        *(f"{size_text(t.peak_bytes)} ({size_text(t.loaded_bytes)} by loading)" for t in known),
+    )
+    return [cost]
+
+
+def _table(title: str, results: list[Evaluation]) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for result in results:
+        table.add_column(escape(f"{result.target} {result.recipe}"), overflow="fold")
+    return table
+
+
+def _divergence_rows(results: list[Divergence]) -> list[tuple[str, list[str]]]:
+    return [
+        (
+            "  KL mean / p99 / max",
+            [f"{d.kl_mean:.2e} / {d.kl_p99:.2e} / {d.kl_max:.2e}" for d in results],
+        ),
+        (
+            "  top-1 agreement, top-5 overlap",
+            [f"{d.top1_agreement:.2%}, {d.top5_overlap:.2%}" for d in results],
+        ),
+        (
+            "  largest logit difference",
+            [f"{d.max_difference:.3g}  ({d.relative_difference:.1e} of range)" for d in results],
+        ),
+    ]
+
+
+def inspect_tables(manifest: Manifest) -> list[Table]:
+    """What an artifact holds: its files and the formats of its weights."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    formats: dict[str, Counter[str]] = {}
+    for record in manifest.weights.values():
+        size = 1
+        for dim in record.shape:
+            size *= dim
+        row = formats.setdefault(record.format, Counter())
+        row["weights"] += 1
+        row["parameters"] += size
+        row["worst"] = max(row["worst"], round(record.relative_error * 1e6))
+    summary = Table(title="Weights", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("format", "tensors", "parameters", "largest relative error"):
+        summary.add_column(heading)
+    for name, row in formats.items():
+        worst = f"{row['worst'] / 1e6:.2e}" if row["worst"] else "exact"
+        summary.add_row(name, str(row["weights"]), f"{row['parameters']:,}", worst)
+    files = Table(title="Files", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("file", "size", "SHA-256"):
+        files.add_column(heading)
+    for name, file in manifest.files.items():
+        files.add_row(escape(name), size_text(file.size), file.sha256[:16])
+    return [summary, files]
+
+
+def section_tables(sections: tuple[Section, ...]) -> list[Table]:
+    """What the artifact's files consist of, as its target reads them."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    tables = []
+    for section in sections:
+        table = Table(
+            title=section.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
+        for heading in section.columns:
+            table.add_column("size" if heading == "bytes" else heading, overflow="fold")
+        for row in section.rows:
+            cells = (
+                cell
+                if isinstance(cell, str)
+                else size_text(cell)
+                if name == "bytes"
+                else f"{cell:,}"
+                for name, cell in zip(section.columns, row, strict=True)
+            )
+            table.add_row(*map(escape, cells))
+        tables.append(table)
+    return tables
+
+
+def weight_table(manifest: Manifest) -> Table:
+    """Every weight's shape, format and error."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="Each weight", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("weight", "shape", "format", "by", "relative error"):
+        table.add_column(heading, overflow="fold")
+    for name, record in manifest.weights.items():
+        error = f"{record.relative_error:.2e}" if record.relative_error else "exact"
+        shape = " x ".join(map(str, record.shape))
+        table.add_row(escape(name), shape, record.format, record.algorithm, error)
+    return table

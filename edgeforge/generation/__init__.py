@@ -1,0 +1,1 @@
+"""Text from an artifact: sampling, and the loop of `edgeforge run`."""

@@ -1,0 +1,275 @@
+"""`CheckpointWeights`: program weights read, row by row, from where a checkpoint keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from edgeforge.errors import CheckpointError
+from edgeforge.families.assembly import EMBEDDING, HEAD
+from edgeforge.families.spec import ModelSpec, Piece, WeightSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeforge.checkpoint.checkpoint import Checkpoint
+    from edgeforge.checkpoint.imported.packed_tensor import PackedTensor
+    from edgeforge.checkpoint.imported.packing import Packing
+    from quant.formats.formats import FloatName, IntFormat, WeightFormat
+    from quant.quantizers.rtn import QuantizedRows
+
+_READABLE = ("bfloat16", "float16", "float32")
+
+# Compared at a time, where files hold a head beside the embedding that it is tied to.
+_COMPARED_WEIGHTS = 1 << 22
+
+
+class CheckpointWeights:
+    """Reads the weights of a spec from its checkpoint; safe from several threads.
+
+    Args:
+        checkpoint: where the tensors are.
+        spec: which of them make up each weight.
+        packing: how layers lie there that were quantized before; None when all are floats.
+
+    Attributes:
+        imported: the weights that the checkpoint holds as integers, each with the format that
+            stores them exactly.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected, or of a wrong shape or dtype.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, spec: ModelSpec, packing: Packing | None = None
+    ) -> None:
+        self.checkpoint, self.spec, self.packing = checkpoint, spec, packing
+        self._packed = {} if packing is None else _find_packed(checkpoint, spec, packing)
+        _check_tensors(checkpoint, spec, self._packed)
+        _check_head(checkpoint, spec)
+        self.imported: Mapping[str, IntFormat] = _imported_formats(spec, self._packed)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape by program weight name, in the program's order."""
+        return {name: weight.shape for name, weight in self.spec.weights.items()}
+
+    def roles(self) -> Mapping[str, str]:
+        """Role by program weight name."""
+        return {name: weight.role for name, weight in self.spec.weights.items()}
+
+    def pieces(self, name: str) -> Sequence[tuple[str, int]]:
+        """The checkpoint tensors a weight is stacked from, and their rows; a vector is one row."""
+        weight = self.spec.weights[name]
+        if len(weight.shape) == 1:
+            return ((weight.pieces[0].tensor, 1),)
+        return tuple((piece.tensor, piece.shape[0]) for piece in weight.pieces)
+
+    def mapping_digest(self) -> str:
+        """Digest of the map from program weights to checkpoint tensors."""
+        rows: dict[str, object] = {
+            name: [(piece.tensor, piece.shape) for piece in weight.pieces]
+            for name, weight in self.spec.weights.items()
+        }
+        if self.packing is not None:
+            rows["packing"] = repr(self.packing)
+        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+    def stored_formats(self) -> dict[str, WeightFormat]:
+        """The format of each weight that keeps it as the checkpoint has it."""
+        from quant.formats.formats import FloatFormat
+
+        formats: dict[str, WeightFormat] = {}
+        for name, weight in self.spec.weights.items():
+            if name in self.imported:
+                formats[name] = self.imported[name]
+                continue
+            dtypes = {self.checkpoint.tensors[piece.tensor].dtype for piece in weight.pieces}
+            formats[name] = FloatFormat(_float_name(dtypes))
+        return formats
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows of a weight in the checkpoint's dtype: ``[stop - start, columns]``.
+
+        A vector is one row. Rows that span pieces of several dtypes come as float32.
+        """
+        import torch
+
+        weight = self.spec.weights[name]
+        if len(weight.shape) == 1:
+            return self._piece(weight.pieces[0], 0, weight.shape[0]).reshape(1, -1)
+        found = []
+        begin = 0
+        for piece in weight.pieces:
+            end = begin + piece.shape[0]
+            if start < end and stop > begin:
+                found.append(self._piece(piece, max(start, begin) - begin, min(stop, end) - begin))
+            begin = end
+        if len(found) == 1:
+            return found[0]
+        # Of several dtypes it makes float32, bfloat16 beside float16 included.
+        return torch.cat(found)
+
+    def imported_rows(self, name: str, start: int, stop: int, format: IntFormat) -> QuantizedRows:
+        """A piece of an imported weight as `quant.formats.formats` lays it out.
+
+        Args:
+            name: of `imported`.
+            start: the piece's first row in the weight.
+            stop: past its last row.
+            format: of `imported`, or the same with bfloat16 scales: then they are rounded.
+
+        Returns:
+            The parts; squares are summed up only where scales were rounded, else they are zero.
+        """
+        from edgeforge.checkpoint.imported.packed_tensor import import_rows
+
+        begin = 0
+        for piece in self.spec.weights[name].pieces:
+            if (begin, begin + piece.shape[0]) == (start, stop):
+                return import_rows(self._packed[piece.tensor], format)
+            begin += piece.shape[0]
+        raise IndexError(f"rows {start} to {stop} of {name} are no piece of it")
+
+    def _piece(self, piece: Piece, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        if piece.tensor in self._packed:
+            return self._packed[piece.tensor].dequantize()[start:stop]
+        rows = torch.from_numpy(self.checkpoint.read_rows(piece.tensor, start, stop))
+        entry = self.checkpoint.tensors[piece.tensor]
+        return rows.view(torch.bfloat16) if entry.dtype == "bfloat16" else rows
+
+    def float_weight(self, name: str) -> torch.Tensor:
+        """A whole weight as ``float32``, of the spec's shape."""
+        weight: WeightSpec = self.spec.weights[name]
+        rows = 1 if len(weight.shape) == 1 else weight.shape[0]
+        return self.read_rows(name, 0, rows).float().reshape(weight.shape)
+
+    def float_rows(self, name: str, tokens: torch.Tensor) -> torch.Tensor:
+        """Rows of an embedding as ``float32``: ``int64[b, t] -> [b, t, columns]``."""
+        import torch
+
+        rows, where = torch.unique(tokens, return_inverse=True)
+        read = [self.read_rows(name, row, row + 1) for row in rows.tolist()]
+        return torch.cat(read).float()[where]
+
+
+def _check_head(checkpoint: Checkpoint, spec: ModelSpec) -> None:
+    """Refuses a tied model whose files hold a head other than the embedding."""
+    if not spec.tied or HEAD not in checkpoint.tensors:
+        return
+    (embedding,) = spec.weights[EMBEDDING].pieces
+    rows, columns = embedding.shape
+    step = max(1, _COMPARED_WEIGHTS // columns)
+    head, stored = checkpoint.tensors[HEAD], checkpoint.tensors[embedding.tensor]
+    same = (head.shape, head.dtype) == (stored.shape, stored.dtype) and all(
+        checkpoint.read_rows(HEAD, at, min(at + step, rows)).tobytes()
+        == checkpoint.read_rows(embedding.tensor, at, min(at + step, rows)).tobytes()
+        for at in range(0, rows, step)
+    )
+    if not same:
+        raise CheckpointError(
+            f"config.json ties the head to the embedding, but the checkpoint holds a {HEAD} that "
+            f"differs from {embedding.tensor}: if that head is meant, let config.json say that it "
+            f"is not tied"
+        )
+
+
+def _find_packed(
+    checkpoint: Checkpoint, spec: ModelSpec, packing: Packing
+) -> dict[str, PackedTensor]:
+    """The pieces that the checkpoint holds as integers, by the name they would have as floats."""
+    from edgeforge.checkpoint.imported.packed_tensor import PackedTensor
+
+    packed = {}
+    for name, weight in spec.weights.items():
+        if len(weight.shape) == 1:
+            continue
+        for piece in weight.pieces:
+            module = piece.tensor.removesuffix(".weight")
+            if f"{module}.{packing.codes_part}" in checkpoint.tensors:
+                shape = (piece.shape[0], piece.shape[1])
+                packed[piece.tensor] = PackedTensor(checkpoint, module, packing, shape)
+        held = [piece.tensor in packed for piece in weight.pieces]
+        if any(held) and not all(held):
+            raise CheckpointError(
+                f"the checkpoint holds {weight.pieces[held.index(True)].tensor} as integers and "
+                f"{weight.pieces[held.index(False)].tensor} not; EdgeForge stacks both into {name} "
+                f"and needs them alike: give the original checkpoint"
+            )
+    if not packed:
+        raise CheckpointError(
+            f"config.json says that the checkpoint is quantized ({packing.method}), but no tensor "
+            f"in it is named *.{packing.codes_part}: the two do not belong together"
+        )
+    return packed
+
+
+def _imported_formats(spec: ModelSpec, packed: Mapping[str, PackedTensor]) -> dict[str, IntFormat]:
+    """By weight, the format that holds all its pieces exactly."""
+    from dataclasses import replace
+
+    formats = {}
+    for name, weight in spec.weights.items():
+        found = [packed[piece.tensor].format() for piece in weight.pieces if piece.tensor in packed]
+        if found:
+            exact = all(format.scale_dtype == "bfloat16" for format in found)
+            formats[name] = replace(
+                found[0],
+                symmetric=all(format.symmetric for format in found),
+                scale_dtype="bfloat16" if exact else "float16",
+            )
+    return formats
+
+
+def _float_name(dtypes: set[str]) -> FloatName:
+    """The dtype that holds tensors of all these exactly."""
+    match sorted(dtypes):
+        case ["bfloat16"]:
+            return "bfloat16"
+        case ["float16"]:
+            return "float16"
+        case _:
+            return "float32"
+
+
+def _check_tensors(
+    checkpoint: Checkpoint, spec: ModelSpec, packed: Mapping[str, PackedTensor]
+) -> None:
+    wanted = {
+        p.tensor: p for w in spec.weights.values() for p in w.pieces if p.tensor not in packed
+    }
+    parts = {name for tensor in packed.values() for name in tensor.tensors}
+    missing = [name for name in wanted if name not in checkpoint.tensors]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"the checkpoint lacks {missing[0]}{more}, which its config.json "
+            f"({spec.model_type}, {len(spec.layers)} layers) calls for"
+        )
+    extra = [
+        name
+        for name in checkpoint.tensors
+        if name not in wanted
+        and name not in parts
+        and not any(fnmatchcase(name, known) for known in spec.ignored)
+    ]
+    if extra:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise CheckpointError(
+            f"the checkpoint holds {extra[0]}{more}, which a {spec.model_type} of this config.json "
+            f"has no use for: the two do not belong together, or the model is of another kind"
+        )
+    for name, piece in wanted.items():
+        entry = checkpoint.tensors[name]
+        if entry.shape != piece.shape:
+            raise CheckpointError(
+                f"{name} has shape {list(entry.shape)}; config.json calls for {list(piece.shape)}"
+            )
+        if entry.dtype not in _READABLE:
+            raise CheckpointError(
+                f"{name} is {entry.dtype}; weights are read as {', '.join(_READABLE)}"
+            )

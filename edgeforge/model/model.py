@@ -1,0 +1,61 @@
+"""`Model`: an opened checkpoint with its spec and its weights, ready for every later stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeforge.checkpoint.checkpoint import Checkpoint
+from edgeforge.checkpoint.imported.registry import read_packing
+from edgeforge.families.registry import read_spec
+from edgeforge.families.spec import ModelSpec
+from edgeforge.model.checkpoint_weights import CheckpointWeights
+
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parents[1] / "demo"
+HELDOUT = DEMO_FOLDER / "heldout.txt"
+CALIBRATION_TEXT = DEMO_FOLDER / "calibration.txt"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint whose configuration was understood and whose tensors are all there.
+
+    Attributes:
+        checkpoint: its files.
+        spec: its dimensions.
+        weights: its tensors, by program weight.
+        ignored_config: config fields that the user vouched for.
+    """
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    weights: CheckpointWeights
+    ignored_config: tuple[str, ...] = ()
+
+
+def open_model(
+    source: str,
+    *,
+    revision: str | None = None,
+    tokenizer: str | None = None,
+    ignore_config: Iterable[str] = (),
+) -> Model:
+    """Opens a checkpoint and checks it against its configuration.
+
+    Args:
+        source: a folder, a hub id, or ``demo`` for the model that ships with EdgeForge.
+        revision: of a hub id.
+        tokenizer: where to take the tokenizer from instead.
+        ignore_config: config fields the user vouches for.
+
+    Raises:
+        CheckpointError: in one sentence.
+    """
+    where = str(DEMO_FOLDER) if source == DEMO and not Path(DEMO).is_dir() else source
+    checkpoint = Checkpoint.open(where, revision=revision, tokenizer=tokenizer)
+    ignored = tuple(ignore_config)
+    spec = read_spec(checkpoint.config, checkpoint.generation_config, ignored)
+    packing = read_packing(checkpoint.config, ignored)
+    return Model(checkpoint, spec, CheckpointWeights(checkpoint, spec, packing), ignored)

@@ -1,0 +1,55 @@
+"""Frequencies and tables of the rotary embedding, in float64 until the last step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from edgeforge.families.spec import RopeSpec
+
+
+def inverse_frequencies(rope: RopeSpec, context: int) -> torch.Tensor:
+    """Radians a position for each rotated pair: ``float64[width // 2]``.
+
+    Args:
+        rope: the embedding.
+        context: the declared context in tokens; longrope takes its long set when this is over
+            the original context, for every position, so that a cache never mixes two sets.
+
+    >>> inverse_frequencies(RopeSpec(10000.0, 4), 16).tolist()
+    [1.0, 0.01]
+    """
+    exponents = torch.arange(0, rope.width, 2, dtype=torch.float64) / rope.width
+    plain = rope.theta**-exponents
+    match rope.scaling:
+        case "default":
+            return plain
+        case "linear":
+            return plain / rope.factor
+        case "llama3":
+            return _llama3(plain, rope)
+        case "longrope":
+            chosen = rope.long_factor if uses_long_set(rope, context) else rope.short_factor
+            return plain / torch.tensor(chosen, dtype=torch.float64)
+
+
+def uses_long_set(rope: RopeSpec, context: int) -> bool:
+    """Whether an artifact of this context uses longrope's long factors."""
+    return rope.scaling == "longrope" and context > rope.original_context
+
+
+def tables(rope: RopeSpec, context: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine by position: two ``float32[context, width // 2]``."""
+    frequencies = inverse_frequencies(rope, context)
+    angles = torch.arange(context, dtype=torch.float64)[:, None] * frequencies
+    factor = rope.attention_factor
+    return (angles.cos() * factor).float(), (angles.sin() * factor).float()
+
+
+def _llama3(plain: torch.Tensor, rope: RopeSpec) -> torch.Tensor:
+    """Llama 3.1's rule: long wavelengths stretched, short ones kept, a ramp in between."""
+    turns = rope.original_context * plain / (2 * math.pi)
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return plain / rope.factor * (1 - kept) + plain * kept

@@ -1,0 +1,53 @@
+"""Traces a decoder once, on the meta device, into a `Program`."""
+
+from __future__ import annotations
+
+import torch
+
+from edgeforge.families.spec import ModelSpec
+from edgeforge.model.decoder import Decoder
+from edgeforge.model.rope import tables
+from quant.program.program import Input, InputKind, Program
+
+_KINDS: dict[str, InputKind] = {"rope_cos": "table", "rope_sin": "table"}
+
+
+def trace(spec: ModelSpec, context: int) -> Program:
+    """Traces the decoder with a dynamic number of tokens; no weight is ever allocated.
+
+    Args:
+        spec: the dimensions.
+        context: length of the caches and of the rotary tables, tokens.
+    """
+    example = min(4, context)
+    tokens = torch.zeros(1, example, dtype=torch.int64, device="meta")
+    position = torch.zeros(1, dtype=torch.int64, device="meta")
+    length = torch.export.Dim("t", min=1, max=context) if context > 1 else None
+    with torch.no_grad():
+        exported = torch.export.export(
+            Decoder(spec, context),
+            (tokens, position),
+            dynamic_shapes={"tokens": {1: length}, "position": None},
+            strict=False,
+        )
+    signature = exported.graph_signature
+    inputs: dict[str, Input] = {}
+    user = iter(("tokens", "position"))
+    for item in exported.graph_signature.input_specs:
+        name = item.arg.name
+        if name in signature.inputs_to_parameters:
+            inputs[name] = Input("weight", signature.inputs_to_parameters[name])
+        elif name in signature.inputs_to_buffers:
+            target = signature.inputs_to_buffers[name]
+            inputs[name] = Input(_KINDS.get(target, "cache"), target)
+        else:
+            kind = next(user)
+            inputs[name] = Input("tokens" if kind == "tokens" else "position", kind)
+    cos, sin = tables(spec.rope, context)
+    return Program(
+        graph=exported.graph,
+        inputs=inputs,
+        tables={"rope_cos": cos, "rope_sin": sin},
+        context=context,
+        vocab_size=spec.vocab_size,
+    )

@@ -1,1 +1,0 @@
-"""Checkpoints that were quantized elsewhere: their integers and scales, read as they are."""

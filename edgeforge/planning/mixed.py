@@ -1,0 +1,265 @@
+"""The recipes ``mixed``: formats chosen weight by weight so that a budget buys the least harm.
+
+Which formats a weight may take is what every chosen target can hold; what each costs is measured
+(`edgeforge.planning.sensitivity`); the choice is exact for those costs (`quant.plans.knapsack`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from edgeforge.cache import cache_dir
+from edgeforge.families.assembly import HEAD
+from edgeforge.planning.budget import MIXED, Budget
+from edgeforge.planning.candidates import LAST_RESORTS
+from quant.errors import QuantizationError
+from quant.plans.plan import Assignment, QuantPlan, matrix_shape
+
+if TYPE_CHECKING:
+    from edgeforge.calibration.text import Calibration, CalibrationOptions
+    from edgeforge.families.spec import WeightSpec
+    from edgeforge.model.model import Model
+    from edgeforge.planning.sensitivity import Sensitivity
+    from quant.plans.knapsack import Choice, Solution
+    from quant.program.program import Program
+
+
+# Tokens of the calibration text that costs are measured on, and estimated for a large model.
+MEASURED_TOKENS, ESTIMATED_TOKENS, BLOCK_TOKENS = 2048, 512, 256
+# How often a budget of divergence is tightened because errors turned out not to be independent.
+_ROUNDS: Final = 6
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A plan under a budget, and how it came about.
+
+    Attributes:
+        plan: by weight.
+        expected_kl: sum of the chosen formats' costs, nats a token.
+        found_kl: divergence of the whole plan on the same text, integers by rounding to nearest.
+        notes: for the manifest, one sentence each.
+    """
+
+    plan: QuantPlan
+    expected_kl: float
+    found_kl: float
+    notes: tuple[str, ...]
+
+
+def text_for(model: Model, options: CalibrationOptions, context: int) -> Calibration:
+    """The text that costs are measured on: as much of the calibration text as they need.
+
+    A model without a tokenizer is measured on random tokens, which its notes name.
+
+    Raises:
+        UsageError: as `edgeforge.calibration.text.draw_calibration`.
+    """
+    from edgeforge.calibration.text import Calibration, draw_calibration
+    from edgeforge.planning.sensitivity import MEASURED_PARAMETERS
+
+    small = model.spec.num_parameters <= MEASURED_PARAMETERS
+    length = min(options.length, BLOCK_TOKENS, context)
+    tokens = min(options.tokens, MEASURED_TOKENS if small else ESTIMATED_TOKENS)
+    if model.checkpoint.tokenizer_files.get("tokenizer.json") is not None or options.source:
+        return draw_calibration(model, replace(options, tokens=tokens, length=length), context)
+    draw = random.Random(options.seed)
+    vocabulary, count = model.spec.vocab_size, max(1, tokens // length)
+    blocks = tuple(tuple(draw.randrange(vocabulary) for _ in range(length)) for _ in range(count))
+    label = "seeded random tokens, for there is no tokenizer"
+    return Calibration(label, count * length, length, options.seed, "", blocks)
+
+
+def mix(
+    model: Model,
+    recipe: str,
+    budget: Budget,
+    candidates: Mapping[str, Sequence[Assignment]],
+    fixed: Mapping[str, Assignment],
+    calibration: Calibration,
+    program: Program,
+    progress: Callable[[str, int, int], None],
+) -> Mixed:
+    """Chooses the formats.
+
+    Args:
+        model: opened.
+        recipe: of `MIXED`.
+        budget: that was checked.
+        candidates: what each matrix may become (`allowed_formats`).
+        fixed: assignments of all other weights.
+        calibration: the text that costs are measured on.
+        program: in the float dialect.
+        progress: told of each stage.
+
+    Raises:
+        QuantizationError: a budget that cannot be met; says what the least is.
+    """
+    from edgeforge.planning.sensitivity import plan_divergence, sensitivity
+
+    shapes, weights = model.weights.shapes(), model.weights
+    blocks = calibration.blocks
+    assert blocks is not None
+    taken = sum(a.format.nbytes(*matrix_shape(shapes[n])) for n, a in fixed.items())
+    parameters = model.spec.num_parameters
+    candidates = _offered(candidates, budget, shapes, taken, parameters)
+    found = sensitivity(
+        weights,
+        program,
+        candidates,
+        blocks,
+        model.checkpoint.digest().sha256,
+        cache_dir() / "sensitivities",
+        lambda done, size: progress("measure formats", done, size),
+    )
+    choices = _choices(candidates, found.costs, shapes)
+
+    by_name = {n: {a.format.name: a for a in given} for n, given in candidates.items()}
+
+    def chosen(solution: Solution) -> dict[str, Assignment]:
+        return {name: by_name[name][choice.name] for name, choice in solution.chosen.items()}
+
+    def divergence(solution: Solution) -> float:
+        return plan_divergence(weights, program, chosen(solution), blocks)
+
+    solution = _solve(choices, budget, taken, parameters)
+    actual = divergence(solution)
+    limit = budget.max_kl or 0.0
+    for _ in range(_ROUNDS):
+        if budget.max_kl is None or actual <= budget.max_kl:
+            break
+        limit *= 0.99 * budget.max_kl / actual
+        solution = _solve(choices, replace(budget, max_kl=limit), taken, parameters)
+        actual = divergence(solution)
+    if budget.max_kl is not None and actual > budget.max_kl:
+        raise QuantizationError(
+            f"--max-kl {budget.max_kl:g} cannot be met: formats that should add up to {limit:.3g} "
+            f"give {actual:.3g} together on the calibration text; give a larger bound"
+        )
+    plan = _plan(recipe, {**chosen(solution), **fixed}, fixed, model.spec.weights)
+    return Mixed(plan, solution.cost, actual, _notes(budget, solution, found, actual, calibration))
+
+
+def _offered(
+    candidates: Mapping[str, Sequence[Assignment]],
+    budget: Budget,
+    shapes: Mapping[str, tuple[int, ...]],
+    taken: int,
+    parameters: int,
+) -> Mapping[str, Sequence[Assignment]]:
+    """The candidates without last resorts, where there is a plan without them.
+
+    Sizes are known before anything is measured.
+
+    Raises:
+        QuantizationError: a budget of bytes that cannot be met even so.
+    """
+    usual = {
+        name: [a for a in given if a.format.name not in LAST_RESORTS]
+        for name, given in candidates.items()
+    }
+    if budget.max_kl is not None:
+        return usual
+
+    def require_possible(offered: Mapping[str, Sequence[Assignment]]) -> None:
+        free = {n: dict.fromkeys((a.format.name for a in c), 0.0) for n, c in offered.items()}
+        _solve(_choices(offered, free, shapes), budget, taken, parameters)
+
+    with suppress(QuantizationError):
+        require_possible(usual)
+        return usual
+    require_possible(candidates)
+    return candidates
+
+
+def _choices(
+    candidates: Mapping[str, Sequence[Assignment]],
+    costs: Mapping[str, Mapping[str, float]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, list[Choice]]:
+    from quant.plans.knapsack import Choice
+
+    return {
+        name: [
+            Choice(
+                a.format.name,
+                a.format.nbytes(*matrix_shape(shapes[name])),
+                costs[name][a.format.name],
+            )
+            for a in given
+        ]
+        for name, given in candidates.items()
+    }
+
+
+def _solve(
+    choices: Mapping[str, Sequence[Choice]], budget: Budget, taken: int, parameters: int
+) -> Solution:
+    """The best choice within the budget.
+
+    Raises:
+        QuantizationError: there is none; says what the least is.
+    """
+    from quant.plans.knapsack import BudgetError, least_bytes, least_cost
+
+    try:
+        if budget.max_kl is not None:
+            return least_bytes(choices, budget.max_kl)
+        if budget.bits_per_weight is not None:
+            return least_cost(choices, budget.bits_per_weight * parameters / 8 - taken)
+        assert budget.max_size is not None
+        return least_cost(choices, budget.max_size - taken)
+    except BudgetError as error:
+        least = float(error.args[1])
+        option, value = next(iter(budget.given().items()))
+        if budget.max_kl is not None:
+            words = f"{least:.3g} nats a token is the least that the targets' formats give"
+        elif budget.bits_per_weight is not None:
+            bits = 8 * (least + taken) / parameters
+            words = f"the smallest possible is {bits:.4f} bits a weight"
+        else:
+            words = f"the smallest possible is {int(least) + taken:,} bytes of weights"
+        raise QuantizationError(f"{option} {value:g} cannot be met: {words}") from error
+
+
+def _plan(
+    recipe: str,
+    assignments: Mapping[str, Assignment],
+    fixed: Mapping[str, Assignment],
+    specs: Mapping[str, WeightSpec],
+) -> QuantPlan:
+    """The plan in the program's order; a calibrated algorithm fills what it can."""
+    from quant.plans.algorithms import algorithms_for
+
+    algorithm, tied, plan = MIXED[recipe], HEAD not in specs, {}
+    for name, spec in specs.items():
+        given = assignments[name]
+        # An embedding that is not the head too has no inputs to calibrate on.
+        free = name not in fixed and algorithm in algorithms_for(given.format)
+        if algorithm is not None and free and (tied or spec.role != "embedding"):
+            given = replace(given, algorithm=algorithm)
+        plan[name] = given
+    return QuantPlan(recipe, plan)
+
+
+def _notes(
+    budget: Budget,
+    solution: Solution,
+    found: Sensitivity,
+    actual: float,
+    calibration: Calibration,
+) -> tuple[str, ...]:
+    option, value = next(iter(budget.given().items()))
+    best = solution.nbytes if budget.max_kl is not None else solution.cost
+    gap = (best - solution.bound) / best if best else 0.0
+    exact = "no choice of formats is better" if gap < 1e-9 else f"within {gap:.2g} of the best"
+    return (
+        f"formats were chosen under {option} {value:g}: {exact}, by costs {found.method} on "
+        f"{found.tokens} tokens of {calibration.source}",
+        f"their costs add up to a KL divergence of {solution.cost:.4g} nats a token; the whole "
+        f"plan, rounded to nearest, gives {actual:.4g} on that text",
+    )

@@ -1,0 +1,268 @@
+"""What storing one weight in one format does to the model: KL divergence, weight by weight.
+
+FLOAT runs once over the text, call by call. Where a weight is first used the run forks: with that
+weight alone as a format would store it, the rest of the program gives logits whose divergence from
+FLOAT's is the format's cost. Nothing before the weight runs again, and a weight is read when it is
+used, so memory is bounded by the largest one and by the activations of the text.
+
+A large model forks once a weight. Its other formats are estimated: divergence is quadratic in a
+small error, so it grows as the squared error of the weight's outputs, which takes one product.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+from torch import Tensor, fx
+
+from edgeforge.model.checkpoint_weights import CheckpointWeights
+from edgeforge.reference.walk import Values, Walk, block_pool
+from quant.plans.plan import Assignment
+from quant.program import dialect
+from quant.program.program import Input, Program, node_argument
+from quant.store.fill import stored_values
+
+SENSITIVITY_VERSION: Final = 1
+# Above this many parameters formats are estimated from one measured fork a weight.
+MEASURED_PARAMETERS: Final = 50_000_000
+# All weights of a model as float32 are kept between forks up to this size, bytes.
+_KEPT_WEIGHTS: Final = 256 << 20
+
+Method = Literal["measured", "estimated"]
+Candidates = Mapping[str, Sequence[Assignment]]
+"""By weight, what it might become."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Costs of formats, weight by weight.
+
+    Attributes:
+        costs: by weight and format name, nats a token.
+        method: ``measured`` fork by fork, or ``estimated`` from one fork a weight.
+        tokens: of the text.
+        version: of this record.
+    """
+
+    costs: Mapping[str, Mapping[str, float]]
+    method: Method
+    tokens: int
+    version: int = SENSITIVITY_VERSION
+
+
+def sensitivity(
+    weights: CheckpointWeights,
+    program: Program,
+    candidates: Candidates,
+    blocks: Sequence[Sequence[int]],
+    source_digest: str,
+    cache: Path,
+    progress: Callable[[int, int], None] = lambda done, size: None,
+) -> Sensitivity:
+    """The costs of all candidates: found in the cache, or measured now.
+
+    Args:
+        weights: the checkpoint's.
+        program: in the float dialect.
+        candidates: what to measure.
+        blocks: the text, each block a fresh one.
+        source_digest: digest of the checkpoint's files.
+        cache: folder of sensitivities.
+        progress: told how many forks are done, and of how many.
+    """
+    facts = {
+        "version": SENSITIVITY_VERSION,
+        "source": [source_digest, weights.mapping_digest()],
+        "blocks": [list(block) for block in blocks],
+        "candidates": {
+            name: [[a.format.name, a.algorithm] for a in given]
+            for name, given in candidates.items()
+        },
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
+    file = cache / f"{key}.json"
+    found = _read(file, candidates)
+    if found is not None:
+        return found
+    method: Method = (
+        "measured" if weights.spec.num_parameters <= MEASURED_PARAMETERS else "estimated"
+    )
+    tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
+    costs = _Forks(weights, program, tokens, progress).run(candidates, method)
+    made = Sensitivity(costs, method, sum(map(len, tokens)))
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(made)), encoding="utf-8")
+    partial.replace(file)
+    return made
+
+
+def plan_divergence(
+    weights: CheckpointWeights,
+    program: Program,
+    assignments: Mapping[str, Assignment],
+    blocks: Sequence[Sequence[int]],
+) -> float:
+    """KL divergence of a whole plan on a text, nats a token.
+
+    Args:
+        weights: the checkpoint's.
+        program: in the float dialect.
+        assignments: of the weights that are not kept as they are.
+        blocks: the text.
+    """
+    tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
+    forks = _Forks(weights, program, tokens, lambda done, size: None)
+    return forks.divergence_of(assignments)
+
+
+def _read(file: Path, candidates: Candidates) -> Sensitivity | None:
+    try:
+        found = Sensitivity(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    whole = found.version == SENSITIVITY_VERSION and all(
+        {a.format.name for a in given} <= found.costs.get(name, {}).keys()
+        for name, given in candidates.items()
+    )
+    return found if whole else None
+
+
+class _Forks:
+    """FLOAT on a text, and what becomes of it when some weights are stored otherwise."""
+
+    def __init__(
+        self,
+        weights: CheckpointWeights,
+        program: Program,
+        blocks: Sequence[Tensor],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self._weights, self._blocks, self._progress = weights, blocks, progress
+        self._replaced: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}
+        self._keep = 4 * weights.spec.num_parameters <= _KEPT_WEIGHTS
+        self._walk = Walk(program, self._weight, self._rows)
+        self._head = program.output()
+        self._wanted = [logits.log_softmax(-1) for logits in self._finish(0, self._begin())]
+
+    def run(self, candidates: Candidates, method: Method) -> dict[str, dict[str, float]]:
+        """Costs by weight and format name."""
+        done, size = 0, len(candidates)
+        costs: dict[str, dict[str, float]] = {}
+        values = self._begin()
+        for index, node in enumerate(self._walk.order):
+            name = self._weight_of(node)
+            if name is not None and name in candidates and name not in costs:
+                given = candidates[name]
+                if method == "measured" or node.target is dialect.EMBEDDING:
+                    costs[name] = {a.format.name: self._fork(index, values, name, a) for a in given}
+                else:
+                    costs[name] = self._estimate(index, values, name, given)
+                done += 1
+                self._progress(done, size)
+            if node is not self._head:
+                with block_pool() as pool:
+                    self._walk.advance(node, values, pool)
+        return costs
+
+    def divergence_of(self, assignments: Mapping[str, Assignment]) -> float:
+        """The divergence when all these weights are stored otherwise."""
+        self._replaced = _Lazily(self._weights, assignments)
+        try:
+            return self._divergence(self._finish(0, self._begin()))
+        finally:
+            self._replaced = {}
+
+    def _fork(
+        self, index: int, values: Sequence[Values], name: str, assignment: Assignment
+    ) -> float:
+        self._replaced = {name: stored_values(self._weight_named(name), assignment, name)}
+        try:
+            return self._divergence(self._finish(index, [dict(known) for known in values]))
+        finally:
+            self._replaced = {}
+
+    def _estimate(
+        self, index: int, values: Sequence[Values], name: str, given: Sequence[Assignment]
+    ) -> dict[str, float]:
+        """One fork, for the candidate of middling error; the others by their errors' ratio."""
+        weight = self._weight_named(name)
+        entering = node_argument(self._walk.order[index], 0)
+        errors = []
+        for assignment in given:
+            change = stored_values(weight, assignment, name) - weight
+            parts = (torch.nn.functional.linear(known[entering], change) for known in values)
+            errors.append(sum(float(part.double().square().sum()) for part in parts))
+        middle = errors.index(statistics.median_low(errors))
+        unit = self._fork(index, values, name, given[middle]) / (errors[middle] or 1.0)
+        return {a.format.name: unit * error for a, error in zip(given, errors, strict=True)}
+
+    def _begin(self) -> list[Values]:
+        return [self._walk.begin(block) for block in self._blocks]
+
+    def _finish(self, index: int, values: Sequence[Values]) -> list[Tensor]:
+        """Logits by block, from the call ``index`` on."""
+        with block_pool() as pool:
+            for node in self._walk.order[index:]:
+                if node is self._head:
+                    break
+                self._walk.advance(node, values, pool)
+            return [logits[0] for logits in pool.map(self._walk.prepare(self._head), values)]
+
+    def _divergence(self, found: Sequence[Tensor]) -> float:
+        """Mean of KL(FLOAT || found) over all positions."""
+
+        def total(pair: tuple[Tensor, Tensor]) -> float:
+            wanted, logits = pair
+            other = logits.log_softmax(-1)
+            return float((wanted.exp() * (wanted - other)).sum(-1).double().sum())
+
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+            kl = sum(pool.map(total, zip(self._wanted, found, strict=True)))
+        return max(0.0, kl / sum(map(len, found)))
+
+    def _weight_of(self, node: fx.Node) -> str | None:
+        if node.target not in (dialect.LINEAR, dialect.EMBEDDING):
+            return None
+        return self._walk.program.inputs[node_argument(node, 1).name].name
+
+    def _weight(self, given: Input) -> Tensor:
+        return self._weight_named(given.name)
+
+    def _weight_named(self, name: str) -> Tensor:
+        if name in self._replaced:
+            return self._replaced[name]
+        if name in self._kept:
+            return self._kept[name]
+        weight = self._weights.float_weight(name)
+        if self._keep:
+            self._kept[name] = weight
+        return weight
+
+    def _rows(self, name: str, tokens: Tensor) -> Tensor:
+        if name in self._replaced or self._keep:
+            return self._weight_named(name)[tokens]
+        return self._weights.float_rows(name, tokens)
+
+
+class _Lazily(dict[str, Tensor]):
+    """Weights as a plan stores them, each made when it is asked for and then forgotten."""
+
+    def __init__(self, weights: CheckpointWeights, assignments: Mapping[str, Assignment]) -> None:
+        super().__init__()
+        self._weights, self._assignments = weights, assignments
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._assignments
+
+    def __getitem__(self, name: str) -> Tensor:
+        return stored_values(self._weights.float_weight(name), self._assignments[name], name)

@@ -1,0 +1,140 @@
+"""A program that runs over many blocks in stretches, and the weights that are quantized between.
+
+Within a stretch a block goes through all calls at once, so that only what a later stretch needs is
+ever kept for all blocks; past a bound that is on disk. One matrix, or one second moment, is in
+memory at a time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+from torch import Tensor, fx
+
+from edgeforge.reference.malloc import return_large_blocks
+from edgeforge.reference.spilled_values import Activations
+from edgeforge.reference.walk import Values, Walk, block_pool
+from quant.errors import QuantizationError
+from quant.program import dialect
+from quant.program.program import node_argument
+from quant.quantizers.input_scale import BINS, input_scale
+from quant.quantizers.input_statistics import InputStatistics, SecondMoment
+
+# Activations that stay in memory between stretches, bytes.
+MEMORY_BOUND: Final = 768 << 20
+# Tokens whose products are summed in float32 before they join the sum in float64.
+_BATCH_TOKENS: Final = 4096
+
+# Calls that stretches end before: each may hold a large weight.
+MATRICES: Final = frozenset({dialect.LINEAR, dialect.QUANT_LINEAR})
+
+
+class Stretches:
+    """A program that runs over blocks in stretches, which its caller cuts.
+
+    Args:
+        walk: the program.
+        blocks: what is known of each block at first.
+        folder: for activations that memory has no room for.
+        bound: bytes of activations that stay in memory.
+    """
+
+    def __init__(self, walk: Walk, blocks: Sequence[Values], folder: Path, bound: int) -> None:
+        self.walk, self.folder = walk, folder
+        return_large_blocks()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        self.activations = Activations([{}] * len(blocks), folder, bound)
+        for index, values in enumerate(blocks):
+            self.activations.put(index, values)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def run(self, stretch: Sequence[fx.Node]) -> None:
+        """Runs some calls, block by block."""
+        if not stretch:
+            return
+        calls = [(node, self.walk.prepare(node)) for node in stretch]
+
+        def step(index: int) -> None:
+            values = self.activations.take(index)
+            for node, call in calls:
+                values[node] = call(values)
+                self.walk.forget(node, values)
+            self.activations.put(index, values)
+
+        with block_pool() as pool:
+            list(pool.map(step, range(len(self.activations))))
+
+    def matrices(self) -> Iterator[fx.Node]:
+        """The program's calls that may hold a large weight, each when all before it has run."""
+        stretch: list[fx.Node] = []
+        for node in self.walk.order:
+            if node.target in MATRICES:
+                self.run(stretch)
+                stretch = []
+                yield node
+            stretch.append(node)
+
+    def second_moment(self, node: fx.Node, name: str) -> Tensor:
+        """The mean of ``x x^T`` over what a node gave; arguments and errors as `statistics`."""
+        return self.statistics(node, name).moment
+
+    def statistics(self, node: fx.Node, name: str) -> InputStatistics:
+        """What calibration keeps of what a node gave.
+
+        Args:
+            node: ``float32[1, t, columns]`` in every block.
+            name: the weight that it enters, for messages.
+
+        Raises:
+            QuantizationError: it is not finite.
+        """
+        collected = SecondMoment(self.activations.tensor(0, node).shape[-1])
+        batch: list[Tensor] = []
+        count = len(self.activations)
+        for index in range(count):
+            batch.append(self.activations.tensor(index, node).reshape(-1, collected.columns))
+            if index + 1 == count or sum(map(len, batch)) >= _BATCH_TOKENS:
+                collected.add(torch.cat(batch))
+                batch = []
+        found = collected.mean()
+        if not bool(torch.isfinite(found.diagonal()).all()):
+            raise QuantizationError(
+                f"what enters {name} is NaN or infinite on the calibration text: the checkpoint "
+                f"overflows there, or is damaged"
+            )
+        return InputStatistics(found, collected.largest())
+
+    def input_scale(self, node: fx.Node, inputs: InputStatistics, divisors: Tensor) -> Tensor:
+        """The one scale of what a node gave, ``bfloat16[1, 1]``.
+
+        Args:
+            node: as in `statistics`.
+            inputs: its statistics.
+            divisors: ``float32[columns]``, by what each column will be divided.
+        """
+        largest = float((inputs.largest / divisors).max())
+        counts = torch.zeros(BINS, dtype=torch.float64)
+        for index in range(len(self.activations)):
+            values = self.activations.tensor(index, node).reshape(-1, len(divisors)) / divisors
+            counts += torch.histc(values.abs_(), BINS, 0, largest or 1.0).double()
+        return input_scale(counts, largest)
+
+
+def tokens_of(block: Sequence[int]) -> Tensor:
+    """A block as ``int64[t]``."""
+    return torch.tensor(block, dtype=torch.int64)
+
+
+def weight_of(walk: Walk, node: fx.Node) -> str:
+    """The weight that a matrix product reads."""
+    return walk.program.inputs[node_argument(node, 1).name].name

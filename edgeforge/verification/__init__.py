@@ -1,0 +1,1 @@
+"""FLOAT, QUANTIZED and ARTIFACT on the same tokens, and what lies between them."""

@@ -1,0 +1,116 @@
+"""The state of a walk that emits a function: what the handlers of operators read and write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from torch import fx
+
+from exporters.coreml.emitter import Emitter
+from exporters.coreml.function import Shape, Value
+from exporters.coreml.names import LOGITS, POSITION, TOKENS
+from exporters.coreml.weights import Weight, WeightBank
+from quant.formats.formats import PaletteFormat
+from quant.program.calls import GetCall, QuantizedCall
+from quant.program.program import Program, node_argument, shape_of
+
+Profile = Literal["gpu", "ane"]
+Opset = Literal["ios17", "ios18"]
+
+OPSETS: Final[dict[Opset, tuple[str, int]]] = {"ios17": ("CoreML7", 8), "ios18": ("CoreML8", 9)}
+"""MIL's name of a generation of operators, and the version of the specification."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How functions are written.
+
+    Attributes:
+        profile: the processor they are shaped for.
+        opset: the generation of operators.
+        one_hot: whether caches are written by a product with one-hot rows.
+        context: length of the caches, tokens.
+    """
+
+    profile: Profile
+    opset: Opset
+    one_hot: bool
+    context: int
+
+    @property
+    def states(self) -> bool:
+        """Whether caches are states; else they are inputs and outputs."""
+        return self.opset == "ios18"
+
+    @property
+    def wide(self) -> bool:
+        """Whether float32 operations are used where float16 would lose."""
+        return self.profile == "gpu"
+
+
+class FunctionLowering:
+    """Lowers a program to a function for a number of tokens.
+
+    Args:
+        program: in the lowered dialect.
+        bank: the weights it names.
+        name: the function's.
+        tokens: of a call; -1 when the caller chooses among several.
+        style: how it is written.
+
+    Attributes:
+        ids: the tokens, ``int32[1, t]``.
+        position: how many tokens are cached, ``int32[1]``.
+    """
+
+    def __init__(
+        self, program: Program, bank: WeightBank, name: str, tokens: int, style: Style
+    ) -> None:
+        self.program, self.bank, self.style, self.tokens = program, bank, style, tokens
+        self.emitter = Emitter(name, OPSETS[style.opset][0])
+        self._values: dict[fx.Node, Value] = {}
+
+        self.ids = self.emitter.input(TOKENS, "int32", (1, tokens))
+        self.position = self.emitter.input(POSITION, "int32", (1,))
+
+    def hold(self, node: fx.Node, value: Value) -> None:
+        """Notes which value of the function a node is."""
+        self._values[node] = value
+
+    def result(self, node: fx.Node) -> Value:
+        """The value that a node is."""
+        return self._values[node]
+
+    def value(self, node: fx.Node, index: int) -> Value:
+        """The value of one of a node's arguments."""
+        return self._values[node_argument(node, index)]
+
+    def name(self, node: fx.Node) -> str:
+        """What a node's result is called."""
+        return LOGITS if node is self.program.output() else f"op_{node.name}"
+
+    def dims(self, node: fx.Node) -> Shape:
+        """A node's shape for this function's number of tokens."""
+        return tuple(self.tokens if dim == -1 else dim for dim in shape_of(node))
+
+    def weight_name(self, node: fx.Node, index: int = 1) -> str:
+        """The weight that an argument is, or is a part of."""
+        return self.program.inputs[node_argument(node, index).name].name
+
+    def floating(self, node: fx.Node) -> Value:
+        """The float weight that is a node's second argument."""
+        shape = shape_of(node_argument(node, 1))
+        return self.bank.floating(self.emitter, self.weight_name(node), shape)
+
+    def quantized(self, node: fx.Node) -> Weight:
+        """The quantized weight that a node reads."""
+        call, weight = QuantizedCall.of(node), self.weight_name(node)
+        if isinstance(call.format, PaletteFormat):
+            return Weight(self.bank.palette(self.emitter, weight, call.format, call.shape))
+        return self.bank.integer(self.emitter, weight, call.format, call.shape)
+
+    def split_results(self, node: fx.Node, pieces: list[Value]) -> None:
+        """Names what is taken from a split."""
+        for user in node.users:
+            self._values[user] = pieces[GetCall.of(user).index]

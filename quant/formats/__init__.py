@@ -1,0 +1,1 @@
+"""How a weight is stored: integers, floats and palettes, and their bits in bytes."""

@@ -1,0 +1,1 @@
+"""Which format and algorithm each weight gets: recipes, plans, the names of algorithms."""

@@ -1,0 +1,357 @@
+"""Recipes: ordered rules from weights to formats, by a name on the command line or a YAML file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from quant.errors import QuantizationError
+from quant.formats.activations import NONE, TENSOR, TOKEN, Activation, parse_activation
+from quant.formats.formats import FloatFormat, WeightFormat, parse_format
+from quant.plans.algorithms import SIGNED
+from quant.plans.plan import FLOAT32, Assignment, QuantPlan, is_quantized, matrix_shape
+
+_ROLES = ("*", "head", "embedding", "linear")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Gives weights whose name or role matches a shell pattern a format and an algorithm.
+
+    Attributes:
+        match: shell pattern of weight names, or a role.
+        format: a format's name; or several with ``|`` between, of which each weight gets the
+            first whose groups divide its columns.
+        algorithm: a name of `quant.quantizers.registry`; None for the usual one of each format. An
+            embedding that is not the head too has no inputs to calibrate on: in the place of a
+            calibrated algorithm it gets the usual one.
+        optional: whether it may match nothing; a rule of a file that does is a mistake.
+        activation: what happens to what enters the weights (`quant.formats.activations`); nothing
+            enters an embedding that is not the head too.
+    """
+
+    match: str
+    format: str
+    algorithm: str | None = None
+    optional: bool = False
+    activation: Activation = NONE
+
+    def formats(self) -> list[WeightFormat]:
+        """The formats in order of preference.
+
+        Raises:
+            QuantizationError: one is not a format's name.
+        """
+        return [parse_format(part.strip()) for part in self.format.split("|")]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rules in order: the first that matches a matrix decides.
+
+    Attributes:
+        name: on the command line.
+        about: one line.
+        rules: the last one is for everything that is left.
+        rotation: what the weights are rotated by first, if a file says so.
+    """
+
+    name: str
+    about: str
+    rules: tuple[Rule, ...]
+    rotation: str | None = None
+
+    def plan(self, shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, str]) -> QuantPlan:
+        """The plan for a model.
+
+        Args:
+            shapes: shape by weight name.
+            roles: ``embedding``, ``linear``, ``head`` or ``norm`` by weight name; rules may name
+                a role instead of a pattern.
+
+        Raises:
+            QuantizationError: a matrix that no rule matches, a rule that matches nothing, or an
+                unknown algorithm.
+        """
+        for asked in self.rules:
+            self._check_algorithm(asked)
+        weights: dict[str, Assignment] = {}
+        used: set[Rule] = set()
+        tied = "head" not in roles.values()
+        for name, shape in shapes.items():
+            if len(shape) == 1:
+                weights[name] = Assignment(FLOAT32, "cast")
+                continue
+            rule = next((r for r in self.rules if _matches(r, name, roles[name])), None)
+            if rule is None:
+                raise QuantizationError(
+                    f"recipe {self.name} has no rule for {name}: end it with a rule for '*'"
+                )
+            used.add(rule)
+            chosen = self._choose_format(rule, name, shape)
+            if roles[name] == "norm":
+                weights[name] = norm_matrix(chosen)
+                continue
+            looked_up = roles[name] == "embedding" and not tied
+            weights[name] = Assignment(
+                chosen, _algorithm(rule, chosen, looked_up), NONE if looked_up else rule.activation
+            )
+        for rule in self.rules:
+            if rule not in used and not rule.optional and rule.match not in _ROLES:
+                self._refuse_unused(rule, shapes)
+        return QuantPlan(self.name, weights)
+
+    def _choose_format(self, rule: Rule, name: str, shape: tuple[int, ...]) -> WeightFormat:
+        """The first of the rule's formats that the weight fits; the last one is checked later."""
+        first, *others = rule.formats()
+        for other in others:
+            try:
+                first.check(name, *matrix_shape(shape))
+                break
+            except QuantizationError:
+                first = other
+        return first
+
+    def _check_algorithm(self, rule: Rule) -> None:
+        from quant.plans.algorithms import algorithms_for, known_algorithms
+
+        if rule.algorithm is None:
+            return
+        known = known_algorithms()
+        if rule.algorithm not in known:
+            near = difflib.get_close_matches(rule.algorithm, known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise QuantizationError(
+                f"recipe {self.name}: there is no algorithm {rule.algorithm!r}{hint}; known: "
+                f"{', '.join(known)}"
+            )
+        for format in rule.formats():
+            able = algorithms_for(format)
+            if is_quantized(format) and rule.algorithm not in able:
+                raise QuantizationError(
+                    f"recipe {self.name}: algorithm {rule.algorithm} cannot fill {format.name}, "
+                    f"which rule {rule.match!r} asks for: use {' or '.join(able)}, or leave the "
+                    f"algorithm out"
+                )
+
+    def _refuse_unused(self, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        near = difflib.get_close_matches(rule.match, shapes, n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise QuantizationError(
+            f"recipe {self.name}: no weight is left for the rule {rule.match!r}{hint}"
+        )
+
+
+def norm_matrix(format: WeightFormat | None = None) -> Assignment:
+    """What a matrix in the place of a norm's scale becomes: float16, or the float a recipe names.
+
+    It is close to a multiple of the identity: integers would spend their range on the diagonal.
+    """
+    return Assignment(format if isinstance(format, FloatFormat) else FloatFormat("float16"), "cast")
+
+
+def _matches(rule: Rule, name: str, role: str) -> bool:
+    return rule.match == role or fnmatchcase(name, rule.match)
+
+
+def _algorithm(rule: Rule, format: WeightFormat, only_looked_up: bool) -> str:
+    from quant.plans.algorithms import algorithms_for, is_calibrated
+
+    usual = algorithms_for(format)[0]
+    if rule.algorithm is None or not is_quantized(format):
+        return usual
+    return usual if only_looked_up and is_calibrated(rule.algorithm) else rule.algorithm
+
+
+def _uniform(name: str, format: str, about: str, algorithm: str | None = None) -> Recipe:
+    return Recipe(name, about, (Rule("*", format, algorithm),))
+
+
+# Found on the demo model, see the README: the first layer feels its rounding most, gate and up
+# projections least, so that wider groups there pay for the first layer's 8 bits.
+_INT4 = Recipe(
+    "int4",
+    "4 bits in groups of 32 and 64, the first layer 8 bits: the default",
+    (
+        Rule("model.layers.0.*", "int8-pc", optional=True),
+        Rule("*.gate_up_proj.*", "int4-g64 | int4-g32", optional=True),
+        Rule("*", "int4-g32"),
+    ),
+)
+
+
+def _int4_by(name: str, algorithm: str, about: str) -> Recipe:
+    return Recipe(name, about, tuple(replace(rule, algorithm=algorithm) for rule in _INT4.rules))
+
+
+def _rounded(name: str, activation: Activation, algorithm: str, about: str) -> Recipe:
+    """SmoothQuant as its paper has it: in the layers; what enters the head stays as it is."""
+    rules = (
+        Rule("embedding", "int8-pc"),
+        Rule("head", "int8-pc"),
+        Rule("*", "int8-pc", algorithm, activation=activation),
+    )
+    return Recipe(name, about, rules)
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        _INT4,
+        _uniform("int4-g32", "int4-g32", "4 bits, groups of 32: 4.5 bits a weight"),
+        _uniform("int4-g64", "int4-g64", "4 bits, groups of 64: 4.25 bits a weight"),
+        _uniform("int4-g128", "int4-g128", "4 bits, groups of 128: 4.125 bits, the fastest"),
+        _int4_by("int4-gptq", "gptq-order", "the formats of int4, by GPTQ on a calibration text"),
+        _int4_by("int4-awq", "awq", "the formats of int4, by AWQ on a calibration text"),
+        _uniform("int4-g128-gptq", "int4-g128", "4 bits, groups of 128, by GPTQ", "gptq-order"),
+        _uniform("int4-g128-awq", "int4-g128", "4 bits, groups of 128, by AWQ", "awq"),
+        _uniform(
+            "int4-g32-signed",
+            "int4-g32",
+            "4 bits, groups of 32 with scales of either sign: nearer at the same size",
+            SIGNED,
+        ),
+        _uniform(
+            "int4-g64-signed", "int4-g64", "4 bits, groups of 64, scales of either sign", SIGNED
+        ),
+        _uniform(
+            "int4-g128-signed", "int4-g128", "4 bits, groups of 128, scales of either sign", SIGNED
+        ),
+        _uniform("int4-g32-asym", "int4-g32-asym", "4 bits with zero points, groups of 32"),
+        _uniform("int4-g64-asym", "int4-g64-asym", "4 bits with zero points, groups of 64"),
+        _uniform("int4-g128-asym", "int4-g128-asym", "4 bits with zero points, groups of 128"),
+        _uniform("int4-pc", "int4-pc", "4 bits, one scale a row: the smallest, the least exact"),
+        _uniform("int8", "int8-pc", "8 bits, one scale a row"),
+        _rounded(
+            *("w8a8", TOKEN, "smoothquant"), "int8, what enters rounded per token: ONNX, ExecuTorch"
+        ),
+        # One scale for all tokens feels outliers more: there the searched exponent paid.
+        _rounded(
+            *("w8a8-static", TENSOR, "smoothquant-search"),
+            "int8, what enters rounded by fixed scales: ONNX, Core ML",
+        ),
+        _uniform("int8-g32", "int8-g32", "8 bits, groups of 32"),
+        _uniform("int8-g128", "int8-g128", "8 bits, groups of 128"),
+        _uniform(
+            "int2-g32-signed", "int2-g32", "2 bits, groups of 32, scales of either sign", SIGNED
+        ),
+        *(
+            _uniform(
+                f"int{bits}-g{group}-signed-gptq",
+                f"int{bits}-g{group}",
+                f"{bits} bits, groups of {group}, scales of either sign, by GPTQ",
+                "gptq-signed",
+            )
+            for bits, group in ((4, 32), (4, 128), (2, 32), (2, 64))
+        ),
+        _uniform("lut4", "lut4-gc16", "palettes of 16 values, each for 16 rows"),
+        _uniform("lut6", "lut6-gc16", "palettes of 64 values, each for 16 rows"),
+        _uniform("lut8", "lut8-gc16", "palettes of 256 values, each for 16 rows"),
+        _uniform("lut3", "lut3-gc16", "palettes of 8 values, each for 16 rows"),
+        _uniform("lut2", "lut2-gc16", "palettes of 4 values, each for 16 rows"),
+        *(
+            _uniform(
+                f"lut{bits}-weighted",
+                f"lut{bits}-gc16",
+                f"palettes of {2**bits} values, weighted by what a calibration text makes enter",
+                "kmeans-weighted",
+            )
+            for bits in (4, 3, 2)
+        ),
+        *(
+            _uniform(
+                f"lut{bits}-gptq",
+                f"lut{bits}-gc16",
+                f"palettes of {2**bits} values, by GPTQ on a calibration text",
+                "gptq-order",
+            )
+            for bits in (4, 3, 2)
+        ),
+        _uniform("fp16", "fp16", "float16 weights, float32 arithmetic: the lossless baseline"),
+        _uniform("fp32", "fp32", "float32 weights"),
+    )
+}
+
+
+def find_recipe(name: str, others: Iterable[str] = ()) -> Recipe:
+    """A recipe by name, or from a YAML file of rules.
+
+    The file holds a list of ``{match: PATTERN, format: NAME, algorithm: NAME, activation: NAME}``,
+    of which the last two may be left out, or a mapping with that list under ``rules``, and perhaps
+    the name of a rotation under ``rotation``.
+
+    Args:
+        name: what the user asked for.
+        others: names that the caller knows beside these, for the message.
+
+    Raises:
+        QuantizationError: neither a known name nor a file that holds rules.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return _read_recipe(path)
+    known = [*RECIPES, *others]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise QuantizationError(
+        f"there is no recipe {name!r}{hint}; known: {', '.join(known)}, or a .yaml file of rules"
+    )
+
+
+def _read_recipe(path: Path) -> Recipe:
+    rows, rotation = _read_rules(path)
+    fields = {"match", "format", "algorithm", "activation"}
+    rules = []
+    for number, row in enumerate(rows, start=1):
+        where = f"recipe {path}: rule {number}"
+        if not isinstance(row, dict) or not {"match", "format"} <= set(row) <= fields:
+            raise QuantizationError(
+                f"{where} must have match and format, and may have algorithm and activation; "
+                f"found {row!r}"
+            )
+        texts = {key: str(value) for key, value in row.items()}
+        try:
+            activation = parse_activation(texts.get("activation", NONE))
+            rule = Rule(
+                texts["match"], texts["format"], texts.get("algorithm"), activation=activation
+            )
+            rule.formats()
+        except QuantizationError as error:
+            raise QuantizationError(f"{where}: {error}") from error
+        rules.append(rule)
+    return Recipe(path.stem, f"rules from {path}", tuple(rules), rotation)
+
+
+def _read_rules(path: Path) -> tuple[list[object], str | None]:
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise QuantizationError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise QuantizationError(f"recipe {path} is not UTF-8 text: {error.reason}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise QuantizationError(
+            f"recipe {path} is not YAML{where} ({problem}): patterns with a star want quotes, "
+            f"as in {{match: '*', format: int4-g32}}"
+        ) from error
+    rotation = None
+    if isinstance(data, dict) and {"rules"} <= data.keys() <= {"rules", "rotation"}:
+        data, rotation = data["rules"], data.get("rotation")
+    if rotation is not None and not isinstance(rotation, str):
+        raise QuantizationError(f"recipe {path}: rotation must be a name, found {rotation!r}")
+    if not isinstance(data, list) or not data:
+        raise QuantizationError(
+            f"recipe {path} must be a list of rules, or that list under the key 'rules', with "
+            f"'rotation' as the only other one"
+        )
+    return data, rotation

@@ -1,0 +1,147 @@
+"""Typed views of a program's calls: which argument lies where is said here and nowhere else.
+
+Both dialect checks guarantee what these views assume: arguments by place, with the types of the
+operators' schemas in `quant.program.ops`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from torch import fx
+
+from quant.formats.formats import IntFormat, QuantizedFormat
+from quant.program.ops import quantized_format
+from quant.program.program import node_argument, shape_of
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """``edgeforge::attention(q, k, v, k_cache, v_cache, position, window, scale)``.
+
+    Attributes:
+        q: queries, ``float[1, t, heads, dim]``.
+        k: new keys, ``float[1, t, kv_heads, dim]``.
+        v: new values, likewise.
+        key_cache: ``float[1, kv_heads, context, dim]``.
+        value_cache: likewise.
+        window: tokens that one sees, itself included; 0 for all before it.
+        scale: factor on the scores.
+    """
+
+    q: fx.Node
+    k: fx.Node
+    v: fx.Node
+    key_cache: fx.Node
+    value_cache: fx.Node
+    window: int
+    scale: float
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """The view of a node that calls ``edgeforge::attention``."""
+        q, k, v, key_cache, value_cache = (node_argument(node, index) for index in range(5))
+        window, scale = node.args[6], node.args[7]
+        assert isinstance(window, int) and isinstance(scale, float)
+        return cls(q, k, v, key_cache, value_cache, window, scale)
+
+
+@dataclass(frozen=True)
+class QuantizedCall:
+    """``edgeforge::quant_linear`` or ``quant_embedding``: ``(source, codes, scale, zero, format)``.
+
+    Attributes:
+        source: activations of a product, tokens of an embedding.
+        codes: ``uint8[rows, bytes]``.
+        scale: scales, or the tables of a palette.
+        zero_point: None for symmetric formats and palettes.
+        format: of the codes.
+    """
+
+    source: fx.Node
+    codes: fx.Node
+    scale: fx.Node
+    zero_point: fx.Node | None
+    format: QuantizedFormat
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """The view of a node that calls one of the two."""
+        source, codes, scale = (node_argument(node, index) for index in range(3))
+        zero_point = None if node.args[3] is None else node_argument(node, 3)
+        return cls(source, codes, scale, zero_point, quantized_format(str(node.args[4])))
+
+    @property
+    def integers(self) -> IntFormat:
+        """The format, for targets that have refused palettes."""
+        assert isinstance(self.format, IntFormat)
+        return self.format
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the weight."""
+        rows, stored = shape_of(self.codes)
+        return rows, stored * 8 // self.format.bits
+
+
+@dataclass(frozen=True)
+class NormCall:
+    """``edgeforge::rms_norm(x, weight, eps)``.
+
+    Attributes:
+        x: ``float[..., n]``.
+        weight: ``float[n]``.
+        epsilon: added to the mean square.
+    """
+
+    x: fx.Node
+    weight: fx.Node
+    epsilon: float
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """The view of a node that calls ``edgeforge::rms_norm``."""
+        epsilon = node.args[2]
+        assert isinstance(epsilon, float)
+        return cls(node_argument(node, 0), node_argument(node, 1), epsilon)
+
+
+@dataclass(frozen=True)
+class SplitCall:
+    """``aten::split_with_sizes(x, sizes, -1)``.
+
+    Attributes:
+        x: ``float[..., n]``.
+        sizes: of the parts, along the last dimension.
+    """
+
+    x: fx.Node
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """The view of a node that splits."""
+        sizes = node.args[1]
+        assert isinstance(sizes, list | tuple)
+        return cls(node_argument(node, 0), tuple(int(str(size)) for size in sizes))
+
+
+@dataclass(frozen=True)
+class GetCall:
+    """``getitem(split, index)``: one part of a split.
+
+    Attributes:
+        split: the node that splits.
+        index: of the part.
+    """
+
+    split: fx.Node
+    index: int
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """The view of a node that takes a part."""
+        index = node.args[1]
+        assert isinstance(index, int)
+        return cls(node_argument(node, 0), index)

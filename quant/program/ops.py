@@ -1,0 +1,262 @@
+"""The ``edgeforge::`` operators: the vocabulary every traced program is written in.
+
+Each operator has a plain torch implementation, which IS its meaning (references and tests run
+it), and a fake kernel, which only gives shapes, so that a model of any size traces on the meta
+device. Exporters translate these names and a few ATen views; `quant.program.dialect` lists both.
+
+Shapes use: ``b`` batch, ``t`` new tokens, ``c`` cache length (the declared context), ``h`` query
+heads, ``k`` key/value heads, ``d`` head width, ``r`` rotary width, ``v`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quant.formats.formats import FloatFormat, PaletteFormat, QuantizedFormat, parse_format
+from quant.formats.packing import dequantize, look_up
+
+# Of a token of zeros alone: any step will do, but 0 would divide.
+SMALLEST_STEP: Final = 1e-30
+
+
+def quantized_format(format: str) -> QuantizedFormat:
+    """The format in integers or palettes that an operator's argument names."""
+    parsed = parse_format(format)
+    if isinstance(parsed, FloatFormat):
+        raise ValueError(f"{format} is a float format: its values need no operator of their own")
+    return parsed
+
+
+@torch.library.custom_op("edgeforge::embedding", mutates_args=())
+def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
+    """Rows of a table: ``int64[b, t], float[v, n] -> float[b, t, n]``."""
+    return F.embedding(tokens, weight)
+
+
+@embedding.register_fake
+def _(tokens: Tensor, weight: Tensor) -> Tensor:
+    return weight.new_empty((*tokens.shape, weight.shape[1]))
+
+
+@torch.library.custom_op("edgeforge::linear", mutates_args=())
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T``: ``float[..., i], float[o, i] -> float[..., o]``."""
+    return F.linear(x, weight)
+
+
+@linear.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@torch.library.custom_op("edgeforge::rms_norm", mutates_args=())
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / sqrt(mean(x**2, -1) + eps) * weight`` over the last axis (Zhang & Sennrich 2019).
+
+    Computed in float32 whatever the dtype of ``x``; ``float[..., n], float[n] -> float[..., n]``.
+    """
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (scaled * weight.float()).to(x.dtype)
+
+
+@rms_norm.register_fake
+def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("edgeforge::rope", mutates_args=())
+def rope(x: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
+    """Rotary position embedding, rotate-half form (Su et al. 2021), by tables.
+
+    Args:
+        x: ``float[b, t, h, d]``.
+        cos: ``float32[c, r // 2]``, row p for position p; the first ``r`` of ``d`` are rotated.
+        sin: ``float32[c, r // 2]``.
+        position: ``int64[1]``, the position of the first of the ``t`` tokens.
+
+    Returns:
+        ``float[b, t, h, d]``.
+    """
+    start = int(position)
+    rows = slice(start, start + x.shape[1])
+    if rows.stop > len(cos):
+        raise ValueError(f"position {rows.stop} lies past the tables' {len(cos)} rows")
+    c, s = cos[rows, None, :], sin[rows, None, :]
+    half = cos.shape[1]
+    wide = x.float()
+    first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+    return torch.cat((first * c - second * s, second * c + first * s, rest), -1).to(x.dtype)
+
+
+@rope.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("edgeforge::attention", mutates_args=("k_cache", "v_cache"))
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    position: Tensor,
+    window: int,
+    scale: float,
+) -> Tensor:
+    """Causal attention over a cache that it first extends in place.
+
+    Args:
+        q: ``float[b, t, h, d]``; h is a multiple of k (grouped queries, Ainslie et al. 2023).
+        k: ``float[b, t, k, d]``, written to ``k_cache[:, :, position : position + t]``.
+        v: ``float[b, t, k, d]``, written likewise.
+        k_cache: ``float[b, k, c, d]``.
+        v_cache: ``float[b, k, c, d]``.
+        position: ``int64[1]``, the number of tokens already cached.
+        window: token i sees tokens j with ``i - window < j <= i``; 0 for all ``j <= i``.
+        scale: factor on ``q @ k.T``.
+
+    Returns:
+        ``float[b, t, h * d]``.
+    """
+    start, t = int(position), q.shape[1]
+    end = start + t
+    if end > k_cache.shape[2]:
+        raise ValueError(f"position {end} lies past the context of {k_cache.shape[2]} tokens")
+    k_cache[:, :, start:end] = k.transpose(1, 2)
+    v_cache[:, :, start:end] = v.transpose(1, 2)
+    first = max(0, start - window + 1) if window else 0
+    query = torch.arange(start, end, device=q.device)[:, None]
+    key = torch.arange(first, end, device=q.device)[None, :]
+    seen = key <= query
+    if window:
+        seen &= key > query - window
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k_cache[:, :, first:end],
+        v_cache[:, :, first:end],
+        attn_mask=seen,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2).reshape(q.shape[0], t, -1)
+
+
+@attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    position: Tensor,
+    window: int,
+    scale: float,
+) -> Tensor:
+    return q.new_empty((q.shape[0], q.shape[1], q.shape[2] * q.shape[3]))
+
+
+@torch.library.custom_op("edgeforge::quant_linear", mutates_args=())
+def quant_linear(
+    x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format: str
+) -> Tensor:
+    """`linear` by a weight in an integer or a palette format.
+
+    Args:
+        x: ``float[..., i]``.
+        codes: ``uint8[o, i * bits / 8]`` as the format's ``layout`` in `quant.formats.formats`
+            says.
+        scale: ``bfloat16[o, groups]``; of a palette, its tables: ``float16[groups, 2 ** bits]``.
+        zero_point: ``uint8[o, ceil(groups * bits / 8)]``; None when the format is symmetric or a
+            palette.
+        format: a name `quant.formats.formats.parse_format` reads, such as ``int4-g32`` or
+            ``lut4-gc16``.
+
+    Returns:
+        ``float[..., o]``.
+    """
+    fmt = quantized_format(format)
+    if isinstance(fmt, PaletteFormat):
+        weight = look_up(codes, scale, fmt)
+    else:
+        weight = dequantize(codes, scale, zero_point, fmt)
+    return F.linear(x, weight.to(x.dtype))
+
+
+@quant_linear.register_fake
+def _(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format: str) -> Tensor:
+    return x.new_empty((*x.shape[:-1], codes.shape[0]))
+
+
+@torch.library.custom_op("edgeforge::quant_embedding", mutates_args=())
+def quant_embedding(
+    tokens: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format: str
+) -> Tensor:
+    """`embedding` from a table in an integer or a palette format; arguments as `quant_linear`."""
+    rows, where = torch.unique(tokens, return_inverse=True)
+    fmt = quantized_format(format)
+    if isinstance(fmt, PaletteFormat):
+        return look_up(codes[rows], scale, fmt, rows)[where]
+    zero = None if zero_point is None else zero_point[rows]
+    return dequantize(codes[rows], scale[rows], zero, fmt)[where]
+
+
+@quant_embedding.register_fake
+def _(
+    tokens: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format: str
+) -> Tensor:
+    columns = codes.shape[1] * 8 // quantized_format(format).bits
+    return torch.empty((*tokens.shape, columns), dtype=torch.float32, device=codes.device)
+
+
+@torch.library.custom_op("edgeforge::round_per_token", mutates_args=())
+def round_per_token(x: Tensor) -> Tensor:
+    """Each token's activations on a grid of 256 steps that spans its own range and holds zero.
+
+    A token's step is a 255th of the way from its lowest to its highest number, zero included; its
+    zero point, from -128 to 127, is the code of zero. This is how ExecuTorch quantizes activations
+    for XNNPACK (``choose_qparams_per_token_asymmetric``).
+
+    Args:
+        x: ``float[..., n]``; the last axis is a token's.
+
+    Returns:
+        ``float[..., n]``: ``(code - zero_point) * step``.
+    """
+    wide = x.float()
+    low = wide.amin(-1, keepdim=True).clamp_max(0.0)
+    high = wide.amax(-1, keepdim=True).clamp_min(0.0)
+    step = ((high - low) / 255).clamp_min(SMALLEST_STEP)
+    zero = (-low / step).round_().sub_(128)
+    codes = (wide / step).round_().add_(zero).clamp_(-128, 127)
+    return codes.sub_(zero).mul_(step).to(x.dtype)
+
+
+@round_per_token.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("edgeforge::round_per_tensor", mutates_args=())
+def round_per_tensor(x: Tensor, scale: Tensor) -> Tensor:
+    """All activations on one grid: ``clip(round(x / scale), -128, 127) * scale``.
+
+    Args:
+        x: ``float[..., n]``.
+        scale: ``bfloat16[1, 1]``, of all of it, found on a calibration text.
+
+    Returns:
+        ``float[..., n]``.
+    """
+    step = scale.float().reshape(())
+    return (x.float() / step).round_().clamp_(-128, 127).mul_(step).to(x.dtype)
+
+
+@round_per_tensor.register_fake
+def _(x: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(x)

@@ -1,0 +1,186 @@
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): rounding errors are carried to later columns.
+
+Columns are quantized one after the other. What rounding a column adds to the layer's output is
+compensated, as well as it can be, by the columns that are still to come:
+`quant.quantizers.error_feedback` says how.
+
+Scales are those of `quant.quantizers.rtn`'s exact search: the best bfloat16 number for the group's
+weights as they stand when the group's turn comes, or, with activation order, as they were at first,
+so that the groups keep their columns ("static groups"). The tables of a palette cover whole rows,
+so they are chosen before the first column, by k-means that weighs each column as its errors cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from quant.formats.formats import IntFormat, PaletteFormat
+from quant.formats.packing import pack_bits, pack_codes
+from quant.kernels.native import Columns
+from quant.kernels.threads import run_all
+from quant.quantizers.error_feedback import Feedback, error_feedback
+from quant.quantizers.grids import Grid, IntegerGrid, PaletteGrid
+from quant.quantizers.input_statistics import check_moment
+from quant.quantizers.kmeans import PalettizedRows
+from quant.quantizers.kmeans_weighted import weighted_tables
+from quant.quantizers.rtn import QuantizedRows
+
+# Columns that hear of all earlier ones together, by one product.
+_BLOCK: Final = 128
+# Rows that go through all columns together: as many for any count of threads.
+_ROWS: Final = 512
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """The quantizer ``gptq``, and its variants.
+
+    Attributes:
+        name: as in `quant.quantizers.registry`.
+        activation_order: quantize the columns with the largest inputs first, while there are still
+            many that can compensate.
+        damping: share of the mean of the second moment's diagonal that is added to it.
+        signed: whether scales of symmetric integers may be below zero, as
+            `quant.quantizers.rtn_signed` says: the two searches find each group's, and not every
+            runtime holds them.
+    """
+
+    name: str = "gptq"
+    activation_order: bool = False
+    damping: float = 0.01
+    signed: bool = False
+
+    def quantize_matrix(
+        self,
+        weight: torch.Tensor,
+        moment: torch.Tensor,
+        fmt: IntFormat,
+        *,
+        name: str = "",
+        threads: int | None = None,
+    ) -> QuantizedRows:
+        """Quantize a whole matrix.
+
+        Args:
+            weight: float32 ``[rows, cols]``.
+            moment: float64 ``[cols, cols]``, the inputs' second moment; it is overwritten.
+            fmt: The integer format to store.
+            name: The weight's name, for messages.
+            threads: How many to use; by default one per processor, four at most.
+
+        Raises:
+            QuantizationError: A weight that is NaN, infinite or too large, a shape that does not
+                suit the format, or a second moment that is not finite.
+        """
+        rows, cols = weight.shape
+        label = name or "weight"
+        fmt.check(label, rows, cols)
+        feedback = self._feedback(moment, cols, label)
+
+        def quantize(start: int) -> QuantizedRows:
+            some = weight[start : start + _ROWS]
+            grid = IntegerGrid(
+                fmt, len(some), cols, name=label, first_row=start, signed=self.signed
+            )
+            carried = _carry_errors(some, feedback, grid)
+            return QuantizedRows(
+                pack_codes(carried.codes, fmt), *grid.parts(), *carried.squared_sums
+            )
+
+        return QuantizedRows.joined(run_all(quantize, range(0, rows, _ROWS), threads))
+
+    def palettize_matrix(
+        self,
+        weight: torch.Tensor,
+        moment: torch.Tensor,
+        fmt: PaletteFormat,
+        *,
+        name: str = "",
+        threads: int | None = None,
+    ) -> PalettizedRows:
+        """Palettize a whole matrix; arguments and errors as in ``quantize_matrix``."""
+        rows, cols = weight.shape
+        label = name or "weight"
+        fmt.check(label, rows, cols)
+        feedback = self._feedback(moment, cols, label)
+        lut = weighted_tables(weight, fmt, feedback.importance(), name=label, threads=threads)
+        tables = lut.float()
+        group = fmt.rows_per_group or rows
+        step = max(1, _ROWS // group) * group if group < rows else _ROWS
+
+        def palettize(start: int) -> PalettizedRows:
+            some = weight[start : start + step]
+            first = start // group
+            grid = PaletteGrid(tables[first : first + max(1, len(some) // group)])
+            carried = _carry_errors(some, feedback, grid)
+            packed = pack_bits(carried.codes, fmt.bits).contiguous()
+            return PalettizedRows(packed, lut, *carried.squared_sums)
+
+        parts = run_all(palettize, range(0, rows, step), threads)
+        return PalettizedRows.joined(parts, lut)
+
+    def _feedback(self, moment: torch.Tensor, cols: int, label: str) -> Feedback:
+        check_moment(moment, cols, label)
+        return error_feedback(
+            moment, damping=self.damping, by_activation=self.activation_order, name=label
+        )
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """Rows that went through all columns.
+
+    Attributes:
+        codes: uint8 ``[rows, cols]``.
+        squared_sums: of ``weight - stored value``, and of the weights.
+    """
+
+    codes: torch.Tensor
+    squared_sums: tuple[float, float]
+
+
+def _carry_errors(weight: torch.Tensor, feedback: Feedback, grid: Grid) -> _Carried:
+    """Some rows through all columns; no row sees another."""
+    rows, cols = weight.shape
+    size = grid.group_size or cols
+    fits_in_turn = feedback.order is None and size < cols
+    if not fits_in_turn:
+        grid.fit(0, weight)
+    columns = weight.t().contiguous()  # a column of the matrix is contiguous
+    places = torch.arange(cols)
+    if feedback.order is not None:
+        columns, places = columns[feedback.order], feedback.order
+    codes = torch.empty(cols, rows, dtype=torch.uint8)
+    errors = torch.empty(cols, rows)
+    # Whole groups where they are fitted in turn: their weights must be up to date then.
+    block = size * max(1, _BLOCK // size) if fits_in_turn else _BLOCK
+    for start in range(0, cols, block):
+        stop = min(start + block, cols)
+        known = feedback.shares[start:stop, :start]
+        wanted = torch.addmm(columns[start:stop], known, errors[:start])
+        step = size if fits_in_turn else block
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            shares, own = feedback.shares[first:last], wanted[first - start : last - start]
+            own.addmm_(shares[:, start:first], errors[start:first])
+            if fits_in_turn:
+                grid.fit(first // size, feedback.unrounded(first, own, columns[first:last]).t())
+            grid.round_columns(
+                Columns(
+                    own,
+                    columns[first:last],
+                    shares[:, first:last],
+                    places[first:last],
+                    codes,
+                    errors[first:last],
+                )
+            )
+    return _Carried(codes.t().contiguous(), (_sum_of_squares(errors), _sum_of_squares(weight)))
+
+
+def _sum_of_squares(matrix: torch.Tensor) -> float:
+    """Of all elements, by rows and without a copy."""
+    return float(torch.linalg.vector_norm(matrix, dim=1).double().square().sum())

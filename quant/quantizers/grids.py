@@ -1,0 +1,140 @@
+"""Columns rounded one after the other, on the values that each row's weights may take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import torch
+
+from quant.formats.formats import IntFormat
+from quant.formats.packing import pack_codes, unpack_codes
+from quant.kernels import native
+from quant.kernels.native import Columns
+from quant.quantizers.rtn import RTN
+from quant.quantizers.rtn_signed import SignedRoundToNearest
+
+
+class Grid(Protocol):
+    """The values that some rows' weights may take."""
+
+    @property
+    def group_size(self) -> int | None:
+        """Columns whose values are chosen together at their turn; None for all columns."""
+
+    def fit(self, group: int, values: torch.Tensor) -> None:
+        """Chooses the values of groups from this one on for ``[rows, columns]`` of weights."""
+
+    def round_columns(self, columns: Columns) -> None:
+        """Rounds columns in turn, each once it has its shares of the errors before it."""
+
+
+class IntegerGrid:
+    """Integers with a scale and a zero point a group, by `quant.quantizers.rtn`'s exact search.
+
+    Args:
+        fmt: the format.
+        rows: how many.
+        cols: how many.
+        name: the weight's, for messages.
+        first_row: of the rows in the whole weight, for messages.
+        signed: whether scales may be below zero, by `quant.quantizers.rtn_signed`.
+    """
+
+    def __init__(
+        self,
+        fmt: IntFormat,
+        rows: int,
+        cols: int,
+        *,
+        name: str = "",
+        first_row: int = 0,
+        signed: bool = False,
+    ) -> None:
+        self._quantizer = SignedRoundToNearest() if signed else RTN
+        self._fmt, self._name, self._first_row = fmt, name, first_row
+        self.group_size = fmt.columns_per_group(cols)
+        groups = fmt.groups(cols)
+        self._scale = torch.empty(groups, rows)
+        self._zero = torch.full((groups, rows), float(fmt.implicit_zero_point))
+
+    def fit(self, group: int, values: torch.Tensor) -> None:
+        """Chooses scales and zero points."""
+        found = self._quantizer.quantize_rows(
+            values, self._fmt, name=self._name, first_row=self._first_row
+        )
+        count = found.scale.shape[1]
+        self._scale[group : group + count] = found.scale.t()
+        if found.zero_point is not None:
+            points = unpack_codes(found.zero_point, self._fmt, count)
+            self._zero[group : group + count] = points.t()
+
+    def round_columns(self, columns: Columns) -> None:
+        """Rounds half to even, by the compiled kernel where it was built."""
+        if native.available():
+            native.round_on_integers(
+                columns, self._scale, self._zero, self.group_size, self._fmt.max_code
+            )
+        else:
+            round_in_turn(columns, self._nearest)
+
+    def _nearest(self, wanted: torch.Tensor, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        scale, zero = (part[place // self.group_size] for part in (self._scale, self._zero))
+        steps = torch.div(wanted, scale)
+        steps = steps.minimum(self._fmt.max_code - zero).maximum(-zero).round_()
+        return steps + zero, steps.mul_(scale)
+
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scales and zero points as the format stores them."""
+        scale = self._scale.t().to(torch.bfloat16).contiguous()
+        if self._fmt.symmetric:
+            return scale, None
+        return scale, pack_codes(self._zero.t().to(torch.uint8), self._fmt)
+
+
+class PaletteGrid:
+    """Tables that as many rows share as there are rows for each.
+
+    Args:
+        tables: float32 ``[tables, entries]``, ascending.
+    """
+
+    group_size: Final = None
+
+    def __init__(self, tables: torch.Tensor) -> None:
+        self._tables = tables.contiguous()
+        self._edges = ((tables[:, 1:] + tables[:, :-1]) / 2).contiguous()
+
+    def fit(self, group: int, values: torch.Tensor) -> None:
+        """Nothing: the tables are known."""
+
+    def round_columns(self, columns: Columns) -> None:
+        """Takes the nearest entries, the lower of two as near."""
+        if native.available():
+            native.round_on_tables(columns, self._tables, self._edges)
+        else:
+            round_in_turn(columns, self._nearest)
+
+    def _nearest(self, wanted: torch.Tensor, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shared = wanted.reshape(len(self._tables), -1)
+        codes = torch.searchsorted(self._edges, shared)
+        return codes.reshape(-1), self._tables.gather(1, codes).reshape(-1)
+
+
+def round_in_turn(
+    columns: Columns,
+    nearest: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]],
+) -> None:
+    """The kernels' arithmetic in torch, bit for bit.
+
+    Args:
+        columns: what to round.
+        nearest: codes and values, ``[rows]`` each, for what a column should be and its place.
+    """
+    wanted = columns.wanted.clone()
+    for index, place in enumerate(columns.places.tolist()):
+        code, value = nearest(wanted[index], place)
+        columns.codes[place] = code
+        error = torch.sub(columns.weight[index], value, out=columns.errors[index])
+        # Two operations: a fused one would round once where the kernels round twice.
+        wanted[index + 1 :] += columns.shares[index + 1 :, index, None] * error

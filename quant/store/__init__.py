@@ -1,0 +1,1 @@
+"""Where quantized weights lie: one mapped file, filled tensor by tensor."""
