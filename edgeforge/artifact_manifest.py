@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,5 +111,13 @@ def _manifest(
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions by package name."""
-    return {name: version(name) for name in packages}
+    """Versions by package name, of those that are installed.
+
+    Exporting does not need onnxruntime, so it may be missing; where it is installed its version
+    tells which runtime the artifact was written beside.
+    """
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -19,7 +19,7 @@ def require_executorch(why: str) -> str:
     Raises:
         ExportError: none, or one that EdgeForge was not tested with.
     """
-    install = f'pip install "executorch=={SUPPORTED}" (or "edgeforge[executorch]")'
+    install = 'pip install "edgeforge[executorch]"'
     try:
         installed = version("executorch")
     except PackageNotFoundError:
