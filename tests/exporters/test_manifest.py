@@ -11,22 +11,18 @@ from pathlib import Path
 import pytest
 
 from exporters.errors import ExportError
-from exporters.manifest import (
-    MANIFEST,
-    FileRecord,
-    Manifest,
-    WeightRecord,
-    check_files,
-    record_files,
-)
+from exporters.manifest import MANIFEST, Manifest, check_files, record_files
+from exporters.manifest_records import FileRecord, ModelRecord, SourceRecord, WeightRecord
 
 PLAIN = Manifest(
     target="onnx",
     entry="model.onnx",
     recipe="int4",
     context=64,
-    source={"model": "größe/модель", "revision": None, "files": {"a": "b"}},
-    model={"hidden_size": 4, "eos": [1, 2], "layers": [{"num_heads": 1}]},
+    source=SourceRecord("größe/модель", "/models/größe", None, "ab", {"a": "b"}),
+    model=ModelRecord.from_json(
+        {"vocab_size": 8, "hidden_size": 4, "eos": [1, 2], "layers": [{"num_heads": 1}]}
+    ),
     bits_per_weight=4.5,
     weights={"w": WeightRecord((2, 4), "int4-g32", "rtn", 0.125, "00ff")},
     inputs={"input_ids": "int64[b, t]"},
