@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-_SECONDS: Final = 180
+_SECONDS: Final = 300  # for one process; an idle machine needs a few
 _ROOT: Final = Path(__file__).parents[2]
 _INSTRUCTION_SETS: Final = ("none wider than the compiler's default", "AVX2", "AVX-512")
-_ANSWERS: Final = "answers.jsonl"
 
 Answer = dict[str, Any]
 
@@ -44,7 +44,9 @@ def try_all(targets: Sequence[str]) -> tuple[Answer, dict[str, Answer]]:
             exported = {}
             for target in targets:
                 exported |= _try_export(folder, [target], kernels)
-        return kernels, {target: _try_run(folder, exported[target]) for target in targets}
+        with ThreadPoolExecutor(2) as pool:  # each mostly waits for its process
+            ran = list(pool.map(lambda target: _try_run(folder, exported[target]), targets))
+        return kernels, dict(zip(targets, ran, strict=True))
 
 
 def _try_export(folder: Path, targets: Sequence[str], kernels: Answer) -> dict[str, Answer]:
@@ -81,8 +83,9 @@ def _in_a_process(
     trial: str, folder: Path, asked: Mapping[str, object]
 ) -> tuple[list[Answer], str | None]:
     """Runs a trial; returns its answers, and how its process ended if it did not end well."""
-    place = folder / _ANSWERS
-    place.write_text("")
+    descriptor, name = tempfile.mkstemp(".jsonl", dir=folder)
+    os.close(descriptor)
+    place = Path(name)
     # -P keeps the current folder off the path: an output folder called `onnx`, or anybody's
     # `torch.py`, would hide the package of that name. EdgeForge itself comes last on the path, for
     # when it runs from a folder and is not installed.
@@ -92,7 +95,7 @@ def _in_a_process(
     )
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", program, trial, str(folder), json.dumps(asked)],
+            [sys.executable, "-P", "-c", program, trial, str(folder), name, json.dumps(asked)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS,
@@ -119,40 +122,45 @@ def _read(place: Path) -> list[Answer]:
 
 
 def main() -> None:
-    """Carries out one trial: ``export`` or ``run``, a folder, and what is asked as JSON."""
-    trial, folder, asked = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+    """Carries out one trial.
+
+    The command's arguments are ``export`` or ``run``, a folder for what is written, the file that
+    answers go to, and what is asked as JSON.
+    """
+    trial, folder, answers, asked = sys.argv[1:]
+    place, request = Path(answers), json.loads(asked)
     try:
         if trial == "export":
-            _export(folder, asked["targets"])
+            _export(Path(folder), request["targets"], place)
         else:
-            _run(folder, Path(asked["folder"]))
+            _run(Path(request["folder"]), place)
     except Exception as error:  # whatever it is, it is the answer
-        _say(folder, {"runtime": None, "error": _sentence(error)})
+        _say(place, {"runtime": None, "error": _sentence(error)})
 
 
-def _say(folder: Path, answer: Answer) -> None:
+def _say(place: Path, answer: Answer) -> None:
     """Writes an answer at once: a later crash must not take it along."""
-    with (folder / _ANSWERS).open("a", encoding="utf-8") as stream:
+    with place.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(answer) + "\n")
 
 
-def _export(folder: Path, targets: list[str]) -> None:
+def _export(folder: Path, targets: list[str], place: Path) -> None:
     from edgeforge import api
     from edgeforge.synth.synthesise import synthesise
     from quant.kernels import native
 
     level = native.limit_instruction_set(2) if native.available() else None
     name = None if level is None else _INSTRUCTION_SETS[level]
-    _say(folder, {"kernels": {"built": level is not None, "instruction_set": name}})
+    _say(place, {"kernels": {"built": level is not None, "instruction_set": name}})
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
         synthesise("tiny-llama", checkpoint)
     out = folder / "-".join(targets)
     written = api.export(checkpoint, out, targets=targets, context=64, threads=1)
-    _say(folder, {"folders": dict(zip(targets, map(str, written), strict=True))})
+    _say(place, {"folders": dict(zip(targets, map(str, written), strict=True))})
 
 
-def _run(folder: Path, artifact: Path) -> None:
+def _run(artifact: Path, place: Path) -> None:
     import numpy as np
 
     from device_harness.registry import open_session
@@ -162,7 +170,7 @@ def _run(folder: Path, artifact: Path) -> None:
         logits = session.extend(np.array([1, 2, 3], np.int64))
         runtime = session.runtime
     error = None if np.isfinite(logits).all() else f"logits of {runtime} are not finite"
-    _say(folder, {"runtime": None if error else runtime, "error": error})
+    _say(place, {"runtime": None if error else runtime, "error": error})
 
 
 def _sentence(error: Exception) -> str:
