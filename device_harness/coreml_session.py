@@ -324,7 +324,7 @@ def _choose_runner(
     if compute_units is not None:
         raise DeviceError(
             "compute units are chosen in Apple's runtime, which needs macOS 15 and coremltools "
-            "(pip install 'edgeforge[coreml]'); elsewhere leave --compute-units out"
+            '(pip install "edgeforge[coreml]"); elsewhere leave --compute-units out'
         )
     return InterpretedRunner(package, threads, precision or "fp16")
 

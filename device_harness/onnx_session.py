@@ -34,15 +34,14 @@ class OnnxSession(HostSession):
         threads: onnxruntime's number of threads; by default one per processor, at most four.
 
     Raises:
-        DeviceError: onnxruntime refuses the artifact.
+        DeviceError: onnxruntime is not installed or refuses the artifact.
     """
 
     def __init__(self, folder: Path, context: int, threads: int | None = None) -> None:
-        import onnxruntime
-
+        version = require_onnxruntime()
         self._folder, self._threads = folder, threads or default_threads()
         self.context = context
-        self.runtime = f"onnxruntime {onnxruntime.__version__} (CPU, {self._threads} threads)"
+        self.runtime = f"onnxruntime {version} (CPU, {self._threads} threads)"
         self._generator: onnxruntime.InferenceSession | None = None
         self._verifier: onnxruntime.InferenceSession | None = None
         self._caches: Caches = {}
@@ -163,6 +162,26 @@ class OnnxSession(HostSession):
             return work()
         except Exception as error:  # onnxruntime's errors share no base class
             raise DeviceError(f"onnxruntime failed: {_first_line(error)}") from error
+
+
+def require_onnxruntime() -> str:
+    """The installed version of onnxruntime.
+
+    Raises:
+        DeviceError: it is not installed, or Python cannot load it.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise DeviceError(f"onnxruntime is damaged: {_first_line(error)}") from error
+        raise DeviceError(
+            "onnxruntime is not installed, and this artifact runs in it: pip install "
+            '"edgeforge[onnx]"'
+        ) from None
+    except ImportError as error:
+        raise DeviceError(f"onnxruntime cannot be loaded: {_first_line(error)}") from error
+    return str(onnxruntime.__version__)
 
 
 def untouched_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -19,16 +19,36 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="edgeforge",
     help="Compiles language models for phones: one trace, one quantization, verified artifacts.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+# The variable by which a shell asks for completions, as click derives it from the command's name.
+_COMPLETE = "_EDGEFORGE_COMPLETE"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(version("edgeforge"))
+        except PackageNotFoundError:
+            print("unknown: EdgeForge runs from a folder and is not installed as a package")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
     traceback: Annotated[
         bool, typer.Option("--traceback", help="Print the traceback of an error as well.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Declares the options before the command for --help; `main` reads them itself."""
@@ -261,6 +281,22 @@ def list_known(
 
 
 @app.command()
+def doctor(json: option.Json = False) -> None:
+    """Tell what is installed, which runtimes work here, and what is missing."""
+    from edgeforge.cli.doctor import examine, report_lines
+    from edgeforge.errors import CheckFailed
+
+    print("edgeforge: exporting a tiny model and running it", file=sys.stderr)
+    report = examine()
+    if json:
+        _print_json(report.to_json())
+    else:
+        print("\n".join(report_lines(report)))
+    if report.export_problems:
+        raise CheckFailed("; ".join(report.export_problems))
+
+
+@app.command()
 def synth(
     preset: option.Preset,
     out: option.Out,
@@ -339,6 +375,8 @@ def entry() -> None:
 def _run_command(arguments: list[str]) -> None:
     """Runs a command without typer's own runner, which hides Ctrl-C and some of our own bugs."""
     command = typer.main.get_command(app)
+    if _COMPLETE in os.environ:  # a shell asks what may follow; no command runs
+        command.main(prog_name="edgeforge")
     with command.make_context("edgeforge", arguments) as context:
         command.invoke(context)
 

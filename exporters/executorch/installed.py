@@ -20,7 +20,7 @@ def require_executorch(why: str) -> str:
         ExportError: ExecuTorch is not installed, or is a version that EdgeForge is not tested
             with.
     """
-    install = f'pip install "executorch=={SUPPORTED}" (or "edgeforge[executorch]")'
+    install = 'pip install "edgeforge[executorch]"'
     try:
         installed = version("executorch")
     except PackageNotFoundError:

@@ -132,6 +132,13 @@ def _quiet(backend: str) -> Iterator[None]:
             yield
     except ExportError:
         raise
+    except ModuleNotFoundError as error:
+        # ExecuTorch's runtime can be installed without what its exporter imports, as `make demo`
+        # does: then running artifacts works and this does not.
+        raise ExportError(
+            f"ExecuTorch's exporter needs {error.name}, which is not installed: pip install "
+            f'"edgeforge[executorch]"'
+        ) from error
     except Exception as error:  # the exporter's errors have no common class
         first: BaseException = error
         while first.__cause__ is not None:

@@ -12,7 +12,7 @@ import pytest
 from edgeforge import api
 from edgeforge.cli import app as cli
 
-COMMANDS = ("export", "verify", "inspect", "run", "list", "synth")
+COMMANDS = ("export", "verify", "inspect", "run", "list", "doctor", "synth")
 VERIFY = ("--no-timed", "--tokens", "300", "-q")
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -57,6 +57,40 @@ def test_every_option_is_in_the_help_with_its_meaning(edgeforge, command):
         if parameter.param_type_name == "option":
             assert parameter.opts[0] in shown.out
         assert getattr(parameter, "help", None), parameter.name
+
+
+def test_the_version_is_the_one_that_manifests_name(edgeforge, artifact):
+    shown = edgeforge("--version")
+    assert shown.code == 0 and shown.err == ""
+    manifest = json.loads((artifact / "edgeforge.json").read_text())
+    assert shown.out == manifest["tools"]["edgeforge"] + "\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", shown.out)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("edgeforge ex", {"export"}),
+        ("edgeforge export --kv", {"--kv-cache"}),
+        ("edgeforge --ver", {"--version"}),
+    ],
+)
+def test_a_shell_completes_commands_and_options(words, wanted):
+    asked = {
+        "_EDGEFORGE_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    shown = in_a_process(env={**os.environ, **asked})
+    assert shown.returncode == 0, shown.stderr
+    assert set(shown.stdout.decode().split()) == wanted
+
+
+def test_the_completion_script_is_for_this_command():
+    asked = {**os.environ, "_EDGEFORGE_COMPLETE": "source_bash"}
+    script = in_a_process(env=asked).stdout.decode()
+    assert "_EDGEFORGE_COMPLETE=complete_bash" in script
+    assert re.search(r"complete .*-F \S+ edgeforge$", script, re.MULTILINE)
 
 
 def test_no_arguments_show_the_help(edgeforge):
