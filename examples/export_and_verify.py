@@ -42,8 +42,8 @@ def report(folder: Path, tokens: int) -> str:
 def next_tokens(folder: Path, prompt: str, count: int) -> list[tuple[str, float]]:
     """The likeliest tokens after a prompt, as text, and the probability of each."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    session = edgeforge.load(folder)
-    logits = session.extend(np.array(tokenizer.encode(prompt).ids, np.int64))
+    with edgeforge.load(folder) as session:
+        logits = session.extend(np.array(tokenizer.encode(prompt).ids, np.int64))
     weights = np.exp(logits - logits.max())
     probabilities = weights / weights.sum()
     likeliest = np.argsort(-probabilities)[:count]
