@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from device_harness.session import Session
@@ -155,7 +155,7 @@ def verify(
     artifact: str | Path,
     *,
     text: str | Path | None = None,
-    tokens: int | None = None,
+    tokens: int | Literal["all"] | None = None,
     checkpoint: str | None = None,
     threads: int | None = None,
     timed: bool = True,
@@ -167,8 +167,8 @@ def verify(
     Args:
         artifact: a folder that `export` wrote.
         text: the UTF-8 file to evaluate on; None for the demo model's held-out text.
-        tokens: how many tokens of the text to use; None for all (2,048 for models over 50 M
-            parameters).
+        tokens: how many tokens of the text to use, spread over the whole of it, or ``all``; None
+            for 8,192 (2,048 for models over 50 M parameters).
         checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
         threads: threads for the runtime; None for the runtime's default.
         timed: whether to time the artifact too.
@@ -179,6 +179,7 @@ def verify(
 
     Raises:
         CheckFailed: files were changed, or their integers and scales are not the store's.
+        UsageError: ``tokens`` is neither a number of at least 2 nor ``all``.
     """
     from edgeforge.verification.verify import VerifyOptions
     from edgeforge.verification.verify import verify as run_verify

@@ -75,7 +75,7 @@ def test_the_version_is_the_one_that_manifests_name(edgeforge, artifact):
         ("edgeforge --ver", {"--version"}),
     ],
 )
-def test_a_shell_completes_commands_and_options(words, wanted):
+def test_a_shell_completes_commands_and_options(in_a_process, words, wanted):
     asked = {
         "_EDGEFORGE_COMPLETE": "complete_bash",
         "COMP_WORDS": words,
@@ -86,7 +86,7 @@ def test_a_shell_completes_commands_and_options(words, wanted):
     assert set(shown.stdout.decode().split()) == wanted
 
 
-def test_the_completion_script_is_for_this_command():
+def test_the_completion_script_is_for_this_command(in_a_process):
     asked = {**os.environ, "_EDGEFORGE_COMPLETE": "source_bash"}
     script = in_a_process(env=asked).stdout.decode()
     assert "_EDGEFORGE_COMPLETE=complete_bash" in script
