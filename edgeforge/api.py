@@ -184,14 +184,25 @@ def verify(
     from edgeforge.verification.verify import VerifyOptions
     from edgeforge.verification.verify import verify as run_verify
 
-    chosen = None if text is None else Path(text)
-    runtime = {"precision": precision, "compute_units": compute_units}
-    options = VerifyOptions(chosen, tokens, checkpoint, threads, timed, runtime)
+    options = VerifyOptions(
+        text=None if text is None else Path(text),
+        tokens=tokens,
+        checkpoint=checkpoint,
+        threads=threads,
+        timed=timed,
+        runtime={"precision": precision, "compute_units": compute_units},
+    )
     return run_verify(Path(artifact), options)
 
 
 def bench(
-    artifact: str | Path, *, prefill: int = 128, decode: int = 32, threads: int | None = None
+    artifact: str | Path,
+    *,
+    prefill: int = 128,
+    decode: int = 32,
+    threads: int | None = None,
+    precision: str | None = None,
+    compute_units: str | None = None,
 ) -> Timings:
     """Times an artifact on this host, in a process of its own.
 
@@ -200,13 +211,31 @@ def bench(
         prefill: tokens of the prompt.
         decode: tokens decoded one by one after the prompt.
         threads: threads for the runtime; None for the runtime's default.
+        precision: rounding of the interpreter of Core ML packages, as `verify` takes it.
+        compute_units: compute units of Core ML on a Mac, as `verify` takes them.
+
+    Raises:
+        DeviceError: the artifact's runtime is not installed, or failed.
+        ExportError: the folder is no artifact.
     """
     from device_harness.timing import time_artifact
 
-    return time_artifact(Path(artifact), threads=threads, prefill=prefill, decode=decode)
+    return time_artifact(
+        Path(artifact),
+        threads=threads,
+        prefill=prefill,
+        decode=decode,
+        options={"precision": precision, "compute_units": compute_units},
+    )
 
 
-def load(artifact: str | Path, *, threads: int | None = None) -> Session:
+def load(
+    artifact: str | Path,
+    *,
+    threads: int | None = None,
+    precision: str | None = None,
+    compute_units: str | None = None,
+) -> Session:
     """Opens an artifact to run it token by token.
 
     Use the session in a ``with`` statement, or call its ``close``: some runtimes run in a process
@@ -215,9 +244,16 @@ def load(artifact: str | Path, *, threads: int | None = None) -> Session:
     Args:
         artifact: a folder that `export` wrote.
         threads: threads for the runtime; None for the runtime's default.
+        precision: rounding of the interpreter of Core ML packages, as `verify` takes it.
+        compute_units: compute units of Core ML on a Mac, as `verify` takes them.
+
+    Raises:
+        DeviceError: the artifact's runtime is not installed, or failed.
+        ExportError: the folder is no artifact.
     """
     from device_harness.registry import open_session
     from exporters.manifest import Manifest
 
     folder = Path(artifact)
-    return open_session(folder, Manifest.read(folder), threads)
+    options = {"precision": precision, "compute_units": compute_units}
+    return open_session(folder, Manifest.read(folder), threads, options)
