@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from device_harness.session import Session
@@ -155,7 +155,7 @@ def verify(
     artifact: str | Path,
     *,
     text: str | Path | None = None,
-    tokens: int | None = None,
+    tokens: int | Literal["all"] | None = None,
     checkpoint: str | None = None,
     threads: int | None = None,
     timed: bool = True,
@@ -167,8 +167,8 @@ def verify(
     Args:
         artifact: a folder that `export` wrote.
         text: the UTF-8 file to evaluate on; None for the demo model's held-out text.
-        tokens: how many tokens of the text to use; None for all (2,048 for models over 50 M
-            parameters).
+        tokens: how many tokens of the text to use, spread over the whole of it, or ``all``; None
+            for 8,192 (2,048 for models over 50 M parameters).
         checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
         threads: threads for the runtime; None for the runtime's default.
         timed: whether to time the artifact too.
@@ -179,18 +179,30 @@ def verify(
 
     Raises:
         CheckFailed: files were changed, or their integers and scales are not the store's.
+        UsageError: ``tokens`` is neither a number of at least 2 nor ``all``.
     """
     from edgeforge.verification.verify import VerifyOptions
     from edgeforge.verification.verify import verify as run_verify
 
-    chosen = None if text is None else Path(text)
-    runtime = {"precision": precision, "compute_units": compute_units}
-    options = VerifyOptions(chosen, tokens, checkpoint, threads, timed, runtime)
+    options = VerifyOptions(
+        text=None if text is None else Path(text),
+        tokens=tokens,
+        checkpoint=checkpoint,
+        threads=threads,
+        timed=timed,
+        runtime={"precision": precision, "compute_units": compute_units},
+    )
     return run_verify(Path(artifact), options)
 
 
 def bench(
-    artifact: str | Path, *, prefill: int = 128, decode: int = 32, threads: int | None = None
+    artifact: str | Path,
+    *,
+    prefill: int = 128,
+    decode: int = 32,
+    threads: int | None = None,
+    precision: str | None = None,
+    compute_units: str | None = None,
 ) -> Timings:
     """Times an artifact on this host, in a process of its own.
 
@@ -199,13 +211,31 @@ def bench(
         prefill: tokens of the prompt.
         decode: tokens decoded one by one after the prompt.
         threads: threads for the runtime; None for the runtime's default.
+        precision: rounding of the interpreter of Core ML packages, as `verify` takes it.
+        compute_units: compute units of Core ML on a Mac, as `verify` takes them.
+
+    Raises:
+        DeviceError: the artifact's runtime is not installed, or failed.
+        ExportError: the folder is no artifact.
     """
     from device_harness.timing import time_artifact
 
-    return time_artifact(Path(artifact), threads=threads, prefill=prefill, decode=decode)
+    return time_artifact(
+        Path(artifact),
+        threads=threads,
+        prefill=prefill,
+        decode=decode,
+        options={"precision": precision, "compute_units": compute_units},
+    )
 
 
-def load(artifact: str | Path, *, threads: int | None = None) -> Session:
+def load(
+    artifact: str | Path,
+    *,
+    threads: int | None = None,
+    precision: str | None = None,
+    compute_units: str | None = None,
+) -> Session:
     """Opens an artifact to run it token by token.
 
     Use the session in a ``with`` statement, or call its ``close``: some runtimes run in a process
@@ -214,9 +244,16 @@ def load(artifact: str | Path, *, threads: int | None = None) -> Session:
     Args:
         artifact: a folder that `export` wrote.
         threads: threads for the runtime; None for the runtime's default.
+        precision: rounding of the interpreter of Core ML packages, as `verify` takes it.
+        compute_units: compute units of Core ML on a Mac, as `verify` takes them.
+
+    Raises:
+        DeviceError: the artifact's runtime is not installed, or failed.
+        ExportError: the folder is no artifact.
     """
     from device_harness.registry import open_session
     from exporters.manifest import Manifest
 
     folder = Path(artifact)
-    return open_session(folder, Manifest.read(folder), threads)
+    options = {"precision": precision, "compute_units": compute_units}
+    return open_session(folder, Manifest.read(folder), threads, options)

@@ -145,6 +145,7 @@ def verify(
     text: option.Text = None,
     tokens: option.Tokens = None,
     checkpoint: option.CheckpointPlace = None,
+    full: option.Full = False,
     timed: option.Timed = True,
     precision: option.InterpreterPrecision = None,
     compute_units: option.ComputeUnits = None,
@@ -154,23 +155,25 @@ def verify(
 ) -> None:
     """Run artifacts, and report their accuracy and speed (also in each one's report.json)."""
     from edgeforge.cli.progress import Reporter
-    from edgeforge.cli.tables import evaluation_tables, limit_lines
-    from edgeforge.verification.verify import VerifyOptions, find_artifacts
-    from edgeforge.verification.verify import verify as run_verify
+    from edgeforge.cli.verdict import print_results
+    from edgeforge.verification.sample import parse_tokens
+    from edgeforge.verification.verify import VerifyOptions, find_artifacts, verify_together
 
-    runtime = {"precision": precision, "compute_units": compute_units}
-    options = VerifyOptions(text, tokens, checkpoint, threads, timed, runtime)
-    results = []
-    for folder in find_artifacts(artifacts):
-        with Reporter(quiet) as progress:
-            results.append(run_verify(folder, options, progress))
+    options = VerifyOptions(
+        text=text,
+        tokens=parse_tokens(tokens),
+        checkpoint=checkpoint,
+        threads=threads,
+        timed=timed,
+        runtime={"precision": precision, "compute_units": compute_units},
+    )
+    folders = find_artifacts(artifacts)
+    with Reporter(quiet) as progress:
+        results = verify_together(folders, options, progress)
     if json:
         _print_json([result.to_json() for result in results])
-        return
-    for table in evaluation_tables(results):
-        _console().print(table)
-    for line in limit_lines(results):
-        print(line)
+    else:
+        print_results(dict(zip(folders, results, strict=True)), artifacts, full=full)
 
 
 @app.command()

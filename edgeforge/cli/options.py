@@ -7,6 +7,19 @@ from typing import Annotated
 
 import typer
 
+
+def _check_tokens(text: str | None) -> str | None:
+    """Lets pass what `edgeforge.verification.sample.parse_tokens` reads."""
+    from edgeforge.errors import UsageError
+    from edgeforge.verification.sample import parse_tokens
+
+    try:
+        parse_tokens(text)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
+
+
 # Of several commands.
 Threads = Annotated[
     int | None,
@@ -164,13 +177,15 @@ Text = Annotated[
     typer.Option(help="UTF-8 text file to evaluate on; by default the demo model's held-out text."),
 ]
 Tokens = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        min=2,
-        help="Number of tokens of the text to use; by default all, or 2,048 for models over 50 M "
-        "parameters.",
+        metavar="N|all",
+        callback=_check_tokens,
+        help="Number of tokens of the text to use, spread over the whole text, or `all`; by "
+        "default 8192, or 2048 for models over 50 M parameters.",
     ),
 ]
+Full = Annotated[bool, typer.Option("--full", help="Print every figure, in two wide tables.")]
 CheckpointPlace = Annotated[
     str | None,
     typer.Option(help="The checkpoint's folder or hub id, if it moved after the export."),

@@ -24,6 +24,7 @@ class Reporter:
         self._tasks: dict[str, Any] = {}
         self._lines: dict[str, float] = {}
         self._first: dict[str, tuple[float, int]] = {}
+        self._done: dict[str, int] = {}
         self._started = time.perf_counter()
         self._lock = threading.Lock()
 
@@ -57,6 +58,12 @@ class Reporter:
         if self._quiet:
             return
         with self._lock:
+            if done < self._done.get(stage, 0):
+                # It begins again, for another artifact: its time starts anew, too.
+                self._lines.pop(stage, None)
+                if stage in self._tasks:
+                    self._bar.remove_task(self._tasks.pop(stage))
+            self._done[stage] = done
             if self._bar is not None:
                 self._update_bar(stage, done, size)
             else:

@@ -75,7 +75,7 @@ def test_the_version_is_the_one_that_manifests_name(edgeforge, artifact):
         ("edgeforge --ver", {"--version"}),
     ],
 )
-def test_a_shell_completes_commands_and_options(words, wanted, in_a_process):
+def test_a_shell_completes_commands_and_options(in_a_process, words, wanted):
     asked = {
         "_EDGEFORGE_COMPLETE": "complete_bash",
         "COMP_WORDS": words,
