@@ -1,54 +1,58 @@
-"""Runs an ExecuTorch artifact on this host, in a process of its own."""
+"""Runs an ExecuTorch artifact on this host, in a separate process."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
+import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from device_harness.errors import DeviceError
-from device_harness.session import Logits, Tokens, check_tokens
+from device_harness.session import HostSession, Logits, Tokens, check_tokens
 from exporters.errors import ExportError
 from exporters.executorch import installed
 from exporters.executorch.backends import backend_of
 from exporters.manifest import MANIFEST, Manifest
+from quant.processors import default_threads
 
 MODEL, GENERATE, VERIFY = "model.pte", "forward", "logits_all"
 
 
-class ExecutorchSession:
+class ExecutorchSession(HostSession):
     """A .pte in ExecuTorch's runtime with XNNPACK.
 
     Args:
         folder: the artifact.
-        context: the declared context, tokens.
-        threads: for the runtime; by default one per processor, four at most.
+        context: the declared context, in tokens.
+        threads: the runtime's number of threads; by default one per processor, at most four.
 
     Raises:
-        DeviceError: ExecuTorch is not installed, is of another version, or refuses the artifact.
+        DeviceError: ExecuTorch is not installed, has another version, or refuses the artifact.
     """
 
     def __init__(self, folder: Path, context: int, threads: int | None = None) -> None:
         _refuse_other_backends(folder)
         found = require_executorch()
         self.context = context
-        self._file, self._threads = folder / MODEL, threads or min(4, os.cpu_count() or 1)
+        self._file, self._threads = folder / MODEL, threads or default_threads()
         self.runtime = f"executorch {found} (XNNPACK on CPU, {self._threads} threads)"
         self._worker: subprocess.Popen[bytes] | None = None
+        self._ending: weakref.finalize[..., ExecutorchSession] | None = None
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
         self._constants: dict[str, list[int]] = {}
-        self._length, self._loaded = 0, False
+        self._loaded = False
         self._names: list[str] = []
         self._peak = 0
 
     def _start(self) -> None:
         """Starts the runtime's process."""
+        self._require_open()
         if self._worker is not None:
             return
         from exporters.executorch.reader import read_weights
@@ -65,6 +69,8 @@ class ExecutorchSession:
             stdout=subprocess.PIPE,
             stderr=self._said,
         )
+        # When a session is garbage-collected without `close`, this ends its process.
+        self._ending = weakref.finalize(self, _end, self._worker)
         answer = self._read_answer(f"loading {self._file}")
         constants = answer["constants"]
         assert isinstance(constants, dict)
@@ -88,12 +94,9 @@ class ExecutorchSession:
     @property
     def peak_bytes(self) -> int:
         """Peak resident memory so far of the process that runs the artifact."""
-        self._start()
+        if not self._closed:
+            self._start()
         return self._peak
-
-    def reset(self) -> None:
-        """Forgets all positions."""
-        self._length = 0
 
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
@@ -110,7 +113,8 @@ class ExecutorchSession:
         """
         check_tokens(tokens, len(tokens), self.vocab_size, self.context)
         if VERIFY not in self._names:
-            # Exported with --strip: the method that generates, in caches of its own.
+            # The artifact was exported with --strip. The generating method then runs in separate
+            # caches, so that the text of `extend` stays as it is.
             pieces = [tokens[at : at + 1] for at in range(len(tokens))]
             return np.concatenate(
                 [self._ask(GENERATE, piece, at, apart=True)[0] for at, piece in enumerate(pieces)]
@@ -123,24 +127,22 @@ class ExecutorchSession:
 
     def close(self) -> None:
         """Ends the runtime's process."""
-        if self._worker is not None:
-            worker, self._worker, self._loaded = self._worker, None, False
-            assert worker.stdin is not None and worker.stdout is not None
-            worker.stdin.close()
-            worker.stdout.close()
-            worker.kill()
-            worker.wait()
+        super().close()
+        self._stop()
+        self._said.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_worker", None) is not None:
-            self.close()
+    def _stop(self) -> None:
+        """Ends the runtime's process; `_start` starts another."""
+        if self._ending is not None:
+            self._ending()
+        self._worker, self._ending, self._loaded = None, None, False
 
     def _pieces(self, tokens: Tokens) -> list[Tokens]:
         limit = self._constants["get_max_seq_len"][0]
         return [tokens[start : start + limit] for start in range(0, len(tokens), limit)]
 
     def _ask(self, method: str, tokens: Tokens, position: int, *, apart: bool = False) -> Logits:
-        """Runs a method; ``apart`` in caches other than those of the text at hand."""
+        """Runs a method; with ``apart``, in other caches than those of the text of `extend`."""
         assert self._worker is not None and self._worker.stdin is not None
         what = f"{method} with {len(tokens)} tokens at position {position}"
         if not len(tokens):
@@ -156,7 +158,7 @@ class ExecutorchSession:
             self._worker.stdin.write(np.ascontiguousarray(tokens, np.int64).data)
             self._worker.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended: reading its answer says how
+            pass  # the process has ended; reading its answer reports how
         answer = self._read_answer(what)
         shape, peak = answer["shape"], answer["peak"]
         assert isinstance(shape, list) and isinstance(peak, int) and self._worker.stdout
@@ -178,14 +180,14 @@ class ExecutorchSession:
         return answer
 
     def _fail(self, what: str) -> None:
-        """Says how the runtime's process ended.
+        """Reports how the runtime's process ended.
 
         Raises:
             DeviceError: always.
         """
         assert self._worker is not None
         code = self._worker.wait()
-        self.close()
+        self._stop()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise DeviceError(f"ExecuTorch ended its process ({how}) in {what}{self._last_words()}")
 
@@ -196,11 +198,21 @@ class ExecutorchSession:
         return f": {kept[-1].strip()[:300]}" if kept else ""
 
 
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """Ends a process and waits until it is gone."""
+    assert worker.stdin is not None and worker.stdout is not None
+    with suppress(BrokenPipeError):  # closing flushes a request that an ended process never read
+        worker.stdin.close()
+    worker.stdout.close()
+    worker.kill()
+    worker.wait()
+
+
 def _refuse_other_backends(folder: Path) -> None:
-    """Refuses an artifact that this host's runtime has no delegate for.
+    """Refuses an artifact whose delegate this host's runtime does not have.
 
     Raises:
-        DeviceError: says which runtime it needs.
+        DeviceError: names the runtime that the artifact needs.
     """
     if not (folder / MANIFEST).is_file():
         return
@@ -213,10 +225,11 @@ def _refuse_other_backends(folder: Path) -> None:
 
 
 def require_executorch() -> str:
-    """The installed version of ExecuTorch.
+    """Returns the installed version of ExecuTorch.
 
     Raises:
-        DeviceError: none, or one that EdgeForge's programs were not tested with.
+        DeviceError: ExecuTorch is not installed, or is a version that EdgeForge is not tested
+            with.
     """
     try:
         return installed.require_executorch("this artifact runs in it")

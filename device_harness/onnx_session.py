@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -14,42 +13,40 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
-from device_harness.memory import resident_peak
-from device_harness.session import Logits, Tokens, check_tokens
+from device_harness.session import HostSession, Logits, Tokens, check_tokens
+from quant.processors import default_threads
 
 if TYPE_CHECKING:
     import onnxruntime
 
     Caches = dict[str, tuple[str, onnxruntime.OrtValue]]
-    """By input: the output that takes its place, and what holds both."""
+    """By input: the output that replaces it, and the memory that holds both."""
 
 GENERATE, VERIFY = "model.onnx", "verify.onnx"
 
 
-class OnnxSession:
-    """An ONNX artifact in onnxruntime's CPU provider, its caches bound in place.
+class OnnxSession(HostSession):
+    """An ONNX artifact in onnxruntime's CPU provider, which updates the caches in place.
 
     Args:
         folder: the artifact.
-        context: the declared context, tokens.
-        threads: for onnxruntime; by default one per processor, four at most.
+        context: the declared context, in tokens.
+        threads: onnxruntime's number of threads; by default one per processor, at most four.
 
     Raises:
-        DeviceError: onnxruntime refuses the artifact.
+        DeviceError: onnxruntime is not installed or refuses the artifact.
     """
 
     def __init__(self, folder: Path, context: int, threads: int | None = None) -> None:
-        import onnxruntime
-
-        self._folder, self._threads = folder, threads or min(4, os.cpu_count() or 1)
+        version = require_onnxruntime()
+        self._folder, self._threads = folder, threads or default_threads()
         self.context = context
-        self.runtime = f"onnxruntime {onnxruntime.__version__} (CPU, {self._threads} threads)"
+        self.runtime = f"onnxruntime {version} (CPU, {self._threads} threads)"
         self._generator: onnxruntime.InferenceSession | None = None
         self._verifier: onnxruntime.InferenceSession | None = None
         self._caches: Caches = {}
-        self._apart: Caches = {}  # of `logits`, where the generating graph gives them
+        self._apart: Caches = {}  # for `logits`, where the generating graph computes them
         self._buffers: list[npt.NDArray[Any]] = []  # the caches' memory, kept alive
-        self._length = 0
 
     def _open(self, name: str) -> onnxruntime.InferenceSession:
         import onnxruntime
@@ -68,6 +65,7 @@ class OnnxSession:
 
     def load(self) -> None:
         """Loads the graph that generates and makes its caches; `extend` does it when needed."""
+        self._require_open()
         if self._generator is None:
             self._generator = self._open(GENERATE)
             self._caches = self._make_caches(self._generator)
@@ -93,15 +91,6 @@ class OnnxSession:
         assert self._generator is not None
         return _vocab_size(self._generator)
 
-    @property
-    def peak_bytes(self) -> int:
-        """Peak resident memory so far of this process, which runs the artifact."""
-        return resident_peak()
-
-    def reset(self) -> None:
-        """Forgets all positions."""
-        self._length = 0
-
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
         self.load()
@@ -115,7 +104,7 @@ class OnnxSession:
     def _run(
         self, generator: onnxruntime.InferenceSession, tokens: Tokens, total: int, caches: Caches
     ) -> Logits:
-        """Runs tokens that end a text of ``total`` ones, of which caches hold the others."""
+        """Runs the last tokens of a text of ``total`` tokens; the caches hold those before."""
         binding = generator.io_binding()
         binding.bind_cpu_input("input_ids", tokens.reshape(1, -1))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
@@ -132,6 +121,7 @@ class OnnxSession:
 
         A stripped artifact gives them token by token, as an app would get them.
         """
+        self._require_open()
         if not (self._folder / VERIFY).is_file():
             return self._token_by_token(tokens)
         if self._verifier is None:
@@ -149,6 +139,12 @@ class OnnxSession:
         result = self._call(lambda: verifier.run(["logits"], feeds))
         logits: Logits = result[0][0]
         return logits
+
+    def close(self) -> None:
+        """Releases the graphs and the caches."""
+        super().close()
+        self._generator = self._verifier = None
+        self._caches, self._apart, self._buffers = {}, {}, []
 
     def _token_by_token(self, tokens: Tokens) -> Logits:
         self.load()
@@ -168,13 +164,34 @@ class OnnxSession:
             raise DeviceError(f"onnxruntime failed: {_first_line(error)}") from error
 
 
-def untouched_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Zeros ``dtype[shape]`` that cost memory only where they are written, page by small page.
+def require_onnxruntime() -> str:
+    """The installed version of onnxruntime.
 
-    A cache holds one stretch of positions for each head. NumPy asks for huge pages, of which the
-    first token of every head would touch one: all of them, where a context is long.
+    Raises:
+        DeviceError: it is not installed, or Python cannot load it.
     """
-    # Private pages: shared ones would be counted when they are only read, too.
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise DeviceError(f"onnxruntime is damaged: {_first_line(error)}") from error
+        raise DeviceError(
+            "onnxruntime is not installed, and this artifact runs in it: pip install "
+            '"edgeforge[onnx]"'
+        ) from None
+    except ImportError as error:
+        raise DeviceError(f"onnxruntime cannot be loaded: {_first_line(error)}") from error
+    return str(onnxruntime.__version__)
+
+
+def untouched_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Zeros ``dtype[shape]`` that take memory only where they are written, in small pages.
+
+    A cache holds one contiguous range of positions for each head. NumPy asks the system for huge
+    pages, and the first token would touch at least one huge page for every head; with a long
+    context, that is the whole cache.
+    """
+    # The pages are private because shared pages would take memory when they are only read, too.
     private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
     pages = mmap.mmap(-1, np.dtype(dtype).itemsize * math.prod(shape), **private)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
@@ -184,7 +201,7 @@ def untouched_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray
 
 
 def _cache_dtype(cache: onnxruntime.NodeArg) -> npt.DTypeLike:
-    """What an artifact keeps keys and values in: int8 with ``--kv-cache int8``, else float32."""
+    """The dtype of an artifact's caches: int8 with ``--kv-cache int8``, otherwise float32."""
     return np.int8 if cache.type == "tensor(int8)" else np.float32
 
 

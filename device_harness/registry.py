@@ -1,8 +1,12 @@
-"""Runtimes by the target whose artifacts they run. To add one: a file, an import, a row."""
+"""Runtimes by the target whose artifacts they run.
+
+To add a runtime, add a file for its session, import the class here and add a row to `RUNTIMES`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from device_harness.coreml_session import CoremlSession
@@ -12,10 +16,25 @@ from device_harness.onnx_session import OnnxSession
 from device_harness.session import Session
 from exporters.manifest import Manifest
 
-RUNTIMES: dict[str, Callable[..., Session]] = {
-    "onnx": OnnxSession,
-    "executorch": ExecutorchSession,
-    "coreml": CoremlSession,
+
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime on this host for the artifacts of one target.
+
+    Attributes:
+        open: opens a session; takes the artifact's folder, its context, a number of threads or
+            None, and the options by keyword.
+        options: the names of the options that ``open`` takes.
+    """
+
+    open: Callable[..., Session]
+    options: tuple[str, ...] = ()
+
+
+RUNTIMES: dict[str, Runtime] = {
+    "onnx": Runtime(OnnxSession),
+    "executorch": Runtime(ExecutorchSession),
+    "coreml": Runtime(CoremlSession, options=("precision", "compute_units")),
 }
 
 
@@ -25,16 +44,16 @@ def open_session(
     threads: int | None = None,
     options: Mapping[str, str | None] | None = None,
 ) -> Session:
-    """Opens an artifact in its runtime on this host.
+    """Opens an artifact in its runtime on this host; close the session, or use it in a ``with``.
 
     Args:
         folder: the artifact.
         manifest: its manifest.
-        threads: for the runtime; by default one per processor, four at most.
-        options: what else a user asks of the runtime, by name; None leaves it its default.
+        threads: the runtime's number of threads; None for the runtime's default.
+        options: further options of the runtime, by name; None as a value means the default.
 
     Raises:
-        DeviceError: no runtime here runs this target, or it has no such option.
+        DeviceError: no runtime here runs this target, or the runtime has no such option.
     """
     if manifest.target not in RUNTIMES:
         raise DeviceError(
@@ -43,9 +62,9 @@ def open_session(
     runtime = RUNTIMES[manifest.target]
     given = {name: value for name, value in (options or {}).items() if value is not None}
     for name in given:
-        if name not in getattr(runtime, "options", ()):
+        if name not in runtime.options:
             raise DeviceError(
-                f"--{name.replace('_', '-')} means nothing to {manifest.target} artifacts: leave "
-                f"it out"
+                f"{manifest.target} artifacts have no option --{name.replace('_', '-')}: leave it "
+                f"out"
             )
-    return runtime(folder, manifest.context, threads, **given)
+    return runtime.open(folder, manifest.context, threads, **given)

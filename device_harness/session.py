@@ -1,20 +1,22 @@
-"""What it takes to run an artifact: the protocol that every runtime here implements."""
+"""The protocol of a session, which every runtime here implements, and what the sessions share."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
+from device_harness.memory import resident_peak
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
 
 
 class Session(Protocol):
-    """One artifact, loaded."""
+    """One artifact, opened in a runtime; close it, or use it in a ``with`` statement."""
 
     @property
     def context(self) -> int:
@@ -29,8 +31,12 @@ class Session(Protocol):
         """The runtime's name, version and threads, for reports."""
 
     @property
+    def limits(self) -> tuple[str, ...]:
+        """What running the artifact here cannot tell about a device, one sentence each."""
+
+    @property
     def peak_bytes(self) -> int:
-        """Peak resident memory so far of the process that runs the artifact."""
+        """The peak resident memory so far of the process that runs the artifact, in bytes."""
 
     def reset(self) -> None:
         """Forgets all positions."""
@@ -39,27 +45,91 @@ class Session(Protocol):
         """Appends ``int64[t]`` tokens and returns the last one's logits, ``float32[vocab]``.
 
         Raises:
-            DeviceError: no token, a token outside the vocabulary, or past the context.
+            DeviceError: there is no token, a token is outside the vocabulary, or the tokens do not
+                fit into the context.
         """
 
     def logits(self, tokens: Tokens) -> Logits:
         """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``.
 
-        Leaves the positions of `extend` as they were.
+        The text of `extend` stays as it is.
         """
+
+    def close(self) -> None:
+        """Releases memory and processes; closing again does nothing."""
+
+    def __enter__(self) -> Self:
+        """The session itself."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes it."""
+
+
+class HostSession:
+    """The part that all sessions on this host share: after `close` they refuse to run.
+
+    Attributes:
+        limits: what running the artifact here cannot tell about a device, one sentence each.
+    """
+
+    limits: tuple[str, ...] = ()
+    _closed = False
+    _length = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """The peak resident memory so far of this process, which runs the artifact, in bytes."""
+        return resident_peak()
+
+    def reset(self) -> None:
+        """Forgets all positions."""
+        self._require_open()
+        self._length = 0
+
+    def close(self) -> None:
+        """Releases memory and processes; closing again does nothing."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        """Refuses any further use after `close`.
+
+        Raises:
+            DeviceError: the session is closed.
+        """
+        if self._closed:
+            raise DeviceError("this session is closed: open the artifact again to run it")
 
 
 def check_tokens(tokens: Tokens, total: int, vocab_size: int, context: int) -> None:
-    """Refuses tokens that a runtime would not: kernels look up what lies past a table's end.
+    """Refuses tokens outside the vocabulary or the context.
+
+    Runtimes do not check them: their kernels would read past the end of a table.
 
     Args:
-        tokens: ``int64[t]``, about to be run.
-        total: positions taken once they are.
-        vocab_size: tokens are under it.
-        context: positions there are.
+        tokens: the tokens that are about to run, ``int64[t]``.
+        total: the number of positions that are taken once they have run.
+        vocab_size: the size of the vocabulary; tokens are smaller.
+        context: the number of positions that the caches hold.
 
     Raises:
-        DeviceError: no token, a token outside the vocabulary, or past the context.
+        DeviceError: there is no token, a token is outside the vocabulary, or the tokens do not fit
+            into the context.
     """
     if not len(tokens):
         raise DeviceError("there is no token to run")

@@ -1,4 +1,4 @@
-"""Times an artifact in a process of its own, so that its memory is its own too.
+"""Times an artifact in a separate process, so that the process's memory is the artifact's.
 
 ``python -m device_harness.timing DIR`` prints one line of JSON.
 """
@@ -14,25 +14,30 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from device_harness.errors import DeviceError
 from exporters.errors import ExportError
 
+if TYPE_CHECKING:
+    from device_harness.session import Session
+
 
 @dataclass(frozen=True)
 class Timings:
-    """What running an artifact costs on one machine.
+    """The time and memory that an artifact takes on one machine.
 
     Attributes:
-        runtime: name, version and threads.
-        load_seconds: from opening the files to a model that can run.
-        first_token_seconds: from the prompt to its last logits, on a warm model.
-        prefill_tokens: length of the prompt.
-        prefill_tokens_per_second: prompt tokens over the time to the first token.
-        decode_tokens: tokens decoded one by one after the prompt.
-        decode_tokens_per_second: 1 over the median time of a token.
-        loaded_bytes: peak resident memory once loaded, the interpreter's own taken out.
-        peak_bytes: peak resident memory, at the end, of the whole process that runs it.
+        runtime: the runtime's name, version and number of threads.
+        load_seconds: the time from opening the files until the model can run.
+        first_token_seconds: the time from the prompt to its last logits, on a warm model.
+        prefill_tokens: the length of the prompt.
+        prefill_tokens_per_second: the prompt's tokens divided by the time to the first token.
+        decode_tokens: how many tokens are decoded one by one after the prompt.
+        decode_tokens_per_second: 1 divided by the median time of a token.
+        loaded_bytes: the peak resident memory after loading, minus the peak before.
+        peak_bytes: the peak resident memory of the whole process that runs the artifact, at the
+            end.
     """
 
     runtime: str
@@ -58,13 +63,13 @@ def time_artifact(
 
     Args:
         folder: the artifact.
-        threads: for the runtime; None for its default here.
-        prefill: tokens of the prompt; fewer when the context is shorter.
-        decode: tokens decoded one by one.
-        options: of the runtime, as `open_session` takes them.
+        threads: the runtime's number of threads; None for its default.
+        prefill: the number of the prompt's tokens; a short context reduces it.
+        decode: the number of tokens that are decoded one by one; a short context reduces it.
+        options: the runtime's options, as `open_session` takes them.
 
     Raises:
-        DeviceError: the process failed; its last words are in the message.
+        DeviceError: the process failed; the message holds the last line of its error output.
     """
     command = [sys.executable, "-m", "device_harness.timing", str(folder)]
     command += ["--prefill", str(prefill), "--decode", str(decode)]
@@ -86,20 +91,24 @@ def measure(
     options: Mapping[str, str | None] | None = None,
 ) -> Timings:
     """Times an artifact in this process; arguments as `time_artifact`."""
-    import numpy as np
-
     from device_harness.registry import open_session
     from exporters.manifest import Manifest
 
     manifest = Manifest.read(folder)
-    session = open_session(folder, manifest, threads, options)
+    with open_session(folder, manifest, threads, options) as session:
+        return _time(session, manifest.context, prefill, decode)
+
+
+def _time(session: Session, context: int, prefill: int, decode: int) -> Timings:
+    import numpy as np
+
     before = session.peak_bytes
     started = time.perf_counter()
     vocab = session.vocab_size
     loaded = time.perf_counter() - started
     loaded_bytes = max(0, session.peak_bytes - before)
-    prefill = max(1, min(prefill, manifest.context // 2))
-    decode = max(1, min(decode, manifest.context - prefill - 1))
+    prefill = max(1, min(prefill, context // 2))
+    decode = max(1, min(decode, context - prefill - 1))
     tokens = np.random.default_rng(0).integers(0, vocab, prefill + decode, dtype=np.int64)
     firsts = []
     for _ in range(3):  # the first call also warms caches and thread pools

@@ -1,14 +1,16 @@
-"""Targets by the name the command line takes. To add one: a folder, an import, a row."""
+"""Targets by the name that the command line takes.
+
+To add a target, add a folder for it, import its class here and add a row to `TARGETS`.
+"""
 
 from __future__ import annotations
-
-import difflib
 
 from exporters.coreml.target import CoremlTarget
 from exporters.errors import ExportError
 from exporters.executorch.target import ExecutorchTarget
 from exporters.onnx.target import OnnxTarget
 from exporters.target import Target
+from quant.suggestion import did_you_mean
 
 TARGETS: dict[str, Target] = {
     "onnx": OnnxTarget(),
@@ -18,13 +20,12 @@ TARGETS: dict[str, Target] = {
 
 
 def find_target(name: str) -> Target:
-    """A target by name.
+    """Returns the target of this name.
 
     Raises:
-        ExportError: there is none of that name.
+        ExportError: there is no target of this name.
     """
     if name in TARGETS:
         return TARGETS[name]
-    near = difflib.get_close_matches(name, TARGETS, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(name, TARGETS)
     raise ExportError(f"there is no target {name!r}{hint}; known: {', '.join(TARGETS)}")

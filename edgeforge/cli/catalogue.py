@@ -1,21 +1,20 @@
-"""What ``edgeforge list`` lists."""
+"""Collects the names that ``edgeforge list`` prints."""
 
 from __future__ import annotations
 
-import difflib
-
 from edgeforge.errors import UsageError
+from quant.suggestion import did_you_mean
 
 
 def catalogue(what: str) -> dict[str, str]:
-    """Names and one line about each.
+    """Returns names, each with one line about it.
 
     Args:
         what: ``families``, ``recipes``, ``rotations``, ``targets``, ``presets`` or
             ``coreml-operations``.
 
     Raises:
-        UsageError: something else.
+        UsageError: there is no such list.
     """
     kinds = {
         "families": _families,
@@ -26,8 +25,7 @@ def catalogue(what: str) -> dict[str, str]:
         "coreml-operations": _coreml_operations,
     }
     if what not in kinds:
-        near = difflib.get_close_matches(what, kinds, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(what, kinds)
         raise UsageError(f"there is no list of {what!r}{hint}; known: {', '.join(kinds)}")
     return kinds[what]()
 

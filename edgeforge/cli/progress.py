@@ -12,10 +12,10 @@ _LINE_SECONDS = 5.0
 
 
 class Reporter:
-    """Told of stages as they go (`edgeforge.stage_progress.Progress`), from any thread.
+    """Shows the progress of stages; a `edgeforge.stage_progress.Progress` for any thread.
 
     Args:
-        quiet: say nothing.
+        quiet: whether to print nothing.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -54,7 +54,7 @@ class Reporter:
             self._bar.stop()
 
     def __call__(self, stage: str, done: int, size: int) -> None:
-        """Reports that ``done`` of ``size`` is done of a stage; size 0 when it is not known."""
+        """Reports that ``done`` of ``size`` of a stage is done; the size is 0 if it is unknown."""
         if self._quiet:
             return
         with self._lock:
@@ -96,7 +96,7 @@ class Reporter:
 
 
 def _amount(count: int) -> str:
-    """A count with a metric prefix.
+    """Returns a count with a metric prefix.
 
     >>> _amount(1_235_814_400), _amount(12)
     ('1.24 G', '12')

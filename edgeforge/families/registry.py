@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 
 from edgeforge.checkpoint.config_reader import ConfigReader
@@ -10,6 +9,7 @@ from edgeforge.checkpoint.imported.registry import FIELD, read_packing
 from edgeforge.errors import CheckpointError
 from edgeforge.families import llama, mistral, openelm, phi3
 from edgeforge.families.spec import ModelSpec
+from quant.suggestion import did_you_mean
 
 FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] = {
     "llama": llama.read_spec,
@@ -24,22 +24,21 @@ def read_spec(
     generation: Mapping[str, object] | None = None,
     ignore: Iterable[str] = (),
 ) -> ModelSpec:
-    """The `ModelSpec` of a parsed ``config.json``.
+    """Returns the `ModelSpec` of a parsed ``config.json``.
 
     Args:
-        config: the configuration.
+        config: the parsed ``config.json``.
         generation: ``generation_config.json``, if there is one.
-        ignore: fields the user vouches for.
+        ignore: fields that the user knows not to change the maths.
 
     Raises:
-        CheckpointError: an unknown family, a field missing or wrong, a field that would change
-            the maths and is not implemented, or a checkpoint that was quantized in a way
-            that cannot be imported.
+        CheckpointError: the family is unknown, a field is missing or wrong, a field would change
+            the maths and is not implemented, or the checkpoint is quantized by a method that
+            EdgeForge does not import.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        near = difflib.get_close_matches(str(kind), FAMILIES, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(str(kind), FAMILIES)
         raise CheckpointError(
             f"config.json has the model_type {kind!r}; EdgeForge reads {', '.join(FAMILIES)}{hint}"
         )

@@ -1,22 +1,22 @@
-"""Rotations by the name the command line takes (`edgeforge.model.rotated_weights` makes them)."""
+"""Rotations by their name on the command line; `edgeforge.model.rotated_weights` applies them."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from edgeforge.errors import UsageError
+from quant.suggestion import did_you_mean
 
 
 @dataclass(frozen=True)
 class RotationKind:
-    """What is rotated.
+    """What a rotation rotates; all of them rotate attention's values.
 
     Attributes:
-        about: one line.
-        residual: whether the residual stream is.
+        about: one line for ``edgeforge list rotations``.
+        residual: whether the residual stream is rotated too.
         untied: whether a tied head becomes a matrix of its own.
     """
 
@@ -32,18 +32,17 @@ ROTATIONS: Final[Mapping[str, RotationKind]] = {
     "hadamard-untied": RotationKind(
         "the same, but a tied head becomes a matrix of its own", True, untied=True
     ),
-    "hadamard-values": RotationKind("values alone, which costs nothing in any model", False),
+    "hadamard-values": RotationKind("values only, which costs nothing in any model", False),
 }
 
 
 def find_rotation(name: str) -> RotationKind:
-    """A rotation by name.
+    """Returns a rotation by name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no rotation of that name.
     """
     if name in ROTATIONS:
         return ROTATIONS[name]
-    near = difflib.get_close_matches(name, ROTATIONS, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(name, ROTATIONS)
     raise UsageError(f"there is no rotation {name!r}{hint}; known: {', '.join(ROTATIONS)}")

@@ -1,12 +1,13 @@
-"""What storing one weight in one format does to the model: KL divergence, weight by weight.
+"""Measures the KL divergence that storing a single weight in a format causes.
 
-FLOAT runs once over the text, call by call. Where a weight is first used the run forks: with that
-weight alone as a format would store it, the rest of the program gives logits whose divergence from
-FLOAT's is the format's cost. Nothing before the weight runs again, and a weight is read when it is
-used, so memory is bounded by the largest one and by the activations of the text.
+FLOAT runs once over the text, call by call. Where a weight is first used the run forks: the rest of
+the program runs with only that weight as the format stores it, and the divergence of its logits
+from FLOAT's is the format's cost. Calls before the weight do not run again, and a weight is read
+when it is used, so memory is bounded by the largest weight and by the activations of the text.
 
-A large model forks once a weight. Its other formats are estimated: divergence is quadratic in a
-small error, so it grows as the squared error of the weight's outputs, which takes one product.
+For a large model only one format of each weight is measured by a fork. The others are estimated:
+divergence is quadratic in a small error, so it grows as the squared error of the weight's outputs,
+which takes one matrix product.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from quant.program.program import Input, Program, node_argument
 from quant.store.fill import stored_values
 
 SENSITIVITY_VERSION: Final = 1
-# Above this many parameters formats are estimated from one measured fork a weight.
+# In models with more parameters, formats are estimated from one measured fork per weight.
 MEASURED_PARAMETERS: Final = 50_000_000
-# All weights of a model as float32 are kept between forks up to this size, bytes.
+# Weights stay in memory between forks if all of them in float32 take at most this many bytes.
 _KEPT_WEIGHTS: Final = 256 << 20
 
 Method = Literal["measured", "estimated"]
 Candidates = Mapping[str, Sequence[Assignment]]
-"""By weight, what it might become."""
+"""By weight, the assignments to measure."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class Sensitivity:
     """Costs of formats, weight by weight.
 
     Attributes:
-        costs: by weight and format name, nats a token.
-        method: ``measured`` fork by fork, or ``estimated`` from one fork a weight.
-        tokens: of the text.
-        version: of this record.
+        costs: KL divergence by weight and format name, nats per token.
+        method: ``measured`` by a fork for each format, or ``estimated`` from one fork per weight.
+        tokens: number of the text's tokens.
+        version: version of this record.
     """
 
     costs: Mapping[str, Mapping[str, float]]
@@ -67,16 +68,16 @@ def sensitivity(
     cache: Path,
     progress: Callable[[int, int], None] = lambda done, size: None,
 ) -> Sensitivity:
-    """The costs of all candidates: found in the cache, or measured now.
+    """Returns the costs of all candidates, from the cache or measured now.
 
     Args:
-        weights: the checkpoint's.
-        program: in the float dialect.
-        candidates: what to measure.
-        blocks: the text, each block a fresh one.
+        weights: the checkpoint's weights.
+        program: a program in the float dialect.
+        candidates: the assignments to measure, by weight.
+        blocks: the text; each block is a text of its own.
         source_digest: digest of the checkpoint's files.
-        cache: folder of sensitivities.
-        progress: told how many forks are done, and of how many.
+        cache: folder of sensitivities that were measured before.
+        progress: called with the number of weights done and the number of all weights.
     """
     facts = {
         "version": SENSITIVITY_VERSION,
@@ -111,13 +112,13 @@ def plan_divergence(
     assignments: Mapping[str, Assignment],
     blocks: Sequence[Sequence[int]],
 ) -> float:
-    """KL divergence of a whole plan on a text, nats a token.
+    """Returns the KL divergence of a whole plan from FLOAT on a text, nats per token.
 
     Args:
-        weights: the checkpoint's.
-        program: in the float dialect.
-        assignments: of the weights that are not kept as they are.
-        blocks: the text.
+        weights: the checkpoint's weights.
+        program: a program in the float dialect.
+        assignments: assignments of the weights that do not stay as they are.
+        blocks: the text; each block is a text of its own.
     """
     tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
     forks = _Forks(weights, program, tokens, lambda done, size: None)
@@ -137,7 +138,7 @@ def _read(file: Path, candidates: Candidates) -> Sensitivity | None:
 
 
 class _Forks:
-    """FLOAT on a text, and what becomes of it when some weights are stored otherwise."""
+    """Runs FLOAT on a text, and again from a call on with some weights stored in other formats."""
 
     def __init__(
         self,
@@ -146,16 +147,16 @@ class _Forks:
         blocks: Sequence[Tensor],
         progress: Callable[[int, int], None],
     ) -> None:
-        self._weights, self._blocks, self._progress = weights, blocks, progress
-        self._replaced: dict[str, Tensor] = {}
+        self._weights, self._program, self._progress = weights, program, progress
+        self._blocks, self._head = blocks, program.output()
         self._kept: dict[str, Tensor] = {}
         self._keep = 4 * weights.spec.num_parameters <= _KEPT_WEIGHTS
-        self._walk = Walk(program, self._weight, self._rows)
-        self._head = program.output()
-        self._wanted = [logits.log_softmax(-1) for logits in self._finish(0, self._begin())]
+        self._walk = self._walk_with(lambda name: None)
+        logits = self._finish(self._walk, 0, self._begin())
+        self._wanted = [each.log_softmax(-1) for each in logits]
 
     def run(self, candidates: Candidates, method: Method) -> dict[str, dict[str, float]]:
-        """Costs by weight and format name."""
+        """Returns the costs by weight and format name."""
         done, size = 0, len(candidates)
         costs: dict[str, dict[str, float]] = {}
         values = self._begin()
@@ -175,27 +176,29 @@ class _Forks:
         return costs
 
     def divergence_of(self, assignments: Mapping[str, Assignment]) -> float:
-        """The divergence when all these weights are stored otherwise."""
-        self._replaced = _Lazily(self._weights, assignments)
-        try:
-            return self._divergence(self._finish(0, self._begin()))
-        finally:
-            self._replaced = {}
+        """Returns the divergence with all of these weights stored as assigned."""
+
+        def stored(name: str) -> Tensor | None:
+            # Computed when it is read and then dropped: all of a plan's weights may not fit in
+            # memory.
+            if name not in assignments:
+                return None
+            return stored_values(self._weights.float_weight(name), assignments[name], name)
+
+        return self._divergence(self._finish(self._walk_with(stored), 0, self._begin()))
 
     def _fork(
         self, index: int, values: Sequence[Values], name: str, assignment: Assignment
     ) -> float:
-        self._replaced = {name: stored_values(self._weight_named(name), assignment, name)}
-        try:
-            return self._divergence(self._finish(index, [dict(known) for known in values]))
-        finally:
-            self._replaced = {}
+        stored = {name: stored_values(self._float_weight(name), assignment, name)}
+        walk = self._walk_with(stored.get)
+        return self._divergence(self._finish(walk, index, [dict(known) for known in values]))
 
     def _estimate(
         self, index: int, values: Sequence[Values], name: str, given: Sequence[Assignment]
     ) -> dict[str, float]:
-        """One fork, for the candidate of middling error; the others by their errors' ratio."""
-        weight = self._weight_named(name)
+        """Measures the candidate of median error by a fork, and scales its cost for the others."""
+        weight = self._float_weight(name)
         entering = node_argument(self._walk.order[index], 0)
         errors = []
         for assignment in given:
@@ -209,17 +212,34 @@ class _Forks:
     def _begin(self) -> list[Values]:
         return [self._walk.begin(block) for block in self._blocks]
 
-    def _finish(self, index: int, values: Sequence[Values]) -> list[Tensor]:
-        """Logits by block, from the call ``index`` on."""
+    def _walk_with(self, changed: Callable[[str], Tensor | None]) -> Walk:
+        """Returns a walk that uses the weights ``changed`` returns instead of the checkpoint's."""
+
+        def weight(given: Input) -> Tensor:
+            found = changed(given.name)
+            return self._float_weight(given.name) if found is None else found
+
+        def rows(name: str, tokens: Tensor) -> Tensor:
+            found = changed(name)
+            if found is not None:
+                return found[tokens]
+            if self._keep:
+                return self._float_weight(name)[tokens]
+            return self._weights.float_rows(name, tokens)
+
+        return Walk(self._program, weight, rows)
+
+    def _finish(self, walk: Walk, index: int, values: Sequence[Values]) -> list[Tensor]:
+        """Runs the program from call ``index`` on; returns logits by block."""
         with block_pool() as pool:
-            for node in self._walk.order[index:]:
+            for node in walk.order[index:]:
                 if node is self._head:
                     break
-                self._walk.advance(node, values, pool)
-            return [logits[0] for logits in pool.map(self._walk.prepare(self._head), values)]
+                walk.advance(node, values, pool)
+            return [logits[0] for logits in pool.map(walk.prepare(self._head), values)]
 
     def _divergence(self, found: Sequence[Tensor]) -> float:
-        """Mean of KL(FLOAT || found) over all positions."""
+        """Returns the mean of KL(FLOAT || found) over all positions, in nats."""
 
         def total(pair: tuple[Tensor, Tensor]) -> float:
             wanted, logits = pair
@@ -233,36 +253,12 @@ class _Forks:
     def _weight_of(self, node: fx.Node) -> str | None:
         if node.target not in (dialect.LINEAR, dialect.EMBEDDING):
             return None
-        return self._walk.program.inputs[node_argument(node, 1).name].name
+        return self._program.inputs[node_argument(node, 1).name].name
 
-    def _weight(self, given: Input) -> Tensor:
-        return self._weight_named(given.name)
-
-    def _weight_named(self, name: str) -> Tensor:
-        if name in self._replaced:
-            return self._replaced[name]
+    def _float_weight(self, name: str) -> Tensor:
         if name in self._kept:
             return self._kept[name]
         weight = self._weights.float_weight(name)
         if self._keep:
             self._kept[name] = weight
         return weight
-
-    def _rows(self, name: str, tokens: Tensor) -> Tensor:
-        if name in self._replaced or self._keep:
-            return self._weight_named(name)[tokens]
-        return self._weights.float_rows(name, tokens)
-
-
-class _Lazily(dict[str, Tensor]):
-    """Weights as a plan stores them, each made when it is asked for and then forgotten."""
-
-    def __init__(self, weights: CheckpointWeights, assignments: Mapping[str, Assignment]) -> None:
-        super().__init__()
-        self._weights, self._assignments = weights, assignments
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._assignments
-
-    def __getitem__(self, name: str) -> Tensor:
-        return stored_values(self._weights.float_weight(name), self._assignments[name], name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -14,16 +14,18 @@ import torch
 from device_harness.registry import open_session
 from device_harness.session import Session
 from exporters.manifest import Manifest
+from quant.processors import default_threads
 
 Given = TypeVar("Given")
 
 
+@contextmanager
 def open_sessions(
     artifacts: Sequence[tuple[Path, Manifest]],
     threads: int | None,
     options: Mapping[str, str | None],
-) -> list[Session]:
-    """Opens artifacts that `EachSession` is to run.
+) -> Iterator[list[Session]]:
+    """Opens artifacts for `EachSession`, and closes all of them at the end of the block.
 
     Args:
         artifacts: each folder and its manifest.
@@ -32,16 +34,18 @@ def open_sessions(
         options: of the runtimes, as `open_session` takes them.
     """
     before = torch.get_num_threads()
-    shared = max(1, min(4, os.cpu_count() or 1) // len(artifacts)) if len(artifacts) > 1 else None
-    try:
-        return [
-            open_session(folder, manifest, threads or shared, options)
-            for folder, manifest in artifacts
-        ]
-    finally:
-        if threads is None:
-            # A runtime that computes in PyTorch sets its threads for the references, too.
-            torch.set_num_threads(before)
+    shared = max(1, default_threads() // len(artifacts)) if len(artifacts) > 1 else None
+    with ExitStack() as opened:
+        try:
+            sessions = [
+                opened.enter_context(open_session(folder, manifest, threads or shared, options))
+                for folder, manifest in artifacts
+            ]
+        finally:
+            if threads is None:
+                # A runtime that computes in PyTorch sets its threads for the references, too.
+                torch.set_num_threads(before)
+        yield sessions
 
 
 class EachSession:

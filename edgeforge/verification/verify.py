@@ -194,24 +194,25 @@ def _evaluate(
 
     sample, context = group.sample, group.artifacts[0].manifest.context
     reference, quantized = _references(group.artifacts[0].manifest, group.model, progress)
-    sessions = open_sessions(
+    opening = open_sessions(
         [(artifact.folder, artifact.manifest) for artifact in group.artifacts],
         options.threads,
         options.runtime,
     )
-    comparisons = compare(
-        sample.blocks,
-        reference,
-        quantized,
-        sessions,
-        lambda done, size: progress("compare", done, size),
-    )
-    agreements = greedy_agreement(
-        greedy_prompts(sample.blocks, _GREEDY_PROMPTS, context),
-        sessions,
-        [quantized, reference],
-        lambda done, size: progress("generate", done, size),
-    )
+    with opening as sessions:
+        comparisons = compare(
+            sample.blocks,
+            reference,
+            quantized,
+            sessions,
+            lambda done, size: progress("compare", done, size),
+        )
+        agreements = greedy_agreement(
+            greedy_prompts(sample.blocks, _GREEDY_PROMPTS, context),
+            sessions,
+            [quantized, reference],
+            lambda done, size: progress("generate", done, size),
+        )
     evaluations = []
     for artifact, session, figures, (greedy_quantized, greedy_float) in zip(
         group.artifacts, sessions, comparisons, agreements, strict=True
@@ -238,7 +239,7 @@ def _evaluate(
                 bits_per_weight=manifest.bits_per_weight,
                 artifact_bytes=sum(record.size for record in manifest.files.values()),
                 timings=timed,
-                limits=tuple(getattr(session, "limits", ())),
+                limits=session.limits,
             )
         )
     return evaluations

@@ -20,7 +20,8 @@ TOKENS = np.random.default_rng(3).integers(0, 512, 64, dtype=np.int64)
 
 @pytest.fixture(scope="module")
 def session(artifact):
-    return OnnxSession(artifact, 64, 1)
+    with OnnxSession(artifact, 64, 1) as opened:
+        yield opened
 
 
 def test_what_it_says_of_itself(session):
@@ -181,6 +182,30 @@ def test_two_sessions_do_not_disturb_each_other(artifact):
         worker.join()
     for index in range(2):
         assert all((a == b).all() for a, b in zip(alone[index], together[index], strict=True))
+
+
+def test_onnxruntime_missing(artifact, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DeviceError) as caught:
+        OnnxSession(artifact, 64, 1)
+    assert str(caught.value) == (
+        'onnxruntime is not installed, and this artifact runs in it: pip install "edgeforge[onnx]"'
+    )
+
+
+def test_onnxruntime_damaged(artifact, monkeypatch, tmp_path):
+    (tmp_path / "onnxruntime.py").write_text("import a_library_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    with pytest.raises(DeviceError) as caught:
+        OnnxSession(artifact, 64, 1)
+    assert str(caught.value) == (
+        "onnxruntime is damaged: No module named 'a_library_that_is_not_there'"
+    )
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libgomp.so.1 is missing')\n")
+    with pytest.raises(DeviceError) as caught:
+        OnnxSession(artifact, 64, 1)
+    assert str(caught.value) == "onnxruntime cannot be loaded: libgomp.so.1 is missing"
 
 
 def test_an_unused_context_costs_no_memory():

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import device_harness.registry
+from device_harness.errors import DeviceError
+from device_harness.session import HostSession
 from edgeforge.errors import CheckpointError, UsageError
 from edgeforge.generation.generate import generate
 from edgeforge.synth.synthesise import write_byte_tokenizer
@@ -16,7 +18,7 @@ from exporters.manifest_records import ModelRecord, SourceRecord
 BOS, EOS, VOCAB, CONTEXT = 256, 257, 512, 64
 
 
-class Script:
+class Script(HostSession):
     """A session that says its text whatever it is given, one byte after the other."""
 
     def __init__(self, text: str, then: int = EOS) -> None:
@@ -85,6 +87,8 @@ def test_a_prompt_is_continued_until_the_model_ends_the_text(artifact, say):
     assert (result.prompt_tokens, result.stopped) == (4, "stop")
     assert "the model ended the text" in result.summary()
     assert result.first_token_seconds > 0
+    with pytest.raises(DeviceError, match="this session is closed"):
+        session._require_open()
 
 
 def test_a_character_cut_off_by_the_limit_comes_last(artifact, say):

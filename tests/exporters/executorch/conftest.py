@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,16 +25,11 @@ def pte(build):
     return pte
 
 
-@contextmanager
-def opened(folder: Path, context: int = 48) -> Iterator[ExecutorchSession]:
-    session = ExecutorchSession(folder, context, 1)
-    try:
-        yield session
-    finally:
-        session.close()
-
-
 @pytest.fixture(scope="session")
 def run_pte():
     """Opens an artifact in ExecuTorch for the length of a ``with``."""
-    return opened
+
+    def run_pte(folder: Path, context: int = 48) -> ExecutorchSession:
+        return ExecutorchSession(folder, context, 1)
+
+    return run_pte

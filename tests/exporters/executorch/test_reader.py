@@ -100,8 +100,12 @@ def test_the_layouts_as_executorch_defines_them(pte, llama_config, monkeypatch, 
     table = torch.from_numpy(rows.reshape(len(values), -1).copy())
     half = 2 ** (bits - 1)
     found = look_up.dtype(
-        *(table if bits == 4 else table.view(torch.int8), torch.from_numpy(scale), None),
-        *(-half, half - 1, torch.arange(len(values))),
+        table if bits == 4 else table.view(torch.int8),
+        torch.from_numpy(scale),
+        None,
+        -half,
+        half - 1,
+        torch.arange(len(values)),
         dtype=torch.float32,
     ).numpy()
     wanted = values.reshape(*scale.shape, -1) * scale[..., None]

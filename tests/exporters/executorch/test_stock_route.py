@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -147,7 +148,7 @@ def test_names_that_are_damaged(pte, llama, tmp_path):
         with pytest.raises(ExportError, match=r"weight_names\.json cannot be read"):
             find_target("executorch").stored_digests(copy)
     (copy / NAMES).write_text(json.dumps({**noted, "version": 2}))
-    with pytest.raises(ExportError, match="of another version: export the model again"):
+    with pytest.raises(ExportError, match="this EdgeForge reads 1: export the model again"):
         find_target("executorch").stored_digests(copy)
 
 
@@ -166,6 +167,23 @@ def test_executorch_missing(checkpoint_of, cache, llama_config, tmp_path, monkey
         )
     assert str(caught.value) == (
         "ExecuTorch is not installed, and --lowering stock lowers with it: pip install "
-        '"executorch==1.4.1" (or "edgeforge[executorch]")'
+        '"edgeforge[executorch]"'
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_parts_of_the_exporter_missing(checkpoint_of, cache, llama_config, tmp_path, monkeypatch):
+    """ExecuTorch may be installed without the packages that only its exporter imports."""
+    import edgeforge.pipeline as pipeline
+    from exporters.options import TargetOptions
+
+    monkeypatch.setitem(sys.modules, "executorch.exir", None)
+    options = pipeline.ExportOptions("fp32", target=TargetOptions(lowering="stock"))
+    with pytest.raises(ExportError) as caught:
+        pipeline.export(
+            checkpoint_of(llama_config()), [find_target("executorch")], tmp_path / "out", options
+        )
+    assert str(caught.value) == (
+        "ExecuTorch's exporter needs executorch.exir, which is not installed: pip install "
+        '"edgeforge[executorch]"'
+    )
