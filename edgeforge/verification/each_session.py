@@ -48,6 +48,20 @@ def open_sessions(
         yield sessions
 
 
+@contextmanager
+def starting(sessions: Sequence[Session]) -> Iterator[None]:
+    """Starts runtimes that run in processes of their own, while the block does other work.
+
+    Such a process imports for seconds, on a processor that the block leaves idle.
+    """
+    with ThreadPoolExecutor(len(sessions), thread_name_prefix="start") as pool:
+        # Asking for its memory starts a process, and does nothing else where there is none.
+        started = [pool.submit(getattr, session, "peak_bytes") for session in sessions]
+        yield
+        for each in started:
+            each.result()
+
+
 class EachSession:
     """Works on every session, on each in a thread of its own.
 

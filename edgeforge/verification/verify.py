@@ -188,18 +188,19 @@ def _evaluate(
 ) -> list[Evaluation]:
     """Runs a group's artifacts and their references."""
     from edgeforge.verification.comparison import compare
-    from edgeforge.verification.each_session import open_sessions
+    from edgeforge.verification.each_session import open_sessions, starting
     from edgeforge.verification.evaluation import Evaluation
     from edgeforge.verification.greedy import greedy_agreement, greedy_prompts
 
     sample, context = group.sample, group.artifacts[0].manifest.context
-    reference, quantized = _references(group.artifacts[0].manifest, group.model, progress)
     opening = open_sessions(
         [(artifact.folder, artifact.manifest) for artifact in group.artifacts],
         options.threads,
         options.runtime,
     )
     with opening as sessions:
+        with starting(sessions):
+            reference, quantized = _references(group.artifacts[0].manifest, group.model, progress)
         comparisons = compare(
             sample.blocks,
             reference,
