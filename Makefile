@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # what running needs, and the test tools on top.
 RUN := $(VENV)/.ready-to-run
 DEV := $(VENV)/.ready-to-test
+# Building the documentation needs no torch, so it has an environment of its own.
+DOCS := build/docs-venv
 LOCKS := build/locks
 DEMO_OUT ?= out/demo
 WORKERS ?= auto
@@ -14,7 +16,7 @@ WORKERS ?= auto
 # imports when it first does.
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help setup demo check test lint format lock clean
+.PHONY: help setup demo check test lint docs format lock clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -53,6 +55,15 @@ lint: $(DEV)  ## ruff, mypy and the order of the floors.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+$(DOCS)/.ready: requirements/lock-docs.txt
+	@$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python $(INSTALL) --requirement requirements/lock-docs.txt
+	@touch $@
+
+docs: $(DOCS)/.ready  ## Build the site in out/docs; a dead link is an error.
+	$(DOCS)/bin/python -m sphinx -W --keep-going -q docs out/docs
+	@echo "open out/docs/index.html"
+
 format: $(DEV)  ## Let ruff format and mend.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -72,8 +83,11 @@ lock:  ## Write requirements/ anew: the newest versions that pyproject.toml allo
 	$(PYTHON) -m venv $(LOCKS)/run
 	$(LOCKS)/run/bin/python $(INSTALL) --constraint $(LOCKS)/dev.txt ".[onnx]"
 	{ grep '^#' requirements/lock-run.txt; $(LOCKS)/run/bin/python $(FREEZE) | $(PORTABLE); } > $(LOCKS)/run.txt
+	$(PYTHON) -m venv $(LOCKS)/docs
+	$(LOCKS)/docs/bin/python $(INSTALL) $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	{ grep '^#' requirements/lock-docs.txt; $(LOCKS)/docs/bin/python $(FREEZE) | $(PORTABLE); } > $(LOCKS)/docs.txt
 	{ grep '^#' requirements/lock-executorch.txt; grep '^executorch==' $(LOCKS)/dev.txt; } > $(LOCKS)/executorch.txt
-	for list in dev run executorch; do mv $(LOCKS)/$$list.txt requirements/lock-$$list.txt; done
+	for list in dev run executorch docs; do mv $(LOCKS)/$$list.txt requirements/lock-$$list.txt; done
 
 clean:  ## Remove what was built here.
 	rm -rf $(VENV) out build *.egg-info quant/kernels/*.so

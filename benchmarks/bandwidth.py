@@ -1,7 +1,7 @@
-"""How fast this machine reads memory: the bound of decoding, where each token reads all weights.
+"""Measures how fast this machine reads memory, the bound of decoding: each token reads all weights.
 
-Prints one line of JSON. Several ways of summing one large buffer are tried, the best round of the
-best way counts: what a compiled kernel without arithmetic to do could reach here and now.
+Prints one line of JSON. The script sums one large buffer in several ways and reports the best round
+of the best way: the rate that a compiled kernel without arithmetic could reach here and now.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
+    """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bytes", type=int, default=1 << 30, help="size of the buffer")
@@ -21,8 +21,8 @@ def main() -> None:
     options = parser.parse_args()
     buffer = np.ones(options.bytes // 4, np.float32)
     parts = np.array_split(buffer, options.threads)
-    # Which of these is nearest to the bound is the CPU's say: all are vectorised, none is a BLAS
-    # call, so that the threads are the ones counted here.
+    # Which way is fastest depends on the CPU. All are vectorised, and none calls BLAS, which would
+    # start threads of its own.
     ways = {
         "or": lambda part: np.bitwise_or.reduce(part.view(np.uint64)),
         "add": lambda part: np.add.reduce(part.view(np.int64)),

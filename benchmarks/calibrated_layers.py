@@ -1,7 +1,8 @@
-"""What a calibrated quantizer costs a layer, in time and peak memory, at a model's true shape.
+"""Measures a calibrated quantizer's time and peak memory per layer, at a model's true shape.
 
-A checkpoint of random weights with a few layers of the shape and a small vocabulary, for the cost
-of a layer depends on neither; random tokens. The first layer also pays for what comes once.
+The script makes a checkpoint of random weights with a few layers of the shape and a small
+vocabulary, because a layer's cost depends on neither number, and calibrates on random tokens. The
+first layer's time includes work that occurs only once.
 """
 
 import argparse
@@ -11,6 +12,9 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+
+from pages import add_page_option, write_block
+from tables import line_up
 
 from edgeforge.calibration.filling import Filling
 from edgeforge.calibration.rescaled import quantize_rescaled
@@ -25,10 +29,11 @@ from quant.store.fill import fill_store
 from quant.store.partial import partial_store
 
 VOCABULARY = 1024
+WIDTHS = [45, 8, 8]
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
+    """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="llama-3.2-1b", choices=synth.PRESETS)
     parser.add_argument("--layers", type=int, default=2)
@@ -36,6 +41,7 @@ def main() -> None:
     parser.add_argument("--algorithm", default="gptq-order", choices=CALIBRATED)
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
+    add_page_option(parser)
     options = parser.parse_args()
     shape = synth.PRESETS[options.preset]
     sliced = {**shape.config, "num_hidden_layers": options.layers, "vocab_size": VOCABULARY}
@@ -58,7 +64,8 @@ def main() -> None:
         ]
         calibrated = calibrated_weights(plan)
         rest = {name: given for name, given in plan.weights.items() if name not in calibrated}
-        print(f"{'quantized':<45} {'seconds':>8} {'peak MB':>8}", flush=True)
+        rows = [["quantized", "seconds", "peak MB"]]
+        print(line_up(rows[0], WIDTHS), flush=True)
         with partial_store(Path(folder), "store", plan, weights.shapes()) as partial:
             fill_store(weights, QuantPlan("rest", rest), partial)
             begun = last = time.perf_counter()
@@ -68,7 +75,8 @@ def main() -> None:
                 nonlocal last
                 now = time.perf_counter()
                 for name in partial.done.keys() - seen:
-                    print(f"{name:<45} {now - last:>8.1f} {peak():>8.0f}", flush=True)
+                    rows.append([name, f"{now - last:.1f}", f"{peak():.0f}"])
+                    print(line_up(rows[-1], WIDTHS), flush=True)
                 seen.update(partial.done)
                 last = now
 
@@ -76,11 +84,20 @@ def main() -> None:
             quantize_rescaled(filling, program, blocks)
             quantize_sequentially(filling, program, blocks)
             whole = time.perf_counter() - begun
-    print(f"{whole / options.layers:.1f} s a layer, peak memory {peak() / 1000:.2f} GB")
+    ending = f"{whole / options.layers:.1f} s a layer, peak memory {peak() / 1000:.2f} GB"
+    print(ending)
+    if options.page:
+        write_block(
+            options.page,
+            rows,
+            f"{options.layers} layers of {options.preset}'s shape, {options.format} by "
+            f"{options.algorithm}, {options.sequences} sequences of {options.length} tokens: "
+            f"{ending}.",
+        )
 
 
 def peak() -> float:
-    """The process's largest resident set so far, megabytes."""
+    """Returns the process's largest resident set so far, in megabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 

@@ -1,9 +1,9 @@
-"""EdgeForge's Core ML export against coremltools' own route, in turn in one run.
+"""Compares EdgeForge's Core ML export with coremltools' own, interleaved in one run.
 
-Both sides begin with weights that are quantized already: EdgeForge with a filled weight store, from
-which it traces, lowers and writes three functions; coremltools with the package, of which it reads
-and writes one function. Each export runs in a process of its own, imports included, both on the
-same cores; repeats are interleaved, and medians and their ratios are printed.
+Both sides begin with weights that are quantized already. EdgeForge has a filled weight store, and
+traces, lowers and writes three functions. coremltools has the package, and reads and writes one
+function of it. Each export runs in its own process, imports included, on the same cores. Repeats
+are interleaved, and the script prints medians and their ratios.
 """
 
 import argparse
@@ -12,12 +12,12 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured_process import edgeforge, folder_bytes, pin, run, say
-from tables import Gain, Metric, print_comparison
+from measured_process import edgeforge, folder_bytes, pin, run, say, work_folder
+from pages import add_page_option, write_block
+from tables import Gain, Metric, comparison_rows, print_rows
 
 from edgeforge.synth.presets import PRESETS
 from edgeforge.synth.synthesise import synthesise
@@ -33,37 +33,33 @@ METRICS = [
 
 
 def main() -> None:
-    """Read the arguments, run the exports, print the table."""
+    """Reads the arguments, runs the exports, prints the table."""
     options = parse_arguments()
     pin(options.threads)
-    root = options.workdir or Path(tempfile.mkdtemp(prefix="coreml-export-"))
-    root.mkdir(parents=True, exist_ok=True)
-    try:
+    with work_folder(options.workdir, "coreml-export-") as root:
         records = measure(options, root)
-    finally:
-        if options.workdir is None:
-            shutil.rmtree(root, ignore_errors=True)
     print_table(records, options)
     if options.json:
         options.json.write_text(json.dumps(records, indent=2) + "\n")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="llama-3.2-1b", help="a shape of `edgeforge synth`")
     parser.add_argument("--layers", type=int, default=4, help="how many of its layers; 0: all")
     parser.add_argument("--recipe", default="int4", help="EdgeForge's recipe")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--skip-coremltools", action="store_true", help="measure EdgeForge alone")
+    parser.add_argument("--skip-coremltools", action="store_true", help="measure only EdgeForge")
     parser.add_argument("--workdir", type=Path, help="keep the folders here (default: a scratch)")
     parser.add_argument("--json", type=Path, help="write all records here")
+    add_page_option(parser)
     return parser.parse_args()
 
 
 def measure(options: argparse.Namespace, root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Per contender a record a repeat; the store is filled before anything is timed."""
+    """Returns one record per repeat for each contender; fills the store before timing anything."""
     checkpoint = root / f"{options.preset}-{options.layers}"
     if not checkpoint.exists():
         say(f"writing random weights of {checkpoint.name}")
@@ -99,11 +95,15 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, list[dict[str,
 
 
 def print_table(records: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
-    """Medians, and what coremltools takes times what EdgeForge takes."""
+    """Prints medians, and the ratio of coremltools' to EdgeForge's."""
     layers = f"{options.layers} layers" if options.layers else "all layers"
-    print(f"{options.preset}, {layers}, {options.recipe}; load {os.getloadavg()[0]:.1f}")
+    about = f"{options.preset}, {layers}, {options.recipe}"
+    print(f"{about}; load {os.getloadavg()[0]:.1f}")
     gains = [Gain("gain", OURS, THEIRS)] if THEIRS in records else []
-    print_comparison(METRICS, records, gains)
+    rows = comparison_rows(METRICS, records, gains)
+    print_rows(rows)
+    if options.page:
+        write_block(options.page, rows, f"{about}.")
 
 
 if __name__ == "__main__":

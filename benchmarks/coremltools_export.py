@@ -1,7 +1,7 @@
-"""One function of a package, written again by coremltools: its classes, its passes, its files.
+"""Lets coremltools read one function of a package, convert it with its passes, and save it.
 
-The integers are there already; coremltools' route unpacks them into NumPy arrays, one element a
-byte, and so does this.
+The package already holds integers. Reading it, coremltools unpacks them into NumPy arrays with one
+element per byte, and that time is measured too.
 """
 
 import json
@@ -14,7 +14,7 @@ from exporters.coreml.names import WEIGHTS_PATH
 
 
 def main() -> None:
-    """Read a package, keep a function, convert and save; print the seconds of each step as JSON."""
+    """Reads a package, keeps one function, converts, saves; prints each step's seconds as JSON."""
     package, out, function = sys.argv[1:4]
     started = time.perf_counter()
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Write a Llama checkpoint of Hugging Face's layout in that of Meta, which `export_llm` reads."""
+"""Converts a Llama checkpoint from Hugging Face's layout to Meta's, which `export_llm` reads."""
 
 import json
 import sys
@@ -22,13 +22,13 @@ OUTER = {"model.embed_tokens.weight": "tok_embeddings.weight", "model.norm.weigh
 
 
 def main() -> None:
-    """Convert the folder given, into ``meta.pth`` and ``params.json`` in it."""
+    """Converts the given folder; writes ``meta.pth`` and ``params.json`` into it."""
     folder = Path(sys.argv[1])
     config = json.loads((folder / "config.json").read_text())
     weights = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as stream:
-            for name in stream.keys():  # noqa: SIM118  (it is no mapping)
+            for name in stream.keys():  # noqa: SIM118  (the stream is not a mapping)
                 weights[meta_name(name)] = in_pairs(name, stream.get_tensor(name), config)
     weights.setdefault("output.weight", weights["tok_embeddings.weight"])
     torch.save(weights, folder / "meta.pth")
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def meta_name(name: str) -> str:
-    """Meta's name of a weight."""
+    """Returns Meta's name for a weight."""
     if name in OUTER:
         return OUTER[name]
     _, _, number, rest = name.split(".", 3)
@@ -56,7 +56,7 @@ def meta_name(name: str) -> str:
 
 
 def in_pairs(name: str, weight: torch.Tensor, config: dict) -> torch.Tensor:
-    """Rows of q and k in Meta's order: what turns together lies side by side."""
+    """Returns rows of q and k in Meta's order, where RoPE rotates adjacent rows as a pair."""
     if not name.endswith(("q_proj.weight", "k_proj.weight")):
         return weight
     rows, columns = weight.shape

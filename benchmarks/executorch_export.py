@@ -1,9 +1,9 @@
-"""EdgeForge's ExecuTorch export against ExecuTorch's own `export_llm`, in turn in one run.
+"""Compares EdgeForge's ExecuTorch export with ExecuTorch's own `export_llm`, in one run.
 
 Both start from the same checkpoint of random weights at Llama-3.2-1B's shape, 4 layers of it unless
-`--full` is given; the peer gets it in the layout that it reads, which is not counted. Each export
-and each timing runs in a process of its own, on the same cores with the same threads, and all
-programs are timed by the same code. Medians and their ratios are printed.
+`--full` is given. The peer gets the checkpoint in the layout that it reads; that conversion is not
+counted. Each export and each timing runs in its own process, on the same cores with the same number
+of threads, and the same code times all programs. The script prints medians and their ratios.
 """
 
 import argparse
@@ -12,13 +12,13 @@ import os
 import shutil
 import statistics
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measured_process import edgeforge, pin, run, say
-from tables import Gain, Metric, print_comparison
+from measured_process import edgeforge, pin, run, say, work_folder
+from pages import add_page_option, write_block
+from tables import Gain, Metric, comparison_rows, print_rows
 
 HERE = Path(__file__).resolve().parent
 PRESET, SLICE_LAYERS = "llama-3.2-1b", 4
@@ -39,36 +39,32 @@ METRICS = [
 
 
 def main() -> None:
-    """Read the arguments, run the legs, print the table."""
+    """Reads the arguments, runs the legs, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="the whole model, not 4 layers of it")
-    parser.add_argument("--repeats", type=int, default=1, help="exports a contender")
-    parser.add_argument("--rounds", type=int, default=3, help="timings a contender and repeat")
+    parser.add_argument("--repeats", type=int, default=1, help="exports per contender")
+    parser.add_argument("--rounds", type=int, default=3, help="timings per contender and repeat")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=2048)
-    parser.add_argument("--skip-peer", action="store_true", help="measure EdgeForge alone")
+    parser.add_argument("--skip-peer", action="store_true", help="measure only EdgeForge")
     parser.add_argument(
         "--reuse", action="store_true", help="export only what --workdir does not hold yet"
     )
     parser.add_argument("--workdir", type=Path, help="keep the folders here (default: a scratch)")
     parser.add_argument("--json", type=Path, help="write all records here")
+    add_page_option(parser)
     options = parser.parse_args()
     pin(options.threads)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    root = options.workdir or Path(tempfile.mkdtemp(prefix="executorch-export-"))
-    root.mkdir(parents=True, exist_ok=True)
-    try:
+    with work_folder(options.workdir, "executorch-export-") as root:
         records = measure(options, root)
-    finally:
-        if options.workdir is None:
-            shutil.rmtree(root, ignore_errors=True)
     print_table(records, options)
     if options.json:
         options.json.write_text(json.dumps(records, indent=2) + "\n")
 
 
 def measure(options: argparse.Namespace, root: Path) -> dict[str, list[dict[str, Any]]]:
-    """All legs; per contender a list of one record a repeat."""
+    """Runs all exports and timings; returns one record per repeat for each contender."""
     checkpoint = root / ("model" if options.full else f"{SLICE_LAYERS}-layers")
     contenders = [*RECIPES] if options.skip_peer else [PEER, *RECIPES]
     if not checkpoint.exists():
@@ -88,7 +84,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, list[dict[str,
             legs[name].append(record)
         timed: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
         for turn in range(options.rounds):
-            # Each goes first in its turn: what ran just before leaves its mark.
+            # The contenders take turns to go first, because what ran before affects a timing.
             first = turn % len(contenders)
             for name in contenders[first:] + contenders[:first]:
                 timed[name].append(time_program(programs[name], options))
@@ -103,7 +99,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, list[dict[str,
 
 
 def write_checkpoint(folder: Path, layers: int | None) -> None:
-    """Random weights at true shape; of fewer layers where asked for."""
+    """Writes random weights at the true shape, with fewer layers where asked for."""
     from edgeforge.synth.synthesise import PRESETS, synthesise
 
     preset = PRESETS[PRESET]
@@ -116,11 +112,11 @@ def write_checkpoint(folder: Path, layers: int | None) -> None:
 def export(
     name: str, checkpoint: Path, folder: Path, options: argparse.Namespace
 ) -> dict[str, float]:
-    """Write ``folder / model.pte`` from nothing; wall seconds and peak bytes."""
+    """Exports ``folder / model.pte`` with empty caches; returns seconds and peak bytes."""
     cache = folder.with_name(folder.name + "-cache")
     for old in (folder, cache):
         shutil.rmtree(old, ignore_errors=True)
-    # What was written before must not be flushed to the disk on this leg's time.
+    # Flushes earlier writes now, so that this export's time does not include them.
     os.sync()
     if name == PEER:
         folder.mkdir()
@@ -138,7 +134,7 @@ def export(
 
 
 def peer_command(checkpoint: Path, folder: Path, context: int) -> list[str | Path]:
-    """ExecuTorch's command line as its documentation has it for XNNPACK, groups of 32."""
+    """Returns ExecuTorch's command line as documented for XNNPACK, with groups of 32."""
     return [
         *(sys.executable, "-m", "executorch.extension.llm.export.export_llm"),
         "base.model_class=llama3_2",
@@ -152,23 +148,23 @@ def peer_command(checkpoint: Path, folder: Path, context: int) -> list[str | Pat
         "quantization.embedding_quantize='4,32'",
         "backend.xnnpack.enabled=True",
         "backend.xnnpack.extended_ops=True",
-        "export.max_seq_length=129",  # it takes one token fewer in one run
+        "export.max_seq_length=129",  # its program takes one token fewer per call: 128
         f"export.max_context_length={context}",
         f"export.output_dir={folder}",
-        f"export.output_name={folder / 'model.pte'}",  # of such a name it takes the path as it is
+        f"export.output_name={folder / 'model.pte'}",  # a name ending in .pte is used as a path
         f"hydra.run.dir={folder}",
     ]
 
 
 def time_program(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Load, prefill and decode in a fresh process."""
+    """Times load, prefill and decode in a fresh process."""
     command = [sys.executable, HERE / "executorch_speed.py", folder / "model.pte"]
     command += ["--threads", str(options.threads), "--positions", *map(str, POSITIONS)]
     return run([*command, "--logits", folder / "logits.npy"]).json()
 
 
 def agreement(programs: dict[str, Path]) -> str:
-    """How alike the contenders' logits are: they come from the same weights, rounded apart."""
+    """Returns the cosines between contenders' logits, to show that they run the same weights."""
     import numpy as np
 
     logits = {name: np.load(folder / "logits.npy") for name, folder in programs.items()}
@@ -184,7 +180,7 @@ def agreement(programs: dict[str, Path]) -> str:
 
 
 def describe(record: dict[str, float]) -> str:
-    """One line of what a round gave."""
+    """Returns one line with the figures of a round."""
     decode = " ".join(f"{record[f'decode_tps_{at}']:.1f}" for at in POSITIONS)
     return (
         f"load {record['load_s']:.2f} s, prefill {record['prefill_tps']:.1f}, decode {decode} "
@@ -193,15 +189,19 @@ def describe(record: dict[str, float]) -> str:
 
 
 def print_table(legs: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
-    """Medians a contender, and EdgeForge's gain over the peer (above 1: EdgeForge wins)."""
+    """Prints each contender's medians and EdgeForge's gain over the peer (above 1: better)."""
     shape = PRESET if options.full else f"{SLICE_LAYERS} layers of {PRESET}"
-    print(
-        f"\n{shape}, context {options.context}, {options.threads} threads, {options.repeats} "
+    about = (
+        f"{shape}, context {options.context}, {options.threads} threads, {options.repeats} "
         f"repeats of {options.rounds} rounds"
     )
+    print(f"\n{about}")
     ours = [name for name in RECIPES if PEER in legs]
     gains = [Gain(f"{name.removeprefix('EdgeForge ')} over {PEER}", name, PEER) for name in ours]
-    print_comparison(METRICS, legs, gains)
+    rows = comparison_rows(METRICS, legs, gains)
+    print_rows(rows)
+    if options.page:
+        write_block(options.page, rows, f"{about}.")
 
 
 if __name__ == "__main__":

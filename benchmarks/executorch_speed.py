@@ -1,7 +1,7 @@
-"""Load one .pte and time it: the measuring half of executorch_export.py.
+"""Loads one .pte and times it: the measuring half of executorch_export.py.
 
-Prints one line of JSON. The same code for whoever wrote the program: `forward` of ``tokens
-int64[1, t], position int64[1]`` gives the last token's logits.
+Prints one line of JSON. The same code runs the programs of all exporters: `forward` of ``tokens
+int64[1, t], position int64[1]`` returns the last token's logits.
 """
 
 import argparse
@@ -20,7 +20,7 @@ PROMPT = 128
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
+    """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--threads", type=int, default=2)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def timed(call, tokens: np.ndarray, position: int) -> float:
-    """Seconds of one call."""
+    """Returns the seconds of one call."""
     began = time.perf_counter()
     call(tokens, position)
     return time.perf_counter() - began

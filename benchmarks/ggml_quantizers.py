@@ -1,12 +1,12 @@
-"""llama.cpp's own quantizers: ggml's code for the integers, llama-quantize's rules for the types.
+"""Runs llama.cpp's own quantizers: ggml's code for the integers, llama-quantize's for the types.
 
-The C of ggml that quantizes is compiled from a checkout (of llama.cpp, or of ggml alone) with the
-flags that its own build gives it, and called matrix by matrix; its ``to_float`` gives the values
-back. No importance matrix is used: these are the files that ``llama-quantize`` makes by default.
+The module compiles ggml's C files for quantization from a checkout (of llama.cpp, or of ggml alone)
+with the flags of ggml's own build, and calls them matrix by matrix; ggml's ``to_float`` gives the
+values back. It uses no importance matrix, as ``llama-quantize`` does by default.
 
-Which tensor gets which type is decided as in llama.cpp's ``src/llama-quant.cpp``, for models
-without experts that are not Falcon. ``more bits`` are for layer i of n where ``i < n/8``,
-``i >= 7n/8`` or ``(i - n/8) % 3 == 2``, in integers:
+Each tensor's type follows the rules of llama.cpp's ``src/llama-quant.cpp`` for models without
+experts that are not Falcon. "Layers with more bits" are layers i of n where ``i < n/8``,
+``i >= 7n/8`` or ``(i - n/8) % 3 == 2``, with integer division:
 
 - The head, or the embedding that is tied to it: Q6_K (Q8_0 in Q8_0).
 - Q4_K_M: Q4_K; values (or a fused q, k, v) and down projections of layers with more bits Q6_K.
@@ -14,9 +14,9 @@ without experts that are not Falcon. ``more bits`` are for layer i of n where ``
   projections Q4_K (Q5_K in the first sixteenth of layers); output projections Q4_K.
 - Q2_K: Q2_K; values (or a fused q, k, v) Q4_K where four or more query heads share a key, else
   Q3_K; down and output projections Q3_K.
-- Q4_0 and Q8_0: themselves.
-- A type of 256 columns a block that does not divide the rows falls back: Q2_K and Q3_K to Q4_0,
-  Q4_K to Q5_0, Q5_K to Q5_1, Q6_K to Q8_0.
+- Q4_0 and Q8_0: the type of the same name.
+- Where blocks of 256 columns do not divide a row, another type replaces the type: Q4_0 replaces
+  Q2_K and Q3_K, Q5_0 replaces Q4_K, Q5_1 replaces Q5_K, and Q8_0 replaces Q6_K.
 """
 
 import ctypes
@@ -47,7 +47,7 @@ _NUMBERS: Final = {
     "Q6_K": 14,
 }
 _FALLBACKS: Final = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-# What a checkpoint's tensor is to llama.cpp, by the part of its name before ".weight".
+# The category of a checkpoint's tensor in llama.cpp, by the part of its name before ".weight".
 _CATEGORIES: Final = {
     "qkv_proj": "values",
     "v_proj": "values",
@@ -56,7 +56,7 @@ _CATEGORIES: Final = {
     "down_proj": "down",
     "proj_2": "down",
 }
-# Parts of ggml's runtime that the quantizers' file refers to and never reaches.
+# Functions of ggml's runtime that the quantizers' file refers to and never calls.
 _ABSENT: Final = (
     "ggml_backend_tensor_memset",
     "ggml_backend_tensor_set",
@@ -66,7 +66,7 @@ _TO_FLOAT: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctyp
 
 
 class _Traits(ctypes.Structure):
-    """The head of ggml.h's `struct ggml_type_traits`."""
+    """The first fields of ggml.h's `struct ggml_type_traits`."""
 
     _fields_ = [
         ("type_name", ctypes.c_char_p),
@@ -85,13 +85,15 @@ class Ggml:
         checkout: a folder of llama.cpp, or of ggml alone.
 
     Raises:
-        SystemExit: it holds no such sources, or they do not compile.
+        SystemExit: the folder does not hold these sources, or they do not compile.
     """
 
     def __init__(self, checkout: Path) -> None:
         root = checkout / "ggml" if (checkout / "ggml" / "src").is_dir() else checkout
         if not (root / "src" / "ggml-quants.c").is_file():
-            raise SystemExit(f"{checkout} is no checkout of llama.cpp or ggml: src/ggml-quants.c")
+            raise SystemExit(
+                f"{checkout} is not a checkout of llama.cpp or ggml: src/ggml-quants.c is missing"
+            )
         with tempfile.TemporaryDirectory() as folder:
             self._library = ctypes.CDLL(str(_compile(root, Path(folder))))
         self._library.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
@@ -105,11 +107,11 @@ class Ggml:
         ]
 
     def block(self, kind: str) -> int:
-        """Columns that a type stores together."""
+        """Returns the number of columns in a block of a type."""
         return int(self._traits(kind).blck_size)
 
     def stored(self, weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, int]:
-        """What a matrix becomes, ``float32[rows, columns]``, and the bytes that ggml wrote."""
+        """Returns a matrix's stored values, ``float32[rows, columns]``, and their stored bytes."""
         traits = self._traits(kind)
         values = np.ascontiguousarray(weight.float().numpy())
         rows, columns = values.shape
@@ -130,7 +132,11 @@ class Ggml:
 
 
 def _compile(root: Path, folder: Path) -> Path:
-    """The shared library: of ggml, what quantizing needs."""
+    """Compiles the parts of ggml that quantize into a shared library.
+
+    Raises:
+        SystemExit: a file does not compile.
+    """
     stubs = folder / "absent.c"
     stubs.write_text("".join(f"void {name}(void) {{ __builtin_trap(); }}\n" for name in _ABSENT))
     flags = [
@@ -162,14 +168,14 @@ def _compile(root: Path, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Stacked:
-    """Rows of a matrix that llama.cpp holds as a tensor, and the type they get."""
+    """Rows of a matrix that are one tensor in llama.cpp, and the tensor's type."""
 
     rows: int
     kind: str
 
 
 def types_of(model: Model, file_type: str, ggml: Ggml) -> dict[str, list[Stacked]]:
-    """The type of every matrix, piece by piece: llama.cpp does not stack what EdgeForge stacks."""
+    """Returns every matrix's types, piece by piece: llama.cpp does not stack as EdgeForge does."""
     found: dict[str, list[Stacked]] = {}
     layers = model.spec.layers
     for name, shape in model.weights.shapes().items():
@@ -218,13 +224,13 @@ def _kind(file_type: str, category: str, layer: int, layers: int, shared: int) -
             return "Q3_K"
         case ("Q2_K", _):
             return "Q2_K"
-    raise SystemExit(f"{file_type} is not known here: {', '.join(FILE_TYPES)}")
+    raise SystemExit(f"there is no file type {file_type}; known: {', '.join(FILE_TYPES)}")
 
 
 def quantized(
     model: Model, weights: Mapping[str, torch.Tensor], file_type: str, ggml: Ggml
 ) -> Iterator[tuple[str, torch.Tensor, float]]:
-    """Name, values and bits of every matrix as llama-quantize stores it."""
+    """Yields name, stored values and stored bits of every matrix as llama-quantize stores it."""
     for name, pieces in types_of(model, file_type, ggml).items():
         parts, size, first = [], 0, 0
         for piece in pieces:

@@ -1,11 +1,12 @@
-"""GPTQ beside coremltools' own, on the matrices of one layer at a model's true shape.
+"""Compares EdgeForge's GPTQ with coremltools' on the matrices of one layer at a model's true shape.
 
-Both sides get the same weights, the same inputs in the same sequences, the same threads, and the
-same question: 4 bits, groups of 128, symmetric, columns by falling activation, damping 0.01. Each
-runs in a process of its own. Seconds count gathering the inputs' second moment and quantizing, not
-making the inputs or running the layer. Both get q, k and v, and gate and up, as one matrix each,
-which EdgeForge has anyway and which saves coremltools three second moments. Memory is the largest
-resident size above what was there before the first matrix, imports apart.
+Both sides get the same weights, the same inputs in the same sequences, the same number of threads
+and the same settings: 4 bits, groups of 128, symmetric, columns in the order of falling
+activations, damping 0.01. Each runs in its own process. The seconds cover gathering the inputs'
+second moment and quantizing, not making the inputs or running the layer. Both get q, k and v as one
+matrix, and gate and up as one matrix: EdgeForge stacks them anyway, and it saves coremltools three
+second moments. Memory is the largest resident size above that before the first matrix, after all
+imports.
 
 The error is that of the layer's output, ``trace(E H E^T) / trace(W H W^T)``, with H the inputs'
 second moment, summed in float64. coremltools keeps scales in float32; EdgeForge's are bfloat16.
@@ -23,20 +24,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from measured_process import high_water_mark, pin, run, say
-from tables import Gain, Metric, print_comparison
+from pages import add_page_option, write_block
+from tables import Gain, Metric, comparison_rows, print_rows
 
 from edgeforge.reference.malloc import return_large_blocks
 from edgeforge.synth import synthesise as synth
 
 OURS, THEIRS = "EdgeForge", "coremltools"
 GROUP = 128
-# Directions that inputs share: true activations are far from independent columns.
+# Number of directions that all inputs share: columns of true activations are correlated.
 DIRECTIONS = 64
 BATCH_TOKENS = 4096  # as `edgeforge.reference.segments` joins sequences
 
 
 class Stopwatch:
-    """Adds up wall and CPU seconds of the stretches that it is entered for."""
+    """Adds up the wall and CPU seconds of all blocks that enter it."""
 
     def __init__(self) -> None:
         self.wall = self.cpu = 0.0
@@ -59,14 +61,14 @@ class Matrix:
     columns: int
 
     def weight(self) -> torch.Tensor:
-        """Random, with a few wide columns."""
+        """Returns random weights with a few wide columns."""
         draw = torch.Generator().manual_seed(self.rows + self.columns)
         weight = torch.randn(self.rows, self.columns, generator=draw).mul_(0.02)
         weight[:, :: self.columns // 16].mul_(4.0)
         return weight
 
     def inputs(self, sequences: int, length: int) -> Iterator[torch.Tensor]:
-        """Random sequences, ``float32[length, columns]``, of unequal and correlated columns."""
+        """Yields random sequences, ``float32[length, columns]``; columns differ and correlate."""
         draw = torch.Generator().manual_seed(self.columns)
         spread = torch.randn(self.columns, generator=draw).exp_()
         shared = torch.randn(DIRECTIONS, self.columns, generator=draw)
@@ -76,7 +78,7 @@ class Matrix:
 
 
 def main() -> None:
-    """Read the arguments, run both sides, print."""
+    """Reads the arguments, runs both sides, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="llama-3.2-1b", choices=synth.PRESETS)
     parser.add_argument("--sequences", type=int, default=16)
@@ -85,6 +87,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of matrices")
     parser.add_argument("--side", choices=(OURS, THEIRS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    add_page_option(parser)
     options = parser.parse_args()
     pin(options.threads)
     torch.set_num_threads(options.threads)
@@ -104,21 +107,24 @@ def main() -> None:
             for side, error in errors(matrix, Path(folder)).items():
                 records[side][f"{matrix.name} error"] = error
     shapes = ", ".join(f"{m.name} [{m.rows}, {m.columns}]" for m in matrices)
-    print(
+    about = (
         f"{options.preset}: {shapes}; {options.sequences} sequences of {options.length} tokens, "
         f"{options.threads} threads"
     )
+    print(about)
     metrics = [Metric(f"{m.name} seconds", f"{m.name}, s", 1, 2) for m in matrices]
     metrics += [Metric("seconds", "the layer, s", 1, 2), Metric("cpu", "the layer, CPU s", 1, 2)]
     metrics += [Metric("peak", "peak memory, MB", 1e6, 0)]
     metrics += [Metric(f"{m.name} error", f"{m.name}, output error, %", 0.01, 4) for m in matrices]
-    print_comparison(
-        metrics, {name: [found] for name, found in records.items()}, [Gain("gain", OURS, THEIRS)]
-    )
+    legs = {name: [found] for name, found in records.items()}
+    rows = comparison_rows(metrics, legs, [Gain("gain", OURS, THEIRS)])
+    print_rows(rows)
+    if options.page:
+        write_block(options.page, rows, f"{about}.")
 
 
 def matrices_of(preset: str) -> list[Matrix]:
-    """The linears of one layer, stacked where they share their input."""
+    """Returns the linears of one layer, stacked where they share their input."""
     config = synth.PRESETS[preset].config
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     width = int(config.get("head_dim") or hidden // heads)
@@ -133,13 +139,13 @@ def matrices_of(preset: str) -> list[Matrix]:
 
 
 def measure(options: argparse.Namespace, matrices: list[Matrix]) -> dict[str, float]:
-    """Seconds by matrix and memory of one side; its weights are left in the folder."""
+    """Returns one side's seconds by matrix and its memory; saves its weights to the folder."""
     quantize = ours if options.side == OURS else theirs
     if options.side == THEIRS:
         import coremltools.optimize.torch.layerwise_compression  # noqa: F401 (not counted)
     else:
         return_large_blocks()  # as calibration does
-    torch.randn(256, 256) @ torch.randn(256, 256)  # so that the libraries are there
+    torch.randn(256, 256) @ torch.randn(256, 256)  # loads torch's libraries before measuring
     found: dict[str, float] = {}
     whole, before = Stopwatch(), high_water_mark()
     for matrix in matrices:
@@ -153,7 +159,7 @@ def measure(options: argparse.Namespace, matrices: list[Matrix]) -> dict[str, fl
 
 
 def ours(matrix: Matrix, options: argparse.Namespace, watch: Stopwatch) -> torch.Tensor:
-    """What EdgeForge stores."""
+    """Returns the values that EdgeForge stores, float32 [rows, columns]."""
     from quant.formats.formats import IntFormat
     from quant.formats.packing import dequantize
     from quant.quantizers.input_statistics import SecondMoment
@@ -179,7 +185,7 @@ def ours(matrix: Matrix, options: argparse.Namespace, watch: Stopwatch) -> torch
 
 
 def theirs(matrix: Matrix, options: argparse.Namespace, watch: Stopwatch) -> torch.Tensor:
-    """What coremltools leaves in the layer."""
+    """Returns the values that coremltools leaves in the layer, float32 [rows, columns]."""
     from coremltools.optimize.torch.layerwise_compression.algorithms import GPTQ, ModuleGPTQConfig
 
     layer = torch.nn.Linear(matrix.columns, matrix.rows, bias=False, device="meta")
@@ -206,7 +212,7 @@ def theirs(matrix: Matrix, options: argparse.Namespace, watch: Stopwatch) -> tor
 
 
 def errors(matrix: Matrix, folder: Path) -> dict[str, float]:
-    """By side, the share of the output's squares that quantizing took away or added."""
+    """Returns, by side, the output's squared error relative to the output's squared norm."""
     moment = torch.from_numpy(np.load(folder / f"{matrix.name}.npy"))
     weight = matrix.weight()
 

@@ -1,10 +1,10 @@
-"""How far quantized weights lie from FLOAT on a text: figures with intervals, contenders in pairs.
+"""Measures how far quantized weights lie from FLOAT on a text: figures with intervals, also paired.
 
-FLOAT and QUANTIZED logits of the reference operators; no runtime takes part. Tokens of one block of
-text are not independent, so intervals come from a bootstrap over blocks: blocks are drawn with
-replacement, `RESAMPLES` times, and the middle 95 % of what each draw gives is the interval. The
-draws are the same for all contenders, so differences between two of them have intervals too, and
-narrow ones: a block that is hard for one is hard for the other.
+The reference operators compute the FLOAT and QUANTIZED logits; no runtime takes part. Tokens of one
+block of text are not independent, so intervals come from a bootstrap over blocks: it draws blocks
+with replacement, `RESAMPLES` times, and the middle 95 % of the draws' results is the interval. The
+draws are the same for all contenders, so the ratio of two contenders has an interval too. It is
+narrow, because a block that is hard for one is hard for the other.
 """
 
 import tempfile
@@ -60,12 +60,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a contender's logits were, block by block.
+    """A contender's scores, block by block.
 
     Attributes:
         kl: KL(FLOAT || contender) of every token, nats, ``[blocks, BLOCK]``.
-        excess: negative log likelihood above FLOAT's, nats a token, ``[blocks]``.
-        top1: share of tokens whose likeliest successor is FLOAT's, ``[blocks]``.
+        excess: negative log likelihood above FLOAT's, nats per token, ``[blocks]``.
+        top1: share of tokens with the same likeliest next token as FLOAT's, ``[blocks]``.
     """
 
     kl: np.ndarray
@@ -84,42 +84,45 @@ class Scores:
 
     @cached_property
     def kl_mean(self) -> Figure:
-        """Mean divergence, nats a token."""
+        """Mean divergence, nats per token."""
         means = self.kl.mean(1)
         return self._figure(lambda draw: float(means[draw].mean()))
 
     @cached_property
     def kl_p99(self) -> Figure:
-        """The 99th percentile of tokens' divergences."""
+        """The 99th percentile of tokens' divergences, nats."""
         return self._figure(lambda draw: float(np.quantile(self.kl[draw], 0.99)))
 
     @cached_property
     def perplexity_ratio(self) -> Figure:
-        """Perplexity over FLOAT's."""
+        """Perplexity divided by FLOAT's."""
         return self._figure(lambda draw: float(np.exp(self.excess[draw].mean())))
 
     @cached_property
     def agreement(self) -> Figure:
-        """Share of tokens with the same likeliest successor."""
+        """Share of tokens with the same likeliest next token as FLOAT's."""
         return self._figure(lambda draw: float(self.top1[draw].mean()))
 
     def kl_above(self, other: "Scores") -> Figure:
-        """How far this mean divergence lies above another contender's, as a share of the other's.
+        """The mean divergence's excess over another contender's, as a share of the other's.
 
-        Both were judged by the same judge.
+        The same judge must have judged both.
         """
         mine, theirs = self.kl.mean(1), other.kl.mean(1)
         return self._figure(lambda draw: float(mine[draw].mean() / theirs[draw].mean() - 1))
 
 
 class Judge:
-    """FLOAT on a text, against which quantized weights are held.
+    """Runs FLOAT on a text once and compares quantized weights with it.
 
     Args:
-        model: opened.
-        text: a file.
-        tokens: how many of its tokens to use; whole blocks of them are taken.
-        context: of the traced program, `BLOCK` at least.
+        model: an opened model.
+        text: a text file.
+        tokens: number of its tokens to use, rounded down to whole blocks.
+        context: context of the traced program in tokens, raised to `BLOCK` if smaller.
+
+    Raises:
+        SystemExit: the text has fewer than two blocks of tokens.
     """
 
     def __init__(self, model: Model, text: Path, tokens: int, context: int = BLOCK) -> None:
@@ -144,23 +147,23 @@ class Judge:
         self.perplexity = float(np.exp(-mean))
 
     def title(self) -> str:
-        """What is measured, for the line above a table."""
+        """Returns the line above a table: what is measured."""
         return (
             f"{self.tokens} held-out tokens in {len(self._blocks)} blocks; FLOAT perplexity "
             f"{self.perplexity:.4f}; ± is half a 95 % interval by bootstrap over blocks"
         )
 
     def judge(self, replaced: Mapping[str, torch.Tensor]) -> Scores:
-        """The scores of a model some of whose weights have other values."""
+        """Returns the scores of the model with some weights replaced by other values."""
         return self._scores(self._logits(replaced))
 
     def judge_store(self, program: Program, plan: QuantPlan, store: WeightStore) -> Scores:
-        """The scores of a filled store.
+        """Returns the scores of a filled store.
 
         Args:
-            program: in the float dialect, of the weights that were stored.
-            plan: of the store.
-            store: filled.
+            program: the program in the float dialect that reads the stored weights.
+            plan: the store's plan.
+            store: the filled store.
         """
         runner = ReferenceRunner(quantize_program(program, plan), store_reader(store))
         return self._scores(runner.logits(self._blocks))
@@ -190,14 +193,14 @@ class Judge:
 
 
 def _likelihood(scored: Scored, block: torch.Tensor) -> float:
-    """Mean log likelihood of a block's tokens but the first."""
+    """Returns the mean log likelihood of a block's tokens, without the first."""
     chosen = scored.log_probabilities[:-1].gather(-1, block[1:, None])
     return float(chosen.double().mean())
 
 
 @dataclass(frozen=True)
 class Filled:
-    """A store, and what filling it took, seconds."""
+    """A filled store, and the seconds that filling took."""
 
     store: WeightStore
     seconds: float
@@ -207,13 +210,14 @@ class Filled:
 def filled_store(
     model: Model, program: Program, plan: QuantPlan, calibration: Calibration
 ) -> Iterator[Filled]:
-    """Quantizes a model into a store that lasts as long as the context.
+    """Quantizes a model into a temporary store, which is removed at the end of the block.
 
     Args:
-        model: opened.
-        program: its, in the float dialect, of a context no shorter than the calibration's.
-        plan: what to make of each weight.
-        calibration: for the weights whose quantizers need one.
+        model: an opened model.
+        program: the model's program in the float dialect; its context is no shorter than the
+            calibration's sequences.
+        plan: the format and algorithm of each weight.
+        calibration: the calibration text, for the weights whose quantizers need one.
     """
     run = CalibrationRun(model, calibration, lambda: program)
     with tempfile.TemporaryDirectory() as folder:

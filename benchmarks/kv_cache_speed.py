@@ -1,9 +1,9 @@
-"""Decode with caches of int8 against caches of float32, at several positions, in turn.
+"""Compares decoding with int8 and with float32 caches at several positions.
 
-Both artifacts are of one model and differ in `--kv-cache` alone. At each position every round runs
-one step of each, one after the other, so that whatever else the machine does falls on both; printed
-are medians and the ratio of the two, and the same for a prefill of 128 tokens. Positions before the
-one that is timed are filled by prefills of 128 tokens.
+Both artifacts come from one model and differ only in `--kv-cache`. At each position every round
+runs one step of each artifact, one after the other, so that other load on the machine affects both.
+The script prints medians and the ratio of the two, also for a prefill of 128 tokens. Prefills of
+128 tokens fill the positions before the one that is timed.
 """
 
 import argparse
@@ -11,23 +11,24 @@ import dataclasses
 import json
 import os
 import statistics
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from measured_process import pin
+from measured_process import pin, work_folder
+from pages import add_page_option, write_block
+from tables import print_rows
 
 DTYPES = ("fp32", "int8")
 CHUNK = 128
 
 
 def main() -> None:
-    """Read the arguments, export where need be, time, print the table."""
+    """Reads the arguments, exports where needed, times, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo", help="`demo`, or a shape of `edgeforge synth`")
-    parser.add_argument("--layers", type=int, default=0, help="of a shape; 0: all")
+    parser.add_argument("--layers", type=int, default=0, help="layers of a shape; 0: all")
     parser.add_argument("--recipe", default="int4")
     parser.add_argument("--target", choices=["onnx", "executorch"], default="onnx")
     parser.add_argument("--positions", default="8,512,1000")
@@ -36,24 +37,28 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workdir", type=Path, help="keeps the artifacts, and takes those there")
     parser.add_argument("--json", type=Path)
+    add_page_option(parser)
     options = parser.parse_args()
     pin(options.threads)
-    with tempfile.TemporaryDirectory(prefix="kv-cache-") as scratch:
-        times = measure(options, options.workdir or Path(scratch))
+    with work_folder(options.workdir, "kv-cache-") as root:
+        times = measure(options, root)
     name = f"{options.model}, {options.layers} layers" if options.layers else options.model
-    print(f"{name}, {options.recipe}, {options.target}, {options.threads} threads, ", end="")
-    print(f"load {os.getloadavg()[0]:.1f}")
-    print(f"{'':<16}{'float32, ms':>14}{'int8, ms':>12}{'int8 / float32':>18}")
+    about = f"{name}, {options.recipe}, {options.target}, {options.threads} threads"
+    print(f"{about}, load {os.getloadavg()[0]:.1f}")
+    rows = [["", "float32, ms", "int8, ms", "int8 / float32"]]
     for label, found in times.items():
         plain, small = (statistics.median(found[dtype]) * 1000 for dtype in DTYPES)
         ratio = statistics.median(b / a for a, b in zip(*(found[d] for d in DTYPES), strict=True))
-        print(f"{label:<16}{plain:>14.3f}{small:>12.3f}{ratio:>18.3f}")
+        rows.append([label, f"{plain:.3f}", f"{small:.3f}", f"{ratio:.3f}"])
+    print_rows(rows)
+    if options.page:
+        write_block(options.page, rows, f"{about}.")
     if options.json:
         options.json.write_text(json.dumps(times, indent=1) + "\n")
 
 
 def measure(options: argparse.Namespace, root: Path) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every run, by what was timed and the dtype of the caches."""
+    """Returns the seconds of every run, by what was timed and by the caches' dtype."""
     positions = [int(part) for part in options.positions.split(",")]
     with ExitStack() as opened:
         sessions = {d: opened.enter_context(artifact(options, root, d)) for d in DTYPES}
@@ -63,7 +68,7 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, dict[str, list
 
 
 def artifact(options: argparse.Namespace, root: Path, dtype: str):
-    """One artifact, opened; exported first unless it is there."""
+    """Opens one artifact; exports it first unless it exists."""
     import edgeforge
     from device_harness.registry import open_session
     from edgeforge.synth.presets import PRESETS
@@ -79,7 +84,7 @@ def artifact(options: argparse.Namespace, root: Path, dtype: str):
                 shape = PRESETS[options.model]
                 if options.layers:
                     config = {**shape.config, "num_hidden_layers": options.layers}
-                    # The head keeps the share of a step that it has in the whole model.
+                    # The head should take the same share of a step as in the whole model.
                     share = options.layers / shape.config["num_hidden_layers"]
                     config["vocab_size"] = max(512, round(shape.config["vocab_size"] * share))
                     config |= {"bos_token_id": 1, "eos_token_id": 2}
@@ -102,7 +107,10 @@ def artifact(options: argparse.Namespace, root: Path, dtype: str):
 
 
 def steps(sessions: dict, position: int, tokens: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run of ``tokens`` after ``position`` others, in turn."""
+    """Returns the seconds of each run of ``tokens`` tokens after ``position`` others.
+
+    The sessions take turns, and every other round in reverse order.
+    """
     draw = np.random.default_rng(0)
     text = draw.integers(0, 256, position + tokens, dtype=np.int64)
     for session in sessions.values():
@@ -113,7 +121,7 @@ def steps(sessions: dict, position: int, tokens: int, rounds: int) -> dict[str, 
         order = list(sessions) if number % 2 else list(sessions)[::-1]
         for dtype in order:
             session = sessions[dtype]
-            # The same step again: what it writes lies where the last round wrote it.
+            # Runs the same step again: it overwrites the cache rows that the last round wrote.
             rewind(session, position)
             began = time.perf_counter()
             session.extend(text[position:])
@@ -122,14 +130,14 @@ def steps(sessions: dict, position: int, tokens: int, rounds: int) -> dict[str, 
 
 
 def fill(session, text: np.ndarray) -> None:
-    """Begins anew with a text, in chunks."""
+    """Resets a session and runs a text through it in chunks."""
     session.reset()
     for at in range(0, len(text), CHUNK):
         session.extend(text[at : at + CHUNK])
 
 
 def rewind(session, position: int) -> None:
-    """Forgets all positions from one on."""
+    """Makes a session forget all positions from ``position`` on."""
     session._length = position
 
 

@@ -1,12 +1,14 @@
-"""Run a command in its own process; measure its wall time and the peak memory of its tree."""
+"""Runs a command in its own process and measures its time and its process tree's peak memory."""
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Finished:
-    """What a process cost.
+    """The time and memory that a process took, and its output.
 
-    ``wall`` and ``cpu`` are in seconds, ``peak`` in resident bytes, of it and its children.
+    ``wall`` and ``cpu`` are in seconds; ``peak`` is the peak in resident bytes of the process and
+    its children.
     """
 
     wall: float
@@ -27,12 +30,23 @@ class Finished:
     output: str
 
     def json(self) -> dict[str, Any]:
-        """The last line of its output, which the measuring scripts print as JSON."""
+        """Returns the last line of the output, where the measuring scripts print their JSON."""
         return json.loads(self.output.strip().splitlines()[-1])
 
 
+@contextmanager
+def work_folder(given: Path | None, prefix: str) -> Iterator[Path]:
+    """The folder that a user gave, made where need be; or else a scratch that goes at the end."""
+    if given is not None:
+        given.mkdir(parents=True, exist_ok=True)
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as scratch:
+        yield Path(scratch)
+
+
 def pin(threads: int) -> None:
-    """Keep this process and all that it starts on ``threads`` cores, and their pools as small."""
+    """Limits this process and those it starts to ``threads`` cores and threads per library."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"):
@@ -40,13 +54,13 @@ def pin(threads: int) -> None:
 
 
 def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> Finished:
-    """Run ``command`` to its end.
+    """Runs ``command`` to its end.
 
-    The peak of a lone process is the kernel's own high-water mark; for a tree, the largest sum of
-    the resident sizes seen at one time, every 50 ms.
+    The peak is the larger of two numbers: the kernel's own high-water mark of the process, and the
+    largest sum of the resident sizes of its tree, sampled every 50 ms.
 
     Raises:
-        SystemExit: when the command fails, with the end of what it printed.
+        SystemExit: the command fails; the message ends with the last lines that it printed.
     """
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -85,7 +99,11 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> 
 
 
 def edgeforge() -> Path:
-    """The command beside the Python that runs this."""
+    """Returns the path of the ``edgeforge`` command in this Python's environment.
+
+    Raises:
+        SystemExit: there is none.
+    """
     command = Path(sys.executable).with_name("edgeforge")
     if not command.exists():
         raise SystemExit(f"{command} is missing: install EdgeForge into this environment")
@@ -93,25 +111,25 @@ def edgeforge() -> Path:
 
 
 def say(text: str) -> None:
-    """Progress, kept off the results."""
+    """Prints progress to stderr, so that stdout holds only results."""
     print(text, file=sys.stderr, flush=True)
 
 
 def high_water_mark() -> int:
-    """The peak resident size of this process so far, in bytes (Linux)."""
+    """Returns the peak resident size of this process so far, in bytes (Linux only)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("the kernel does not say VmHWM")
+    raise RuntimeError("/proc/self/status has no VmHWM line: peak memory cannot be measured here")
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in ``folder``."""
+    """Returns the bytes of all files in ``folder`` and below."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _tree_resident(root: int) -> int:
-    """Resident bytes of a process and all its descendants now; 0 once they are gone."""
+    """Returns the resident bytes of a process and its descendants now; 0 after they ended."""
     total, waiting = 0, [root]
     page = os.sysconf("SC_PAGE_SIZE")
     while waiting:

@@ -1,9 +1,9 @@
-"""EdgeForge's ONNX export against onnxruntime-genai's model builder, in turn in one run.
+"""Compares EdgeForge's ONNX export with onnxruntime-genai's model builder, in one run.
 
-Each leg (an export, a load with its prefill and decode) runs in a process of its own, both sides
-on the same cores, with the same threads, from the same checkpoint of random weights, and their
-artifacts are timed by the same code. Repeats are interleaved, so that whatever else the machine
-does falls on all alike; medians and their ratios are printed.
+Each leg (an export, or a load with its prefill and decode) runs in its own process. Both sides run
+on the same cores with the same number of threads, from the same checkpoint of random weights, and
+the same code times their artifacts. Repeats are interleaved, so that other load on the machine
+affects all contenders. The script prints medians and their ratios.
 """
 
 import argparse
@@ -14,13 +14,13 @@ import os
 import shutil
 import statistics
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measured_process import edgeforge, folder_bytes, pin, run, say
-from tables import Gain, Metric, print_comparison
+from measured_process import edgeforge, folder_bytes, pin, run, say, work_folder
+from pages import add_page_option, write_block
+from tables import Gain, Metric, comparison_rows, print_rows
 
 HERE = Path(__file__).resolve().parent
 PEER_OPTIONS = {
@@ -45,24 +45,19 @@ METRICS = [
 
 
 def main() -> None:
-    """Read the arguments, run the legs, print the table."""
+    """Reads the arguments, runs the legs, prints the table."""
     options = parse_arguments()
     pin(options.threads)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    root = options.workdir or Path(tempfile.mkdtemp(prefix="onnx-export-"))
-    root.mkdir(parents=True, exist_ok=True)
-    try:
+    with work_folder(options.workdir, "onnx-export-") as root:
         records = measure(options, root)
-    finally:
-        if options.workdir is None:
-            shutil.rmtree(root, ignore_errors=True)
     print_table(records, options)
     if options.json:
         options.json.write_text(json.dumps(records, indent=2) + "\n")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line, and checks that the peer's packages are installed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="llama-3.2-1b", help="a shape of `edgeforge synth`")
     parser.add_argument("--recipe", default="int4-g128", help="EdgeForge's recipe")
@@ -74,16 +69,17 @@ def parse_arguments() -> argparse.Namespace:
         "--speed-rounds",
         type=int,
         default=5,
-        help="how often in a repeat each artifact is loaded and timed, in turn",
+        help="how often each repeat loads and times every artifact",
     )
-    parser.add_argument("--skip-peer", action="store_true", help="measure EdgeForge alone")
-    parser.add_argument("--skip-edgeforge", action="store_true", help="measure the peer alone")
+    parser.add_argument("--skip-peer", action="store_true", help="measure only EdgeForge")
+    parser.add_argument("--skip-edgeforge", action="store_true", help="measure only the peer")
     parser.add_argument(
         "--reuse", action="store_true", help="export only what --workdir does not hold yet"
     )
-    parser.add_argument("--genai", action="store_true", help="also time both by onnxruntime-genai")
+    parser.add_argument("--genai", action="store_true", help="also time with onnxruntime-genai")
     parser.add_argument("--workdir", type=Path, help="keep the folders here (default: a scratch)")
     parser.add_argument("--json", type=Path, help="write all records here")
+    add_page_option(parser)
     options = parser.parse_args()
     if not options.skip_peer:
         missing = [
@@ -97,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """All legs; per contender a list of one record a repeat."""
+    """Runs all legs; returns one record per repeat for each contender."""
     checkpoint = root / options.preset
     if not checkpoint.exists():
         say(f"writing random weights of {options.preset}")
@@ -119,12 +115,12 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
             record["artifact"] = folder_bytes(artifact)
             record["read_per_token"] = bytes_per_token(artifact)
             legs[name].append(record)
-        # Speeds next to each other in time, each round with the bandwidth of the moment.
+        # Contenders are timed close together, and each round measures the bandwidth of the moment.
         timed: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
         for turn in range(options.speed_rounds):
             probe = run([sys.executable, HERE / "bandwidth.py", "--threads", options.threads])
             bandwidths.append(probe.json()["bytes_per_s"])
-            # Each goes first in its turn: what ran just before leaves its mark.
+            # The contenders take turns to go first, because what ran before affects a timing.
             first = turn % len(contenders)
             for name in contenders[first:] + contenders[:first]:
                 artifact = root / name.lower().replace(" ", "-")
@@ -143,11 +139,11 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
 def export(
     name: str, checkpoint: Path, artifact: Path, options: argparse.Namespace
 ) -> dict[str, float]:
-    """Write ``artifact`` from nothing; wall seconds and peak bytes."""
+    """Exports ``artifact`` with empty caches; returns wall seconds and peak bytes."""
     cache = artifact.with_name(artifact.name + "-cache")
     for folder in (artifact, cache):
         shutil.rmtree(folder, ignore_errors=True)
-    # What was written before must not be flushed to the disk on this leg's time.
+    # Flushes earlier writes now, so that this export's time does not include them.
     os.sync()
     if name == OURS:
         command = [edgeforge(), "export", checkpoint, "--target", "onnx"]
@@ -164,20 +160,20 @@ def export(
 
 
 def time_both_runtimes(name: str, artifact: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Speeds in onnxruntime, and in onnxruntime-genai where asked for."""
+    """Measures speeds in onnxruntime, and in onnxruntime-genai where asked for."""
     record = time_artifact(artifact, options, "onnxruntime")
     tokens = record.pop("tokens")
     if options.genai:
         genai = time_artifact(artifact, options, "genai")
         agreed = common_start(tokens, genai.pop("tokens"))
         if agreed < min(options.decode, 8):
-            say(f"  {name}: WARNING: the runtimes agree on {agreed} greedy tokens only")
+            say(f"  {name}: WARNING: the runtimes agree on only the first {agreed} greedy tokens")
         record |= {f"genai_{key}": value for key, value in genai.items()}
     return record
 
 
 def time_artifact(artifact: Path, options: argparse.Namespace, runtime: str) -> dict[str, Any]:
-    """Load, prefill and decode in a fresh process."""
+    """Times load, prefill and decode in a fresh process."""
     command = [sys.executable, HERE / "onnx_speed.py", artifact, "--runtime", runtime]
     for option in ("threads", "prefill", "decode"):
         command += [f"--{option}", getattr(options, option)]
@@ -185,9 +181,9 @@ def time_artifact(artifact: Path, options: argparse.Namespace, runtime: str) -> 
 
 
 def bytes_per_token(artifact: Path) -> int:
-    """Bytes of weights that one decoded token reads: all that matrix products refer to.
+    """Returns the bytes of weights that one decoded token reads: those of all matrix products.
 
-    Embedding rows are looked up, not read through, so a table counts only where the head is it.
+    An embedding reads only a few rows, so its table counts only where it is also the head.
     """
     import onnx
 
@@ -198,7 +194,7 @@ def bytes_per_token(artifact: Path) -> int:
     total = 0
     for node in graph.node:
         if node.op_type == "MatMulNBits":
-            # By its attributes: scales are float32 when they are read, however they are stored.
+            # Not the stored size: the kernel reads float32 scales, whatever the stored dtype is.
             wants = {entry.name: entry.i for entry in node.attribute}
             weights, groups = wants["K"] * wants["N"], wants["K"] // wants["block_size"]
             total += weights * wants["bits"] // 8 + wants["N"] * groups * 4
@@ -209,7 +205,7 @@ def bytes_per_token(artifact: Path) -> int:
 
 
 def tensor_bytes(tensor: Any) -> int:
-    """Stored bytes of an ONNX initializer whose numbers may lie in another file."""
+    """Returns the stored bytes of an ONNX initializer, whose data may lie in another file."""
     import onnx
 
     for entry in tensor.external_data:
@@ -220,34 +216,38 @@ def tensor_bytes(tensor: Any) -> int:
 
 
 def common_start(first: list[int], second: list[int]) -> int:
-    """How many tokens two generations begin with in common."""
+    """Returns the number of tokens that two generations have in common at their start."""
     pairs = zip(first, second, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def give_tokenizer(checkpoint: Path) -> None:
-    """A byte tokenizer beside the random weights: the peer does not export without one."""
+    """Writes a byte tokenizer beside the random weights: the peer does not export without one."""
     from edgeforge.synth.synthesise import write_byte_tokenizer
 
     write_byte_tokenizer(checkpoint, entries=259)
 
 
 def print_table(records: dict[str, Any], options: argparse.Namespace) -> None:
-    """Medians a contender, and EdgeForge's gain over each other one (above 1: EdgeForge wins)."""
+    """Prints each contender's medians and EdgeForge's gain over the others (above 1: better)."""
     legs = records["legs"]
     others = [name for name in legs if name != OURS] if OURS in legs else []
     genai = [replace(m, key=f"genai_{m.key}", title=f"genai: {m.title}") for m in METRICS]
-    print(
-        f"\n{options.preset}, {options.threads} threads, {options.repeats} repeats, prompt of "
+    about = (
+        f"{options.preset}, {options.threads} threads, {options.repeats} repeats, prompt of "
         f"{options.prefill}, {options.decode} tokens decoded, memory bandwidth "
         f"{statistics.median(records['bandwidth']) / 1e9:.1f} GB/s"
     )
+    print(f"\n{about}")
     gains = [Gain(f"gain over {name.removeprefix('peer ')}", OURS, name) for name in others]
-    print_comparison([*METRICS, *genai], legs, gains)
+    rows = comparison_rows([*METRICS, *genai], legs, gains)
+    print_rows(rows)
+    if options.page:
+        write_block(options.page, rows, f"{about}.")
 
 
 def describe(record: dict[str, float]) -> str:
-    """One line of what a repeat gave."""
+    """Returns one line with the figures of a repeat."""
     return (
         f"load {record['load_s']:.2f} s, prefill {record['prefill_tps']:.1f}, "
         f"decode {record['decode_tps']:.1f} tokens/s"

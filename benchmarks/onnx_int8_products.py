@@ -1,12 +1,12 @@
-"""Products of 8-bit activations by 8-bit weights in ONNX Runtime: which are right, which are fast.
+"""Compares ONNX Runtime's products of 8-bit activations and weights: correctness and speed.
 
-One matrix, one thread. Errors are relative L2 norms: against the float product, and against the
-product of activations rounded token by token (`quant.program.ops.round_per_token`), which is what a
-plan promises with ``int8-token``. Times are medians of interleaved rounds, as ratios to
-``MatMulNBits`` at 8 bits in blocks of 128.
+The script measures one matrix on one thread. Errors are relative L2 norms: against the float
+product, and against the product of activations rounded token by token
+(`quant.program.ops.round_per_token`), which a plan promises with ``int8-token``. Times are medians
+of interleaved rounds, as ratios to ``MatMulNBits`` at 8 bits in blocks of 128.
 
-``signed`` weights go through kernels that add pairs of products in 16 bits on processors with AVX2
-and no VNNI: their errors there are overflows.
+On processors with AVX2 and without VNNI, the kernels for ``signed`` weights add pairs of products
+in 16 bits: the errors there are overflows.
 """
 
 import argparse
@@ -19,6 +19,8 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from pages import add_page_option, write_block
+from tables import print_rows
 
 from quant.program.ops import round_per_token
 
@@ -28,12 +30,12 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 def node(op: str, inputs: Sequence[str], output: str, domain: str = "", **given: object):
-    """One ONNX node."""
+    """Returns one ONNX node."""
     return helper.make_node(op, list(inputs), [output], domain=domain, **given)
 
 
 def model(nodes: list[NodeProto], arrays: Arrays, size: int) -> bytes:
-    """``x: float32[1, t, size]`` to ``y``, likewise."""
+    """Returns a serialized model from ``x: float32[1, t, size]`` to ``y`` of the same shape."""
     used = {name for made in nodes for name in made.input}
     graph = helper.make_graph(
         nodes,
@@ -48,7 +50,7 @@ def model(nodes: list[NodeProto], arrays: Arrays, size: int) -> bytes:
 
 
 def per_token(codes: str, points: str) -> list[NodeProto]:
-    """As `exporters.onnx.rounded` writes it."""
+    """Nodes that round activations per token, as `exporters.onnx.rounded` writes them."""
     return [
         node("Reshape", ["x", "flat"], "rows"),
         node("ReduceMax", ["rows", "last"], "highest", keepdims=0),
@@ -80,7 +82,7 @@ def per_token(codes: str, points: str) -> list[NodeProto]:
 
 
 def static(codes: str, points: str) -> list[NodeProto]:
-    """One scale that is known before."""
+    """Nodes that round activations by one scale, which is known beforehand."""
     product = ["q_rows", "input_scale", "byte_128", codes, "scale", points]
     return [
         node("QuantizeLinear", ["x", "input_scale", "byte_128"], "q"),
@@ -91,7 +93,7 @@ def static(codes: str, points: str) -> list[NodeProto]:
 
 
 def candidates(arrays: Arrays, size: int) -> dict[str, bytes]:
-    """Models by what they are."""
+    """Returns the models to compare, serialized, by the name of the product."""
     made = {}
     for block in (128, 256):
         arrays[f"blocks_{block}"] = arrays["unsigned"].reshape(size, size // block, block)
@@ -116,10 +118,11 @@ def candidates(arrays: Arrays, size: int) -> dict[str, bytes]:
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
+    """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=9)
+    add_page_option(parser)
     options = parser.parse_args()
     size, draw = options.size, np.random.default_rng(0)
     signed = draw.integers(-127, 128, (size, size)).astype(np.int8)
@@ -170,14 +173,23 @@ def main() -> None:
                     session.run(None, given)
                 spent = (time.perf_counter() - begun) / repeats
                 times.setdefault((name, tokens), []).append(spent)
-    print(f"{'':32} {'error':>9} {'promised':>9} {'1 token':>9} {'128':>9}")
+    rows = [["", "error", "promised", "1 token", "128"]]
     for name in sessions:
         ratios = [
             statistics.median(times[name, tokens]) / statistics.median(times[BASE, tokens])
             for tokens in (1, 128)
         ]
         first, second = errors[name]
-        print(f"{name:<32} {first:>9.2e} {second:>9.2e} {ratios[0]:>9.2f} {ratios[1]:>9.2f}")
+        errors_shown = f"{first:.2e}", f"{second:.2e}"
+        rows.append([name, *errors_shown, *(f"{ratio:.2f}" for ratio in ratios)])
+    print_rows(rows)
+    if options.page:
+        write_block(
+            options.page,
+            rows,
+            f"{size} x {size}, one thread. Errors are relative to the exact product and to the one "
+            f"that the plan promises; times of 1 and of 128 tokens are over MatMulNBits'.",
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Load one ONNX language model folder and time it: the measuring half of onnx_export.py.
+"""Loads one ONNX language model folder and times it: the measuring half of onnx_export.py.
 
-Prints one line of JSON. The same code and the same session options for whoever wrote the folder:
-plain onnxruntime with input and output binding, keys and values updated in place, or
+Prints one line of JSON. Folders of all exporters run with the same code and the same session
+options: plain onnxruntime with input and output binding, keys and values updated in place, or
 onnxruntime-genai (``--runtime genai``).
 """
 
@@ -17,7 +17,7 @@ from measured_process import high_water_mark
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
+    """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="holds model.onnx and genai_config.json")
     parser.add_argument("--runtime", choices=["onnxruntime", "genai"], default="onnxruntime")
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def measure_onnxruntime(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds to load, peak bytes, tokens/s of prefill and decode, and the greedy tokens."""
+    """Returns seconds to load, peak bytes, tokens/s of prefill and decode, and greedy tokens."""
     import onnxruntime as ort
 
     settings = ort.SessionOptions()
@@ -58,10 +58,10 @@ def measure_onnxruntime(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class Decoder:
-    """Drives a graph with genai's names: input_ids, attention_mask, past_key_values.N.key."""
+    """Runs a graph with genai's names: input_ids, attention_mask, past_key_values.N.key."""
 
     def __init__(self, session, ort, capacity: int, head_size: int):
-        """``capacity``: tokens that the key and value buffers hold."""
+        """Allocates key and value buffers for ``capacity`` tokens."""
         self.session = session
         self.ort = ort
         self.inputs = {entry.name: entry for entry in session.get_inputs()}
@@ -75,7 +75,10 @@ class Decoder:
                 self.caches[name] = ort.OrtValue.ortvalue_from_numpy(zeros)
 
     def generate(self, prompt: np.ndarray, count: int) -> tuple[float, float]:
-        """Greedy tokens after ``prompt`` int64[1, tokens]; seconds of prefill, of all decoding."""
+        """Decodes greedily after ``prompt`` int64[1, tokens].
+
+        Returns the seconds of the prefill and the seconds of all decoding.
+        """
         began = time.perf_counter()
         token = self.step(prompt, prompt.shape[1])
         prefilled = time.perf_counter()
@@ -86,7 +89,7 @@ class Decoder:
         return prefilled - began, time.perf_counter() - prefilled
 
     def step(self, tokens: np.ndarray, length: int) -> int:
-        """Run ``tokens`` so that ``length`` are then in the cache; the likeliest next token."""
+        """Runs ``tokens``, after which the cache holds ``length``; returns the likeliest token."""
         binding = self.session.io_binding()
         feeds = {
             "input_ids": tokens,
@@ -102,16 +105,18 @@ class Decoder:
                 value = np.ascontiguousarray(feeds[name], numpy_type(entry.type))
                 binding.bind_cpu_input(name, value)
             else:
-                raise SystemExit(f"the graph has an input {name} that this script cannot feed")
+                raise SystemExit(
+                    f"the graph has the input {name}, for which this script has no value"
+                )
         binding.bind_output("logits", "cpu")
         self.session.run_with_iobinding(binding)
-        # Outputs come in the order in which they were bound: logits is the last.
+        # Outputs come in the order in which they were bound, so logits are the last.
         logits = binding.get_outputs()[-1].numpy()
         return int(logits[0, -1].argmax())
 
 
 def numpy_type(onnx_type: str) -> type:
-    """The NumPy type of ``tensor(float)`` and its like."""
+    """Returns the NumPy type of an ONNX type such as ``tensor(float)``."""
     names = {
         "float": np.float32,
         "float16": np.float16,
@@ -123,12 +128,12 @@ def numpy_type(onnx_type: str) -> type:
 
 
 def decoder_config(folder: Path) -> dict[str, Any]:
-    """genai_config.json's ``decoder`` table: file name, head size, names of inputs."""
+    """Returns genai_config.json's ``decoder`` table: file name, head size, names of inputs."""
     return json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
 
 
 def measure_genai(options: argparse.Namespace) -> dict[str, Any]:
-    """The same figures by onnxruntime-genai, its thread count pinned."""
+    """Measures the same figures with onnxruntime-genai, with the same number of threads."""
     import onnxruntime_genai as og
 
     settings = {"intra_op_num_threads": options.threads, "inter_op_num_threads": 1}

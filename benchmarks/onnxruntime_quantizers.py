@@ -1,7 +1,8 @@
-"""onnxruntime's own weight quantizers: what a matrix becomes by each of them.
+"""Runs onnxruntime's own weight quantizers on matrices and returns the stored values.
 
-A matrix becomes a MatMul in a float16 ONNX file, which a quantizer turns into MatMulNBits; codes,
-scales and zero points are read back out of that file, as the operator's documentation reads them.
+Each matrix becomes a MatMul in a float16 ONNX model, which a quantizer turns into MatMulNBits. The
+code then reads codes, scales and zero points back from that model, as the operator's documentation
+defines them.
 """
 
 import sys
@@ -15,9 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def configurations(group: int, symmetric: bool) -> dict[str, Callable[[str], object]]:
-    """Its algorithms that make 4 bits of such a kind: by name, the settings for a matrix.
+    """Returns onnxruntime's 4-bit algorithms: by name, a function from a matrix's name to settings.
 
-    An algorithm that takes settings by matrix is told the matrix's name.
+    Some algorithms take settings by matrix, so the function needs the matrix's name.
     """
     from onnxruntime.quantization import matmul_nbits_quantizer as peers
 
@@ -42,10 +43,10 @@ def quantized(
     symmetric: bool,
     config: Callable[[str], object],
 ) -> Iterator[tuple[str, torch.Tensor, float]]:
-    """Name, values and bits of every matrix.
+    """Yields name, stored values and stored bits of every matrix.
 
     Raises:
-        ValueError: some quantizers fail on an odd number of groups.
+        ValueError: the quantizer fails, as some do on an odd number of groups.
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -53,7 +54,7 @@ def quantized(
         quantizer = MatMulNBitsQuantizer(
             matmul_model(name, weight), group, symmetric, algo_config=config(name)
         )
-        with redirect_stdout(sys.stderr):  # it shows its progress on stdout
+        with redirect_stdout(sys.stderr):  # the quantizer prints its progress to stdout
             quantizer.process()
         graph = quantizer.model.model.graph
         (node,) = (n for n in graph.node if n.op_type == "MatMulNBits")
@@ -68,7 +69,7 @@ def quantized(
         elif rest[0].dtype == np.uint8:
             zero = nibbles(rest[0].reshape(rows, -1))[:, :blocks, None].astype(np.float32)
             bits += 4.0 * zero.size
-        else:  # zero points as floats
+        else:  # the algorithm stores zero points as floats
             zero = rest[0].reshape(rows, blocks, 1).astype(np.float32)
             bits += 8 * rest[0].nbytes
         values = ((codes - zero) * scale.astype(np.float32)).reshape(rows, -1)
@@ -76,12 +77,12 @@ def quantized(
 
 
 def nibbles(packed: np.ndarray) -> np.ndarray:
-    """Two codes a byte, the low half first."""
+    """Unpacks two codes per byte, the low half first."""
     return np.stack((packed & 15, packed >> 4), -1).reshape(len(packed), -1)
 
 
 def matmul_model(name: str, weight: torch.Tensor) -> onnx.ModelProto:
-    """``x @ weight.T`` in float16."""
+    """Returns a model of ``x @ weight.T`` in float16."""
     rows, columns = weight.shape
     matrix = numpy_helper.from_array(weight.t().contiguous().half().numpy(), f"{name}.matrix")
     graph = helper.make_graph(

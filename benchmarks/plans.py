@@ -1,4 +1,4 @@
-"""Plans that benchmarks make beside those of recipes' names."""
+"""Plans that benchmarks use in addition to those of the built-in recipes."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from quant.plans.recipes import Recipe, Rule
 
 
 def uniform_plan(model: Model, name: str, format: str, algorithm: str | None) -> QuantPlan:
-    """One format for every matrix.
+    """Returns a plan with one format and algorithm for every matrix.
 
     Raises:
-        QuantizationError: no such format or algorithm, or one that does not suit the model.
+        QuantizationError: there is no such format or algorithm, or it does not suit the model.
     """
     shapes = model.weights.shapes()
     plan = Recipe(name, "", (Rule("*", format, algorithm),)).plan(shapes, model.weights.roles())
@@ -26,12 +26,12 @@ def uniform_plan(model: Model, name: str, format: str, algorithm: str | None) ->
 
 
 def mixed_plan(model: Model, recipe: str, nbytes: int, targets: Sequence[str]) -> QuantPlan:
-    """The plan of a mixed recipe that takes so many bytes at most, vectors included.
+    """Returns the plan of a mixed recipe that takes at most ``nbytes`` bytes, vectors included.
 
-    Its formats are those of the first of the targets for which the budget is not too small.
+    The plan uses the formats of the first of the targets whose formats fit the budget.
 
     Raises:
-        QuantizationError: it is too small for all of them.
+        QuantizationError: the budget is too small for all targets.
     """
     facts = facts_of(model.spec, model.spec.max_context)
 
@@ -50,7 +50,7 @@ def mixed_plan(model: Model, recipe: str, nbytes: int, targets: Sequence[str]) -
 
 
 def stored_bytes(model: Model, plan: QuantPlan, *, vectors: bool = True) -> int:
-    """Bytes that the weights of a plan take, of matrices alone or with the vectors."""
+    """Returns the stored bytes of a plan's matrices, and of its vectors unless told otherwise."""
     shapes = model.weights.shapes()
     return sum(
         given.format.nbytes(*matrix_shape(shapes[name]))
@@ -60,6 +60,6 @@ def stored_bytes(model: Model, plan: QuantPlan, *, vectors: bool = True) -> int:
 
 
 def parameters(model: Model, *, vectors: bool = True) -> int:
-    """How many numbers the weights are, of matrices alone or with the vectors."""
+    """Returns the number of elements in a model's matrices, and in its vectors by default."""
     shapes = model.weights.shapes().values()
     return sum(math.prod(shape) for shape in shapes if vectors or len(shape) > 1)

@@ -1,14 +1,14 @@
-"""Accuracy a byte beside onnxruntime's and llama.cpp's weight quantizers: same model, same text.
+"""Compares accuracy at equal bytes with onnxruntime's and llama.cpp's weight quantizers.
 
-Every matrix becomes what each quantizer makes of it, and the weights that its integers stand for
-run through the reference operators, as EdgeForge's own do. No kernel takes part, so what differs is
-the choice of formats, integers and scales alone. Bits are of the bytes of all matrices as they are
-stored, scales and zero points included; vectors are left in float32 on all sides.
+Each quantizer quantizes every matrix of the same model, and the stored values run through the
+reference operators on the same text, as EdgeForge's own do. No runtime's kernel takes part, so only
+the choice of formats, integers and scales differs. Bits count the stored bytes of all matrices,
+scales and zero points included; vectors stay float32 on all sides.
 
-The peers look at weights alone. Of EdgeForge's, ``data-free`` does too: the best of the recipes
-that take no more bytes than the peer. ``mixed`` chooses formats on the calibration text, at the
-peer's own bytes, and rounds to nearest; ``mixed-gptq`` chooses integers on it as well. Formats are
-those that the first of the targets holds for which the budget is not too small.
+The peers use no calibration text. Nor does the column ``data-free``: it is the best of EdgeForge's
+recipes without calibration that take no more bytes than the peer. ``mixed`` chooses formats on the
+calibration text, at the peer's own bytes, and rounds to nearest; ``mixed-gptq`` also chooses the
+integers on that text. Mixed plans use the formats of the first target whose formats fit the budget.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import ggml_quantizers
 import onnxruntime_quantizers
 import torch
 from judging import Judge, Scores, filled_store
+from pages import add_page_option, write_block
 from plans import mixed_plan, parameters, stored_bytes, uniform_plan
 from tables import line_up, print_rows
 
@@ -37,14 +38,14 @@ Quantize = Callable[[], Iterator[tuple[str, torch.Tensor, float]]]
 
 @dataclass(frozen=True)
 class Row:
-    """A contender, judged: stored bits a weight of the matrices, and the scores."""
+    """A contender's row: its name, its matrices' stored bits per weight, and its scores."""
 
     name: str
     bits: float
     scores: Scores
 
     def cells(self) -> list[str]:
-        """As `HEADER` has them."""
+        """Returns the cells under `HEADER`."""
         scores = self.scores
         return [
             self.name,
@@ -57,21 +58,27 @@ class Row:
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
+    """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--text", type=Path, default=HELDOUT)
     parser.add_argument("--tokens", type=int, default=12288)
     parser.add_argument("--groups", type=int, nargs="+", default=[32, 128])
     parser.add_argument(
-        "--llama-cpp", type=Path, help="a checkout of llama.cpp, or of ggml: its rows need it"
+        "--llama-cpp", type=Path, help="a checkout of llama.cpp or ggml, for llama.cpp's rows"
     )
     parser.add_argument("--skip-onnxruntime", action="store_true")
     parser.add_argument(
-        "--targets", nargs="+", default=["onnx", "coreml"], help="of mixed plans, the first first"
+        "--targets",
+        nargs="+",
+        default=["onnx", "coreml"],
+        help="targets of mixed plans, in order of preference",
     )
-    parser.add_argument("--only", nargs="+", default=[""], help="peers with one of these in names")
-    parser.add_argument("--recipes", nargs="+", help="of EdgeForge, by name; all that fit if left")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="only peers whose names contain one of these texts"
+    )
+    parser.add_argument("--recipes", nargs="+", help="EdgeForge's recipes; by default all that fit")
+    add_page_option(parser)
     options = parser.parse_args()
     model = open_model(options.model)
     arena = Arena(model, options.text, options.tokens, options.targets)
@@ -82,7 +89,9 @@ def main() -> None:
         if any(part in name for part in options.only)
     ]
     if not peers:
-        parser.error("no peer is left: give --llama-cpp, leave out --skip-onnxruntime or --only")
+        parser.error(
+            "no peer is left: give --llama-cpp FOLDER, or leave out --skip-onnxruntime or --only"
+        )
     widths = [max(28, *map(len, HEADER)), 7, 17, 15, 15, 12]
     print(line_up(HEADER, widths))
     judged: list[Row] = []
@@ -115,14 +124,22 @@ def main() -> None:
             line.append(versus(found[nbytes, recipe], peer))
         rows.append(line)
     print(
-        "\nat no more bytes than each peer; below 0 EdgeForge is nearer to FLOAT; intervals are of "
-        "the paired ratio"
+        "\nmean KL at no more bytes than each peer: below 0, EdgeForge is nearer to FLOAT; the "
+        "intervals are those of the paired ratio"
     )
     print_rows(rows)
+    if options.page:
+        write_block(
+            options.page,
+            rows,
+            f"{options.model}, {arena.judge.title()}. A cell is the mean KL relative to the peer's "
+            f"at no more bytes: below 0, EdgeForge is nearer to FLOAT. Intervals are of the paired "
+            f"ratio.",
+        )
 
 
 def versus(ours: Row | None, peer: Row) -> str:
-    """How far our divergence lies above the peer's, and by which recipe."""
+    """Returns our recipe's name and how far its divergence lies above the peer's, in percent."""
     if ours is None:
         return "-"
     name = "" if ours.name.startswith("mixed") else f"{ours.name} "
@@ -132,12 +149,12 @@ def versus(ours: Row | None, peer: Row) -> str:
 def peers_of(
     model: Model, arena: "Arena", options: argparse.Namespace
 ) -> Iterator[tuple[str, Quantize]]:
-    """The peers' quantizers by name."""
+    """Yields the peers' quantizers with their names."""
     weights = arena.weights
     if not options.skip_onnxruntime:
         if importlib.util.find_spec("onnx_ir") is None:
             raise SystemExit(
-                "onnxruntime's quantizers need onnx_ir, of the extra [bench]: install it, or use "
+                "onnxruntime's quantizers need onnx_ir: install the extra [bench], or use "
                 "--skip-onnxruntime"
             )
         for group in options.groups:
@@ -152,7 +169,7 @@ def peers_of(
                         ),
                     )
     if options.llama_cpp is None:
-        print("llama.cpp is left out: give a checkout of it with --llama-cpp FOLDER")
+        print("llama.cpp is left out: give a checkout with --llama-cpp FOLDER")
         return
     ggml = ggml_quantizers.Ggml(options.llama_cpp)
     for file_type in ggml_quantizers.FILE_TYPES:
@@ -170,7 +187,7 @@ def peers_of(
 
 
 def recipes(model: Model, wanted: list[str] | None) -> Iterator[QuantPlan]:
-    """EdgeForge's recipes of integers and palettes, calibrated ones among them, by rising size."""
+    """Yields EdgeForge's plans of integers and palettes, some calibrated, by rising size."""
     shapes, roles = model.weights.shapes(), model.weights.roles()
     plans = [
         uniform_plan(model, f"{format}-gptq", format, "gptq-order")
@@ -181,7 +198,7 @@ def recipes(model: Model, wanted: list[str] | None) -> Iterator[QuantPlan]:
             plan = recipe.plan(shapes, roles)
             plan.check(shapes)
         except QuantizationError:
-            continue  # groups that this model's rows do not have
+            continue  # the recipe's groups do not divide this model's matrices
         matrices = [given for name, given in plan.weights.items() if len(shapes[name]) > 1]
         if not all(is_quantized(given.format) for given in matrices):
             continue
@@ -192,7 +209,7 @@ def recipes(model: Model, wanted: list[str] | None) -> Iterator[QuantPlan]:
 
 
 class Arena:
-    """The judge, the weights, and what is judged so far."""
+    """Judges peers, recipes and mixed plans on one model and one text."""
 
     def __init__(self, model: Model, text: Path, tokens: int, targets: list[str]) -> None:
         self._model, self._targets = model, targets
@@ -207,7 +224,7 @@ class Arena:
         self.parameters = parameters(model, vectors=False)
 
     def peer(self, name: str, quantize: Quantize) -> Row:
-        """A peer's row."""
+        """Returns a peer's row."""
         found, stored = {}, 0.0
         for weight, values, bits in quantize():
             found[weight] = values
@@ -216,7 +233,7 @@ class Arena:
         return Row(name, stored / self.parameters, self.judge.judge(found))
 
     def recipe(self, plan: QuantPlan) -> Row:
-        """The row of a plan."""
+        """Returns the row of a plan."""
         program = self.judge.program
         with filled_store(self._model, program, plan, self._calibration) as filled:
             scores = self.judge.judge_store(program, plan, filled.store)
@@ -224,7 +241,10 @@ class Arena:
         return Row(plan.recipe, bits, scores)
 
     def mixed(self, recipe: str, nbytes: int) -> Row | None:
-        """The row of a mixed plan whose matrices take so many bytes at most; None: none does."""
+        """Returns the row of a mixed plan whose matrices take at most ``nbytes`` bytes.
+
+        Returns None where no plan does.
+        """
         shapes = self._model.weights.shapes().values()
         vectors = sum(4 * shape[0] for shape in shapes if len(shape) == 1)
         try:

@@ -1,9 +1,9 @@
-"""What each algorithm makes of 8, 4, 3 and 2 bits: error and size on held-out text, intervals.
+"""Measures each algorithm at 8, 4, 3 and 2 bits: size, and error on held-out text with intervals.
 
-Uniform formats of one group size for every matrix; the mixed plans choose formats, and may take as
-many bytes as the uniform format above them. Calibrated algorithms look at the text that ships, of
-which no passage is in the text measured on. A row that cannot be made says why. Excess is how far
-the perplexity lies above FLOAT's, as a share of RTN's.
+Every matrix has the same format and group size; mixed plans choose formats and may take as many
+bytes as the uniform format above them. Calibrated algorithms use the calibration text that ships
+with EdgeForge, which shares no passage with the measured text. Where a row is impossible, a line
+says why. The column "excess" is the perplexity's excess over FLOAT's, as a share of RTN's excess.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from judging import Judge, Scores, filled_store
+from pages import add_page_option, write_block
 from plans import mixed_plan, parameters, stored_bytes, uniform_plan
 from tables import line_up
 
@@ -26,7 +27,7 @@ HEADER = [
     *("perplexity x", "top-1 %", "excess", "s"),
 ]
 WIDTHS = [22, 13, 6, 17, 15, 15, 12, 6, 5]
-# By title: the algorithm's name, and whether weights are rotated first.
+# By the row's title: the algorithm's name, and whether weights are rotated first.
 ALGORITHMS = {
     "RTN": ("rtn-minmax", False),
     "scale search": ("rtn", False),
@@ -40,7 +41,7 @@ ROTATION = "hadamard"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model as it is quantized, its program, and its plan."""
+    """The model to quantize, perhaps rotated, with its program and its plan."""
 
     model: Model
     program: Program
@@ -48,7 +49,7 @@ class Prepared:
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
+    """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--text", type=Path, default=HELDOUT)
@@ -59,12 +60,14 @@ def main() -> None:
         "--zero-points", action="store_true", help="groups with a zero point, not symmetric ones"
     )
     parser.add_argument("--targets", nargs="+", default=["onnx", "coreml"], help="of mixed plans")
+    add_page_option(parser)
     options = parser.parse_args()
     model = open_model(options.model)
     calibration = draw_calibration(model, CalibrationOptions(), model.spec.max_context)
     judge = Judge(model, options.text, options.tokens, calibration.length)
     print(f"{options.model}, {judge.title()}")
     print(line_up(HEADER, WIDTHS))
+    rows = [HEADER]
     for bits in options.bits:
         format = f"int{bits}-g{options.group}" + ("-asym" if options.zero_points else "")
         baseline: Scores | None = None
@@ -90,19 +93,22 @@ def main() -> None:
                 "-" if baseline is None else f"{excess(scores) / excess(baseline):.2f}",
                 f"{filled.seconds:.1f}",
             ]
+            rows.append(cells)
             print(line_up(cells, WIDTHS), flush=True)
+    if options.page:
+        write_block(options.page, rows, f"{options.model}, {judge.title()}.")
 
 
 def excess(scores: Scores) -> float:
-    """How far the perplexity lies above FLOAT's, as a share of it."""
+    """Returns the perplexity's excess over FLOAT's, as a share of FLOAT's."""
     return scores.perplexity_ratio.value - 1
 
 
 def prepare(judge: Judge, title: str, format: str, targets: list[str]) -> Prepared:
-    """The plan of a row.
+    """Returns the model, program and plan of a row.
 
     Raises:
-        QuantizationError: a format or an algorithm that does not suit the model.
+        QuantizationError: the format or the algorithm does not suit the model.
     """
     model, program = judge.model, judge.program
     if title in MIXED:

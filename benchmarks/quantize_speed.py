@@ -1,11 +1,12 @@
-"""Quantizers: weights a second and squared error, ours against onnxruntime's.
+"""Compares EdgeForge's quantizers with onnxruntime's: weights per second and relative error.
 
-One matrix with a few wide columns, as trained weights have. Ours reads bfloat16 rows, as an export
-does; onnxruntime's MatMulNBits quantizer is given the float32 matrix that it wants, in a graph of
-one MatMul. Errors are of the float values that the stored numbers stand for, relative to the
-weights (the ratio of 2-norms), computed here from the stored numbers on both sides. The last two
-columns are EdgeForge's figures over theirs: more than 1 is faster, less than 1 is more exact.
-Integers are rounded to nearest; palettes are found by k-means and have no peer there.
+The script quantizes one matrix with a few wide columns, as trained weights have. EdgeForge reads
+bfloat16 rows, as in an export; onnxruntime's MatMulNBits quantizer gets the float32 matrix that it
+requires, in a graph of one MatMul. An error is the 2-norm of the difference between the stored
+values and the weights, relative to the weights' 2-norm; the script computes it from the stored
+numbers of both sides. The last two columns are EdgeForge's figures divided by onnxruntime's: a
+speed above 1 is faster, an error below 1 is more exact. Integers are rounded to nearest; palettes
+come from k-means and have no counterpart in onnxruntime.
 """
 
 import argparse
@@ -25,6 +26,8 @@ import numpy as np
 import onnx
 import torch
 from measured_process import pin
+from pages import add_page_option, write_block
+from tables import line_up
 
 from quant.formats.formats import PaletteFormat, parse_format
 from quant.formats.packing import look_up, unpack_codes
@@ -35,10 +38,11 @@ FORMATS = ["int4-g32", "int4-g64", "int4-g128", "int4-g32-asym", "int4-g128-asym
 OURS_ALONE = ["int4-pc", "int8-pc", "lut4-gc16", "lut6-gc16", "lut8-gc16"]
 ALGORITHMS = ["default", "rtn", "k_quant"]
 CHUNK_WEIGHTS = 1 << 20
+WIDTHS = [15, 22, 11, 14, 8, 8]
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
+    """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--columns", type=int, default=4096)
@@ -46,6 +50,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--skip-peer", action="store_true")
     parser.add_argument("--json", type=Path, help="write all records here")
+    add_page_option(parser)
     options = parser.parse_args()
     pin(options.threads)
     logging.disable(logging.WARNING)
@@ -53,7 +58,8 @@ def main() -> None:
     weight = trained_like(options.rows, options.columns)
     records: dict[str, Any] = {}
     print(f"{options.rows} x {options.columns}, load average {os.getloadavg()[0]:.1f}")
-    print("format          by                     M weights/s  relative error    speed    error")
+    rows = [["format", "by", "M weights/s", "relative error", "speed", "error"]]
+    print(line_up(rows[0], WIDTHS))
     for name in FORMATS + OURS_ALONE:
         contenders: dict[str, Callable[[], tuple[float, float]]] = {}
         for threads in sorted({1, options.threads}):
@@ -66,7 +72,7 @@ def main() -> None:
                         lambda name=name, algorithm=algorithm: peer(weight, name, algorithm)
                     )
         runs = {label: [] for label in contenders}
-        # In turn, so that whatever else the machine does falls on all alike.
+        # Contenders take turns, so that other load on the machine affects all of them.
         for _ in range(options.repeats):
             for label, run in contenders.items():
                 runs[label].append(run())
@@ -77,20 +83,28 @@ def main() -> None:
         errors = {label: pairs[0][1] for label, pairs in runs.items()}
         last = f"EdgeForge, {options.threads} thread{'s' * (options.threads > 1)}"
         for label, rate in rates.items():
-            ratios = ""
+            ratios = ["", ""]
             if label.startswith("onnxruntime"):
-                ratios = f"  {rates[last] / rate:6.2f}x  {errors[last] / errors[label]:6.3f}x"
-            print(f"{name:15} {label:22} {rate / 1e6:11.1f}  {errors[label]:14.5f}{ratios}")
+                ratios = [f"{rates[last] / rate:.2f}x", f"{errors[last] / errors[label]:.3f}x"]
+            rows.append([name, label, f"{rate / 1e6:.1f}", f"{errors[label]:.5f}", *ratios])
+            print(line_up(rows[-1], WIDTHS), flush=True)
         records[name] = {
             label: {"weights_per_s": rates[label], "relative_error": errors[label]}
             for label in rates
         }
     if options.json:
         options.json.write_text(json.dumps(records, indent=2) + "\n")
+    if options.page:
+        write_block(
+            options.page,
+            rows,
+            f"One matrix of {options.rows} x {options.columns}. Speed and error are EdgeForge's "
+            f"gain over that row.",
+        )
 
 
 def trained_like(rows: int, columns: int) -> torch.Tensor:
-    """Normal weights, one column in 128 four times as wide: bfloat16 [rows, columns]."""
+    """Returns normal weights, bfloat16 [rows, columns]; one column in 128 is four times as wide."""
     random = np.random.default_rng(0)
     weight = random.standard_normal((rows, columns), dtype=np.float32) / np.sqrt(columns)
     weight[:, random.choice(columns, columns // 128, replace=False)] *= 4
@@ -98,7 +112,7 @@ def trained_like(rows: int, columns: int) -> torch.Tensor:
 
 
 def ours(weight: torch.Tensor, name: str, threads: int) -> tuple[float, float]:
-    """Seconds to quantize all rows in chunks by a pool of threads; the relative error."""
+    """Quantizes all rows in chunks by a pool of threads; returns seconds and relative error."""
     fmt = parse_format(name)
     step = max(1, CHUNK_WEIGHTS // weight.shape[1])
     if isinstance(fmt, PaletteFormat):
@@ -121,7 +135,7 @@ def ours(weight: torch.Tensor, name: str, threads: int) -> tuple[float, float]:
 def palettes(
     weight: torch.Tensor, fmt: PaletteFormat, step: int, threads: int
 ) -> tuple[float, float]:
-    """As `ours`, for tables that groups of rows share."""
+    """Does the same as `ours` for palettes, whose tables groups of rows share."""
     group = fmt.rows_per_group or len(weight)
     chunks = weight.split(max(1, step // group) * group)
     quantizer = KMeans()
@@ -135,10 +149,10 @@ def palettes(
 
 
 def peer_can(algorithm: str, name: str) -> bool:
-    """Whether onnxruntime's algorithm writes this format.
+    """Whether this script can get the format from onnxruntime's algorithm.
 
-    `k_quant` always adds zero points; at 8 bits the default algorithm alone needs no table of
-    weight names.
+    `k_quant` always adds zero points; at 8 bits only the default algorithm works without a table
+    of weight names.
     """
     if algorithm == "k_quant":
         return name.startswith("int4") and name.endswith("-asym")
@@ -146,7 +160,7 @@ def peer_can(algorithm: str, name: str) -> bool:
 
 
 def peer(weight: torch.Tensor, name: str, algorithm: str) -> tuple[float, float]:
-    """Seconds of onnxruntime's quantizer on the same matrix; the relative error."""
+    """Quantizes the same matrix with onnxruntime; returns seconds and relative error."""
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
     fmt = parse_format(name)
@@ -184,7 +198,7 @@ def peer(weight: torch.Tensor, name: str, algorithm: str) -> tuple[float, float]
 
 
 def one_matmul(weight: torch.Tensor) -> onnx.ModelProto:
-    """A graph of one MatMul with ``weight``, float32 [columns, rows] as ONNX has it."""
+    """Returns a model of one MatMul with ``weight``, transposed to float32 [columns, rows]."""
     rows, columns = weight.shape
     values = weight.to(torch.float32).numpy().T
     make = onnx.helper
@@ -202,7 +216,7 @@ def one_matmul(weight: torch.Tensor) -> onnx.ModelProto:
 def relative_error(
     weight: torch.Tensor, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray | int
 ) -> float:
-    """``|W - decoded| / |W|``; codes [rows, columns], scale and zero [rows, groups]."""
+    """Returns ``|W - decoded| / |W|`` for codes [rows, columns], scale and zero [rows, groups]."""
     values = weight.to(torch.float32).numpy()
     rows, columns = values.shape
     grouped = codes.reshape(rows, scale.shape[1], -1).astype(np.float32)

@@ -1,12 +1,13 @@
-"""What recipes cost: bits a weight against the quantization error, on one model and one text.
+"""Measures recipes: bits per weight against the quantization error, on one model and one text.
 
-FLOAT and QUANTIZED logits of the reference operators; no runtime takes part. Every recipe of
-``edgeforge list recipes``, or those named: also files of rules, and formats with an algorithm for
-every matrix, such as ``int3-g64:gptq-order``. Calibrated recipes look at the calibration text that
-ships, of which no passage is in the text measured on. Excess is how far the perplexity lies above
-FLOAT's; the standard error of the mean KL is over blocks of text, for tokens of one block are not
-independent. Bits are stored bits over the checkpoint's own weights: what a rotation adds is counted
-in them. FLOAT is never rotated.
+The reference operators compute the FLOAT and QUANTIZED logits; no runtime takes part. The script
+measures every recipe of ``edgeforge list recipes``, or those named: also files of rules, and
+formats with an algorithm for every matrix, such as ``int3-g64:gptq-order``. Calibrated recipes use
+the calibration text that ships with EdgeForge, which shares no passage with the measured text. The
+column "excess" is the perplexity minus FLOAT's. The column "+-" is the standard error of the mean
+KL over blocks of text, because tokens of one block are not independent. "Bits" are stored bits
+divided by the number of the checkpoint's own weights, so matrices that a rotation adds count as
+bits. FLOAT is never rotated.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import torch
 from judging import filled_store
+from pages import add_page_option, write_block
+from tables import line_up
 
 from edgeforge.calibration.text import Calibration, CalibrationOptions, draw_calibration
 from edgeforge.model.model import HELDOUT, Model, open_model
@@ -31,22 +34,28 @@ from quant.program.program import Program
 from quant.program.rewrite import quantize_program
 
 BLOCK = 256
+HEADER = [
+    *("recipe", "bits a weight", "MB", "KL mean", "+-", "KL p99"),
+    *("top-1", "perplexity", "excess", "ratio", "seconds"),
+]
+WIDTHS = [30, 13, 7, 8, 7, 7, 7, 10, 7, 7, 7]
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
+    """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="*", default=[*RECIPES])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--text", type=Path, default=HELDOUT)
     parser.add_argument("--tokens", type=int, default=24576)
     parser.add_argument("--calibration-tokens", type=int, default=CalibrationOptions.tokens)
-    parser.add_argument("--seed", type=int, default=0, help="of the calibration")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the calibration's draw")
     parser.add_argument(
         "--rotations",
         default="",
-        help="each recipe without and with these: `all`, or names with commas between",
+        help="also measure each recipe with these: `all`, or names separated by commas",
     )
+    add_page_option(parser)
     options = parser.parse_args()
     model = open_model(options.model)
     tokenizer = Tokenizer(model.checkpoint.tokenizer_files.get("tokenizer.json"), options.model)
@@ -65,11 +74,9 @@ def main() -> None:
     for block, logits in zip(blocks, wanted, strict=True):
         meter.add(logits, block[1:])
     lossless = meter.result().value
-    print(f"{options.tokens} tokens; FLOAT perplexity {lossless:.4f}")
-    print(
-        f"{'recipe':<30} {'bits':>7} {'MB':>7} {'KL mean':>9} {'+-':>7} {'KL p99':>8} {'top-1':>7} "
-        f"{'perplexity':>10} {'excess':>7} {'ratio':>7} {'seconds':>7}"
-    )
+    about = f"{options.tokens} held-out tokens; FLOAT perplexity {lossless:.4f}"
+    print(about)
+    print(line_up(HEADER, WIDTHS))
     rows = []
     names = ROTATIONS if options.rotations == "all" else options.rotations.split(",")
     rotated = [rotate(model, name, program.context) for name in names if name]
@@ -79,15 +86,18 @@ def main() -> None:
         plan = named(recipe).plan(own.weights.shapes(), own.weights.roles())
         bits = plan.bits_per_weight(own.weights.shapes(), model.spec.num_parameters)
         figures = measure(own, traced, plan, calibration, blocks, wanted, lossless)
-        rows.append((bits, name, figures))
-        print(f"{name:<30} {bits:>7.4f} {figures}", flush=True)
+        rows.append((bits, [name, f"{bits:.4f}", *figures]))
+        print(line_up(rows[-1][1], WIDTHS), flush=True)
     print("\nby size:")
-    for bits, name, figures in sorted(rows):
-        print(f"{name:<30} {bits:>7.4f} {figures}")
+    ordered = [cells for _, cells in sorted(rows)]
+    for cells in ordered:
+        print(line_up(cells, WIDTHS))
+    if options.page:
+        write_block(options.page, [HEADER, *ordered], f"{options.model}, {about}.")
 
 
 def named(name: str) -> Recipe:
-    """A recipe by name, from a file, or of one format and algorithm for every matrix."""
+    """Returns a recipe by name, from a file, or of one ``FORMAT:ALGORITHM`` for every matrix."""
     format, colon, algorithm = name.partition(":")
     return Recipe(name, "", (Rule("*", format, algorithm),)) if colon else find_recipe(name)
 
@@ -100,8 +110,8 @@ def measure(
     blocks: list[torch.Tensor],
     wanted: list[torch.Tensor],
     lossless: float,
-) -> str:
-    """Quantization error of one plan, as the end of a line."""
+) -> list[str]:
+    """Quantization error of one plan, as the cells after a recipe's name and bits."""
     divergence, perplexity, means = DivergenceMeter(), PerplexityMeter(), []
     with filled_store(model, program, plan, calibration) as filled:
         runner = ReferenceRunner(quantize_program(program, plan), store_reader(filled.store))
@@ -114,12 +124,17 @@ def measure(
         size, seconds = filled.store.nbytes / 1e6, filled.seconds
     result, value = divergence.result(), perplexity.result().value
     error = torch.tensor(means).std() / math.sqrt(len(means))
-    calibrated = f"{seconds:>7.1f}" if calibrated_weights(plan) else f"{seconds:>7.2f}"
-    return (
-        f"{size:>7.3f} {result.kl_mean:>9.5f} {error:>7.5f} {result.kl_p99:>8.4f} "
-        f"{result.top1_agreement:>7.2%} {value:>10.4f} {value - lossless:>7.4f} "
-        f"{value / lossless:>7.4f} {calibrated}"
-    )
+    return [
+        f"{size:.3f}",
+        f"{result.kl_mean:.5f}",
+        f"{error:.5f}",
+        f"{result.kl_p99:.4f}",
+        f"{result.top1_agreement:.2%}",
+        f"{value:.4f}",
+        f"{value - lossless:.4f}",
+        f"{value / lossless:.4f}",
+        f"{seconds:.1f}" if calibrated_weights(plan) else f"{seconds:.2f}",
+    ]
 
 
 if __name__ == "__main__":

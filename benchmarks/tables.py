@@ -1,4 +1,4 @@
-"""Tables that benchmarks print: medians by contender, gains, columns that line up."""
+"""Tables that benchmarks print: medians by contender, gains, aligned columns."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ class Metric:
     """A row of a comparison.
 
     Attributes:
-        key: in the records.
-        title: what the row is called, with its unit.
-        scale: what the recorded number is divided by.
-        digits: after the point.
-        lower_is_better: which way is good.
+        key: the metric's key in the records.
+        title: the row's title, with the unit.
+        scale: the divisor of the recorded number.
+        digits: number of digits after the decimal point.
+        lower_is_better: whether a lower value is better.
     """
 
     key: str
@@ -37,7 +37,7 @@ class Gain:
 
 
 def gain(ours: float | None, theirs: float | None, lower_is_better: bool) -> str:
-    """How many times better ours is; above 1 it is.
+    """Returns how many times better ``ours`` is than ``theirs``; above 1 means better.
 
     >>> gain(2.0, 5.0, True)
     '2.50x'
@@ -47,14 +47,14 @@ def gain(ours: float | None, theirs: float | None, lower_is_better: bool) -> str
     return f"{theirs / ours if lower_is_better else ours / theirs:.2f}x"
 
 
-def print_comparison(
+def comparison_rows(
     metrics: Sequence[Metric], legs: Mapping[str, Sequence[Record]], gains: Sequence[Gain]
-) -> None:
-    """Prints the medians of every contender's records, and the gains.
+) -> list[list[str]]:
+    """The medians of every contender's records, and the gains, as a table with titles.
 
     Args:
-        metrics: the rows; one that no contender has a number for is left out.
-        legs: by contender, a record a repeat.
+        metrics: the rows; a row for which no contender has a number is left out.
+        legs: by contender, one record per repeat.
         gains: the last columns.
     """
     medians = {name: _medians(records) for name, records in legs.items()}
@@ -69,23 +69,23 @@ def print_comparison(
         for each in gains:
             row.append(gain(values[each.ours], values[each.theirs], metric.lower_is_better))
         rows.append(row)
-    print_rows(rows)
+    return rows
 
 
 def print_rows(rows: Sequence[Sequence[str]]) -> None:
-    """Prints cells in columns, the first to the left, the others to the right."""
+    """Prints rows in aligned columns: the first aligned left, the others right."""
     widths = column_widths(rows)
     for row in rows:
         print(line_up(row, widths), flush=True)
 
 
 def column_widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    """The widest cell of every column."""
+    """Returns the width of the widest cell in every column."""
     return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
 def line_up(row: Sequence[str], widths: Sequence[int]) -> str:
-    """A row's cells at their widths, the first to the left, the others to the right.
+    """Returns a row's cells padded to the widths: the first aligned left, the others right.
 
     >>> line_up(["a", "1"], [3, 3])
     'a      1'
@@ -96,7 +96,7 @@ def line_up(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _medians(records: Sequence[Record]) -> dict[str, float]:
-    """Of every number that all of a contender's records have."""
+    """Returns the median of every number that all of a contender's records have."""
     return {
         key: statistics.median(record[key] for record in records)
         for key, value in records[0].items()

@@ -1,3 +1,3 @@
-"""Runs an artifact on a device or on this host, and times it."""
+"""Runs an artifact on this host and times it."""
 
 DISTRIBUTION = "edgeforge"

@@ -1,4 +1,4 @@
-"""Runs a Core ML artifact: in Apple's runtime on a Mac, in EdgeForge's interpreter elsewhere."""
+"""Runs a Core ML artifact, in Apple's runtime on a Mac and in EdgeForge's interpreter elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
-from device_harness.memory import resident_peak
 from device_harness.session import HostSession, Logits, Tokens, check_tokens
 from exporters.coreml import names
 from exporters.coreml.package import Interface, Package, open_package
@@ -33,7 +32,12 @@ _Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class Runner(Protocol):
-    """What calls functions of a package."""
+    """Calls the functions of a package.
+
+    Attributes:
+        runtime: the runtime's name and version, for reports.
+        limits: what running the package here cannot tell about a device, one sentence each.
+    """
 
     runtime: str
     limits: tuple[str, ...]
@@ -42,25 +46,25 @@ class Runner(Protocol):
         """Makes a function ready to be called."""
 
     def make_states(self, function: str) -> Any:
-        """Fresh states, for any function that has them."""
+        """Makes fresh states, which all functions of the package can share."""
 
     def call(self, function: str, inputs: _Arrays, states: Any) -> dict[str, npt.NDArray[Any]]:
-        """Outputs of one call; states are changed in place."""
+        """Calls a function and returns its outputs by name; it changes the states in place."""
 
 
 class CoremlSession(HostSession):
-    """A Core ML artifact, its functions called in turn over the same caches.
+    """A Core ML artifact, whose functions are called in turn over the same caches.
 
     Args:
         folder: the artifact.
-        context: the declared context, tokens.
-        threads: for the interpreter; by default as many as PyTorch takes.
-        precision: ``fp16`` (the default) or ``fp32``, of the interpreter; given, the interpreter
-            runs even on a Mac.
-        compute_units: of Apple's runtime: one of `COMPUTE_UNITS`.
+        context: the declared context, in tokens.
+        threads: the interpreter's number of threads; by default PyTorch's own number.
+        precision: the interpreter's precision, ``fp16`` (the default) or ``fp32``; when it is
+            given, the interpreter runs even on a Mac.
+        compute_units: the compute units of Apple's runtime, one of `COMPUTE_UNITS`.
 
     Raises:
-        DeviceError: options that mean nothing here.
+        DeviceError: an option has an unknown value or does not apply here.
         ExportError: the package cannot be read.
     """
 
@@ -85,7 +89,6 @@ class CoremlSession(HostSession):
         self._interfaces = {name: self._package.interface(name) for name in functions}
         self._chunks = {name: _chunks(each) for name, each in self._interfaces.items()}
         self._caches: _Caches | None = self._new_caches()
-        self._length = 0
 
     @property
     def vocab_size(self) -> int:
@@ -95,16 +98,6 @@ class CoremlSession(HostSession):
             if feature.name == names.LOGITS and feature.shape:
                 return feature.shape[-1]
         raise DeviceError(f"{self._package.path} has no output {names.LOGITS!r} of fixed width")
-
-    @property
-    def peak_bytes(self) -> int:
-        """Peak resident memory so far of this process, which runs the artifact."""
-        return resident_peak()
-
-    def reset(self) -> None:
-        """Forgets all positions."""
-        self._require_open()
-        self._length = 0
 
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
@@ -121,7 +114,7 @@ class CoremlSession(HostSession):
         return np.concatenate(self._run(tokens, 0, self._new_caches(), self._verify))
 
     def close(self) -> None:
-        """Lets go of the package's functions and the caches."""
+        """Releases the package's functions and the caches."""
         super().close()
         self._held = self._caches = None
 
@@ -134,10 +127,10 @@ class CoremlSession(HostSession):
     def _run(
         self, tokens: Tokens, position: int, caches: _Caches, chunked: str | None
     ) -> list[Logits]:
-        """Whole chunks through one function, the rest token by token.
+        """Runs whole chunks through one function and the remaining tokens one by one.
 
         Returns:
-            What each call gives: ``float32[1 or t, vocab]``.
+            The logits of each call: ``float32[1 or t, vocab]``.
         """
         found, done = [], 0
         while done < len(tokens):
@@ -169,7 +162,7 @@ class CoremlSession(HostSession):
 
 
 class _Caches:
-    """What a text leaves behind: states, or inputs that come back as outputs (iOS 17)."""
+    """The caches of one text: states, or inputs that come back as outputs (iOS 17)."""
 
     def __init__(self, states: Any, interface: Interface) -> None:
         self.states = states
@@ -185,7 +178,7 @@ class InterpretedRunner:
 
     Args:
         package: the package.
-        threads: of PyTorch; None leaves its own number.
+        threads: PyTorch's number of threads; None leaves it unchanged.
         precision: ``fp16`` or ``fp32``.
     """
 
@@ -211,22 +204,22 @@ class InterpretedRunner:
         )
 
     def load(self, function: str) -> None:
-        """Binds a function."""
+        """Binds a function, so that it is ready to run."""
         self._interpreter.bind(function)
 
     def make_states(self, function: str) -> Any:
-        """Zeros, by name."""
+        """Makes states of zeros, by name."""
         return self._interpreter.make_states(function)
 
     def call(self, function: str, inputs: _Arrays, states: Any) -> dict[str, npt.NDArray[Any]]:
-        """Outputs of one call."""
+        """Calls a function and returns its outputs by name."""
         return self._interpreter.run(inputs, function, states)
 
 
 class AppleRunner:
     """Calls functions in Apple's runtime, through coremltools on a Mac with macOS 15 or later.
 
-    It has not been exercised where EdgeForge was made, for that has no Mac.
+    EdgeForge's developers have no Mac, so this class has never run against Apple's runtime.
 
     Args:
         package: the package.
@@ -260,16 +253,16 @@ class AppleRunner:
         self._model(function)
 
     def make_states(self, function: str) -> Any:
-        """States of the function that was called last; the next one to be called gets a copy."""
+        """Makes states that move to each function that is called; see `_AppleStates`."""
         return _AppleStates([each.name for each in self._package.interface(function).states])
 
     def call(self, function: str, inputs: _Arrays, states: Any) -> dict[str, npt.NDArray[Any]]:
-        """Outputs of one call."""
+        """Calls a function and returns its outputs by name."""
         model = self._model(function)
         try:
             state = states.of(function, model) if states.names else None
             found: dict[str, npt.NDArray[Any]] = model.predict(dict(inputs), state=state)
-        except Exception as error:  # coremltools raises what Apple's runtime says as it comes
+        except Exception as error:  # the errors of Apple's runtime have no common class
             raise DeviceError(f"Core ML failed in function {function}: {error}") from error
         return found
 
@@ -290,10 +283,10 @@ class AppleRunner:
 
 
 class _AppleStates:
-    """States that follow a text from function to function.
+    """The states of one text, which several functions use in turn.
 
-    A state belongs to the model that made it, and each function is a model of its own: when another
-    function is called, what the states hold is copied over.
+    A state belongs to the model that made it, and each function is a model of its own. So when
+    another function is called, the content of the states is copied to that function's states.
     """
 
     def __init__(self, state_names: list[str]) -> None:
@@ -302,7 +295,7 @@ class _AppleStates:
         self._last: str | None = None
 
     def of(self, function: str, model: Any) -> Any:
-        """The state to call a function with."""
+        """Returns the state to call a function with."""
         if function not in self._made:
             self._made[function] = model.make_state()
         state = self._made[function]
@@ -323,7 +316,8 @@ def _choose_runner(
         )
     if precision is not None and compute_units is not None:
         raise DeviceError(
-            "--precision is the interpreter's and --compute-units Apple's runtime's: give one"
+            "--precision is an option of the interpreter and --compute-units one of Apple's "
+            "runtime: give only one of them"
         )
     if precision is None and sys.platform == "darwin" and _has_coremltools():
         return AppleRunner(package, compute_units or "all")
@@ -342,7 +336,7 @@ def _has_coremltools() -> bool:
 
 
 def _chunks(interface: Interface) -> tuple[int, ...]:
-    """How many tokens a call of a function may take."""
+    """The numbers of tokens that a call of a function may take."""
     for feature in interface.inputs:
         if feature.name == names.TOKENS:
             shapes = feature.shapes or (feature.shape,)

@@ -1,4 +1,4 @@
-"""The error of the device floor."""
+"""The error that the runtimes raise."""
 
 
 class DeviceError(RuntimeError):

@@ -1,4 +1,4 @@
-"""Runs an ExecuTorch artifact on this host, in a process of its own."""
+"""Runs an ExecuTorch artifact on this host, in a separate process."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class ExecutorchSession(HostSession):
 
     Args:
         folder: the artifact.
-        context: the declared context, tokens.
-        threads: for the runtime; by default one per processor, four at most.
+        context: the declared context, in tokens.
+        threads: the runtime's number of threads; by default one per processor, at most four.
 
     Raises:
-        DeviceError: ExecuTorch is not installed, is of another version, or refuses the artifact.
+        DeviceError: ExecuTorch is not installed, has another version, or refuses the artifact.
     """
 
     def __init__(self, folder: Path, context: int, threads: int | None = None) -> None:
@@ -46,7 +46,7 @@ class ExecutorchSession(HostSession):
         self._ending: weakref.finalize[..., ExecutorchSession] | None = None
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
         self._constants: dict[str, list[int]] = {}
-        self._length, self._loaded = 0, False
+        self._loaded = False
         self._names: list[str] = []
         self._peak = 0
 
@@ -69,7 +69,7 @@ class ExecutorchSession(HostSession):
             stdout=subprocess.PIPE,
             stderr=self._said,
         )
-        # A session that is dropped unclosed takes its process with it.
+        # When a session is garbage-collected without `close`, this ends its process.
         self._ending = weakref.finalize(self, _end, self._worker)
         answer = self._read_answer(f"loading {self._file}")
         constants = answer["constants"]
@@ -98,11 +98,6 @@ class ExecutorchSession(HostSession):
             self._start()
         return self._peak
 
-    def reset(self) -> None:
-        """Forgets all positions."""
-        self._require_open()
-        self._length = 0
-
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
         check_tokens(tokens, self._length + len(tokens), self.vocab_size, self.context)
@@ -118,7 +113,8 @@ class ExecutorchSession(HostSession):
         """
         check_tokens(tokens, len(tokens), self.vocab_size, self.context)
         if VERIFY not in self._names:
-            # Exported with --strip: the method that generates, in caches of its own.
+            # The artifact was exported with --strip. The generating method then runs in separate
+            # caches, so that the text of `extend` stays as it is.
             pieces = [tokens[at : at + 1] for at in range(len(tokens))]
             return np.concatenate(
                 [self._ask(GENERATE, piece, at, apart=True)[0] for at, piece in enumerate(pieces)]
@@ -146,7 +142,7 @@ class ExecutorchSession(HostSession):
         return [tokens[start : start + limit] for start in range(0, len(tokens), limit)]
 
     def _ask(self, method: str, tokens: Tokens, position: int, *, apart: bool = False) -> Logits:
-        """Runs a method; ``apart`` in caches other than those of the text at hand."""
+        """Runs a method; with ``apart``, in other caches than those of the text of `extend`."""
         assert self._worker is not None and self._worker.stdin is not None
         what = f"{method} with {len(tokens)} tokens at position {position}"
         if not len(tokens):
@@ -162,7 +158,7 @@ class ExecutorchSession(HostSession):
             self._worker.stdin.write(np.ascontiguousarray(tokens, np.int64).data)
             self._worker.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended: reading its answer says how
+            pass  # the process has ended; reading its answer reports how
         answer = self._read_answer(what)
         shape, peak = answer["shape"], answer["peak"]
         assert isinstance(shape, list) and isinstance(peak, int) and self._worker.stdout
@@ -184,7 +180,7 @@ class ExecutorchSession(HostSession):
         return answer
 
     def _fail(self, what: str) -> None:
-        """Says how the runtime's process ended.
+        """Reports how the runtime's process ended.
 
         Raises:
             DeviceError: always.
@@ -205,7 +201,7 @@ class ExecutorchSession(HostSession):
 def _end(worker: subprocess.Popen[bytes]) -> None:
     """Ends a process and waits until it is gone."""
     assert worker.stdin is not None and worker.stdout is not None
-    with suppress(BrokenPipeError):  # a request that an ended process never read
+    with suppress(BrokenPipeError):  # closing flushes a request that an ended process never read
         worker.stdin.close()
     worker.stdout.close()
     worker.kill()
@@ -213,10 +209,10 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
 
 
 def _refuse_other_backends(folder: Path) -> None:
-    """Refuses an artifact that this host's runtime has no delegate for.
+    """Refuses an artifact whose delegate this host's runtime does not have.
 
     Raises:
-        DeviceError: says which runtime it needs.
+        DeviceError: names the runtime that the artifact needs.
     """
     if not (folder / MANIFEST).is_file():
         return
@@ -229,10 +225,11 @@ def _refuse_other_backends(folder: Path) -> None:
 
 
 def require_executorch() -> str:
-    """The installed version of ExecuTorch.
+    """Returns the installed version of ExecuTorch.
 
     Raises:
-        DeviceError: none, or one that EdgeForge's programs were not tested with.
+        DeviceError: ExecuTorch is not installed, or is a version that EdgeForge is not tested
+            with.
     """
     try:
         return installed.require_executorch("this artifact runs in it")

@@ -1,9 +1,9 @@
-"""Runs an ExecuTorch program in a process of its own, for the runtime may end its process.
+"""Runs an ExecuTorch program in a separate process, because the runtime may end its process.
 
-``python -m device_harness.executorch_worker FILE WEIGHTS THREADS`` (weights: the .ptd, or an empty
-word) reads requests on stdin, one line of JSON each, followed by the tokens it announces
-(``int64``); it answers on stdout with a line of JSON, followed by the numbers that this announces
-(``float32``). It ends when stdin does.
+The command is ``python -m device_harness.executorch_worker FILE WEIGHTS THREADS``, where WEIGHTS is
+the .ptd or an empty string. It reads requests on stdin: each is a line of JSON, followed by as many
+``int64`` tokens as the line states. It answers on stdout with a line of JSON, followed by as many
+``float32`` numbers as that line states. It ends when stdin ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from device_harness.memory import resident_peak
 
-# Kernels of quantized embeddings, attention and caches: shared libraries that register them.
+# Shared libraries that register the kernels of quantized embeddings, attention and caches.
 _KERNELS = (
     "kernels/quantized/libquantized_ops_aot_lib.so",
     "extension/llm/custom_ops/libcustom_ops_aot_lib.so",
@@ -29,10 +29,10 @@ _KERNELS = (
 
 
 def load_runtime() -> Any:
-    """ExecuTorch's runtime with the kernels that EdgeForge's programs call.
+    """Loads ExecuTorch's runtime with the kernels that EdgeForge's programs call.
 
-    Its bindings are imported from below, for ``executorch.runtime`` would import all of its
-    exporter first: 4 to 10 seconds against a twentieth of one.
+    It imports the runtime's bindings directly. ``executorch.runtime`` would first import the whole
+    exporter, which takes 4 to 10 seconds instead of a twentieth of a second.
     """
     import torch
     from executorch.extension.pybindings import _portable_lib
@@ -49,8 +49,9 @@ def load_runtime() -> Any:
 
 def main() -> None:
     """Serves requests until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this decides when it ends
-    # The runtime may print on stdout; answers go where nothing else does.
+    # Ctrl-C also reaches this process; the process that started it decides when it ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The runtime may print on stdout, so its output goes to stderr, and only answers go to stdout.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     file, weights, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -102,15 +103,16 @@ def serve(file: str, weights: str, threads: int, requests: BinaryIO, answers: Bi
 
 
 def load_method(runtime: Any, file: str, weights: str, name: str) -> Callable[[Any], Any]:
-    """A method with caches of its own.
+    """Loads a method with caches of its own.
 
-    Methods of one loaded program would share the memory that their caches are planned in.
+    Each method gets its own loaded program, because the methods of one loaded program would share
+    the memory of their caches.
 
     Args:
-        runtime: `load_runtime`.
+        runtime: the result of `load_runtime`.
         file: the .pte.
         weights: the .ptd; empty for none.
-        name: the method's.
+        name: the method's name.
     """
     import torch
 
@@ -118,8 +120,8 @@ def load_method(runtime: Any, file: str, weights: str, name: str) -> Callable[[A
         method = runtime._load_program(file).load_method(name)
         return lambda inputs: method(inputs, clone_outputs=False)
     module = runtime._load_for_executorch(file, weights)
-    # It loads a method at its first run: let that be now. What this token leaves in the caches is
-    # overwritten before any token sees it.
+    # The module loads a method at its first run, so one token is run now. The keys and values that
+    # it leaves in the caches are overwritten before any token reads them.
     module.run_method(name, [torch.zeros(1, 1, dtype=torch.int64), torch.tensor([0])])
     return lambda inputs: module.run_method(name, inputs, clone_outputs=False)
 

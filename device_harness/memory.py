@@ -1,4 +1,4 @@
-"""How much memory this process took."""
+"""Measures this process's memory."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 
 
 def resident_peak() -> int:
-    """Peak resident memory of this process in bytes."""
+    """The peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # getrusage would give the parent's peak where that was larger: it survives exec.
+        # getrusage would give the parent process's peak where that is larger, because its value
+        # survives exec.
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024

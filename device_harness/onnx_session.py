@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
-from device_harness.memory import resident_peak
 from device_harness.session import HostSession, Logits, Tokens, check_tokens
 from quant.processors import default_threads
 
@@ -21,18 +20,18 @@ if TYPE_CHECKING:
     import onnxruntime
 
     Caches = dict[str, tuple[str, onnxruntime.OrtValue]]
-    """By input: the output that takes its place, and what holds both."""
+    """By input: the output that replaces it, and the memory that holds both."""
 
 GENERATE, VERIFY = "model.onnx", "verify.onnx"
 
 
 class OnnxSession(HostSession):
-    """An ONNX artifact in onnxruntime's CPU provider, its caches bound in place.
+    """An ONNX artifact in onnxruntime's CPU provider, which updates the caches in place.
 
     Args:
         folder: the artifact.
-        context: the declared context, tokens.
-        threads: for onnxruntime; by default one per processor, four at most.
+        context: the declared context, in tokens.
+        threads: onnxruntime's number of threads; by default one per processor, at most four.
 
     Raises:
         DeviceError: onnxruntime is not installed or refuses the artifact.
@@ -46,9 +45,8 @@ class OnnxSession(HostSession):
         self._generator: onnxruntime.InferenceSession | None = None
         self._verifier: onnxruntime.InferenceSession | None = None
         self._caches: Caches = {}
-        self._apart: Caches = {}  # of `logits`, where the generating graph gives them
+        self._apart: Caches = {}  # for `logits`, where the generating graph computes them
         self._buffers: list[npt.NDArray[Any]] = []  # the caches' memory, kept alive
-        self._length = 0
 
     def _open(self, name: str) -> onnxruntime.InferenceSession:
         import onnxruntime
@@ -93,16 +91,6 @@ class OnnxSession(HostSession):
         assert self._generator is not None
         return _vocab_size(self._generator)
 
-    @property
-    def peak_bytes(self) -> int:
-        """Peak resident memory so far of this process, which runs the artifact."""
-        return resident_peak()
-
-    def reset(self) -> None:
-        """Forgets all positions."""
-        self._require_open()
-        self._length = 0
-
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
         self.load()
@@ -116,7 +104,7 @@ class OnnxSession(HostSession):
     def _run(
         self, generator: onnxruntime.InferenceSession, tokens: Tokens, total: int, caches: Caches
     ) -> Logits:
-        """Runs tokens that end a text of ``total`` ones, of which caches hold the others."""
+        """Runs the last tokens of a text of ``total`` tokens; the caches hold those before."""
         binding = generator.io_binding()
         binding.bind_cpu_input("input_ids", tokens.reshape(1, -1))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
@@ -153,7 +141,7 @@ class OnnxSession(HostSession):
         return logits
 
     def close(self) -> None:
-        """Lets go of the graphs and the caches."""
+        """Releases the graphs and the caches."""
         super().close()
         self._generator = self._verifier = None
         self._caches, self._apart, self._buffers = {}, {}, []
@@ -197,12 +185,13 @@ def require_onnxruntime() -> str:
 
 
 def untouched_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Zeros ``dtype[shape]`` that cost memory only where they are written, page by small page.
+    """Zeros ``dtype[shape]`` that take memory only where they are written, in small pages.
 
-    A cache holds one stretch of positions for each head. NumPy asks for huge pages, of which the
-    first token of every head would touch one: all of them, where a context is long.
+    A cache holds one contiguous range of positions for each head. NumPy asks the system for huge
+    pages, and the first token would touch at least one huge page for every head; with a long
+    context, that is the whole cache.
     """
-    # Private pages: shared ones would be counted when they are only read, too.
+    # The pages are private because shared pages would take memory when they are only read, too.
     private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
     pages = mmap.mmap(-1, np.dtype(dtype).itemsize * math.prod(shape), **private)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
@@ -212,7 +201,7 @@ def untouched_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray
 
 
 def _cache_dtype(cache: onnxruntime.NodeArg) -> npt.DTypeLike:
-    """What an artifact keeps keys and values in: int8 with ``--kv-cache int8``, else float32."""
+    """The dtype of an artifact's caches: int8 with ``--kv-cache int8``, otherwise float32."""
     return np.int8 if cache.type == "tensor(int8)" else np.float32
 
 

@@ -1,4 +1,7 @@
-"""Runtimes by the target whose artifacts they run. To add one: a file, an import, a row."""
+"""Runtimes by the target whose artifacts they run.
+
+To add a runtime, add a file for its session, import the class here and add a row to `RUNTIMES`.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from exporters.manifest import Manifest
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs the artifacts of one target on this host.
+    """A runtime on this host for the artifacts of one target.
 
     Attributes:
-        open: takes the artifact's folder, its context and a number of threads or None, and the
-            options by keyword.
-        options: names of the options that ``open`` takes.
+        open: opens a session; takes the artifact's folder, its context, a number of threads or
+            None, and the options by keyword.
+        options: the names of the options that ``open`` takes.
     """
 
     open: Callable[..., Session]
@@ -41,16 +44,16 @@ def open_session(
     threads: int | None = None,
     options: Mapping[str, str | None] | None = None,
 ) -> Session:
-    """Opens an artifact in its runtime on this host; close it, or open it by ``with``.
+    """Opens an artifact in its runtime on this host; close the session, or use it in a ``with``.
 
     Args:
         folder: the artifact.
         manifest: its manifest.
-        threads: for the runtime; by default one per processor, four at most.
-        options: what else a user asks of the runtime, by name; None leaves it its default.
+        threads: the runtime's number of threads; None for the runtime's default.
+        options: further options of the runtime, by name; None as a value means the default.
 
     Raises:
-        DeviceError: no runtime here runs this target, or it has no such option.
+        DeviceError: no runtime here runs this target, or the runtime has no such option.
     """
     if manifest.target not in RUNTIMES:
         raise DeviceError(
@@ -61,7 +64,7 @@ def open_session(
     for name in given:
         if name not in runtime.options:
             raise DeviceError(
-                f"--{name.replace('_', '-')} means nothing to {manifest.target} artifacts: leave "
-                f"it out"
+                f"{manifest.target} artifacts have no option --{name.replace('_', '-')}: leave it "
+                f"out"
             )
     return runtime.open(folder, manifest.context, threads, **given)

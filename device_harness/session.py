@@ -1,4 +1,4 @@
-"""What it takes to run an artifact: the protocol that every runtime here implements."""
+"""The protocol of a session, which every runtime here implements, and what the sessions share."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
+from device_harness.memory import resident_peak
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
 
 
 class Session(Protocol):
-    """One artifact, opened in a runtime; close it, or open it by ``with``."""
+    """One artifact, opened in a runtime; close it, or use it in a ``with`` statement."""
 
     @property
     def context(self) -> int:
@@ -31,11 +32,11 @@ class Session(Protocol):
 
     @property
     def limits(self) -> tuple[str, ...]:
-        """What running the artifact here cannot tell of a device, a sentence each."""
+        """What running the artifact here cannot tell about a device, one sentence each."""
 
     @property
     def peak_bytes(self) -> int:
-        """Peak resident memory so far of the process that runs the artifact."""
+        """The peak resident memory so far of the process that runs the artifact, in bytes."""
 
     def reset(self) -> None:
         """Forgets all positions."""
@@ -44,17 +45,18 @@ class Session(Protocol):
         """Appends ``int64[t]`` tokens and returns the last one's logits, ``float32[vocab]``.
 
         Raises:
-            DeviceError: no token, a token outside the vocabulary, or past the context.
+            DeviceError: there is no token, a token is outside the vocabulary, or the tokens do not
+                fit into the context.
         """
 
     def logits(self, tokens: Tokens) -> Logits:
         """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``.
 
-        Leaves the positions of `extend` as they were.
+        The text of `extend` stays as it is.
         """
 
     def close(self) -> None:
-        """Gives back memory and processes; closing again does nothing."""
+        """Releases memory and processes; closing again does nothing."""
 
     def __enter__(self) -> Self:
         """The session itself."""
@@ -69,13 +71,28 @@ class Session(Protocol):
 
 
 class HostSession:
-    """What the sessions on this host share: an end, after which they refuse to run."""
+    """The part that all sessions on this host share: after `close` they refuse to run.
+
+    Attributes:
+        limits: what running the artifact here cannot tell about a device, one sentence each.
+    """
 
     limits: tuple[str, ...] = ()
     _closed = False
+    _length = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """The peak resident memory so far of this process, which runs the artifact, in bytes."""
+        return resident_peak()
+
+    def reset(self) -> None:
+        """Forgets all positions."""
+        self._require_open()
+        self._length = 0
 
     def close(self) -> None:
-        """Gives back memory and processes; closing again does nothing."""
+        """Releases memory and processes; closing again does nothing."""
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -90,7 +107,7 @@ class HostSession:
         self.close()
 
     def _require_open(self) -> None:
-        """Refuses to go on after `close`.
+        """Refuses any further use after `close`.
 
         Raises:
             DeviceError: the session is closed.
@@ -100,16 +117,19 @@ class HostSession:
 
 
 def check_tokens(tokens: Tokens, total: int, vocab_size: int, context: int) -> None:
-    """Refuses tokens that a runtime would not: kernels look up what lies past a table's end.
+    """Refuses tokens outside the vocabulary or the context.
+
+    Runtimes do not check them: their kernels would read past the end of a table.
 
     Args:
-        tokens: ``int64[t]``, about to be run.
-        total: positions taken once they are.
-        vocab_size: tokens are under it.
-        context: positions there are.
+        tokens: the tokens that are about to run, ``int64[t]``.
+        total: the number of positions that are taken once they have run.
+        vocab_size: the size of the vocabulary; tokens are smaller.
+        context: the number of positions that the caches hold.
 
     Raises:
-        DeviceError: no token, a token outside the vocabulary, or past the context.
+        DeviceError: there is no token, a token is outside the vocabulary, or the tokens do not fit
+            into the context.
     """
     if not len(tokens):
         raise DeviceError("there is no token to run")

@@ -1,4 +1,4 @@
-"""Times an artifact in a process of its own, so that its memory is its own too.
+"""Times an artifact in a separate process, so that the process's memory is the artifact's.
 
 ``python -m device_harness.timing DIR`` prints one line of JSON.
 """
@@ -25,18 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Timings:
-    """What running an artifact costs on one machine.
+    """The time and memory that an artifact takes on one machine.
 
     Attributes:
-        runtime: name, version and threads.
-        load_seconds: from opening the files to a model that can run.
-        first_token_seconds: from the prompt to its last logits, on a warm model.
-        prefill_tokens: length of the prompt.
-        prefill_tokens_per_second: prompt tokens over the time to the first token.
-        decode_tokens: tokens decoded one by one after the prompt.
-        decode_tokens_per_second: 1 over the median time of a token.
-        loaded_bytes: peak resident memory once loaded, the interpreter's own taken out.
-        peak_bytes: peak resident memory, at the end, of the whole process that runs it.
+        runtime: the runtime's name, version and number of threads.
+        load_seconds: the time from opening the files until the model can run.
+        first_token_seconds: the time from the prompt to its last logits, on a warm model.
+        prefill_tokens: the length of the prompt.
+        prefill_tokens_per_second: the prompt's tokens divided by the time to the first token.
+        decode_tokens: how many tokens are decoded one by one after the prompt.
+        decode_tokens_per_second: 1 divided by the median time of a token.
+        loaded_bytes: the peak resident memory after loading, minus the peak before.
+        peak_bytes: the peak resident memory of the whole process that runs the artifact, at the
+            end.
     """
 
     runtime: str
@@ -62,13 +63,13 @@ def time_artifact(
 
     Args:
         folder: the artifact.
-        threads: for the runtime; None for its default here.
-        prefill: tokens of the prompt; fewer when the context is shorter.
-        decode: tokens decoded one by one.
-        options: of the runtime, as `open_session` takes them.
+        threads: the runtime's number of threads; None for its default.
+        prefill: the number of the prompt's tokens; a short context reduces it.
+        decode: the number of tokens that are decoded one by one; a short context reduces it.
+        options: the runtime's options, as `open_session` takes them.
 
     Raises:
-        DeviceError: the process failed; its last words are in the message.
+        DeviceError: the process failed; the message holds the last line of its error output.
     """
     command = [sys.executable, "-m", "device_harness.timing", str(folder)]
     command += ["--prefill", str(prefill), "--decode", str(decode)]

@@ -1,6 +1,7 @@
-"""EdgeForge compiles language models for phones: one trace, one quantization, proven artifacts.
+"""EdgeForge compiles language models for phones: one trace, one quantization, verified artifacts.
 
-The functions of `edgeforge.api` are here too, loaded when they are first used.
+This module also offers the functions of `edgeforge.api` and imports them when they are first used,
+so that ``import edgeforge`` stays fast.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ __all__ = ["bench", "export", "load", "verify"]
 
 
 def _refuse_intruders() -> None:
-    """The lower floors have plain names that another package may have taken."""
+    """Refuses an installation in which another package has taken the name of one of ours.
+
+    The other three top-level packages have plain names, such as ``quant``, that are not unique.
+
+    Raises:
+        ImportError: Python finds another package, or none, under one of the names.
+    """
     from importlib import import_module
 
     for floor in ("device_harness", "exporters", "quant"):

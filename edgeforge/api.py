@@ -1,4 +1,4 @@
-"""The public Python API: what the command line does, as functions.
+"""The public Python API: the command line's work as functions.
 
 >>> import edgeforge
 >>> folder = edgeforge.export("demo", "out/demo")       # doctest: +SKIP
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from device_harness.session import Session
@@ -57,51 +57,54 @@ def export(
 
     Args:
         model: a checkpoint folder, a hub id, or ``demo``.
-        out: the output folder; it appears only when everything in it is whole.
-        targets: names that ``edgeforge list targets`` shows. One target's artifact is ``out``
-            itself; several are folders in it.
-        recipe: a name that ``edgeforge list recipes`` shows, or a YAML file of rules; None for
-            ``int4``, or for ``as-is`` where the checkpoint is quantized already.
-        rotation: what the weights are rotated by before they are quantized: a name that ``edgeforge
-            list rotations`` shows.
-        imported_scales: of a checkpoint that is quantized already: ``float16`` keeps its scales
-            exactly, ``bfloat16`` rounds them, which every target can hold.
-        context: declared context in tokens; None for the model's own, 4096 at most.
-        tokenizer: the folder, file or hub id to take the tokenizer from instead.
+        out: the output folder; it appears only when everything in it is complete.
+        targets: names from ``edgeforge list targets``. A single target's artifact is ``out``
+            itself; those of several targets are folders in it.
+        recipe: a name from ``edgeforge list recipes``, or a YAML file of rules; None for ``int4``,
+            or for ``as-is`` where the checkpoint is quantized already.
+        rotation: a name from ``edgeforge list rotations``: the weights are rotated that way before
+            they are quantized.
+        imported_scales: dtype of the scales of a checkpoint that is quantized already: ``float16``
+            keeps them exactly, ``bfloat16`` rounds them, and every target can store bfloat16.
+        context: declared context in tokens; None for the model's own, at most 4096.
+        tokenizer: a folder, file or hub id from which to take the tokenizer instead.
         revision: branch, tag or commit of a hub id.
         ignore_config: fields of ``config.json`` that you know not to change the maths.
-        strip: leave out what only verification needs.
-        weights: where an ExecuTorch artifact's weights lie: ``internal`` (the default) or
+        strip: whether to leave out what only verification needs.
+        weights: where an ExecuTorch artifact stores its weights: ``internal`` (the default) or
             ``external``, in a file of their own.
-        profile: the processor that a Core ML package is shaped for: ``gpu`` (the default) or
+        profile: the processor for which a Core ML package is laid out: ``gpu`` (the default) or
             ``ane``.
-        chunk: tokens of a Core ML prefill call, such as ``"64"`` (the default), or several of which
-            each call takes one, such as ``"16,64,256"``.
-        cache_write: how Core ML caches are written: ``slice`` or ``onehot``.
-        opset: generation of Core ML's operators: ``ios18`` (the default) or ``ios17``.
-        lowering: who lowers for ExecuTorch: ``edgeforge`` (the default) or ``stock``.
+        chunk: tokens of one Core ML prefill call, such as ``"64"`` (the default), or several sizes
+            from which each call takes one, such as ``"16,64,256"``.
+        cache_write: how a Core ML package writes its caches: ``slice`` (the default for
+            ``ios18``) or ``onehot``.
+        opset: version of Core ML's operator set: ``ios18`` (the default) or ``ios17``.
+        lowering: the code that lowers for ExecuTorch: ``edgeforge`` (the default) or ``stock``.
         backend: ExecuTorch's delegate: ``xnnpack`` (the default), ``vulkan`` or ``coreml``.
         kv_cache: dtype of the caches of ONNX and ExecuTorch: ``fp32`` (the default) or ``int8``.
-        max_memory: bytes that the device has for the model; what needs more is refused.
-        bits_per_weight: budget of a mixed recipe: stored bits over parameters.
+        max_memory: bytes that the device has for the model; a model that needs more is refused.
+        bits_per_weight: budget of a mixed recipe: stored bits divided by parameters.
         max_size: budget of a mixed recipe: bytes of the stored weights.
-        max_kl: budget of a mixed recipe: KL divergence on the calibration text, nats a token.
-        save_plan: a ``.yaml`` file that the plan is written to as a recipe.
-        calibration: a UTF-8 file, or ``demo``, that calibrated recipes look at activations on; None
-            for ``demo`` where a recipe needs a text.
-        calibration_tokens: how many tokens of it.
-        calibration_length: tokens of a sequence; the context at most.
-        seed: which of its sequences are taken.
+        max_kl: budget of a mixed recipe: KL divergence on the calibration text, nats per token.
+        save_plan: a ``.yaml`` file to which the plan is written as a recipe.
+        calibration: the text on which calibrated recipes collect activations: a UTF-8 file, or
+            ``demo``; None for ``demo`` where a recipe needs a text.
+        calibration_tokens: how many tokens of the calibration text to use.
+        calibration_length: tokens of each calibration sequence, at most the context.
+        seed: seed of the draw of calibration sequences.
         resume: folder of the partial results of calibration; None for one in the cache.
-        force: replace an existing output folder.
-        threads: for quantization; None for one per processor, four at most.
-        progress: called with a stage's name, what is done of it, and its size.
+        force: whether to replace an existing output folder.
+        threads: threads for quantization; None for one per processor, at most four.
+        progress: called with a stage's name, how much of it is done, and its size.
 
     Returns:
         The artifacts' folders, in the order of ``targets``.
 
     Raises:
-        EdgeForgeError: or a QuantizationError or ExportError, in one sentence.
+        EdgeForgeError: an option, the checkpoint or the output folder cannot be used.
+        QuantizationError: the recipe or a weight is refused.
+        ExportError: a target cannot write the model.
     """
     from edgeforge.calibration.text import CalibrationOptions
     from edgeforge.export_options import ExportOptions, scale_name
@@ -152,7 +155,7 @@ def verify(
     artifact: str | Path,
     *,
     text: str | Path | None = None,
-    tokens: int | None = None,
+    tokens: int | Literal["all"] | None = None,
     checkpoint: str | None = None,
     threads: int | None = None,
     timed: bool = True,
@@ -163,53 +166,94 @@ def verify(
 
     Args:
         artifact: a folder that `export` wrote.
-        text: a UTF-8 file; None for the demo model's held-out text.
-        tokens: how many tokens of it; None for all (2,048 for models over 50 M parameters).
-        checkpoint: where the checkpoint is now, if it was moved.
-        threads: for the runtime.
+        text: the UTF-8 file to evaluate on; None for the demo model's held-out text.
+        tokens: how many tokens of the text to use, spread over the whole of it, or ``all``; None
+            for 8,192 (2,048 for models over 50 M parameters).
+        checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
+        threads: threads for the runtime; None for the runtime's default.
         timed: whether to time the artifact too.
-        precision: of the interpreter of Core ML packages: ``fp16`` (its default) or ``fp32``.
-        compute_units: of Core ML on a Mac: ``all``, ``cpu``, ``cpu-and-gpu`` or ``cpu-and-ne``.
+        precision: rounding of the interpreter of Core ML packages: ``fp16`` (the default) or
+            ``fp32``.
+        compute_units: compute units of Core ML on a Mac: ``all``, ``cpu``, ``cpu-and-gpu`` or
+            ``cpu-and-ne``.
 
     Raises:
         CheckFailed: files were changed, or their integers and scales are not the store's.
+        UsageError: ``tokens`` is neither a number of at least 2 nor ``all``.
     """
     from edgeforge.verification.verify import VerifyOptions
     from edgeforge.verification.verify import verify as run_verify
 
-    chosen = None if text is None else Path(text)
-    runtime = {"precision": precision, "compute_units": compute_units}
-    options = VerifyOptions(chosen, tokens, checkpoint, threads, timed, runtime)
+    options = VerifyOptions(
+        text=None if text is None else Path(text),
+        tokens=tokens,
+        checkpoint=checkpoint,
+        threads=threads,
+        timed=timed,
+        runtime={"precision": precision, "compute_units": compute_units},
+    )
     return run_verify(Path(artifact), options)
 
 
 def bench(
-    artifact: str | Path, *, prefill: int = 128, decode: int = 32, threads: int | None = None
+    artifact: str | Path,
+    *,
+    prefill: int = 128,
+    decode: int = 32,
+    threads: int | None = None,
+    precision: str | None = None,
+    compute_units: str | None = None,
 ) -> Timings:
     """Times an artifact on this host, in a process of its own.
 
     Args:
         artifact: a folder that `export` wrote.
         prefill: tokens of the prompt.
-        decode: tokens decoded one by one after it.
-        threads: for the runtime.
+        decode: tokens decoded one by one after the prompt.
+        threads: threads for the runtime; None for the runtime's default.
+        precision: rounding of the interpreter of Core ML packages, as `verify` takes it.
+        compute_units: compute units of Core ML on a Mac, as `verify` takes them.
+
+    Raises:
+        DeviceError: the artifact's runtime is not installed, or failed.
+        ExportError: the folder is no artifact.
     """
     from device_harness.timing import time_artifact
 
-    return time_artifact(Path(artifact), threads=threads, prefill=prefill, decode=decode)
+    return time_artifact(
+        Path(artifact),
+        threads=threads,
+        prefill=prefill,
+        decode=decode,
+        options={"precision": precision, "compute_units": compute_units},
+    )
 
 
-def load(artifact: str | Path, *, threads: int | None = None) -> Session:
+def load(
+    artifact: str | Path,
+    *,
+    threads: int | None = None,
+    precision: str | None = None,
+    compute_units: str | None = None,
+) -> Session:
     """Opens an artifact to run it token by token.
 
-    Use the session in ``with``, or call its ``close``: a runtime may run in a process of its own.
+    Use the session in a ``with`` statement, or call its ``close``: some runtimes run in a process
+    of their own, which must be ended.
 
     Args:
         artifact: a folder that `export` wrote.
-        threads: for the runtime.
+        threads: threads for the runtime; None for the runtime's default.
+        precision: rounding of the interpreter of Core ML packages, as `verify` takes it.
+        compute_units: compute units of Core ML on a Mac, as `verify` takes them.
+
+    Raises:
+        DeviceError: the artifact's runtime is not installed, or failed.
+        ExportError: the folder is no artifact.
     """
     from device_harness.registry import open_session
     from exporters.manifest import Manifest
 
     folder = Path(artifact)
-    return open_session(folder, Manifest.read(folder), threads)
+    options = {"precision": precision, "compute_units": compute_units}
+    return open_session(folder, Manifest.read(folder), threads, options)

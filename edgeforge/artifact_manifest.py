@@ -1,4 +1,4 @@
-"""What is written beside a model's files: its manifest, and the checkpoint's own configuration."""
+"""Writes an artifact's manifest and copies the checkpoint's own configuration beside it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ _SIDECARS = ("config.json", "generation_config.json")
 
 
 def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
-    """What targets must know of a model, at a declared context."""
+    """Returns what targets need to know about a model.
+
+    Args:
+        spec: the model's dimensions.
+        context: declared context in tokens.
+    """
     return ModelFacts(
         model_type=spec.model_type,
         hidden_size=spec.hidden_size,
@@ -42,16 +47,16 @@ def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
 def write_manifest(
     run: ExportRun, target: Target, made: TracedAndQuantized, lowered: Lowered, folder: Path
 ) -> None:
-    """Writes an artifact's manifest, once all of its other files are there.
+    """Writes an artifact's manifest, which records all other files: they must be there already.
 
     Args:
         run: the export.
-        target: whose artifact it is.
+        target: the target that wrote the artifact.
         made: the checkpoint's digest and the weights.
         lowered: what the target wrote.
-        folder: the artifact.
+        folder: the artifact's folder.
     """
-    for name in _SIDECARS:  # they say how the model is configured and sampled
+    for name in _SIDECARS:  # apps read the configuration and the sampling defaults from these
         if (run.model.checkpoint.path / name).is_file():
             shutil.copyfile(run.model.checkpoint.path / name, folder / name)
     spec, plan = run.model.spec, run.planned.plan
@@ -80,7 +85,7 @@ def write_manifest(
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions by package name; packages that are not installed are left out."""
+    """Returns installed versions by package name; packages that are not installed are left out."""
     found = {}
     for name in packages:
         try:
@@ -122,7 +127,7 @@ def _weight_records(
 
 
 def _notes(run: ExportRun, target: Target, lowered: Lowered) -> tuple[str, ...]:
-    """What a user must know of an artifact, one sentence each."""
+    """Returns what a user must know about an artifact, one sentence each."""
     from edgeforge.model.rope import uses_long_set
 
     rope, context = run.model.spec.rope, run.facts.context

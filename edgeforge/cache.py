@@ -1,4 +1,4 @@
-"""Where EdgeForge keeps what it can make again: digests, weight stores."""
+"""The folder where EdgeForge keeps what it can compute again, such as digests and weight stores."""
 
 from __future__ import annotations
 

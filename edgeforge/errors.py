@@ -1,4 +1,4 @@
-"""The errors a user can meet: one sentence each, with the command line's exit code."""
+"""The errors that users see: each message is one sentence, each class has an exit code."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ class EdgeForgeError(Exception):
     """Base of every error whose message is meant for the user.
 
     Attributes:
-        exit_code: What the command line exits with: 1 a check failed, 2 usage, 3 checkpoint,
-            4 quantization, 5 export, 6 device.
+        exit_code: The command line's exit code: 1 for a failed check, 2 for usage, 3 for a
+            checkpoint, 4 for quantization, 5 for export, 6 for a device.
     """
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(EdgeForgeError, ValueError):
-    """What was asked for cannot be done as asked: an option, a name or an output folder."""
+    """An option, a name or an output folder that the user gave cannot be used."""
 
     exit_code: ClassVar[int] = 2
 
@@ -35,6 +35,6 @@ class DiskFullError(EdgeForgeError, OSError):
 
 
 class CheckFailed(EdgeForgeError):
-    """A check ran to its end and found the artifact wanting."""
+    """A check ran to its end and the artifact did not pass it."""
 
     exit_code: ClassVar[int] = 1

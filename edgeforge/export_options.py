@@ -26,18 +26,18 @@ class ExportOptions:
     """What a user asks of an export.
 
     Attributes:
-        recipe: a name of `quant.plans.recipes` or `edgeforge.planning.choose`, or a YAML file; None
-            for the checkpoint's natural one.
-        context: declared context in tokens; None for the model's own, 4096 at most.
-        force: replace an existing output folder.
-        threads: for quantization; None for one per processor, four at most.
-        target: what targets are asked beyond the recipe.
-        calibration: the text that calibrated algorithms look at activations on.
+        recipe: a name from `quant.plans.recipes` or `edgeforge.planning.choose`, or a YAML file;
+            None for ``int4``, or for ``as-is`` where the checkpoint is quantized already.
+        context: declared context in tokens; None for the model's own, at most 4096.
+        force: whether to replace an existing output folder.
+        threads: threads for quantization; None for one per processor, at most four.
+        target: the options that go to the targets.
+        calibration: the text on which calibrated algorithms collect activations.
         resume: folder of the partial results of calibration; None for one in the cache.
-        imported_scales: what scales of imported weights are kept in.
-        budget: of a mixed recipe.
-        save_plan: file that the plan is written to as a recipe.
-        rotation: a name of `edgeforge.model.rotations`; None for the recipe's own, if it has one.
+        imported_scales: dtype in which the scales of imported weights are stored.
+        budget: the budget of a mixed recipe.
+        save_plan: file to which the plan is written as a recipe; None to write none.
+        rotation: a name from `edgeforge.model.rotations`; None for the recipe's own, if it has one.
     """
 
     recipe: str | None = None
@@ -55,12 +55,12 @@ class ExportOptions:
     def plan_request(
         self, targets: Sequence[Target], facts: ModelFacts, rotated: Rotated | None
     ) -> PlanRequest:
-        """The part of the options that a plan is chosen by.
+        """Returns the part of the options that decides the plan.
 
         Args:
-            targets: that must hold the plan.
-            facts: of the model, for the targets.
-            rotated: the rotated model, where the weights are rotated.
+            targets: the targets that must be able to store the plan.
+            facts: the model's facts, for the targets.
+            rotated: the rotated model; None where the weights are not rotated.
         """
         return PlanRequest(
             recipe=self.recipe,
@@ -77,15 +77,15 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportRun:
-    """One export, when everything is decided and no weight has been read yet.
+    """One export after all decisions and before any weight is read.
 
     Attributes:
-        model: opened; its weights are the rotated ones where a rotation was asked for.
-        targets: what to write.
+        model: the opened model; its weights are the rotated ones where a rotation was asked for.
+        targets: the targets to write.
         options: what the user asked for.
-        facts: of the model at the declared context.
-        planned: the plan, and what came of making it.
-        calibration: the text to look at activations on; None where nothing looks at any.
+        facts: the model's facts at the declared context.
+        planned: the plan, with its notes and what was traced to make it.
+        calibration: the text to collect activations on; None where nothing is calibrated.
     """
 
     model: Model
@@ -97,26 +97,26 @@ class ExportRun:
 
     @property
     def program(self) -> Program | None:
-        """The float program, where the plan or a rotation needed it already."""
+        """The float program if the plan or a rotation already needed it, else None."""
         rotated = self.planned.rotated
         return self.planned.program or (None if rotated is None else rotated.program)
 
     @property
     def static_caches(self) -> bool:
-        """Whether a target needs the scales of its caches from the calibration text."""
+        """Whether a target needs fixed cache scales, measured on the calibration text."""
         return any(has_static_caches(target, self.options.target) for target in self.targets)
 
 
 def has_static_caches(target: Target, options: TargetOptions) -> bool:
-    """Whether the scales of a target's caches are fixed when the artifact is written."""
+    """Returns whether a target's cache scales are fixed when the artifact is written."""
     return options.kv_cache in target.static_caches
 
 
 def scale_name(text: str) -> ScaleName:
-    """What imported scales are kept in, as the command line names it.
+    """Returns the dtype of imported scales from its name on the command line.
 
     Raises:
-        UsageError: neither of the two.
+        UsageError: the name is neither ``float16`` nor ``bfloat16``.
     """
     if text == "float16":
         return "float16"

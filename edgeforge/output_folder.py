@@ -1,4 +1,4 @@
-"""Output folders that appear whole or not at all."""
+"""Output folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ def atomic_folder(
     needed_bytes: int | None = None,
     marks: Sequence[str] = ("edgeforge.json", "*/edgeforge.json", "config.json"),
 ) -> Iterator[Path]:
-    """Give a temporary folder beside ``final`` to write in; rename it to ``final`` when whole.
+    """Yield a temporary folder beside ``final``, and rename it to ``final`` when it is complete.
 
-    When the block ends, every file is flushed to the disk and the folder renamed. When it raises,
-    interrupts included, the temporary folder is removed and ``final`` is as it was.
+    When the block ends, every file is flushed to the disk and the folder is renamed. When the block
+    raises, also by an interrupt, the temporary folder is removed and ``final`` is as it was before.
 
     Args:
-        final: Where the folder goes; missing parents are made. A symbolic link is followed.
-        force: Replace a folder that is there, once the new one is whole.
-        needed_bytes: What will be written, if known: checked before any work starts.
-        marks: ``force`` replaces only a folder that holds one of these (glob), so that a mistyped
-            path does not cost a home folder.
+        final: The folder's final path; missing parents are made. A symbolic link is followed.
+        force: Whether to replace an existing folder, once the new one is complete.
+        needed_bytes: Number of bytes that will be written, if known; the free space is checked
+            before any work starts.
+        marks: File patterns (glob). ``force`` replaces only a folder with a file that matches one
+            of them, so that a mistyped path does not delete a home folder.
 
     Yields:
         The empty temporary folder, on the same file system as ``final``.
 
     Raises:
         UsageError: ``final`` cannot be used, or is not empty and ``force`` is off.
-        DiskFullError: No space left, a quota or a file size limit.
+        DiskFullError: The disk is full, or a quota or a file size limit is reached.
     """
     final = Path(os.path.realpath(final.expanduser()))
     _check_final(final, force, marks)
@@ -88,12 +89,13 @@ def _check_final(final: Path, force: bool, marks: Sequence[str]) -> None:
             return
         if not force:
             raise UsageError(
-                f"{final} exists and is not empty: choose another folder, or --force to replace it"
+                f"{final} exists and is not empty: choose another folder, or pass --force to "
+                "replace it"
             )
         if not any(path.is_file() for mark in marks for path in final.glob(mark)):
             raise UsageError(
                 f"{final} holds none of {', '.join(marks)}, so --force does not replace it: choose "
-                "another folder, or remove it yourself"
+                "another folder, or remove this one yourself"
             )
     except OSError as error:
         raise UsageError(f"{final} cannot be used for output: {error.strerror}") from error
@@ -107,7 +109,7 @@ def _make_parents(folder: Path, made: list[Path]) -> None:
 
 
 def _make_sibling(final: Path, purpose: str) -> Path:
-    """Make a new hidden folder beside ``final``; one left by a killed process is not touched."""
+    """Make a new hidden folder beside ``final``, and leave those of killed processes alone."""
     stem = f".{final.name}.{purpose}-{os.getpid()}"
     for number in itertools.count():
         path = final.parent / (f"{stem}-{number}" if number else stem)
@@ -129,7 +131,7 @@ def _check_space(final: Path, needed_bytes: int | None) -> None:
 
 
 def _explain(error: BaseException, final: Path, needed_bytes: int | None) -> EdgeForgeError | None:
-    """Return the sentence for an error that a lack of space caused, however it was wrapped."""
+    """Return a DiskFullError if a lack of space is anywhere in an error's chain of causes."""
     cause: BaseException | None = error
     seen: set[int] = set()
     while cause is not None and id(cause) not in seen:
@@ -167,7 +169,7 @@ def _put_in_place(partial: Path, final: Path) -> None:
     old: Path | None = None
     try:
         if final.is_dir() and any(final.iterdir()):
-            # A rename replaces an empty folder, so the place taken here stays ours.
+            # A rename replaces an empty folder, so this empty sibling reserves the name.
             old = _make_sibling(final, "old")
             os.rename(final, old)
         try:
@@ -191,7 +193,7 @@ def _put_in_place(partial: Path, final: Path) -> None:
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[None]:
-    """Hold back Ctrl-C until the block ends: a half-done swap or clean-up helps nobody."""
+    """Hold back Ctrl-C until the block ends, so that no swap or clean-up stays half done."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -200,7 +202,7 @@ def _deferred_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        if handler is not None:  # None: set outside Python, which cannot put it back.
+        if handler is not None:  # None means that C code set it; Python cannot set it again.
             signal.signal(signal.SIGINT, handler)
     if received and callable(handler):
         handler(*received[0])

@@ -1,4 +1,4 @@
-"""From a checkpoint to artifacts: one function, one line a stage."""
+"""The whole export from a checkpoint to artifacts: one function, one line per stage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from exporters.target import CacheRanges
     from quant.program.program import Program
 
-# Longer contexts are a choice: their caches and tables cost memory on every phone.
+# A longer context must be asked for, because its caches and rotary tables cost memory on the phone.
 DEFAULT_CONTEXT = 4096
 
 
@@ -40,33 +40,36 @@ def export(
     """Exports a checkpoint to every target from one trace and one quantization.
 
     Args:
-        model: opened.
-        targets: what to write. One target's artifact is ``out`` itself; several are folders in it.
-        out: the output folder; it appears only when everything in it is whole.
+        model: the opened model.
+        targets: the targets to write. A single target's artifact is ``out`` itself; those of
+            several targets are folders in it.
+        out: the output folder; it appears only when everything in it is complete.
         options: what the user asked for.
-        progress: told of each stage.
+        progress: called as each stage advances.
 
     Returns:
         The artifacts' folders, in the order of ``targets``.
 
     Raises:
-        EdgeForgeError: or a QuantizationError or ExportError; nothing is left half-written.
+        EdgeForgeError: an option, the checkpoint or the output folder cannot be used.
+        QuantizationError: the recipe or a weight is refused.
+        ExportError: a target cannot write the model.
     """
     # The declared context comes first: rotary tables, caches and memory all follow from it.
     context = choose_context(model.spec, options.context)
-    # An option that no target takes is refused here, and one that only some take is told of.
+    # Options that no target takes are refused here; those that only some take become notes.
     apply_options(options, targets, progress)
     # A rotation changes what every later stage reads, so it comes before all of them.
     rotated = rotate_if_asked(model, options, context, progress)
     model = model if rotated is None else rotated.model
-    # The plan says what each weight becomes, so that it can be refused before a weight is read.
+    # The plan says which format each weight gets; it is checked before any weight is read.
     facts = facts_of(model.spec, context)
     planned = choose_plan(model, options.plan_request(targets, facts, rotated), progress)
-    # Each target refuses now what its format, its kernels or the device's memory cannot hold.
+    # Each target refuses a plan that its format, its kernels or the device's memory cannot hold.
     for target in targets:
         chosen = options.target.only(target.options)
         target.check(planned.plan, model.weights.shapes(), facts, chosen)
-    # A calibration text that is too short, or the evaluation's own, is refused before the work too.
+    # A calibration text that is too short or overlaps the held-out text is refused early as well.
     calibration = calibration_for(
         planned.plan,
         model,
@@ -76,13 +79,13 @@ def export(
         static_caches=any(has_static_caches(target, options.target) for target in targets),
     )
     run = ExportRun(model, targets, options, facts, planned, calibration)
-    # Everything is written beside the output folder, which appears only when all of it is whole.
+    # Files go to a temporary folder beside ``out``, which takes its name when all are complete.
     with atomic_folder(out, options.force) as partial:
         # One trace and one quantization serve all targets.
         made = trace_and_quantize(run, progress)
-        # The program now names integers and scales of the store in the place of float weights.
+        # The program now refers to integers and scales in the store instead of float weights.
         program = rewrite(run, made)
-        # Runtimes whose caches have fixed scales need to know how far keys and values reach.
+        # Caches with fixed scales need the largest magnitudes of keys and values.
         ranges = ranges_of_caches(run, program, made, progress)
         # Every target lowers the same program and copies the same integers.
         for target in targets:
@@ -91,10 +94,10 @@ def export(
 
 
 def choose_context(spec: ModelSpec, asked: int | None) -> int:
-    """The declared context: what was asked, or the model's own up to `DEFAULT_CONTEXT`.
+    """Returns the declared context in tokens: ``asked``, or the model's up to `DEFAULT_CONTEXT`.
 
     Raises:
-        UsageError: longer than the model was made for.
+        UsageError: ``asked`` is under 2 or longer than the model's own context.
     """
     if asked is None:
         return min(spec.max_context, DEFAULT_CONTEXT)
@@ -106,10 +109,10 @@ def choose_context(spec: ModelSpec, asked: int | None) -> int:
 
 
 def apply_options(options: ExportOptions, targets: Sequence[Target], progress: Progress) -> None:
-    """Checks the options of targets, and tells which of them a target passes over.
+    """Checks the targets' options, and reports the options that do not apply to a target.
 
     Raises:
-        ExportError: no target takes an option, or one does not know its value.
+        ExportError: no target takes an option, or a target does not know the option's value.
     """
     check_options(options.target, targets)
     for target in targets:
@@ -120,10 +123,11 @@ def apply_options(options: ExportOptions, targets: Sequence[Target], progress: P
 def rotate_if_asked(
     model: Model, options: ExportOptions, context: int, progress: Progress
 ) -> Rotated | None:
-    """The rotated model and its program, where a rotation is asked for.
+    """Returns the rotated model and its program, or None where no rotation is asked for.
 
     Raises:
         UsageError: there is no such rotation, or the checkpoint holds integers.
+        QuantizationError: the program has no place for the rotation.
     """
     name = rotation_of(options.recipe, options.rotation)
     if name is None:
@@ -135,10 +139,10 @@ def rotate_if_asked(
 
 
 def rewrite(run: ExportRun, made: TracedAndQuantized) -> Program:
-    """The program in the quantized dialect, checked.
+    """Returns the program in the quantized dialect, checked.
 
     Raises:
-        DialectError: it is outside of that dialect.
+        DialectError: the rewritten program has an operator outside that dialect.
     """
     from quant.program.dialect import check_quantized
     from quant.program.rewrite import quantize_program
@@ -151,7 +155,7 @@ def rewrite(run: ExportRun, made: TracedAndQuantized) -> Program:
 def ranges_of_caches(
     run: ExportRun, program: Program, made: TracedAndQuantized, progress: Progress
 ) -> CacheRanges:
-    """How far keys and values reach on the calibration text; empty where no target asks for it."""
+    """Returns the largest magnitudes of keys and values; empty where no target needs them."""
     if not run.static_caches:
         return {}
     from edgeforge.calibration.cache_ranges import cache_ranges
@@ -178,7 +182,7 @@ def write_artifact(
     """Writes one target's files and their manifest.
 
     Raises:
-        ExportError: the target cannot write the program after all.
+        ExportError: the target finds only now that it cannot write the program.
     """
     progress(f"write {target.name}", 0, 0)
     folder = folder_of(target, run.targets, out)
@@ -198,5 +202,5 @@ def write_artifact(
 
 
 def folder_of(target: Target, targets: Sequence[Target], out: Path) -> Path:
-    """Where a target's artifact lies: the output folder itself where it is the only one."""
+    """Returns the folder of a target's artifact: ``out`` itself where it is the only target."""
     return out if len(targets) == 1 else out / target.name

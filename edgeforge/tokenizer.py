@@ -1,4 +1,4 @@
-"""Text to tokens and back, by a checkpoint's or an artifact's ``tokenizer.json``."""
+"""Encodes text to tokens and decodes it with the ``tokenizer.json`` of a checkpoint or artifact."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 
 from edgeforge.errors import CheckpointError, UsageError
 
-_HALF = "\ufffd"  # what the first bytes of a character decode to
-_TAIL = 16  # tokens that are decoded again
+_HALF = "\ufffd"  # the replacement character: an incomplete UTF-8 sequence decodes to it
+_TAIL = 16  # tokens at the end of the text that are decoded again with each new one
 
 
 class Tokenizer:
-    """A ``tokenizer.json``, by the tokenizers library.
+    """A ``tokenizer.json``, opened with the tokenizers library.
 
     Args:
-        file: the file; None when there is none, which is refused in words.
+        file: the file; None when there is none, which raises the error.
         where: the artifact or checkpoint, for messages.
 
     Raises:
-        CheckpointError: missing or unreadable.
+        CheckpointError: the file is missing or unreadable.
     """
 
     def __init__(self, file: Path | None, where: str) -> None:
@@ -36,26 +36,26 @@ class Tokenizer:
             raise CheckpointError(f"{file} is not a tokenizer: {error}") from error
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids; with what the tokenizer itself puts around a text when ``special``."""
+        """Returns token ids; if ``special``, with the tokens that the tokenizer adds to a text."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of tokens, special ones left out."""
+        """Returns the text of tokens; special tokens are left out."""
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
         return text
 
     @property
     def size(self) -> int:
-        """Number of tokens, added ones included."""
+        """Number of tokens in the vocabulary, added tokens included."""
         return int(self._tokenizer.get_vocab_size())
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
-    """Pieces of text as tokens come, never half a character; joined they are the whole text.
+    """Yields pieces of text as tokens come, never half a character; together they are the text.
 
-    Decodes a short tail again at each token, for what a token adds depends on those before it:
-    many tokenizers drop the space that begins a text.
+    The text that a token adds depends on the tokens before it (many tokenizers drop the space that
+    begins a text), so a short tail is decoded again with each token.
     """
     held: list[int] = []
     shown = ""
@@ -70,7 +70,8 @@ def stream_text(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
         if len(held) >= 2 * _TAIL:
             tail = held[-_TAIL:]
             short = tokenizer.decode(tail)
-            # What the tail says must be how the text ends, with something for the next to follow.
+            # The tail replaces the held tokens only if it decodes to the end of their text, and
+            # to more than spaces: else the next token would be decoded as if it began a text.
             if short.strip() and text.endswith(short):
                 held, shown = tail, short
     rest = tokenizer.decode(held)[len(shown) :]
@@ -79,10 +80,10 @@ def stream_text(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file.
+    """Returns the content of a UTF-8 text file.
 
     Raises:
-        UsageError: missing, not text, or empty.
+        UsageError: the file cannot be read, is not UTF-8, or holds only white space.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -98,16 +99,16 @@ def read_text(path: Path) -> str:
 def split_blocks(
     tokens: Sequence[int], length: int, bos: int | None, limit: int | None = None
 ) -> list[list[int]]:
-    """Cuts a text into blocks of ``length`` tokens, each begun with ``bos`` if there is one.
+    """Cuts a text into blocks of ``length`` tokens; each begins with ``bos`` if there is one.
 
     Args:
-        tokens: the text's.
-        length: tokens of a block, the first one included.
-        bos: the token that begins a text.
+        tokens: the text's tokens.
+        length: tokens of a block, ``bos`` included.
+        bos: the token that begins a text; None if the model has none.
         limit: how many tokens of the text to use; None for all.
 
     Returns:
-        Blocks of at least two tokens.
+        The blocks that have at least two tokens; the last one may be shorter than ``length``.
 
     >>> split_blocks([5, 6, 7, 8], 3, 1)
     [[1, 5, 6], [1, 7, 8]]

@@ -1,7 +1,7 @@
-"""Tracing and quantizing beside each other: neither needs what the other makes.
+"""Traces a model and quantizes its weights at the same time, in two threads.
 
-Tracing is Python and reads no weight. Hashing and quantizing read weights, spend their time outside
-the interpreter, and need the program only where a quantizer looks at activations.
+Tracing runs in Python and reads no weight. Hashing and quantizing read weights, spend their time
+outside the interpreter, and need the traced program only where a quantizer uses activations.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from edgeforge.weight_store import quantize
 from quant.program.program import Program
 from quant.store.store import WeightStore
 
+# How long a thread may keep the interpreter while others wait; Python's default is 0.005.
 _HAND_OVER_SECONDS = 0.0002
 
 
 @dataclass(frozen=True)
 class TracedAndQuantized:
-    """What the two stages made.
+    """The results of tracing and of quantizing.
 
     Attributes:
-        program: in the float dialect.
-        digest: of the checkpoint.
-        store: every weight of the plan.
+        program: the traced program, in the float dialect.
+        digest: the checkpoint's digest.
+        store: every weight of the plan, quantized.
     """
 
     program: Program
@@ -41,16 +42,16 @@ class TracedAndQuantized:
 
 
 def trace_and_quantize(run: ExportRun, progress: Progress) -> TracedAndQuantized:
-    """Traces the model in this thread while another one hashes and quantizes its weights.
+    """Traces the model in this thread while another thread hashes and quantizes its weights.
 
     Args:
         run: the export.
-        progress: told of each stage, from both threads.
+        progress: called as each stage advances, from both threads.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         QuantizationError: a weight cannot be quantized.
-        DialectError: the traced program is outside of the float dialect.
+        DialectError: the traced program has an operator outside the float dialect.
     """
     with (
         ThreadPoolExecutor(1) as background,
@@ -66,10 +67,11 @@ def trace_and_quantize(run: ExportRun, progress: Progress) -> TracedAndQuantized
 
 @contextmanager
 def shared_interpreter() -> Iterator[None]:
-    """Makes room for threads that work beside a long stretch of Python.
+    """Lets other threads have the interpreter more often during long-running Python code.
 
-    They need the interpreter for an instant between blocks, and would wait 5 ms for it each time.
-    The garbage collector would walk, again and again, what importing torch allocates.
+    Threads that quantize need the interpreter for an instant between blocks of rows, and would wait
+    5 ms for it each time. The garbage collector is off, because it would walk the many objects that
+    importing torch allocates again and again.
     """
     was_on, interval = gc.isenabled(), sys.getswitchinterval()
     gc.disable()
@@ -83,7 +85,7 @@ def shared_interpreter() -> Iterator[None]:
 
 
 def _trace(run: ExportRun, progress: Progress) -> Program:
-    """The float program: the one that was needed before, or traced now."""
+    """Returns the float program: the one that an earlier stage traced, or one traced now."""
     progress("trace", 0, 0)
     with shared_interpreter():
         from edgeforge.model.trace import trace
@@ -97,10 +99,10 @@ def _trace(run: ExportRun, progress: Progress) -> Program:
 def _hash_and_quantize(
     run: ExportRun, traced: Future[Program], left: Event, progress: Progress
 ) -> tuple[CheckpointDigest, WeightStore]:
-    """The work of the other thread; it stops at its next report once the export was left."""
+    """Does the work of the other thread; stops at its next report once the export has ended."""
 
     def report(stage: str, done: int, size: int) -> None:
-        if left.is_set():  # the export has failed or was interrupted
+        if left.is_set():  # the export failed or was interrupted
             raise CancelledError
         progress(stage, done, size)
 
@@ -115,7 +117,7 @@ def _hash_and_quantize(
 
 @contextmanager
 def _set_at_exit() -> Iterator[Event]:
-    """An event that is set once the block is left, in whichever way."""
+    """Yields an event that is set when the block ends, normally or by an exception."""
     event = Event()
     try:
         yield event
@@ -125,7 +127,7 @@ def _set_at_exit() -> Iterator[Event]:
 
 @contextmanager
 def _cancelled_at_exit() -> Iterator[Future[Program]]:
-    """A program to come; whoever waits for it is released once the block is left without it."""
+    """Yields the future of a program; cancels it at the end, so that no thread waits for ever."""
     future: Future[Program] = Future()
     try:
         yield future

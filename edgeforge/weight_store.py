@@ -1,4 +1,4 @@
-"""The store of a checkpoint, plan and calibration: found in the cache, or made."""
+"""Finds the weight store of a checkpoint, plan and calibration in the cache, or makes it."""
 
 from __future__ import annotations
 
@@ -23,23 +23,28 @@ def quantize(
     progress: Progress,
     run: CalibrationRun | None = None,
 ) -> WeightStore:
-    """The store of this checkpoint, plan and calibration: found in the cache, or made now.
+    """Returns the store of this checkpoint, plan and calibration, from the cache or made now.
 
     Args:
-        weights: of the checkpoint.
-        digest: of the checkpoint.
-        plan: what to make of each weight.
-        threads: how many to use; None for one per processor, four at most.
-        progress: told of each stage.
-        run: how to calibrate; None where the plan needs no calibration.
+        weights: the checkpoint's weights.
+        digest: the checkpoint's digest; a part of the store's key.
+        plan: the format and algorithm of each weight.
+        threads: number of threads; None for one per processor, at most four.
+        progress: called as each stage advances.
+        run: the calibration; None where the plan needs none.
+
+    Raises:
+        QuantizationError: a weight cannot be quantized, or the folder of partial results belongs
+            to another store.
     """
     from quant.plans.plan import calibrated_weights
+    from quant.store.cached import find_store, new_store, store_key
     from quant.store.fill import fill_store
-    from quant.store.store import find_store, new_store, store_key
 
     cache = cache_dir() / "stores"
     if not calibrated_weights(plan):
-        run = None  # Only the caches need this text; it must not change the store's key.
+        # Only static caches use this text, so it must not change the store's key.
+        run = None
     text = "" if run is None else run.calibration.digest
     key = store_key(digest.sha256, weights.mapping_digest(), plan, text)
     found = find_store(cache, key)

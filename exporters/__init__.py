@@ -1,3 +1,3 @@
-"""Exporters: a traced program and a weight store in, an artifact out."""
+"""Exporters: each writes a traced program and its weight store as an artifact of one runtime."""
 
 DISTRIBUTION = "edgeforge"

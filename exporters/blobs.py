@@ -1,6 +1,6 @@
-"""Bytes of an artifact's weight file: where they lie in the store, and how they change on the way.
+"""Bytes of an artifact's weight file: where the store holds them, and how they are converted.
 
-A change works a chunk at a time, so that a weight of any size costs no memory.
+A conversion works on one chunk at a time, so that memory use does not grow with the weight.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CHUNK = 1 << 20
 
 
 def flip_sign(data: bytes) -> bytes:
-    """Codes 0 to 255 as signed bytes, the code less 128, and back.
+    """Turns codes 0 to 255 into signed bytes (the code minus 128), or back.
 
     >>> list(flip_sign(bytes([0, 128, 255])))
     [128, 0, 127]
@@ -28,7 +28,7 @@ def flip_sign(data: bytes) -> bytes:
 
 
 def flip_nibble_signs(data: bytes) -> bytes:
-    """Codes 0 to 15, two a byte, as signed nibbles, the code less 8, and back.
+    """Turns codes 0 to 15, two in a byte, into signed nibbles (the code minus 8), or back.
 
     >>> flip_nibble_signs(bytes([0x08, 0xF7])).hex()
     '807f'
@@ -37,7 +37,7 @@ def flip_nibble_signs(data: bytes) -> bytes:
 
 
 def widen_bfloat16(data: bytes) -> bytes:
-    """bfloat16 as float32, exactly.
+    """Converts bfloat16 to float32, exactly.
 
     >>> np.frombuffer(widen_bfloat16(bytes([0x80, 0x3F])), np.float32).tolist()
     [1.0]
@@ -46,7 +46,10 @@ def widen_bfloat16(data: bytes) -> bytes:
 
 
 def narrow_to_bfloat16(data: bytes) -> bytes:
-    """Undoes `widen_bfloat16`; float32 that is no bfloat16 keeps its bits, so that it shows.
+    """Undoes `widen_bfloat16`.
+
+    A chunk with a float32 value that bfloat16 cannot hold is returned as it is, so that its digest
+    differs from the store's and the damage is found.
 
     >>> narrow_to_bfloat16(widen_bfloat16(b"abcd"))
     b'abcd'
@@ -57,12 +60,12 @@ def narrow_to_bfloat16(data: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A change of bytes and its inverse, a chunk at a time.
+    """A conversion of bytes and its inverse; each takes one chunk at a time.
 
     Attributes:
-        apply: from the store's bytes to the file's.
-        undo: back.
-        growth: bytes of the file for one of the store.
+        apply: converts the store's bytes to the file's.
+        undo: converts the file's bytes back to the store's.
+        growth: how many bytes of the file stand for one byte of the store.
     """
 
     apply: Callable[[bytes], bytes]
@@ -77,11 +80,11 @@ WIDENED: Final = Conversion(widen_bfloat16, narrow_to_bfloat16, 2)
 
 @dataclass(frozen=True)
 class Blob:
-    """What a segment or a constant holds.
+    """The content of one segment or constant of a weight file.
 
     Attributes:
-        source: bytes made here, or where they lie in the store.
-        conversion: how the store's bytes change; None when they are copied as they are.
+        source: the bytes themselves, or the place in the store where they are.
+        conversion: how the store's bytes are converted; None when they are copied as they are.
     """
 
     source: bytes | Extent
@@ -89,18 +92,21 @@ class Blob:
 
     @property
     def nbytes(self) -> int:
-        """Size in the file."""
+        """Size in the file, in bytes."""
         if isinstance(self.source, bytes):
             return len(self.source)
         return self.source.nbytes * (self.conversion.growth if self.conversion else 1)
 
     def write(self, target: int, offset: int, sources: Callable[[Extent], int]) -> None:
-        """Writes the bytes at an offset of a file, by the kernel alone where nothing changes.
+        """Writes the bytes at an offset of a file.
+
+        Where there is no conversion, the operating system copies them and they do not pass through
+        this process's memory.
 
         Args:
-            target: descriptor of the file.
-            offset: where to write.
-            sources: gives an open descriptor of an extent's file.
+            target: the descriptor of the file.
+            offset: the position to write at, in bytes.
+            sources: returns an open descriptor of an extent's file.
         """
         if isinstance(self.source, bytes):
             _write(target, self.source, offset)

@@ -1,4 +1,4 @@
-"""Checks that targets share: of options, palettes and rounded activations."""
+"""Checks of options, palettes and rounded activations that several targets use."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 def check_options(options: TargetOptions, targets: Iterable[Target]) -> None:
-    """Refuses an option that none of the targets takes, and a value that its target does not know.
+    """Refuses an option that no target takes, and a value that a target does not know.
 
-    An option that one of several targets takes applies to that one; see `not_applied`.
+    An option that only some of the targets take applies to those; `not_applied` tells the user
+    about the others.
 
     Raises:
-        ExportError: says which, and what is allowed.
+        ExportError: names the option and the values that are allowed.
     """
     chosen = list(targets)
     for name, value in options.given().items():
@@ -29,9 +30,11 @@ def check_options(options: TargetOptions, targets: Iterable[Target]) -> None:
         takers = [target for target in chosen if name in target.options]
         if not takers:
             named = " and ".join(
-                ", ".join((target.name, *_reason(target, name))) for target in chosen
+                target.name + "".join(f", {reason}," for reason in _reason(target, name))
+                for target in chosen
             )
-            raise ExportError(f"{flag} means nothing to {named}: leave it out")
+            has = "has" if len(chosen) == 1 else "have"
+            raise ExportError(f"{named} {has} no option {flag}: leave it out")
         for target in takers:
             allowed = target.options[name]
             if allowed and value not in allowed:
@@ -41,7 +44,7 @@ def check_options(options: TargetOptions, targets: Iterable[Target]) -> None:
 
 
 def not_applied(options: TargetOptions, target: Target) -> tuple[str, ...]:
-    """What was asked and a target cannot do though another beside it can, one sentence each."""
+    """The given options that this target cannot take although others do, one sentence each."""
     return tuple(
         f"--{name.replace('_', '-')} {value} does not apply to {target.name}, {reason}"
         for name, value in options.given().items()
@@ -50,40 +53,40 @@ def not_applied(options: TargetOptions, target: Target) -> tuple[str, ...]:
 
 
 def _reason(target: Target, name: str) -> tuple[str, ...]:
-    """Why a target cannot take an option that others take, if there is a reason to tell."""
+    """Why a target cannot take an option that others take; empty when it states no reason."""
     return (target.passed_over[name],) if name in target.passed_over else ()
 
 
 def refuse_palettes(plan: QuantPlan, runtime: str) -> None:
-    """Refuses a plan with a palette in it.
+    """Refuses a plan that stores a weight as a palette.
 
     Args:
-        plan: formats by weight.
-        runtime: the name to use in the message.
+        plan: the format of every weight.
+        runtime: the runtime's name, for the message.
 
     Raises:
-        ExportError: there is one; with what to use.
+        ExportError: names the weight and the format to use instead.
     """
     for weight, assignment in plan.weights.items():
         if isinstance(assignment.format, PaletteFormat):
             use = "int4-g32" if assignment.format.bits <= 4 else "int8-pc"
             raise ExportError(
                 f"{weight} is to be {assignment.format.name}; {runtime} has no kernel for "
-                f"palettes, which Core ML alone reads: use {use}"
+                f"palettes, which only Core ML reads: use {use}"
             )
 
 
 def refuse_activation(plan: QuantPlan, activation: Activation, why: str, use: str) -> None:
-    """Refuses a plan that rounds activations in one way.
+    """Refuses a plan in which a weight has an activation rounding that the runtime lacks.
 
     Args:
-        plan: activations by weight.
-        activation: that is not possible.
-        why: what the runtime lacks.
-        use: what to use instead.
+        plan: the activation rounding of every weight.
+        activation: the rounding that is not possible.
+        why: what the runtime lacks, for the message.
+        use: what to use instead, for the message.
 
     Raises:
-        ExportError: there is such a weight.
+        ExportError: a weight of the plan has this rounding.
     """
     for weight, assignment in plan.weights.items():
         if assignment.activation == activation:
@@ -94,12 +97,12 @@ def refuse_activation(plan: QuantPlan, activation: Activation, why: str, use: st
 
 
 def activation_notes(plan: QuantPlan) -> tuple[str, ...]:
-    """What a user must know of activations that the plan rounds, one sentence each."""
+    """Notes for the user about the activations that the plan rounds, one sentence each."""
     given = [assignment.activation for assignment in plan.weights.values()]
     words = {
         TOKEN: "products of {} matrices round each token's activations to 8 bits, as QUANTIZED "
         "does",
-        TENSOR: "products of {} matrices round activations to 8 bits by one scale each, as "
-        "QUANTIZED does: the scale of least squared error on the calibration text",
+        TENSOR: "products of {} matrices round activations to 8 bits with one scale for each "
+        "matrix, as QUANTIZED does: the scale with the least squared error on the calibration text",
     }
     return tuple(text.format(given.count(key)) for key, text in words.items() if key in given)

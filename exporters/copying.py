@@ -1,4 +1,7 @@
-"""Copies bytes between files without taking them through this process, where the system can."""
+"""Copies bytes between files inside the operating system's kernel, where the system can.
+
+Weights of many gigabytes then never pass through this process's memory.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,13 @@ _NO_KERNEL_COPY = frozenset(
 
 
 def copy_range(source: int, extent: Extent, target: int, offset: int) -> None:
-    """Copies an extent between files, within the kernel where the system can.
+    """Copies an extent of one file to an offset of another.
+
+    Args:
+        source: the descriptor of the extent's file.
+        extent: the bytes to copy.
+        target: the descriptor of the file to write.
+        offset: the position to write at, in bytes.
 
     Raises:
         OSError: the source ended early or the disk is full.
@@ -32,7 +41,7 @@ def _copy_some(source: int, at: int, target: int, offset: int, count: int) -> in
         try:
             return os.copy_file_range(source, target, count, at, offset)
         except OSError as error:
-            # Some file systems, and pairs of them, have no copy within the kernel.
+            # Some file systems, and some pairs of them, cannot copy within the kernel.
             if error.errno not in _NO_KERNEL_COPY:
                 raise
     return os.pwrite(target, os.pread(source, min(count, 1 << 22), at), offset)

@@ -1,5 +1,5 @@
-"""The error of the exporters' floor."""
+"""The error that the exporters raise."""
 
 
 class ExportError(ValueError):
-    """A program, a plan or a context that a target cannot hold."""
+    """A target cannot hold the program, the plan or the context, or an artifact is damaged."""

@@ -1,7 +1,7 @@
-"""What a model takes of a device's memory, estimated before any work is done.
+"""Estimates the memory that a model takes on a device, before any work is done.
 
 An estimate counts what a runtime keeps: every weight once, a tied embedding as often as the runtime
-holds it, caches filled to the context, and the buffers of one run of 128 tokens. Not in it are the
+holds it, caches filled to the context, and the buffers of one run of 128 tokens. It leaves out the
 runtime's own code, the process around it, and pages of the weight file that the system may drop.
 Llama-3.2-1B's shape at int4-g128 with a context of 4096 took 1.05 GB of anonymous and locked pages
 in ExecuTorch, where this says 1.06 GB. The demo model at int4, whose weights are fewer than the
@@ -29,11 +29,12 @@ class RuntimeCosts:
     """How a runtime keeps what it loads.
 
     Attributes:
-        cache_element: bytes of one number of the caches, scales counted in.
-        tied_copies: how often it holds a matrix that is embedding and head.
-        run_tokens: tokens of one run, for its buffers.
+        cache_element: bytes of one number in the caches, its share of the scales included.
+        tied_copies: how many copies it holds of a matrix that is both embedding and head.
+        run_tokens: how many tokens one run takes; its buffers grow with them.
         scores: whether attention keeps the scores of a run's tokens over the whole context.
-        float_element: bytes of a float weight once loaded; None when it stays as it is stored.
+        float_element: bytes of one element of a float weight once loaded; None when the weight
+            stays as it is stored.
     """
 
     cache_element: float
@@ -45,13 +46,13 @@ class RuntimeCosts:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a loaded model.
+    """The memory of a loaded model, in bytes.
 
     Attributes:
-        weights: of all weights.
-        buffers: of one run, whatever the context.
-        caches_per_token: of keys and values.
-        buffers_per_token: of what else grows with the context.
+        weights: bytes of all weights.
+        buffers: bytes of one run's buffers that do not depend on the context.
+        caches_per_token: bytes of keys and values for each token of the context.
+        buffers_per_token: bytes of the other buffers for each token of the context.
     """
 
     weights: int
@@ -60,15 +61,15 @@ class Footprint:
     buffers_per_token: float
 
     def caches_at(self, context: int) -> int:
-        """Bytes of the caches of a context."""
+        """Bytes of the caches for a context of so many tokens."""
         return math.ceil(context * self.caches_per_token)
 
     def buffers_at(self, context: int) -> int:
-        """Bytes of everything but weights and caches."""
+        """Bytes of everything except weights and caches, for a context of so many tokens."""
         return self.buffers + math.ceil(context * self.buffers_per_token)
 
     def total(self, context: int) -> int:
-        """Bytes of all of it.
+        """Bytes of weights, caches and buffers together, for a context of so many tokens.
 
         >>> Footprint(1000, 100, 2.0, 0.5).total(40)
         1200
@@ -76,7 +77,7 @@ class Footprint:
         return self.weights + self.caches_at(context) + self.buffers_at(context)
 
     def largest_context(self, memory: int) -> int:
-        """The most tokens that fit; 0 when not one does.
+        """The longest context, in tokens, that fits into so many bytes; 0 when none fits.
 
         >>> Footprint(1000, 100, 2.0, 0.5).largest_context(1200)
         40
@@ -92,13 +93,13 @@ def estimate(
     facts: ModelFacts,
     costs: RuntimeCosts,
 ) -> Footprint:
-    """Estimates what a model takes.
+    """Estimates the memory that a model takes in a runtime.
 
     Args:
         plan: the format of every weight.
-        shapes: of every weight.
-        facts: heads and their widths.
-        costs: of the runtime.
+        shapes: the shape of every weight.
+        facts: the numbers of heads and their width.
+        costs: how the runtime keeps what it loads.
     """
     weights, widest = 0, 0
     for name, assignment in plan.weights.items():
@@ -111,7 +112,8 @@ def estimate(
         if name not in (_EMBEDDING, _HEAD):
             widest = max(widest, rows)
     vocab = shapes[_EMBEDDING][0]
-    # The residual stream, a norm of it, attention's result; the widest product, and its halves.
+    # Three hidden vectors (the residual stream, its norm, attention's result), the widest
+    # product and its two halves, for every token of a run; logits of one token.
     run = costs.run_tokens * (3 * facts.hidden_size + 2 * widest) + vocab
     scores = costs.run_tokens * max(facts.num_heads) if costs.scores else 0
     return Footprint(
@@ -128,14 +130,14 @@ def check_memory(
     """Refuses a context that does not fit the stated memory.
 
     Args:
-        target: its name.
-        footprint: of the model.
-        context: declared, tokens.
-        memory: bytes the device has for it; None when nothing is said.
-        note: what else to do about it, said last.
+        target: the target's name, for the message.
+        footprint: the memory that the model takes.
+        context: the declared context, in tokens.
+        memory: bytes that the device has for the model; None when the user states no limit.
+        note: other advice, appended to the message.
 
     Raises:
-        ExportError: says what is needed, and the largest context that fits.
+        ExportError: says how much memory is needed, and the largest context that fits.
     """
     if memory is None or footprint.total(context) <= memory:
         return
@@ -157,7 +159,7 @@ def check_memory(
 
 
 def _text(size: float) -> str:
-    """Bytes for people.
+    """A number of bytes in MB or GB (powers of ten), for messages.
 
     >>> _text(1_234_000_000), _text(5_600_000)
     ('1.23 GB', '5.6 MB')

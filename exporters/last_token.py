@@ -23,12 +23,14 @@ def keep_last_token(program: Program) -> Program:
         %l = aten::slice(%x, 1, -1, max)      # the last position
         %y = edgeforge::linear(%l, %w)
 
-    A node moves past the selection when all its users have and when it works position by
-    position; so the head, the last norm, the last layer's feed-forward part and its output
-    projection run for one token. Attention needs every position and stops it.
+    A node is computed after the selection when it works position by position and all its users
+    are computed after it too. So the head, the last norm, the last layer's feed-forward part and
+    its output projection run for one token. The selection stops at attention, which needs every
+    position.
 
     Raises:
-        DialectError: the result holds what no exporter knows, or more than one position's logits.
+        DialectError: the result holds an operator that no exporter knows, or gives the logits of
+            more than one position.
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}

@@ -1,4 +1,4 @@
-"""`Manifest`: what an artifact's ``edgeforge.json`` says of it."""
+"""`Manifest`: the content of an artifact's ``edgeforge.json``."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ class Manifest:
     """Everything about an artifact that its model files do not say themselves.
 
     Attributes:
-        target: the runtime.
-        entry: the file a runtime opens.
-        recipe: what the user asked for.
-        context: declared context, tokens.
+        target: the target's name, such as ``onnx``.
+        entry: the file that a runtime opens.
+        recipe: the recipe that the user asked for.
+        context: the declared context, in tokens.
         source: the checkpoint.
-        model: its dimensions.
-        bits_per_weight: stored bits over parameters.
-        weights: every stored weight.
-        inputs: of the entry, each ``dtype[dims]``.
-        outputs: likewise.
-        states: what is carried from call to call.
-        notes: what a user must know.
-        tools: versions that made it.
-        files: every file but this one.
-        options: what the target was asked beyond the recipe.
-        structure: `exporters.structure.to_json` of what the files consist of.
-        calibration: the text that a quantizer looked at activations on, if one did.
-        rotation: what the weights were rotated by before they were quantized, if by anything.
-        schema_version: of this file.
+        model: the model's dimensions.
+        bits_per_weight: stored bits divided by the number of parameters.
+        weights: every stored weight, by name.
+        inputs: the entry's inputs by name, each as ``dtype[dims]``.
+        outputs: the entry's outputs, in the same form.
+        states: what is carried from call to call, in the same form.
+        notes: what a user must know, one sentence each.
+        tools: the versions of the packages that made the artifact.
+        files: every file of the artifact except ``edgeforge.json``.
+        options: the target's options that the user gave.
+        structure: what the files consist of, from `exporters.structure.to_json`.
+        calibration: the text that quantizers and cache scales were calibrated on, if any were.
+        rotation: the rotation that was applied to the weights before quantization, if any was.
+        schema_version: the version of this file's schema.
     """
 
     target: str
@@ -90,7 +90,8 @@ class Manifest:
         """Reads an artifact's manifest.
 
         Raises:
-            ExportError: no artifact, an unreadable manifest, or one of another version.
+            ExportError: the folder is no artifact, or its manifest cannot be read or has another
+                schema version.
         """
         path = folder / MANIFEST
         try:
@@ -106,24 +107,26 @@ class Manifest:
                 f"export the model again"
             )
         try:
+            for name in ("calibration", "rotation"):  # older manifests do not have them
+                data.setdefault(name, {})
             for name, record in _RECORDS.items():
-                data[name] = record.from_json(data.get(name, {}))
+                data[name] = record.from_json(data[name])
             for name, row in _TABLES.items():
                 data[name] = {key: row.from_json(value) for key, value in data[name].items()}
             data["notes"] = tuple(data["notes"])
             return cls(**data)
         except KeyError as error:
-            raise ExportError(f"{path} is not a manifest: it has no {error}") from error
+            raise ExportError(f"{path} is not a manifest: it has no field {error}") from error
         except (TypeError, AttributeError) as error:
             raise ExportError(f"{path} is not a manifest: {error}") from error
 
 
 class _Readable(Protocol):
-    """A record that reads back from JSON."""
+    """A record that can be read from JSON."""
 
     @classmethod
     def from_json(cls, data: object) -> object:
-        """The record, or None where it is empty."""
+        """Reads the record; None where the JSON is empty and the record is optional."""
 
 
 _RECORDS: Final[Mapping[str, type[_Readable]]] = {
@@ -132,13 +135,13 @@ _RECORDS: Final[Mapping[str, type[_Readable]]] = {
     "calibration": CalibrationRecord,
     "rotation": RotationRecord,
 }
-"""Fields of a manifest that are one record."""
+"""The manifest's fields that hold one record."""
 _TABLES: Final[Mapping[str, type[_Readable]]] = {"files": FileRecord, "weights": WeightRecord}
-"""Fields of a manifest that are records by name."""
+"""The manifest's fields that hold records by name."""
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Size and digest of every file under a folder but its manifest, by relative name."""
+    """Size and digest of every file under a folder except its manifest, by relative path."""
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -149,7 +152,7 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def check_files(folder: Path, manifest: Manifest) -> list[str]:
-    """What is wrong with an artifact's files, one sentence each; an empty list when all is well."""
+    """Compares an artifact's files with its manifest; returns one sentence for each problem."""
     problems = []
     for name, record in manifest.files.items():
         path = folder / name

@@ -1,7 +1,7 @@
-"""The records that a manifest consists of: each reads back as it was written.
+"""The records that a manifest consists of; each can be written as JSON and read back.
 
-Every ``from_json`` takes what JSON gives, whoever wrote it, and raises a TypeError or KeyError that
-`exporters.manifest.Manifest.read` turns into one sentence.
+A manifest may come from anyone, so every ``from_json`` checks the types it is given. It raises a
+TypeError or KeyError, which `exporters.manifest.Manifest.read` turns into one sentence.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class FileRecord:
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """Reads what ``dataclasses.asdict`` gave."""
+        """Reads the form that ``dataclasses.asdict`` gives."""
         row = _mapping(data, "a file's record")
         return cls(_integer(row, "size"), _text(row, "sha256"))
 
@@ -32,12 +32,13 @@ class WeightRecord:
 
     Attributes:
         shape: ``[out, in]`` or ``[n]``.
-        format: as `quant.formats.formats.parse_format` reads it.
-        algorithm: what chose the integers.
-        relative_error: L2 norm of the error over that of the weight.
-        digest: `quant.store.store.weight_digest`: equal over targets when the integers are.
-        activation: what happens to what enters it (`quant.formats.activations`); a scale for that
-            is in the digest.
+        format: the format's name, as `quant.formats.formats.parse_format` reads it.
+        algorithm: the quantizer that chose the integers.
+        relative_error: the L2 norm of the error divided by the L2 norm of the weight.
+        digest: its `quant.store.store.weight_digest`; artifacts of two targets have the same
+            digest when they hold the same integers and scales.
+        activation: how the activations that enter it are rounded (`quant.formats.activations`);
+            the digest covers their scale, if there is one.
     """
 
     shape: tuple[int, ...]
@@ -49,7 +50,7 @@ class WeightRecord:
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """Reads what ``dataclasses.asdict`` gave."""
+        """Reads the form that ``dataclasses.asdict`` gives."""
         row = _mapping(data, "a weight's record")
         return cls(
             shape=_integers(row, "shape"),
@@ -66,11 +67,11 @@ class SourceRecord:
     """The checkpoint that an artifact was made of.
 
     Attributes:
-        model: what the user named: a folder or a hub id.
-        path: where it lay, absolute.
-        revision: commit of a hub id; None for a folder.
-        sha256: digest of the checkpoint.
-        files: SHA-256 of each of its files.
+        model: the folder or hub id that the user gave.
+        path: the absolute path of the checkpoint's folder.
+        revision: the commit of a hub id; None for a folder.
+        sha256: the digest of the whole checkpoint.
+        files: the SHA-256 of each of its files, by name.
     """
 
     model: str
@@ -81,7 +82,7 @@ class SourceRecord:
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """Reads what ``dataclasses.asdict`` gave."""
+        """Reads the form that ``dataclasses.asdict`` gives."""
         row = _mapping(data, "source")
         revision = row.get("revision")
         if revision is not None and not isinstance(revision, str):
@@ -95,12 +96,12 @@ class ModelRecord:
     """The dimensions of the model.
 
     Attributes:
-        vocab_size: rows of the embedding.
-        bos: token that begins a text, if any.
-        eos: tokens that end one.
-        ignored_config: config fields that the user vouched for.
-        summary: all that is known of the model, as the manifest holds it: the fields above among
-            it, and every dimension layer by layer.
+        vocab_size: the number of rows of the embedding.
+        bos: the token that begins a text, if there is one.
+        eos: the tokens that end a text.
+        ignored_config: the config fields that the user told EdgeForge to ignore.
+        summary: everything the manifest holds about the model: the fields above, and every
+            dimension layer by layer.
     """
 
     vocab_size: int
@@ -124,20 +125,21 @@ class ModelRecord:
             bos=bos if isinstance(bos, int) else None,
             eos=_integers(row, "eos") if "eos" in row else (),
             ignored_config=tuple(str(name) for name in ignored),
-            summary=json.loads(json.dumps(row)),  # as it reads back: lists, no tuples
+            # Tuples become lists here, so that a new record equals the one that is read back.
+            summary=json.loads(json.dumps(row)),
         )
 
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """The text that a quantizer, or the scales of caches, looked at.
+    """The text that quantizers and the scales of caches were calibrated on.
 
     Attributes:
         source: a file's path, or ``demo``.
-        tokens: how many there were in all sequences.
-        length: tokens of each sequence.
-        seed: of the draw of sequences.
-        digest: SHA-256 of the sequences.
+        tokens: the number of tokens of all sequences together.
+        length: the number of tokens of each sequence.
+        seed: the seed by which the sequences were drawn.
+        digest: the SHA-256 of the sequences.
     """
 
     source: str
@@ -158,12 +160,12 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class RotationRecord:
-    """What the weights were rotated by before they were quantized.
+    """The rotation that was applied to the weights before quantization.
 
     Attributes:
-        name: of the rotation, as the command line takes it.
-        version: of its making; another version gives other matrices.
-        seed: of the random signs.
+        name: the rotation's name, as the command line takes it.
+        version: the version of its construction; another version gives other matrices.
+        seed: the seed of the random signs.
     """
 
     name: str
@@ -183,7 +185,7 @@ Record = FileRecord | WeightRecord | SourceRecord | ModelRecord | CalibrationRec
 
 
 def to_json(record: Record | None) -> Mapping[str, object]:
-    """A record as the manifest holds it; an absent one is empty."""
+    """A record as the manifest holds it; an absent record is an empty table."""
     if record is None:
         return {}
     return record.summary if isinstance(record, ModelRecord) else asdict(record)

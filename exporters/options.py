@@ -1,4 +1,4 @@
-"""What a user may ask of a target beyond a recipe, and which target takes what."""
+"""The options that a user may give to targets, besides the recipe."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Final
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """Options of ``edgeforge export`` that targets read; None leaves the target its default.
+    """Options of ``edgeforge export`` that targets read; None means the target's default.
 
     Attributes:
-        strip: leave out what only verification needs.
-        weights: where weights lie: in the model file, or ``external``.
-        lowering: who lowers: EdgeForge, or the runtime's own exporter.
+        strip: whether to leave out what only verification needs.
+        weights: where the weights are: in the model file, or ``external``.
+        lowering: what lowers the program: EdgeForge, or the runtime's own exporter.
         backend: the delegate that computes.
-        kv_cache: dtype of the caches.
-        profile: the processor the artifact is shaped for.
-        chunk: tokens of one prefill call, where that is fixed when the artifact is written; or
-            several numbers, separated by commas, of which each call takes one.
-        cache_write: how new keys and values get into the caches.
-        opset: generation of the runtime's operators.
-        max_memory: bytes that the device has for the model: weights, caches and buffers.
+        kv_cache: the dtype of the caches.
+        profile: the processor that the artifact is written for.
+        chunk: how many tokens one prefill call takes, where that is fixed when the artifact is
+            written; or several numbers, separated by commas, of which each call takes one.
+        cache_write: how new keys and values are written into the caches.
+        opset: the generation of the runtime's operators.
+        max_memory: bytes that the device has for the model's weights, caches and buffers.
     """
 
     strip: bool = False
@@ -37,15 +37,15 @@ class TargetOptions:
     max_memory: int | None = None
 
     def given(self) -> dict[str, object]:
-        """The options that are set, by name."""
+        """The options that the user set, by name."""
         return {name: value for name, value in asdict(self).items() if value not in (None, False)}
 
     def only(self, names: Iterable[str]) -> TargetOptions:
-        """These options alone."""
+        """A copy that keeps the named options and leaves all others at their defaults."""
         return TargetOptions(**{name: getattr(self, name) for name in names})
 
 
 Choices = Mapping[str, tuple[str, ...]]
-"""By option, the values it may have; an empty tuple for any value."""
+"""The values that each option may have, by the option's name; an empty tuple allows any value."""
 
 NAMES: Final = tuple(field.name for field in fields(TargetOptions))

@@ -1,4 +1,7 @@
-"""Targets by the name the command line takes. To add one: a folder, an import, a row."""
+"""Targets by the name that the command line takes.
+
+To add a target, add a folder for it, import its class here and add a row to `TARGETS`.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ TARGETS: dict[str, Target] = {
 
 
 def find_target(name: str) -> Target:
-    """A target by name.
+    """Returns the target of this name.
 
     Raises:
-        ExportError: there is none of that name.
+        ExportError: there is no target of this name.
     """
     if name in TARGETS:
         return TARGETS[name]

@@ -1,4 +1,4 @@
-"""What a target's files hold, read from the files themselves: tables for people and machines."""
+"""Tables of what a target's files hold, read from the files, for people and machines."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Section:
     """One table.
 
     Attributes:
-        title: what it lists; no two sections of an artifact share one.
-        columns: headings.
-        rows: a cell for each column; sizes are in bytes.
+        title: what it lists; every section of an artifact has a different title.
+        columns: the columns' headings.
+        rows: the rows, each with one cell for each column; sizes are in bytes.
     """
 
     title: str
@@ -24,7 +24,7 @@ class Section:
 
 
 def to_json(sections: Iterable[Section]) -> dict[str, object]:
-    """Sections by title, each a list of rows by column.
+    """Returns the sections by title, each as a list of rows that map columns to cells.
 
     >>> to_json([Section("Files", ("name", "bytes"), (("a", 3),))])
     {'Files': [{'name': 'a', 'bytes': 3}]}

@@ -1,4 +1,4 @@
-"""What every target is given, what it must do, and what it returns."""
+"""The interface of a target: what it is given, what it must do, and what it returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from exporters.options import Choices, TargetOptions
 from exporters.structure import Section
 
-if TYPE_CHECKING:  # torch comes with these; listing targets needs none of it
+if TYPE_CHECKING:  # these import torch, which listing the targets does not need
     import numpy as np
     import numpy.typing as npt
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:  # torch comes with these; listing targets needs none of it
     from quant.store.store import WeightStore
 
     CacheRanges = Mapping[str, npt.NDArray[np.float32]]
-    """By cache of a program, how far its columns reach from zero: float32[kv_heads, head_dim]."""
+    """How far from zero each column of a cache reaches: float32[kv_heads, head_dim] by name."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What runtimes' own configuration files ask for beside the graph.
+    """Facts about the model that the runtimes' own configuration files ask for.
 
     Attributes:
-        model_type: the checkpoint's.
-        hidden_size: width of the residual stream.
-        head_dim: width of one attention head.
-        num_heads: query heads, layer by layer.
-        num_kv_heads: key/value heads, layer by layer.
-        bos: token that begins a text, if any.
-        eos: tokens that end one.
-        pad: padding token, if any.
-        context: declared context, tokens.
+        model_type: the checkpoint's ``model_type``.
+        hidden_size: the width of the residual stream.
+        head_dim: the width of one attention head.
+        num_heads: the number of query heads of each layer.
+        num_kv_heads: the number of key/value heads of each layer.
+        bos: the token that begins a text, if there is one.
+        eos: the tokens that end a text.
+        pad: the padding token, if there is one.
+        context: the declared context, in tokens.
     """
 
     model_type: str
@@ -51,13 +51,13 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where weights come from, for the metadata that apps show; empty where it is not known.
+    """Where the weights come from, for the metadata that apps show; unknown fields are empty.
 
     Attributes:
-        title: a name to show.
+        title: the name to show.
         hub_id: ``organisation/name``, by which apps find the tokenizer.
         author: who made the weights.
-        licence: of the weights.
+        licence: the licence of the weights.
     """
 
     title: str = ""
@@ -71,14 +71,16 @@ class ExportRequest:
     """One program and its weights, to be written for one target.
 
     Attributes:
-        program: in the quantized dialect.
-        store: the weights it names.
-        facts: for configuration files.
-        tokenizer_files: by the names they must have in the artifact; may be empty.
+        program: the program, in the quantized dialect.
+        store: the store of the weights that the program names.
+        facts: facts about the model, for configuration files.
+        tokenizer_files: the tokenizer's files by the names they must have in the artifact; may
+            be empty.
         generation: the checkpoint's ``generation_config.json``, or an empty mapping.
-        options: those that this target takes.
-        provenance: of the weights.
-        cache_ranges: of every cache on the calibration text, where the target has asked for them.
+        options: the options that this target takes.
+        provenance: where the weights come from.
+        cache_ranges: the range of every cache on the calibration text; empty unless the value of
+            ``kv_cache`` is one of the target's ``static_caches``.
     """
 
     program: Program
@@ -97,9 +99,9 @@ class Lowered:
 
     Attributes:
         entry: the file that a runtime opens for generation.
-        inputs: its inputs, each ``dtype[dims]``.
-        outputs: its outputs, likewise.
-        states: what it carries from call to call, likewise.
+        inputs: the entry's inputs by name, each as ``dtype[dims]``.
+        outputs: the entry's outputs, in the same form.
+        states: what the model carries from call to call, in the same form.
         notes: what a user must know, one sentence each.
     """
 
@@ -114,12 +116,13 @@ class Target(Protocol):
     """A runtime's file format.
 
     Attributes:
-        name: the key of `exporters.registry.TARGETS`.
+        name: the target's key in `exporters.registry.TARGETS`.
         about: one line for ``edgeforge list targets``.
-        options: the options it takes, each with the values it knows (none listed: any).
-        passed_over: options that it cannot take though others do, each with the reason: a clause
-            after its name.
-        static_caches: values of ``kv_cache`` that need `ExportRequest.cache_ranges`.
+        options: the options that the target takes, each with the values it knows; an empty tuple
+            allows any value.
+        passed_over: the options that other targets take and this one cannot, each with the
+            reason as a clause that follows the target's name in a message.
+        static_caches: the values of ``kv_cache`` that need `ExportRequest.cache_ranges`.
     """
 
     name: str
@@ -135,24 +138,33 @@ class Target(Protocol):
         facts: ModelFacts,
         options: TargetOptions,
     ) -> None:
-        """Refuses, before any work, what the format or its kernels cannot hold.
+        """Refuses, before any work, what the file format or the runtime's kernels cannot hold.
+
+        Args:
+            plan: the format of every weight.
+            shapes: the shape of every weight.
+            facts: facts about the model.
+            options: the options that this target takes.
 
         Raises:
-            ExportError: says which weight or dimension, and what to use instead.
+            ExportError: names the weight or dimension, and what to use instead.
         """
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
-        """Writes the model's files into an existing folder; holds no weight in memory."""
+        """Writes the model's files into an existing folder.
+
+        A target copies the weights from the store and does not hold a whole weight in memory.
+        """
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
-        """Digest by weight of the integers and scales as the written files hold them.
+        """Digests, by weight name, of the integers and scales that the written files hold.
 
-        Comparable with `quant.store.store.WeightStore.digests`: equal when they are equal bit for
-        bit.
+        A digest equals the one in `quant.store.store.WeightStore.digests` when the files hold the
+        weight's integers and scales bit for bit.
         """
 
     def structure(self, folder: Path) -> tuple[Section, ...]:
-        """What the written files consist of, read from them: what ``edgeforge inspect`` shows.
+        """What the written files consist of, read from them, for ``edgeforge inspect``.
 
         Raises:
             ExportError: a file is missing or damaged.

@@ -1,10 +1,10 @@
-"""The error that the quantization floor raises."""
+"""The errors that the package `quant` raises."""
 
 from __future__ import annotations
 
 
 class QuantizationError(ValueError):
-    """A weight, a format or a plan that cannot be quantized as it was asked to be."""
+    """A weight, a format or a plan does not allow the requested quantization."""
 
 
 class StoreFullError(QuantizationError):

@@ -1,4 +1,4 @@
-"""How many threads work takes when no one says."""
+"""The default number of threads."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def default_threads() -> int:
-    """One thread per processor, four at most."""
+    """Returns one thread per processor, four at most."""
     return min(4, os.cpu_count() or 1)

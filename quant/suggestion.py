@@ -1,4 +1,4 @@
-"""What to propose when a name is not known."""
+"""Suggests a known name in place of an unknown one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that is most like one; None when none is.
+    """Returns the known name that is most similar to ``name``; None when none is similar.
 
     Args:
-        name: what was given.
-        known: what there is.
-        cutoff: how alike they must be: 0 for anything, 1 for the same.
+        name: the name that the user gave.
+        known: the names that exist.
+        cutoff: the least similarity, from 0 (any name) to 1 (the same name).
 
     >>> nearest("int-4", ["int4", "int8"])
     'int4'
@@ -21,7 +21,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest known name as a remark in brackets; nothing when none is near.
+    """Returns the most similar known name as a remark in brackets; empty when none is similar.
 
     >>> did_you_mean("onxx", ["onnx", "coreml"])
     " (did you mean 'onnx'?)"

@@ -1,1 +1,1 @@
-"""Runs Core ML packages without Core ML: a saved package's numbers, checked on any machine."""
+"""Runs Core ML packages without Core ML, so that any machine can check a package's numbers."""

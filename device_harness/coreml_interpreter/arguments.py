@@ -1,7 +1,7 @@
-"""Makes arguments of an operation from a program's values, as the operation's own types ask for.
+"""Converts a program's values to the arguments of an operation, by the operation's annotations.
 
-An operation is a function whose parameters bear MIL's names and say by their annotations what they
-take: a tensor, a weight that is made when needed, a number, a list of numbers, text.
+An operation is a function whose parameters have MIL's names. Their annotations say what they take:
+a tensor, a weight that is made on use, a number, a list of numbers, or text.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Converter = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Parameter:
-    """What an operation takes under one name.
+    """One parameter of an operation.
 
     Attributes:
         kind: the annotation, without None.
-        convert: makes it of a program's value.
-        required: whether there is no default.
+        convert: converts a program's value to that kind.
+        required: whether the parameter has no default.
     """
 
     kind: Any
@@ -51,7 +51,7 @@ class Parameter:
 
 @cache
 def parameters(operation: Operation) -> dict[str, Parameter]:
-    """What an operation takes, by name."""
+    """The parameters of an operation, by name."""
     hints = typing.get_type_hints(operation)
     found = {}
     for name, parameter in inspect.signature(operation).parameters.items():
@@ -61,7 +61,7 @@ def parameters(operation: Operation) -> dict[str, Parameter]:
 
 
 def tensor_of(value: Any) -> Tensor:
-    """A tensor of whatever stands for one."""
+    """Converts a tensor, a weight or a constant to a tensor."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, Weight):

@@ -1,7 +1,7 @@
-"""Binds a block of a program to the operations that run it: a list of steps, made once.
+"""Binds a block of a program to the operations that run it, as a list of steps that is made once.
 
-Arguments that are constant are made of the package's values here, so that a step only fetches what
-changes. Weights of some size stay unmade until a step asks for them.
+Constant arguments are converted here, so that a step only fetches the values that change. Large
+weights are not dequantized until a step asks for them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ class Binder:
 
     Args:
         package: the package.
-        function: its name.
+        function: the function's name.
         precision: how floats are rounded.
-        budget: that all weights of the package share.
-        weights: by place in the weight files, shared by all functions of the package.
-        limits: what is refused.
+        budget: the memory budget that all weights of the package share.
+        weights: the weights made so far, by their place in the weight files; all functions of the
+            package share them.
+        limits: the limits on sizes and iterations.
     """
 
     def __init__(
@@ -57,11 +58,11 @@ class Binder:
         self._count = 0
 
     def bind(self) -> Program:
-        """The function's block, bound.
+        """Binds the function's block.
 
         Raises:
-            DeviceError: an operation or a type that the interpreter does not know.
-            ExportError: a constant that cannot be read.
+            DeviceError: the interpreter does not know an operation or a type.
+            ExportError: a constant cannot be read.
         """
         function = self._package.function(self._function)
         block = self._package.block(self._function)
@@ -107,7 +108,7 @@ class Binder:
         except (DeviceError, ExportError):
             raise
         except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
-            # No converter writes such a program: Python's own words are all there is.
+            # No converter writes such a program, so there is no better message than Python's own.
             raise DeviceError(f"{place} cannot be bound: {first_line(error)}") from error
 
     def _place(self, operation: Any) -> str:
@@ -123,7 +124,7 @@ class Binder:
         self._keep(slot, self._constant(value, place))
 
     def _constant(self, value: Any, place: str) -> Any:
-        """Text, a small tensor's `Constant`, or a large one's `Weight`."""
+        """A constant's value: text, a `Constant`, or the message itself for lists and the like."""
         text = read_text(value)
         if text is not None:
             return text
@@ -138,7 +139,7 @@ class Binder:
         self._program.initial[slot] = value
 
     def _usable(self, value: Any) -> Any:
-        """A constant as an argument that is no part of a weight: a tensor, a weight, or text."""
+        """A constant in the form that arguments take: a tensor, a large float weight, or text."""
         if not isinstance(value, Constant):
             return value
         if value.dtype in FLOATS and value.elements >= _LAZY_ELEMENTS:
@@ -203,13 +204,13 @@ class Binder:
         ):
             if result.shape is not None and tuple(value.shape) != result.shape:
                 raise DeviceError(
-                    f"{place}: it gives {list(value.shape)} where the program says "
+                    f"{place}: its result has shape {list(value.shape)} where the program says "
                     f"{list(result.shape)}"
                 )
             self._keep(result.slot, value)
 
     def _arguments(self, operation: Any, scope: _Scope, place: str) -> dict[str, list[int]]:
-        """Slots of each argument: of inputs, and of attributes as iOS 16's weights have them."""
+        """The slots of each argument; iOS 16's weights have their arguments as attributes."""
         found: dict[str, list[int]] = {}
         for name in sorted(operation.inputs):
             found[name] = []
@@ -252,12 +253,12 @@ class Binder:
         try:
             value = values if several else values[0]
             if isinstance(value, Weight) and parameter.kind is Tensor:
-                dynamic.append((name, slots[0], tensor_of))  # made when the step runs
+                dynamic.append((name, slots[0], tensor_of))  # dequantized when the step runs
                 self._program.initial[slots[0]] = value
                 return
             fixed[name] = parameter.convert(value)
         except DeviceError as error:
-            raise DeviceError(f"{place}: of its argument {name}, {error}") from error
+            raise DeviceError(f"{place}: its argument {name} does not fit: {error}") from error
 
     def _results(self, operation: Any, scope: _Scope, place: str) -> list[Result]:
         found = []
@@ -301,7 +302,7 @@ class Binder:
 
 
 def _identity(value: Any) -> object:
-    """What tells one argument of a weight from another."""
+    """A key that differs for different arguments of a weight."""
     if isinstance(value, Constant):
         return ("constant", value.data.ctypes.data, value.dtype, value.shape)
     if isinstance(value, Making):

@@ -20,20 +20,20 @@ from device_harness.errors import DeviceError
 from exporters.coreml.package import Feature, Package, TensorType, tensor_type
 
 BUDGET = 256 << 20
-"""Bytes of dequantized weights that are kept, unless a caller says otherwise."""
+"""The default budget: how many bytes of dequantized weights are kept in memory."""
 
 Outputs = dict[str, npt.NDArray[Any]]
 States = dict[str, State]
 
 
 class Interpreter:
-    """A package, bound function by function when each is first run.
+    """Runs a package's functions; each is bound when it first runs.
 
     Args:
         package: the package.
         precision: how floats are rounded.
-        budget: bytes of dequantized weights to keep.
-        limits: what is refused.
+        budget: how many bytes of dequantized weights are kept in memory.
+        limits: the limits on sizes and iterations; by default those of `Limits`.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class Interpreter:
         self._signatures: dict[str, _Signature] = {}
 
     def inputs(self, function: str | None = None) -> dict[str, TensorType]:
-        """Types of a function's inputs in the program, states left out."""
+        """The types of a function's inputs in the program, without its states."""
         return {name: kind for name, (state, kind) in self._given(function).items() if not state}
 
     def states(self, function: str | None = None) -> dict[str, TensorType]:
-        """Types of a function's states in the program."""
+        """The types of a function's states in the program."""
         return {name: kind for name, (state, kind) in self._given(function).items() if state}
 
     def outputs(self, function: str | None = None) -> dict[str, TensorType]:
-        """Types of a function's outputs in the program."""
+        """The types of a function's outputs in the program."""
         block = self.package.block(function)
         found = {}
         kinds = {
@@ -70,25 +70,25 @@ class Interpreter:
         kinds.update({given.name: given.type for given in self.package.function(function).inputs})
         for name in block.outputs:
             if name not in kinds:
-                raise DeviceError(f"there is no value {name!r} that the function could give out")
+                raise DeviceError(f"the function has an output {name!r} but no value of that name")
             found[str(name)] = tensor_type(kinds[name], f"the output {name!r}")
         return found
 
     def make_states(self, function: str | None = None) -> States:
-        """Fresh states of a function, all zeros; functions with states of these names share them.
+        """Makes a function's states, all zeros; other functions with the same states can use them.
 
         Raises:
-            DeviceError: one is too large, or its type is unknown.
+            DeviceError: a state is too large, or its type is unknown.
         """
         with limited(self._limits):
             return {name: State(name, kind) for name, kind in self.states(function).items()}
 
     def bind(self, function: str | None = None) -> Program:
-        """Reads a function through and makes its steps.
+        """Binds a function, if that is not done yet, and returns its steps.
 
         Raises:
-            DeviceError: an operation, an argument or a type that the interpreter does not know.
-            ExportError: a constant that cannot be read.
+            DeviceError: the interpreter does not know an operation, an argument or a type.
+            ExportError: a constant cannot be read.
         """
         name = self.package.default_function if function is None else function
         if name not in self._programs:
@@ -108,12 +108,13 @@ class Interpreter:
         """Calls a function.
 
         Args:
-            inputs: by name, of the shapes and types that `inputs` tells.
-            function: its name; the package's default one when none is given.
-            states: of `make_states`; what the call leaves in them is there for the next one.
+            inputs: the inputs by name, with the shapes and types that `inputs` states.
+            function: the function's name; None for the package's default function.
+            states: the states from `make_states`; the call changes them, and the next call reads
+                them.
 
         Returns:
-            Outputs by name, in NumPy's type of that name; float16 ones as float32 in
+            The outputs by name, in NumPy's type of the same name; float16 outputs are float32 in
             `Precision.FP32`.
 
         Raises:
@@ -175,8 +176,8 @@ class Interpreter:
         for name, kind in signature.states.items():
             if name not in states:
                 raise DeviceError(
-                    f"function {function} uses the state {name!r}, which was not made: make its "
-                    f"states first and give them to each call"
+                    f"function {function} uses the state {name!r}, which was not given: make its "
+                    f"states by make_states and give them to each call"
                 )
             if states[name].kind != kind:
                 raise DeviceError(
@@ -188,7 +189,14 @@ class Interpreter:
 
 @dataclass(frozen=True)
 class _Signature:
-    """What a function takes and gives, read once."""
+    """The types of what a function takes and gives, read once.
+
+    Attributes:
+        inputs: the types of its inputs, by name.
+        states: the types of its states, by name.
+        outputs: the types of its outputs, by name.
+        described: the inputs as the model's description states them, by name.
+    """
 
     inputs: dict[str, TensorType]
     states: dict[str, TensorType]

@@ -1,4 +1,4 @@
-"""How large and how long a program may get: packages are read from anywhere."""
+"""Limits on a program's sizes and iterations, because a package may come from anyone."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from device_harness.errors import DeviceError
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused before it is tried.
+    """Limits that the interpreter checks before it does the work.
 
     Attributes:
-        elements: of one tensor, at most.
-        iterations: of one while_loop, at most.
-        depth: of blocks within blocks, at most.
+        elements: the largest number of elements of one tensor.
+        iterations: the largest number of iterations of one while_loop.
+        depth: the largest depth of nested blocks.
     """
 
     elements: int = 1 << 29
@@ -31,7 +31,7 @@ _CURRENT: ContextVar[Limits] = ContextVar("limits", default=Limits())  # noqa: B
 
 @contextmanager
 def limited(limits: Limits) -> Iterator[None]:
-    """Holds the operations run within to these limits."""
+    """Applies these limits to the operations that run inside the ``with`` statement."""
     token = _CURRENT.set(limits)
     try:
         yield
@@ -40,14 +40,14 @@ def limited(limits: Limits) -> Iterator[None]:
 
 
 def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
-    """The shape of a tensor about to be made.
+    """Returns the shape of a tensor that is about to be made, after a check.
 
     Raises:
-        DeviceError: a negative dimension, or more elements than are allowed.
+        DeviceError: a dimension is negative, or there are more elements than the limit allows.
     """
     dims = tuple(int(dim) for dim in shape)
     if any(dim < 0 for dim in dims):
-        raise DeviceError(f"a tensor of shape {list(dims)} cannot be: a dimension is negative")
+        raise DeviceError(f"a tensor cannot have shape {list(dims)}: a dimension is negative")
     if math.prod(dims) > _CURRENT.get().elements:
         raise DeviceError(
             f"a tensor of shape {list(dims)} has more elements than the "
@@ -57,5 +57,5 @@ def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
 
 
 def most_iterations() -> int:
-    """Of one loop."""
+    """The largest number of iterations of one loop."""
     return _CURRENT.get().iterations

@@ -1,6 +1,7 @@
 """Every operation that the interpreter runs, by MIL's name.
 
-To add one: a function in the file of its group, whose arguments are MIL's by name, and a row there.
+To add an operation, add a function to the file of its group, with parameters that have MIL's names,
+and a row to that file's ``OPS``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ GROUPS: Final[dict[str, dict[str, Operation]]] = {
 OPS: Final[dict[str, Operation]] = {
     name: operation for group in GROUPS.values() for name, operation in group.items()
 }
-# Results that may be a view of an argument's memory; all others are new.
+# Operations whose results may be views of an argument's memory; all others make new tensors.
 VIEWS: Final = frozenset(
     {
         *("reshape", "reshape_like", "transpose", "expand_dims", "squeeze", "flatten2d"),
@@ -57,7 +58,8 @@ VIEWS: Final = frozenset(
         *("reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "cumsum"),
     }
 )
-# Results whose elements are those of an argument: rounding them again would change nothing.
+# Operations whose results hold only elements of their arguments or exact numbers, so that rounding
+# to float16 would change nothing.
 EXACT: Final = frozenset(
     {
         *(shape.OPS.keys() - {"range_1d"}),

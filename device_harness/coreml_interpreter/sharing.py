@@ -1,8 +1,8 @@
-"""Which values of a block are needed how long, and which may share memory with a state.
+"""Finds out how long a block needs each value, and which values may share memory with a state.
 
-A state is read without copying it, and a slice of it is written in place, wherever nobody can tell:
-nobody looks at the old value once the new one is there. Copying a cache for each token would take
-longer than all else.
+Where no operation reads the old value of a state after the new one is written, the state is read
+without a copy, and a slice of it is written in place. Copying a cache for each token would take
+longer than everything else.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _WRITES: Final = {"write_state": ("input", "data"), "coreml_update_state": ("sta
 
 @dataclass
 class Sharing:
-    """What holds for the operations of a block, by their places in it.
+    """What may be freed, copied or written in place, by the operation's index in the block.
 
     Attributes:
-        freed: names that are read for the last time there.
-        copied: reads of states whose result must be copied.
-        in_place: slice_update operations that may write into their argument.
+        freed: the names of values that the operation is the last to read.
+        copied: the reads of states whose result must be copied.
+        in_place: the slice_update operations that may write into their argument.
     """
 
     freed: dict[int, list[str]] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Sharing:
 
 
 def share(block: Any) -> Sharing:
-    """Looks a block through."""
+    """Analyses a block, given as a ``Block`` message."""
     operations = list(block.operations)
     end = len(operations)
     last = {name: end for name in block.outputs}
@@ -62,9 +62,8 @@ def _share_states(
     sharing: Sharing,
 ) -> None:
     reach = _reach(operations, last)
-    reads: dict[
-        str, list[tuple[int, str]]
-    ] = {}  # by state: places and names of values in its memory
+    # By state: the index of each read and the name of its result, which lies in the state's memory.
+    reads: dict[str, list[tuple[int, str]]] = {}
     writes: dict[str, list[int]] = {}
     for index, operation in enumerate(operations):
         if operation.type in ("read_state", "coreml_update_state") and operation.outputs:
@@ -93,7 +92,7 @@ def _share_states(
 
 
 def _reach(operations: list[Any], last: dict[str, int]) -> dict[str, int]:
-    """The last place where a value, or what may be a view of it, is read."""
+    """The index of the last operation that reads each value or a value that may be its view."""
     reach = dict(last)
     for operation in reversed(operations):
         if operation.type in VIEWS:
@@ -106,7 +105,7 @@ def _reach(operations: list[Any], last: dict[str, int]) -> dict[str, int]:
 def _slice_behind(
     operations: list[Any], write: int, users: dict[str, list[int]], made: dict[str, int]
 ) -> int | None:
-    """The slice_update whose result is written there and read nowhere else."""
+    """The index of the slice_update whose result only this write reads; None if there is none."""
     operation = operations[write]
     if operation.type not in _WRITES:
         return None
@@ -126,13 +125,13 @@ def _alone(
     reach: dict[str, int],
     users: dict[str, list[int]],
 ) -> bool:
-    """Whether a slice may be written early and in place."""
+    """Whether a slice may be written in place, and so before the write of the state itself."""
     source = _argument(operations[slice_at], "x")
     at = next((place for place, name in aliases if name == source), None)
     if at is None or any(at < other < write for other in writes):
-        return False  # not the state's value, or not its present one
+        return False  # the slice changes another value than the state's present one
     if users[source].count(slice_at) != 1:
-        return False  # the update is made of the same memory
+        return False  # the slice reads the state's memory for another argument too
     for place, name in aliases:
         allowed = slice_at if name == source else slice_at - 1
         if place < write and reach.get(name, -1) > allowed:
@@ -141,7 +140,7 @@ def _alone(
 
 
 def _read(operation: Any) -> list[str]:
-    """Names that an operation reads, those of its inner blocks included."""
+    """The names that an operation reads, with those that its inner blocks read."""
     names = [
         binding.name
         for argument in operation.inputs.values()

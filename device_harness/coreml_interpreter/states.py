@@ -1,4 +1,4 @@
-"""States: tensors that a function reads and writes, and that outlive a call."""
+"""States: tensors that functions read and write, and that keep their content between calls."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from exporters.coreml.package import TensorType
 
 
 class State:
-    """One state, all zeros when it is made.
+    """One state, which is all zeros at first.
 
     Args:
-        name: in the program.
-        kind: its type.
+        name: the state's name in the program.
+        kind: the state's type.
 
     Raises:
-        DeviceError: it is too large, or its type is unknown.
+        DeviceError: the state is too large, or its type is unknown.
     """
 
     def __init__(self, name: str, kind: TensorType) -> None:
@@ -27,6 +27,6 @@ class State:
         self.tensor = torch.zeros(shape, dtype=storage(kind.dtype, f"state {name}"))
 
     def write(self, value: Tensor) -> None:
-        """Takes a value over."""
+        """Copies a value into the state, unless the value is the state's own memory."""
         if value is not self.tensor:
             self.tensor.copy_(value)

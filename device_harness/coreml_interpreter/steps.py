@@ -1,4 +1,4 @@
-"""Steps: operations with their arguments bound, and how they are run."""
+"""Steps, which are operations with bound arguments, and running them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from exporters.errors import ExportError
 
 @dataclass(slots=True)
 class Result:
-    """What becomes of an operation's output.
+    """How an operation's output is stored.
 
     Attributes:
-        slot: where it goes.
-        dtype: how it is held.
+        slot: the slot that takes the output.
+        dtype: PyTorch's dtype that holds it.
         half: whether it is rounded to float16.
-        shape: what the program says it is, None where it does not.
+        shape: the shape that the program states; None where the program leaves a dimension open.
     """
 
     slot: int
@@ -32,16 +32,17 @@ class Result:
 
 @dataclass(slots=True)
 class Step:
-    """One operation, bound.
+    """One operation with its bound arguments.
 
     Attributes:
         run: the operation.
-        fixed: its constant arguments.
-        dynamic: the others: name, slot (or several), and what makes the argument of the value.
-        results: its outputs.
-        frees: slots that nobody reads any more.
+        fixed: the constant arguments, by name.
+        dynamic: the other arguments: the name, the slot (or several), and the function that
+            converts the slot's value to the argument, or None.
+        results: how its outputs are stored.
+        frees: the slots that no later step reads.
         copies: whether its result is copied, because the memory it shares will be overwritten.
-        place: which one it is, for errors.
+        place: which operation it is, for errors.
     """
 
     run: Operation
@@ -55,13 +56,13 @@ class Step:
 
 @dataclass
 class Program:
-    """A block, bound.
+    """A function's block with bound operations.
 
     Attributes:
-        initial: the value of each slot before the first step: constants, or None.
-        steps: in order.
-        inputs: slot of each input.
-        outputs: name and slot of each output.
+        initial: the value of each slot before the first step: a constant, or None.
+        steps: the steps, in order.
+        inputs: the slot of each input, by name.
+        outputs: the name and the slot of each output.
     """
 
     initial: list[Any] = field(default_factory=list)
@@ -74,11 +75,11 @@ def run_steps(steps: list[Step], slots: list[Any]) -> None:
     """Runs bound operations one after the other.
 
     Args:
-        steps: to run.
-        slots: the values, read and written.
+        steps: the steps to run.
+        slots: the values, which the steps read and write.
 
     Raises:
-        DeviceError: one fails; it is named with its place.
+        DeviceError: a step fails; the message names its place.
     """
     for step in steps:
         arguments = dict(step.fixed)
@@ -98,7 +99,8 @@ def run_steps(steps: list[Step], slots: list[Any]) -> None:
                     value = value.clone()
                 if result.shape is not None and value.shape != result.shape:
                     raise DeviceError(
-                        f"it gives {list(value.shape)} where the program says {list(result.shape)}"
+                        f"its result has shape {list(value.shape)} where the program says "
+                        f"{list(result.shape)}"
                     )
                 slots[result.slot] = value
         except (DeviceError, ExportError) as error:
@@ -107,14 +109,14 @@ def run_steps(steps: list[Step], slots: list[Any]) -> None:
             raise DeviceError(f"{step.place}: {error}") from error
         except MemoryError:
             raise DeviceError(f"{step.place}: there is not enough memory") from None
-        except Exception as error:  # whatever PyTorch raises for arguments it cannot take
+        except Exception as error:  # PyTorch raises errors of many classes for wrong arguments
             raise DeviceError(f"{step.place}: {first_line(error)}") from error
         for slot in step.frees:
             slots[slot] = None
 
 
 class InnerBlock:
-    """An inner block: runs within the slots of the function that it stands in."""
+    """An inner block, which runs on the slots of the function that contains it."""
 
     def __init__(
         self, program: Program, steps: list[Step], inputs: list[int], outputs: list[int]
@@ -122,7 +124,7 @@ class InnerBlock:
         self._program, self._steps, self._inputs, self._outputs = program, steps, inputs, outputs
 
     def __call__(self, values: list[Any]) -> list[Any]:
-        """Values of its outputs, for those of its inputs."""
+        """Runs the block on values for its inputs and returns the values of its outputs."""
         slots = current_slots(self._program)
         for slot, value in zip(self._inputs, values, strict=True):
             slots[slot] = value
@@ -134,7 +136,7 @@ _RUNNING: dict[int, list[Any]] = {}
 
 
 def current_slots(program: Program) -> list[Any]:
-    """The values of the run of a program that is going on."""
+    """The slots of the program's current run."""
     return _RUNNING[id(program)]
 
 
@@ -148,6 +150,6 @@ def run_program(program: Program, slots: list[Any]) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message, or its class's name where there is no message."""
     text = str(error).strip()
     return text.splitlines()[0][:300] if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""How values of a MIL program are held here, and how they are rounded."""
+"""How the interpreter holds and rounds the values of a MIL program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Precision(Enum):
     """How floats are rounded.
 
     Attributes:
-        FP32: not at all: all floats are float32, constants exactly as they are stored.
+        FP32: no value is rounded; all floats are float32, and constants are exactly as stored.
         FP16: the result of every operation is rounded to float16 where the program's type says so;
             each operation computes and accumulates in float32.
     """
@@ -27,9 +27,10 @@ class Precision(Enum):
     FP16 = "fp16"
 
 
-# PyTorch's types that values of a MIL type are held in. All floats are float32 (rounded to float16
-# where need be: processors without float16 arithmetic are ten times slower in it); unsigned
-# integers that PyTorch hardly computes in are held one size up.
+# PyTorch's types that hold values of MIL's types. float16 values are held as float32 and rounded,
+# because processors without float16 arithmetic are ten times slower in it. uint16 and uint32, for
+# which PyTorch has few operations, are held in signed integers of the next size, and uint64 in
+# int64.
 STORAGE: Final[dict[str, torch.dtype]] = {
     "bool": torch.bool,
     "fp16": torch.float32,
@@ -70,7 +71,7 @@ _OUTSIDE: Final[dict[str, str]] = {
 
 
 def round_to_half(values: Tensor) -> Tensor:
-    """To the nearest float16, ties to even, infinite past 65,519; still float32.
+    """Rounds to the nearest float16, ties to even; infinite past 65,519. The dtype stays float32.
 
     >>> round_to_half(torch.tensor([0.1, 70000.0])).tolist()
     [0.0999755859375, inf]
@@ -79,10 +80,10 @@ def round_to_half(values: Tensor) -> Tensor:
 
 
 def storage(dtype: str, where: str) -> torch.dtype:
-    """PyTorch's type that values of a MIL type are held in.
+    """PyTorch's type that holds values of a MIL type.
 
     Raises:
-        DeviceError: there are no tensors of that type.
+        DeviceError: the interpreter has no tensors of that type.
     """
     if dtype not in STORAGE:
         raise DeviceError(f"{where} is of type {dtype}, which the interpreter does not know")
@@ -90,7 +91,7 @@ def storage(dtype: str, where: str) -> torch.dtype:
 
 
 def held(codes: npt.NDArray[Any], dtype: str) -> Tensor:
-    """Elements read from a package, as they are held here.
+    """Converts elements read from a package to the tensor that holds them here.
 
     Args:
         codes: the elements; bf16 and 8-bit floats as their bits.
@@ -110,15 +111,15 @@ def held(codes: npt.NDArray[Any], dtype: str) -> Tensor:
 
 
 def constant_tensor(constant: Constant) -> Tensor:
-    """All of a constant."""
+    """Converts a whole constant to a tensor."""
     return held(constant.codes(), constant.dtype)
 
 
 def given_tensor(value: npt.ArrayLike, dtype: str, where: str) -> Tensor:
-    """What a caller gives as an input.
+    """Converts a caller's input to the tensor that holds it here.
 
     Raises:
-        DeviceError: floats where integers are needed, or no numbers at all.
+        DeviceError: the input holds floats where integers are needed, or does not hold numbers.
     """
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
@@ -134,9 +135,9 @@ def given_tensor(value: npt.ArrayLike, dtype: str, where: str) -> Tensor:
 
 
 def outside(tensor: Tensor, dtype: str, precision: Precision) -> npt.NDArray[Any]:
-    """A result as callers get it: NumPy's type of that name, float32 where there is none.
+    """Converts a result for the caller, to NumPy's type of MIL's name or else to float32.
 
-    float16 values are float32 in `Precision.FP32`, in which nothing was rounded to float16.
+    In `Precision.FP32` float16 results stay float32, because nothing was rounded to float16.
     """
     if dtype == "fp16" and precision is Precision.FP32:
         return tensor.detach().numpy().copy()

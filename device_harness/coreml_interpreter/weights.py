@@ -1,8 +1,8 @@
-"""Weights, made when they are asked for: a package's constants stay packed in its mapped file.
+"""Weights that are dequantized on use; a package's constants stay packed in its mapped file.
 
-What is dequantized is kept while a budget lasts, first come first kept: every token asks for all
-weights in the same order, so that throwing out the oldest would throw out each just before it is
-needed again. Past the budget, a tile of rows is made, used and forgotten.
+Dequantized weights are kept in memory until a budget is spent, and none of them is dropped later.
+Every token uses all weights in the same order, so dropping the oldest would drop each weight just
+before its next use. Beyond the budget, a tile of rows is dequantized, used and discarded.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from exporters.coreml.constants import Constant, unpack_bits
 from quant.kernels import blocks
 from quant.kernels.blocks import Blocks
 
-TILE: Final = 1 << 22  # elements made at once: 16 MiB of float32
-_FEW_ROWS: Final = 8  # of activations, for which products are made from packed integers
-_LARGE: Final = 1 << 20  # elements past which they are
+TILE: Final = 1 << 22  # elements dequantized at once: 16 MiB of float32
+# The compiled kernels multiply by packed integers for up to so many rows of activations, and for
+# weights of at least so many elements.
+_FEW_ROWS: Final = 8
+_LARGE: Final = 1 << 20
 
 
 class Budget:
@@ -34,7 +36,7 @@ class Budget:
         self.left = size
 
     def take(self, size: int) -> bool:
-        """Whether ``size`` bytes are left; they are taken when they are."""
+        """Takes ``size`` bytes of the budget; returns False and takes none if too few are left."""
         if size > self.left:
             return False
         self.left -= size
@@ -42,11 +44,11 @@ class Budget:
 
 
 class Weight(ABC):
-    """A tensor of floats that is made when it is asked for, by rows of its first dimension.
+    """A float tensor that is made on use, by rows of its first dimension.
 
     Args:
         shape: ``[rows, ...]``.
-        budget: that all weights of a package share.
+        budget: the budget that all weights of a package share.
     """
 
     def __init__(self, shape: tuple[int, ...], budget: Budget) -> None:
@@ -58,10 +60,10 @@ class Weight(ABC):
 
     @abstractmethod
     def make(self, start: int, stop: int) -> Tensor:
-        """Rows from ``start`` to ``stop``: float32 ``[stop - start, ...]``."""
+        """Makes the rows from ``start`` to ``stop``: float32 ``[stop - start, ...]``."""
 
     def tensor(self) -> Tensor:
-        """All of it: float32 ``shape``."""
+        """The whole tensor: float32 ``shape``."""
         if self._kept is not None:
             return self._kept
         whole = self._make_whole()
@@ -85,7 +87,7 @@ class Weight(ABC):
         return (torch.cat(made) if made else empty)[place].reshape(*index.shape, *self.shape[1:])
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x [..., columns]`` by this ``[rows, columns]``: float32 ``[..., rows]``."""
+        """``x @ self.T + bias`` for ``x [..., columns]``: float32 ``[..., rows]``."""
         rows, columns = self.shape
         flat = x.reshape(-1, columns)
         if self._kept is None and self._blocks and len(flat) <= _FEW_ROWS and self._large:
@@ -121,36 +123,36 @@ class Weight(ABC):
 
 
 class StoredWeight(Weight):
-    """A constant that lies in a weight file as floats."""
+    """A weight that the weight file holds as floats."""
 
     def __init__(self, constant: Constant, budget: Budget) -> None:
         super().__init__(constant.shape, budget)
         self._constant = constant
 
     def make(self, start: int, stop: int) -> Tensor:
-        """Rows from ``start`` to ``stop``."""
+        """Converts the rows from ``start`` to ``stop`` to float32."""
         return held(self._constant.data[start:stop], self._constant.dtype)
 
 
 class MadeTensor(Weight):
-    """A tensor that is there already, where a weight is asked for."""
+    """A tensor that exists already, for operations that take a weight."""
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__(tuple(tensor.shape), Budget(0))
         self._kept = tensor
 
     def make(self, start: int, stop: int) -> Tensor:
-        """Rows from ``start`` to ``stop``."""
+        """The rows from ``start`` to ``stop``."""
         return self.tensor()[start:stop]
 
 
 class DerivedWeight(Weight):
-    """What an operation makes of constants, as a whole.
+    """A weight that an operation computes from constants, always as a whole.
 
     Args:
-        shape: of the result.
-        budget: that all weights of a package share.
-        compute: the operation.
+        shape: the result's shape.
+        budget: the budget that all weights of a package share.
+        compute: computes the whole weight.
     """
 
     def __init__(
@@ -160,7 +162,7 @@ class DerivedWeight(Weight):
         self._compute = compute
 
     def make(self, start: int, stop: int) -> Tensor:
-        """Rows from ``start`` to ``stop``."""
+        """Computes the whole weight and returns the rows from ``start`` to ``stop``."""
         return self._make_whole()[start:stop]
 
     def _make_whole(self) -> Tensor:
@@ -171,19 +173,19 @@ class DerivedWeight(Weight):
         return self.tensor()[index]
 
     def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x`` by this."""
+        """``x @ self.T + bias``."""
         return F.linear(x, self.tensor(), bias)
 
 
 class BlockWeight(Weight):
-    """``scale * (data - offset)``, one scale and offset a block of ``data``.
+    """``scale * (data - offset)``, with one scale and one offset for each block of ``data``.
 
     Args:
         data: integers ``[d0, d1, ...]``.
-        scale: float32, each dimension a divisor of ``data``'s.
+        scale: float32; each dimension divides that of ``data``.
         offset: float32 of ``scale``'s shape, or None for zero.
         half: whether results are rounded to float16.
-        budget: that all weights of a package share.
+        budget: the budget that all weights of a package share.
     """
 
     def __init__(
@@ -218,13 +220,14 @@ class BlockWeight(Weight):
 
 
 class LookupWeight(Weight):
-    """Entries of tables, one table a block of the first dimensions and one element an index.
+    """Entries of tables, with one table for each block of ``indices`` and one element an entry.
 
     Args:
         indices: unsigned integers ``[d0, d1, ...]``.
-        tables: float32 ``[g0, g1, ..., entries, 1]``, each ``g`` a divisor of ``indices``'s.
+        tables: float32 ``[g0, g1, ..., entries, 1]``; each ``g`` divides that dimension of
+            ``indices``.
         half: whether results are rounded to float16.
-        budget: that all weights of a package share.
+        budget: the budget that all weights of a package share.
     """
 
     def __init__(self, indices: Constant, tables: Tensor, half: bool, budget: Budget) -> None:
@@ -248,7 +251,10 @@ class LookupWeight(Weight):
 
 
 def _blocks_of(data: Constant, scale: Tensor, offset: Tensor | None, half: bool) -> Blocks | None:
-    """The same for the compiled kernels, where they are and take it: blocks of columns."""
+    """The weight in the compiled kernels' form; None where there are no kernels for it.
+
+    The kernels take blocks that are ranges of columns.
+    """
     inner = math.prod(data.shape[1:])
     groups = math.prod(scale.shape[1:])
     in_order = groups == 1 or len(data.shape) == 2
@@ -291,7 +297,11 @@ def _packs(constant: Constant) -> bool:
 
 
 def _exact_in_half(data: Constant, scale: Tensor, offset: Tensor | None) -> bool:
-    """Whether rounding to float16 changes no product: 3 bits by bfloat16's 8 are float16's 11."""
+    """Whether rounding to float16 changes no product of an integer and its scale.
+
+    A signed integer of up to 4 bits has at most 3 significant bits and a bfloat16 scale has 8, so
+    that their product fits into float16's 11.
+    """
     if data.bits > 4 or not data.dtype.startswith("int") or offset is not None:
         return False
     sizes = scale.abs()
@@ -300,7 +310,7 @@ def _exact_in_half(data: Constant, scale: Tensor, offset: Tensor | None) -> bool
 
 
 def code_rows(constant: Constant, start: int, stop: int) -> Tensor:
-    """Rows of integers of any width, as they are held here."""
+    """Unpacks rows of integers of any number of bits."""
     inner = math.prod(constant.shape[1:])
     shape = (stop - start, *constant.shape[1:])
     if constant.bits >= 8:
@@ -316,11 +326,11 @@ def code_rows(constant: Constant, start: int, stop: int) -> Tensor:
 
 
 def shift_scale(values: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
-    """``scale * (values - offset)`` by blocks: what constexpr_blockwise_shift_scale means.
+    """``scale * (values - offset)`` by blocks, as constexpr_blockwise_shift_scale defines it.
 
     Args:
         values: float32 ``[d0, d1, ...]``.
-        scale: float32 of the same rank, each dimension a divisor of ``values``'s.
+        scale: float32 of the same rank; each dimension divides that of ``values``.
         offset: float32 of ``scale``'s shape, or None for zero.
     """
     split: list[int] = []
@@ -339,12 +349,13 @@ def shift_scale(values: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
 
 
 def look_up(indices: Tensor, tables: Tensor, axis: int) -> Tensor:
-    """Entries of tables by blocks: what constexpr_lut_to_dense of iOS 18 means.
+    """Entries of tables by blocks, as iOS 18's constexpr_lut_to_dense defines it.
 
     Args:
         indices: integers ``[d0, d1, ...]``.
-        tables: ``[g0, g1, ..., entries, width]``, each ``g`` a divisor of ``indices``'s dimension.
-        axis: the dimension along which an entry's ``width`` elements lie.
+        tables: ``[g0, g1, ..., entries, width]``; each ``g`` divides that dimension of
+            ``indices``.
+        axis: the dimension of the result along which the ``width`` elements of an entry are.
     """
     groups, (entries, width) = tables.shape[:-2], tables.shape[-2:]
     flat = tables.reshape(-1, width)

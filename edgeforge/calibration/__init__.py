@@ -1,1 +1,1 @@
-"""What calibrated quantizers look at: a text, and the activations it makes."""
+"""Calibration: draws a text, runs the model on it, and quantizes weights on its activations."""

@@ -1,9 +1,9 @@
-"""How far keys and values reach on a text, for caches whose scales are fixed when they are written.
+"""Measures the largest magnitudes of keys and values on a text, for caches with fixed scales.
 
-The quantized program runs over the calibration text, call by call, up to the last attention; of
-every cache the largest magnitude of each column is kept. A rotation moves length between the two
-columns of a pair, and how far depends on the position: so both columns of a pair reach as far as
-its longest vector, which no position past those of the text exceeds.
+The quantized program runs over the calibration text, call by call, up to the last attention, and
+keeps the largest magnitude of each column of every cache. The rotary embedding turns each pair of
+columns by an angle that depends on the position. It keeps the pair's length, so the longest vector
+of a pair on the text bounds both of its columns at every position, also past those of the text.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from exporters.target import CacheRanges
 
 RANGES_VERSION: Final = 1
-# Tokens of the text that are looked at: more move the largest magnitudes by little.
+# Tokens of the text that are used: more tokens change the largest magnitudes only a little.
 RANGE_TOKENS: Final = 8192
 
 
@@ -44,17 +44,21 @@ def cache_ranges(
     cache: Path,
     progress: Callable[[int, int], None] = lambda done, size: None,
 ) -> CacheRanges:
-    """How far every cache reaches: found in the cache folder, or measured now.
+    """Returns the ranges of every key/value cache, from the cache folder or measured now.
 
     Args:
-        program: in the quantized dialect.
-        store: the weights it names.
-        blocks: the text, each block a fresh one; what is past `RANGE_TOKENS` is not looked at.
-        cache: folder of what was measured before.
-        progress: told how many layers are done, and of how many.
+        program: a program in the quantized dialect.
+        store: the weights that the program names.
+        blocks: the text; each block is a text of its own. Blocks past `RANGE_TOKENS` tokens are
+            not used.
+        cache: folder of ranges that were measured before.
+        progress: called with the number of layers done and the number of all layers.
+
+    Returns:
+        ``float32[kv_heads, head_dim]`` by cache.
 
     Raises:
-        QuantizationError: keys or values are not finite; the layer is named.
+        QuantizationError: keys or values are not finite; the message names the layer.
     """
     count = max(1, RANGE_TOKENS // len(blocks[0]))
     seen = blocks[:count]
@@ -72,11 +76,12 @@ def cache_ranges(
 
 
 def reach(columns: Tensor, rotary_width: int) -> Tensor:
-    """The largest magnitude of each column, at whatever angle its pair is turned.
+    """Returns the largest magnitude that each column can have when its pair is turned by any angle.
 
     Args:
         columns: ``float32[1, t, heads, head_dim]``.
-        rotary_width: how many columns are rotated, the first with the one half of them further.
+        rotary_width: number of rotated columns; column ``i`` makes a pair with column
+            ``i + rotary_width // 2``.
 
     Returns:
         ``float32[heads, head_dim]``.
@@ -91,10 +96,10 @@ def reach(columns: Tensor, rotary_width: int) -> Tensor:
 
 
 class _WatchedWalk(Walk):
-    """A walk that keeps how far the keys and values reach that enter each attention.
+    """A walk that records the largest magnitudes of the keys and values of each attention.
 
     Attributes:
-        ranges: by cache, ``float32[kv_heads, head_dim]``.
+        ranges: ``float32[kv_heads, head_dim]`` by cache.
     """
 
     def __init__(self, program: Program, read: WeightReader) -> None:
@@ -115,14 +120,14 @@ class _WatchedWalk(Walk):
         return watched
 
     def _watch(self, node: fx.Node, index: int, columns: Tensor) -> None:
-        """Widens the range of a cache, argument ``index + 2``, by what argument ``index`` is."""
+        """Widens the range of the cache (argument ``index + 2``) by argument ``index``'s values."""
         source = node_argument(node, index)
         width = 2 * shape_of(node_argument(source, 1))[1] if source.target is dialect.ROPE else 0
         found = reach(columns, width)
         name = self.program.inputs[node_argument(node, index + 2).name].name
         with self._lock:
             known = self.ranges.get(name)
-            # `maximum` keeps a NaN.
+            # `torch.maximum` passes a NaN on, so that `_require_finite` sees it.
             self.ranges[name] = found if known is None else torch.maximum(known, found)
 
 
@@ -158,12 +163,12 @@ def _require_finite(ranges: Mapping[str, Tensor]) -> None:
             kind = "keys" if name.endswith("k_cache") else "values"
             raise QuantizationError(
                 f"{kind} of {name.rpartition('.')[0]} are NaN or infinite on the calibration text, "
-                f"so that int8 caches have no scale: the checkpoint overflows there, or is damaged"
+                f"so int8 caches have no scale: the checkpoint overflows there, or is damaged"
             )
 
 
 def _key(program: Program, store: WeightStore, blocks: Sequence[Sequence[int]]) -> str:
-    """Names what ranges follow from: the program, its tables and weights, and the text."""
+    """Returns a key for all that decides the ranges: program, tables, weights and text."""
     found = hashlib.sha256(str(program.graph).encode())
     for name, table in sorted(program.tables.items()):
         found.update(name.encode() + table.numpy().tobytes())
@@ -178,7 +183,7 @@ def _key(program: Program, store: WeightStore, blocks: Sequence[Sequence[int]]) 
 
 
 def _read(file: Path, program: Program) -> CacheRanges | None:
-    """What was measured before, where it is whole."""
+    """Returns ranges that were measured before, or None where the file is missing or damaged."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             found = {name: stored[name] for name in stored.files}

@@ -1,4 +1,4 @@
-"""Fills a store of which some weights are quantized on activations."""
+"""Fills a weight store in which some weights are quantized on activations."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ def fill_calibrated(
     threads: int | None,
     progress: Progress,
 ) -> None:
-    """Fills a store: what needs no calibration first, what needs float activations, then the rest.
+    """Fills a store in three passes.
+
+    First come the weights that need no calibration, then those that need the activations of the
+    float program, then those that need the activations of the quantized program.
 
     Args:
         run: the model, its program and the text.
-        plan: what to make of each weight.
-        partial: the store; what it says is done is not done again.
-        threads: how many to use.
-        progress: told of each stage.
+        plan: the format and algorithm of each weight.
+        partial: the store; weights that it marks as done are not quantized again.
+        threads: number of threads; None for one per processor, at most four.
+        progress: called as each stage advances.
 
     Raises:
-        QuantizationError: activations that are not finite, or a weight that cannot be quantized;
-            named.
-        UsageError: the calibration text is gone or was changed.
+        QuantizationError: activations are not finite, or a weight cannot be quantized; the message
+            names the weight.
+        UsageError: the calibration text is missing or was changed.
     """
     weights = run.model.weights
     calibrated = set(calibrated_weights(plan))

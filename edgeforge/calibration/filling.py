@@ -1,4 +1,4 @@
-"""`Filling`: a store whose calibrated weights are being quantized, one after the other."""
+"""`Filling`: a weight store while its calibrated weights are quantized, one after the other."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from quant.store.partial import PartialStore
 
 
 class Filling:
-    """A store whose calibrated weights are being quantized.
+    """A weight store while its calibrated weights are quantized.
 
     Args:
-        weights: the checkpoint's.
-        plan: what to make of each.
-        partial: the store; what it says is done is not done again.
-        threads: for the quantizers.
-        progress: told how many weights are done, and of how many.
-        memory_bound: bytes of activations that stay in memory.
+        weights: the checkpoint's weights.
+        plan: the format and algorithm of each weight.
+        partial: the store; weights that it marks as done are not quantized again.
+        threads: threads for the quantizers; None for one per processor, at most four.
+        progress: called with the number of elements done and the number of all elements.
+        memory_bound: bytes of activations that stay in memory; the rest goes to disk.
     """
 
     def __init__(
@@ -50,34 +50,38 @@ class Filling:
         self._sizes = {name: math.prod(shapes[name]) for name in calibrated_weights(plan)}
 
     def wanted(self) -> list[str]:
-        """Calibrated weights that are not done, in the plan's order."""
+        """Returns the calibrated weights that are not done yet, in the plan's order."""
         return [name for name in self._sizes if name not in self.partial.done]
 
     def report(self) -> None:
-        """Tells how much is done."""
+        """Reports how many elements of calibrated weights are done."""
         done = sum(size for name, size in self._sizes.items() if name in self.partial.done)
         self._progress(done, sum(self._sizes.values()))
 
     def stretches(self, walk: Walk, blocks: Sequence[Values]) -> Stretches:
-        """A program over blocks, whose activations may lie beside the store."""
+        """Returns the run of a program over blocks; activations may spill to the store's folder."""
         return Stretches(walk, blocks, self.partial.folder / "spilled", self._bound)
 
     def float_walk(self, program: Program) -> Walk:
-        """The float program on the checkpoint's weights."""
+        """Returns a walk of the float program with the checkpoint's weights."""
         weights = self.weights
         return Walk(program, lambda given: weights.float_weight(given.name), weights.float_rows)
 
     def write_input_scale(self, name: str, scale: Tensor) -> None:
-        """Writes the scale of what enters a weight, before the weight itself is said to be done."""
+        """Writes the scale of a weight's inputs; call it before `quantize` marks it as done."""
         self.partial.write(name, INPUT_SCALE, 0, scale.view(torch.uint8).numpy().data)
 
     def quantize(self, name: str, moment: Tensor, weight: Tensor | None = None) -> None:
         """Quantizes a weight into the store.
 
         Args:
-            name: the weight's.
-            moment: of what enters it, ``float64[columns, columns]``; it may be overwritten.
-            weight: ``float32[rows, columns]`` in the place of the checkpoint's.
+            name: the weight's name.
+            moment: second moment of the weight's inputs, ``float64[columns, columns]``; it may be
+                overwritten.
+            weight: ``float32[rows, columns]`` to use instead of the checkpoint's weight.
+
+        Raises:
+            QuantizationError: the weight cannot be quantized; the message names it.
         """
         assignment = self.plan.weights[name]
         algorithm, format = assignment.algorithm, assignment.format
@@ -90,7 +94,7 @@ class Filling:
             write_palettes(self.partial, name, 0, 0, made)
         else:
             assert isinstance(format, IntFormat)
-            if algorithm in QUANTIZERS:  # it is its inputs that calibration is for
+            if algorithm in QUANTIZERS:  # only the scale of its inputs needs calibration
                 made = QUANTIZERS[algorithm].quantize_rows(values, format, name=name)
             else:
                 made = CALIBRATED[algorithm].quantize_matrix(

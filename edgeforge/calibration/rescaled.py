@@ -1,11 +1,12 @@
 """Quantizes weights whose columns are rescaled first, or whose inputs are rounded by one scale.
 
-Both look at what the float program gives.
+Both kinds need the activations of the float program.
 
-A weight's columns are multiplied by factors, and what makes its inputs is divided by them
-(`quant.program.rescale_places`): a norm's scale, in the store, or rows of the weight before it,
-which therefore is quantized only when the factors of its reader are known. FLOAT reads the
-checkpoint and knows nothing of this; the store holds what belongs together.
+Rescaling multiplies a weight's columns by factors and divides what produces its inputs by the same
+factors (`quant.program.rescale_places`). That is either a norm's scale, which is rewritten in the
+store, or rows of the weight before it, which can be quantized only when the factors of the weight
+that reads it are known. FLOAT reads the checkpoint and is not changed; the store holds the rescaled
+weights together with the norms and rows that were divided for them.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from quant.quantizers.registry import RESCALING
 
 @dataclass
 class _Waiting:
-    """A weight whose rows may still be divided.
+    """A weight whose rows may still be divided before it is quantized.
 
     Attributes:
-        moment: of what enters it.
-        factors: of its columns, ``float32[columns]``.
-        divisors: of its rows, ``float32[rows, 1]``.
-        readers: weights that have yet to say by what.
+        moment: second moment of the weight's inputs, ``float64[columns, columns]``.
+        factors: multipliers of its columns, ``float32[columns]``.
+        divisors: divisors of its rows, ``float32[rows, 1]``.
+        readers: weights that read its outputs and whose factors are not known yet.
     """
 
     moment: Tensor
@@ -46,13 +47,13 @@ def quantize_rescaled(filling: Filling, program: Program, blocks: Sequence[Seque
     """Quantizes the weights whose algorithm rescales columns, or whose inputs have one scale.
 
     Args:
-        filling: the store; it holds what needs no calibration, norms among it.
-        program: in the float dialect.
+        filling: the store; it already holds the weights that need no calibration, also the norms.
+        program: a program in the float dialect.
         blocks: the calibration text.
 
     Raises:
-        QuantizationError: activations that are not finite, or a weight that cannot be quantized;
-            named.
+        QuantizationError: activations are not finite, or a weight cannot be quantized; the message
+            names the weight.
     """
     plan = filling.plan.weights
     rescaled = {name for name, given in plan.items() if given.algorithm in RESCALING}
@@ -82,7 +83,7 @@ class _Run:
 
     Args:
         filling: the store.
-        folds: those that are used, by the weight whose columns they rescale.
+        folds: the folds in use, by the weight whose columns they rescale.
     """
 
     def __init__(self, filling: Filling, folds: dict[str, Fold]) -> None:
@@ -90,7 +91,7 @@ class _Run:
         self._waiting: dict[str, _Waiting] = {}
 
     def meet(self, name: str, entering: fx.Node, stretches: Stretches) -> None:
-        """Finds a weight's factors, and quantizes what waits for nothing more."""
+        """Computes a weight's factors, and quantizes every weight that they complete."""
         filling, fold = self._filling, self._folds.get(name)
         inputs = stretches.statistics(entering, name)
         weight = filling.weights.float_weight(name)
@@ -103,7 +104,8 @@ class _Run:
             quantizer = RESCALING[assignment.algorithm]
             factors = quantizer.column_factors(weight, inputs, assignment.format, ties)
         elif filling.weights.roles()[name] == "embedding":
-            # A tied head: as rows that are looked up, their plain error counts as much.
+            # A tied head is the embedding too: its rows are looked up, so their plain error counts
+            # as much as the error of the head's outputs.
             inputs.moment.diagonal().add_(inputs.moment.diagonal().mean())
         if assignment.activation == TENSOR:
             scale = stretches.input_scale(entering, inputs, factors)
@@ -124,7 +126,7 @@ class _Run:
         self._finish(name)
 
     def _finish(self, name: str) -> None:
-        """Quantizes a weight if nothing that divides its rows is missing."""
+        """Quantizes a weight if all divisors of its rows are known."""
         if self._waiting[name].readers:
             return
         held = self._waiting.pop(name)
@@ -137,7 +139,7 @@ class _Run:
         self._filling.quantize(name, moment, weight)
 
     def _divide_norm(self, name: str, factors: Tensor) -> None:
-        """Writes a norm's scale, divided, over what the store holds of it."""
+        """Divides a norm's scale by factors, and overwrites the scale that the store holds."""
         scale = self._filling.weights.float_weight(name) / factors
         data = scale.contiguous().view(torch.uint8).numpy().data
         self._filling.partial.write(name, "value", 0, data)

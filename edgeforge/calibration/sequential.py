@@ -1,8 +1,8 @@
-"""Quantizes weights in the program's order, on what the weights quantized before them give.
+"""Quantizes weights in the program's order, on the outputs of the weights quantized before them.
 
-The quantized program runs over the calibration blocks while its store is being filled: before a
-calibrated weight is used for the first time, the second moment of what enters it is gathered and
-the weight is quantized. So every later weight sees quantized inputs ("true sequential").
+The quantized program runs over the calibration blocks while its store is being filled. Before a
+calibrated weight is used for the first time, the second moment of its inputs is collected and the
+weight is quantized. Every later weight therefore sees quantized inputs ("true sequential").
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from quant.program.program import Program, node_argument
 from quant.program.rewrite import quantize_program
 from quant.store.partial import PartialStore
 
-# Tokens that a tied embedding is calibrated on, in a run of the whole float program.
+# Tokens on which a tied embedding is calibrated, in a run of the whole float program of its own.
 TIED_TOKENS: Final = 8192
 
 
@@ -36,12 +36,12 @@ def quantize_sequentially(
 
     Args:
         filling: the store.
-        program: in the float dialect.
+        program: a program in the float dialect.
         blocks: the calibration text.
 
     Raises:
-        QuantizationError: activations that are not finite, or a weight that cannot be quantized;
-            named.
+        QuantizationError: activations are not finite, or a weight cannot be quantized; the message
+            names the weight.
     """
     wanted = set(filling.wanted())
     if not wanted:
@@ -59,14 +59,15 @@ def _quantize_tied(
 ) -> None:
     """Quantizes an embedding that is the head too.
 
-    It is needed from the first token on, so what enters it as the head comes from the float
-    program. Its rows are inputs as well: there their plain error counts, as much as the head's.
+    The first call of the program already needs it, so its inputs as the head are those of the float
+    program. Its rows are the embedding's outputs as well, where their plain error counts; both
+    errors have the same weight.
     """
     walk = filling.float_walk(program)
     count = -(-TIED_TOKENS // len(blocks[0]))
     known = [walk.begin(tokens_of(block)) for block in blocks[:count]]
     with filling.stretches(walk, known) as stretches:
-        for _ in stretches.matrices():  # up to the head, which is the last
+        for _ in stretches.matrices():  # runs the program up to the head, its last matrix
             pass
         moment = stretches.second_moment(node_argument(program.output(), 0), name)
     moment.diagonal().add_(moment.diagonal().mean())
@@ -76,7 +77,7 @@ def _quantize_tied(
 def _quantize_in_order(
     filling: Filling, wanted: set[str], program: Program, blocks: Sequence[Sequence[int]]
 ) -> None:
-    """Quantizes the other weights, each on what those before it give."""
+    """Quantizes the other weights, each on the outputs of those before it."""
     partial = filling.partial
     walk = Walk(quantize_program(program, filling.plan), store_reader(partial.writer))
     known = [walk.begin(tokens_of(block)) for block in blocks]
@@ -105,13 +106,13 @@ def _quantize_in_order(
                 _keep(partial, index + 1, boundaries[index], stretches.activations)
                 fresh = False
     raise QuantizationError(
-        f"no matrix product reads {min(wanted)}, so there is nothing to calibrate it on: give "
+        f"no matrix product reads {min(wanted)}, so it has no inputs to be calibrated on: give "
         f"it the algorithm rtn"
     )
 
 
 def _keep(partial: PartialStore, index: int, node: fx.Node, blocks: Activations) -> None:
-    """Makes the state before a call last, so that an interrupted run goes on from there."""
+    """Writes the state before a call to disk, so that an interrupted run can resume from there."""
     facts: dict[str, object] = {
         "index": index,
         "node": node.name,
@@ -122,7 +123,7 @@ def _keep(partial: PartialStore, index: int, node: fx.Node, blocks: Activations)
 
 
 def _restore(walk: Walk, known: list[Values], partial: PartialStore) -> int:
-    """Adds what `_keep` wrote to what is known of the blocks; returns the next call."""
+    """Adds the state that `_keep` wrote to the blocks' values; returns the next call's number."""
     boundary = partial.boundary
     assert boundary is not None
     nodes = {node.name: node for node in walk.order}
@@ -137,7 +138,7 @@ def _restore(walk: Walk, known: list[Values], partial: PartialStore) -> int:
 
 
 def _boundaries(walk: Walk) -> dict[int, fx.Node]:
-    """Calls after which one tensor alone is still needed, and that tensor."""
+    """Returns the calls after which later calls need only one tensor, each with that tensor."""
     found: dict[int, fx.Node] = {}
     alive: set[fx.Node] = set()
     for index, node in enumerate(walk.order):

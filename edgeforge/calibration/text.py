@@ -1,4 +1,4 @@
-"""`Calibration`: the blocks of tokens that quantizers look at activations on."""
+"""`Calibration`: the blocks of tokens on which quantizers collect activations."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from quant.plans.plan import QuantPlan
 if TYPE_CHECKING:
     from quant.program.program import Program
 
-# Evaluation text that occurs in the calibration text word for word, this long, is no accident.
+# A passage of the evaluation text that is this long and occurs in the calibration text word for
+# word is no coincidence.
 OVERLAP_TOKENS: Final = 48
-# Below this many distinct tokens a text shows next to nothing of what a model does.
+# A text with fewer distinct tokens than this exercises almost nothing of a model.
 _FEW_TOKENS: Final = 16
 
 
@@ -32,9 +33,9 @@ class CalibrationOptions:
     Attributes:
         source: a UTF-8 file, ``demo`` for the text that ships with EdgeForge, or None for that text
             where a recipe needs one.
-        tokens: how many tokens of it to use.
-        length: tokens of each sequence, the context at most.
-        seed: which of its sequences are taken.
+        tokens: how many tokens of the text to use.
+        length: tokens of each sequence, at most the context.
+        seed: seed of the draw of sequences.
     """
 
     source: str | None = None
@@ -48,14 +49,14 @@ class Calibration:
     """Sequences drawn from a text, with all that is needed to draw them again.
 
     Attributes:
-        source: as asked: a file's path or ``demo``.
-        tokens: how many there are in all sequences.
+        source: the text: a file's path or ``demo``.
+        tokens: number of tokens in all sequences.
         length: tokens of each sequence.
-        seed: of the draw.
+        seed: seed of the draw.
         digest: SHA-256 of the sequences.
-        blocks: the sequences, each begun with the token that begins a text, if there is one; None
-            as long as they were not drawn again.
-        notes: what a user must know.
+        blocks: the sequences, each with the model's ``bos`` in front if it has one; None in a
+            recorded calibration until `drawn` draws them again.
+        notes: what a user must know, one sentence each.
     """
 
     source: str
@@ -67,12 +68,12 @@ class Calibration:
     notes: tuple[str, ...] = ()
 
     def record(self) -> CalibrationRecord:
-        """What a manifest keeps."""
+        """Returns the part that a manifest keeps."""
         return CalibrationRecord(self.source, self.tokens, self.length, self.seed, self.digest)
 
     @classmethod
     def recorded(cls, record: CalibrationRecord) -> Calibration:
-        """What `record` gave, its sequences not drawn yet."""
+        """Returns the calibration of a manifest's record; its sequences are not drawn yet."""
         return cls(
             source=record.source,
             tokens=record.tokens,
@@ -83,10 +84,14 @@ class Calibration:
         )
 
     def drawn(self, model: Model, context: int) -> Calibration:
-        """The same with its sequences, drawn again from their text if need be.
+        """Returns this calibration with its sequences, drawn again from the text if needed.
+
+        Args:
+            model: the opened model.
+            context: declared context in tokens.
 
         Raises:
-            UsageError: the text is not there any more, or was changed.
+            UsageError: the text is missing or was changed.
         """
         if self.blocks is not None:
             return self
@@ -94,20 +99,20 @@ class Calibration:
         again = draw_calibration(model, options, context)
         if again.digest != self.digest:
             raise UsageError(
-                f"the calibration text {self.source} is not what the artifact was quantized with "
-                f"(its digest differs): export the model again"
+                f"the calibration text {self.source} is not the one that the artifact was "
+                f"quantized with (its digest differs): export the model again"
             )
         return again
 
 
 @dataclass(frozen=True)
 class CalibrationRun:
-    """What quantizing on activations needs beyond the weights.
+    """The inputs of calibrated quantization beyond the weights.
 
     Attributes:
-        model: opened.
+        model: the opened model.
         calibration: the text; its sequences may still have to be drawn.
-        program: gives the traced program, in the float dialect, once it is there.
+        program: returns the traced program, in the float dialect, and waits until it is traced.
         resume: folder of partial results; None for one in the cache.
     """
 
@@ -126,18 +131,19 @@ def calibration_for(
     looked_at: bool = False,
     static_caches: bool = False,
 ) -> Calibration | None:
-    """The calibration that a plan and its caches need, None where they need none.
+    """Returns the calibration that a plan and its caches need, or None where they need none.
 
     Args:
-        plan: what to make of each weight.
-        model: opened.
-        options: which text.
-        context: declared context.
-        looked_at: whether making the plan has used the text already.
-        static_caches: whether the scales of caches come from a text.
+        plan: the format and algorithm of each weight.
+        model: the opened model.
+        options: the text, and how much of it to use.
+        context: declared context in tokens.
+        looked_at: whether making the plan already used the text.
+        static_caches: whether the scales of caches come from the text.
 
     Raises:
-        UsageError: a text was given that nothing would look at; or as `draw_calibration`.
+        UsageError: a text was given that nothing would use; also as `draw_calibration`.
+        CheckpointError: as `draw_calibration`.
     """
     from quant.plans.algorithms import is_calibrated, known_algorithms
     from quant.plans.plan import calibrated_weights
@@ -151,8 +157,8 @@ def calibration_for(
         return draw_calibration(model, replace(options, tokens=tokens), context)
     if options.source is not None and not looked_at:
         raise UsageError(
-            f"recipe {plan.recipe} looks at no activations, so --calibration {options.source} "
-            f"would do nothing: leave it out, or take a recipe by "
+            f"recipe {plan.recipe} uses no activations, so --calibration {options.source} "
+            f"would have no effect: leave it out, or take a recipe with one of the algorithms "
             f"{', '.join(filter(is_calibrated, known_algorithms()))}"
         )
     return None
@@ -161,17 +167,17 @@ def calibration_for(
 def draw_calibration(model: Model, options: CalibrationOptions, context: int) -> Calibration:
     """Draws sequences from a text.
 
-    The text is cut into consecutive sequences from a random beginning on; as many as are wanted
-    are taken at random.
+    The text is cut into consecutive sequences from a random starting point on, and the wanted
+    number of them is drawn at random.
 
     Args:
-        model: its tokenizer and vocabulary.
-        options: which text, and how much of it.
-        context: declared context; no sequence is longer.
+        model: the opened model, for its tokenizer and vocabulary.
+        options: the text, and how much of it to use.
+        context: declared context in tokens; no sequence is longer.
 
     Raises:
-        UsageError: a text that is too short, or that shares passages with the held-out text; a
-            tokenizer of another model.
+        UsageError: the text is too short or shares a passage with the held-out text, or the
+            tokenizer belongs to another model.
         CheckpointError: there is no tokenizer.
     """
     source = options.source or DEMO
@@ -184,8 +190,8 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
     vocabulary = model.spec.vocab_size
     if text and max(text) >= vocabulary:
         raise UsageError(
-            f"the tokenizer gives token {max(text)}, but the model has {vocabulary}: it is another "
-            f"model's; name the right one with --tokenizer PATH"
+            f"the tokenizer gives token {max(text)}, but the model has {vocabulary} tokens: it is "
+            f"another model's; name the right one with --tokenizer PATH"
         )
     head = () if model.spec.bos is None else (model.spec.bos,)
     length = min(options.length, context)
@@ -193,12 +199,13 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
     if step < 1 or options.tokens < length:
         raise UsageError(
             f"--calibration-tokens {options.tokens} and --calibration-length {options.length} make "
-            f"no sequence: take at least {len(head) + 1} tokens a sequence, and one sequence"
+            f"no sequence: give a length of at least {len(head) + 1}, and at least as many tokens "
+            f"as one sequence has"
         )
     count = options.tokens // length
     if len(text) < count * step:
         raise UsageError(
-            f"the calibration text {source} has {len(text)} tokens; {count * step} are wanted: "
+            f"the calibration text {source} has {len(text)} tokens, but {count * step} are wanted: "
             f"give a longer text, or ask for fewer with --calibration-tokens"
         )
     _refuse_overlap(written, source)
@@ -226,20 +233,21 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
 
 
 def _refuse_overlap(text: str, source: str) -> None:
-    """Refuses a text of which passages are in the text that evaluation is made on."""
+    """Refuses a text that shares a passage with the held-out text of evaluation."""
     passage = shared_passage(text, read_text(HELDOUT))
     if passage is not None:
         raise UsageError(
             f"the calibration text {source} shares a passage with the held-out text that "
-            f"evaluation is made on ({passage[:60]!r}): a model calibrated on it would be judged "
-            f"by what it has seen; take it out"
+            f"evaluation uses ({passage[:60]!r}): the model would be evaluated on text that it was "
+            f"calibrated on; take the passage out"
         )
 
 
 def shared_passage(text: str, other: str) -> str | None:
-    """The first `OVERLAP_TOKENS` tokens in a row that two texts have in common, or None.
+    """Returns the first run of `OVERLAP_TOKENS` tokens that two texts share, or None.
 
-    Counted by the tokenizer that ships, whatever the model's is: in bytes a sentence would be many.
+    The demo model's tokenizer counts the tokens, whichever tokenizer the model has: with one token
+    per byte, a common sentence would already be as long as a passage.
 
     >>> words = [str(number) for number in range(100, 160)]
     >>> shared_passage("a " + " ".join(words), "b " + " ".join(words))[:11]

@@ -1,1 +1,1 @@
-"""A checkpoint on disk or on the hub: configuration, tensors read by rows, tokenizer, digests."""
+"""Reads a checkpoint from disk or the hub: configuration, tensors by rows, tokenizer, digests."""

@@ -1,7 +1,8 @@
 """A Hugging Face checkpoint: its config, its tensors read slice by slice, its tokenizer files.
 
-Nothing here runs code from a checkpoint, maps a file into memory, or imports torch. Weights are
-read with ``pread`` straight into the caller's buffer, so a process holds only what it asked for.
+This module runs no code from a checkpoint, maps no file into memory, and does not import torch.
+``pread`` reads weights straight into the caller's buffer, so a process holds only the rows that it
+asked for.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "CheckpointDigest", "FileDigest", "TensorEntry"]
 
-# NumPy has no bfloat16: its bits travel as uint16.
+# NumPy has no bfloat16, so its bits are returned as uint16.
 READ_AS = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 INTEGERS = ("int32", "int64")
 
-# Linux moves at most 2 GiB less a page in one call.
+# One read call on Linux transfers at most 2 GiB less one page.
 _MAX_READ = 1 << 30
 
 
@@ -50,13 +51,13 @@ class Checkpoint:
 
     Attributes:
         path: The folder.
-        source: What the user named: a folder or a hub id.
+        source: The folder or hub id that the user gave.
         revision: The hub commit, or None for a folder.
-        config: ``config.json``.
-        generation_config: ``generation_config.json``, or an empty dict.
+        config: The content of ``config.json``.
+        generation_config: The content of ``generation_config.json``, or an empty dict.
         tensors: Every tensor by name, in the order of the weight files.
         files: The weight files, sorted by name.
-        tokenizer_files: Tokenizer files present, by name.
+        tokenizer_files: The tokenizer files that are present, by name.
     """
 
     def __init__(
@@ -92,12 +93,13 @@ class Checkpoint:
         Args:
             source: An existing folder, or a hub id ``organisation/name``.
             revision: A hub branch, tag or commit; refused for a folder.
-            tokenizer: Where to take the tokenizer from instead: a folder, a ``tokenizer.json`` or
-                ``tokenizer.model`` file, or a hub id.
+            tokenizer: A folder, a ``tokenizer.json``, ``tokenizer.model`` or ``vocab.json`` file,
+                or a hub id from which to take the tokenizer instead.
 
         Raises:
-            CheckpointError: Missing, damaged or unreadable, in one sentence that says which file.
-            UsageError: ``revision`` with a folder.
+            CheckpointError: The checkpoint is missing, damaged or unreadable; the message names
+                the file.
+            UsageError: ``revision`` is given with a folder.
         """
         folder, commit = _resolve(str(source), revision)
         layout = _require_weights(folder)
@@ -111,7 +113,8 @@ class Checkpoint:
             ``float32``, ``float16``, or ``uint16`` holding bfloat16 bits, of the tensor's shape.
 
         Raises:
-            CheckpointError: No such tensor, a dtype that is no weight's, or the file was cut short.
+            CheckpointError: There is no such tensor, its dtype is not one of ``READ_AS``, or the
+                file was cut short.
         """
         import numpy as np
 
@@ -121,10 +124,11 @@ class Checkpoint:
         return result
 
     def read_integers(self, name: str) -> NDArray[np.int32] | NDArray[np.int64]:
-        """Return a whole tensor of packed codes or numbers, ``int32`` or ``int64``.
+        """Return a whole tensor of packed codes or indices, ``int32`` or ``int64``.
 
         Raises:
-            CheckpointError: No such tensor, another dtype, or the file was cut short.
+            CheckpointError: There is no such tensor, it has another dtype, or the file was cut
+                short.
         """
         import numpy as np
 
@@ -143,19 +147,19 @@ class Checkpoint:
         """Return rows ``start`` to ``stop`` of axis 0, without touching the rest of the tensor.
 
         Args:
-            name: A tensor of one dimension or more.
-            start: First row, counted from 0.
-            stop: Past the last row.
+            name: Name of a tensor of one dimension or more.
+            start: The first row, counted from 0.
+            stop: The row after the last one.
             out: A writable C-contiguous buffer of exactly the rows' bytes to read into.
 
         Returns:
-            The rows as ``read`` types them, of shape ``(stop - start, *shape[1:])``; a view of
-            ``out`` when given.
+            The rows, ``[stop - start, *shape[1:]]``, in the dtype that ``read`` returns; a view of
+            ``out`` when it is given.
 
         Raises:
             CheckpointError: As ``read``.
-            IndexError: Rows outside the tensor.
-            ValueError: ``out`` is not of the right size or layout.
+            IndexError: The rows are outside the tensor.
+            ValueError: ``out`` has another size or layout.
         """
         import numpy as np
 
@@ -181,13 +185,13 @@ class Checkpoint:
         return result
 
     def digest(self, progress: Progress | None = None) -> CheckpointDigest:
-        """Return SHA-256 of ``config.json`` and of every weight file, hashing only what changed.
+        """Return SHA-256 of ``config.json`` and every weight file; hash only files that changed.
 
         Args:
             progress: Called with (bytes done, bytes in all), from one thread at a time.
 
         Raises:
-            CheckpointError: A file cannot be read, or changed meanwhile.
+            CheckpointError: A file cannot be read, or changed while it was read.
         """
         paths = (self.path / CONFIG, *self.files)
         named = [(path.relative_to(self.path).as_posix(), path) for path in paths]
@@ -261,10 +265,12 @@ def _resolve(source: str, revision: str | None) -> tuple[Path, str | None]:
     try:
         is_folder, exists = folder.is_dir(), folder.exists()
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source[:200]!r} is no usable path: {error}") from error
-    if is_folder and source:  # An empty text would be the current folder.
+        raise CheckpointError(f"{source[:200]!r} is not a usable path: {error}") from error
+    if is_folder and source:  # Path("") is the current folder, which nobody asked for.
         if revision is not None:
-            raise UsageError(f"{source} is a folder, which has no revision {revision!r}: drop it")
+            raise UsageError(
+                f"{source} is a folder, which has no revision: leave out --revision {revision}"
+            )
         return folder, None
     if exists and source:
         raise CheckpointError(
@@ -309,7 +315,7 @@ def _tokenizer(source: str) -> dict[str, Path]:
     if path.is_file():
         if path.name not in VOCABULARY_FILES:
             raise CheckpointError(
-                f"{path} is no tokenizer file; name a folder, or one of "
+                f"{path} is not a tokenizer file; name a folder, or one of "
                 f"{', '.join(VOCABULARY_FILES)}"
             )
         return {**find_tokenizer_files(path.parent), path.name: path}

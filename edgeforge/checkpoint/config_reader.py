@@ -1,4 +1,4 @@
-"""Reading a ``config.json`` field by field, so that no field that changes the maths is missed."""
+"""Reads a ``config.json`` field by field, so that no field that changes the maths is missed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from edgeforge.errors import CheckpointError
 from quant.suggestion import nearest
 
-# Fields that say how a model was trained, stored, sampled or displayed, and never what it computes.
+# Fields about how a model is trained, stored, sampled or displayed. None changes what it computes.
 _HARMLESS = frozenset(
     {
         "_attn_implementation",
@@ -90,18 +90,19 @@ _HARMLESS = frozenset(
 )
 
 
-# More than any model has; a damaged or hostile file can claim a number that nothing could hold.
+# No model has as many. A damaged or hostile file can claim a number that no memory could hold.
 _MAX_LAYERS = 10_000
 _MAX_NUMBER = 2**53
 
 
 class ConfigReader:
-    """A configuration whose every read is recorded; `finish` refuses what nobody read.
+    """A configuration that records which fields are read; `finish` refuses fields left unread.
 
     Args:
         config: the parsed ``config.json``.
-        ignore: fields the user vouches for, beside those known to be harmless.
-        where: what to call the mapping in messages.
+        ignore: fields that the user knows not to change the maths, beside those known to be
+            harmless.
+        where: the mapping's name in messages.
     """
 
     def __init__(
@@ -113,15 +114,15 @@ class ConfigReader:
         self.where = where
 
     def fields(self) -> frozenset[str]:
-        """Names of the fields that are present."""
+        """Returns the names of the fields that are present."""
         return frozenset(self._config)
 
     def raw(self) -> Mapping[str, object]:
-        """The mapping itself, for fields that are known to be harmless."""
+        """Returns the mapping itself, to read harmless fields from it."""
         return self._config
 
     def get(self, field: str, default: object = None) -> object:
-        """The field's value, or ``default`` when it is absent or null."""
+        """Returns the field's value, or ``default`` when it is absent or null."""
         self._read.add(field)
         value = self._config.get(field)
         return default if value is None else value
@@ -135,11 +136,11 @@ class ConfigReader:
         return value
 
     def integer(self, field: str, default: int | None = None, minimum: int = 1) -> int:
-        """A whole number of at least ``minimum``; required when there is no default."""
+        """Returns an integer of at least ``minimum``; the field is required without a default."""
         return _integer(self._required(field, default), f"{self.where}: {field}", minimum)
 
     def layer_count(self, field: str) -> int:
-        """How many layers there are; required."""
+        """Returns the number of layers; the field is required."""
         count = self.integer(field)
         if count > _MAX_LAYERS:
             raise CheckpointError(
@@ -148,27 +149,29 @@ class ConfigReader:
         return count
 
     def real(self, field: str, default: float | None = None) -> float:
-        """A finite number above zero; required when there is no default."""
+        """Returns a finite number above zero; the field is required without a default."""
         return _real(self._required(field, default), f"{self.where}: {field}")
 
     def flag(self, field: str, default: bool) -> bool:
-        """A boolean."""
+        """Returns a boolean."""
         value = self.get(field, default)
         if not isinstance(value, bool):
             raise CheckpointError(f"{self.where}: {field} is {_show(value)}, not true or false")
         return value
 
     def integers(self, field: str, length: int) -> tuple[int, ...] | None:
-        """A list of ``length`` whole numbers above zero, None when the field is absent."""
+        """Returns a list of ``length`` integers above zero, None when the field is absent."""
         value = self.get(field)
         if value is None:
             return None
         if not isinstance(value, list) or len(value) != length:
-            raise CheckpointError(f"{self.where}: {field} must list {length} numbers, one a layer")
+            raise CheckpointError(
+                f"{self.where}: {field} must list {length} numbers, one per layer"
+            )
         return tuple(_integer(v, f"{self.where}: {field}[{i}]") for i, v in enumerate(value))
 
     def reals(self, field: str) -> tuple[float, ...] | None:
-        """A list of numbers above zero (a lone number is a list of one), None when absent."""
+        """Returns numbers above zero (a single number as a list of one), None when absent."""
         value = self.get(field)
         if value is None:
             return None
@@ -176,7 +179,7 @@ class ConfigReader:
         return tuple(_real(v, f"{self.where}: {field}[{i}]") for i, v in enumerate(values))
 
     def choice(self, field: str, allowed: tuple[str, ...], default: str) -> str:
-        """A word out of ``allowed``; anything else is a computation we do not have."""
+        """Returns a word out of ``allowed``; refuses others, which name other computations."""
         value = self.get(field, default)
         if value not in allowed:
             raise CheckpointError(
@@ -186,19 +189,19 @@ class ConfigReader:
         return str(value)
 
     def absent(self, *fields: str) -> None:
-        """Refuses, by name, fields that change the maths unless they are off."""
+        """Refuses fields that change the maths unless they are off; the message names the field."""
         for field in fields:
             if not _is_off(self.get(field)):
                 self._refuse(field)
 
     def require_one(self, *fields: str) -> None:
-        """Refuses, by name, factors that change the maths unless they are 1."""
+        """Refuses factors that change the maths unless they are 1; the message names the field."""
         for field in fields:
             if self.get(field, 1) != 1:
                 self._refuse(field)
 
     def section(self, field: str) -> ConfigReader | None:
-        """The reader of a nested object, None when it is absent."""
+        """Returns the reader of a nested object, None when it is absent."""
         value = self.get(field)
         if value is None:
             return None
@@ -219,7 +222,7 @@ class ConfigReader:
         option = field if field.isidentifier() else repr(field)
         raise CheckpointError(
             f"{self.where} sets {field!r} to {_show(self._config[field])}, which EdgeForge does "
-            f"not implement for this family and which may change the model's numbers; if you know "
+            f"not implement for this family and which may change the model's outputs; if you know "
             f"that it does not, pass --ignore-config {option}"
         )
 
@@ -258,13 +261,19 @@ def _real(value: object, where: str) -> float:
 def token_ids(
     config: Mapping[str, object], generation: Mapping[str, object], field: str, vocab_size: int
 ) -> tuple[int, ...]:
-    """Special token ids, those of ``generation_config.json`` first, without repeats.
+    """Returns special token ids without repeats, those of ``generation_config.json`` first.
 
-    A padding token past the vocabulary, as some released files have, is left out: nothing here
-    pads.
+    Some released files have a padding token outside the vocabulary. It is left out, because
+    EdgeForge never pads.
+
+    Args:
+        config: ``config.json``.
+        generation: ``generation_config.json``, or an empty mapping.
+        field: the field's name, such as ``eos_token_id``.
+        vocab_size: number of tokens of the vocabulary.
 
     Raises:
-        CheckpointError: one is not a token of the vocabulary.
+        CheckpointError: an id is not a token of the vocabulary.
     """
     found: list[int] = []
     for source in (generation, config):
@@ -273,7 +282,7 @@ def token_ids(
             if token is None or token in found:
                 continue
             if not isinstance(token, int) or isinstance(token, bool):
-                raise CheckpointError(f"{field} is {token!r}, not a token number")
+                raise CheckpointError(f"{field} is {token!r}, not a token id")
             if 0 <= token < vocab_size:
                 found.append(token)
             elif token >= vocab_size and field != "pad_token_id":

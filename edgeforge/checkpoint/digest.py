@@ -1,4 +1,4 @@
-"""SHA-256 of a checkpoint's files, computed once for each state of a file on disk."""
+"""Computes SHA-256 of a checkpoint's files, and caches it until a file changes on disk."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class FileDigest:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointDigest:
-    """What a checkpoint's weights and config are, byte for byte.
+    """SHA-256 of a checkpoint's weight files and config.
 
     Attributes:
         sha256: SHA-256 of the lines ``<sha256>  <name>`` sorted by name: what
             ``sha256sum NAMES... | sha256sum`` prints.
-        files: Sorted by name.
+        files: The digests of the files, sorted by name.
     """
 
     sha256: str
@@ -56,10 +56,14 @@ class CheckpointDigest:
 def digest_files(
     files: Sequence[tuple[str, Path]], progress: Progress | None = None
 ) -> CheckpointDigest:
-    """Hash named files, taking from the cache what has not changed since it was hashed.
+    """Hash named files; take the digest of a file that has not changed from the cache.
 
-    A cached digest counts only for the same resolved path, size, modification and change time in
-    nanoseconds, and inode. A cache that cannot be written is no error.
+    A cached digest is used only if the resolved path, the size, the modification and change times
+    in nanoseconds, and the inode are the same. A cache that cannot be written is not an error.
+
+    Args:
+        files: Pairs of the name to record and the path to read.
+        progress: Called with (bytes done, bytes in all), from one thread at a time.
 
     Raises:
         CheckpointError: A file cannot be read, or changed while it was read.
@@ -122,13 +126,15 @@ def _digest_file(path: Path, counter: _Counter) -> tuple[int, str]:
         return before.st_size, known
     found = _hash(path, before.st_size, counter)
     if _identity(path, _stat(path)) != identity:
-        raise CheckpointError(f"{path} changed while it was read: wait until its writer is done")
+        raise CheckpointError(
+            f"{path} changed while it was read: wait until the program that writes it is done"
+        )
     _remember(record, {**identity, "sha256": found})
     return before.st_size, found
 
 
 def _hash(path: Path, size: int, counter: _Counter) -> str:
-    """Hash the first ``size`` bytes, so that a file that grows meanwhile still has an end."""
+    """Hash the first ``size`` bytes only: a file that grows meanwhile might never end."""
     state = hashlib.sha256()
     block = memoryview(bytearray(BLOCK_BYTES))
     try:

@@ -1,4 +1,4 @@
-"""Checkpoints by hub id: downloaded into huggingface_hub's own cache, or found there offline."""
+"""Downloads checkpoints by hub id into huggingface_hub's own cache, or finds them there offline."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def is_hub_id(source: str) -> bool:
 
 
 def download_checkpoint(hub_id: str, revision: str | None) -> Path:
-    """Return the snapshot folder of a hub checkpoint, downloading what is not cached.
+    """Return the snapshot folder of a hub checkpoint; download files that are not in the cache.
 
     Pickled weights are downloaded only when the repository has no safetensors. With
-    ``HF_HUB_OFFLINE=1``, or when the hub does not answer, the cache alone is used.
+    ``HF_HUB_OFFLINE=1``, or when the hub does not answer, only the cache is used.
 
     Raises:
         CheckpointError: The repository or revision does not exist or is gated, or the hub cannot
-            be reached and the cache lacks files: they are named.
+            be reached and the cache lacks files; the message names them.
     """
     base = (CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES)
     patterns: tuple[str, ...] = (*base, *_SAFETENSORS_PATTERNS)
@@ -52,7 +52,7 @@ def download_checkpoint(hub_id: str, revision: str | None) -> Path:
         folder = _snapshot(hub_id, revision, patterns)
     missing = _missing_weights(folder)
     if missing and find_weights(folder) is not None:
-        # An index may name its shards as it likes.
+        # The shards that an index names need not match the usual patterns.
         folder = _snapshot(hub_id, revision, (*patterns, *missing))
         missing = _missing_weights(folder)
     if not (folder / CONFIG).is_file():
@@ -75,14 +75,15 @@ def download_tokenizer(hub_id: str, revision: str | None) -> Path:
 
 
 def commit_of(snapshot: Path) -> str | None:
-    """Return the commit a snapshot folder is named after."""
+    """Return the commit that a snapshot folder is named after, or None for another name."""
     return snapshot.name if _COMMIT.fullmatch(snapshot.name) else None
 
 
 def _missing_weights(folder: Path) -> list[str]:
     layout = find_weights(folder)
     if layout is None:
-        # The cache links to a file before it is whole: a link that leads nowhere names it.
+        # The cache makes the link before the file is complete, so a dangling link names a file
+        # whose download was interrupted.
         awaited = [n for n in (SAFETENSORS, SAFETENSORS_INDEX, TORCH) if (folder / n).is_symlink()]
         return awaited or [f"{SAFETENSORS} (or {SAFETENSORS_INDEX} with its shards, or {TORCH})"]
     return [name for name in layout.files if not (folder / name).is_file()]

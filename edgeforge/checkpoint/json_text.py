@@ -1,4 +1,4 @@
-"""JSON as checkpoints carry it: sized, parsed, and refused in one sentence when it is not sound."""
+"""Parses a checkpoint's JSON within size limits, and refuses damaged text in one sentence."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from edgeforge.errors import CheckpointError
 
 MAX_CONFIG_BYTES = 16 << 20
 MAX_INDEX_BYTES = 64 << 20
-# Every JSON value costs one of these marks, so counting them bounds what a parser can allocate.
+# Every JSON value needs one "{", "[" or ",", so their count bounds what a parser can allocate.
 MAX_MARKS = 2_000_000
 
 _LFS_PREFIX = b"version https://git-lfs.github.com/spec/"
 
 
 def reason(error: OSError) -> str:
-    """Return the operating system's words for an error: 'Permission denied'."""
+    """Return the operating system's text for an error, such as 'Permission denied'."""
     return error.strerror or str(error)
 
 
 def refuse_git_lfs_pointer(path: Path, start: bytes) -> None:
-    """Raise when a file's first bytes show a Git LFS pointer instead of the content.
+    """Refuse a file whose first bytes are those of a Git LFS pointer, not of the content.
 
     Raises:
         CheckpointError: ``start`` is the start of a pointer.
@@ -38,8 +38,8 @@ def read_small_file(path: Path, limit: int) -> bytes:
     """Return a file's bytes.
 
     Raises:
-        CheckpointError: Missing, not a regular file, unreadable, above ``limit`` bytes, or a Git
-            LFS pointer.
+        CheckpointError: The file is missing, not a regular file, unreadable, larger than ``limit``
+            bytes, or a Git LFS pointer.
     """
     try:
         if not path.is_file():
@@ -48,7 +48,7 @@ def read_small_file(path: Path, limit: int) -> bytes:
         size = os.path.getsize(path)
         if size > limit:
             raise CheckpointError(
-                f"{path} has {size} bytes; at most {limit} are read of such a file"
+                f"{path} has {size} bytes; EdgeForge reads at most {limit} bytes of such a file"
             )
         content = path.read_bytes()
     except OSError as error:
@@ -62,7 +62,7 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     for key, value in pairs:
         if key in found:
             raise ValueError(f"the key {key[:80]!r} occurs twice")
-        key.encode()  # A lone surrogate is no Unicode text: UnicodeEncodeError is a ValueError.
+        key.encode()  # A lone surrogate raises UnicodeEncodeError, which is a ValueError.
         found[key] = value
     return found
 
@@ -76,11 +76,14 @@ def parse_object(content: bytes, what: str, *, strict: bool) -> dict[str, object
 
     Args:
         content: UTF-8 text.
-        what: How an error names the text: "/m/config.json", "the header of /m/model.safetensors".
-        strict: Refuse duplicate keys and NaN or Infinity, which configs in the wild do contain.
+        what: The text's name in messages, such as "/m/config.json" or "the header of
+            /m/model.safetensors".
+        strict: Whether to refuse duplicate keys and NaN or Infinity. Released configs contain them,
+            so configs are not read strictly.
 
     Raises:
-        CheckpointError: Not JSON, not an object, nested too deep, or with too many values.
+        CheckpointError: The text is not JSON, not an object, nested too deep, or has too many
+            values.
     """
     if sum(content.count(mark) for mark in (b"{", b"[", b",")) > MAX_MARKS:
         raise CheckpointError(f"{what} claims more than a million values: it is damaged or hostile")
@@ -93,7 +96,7 @@ def parse_object(content: bytes, what: str, *, strict: bool) -> dict[str, object
         else:
             value = json.loads(text)
     except RecursionError:
-        raise CheckpointError(f"{what} is nested too deep to be sound") from None
+        raise CheckpointError(f"{what} is nested too deep: it is damaged or hostile") from None
     except ValueError as error:
         raise CheckpointError(f"{what} is not valid JSON ({error}): it is damaged") from None
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Which files a checkpoint folder holds: the weight files in order, and the tokenizer's."""
+"""Finds the weight files, in order, and the tokenizer files of a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
 # One of these is enough to turn text into tokens.
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
-# In the order tried: a whole file before shards, safetensors before pickles.
+# `find_weights` tries safetensors before pickles, and a single file before shards.
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
@@ -50,10 +50,12 @@ class WeightLayout:
 
 
 def find_weights(folder: Path) -> WeightLayout | None:
-    """Return the weight files a folder names, present or not; None when it names none.
+    """Return the weight files of a folder, or None when it has neither a file nor an index.
+
+    An index may list files that are not there.
 
     Raises:
-        CheckpointError: An index that is not sound.
+        CheckpointError: The index is damaged.
     """
     for whole, index_name, is_torch in (
         (SAFETENSORS, SAFETENSORS_INDEX, False),
@@ -76,8 +78,8 @@ def _read_index(path: Path) -> dict[str, str]:
     for name, file in weight_map.items():
         if not isinstance(file, str) or not _is_inside(file):
             raise CheckpointError(
-                f"{path} places tensor {name[:200]!r} in {str(file)[:200]!r}; only files inside "
-                "the checkpoint's folder are read"
+                f"{path} places tensor {name[:200]!r} in {str(file)[:200]!r}; EdgeForge reads only "
+                "files inside the checkpoint's folder"
             )
         index[name] = file
     return index
@@ -92,7 +94,8 @@ def find_tokenizer_files(folder: Path) -> dict[str, Path]:
     """Return the tokenizer files present in a folder, by name.
 
     Raises:
-        CheckpointError: One of them is a Git LFS pointer, which no tokenizer library explains.
+        CheckpointError: A file cannot be read, or is a Git LFS pointer, for which a tokenizer
+            library would only report a parse error.
     """
     found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
     for path in found.values():

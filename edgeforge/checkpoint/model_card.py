@@ -1,4 +1,4 @@
-"""What a checkpoint says of its origin: its name, who made it, under which licence."""
+"""Reads a checkpoint's origin: its name, its author and its licence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def provenance(checkpoint: Checkpoint) -> Provenance:
-    """Reads the hub id and the header of the model card; what is not known stays empty."""
+    """Returns the origin from the hub id and the model card; unknown fields are empty."""
     hub_id = checkpoint.source if checkpoint.revision else ""
     named = checkpoint.config.get("_name_or_path")
     if not hub_id and isinstance(named, str) and _HUB_ID.fullmatch(named):
@@ -31,7 +31,7 @@ def provenance(checkpoint: Checkpoint) -> Provenance:
 
 
 def card_fields(path: Path) -> dict[str, str]:
-    """Texts of a model card's YAML header; none when there is no card or it cannot be read."""
+    """Returns the text fields of a model card's YAML header; empty if it cannot be read."""
     import yaml
 
     try:

@@ -1,7 +1,7 @@
-"""A pickle's opcodes interpreted on inert data: nothing is imported, nothing is called.
+"""Interprets a pickle's opcodes on inert data, without importing or calling anything.
 
-The machine builds dicts, lists, tuples, numbers, texts and descriptions of tensors. What else a
-pickle asks for is refused by name.
+The machine builds dicts, lists, tuples, numbers, texts and descriptions of tensors. It refuses
+anything else that a pickle asks for, and names it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from edgeforge.checkpoint.tensor_entry import MAX_DIMENSIONS
 
 MAX_PICKLE_OPCODES = 1_000_000
 
-_STORAGES: dict[str, tuple[str, int]] = {  # torch's storage class: element type, bytes an element
+_STORAGES: dict[str, tuple[str, int]] = {  # torch's storage class: dtype, bytes per element
     "FloatStorage": ("float32", 4),
     "HalfStorage": ("float16", 2),
     "BFloat16Storage": ("bfloat16", 2),
@@ -60,11 +60,15 @@ class _Mark:
 
 
 class Unsound(Exception):
-    """The pickle is damaged, or asks for what a table of tensors does not need."""
+    """The pickle is damaged, or asks for something that a table of tensors does not need."""
 
 
 def interpret(pickle: bytes) -> object:
-    """Run a pickle's opcodes on inert data and return what is on top when it stops."""
+    """Run a pickle's opcodes on inert data and return the top of the stack at STOP.
+
+    Raises:
+        Unsound: The pickle is damaged, or uses an opcode or a function that may run code.
+    """
     stack: list[object] = []
     memo: dict[int, object] = {}
     try:
@@ -207,25 +211,25 @@ def _reduce(stack: list[object], memo: dict[int, object], argument: object) -> N
 
 
 def _build(stack: list[object], memo: dict[int, object], argument: object) -> None:
-    # A state dict carries its version table as an attribute; nothing is read from it.
+    # A state dict has its version table as an attribute, which is not needed and is dropped.
     stack.pop()
     _dict(stack[-1])
 
 
 def _list(value: object) -> list[object]:
     if not isinstance(value, list):
-        raise Unsound("its pickle appends to what is not a list")
+        raise Unsound("its pickle appends to an object that is not a list")
     return value
 
 
 def _dict(value: object) -> dict[str | int, object]:
     if not isinstance(value, dict):
-        raise Unsound("its pickle sets items of what is not a dict")
+        raise Unsound("its pickle sets items of an object that is not a dict")
     return value
 
 
 def _key(value: object) -> str | int:
-    # Only these: hashing a deeply nested tuple would exhaust the C stack.
+    # Other types are refused, because hashing a deeply nested tuple would exhaust the C stack.
     if not isinstance(value, str | int):
         raise Unsound(f"its pickle has a dict key of type {type(value).__name__}")
     return value
@@ -233,13 +237,13 @@ def _key(value: object) -> str | int:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise Unsound("its pickle names a global by what is not text")
+        raise Unsound("its pickle names a global by an object that is not text")
     return value
 
 
 def _integer(value: object) -> int:
     if not isinstance(value, int):
-        raise Unsound("its pickle uses what is not an integer as one")
+        raise Unsound("its pickle uses an object that is not an integer as one")
     return value
 
 

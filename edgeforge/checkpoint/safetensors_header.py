@@ -1,8 +1,8 @@
-"""The header of a safetensors file, read and checked without mapping the file.
+"""Reads and checks the header of a safetensors file without mapping the file.
 
 Format: a u64 little-endian header length, a JSON object ``name -> {dtype, shape, data_offsets}``
-with an optional ``__metadata__`` of strings, then the data. The tensors must tile the data: no
-overlap, no hole, nothing after the last.
+with an optional ``__metadata__`` of strings, then the data. The tensors must cover the data without
+overlaps, without holes, and with nothing after the last one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgeforge.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
 
-_DTYPES: dict[str, tuple[str, int]] = {  # safetensors' name: our name, bits an element
+_DTYPES: dict[str, tuple[str, int]] = {  # safetensors' name: our name, bits per element
     "F32": ("float32", 32),
     "F16": ("float16", 16),
     "BF16": ("bfloat16", 16),
@@ -76,7 +76,7 @@ def read_safetensors(path: Path) -> dict[str, TensorEntry]:
     if len(fields) > MAX_TENSORS_PER_FILE:
         raise CheckpointError(
             f"the header of {path} lists {len(fields)} tensors; "
-            f"at most {MAX_TENSORS_PER_FILE} a file are read"
+            f"EdgeForge reads at most {MAX_TENSORS_PER_FILE} per file"
         )
     entries = [_entry(path, name, value, 8 + length) for name, value in fields.items()]
     _check_tiling(path, entries, 8 + length, size)

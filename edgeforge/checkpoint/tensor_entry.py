@@ -1,4 +1,4 @@
-"""Where one tensor lies in a weight file, and the element types that occur."""
+"""`TensorEntry`: the dtype, shape and place of one tensor in a weight file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class TensorEntry:
 
     Attributes:
         name: The tensor's name in the checkpoint.
-        dtype: ``float32``, ``float16`` or ``bfloat16`` for what can be read as a weight; other
-            element types (``int64``, ``float8_e4m3fn``, ...) are listed and refused when read.
+        dtype: ``float32``, ``float16`` or ``bfloat16`` for a tensor that can be read as a weight,
+            ``int32`` or ``int64`` for one that can be read as integers; tensors of other dtypes
+            (``float8_e4m3fn``, ...) are listed and refused when they are read.
         shape: Dimensions, outermost first; ``()`` for a scalar.
         file: The weight file.
         offset: Bytes from the file's start to the first element.
-        nbytes: Bytes from the first element to past the last.
+        nbytes: Number of bytes of all elements.
     """
 
     name: str
@@ -35,7 +36,8 @@ class TensorEntry:
 def count_elements(shape: Sequence[int]) -> int | None:
     """Return the number of elements of ``shape``, or None when an index would not fit 63 bits.
 
-    Zeros do not hide an overflow, since no array library accepts such a shape.
+    A dimension of zero does not hide an overflow of the others, since no array library accepts such
+    a shape.
 
     >>> count_elements((3, 4)), count_elements(()), count_elements((0, 5))
     (12, 1, 0)

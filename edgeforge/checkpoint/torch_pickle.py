@@ -1,9 +1,9 @@
-"""Tensors of a ``pytorch_model.bin`` found without unpickling it.
+"""Finds the tensors of a ``pytorch_model.bin`` without unpickling it.
 
 ``torch.save`` writes a zip whose members are stored uncompressed: ``data.pkl`` describes the
-tensors and ``data/<key>`` holds each storage's bytes. The pickle's opcodes are interpreted here by
-a small machine that builds nothing but dicts, lists, tuples, numbers, texts and descriptions of
-tensors: it has no way to import or call anything, so no checkpoint can run code through it.
+tensors and ``data/<key>`` holds each storage's bytes. `edgeforge.checkpoint.pickle_machine`
+interprets the pickle's opcodes and builds only dicts, lists, tuples, numbers, texts and
+descriptions of tensors. It cannot import or call anything, so a checkpoint cannot run code.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def read_torch_file(path: Path) -> dict[str, TensorEntry]:
     """Return every tensor of a file written by ``torch.save(state_dict)``, in the dict's order.
 
     Raises:
-        CheckpointError: Not such a zip file, cut short, a pickle that names anything but plain
-            tensors, or a tensor whose elements do not lie contiguously in the file.
+        CheckpointError: The file is not such a zip file or is cut short, its pickle names anything
+            but plain tensors, or a tensor's elements do not lie contiguously in the file.
     """
     try:
         size = os.path.getsize(path)
@@ -37,8 +37,8 @@ def read_torch_file(path: Path) -> dict[str, TensorEntry]:
         refuse_git_lfs_pointer(path, start)
         if start[:1] == b"\x80":
             raise CheckpointError(
-                f"{path} is a bare pickle, as torch wrote before version 1.6, which could run "
-                "code: ask for a safetensors file"
+                f"{path} is a bare pickle, as torch wrote before version 1.6, and loading it could "
+                "run code: ask for a safetensors file"
             )
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -47,7 +47,8 @@ def read_torch_file(path: Path) -> dict[str, TensorEntry]:
             order = members.get(f"{prefix}/byteorder")
             if order is not None and _read_member(path, archive, order).strip() != b"little":
                 raise CheckpointError(
-                    f"{path} was written on a big-endian machine, which is not read"
+                    f"{path} was written on a big-endian machine; EdgeForge reads little-endian "
+                    "files only"
                 )
         try:
             tensors = _tensors(interpret(pickle))
@@ -82,7 +83,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
     if info.file_size > MAX_PICKLE_BYTES:
         raise CheckpointError(
             f"{path} has a {info.filename} of {info.file_size} bytes; "
-            f"at most {MAX_PICKLE_BYTES} are read"
+            f"EdgeForge reads at most {MAX_PICKLE_BYTES}"
         )
     return archive.read(info)
 
@@ -102,9 +103,11 @@ def _tensors(table: object) -> dict[str, StoredTensor]:
         raise Unsound(f"it holds a {kind}, not a dict of tensors")
     found = {name: value for name, value in table.items() if isinstance(value, StoredTensor)}
     if not found or not all(isinstance(name, str) for name in found):
-        raise Unsound("it holds no tensors by name; a state dict is what is read")
+        raise Unsound("it holds no tensors by name; EdgeForge reads a state dict")
     if len(found) > MAX_TENSORS_PER_FILE:
-        raise Unsound(f"it lists {len(found)} tensors; at most {MAX_TENSORS_PER_FILE} are read")
+        raise Unsound(
+            f"it lists {len(found)} tensors; EdgeForge reads at most {MAX_TENSORS_PER_FILE}"
+        )
     return found
 
 

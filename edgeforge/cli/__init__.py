@@ -1,1 +1,1 @@
-"""The command line: options, commands, progress, tables and exit codes."""
+"""The command line: its options, commands, progress, tables and exit codes."""

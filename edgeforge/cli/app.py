@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="edgeforge",
-    help="Compiles language models for phones: one trace, one quantization, proven artifacts.",
+    help="Compiles language models for phones: one trace, one quantization, verified artifacts.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -42,7 +42,7 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _options(
     traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show where an error arose, not only what it is.")
+        bool, typer.Option("--traceback", help="Print the traceback of an error as well.")
     ] = False,
     version: Annotated[
         bool,
@@ -51,7 +51,7 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    """Options before the command; `main` reads them from the arguments themselves."""
+    """Declares the options before the command for --help; `main` reads them itself."""
 
 
 @app.command()
@@ -89,7 +89,7 @@ def export(
     threads: option.Threads = None,
     quiet: option.Quiet = False,
 ) -> None:
-    """Trace, quantize and write a model for one or more runtimes."""
+    """Trace and quantize a model, and write it for one or more runtimes."""
     from edgeforge import api
     from edgeforge.cli.progress import Reporter
     from edgeforge.cli.sizes import parse_size, size_text
@@ -145,6 +145,7 @@ def verify(
     text: option.Text = None,
     tokens: option.Tokens = None,
     checkpoint: option.CheckpointPlace = None,
+    full: option.Full = False,
     timed: option.Timed = True,
     precision: option.InterpreterPrecision = None,
     compute_units: option.ComputeUnits = None,
@@ -152,25 +153,27 @@ def verify(
     json: option.Json = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Run an artifact and report how right and how fast it is (also in report.json)."""
+    """Run artifacts, and report their accuracy and speed (also in each one's report.json)."""
     from edgeforge.cli.progress import Reporter
-    from edgeforge.cli.tables import evaluation_tables, limit_lines
-    from edgeforge.verification.verify import VerifyOptions, find_artifacts
-    from edgeforge.verification.verify import verify as run_verify
+    from edgeforge.cli.verdict import print_results
+    from edgeforge.verification.sample import parse_tokens
+    from edgeforge.verification.verify import VerifyOptions, find_artifacts, verify_together
 
-    runtime = {"precision": precision, "compute_units": compute_units}
-    options = VerifyOptions(text, tokens, checkpoint, threads, timed, runtime)
-    results = []
-    for folder in find_artifacts(artifacts):
-        with Reporter(quiet) as progress:
-            results.append(run_verify(folder, options, progress))
+    options = VerifyOptions(
+        text=text,
+        tokens=parse_tokens(tokens),
+        checkpoint=checkpoint,
+        threads=threads,
+        timed=timed,
+        runtime={"precision": precision, "compute_units": compute_units},
+    )
+    folders = find_artifacts(artifacts)
+    with Reporter(quiet) as progress:
+        results = verify_together(folders, options, progress)
     if json:
         _print_json([result.to_json() for result in results])
-        return
-    for table in evaluation_tables(results):
-        _console().print(table)
-    for line in limit_lines(results):
-        print(line)
+    else:
+        print_results(dict(zip(folders, results, strict=True)), artifacts, full=full)
 
 
 @app.command()
@@ -180,39 +183,18 @@ def inspect(
     json: option.Json = False,
 ) -> None:
     """Show what an artifact holds and whether its files are as they were written."""
+    from edgeforge.cli.inspect_report import inspect_artifact
     from edgeforge.cli.tables import inspect_tables, section_tables, weight_table
-    from edgeforge.errors import CheckFailed
-    from edgeforge.verification.verify import require_stored_weights
-    from exporters.manifest import Manifest, check_files
-    from exporters.registry import find_target
-    from exporters.structure import to_json
 
-    manifest = Manifest.read(artifact)
-    problems = check_files(artifact, manifest)
-    sections = () if problems else find_target(manifest.target).structure(artifact)
+    report = inspect_artifact(artifact)
     if json:
-        _print_json({**manifest.to_json(), "structure": to_json(sections), "problems": problems})
+        _print_json(report.to_json())
     else:
-        source = manifest.source
-        print(f"{artifact}: {manifest.target} from {source.model}, recipe {manifest.recipe}")
-        print(
-            f"context {manifest.context} tokens, {manifest.bits_per_weight:.3f} bits a weight, "
-            f"checkpoint sha256 {source.sha256[:16]}"
-        )
-        for kind in ("inputs", "outputs"):
-            shown = ", ".join(f"{k}: {v}" for k, v in getattr(manifest, kind).items())
-            print(f"{kind}: {shown}")
-        if manifest.rotation is not None:
-            print(f"rotation: {manifest.rotation.name}, seed {manifest.rotation.seed}")
-        print(f"states: {len(manifest.states)} caches")
-        for note in manifest.notes:
-            print(f"note: {note}")
-        tables = [*inspect_tables(manifest), *section_tables(sections)]
-        for table in [*tables, weight_table(manifest)] if weights else tables:
+        print("\n".join(report.lines()))
+        tables = [*inspect_tables(report.manifest), *section_tables(report.sections)]
+        for table in [*tables, weight_table(report.manifest)] if weights else tables:
             _console().print(table)
-    if problems:
-        raise CheckFailed(f"{artifact}: {'; '.join(problems)}")
-    require_stored_weights(artifact, manifest)
+    report.require_whole()
     if not json:
         print("all files are as written; integers and scales read back equal the store's")
 
@@ -261,7 +243,7 @@ def coreml_run(
     threads: option.Threads = None,
     json: option.Json = False,
 ) -> None:
-    """Describe a Core ML package, run it without Core ML, compare its outputs."""
+    """Describe a Core ML package, or run it without Core ML and compare its outputs."""
     from edgeforge.cli.coreml_run import RunRequest, report, require_close
 
     request = RunRequest(
@@ -289,7 +271,7 @@ def list_known(
     what: option.What,
     json: option.Json = False,
 ) -> None:
-    """List what EdgeForge knows."""
+    """List the families, recipes, targets and other names that EdgeForge knows."""
     from edgeforge.cli.catalogue import catalogue
 
     rows = catalogue(what)
@@ -325,7 +307,7 @@ def synth(
     force: option.Force = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Write a checkpoint of random weights at a released model's true shape."""
+    """Write a checkpoint of random weights in the shape of a released model."""
     from edgeforge.cli.progress import Reporter
     from edgeforge.synth.synthesise import synthesise
 
@@ -341,9 +323,9 @@ def synth(
 
 
 def main() -> None:
-    """Runs the command line; errors meant for users become one line and an exit code."""
+    """Runs the command line; an error meant for users becomes one line and an exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
-    if hasattr(sys.stdout, "reconfigure"):  # a text that the terminal cannot show is no error
+    if hasattr(sys.stdout, "reconfigure"):  # escape characters that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     signals: list[int] = []
     try:
@@ -357,7 +339,8 @@ def main() -> None:
         print("edgeforge: interrupted; nothing was left half-written", file=sys.stderr)
         sys.exit(128 + number)
     except BrokenPipeError:
-        # Who read our results left, as `head` does; Python would complain when it flushes again.
+        # The reader of our output has ended, as `head` does. Python flushes stdout at exit, which
+        # would print another error, so stdout now goes to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
@@ -374,9 +357,10 @@ def main() -> None:
 
 
 def entry() -> None:
-    """What the installed command calls: `main`, then an end without a slow farewell.
+    """Entry point of the installed command: runs `main` and ends the process at once.
 
-    All results are written by then; taking torch's modules apart one by one would cost a second.
+    All results are written by then, and an ordinary exit would take a second to tear down torch's
+    modules.
     """
     try:
         main()
@@ -392,7 +376,7 @@ def entry() -> None:
 
 
 def _run_command(arguments: list[str]) -> None:
-    """What typer does beside this would hide Ctrl-C and some of our own bugs."""
+    """Runs a command without typer's own runner, which hides Ctrl-C and some of our own bugs."""
     command = typer.main.get_command(app)
     if _COMPLETE in os.environ:  # a shell asks what may follow; no command runs
         command.main(prog_name="edgeforge")
@@ -414,7 +398,7 @@ def _print_json(value: object) -> None:
 def _console() -> Console:
     from rich.console import Console
 
-    # Not a terminal: wide enough for every table, so that nothing is cut in a log.
+    # Output that is not a terminal is wide enough for every table, so that a log is not cut.
     return Console(width=None if sys.stdout.isatty() else 110)
 
 

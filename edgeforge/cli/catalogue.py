@@ -1,4 +1,4 @@
-"""What ``edgeforge list`` lists."""
+"""Collects the names that ``edgeforge list`` prints."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from quant.suggestion import did_you_mean
 
 
 def catalogue(what: str) -> dict[str, str]:
-    """Names and one line about each.
+    """Returns names, each with one line about it.
 
     Args:
         what: ``families``, ``recipes``, ``rotations``, ``targets``, ``presets`` or
             ``coreml-operations``.
 
     Raises:
-        UsageError: something else.
+        UsageError: there is no such list.
     """
     kinds = {
         "families": _families,

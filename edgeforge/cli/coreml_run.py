@@ -1,4 +1,4 @@
-"""``edgeforge coreml-run``: anybody's Core ML package, described, run and compared."""
+"""``edgeforge coreml-run``: describes, runs and compares any Core ML package."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ class RunRequest:
 
     Attributes:
         package: an ``.mlpackage`` folder or an ``.mlmodel`` file.
-        inputs: one ``.npz`` file a call, in order; none only describes the package.
-        outputs: where the outputs go, one ``.npz`` file a call.
-        functions: one a call, or one for all; the package's default one when none is given.
+        inputs: one ``.npz`` file per call, in order; without any, the package is only described.
+        outputs: ``.npz`` files to write the outputs to: one per call, or one for the last call.
+        functions: functions to call: one per call, or one for all calls; the package's default
+            function when none is given.
         precision: ``fp16`` or ``fp32``.
-        compare: an ``.npz`` file to hold the last call's outputs against.
+        compare: an ``.npz`` file with which the last call's outputs are compared.
         tolerance: largest difference that passes, relative to the range of the values.
-        iterations: of a loop, at most.
-        threads: of PyTorch; None leaves its own number.
+        iterations: largest number of iterations of a loop; None for the interpreter's default.
+        threads: number of PyTorch's threads; None leaves it as it is.
     """
 
     package: Path
@@ -52,14 +53,15 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an output is from the one it is held against.
+    """How far an output is from the one with which it is compared.
 
     Attributes:
-        name: of the output.
-        largest: difference of any element.
-        relative: that over the range of the other's elements.
-        rms: root of the mean of squared differences.
-        same_argmax: share of rows of the last dimension whose largest element is at the same place.
+        name: the output's name.
+        largest: the largest absolute difference of an element.
+        relative: ``largest`` divided by the range of the other output's elements.
+        rms: root of the mean squared difference.
+        same_argmax: share of rows (along the last dimension) whose largest element is at the same
+            place in both.
     """
 
     name: str
@@ -70,7 +72,7 @@ class Difference:
 
 
 def describe(package: Package) -> dict[str, Any]:
-    """Functions, inputs, outputs, states, operations and weight formats, for machines."""
+    """Returns functions, inputs, outputs, states, operations and weight formats, as for JSON."""
     from device_harness.coreml_interpreter.registry import OPS
 
     functions: dict[str, Any] = {}
@@ -97,7 +99,7 @@ def describe(package: Package) -> dict[str, Any]:
 
 
 def description_lines(described: Mapping[str, Any]) -> list[str]:
-    """The same for people."""
+    """Returns what `describe` returns as lines of text for people."""
     lines = [f"{described['package']}: specification {described['specification']}"]
     lines += [f"{name}: {value}" for name, value in described["metadata"].items()]
     for name, function in described["functions"].items():
@@ -116,13 +118,13 @@ def description_lines(described: Mapping[str, Any]) -> list[str]:
 
 
 def run(request: RunRequest, package: Package) -> Arrays:
-    """Makes the calls one after the other, over the same states, and writes what they give.
+    """Makes the calls one after the other, with the same states, and writes their outputs.
 
     Returns:
-        Outputs of the last call.
+        The outputs of the last call.
 
     Raises:
-        UsageError: files that are not there, or as many of them as do not go together.
+        UsageError: a file is missing, or the numbers of files and functions do not fit.
         DeviceError: an input does not fit, or an operation fails.
     """
     import torch
@@ -147,10 +149,10 @@ def run(request: RunRequest, package: Package) -> Arrays:
 
 
 def differences(found: Arrays, other: Path) -> list[Difference]:
-    """Holds outputs against those of a file, by the names that both have.
+    """Compares outputs with those of a file, for all names that both have.
 
     Raises:
-        UsageError: they share no name, or an output has another shape there.
+        UsageError: they share no name, or an output has another shape in the file.
     """
     wanted = _read(other)
     shared = [name for name in found if name in wanted]
@@ -162,15 +164,15 @@ def differences(found: Arrays, other: Path) -> list[Difference]:
 
 
 def require_close(found: Sequence[Difference], tolerance: float | None) -> None:
-    """Refuses outputs that are further apart than allowed.
+    """Refuses outputs that differ by more than the tolerance.
 
     Raises:
-        CheckFailed: names the furthest one.
+        CheckFailed: the message names the output that differs most.
     """
     if tolerance is None:
         return
     worst = max(found, key=lambda each: -1.0 if each.relative <= tolerance else each.relative)
-    if not worst.relative <= tolerance:  # not a number is no agreement either
+    if not worst.relative <= tolerance:  # written so that NaN fails too
         raise CheckFailed(
             f"the output {worst.name!r} differs by {worst.relative:.3g} of the range of its "
             f"values; {tolerance:g} is allowed"
@@ -178,7 +180,7 @@ def require_close(found: Sequence[Difference], tolerance: float | None) -> None:
 
 
 def summary(found: Arrays) -> dict[str, dict[str, object]]:
-    """Type, shape and range of each output."""
+    """Returns dtype, shape and range of each output."""
     return {
         name: {
             "dtype": str(value.dtype),
@@ -191,10 +193,15 @@ def summary(found: Arrays) -> dict[str, dict[str, object]]:
 
 
 def report(request: RunRequest) -> tuple[dict[str, Any], list[str], list[Difference]]:
-    """Does what a request says.
+    """Describes the package, or runs it and compares its outputs, as a request says.
 
     Returns:
-        The result for machines, its lines for people, and the differences asked for.
+        The result as for JSON, its lines for people, and the differences if they were asked for.
+
+    Raises:
+        UsageError: the request's files are missing or do not fit.
+        ExportError: the package cannot be read.
+        DeviceError: an input does not fit, or an operation fails.
     """
     package = open_package(request.package)
     if not request.inputs:
@@ -245,7 +252,7 @@ def _precision(name: str) -> Precision:
 
     known = [each.value for each in Precision]
     if name not in known:
-        raise UsageError(f"there is no precision {name}; there is {' and '.join(known)}")
+        raise UsageError(f"there is no precision {name}; known: {', '.join(known)}")
     return Precision(name)
 
 
@@ -253,14 +260,14 @@ def _read(path: Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not hasattr(archive, "files"):
-                raise UsageError(f"{path} is one array; save it by name with numpy.savez")
+                raise UsageError(f"{path} holds one array without a name; save it with numpy.savez")
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{path} is no .npz file of numbers: {error}") from error
+        raise UsageError(f"{path} is not an .npz file of numbers: {error}") from error
 
 
 def _write(path: Path, arrays: Arrays) -> None:
@@ -286,7 +293,7 @@ def _difference(
     if not found.size:
         return Difference(name, 0.0, 0.0, 0.0, 1.0)
     one, two = found.astype(np.float64), wanted.astype(np.float64)
-    apart = np.where(one == two, 0.0, np.abs(one - two))  # infinities agree with themselves
+    apart = np.where(one == two, 0.0, np.abs(one - two))  # equal infinities would give NaN
     largest, extent = float(apart.max()), float(two.max() - two.min())
     if extent == 0:
         extent = float(np.abs(two).max()) or 1.0

@@ -1,4 +1,4 @@
-"""How a command ends: the exit code and the one line of an error, and signals."""
+"""Turns errors into an exit code and one line, and signals into the end of a command."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What the machine refuses, rather than what a mistake of ours asks for.
+# Errors that the user's machine causes. Other OSErrors are bugs of EdgeForge and get a traceback.
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENOMEM)
 
 
 def explain(error: Exception) -> tuple[int, str] | None:
-    """The exit code and the sentence of an error meant for users, None for a bug.
+    """Returns the exit code and the message of an error meant for users, None for a bug.
 
     Codes: 1 a check failed, 2 usage, 3 checkpoint, 4 quantization, 5 export or a full disk,
     6 device.
@@ -47,7 +47,9 @@ def explain(error: Exception) -> tuple[int, str] | None:
 
 
 def one_line(text: str) -> str:
-    r"""A message as one line that no file's content can turn into terminal commands.
+    r"""Returns a message as one line, with control characters escaped.
+
+    Messages quote content of files, which must not send commands to the terminal.
 
     >>> one_line("a name with\x1b[2J\n  breaks")
     'a name with\\x1b[2J breaks'
@@ -58,10 +60,10 @@ def one_line(text: str) -> str:
 
 @contextmanager
 def ended_by_signals(received: list[int]) -> Iterator[None]:
-    """Makes SIGTERM and SIGHUP end a command just as Ctrl-C does, wherever Ctrl-C may.
+    """Makes SIGTERM and SIGHUP end a command in the same way and at the same points as Ctrl-C.
 
     Args:
-        received: gets the number of the signal that came.
+        received: list to which the number of a received signal is appended.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -69,7 +71,7 @@ def ended_by_signals(received: list[int]) -> Iterator[None]:
         handler = signal.getsignal(signal.SIGINT)
         if callable(handler):
             handler(number, frame)
-        else:  # Ctrl-C is ignored, as in a background job of a shell script.
+        else:  # Ctrl-C is ignored, as in a shell script's background job; still end the command.
             raise KeyboardInterrupt
 
     before = {}

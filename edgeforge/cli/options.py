@@ -1,4 +1,4 @@
-"""The options and arguments that commands take, as `edgeforge.cli.app` names them."""
+"""The options and arguments of commands; `edgeforge.cli.app` uses them by these names."""
 
 from __future__ import annotations
 
@@ -7,13 +7,26 @@ from typing import Annotated
 
 import typer
 
+
+def _check_tokens(text: str | None) -> str | None:
+    """Lets pass what `edgeforge.verification.sample.parse_tokens` reads."""
+    from edgeforge.errors import UsageError
+    from edgeforge.verification.sample import parse_tokens
+
+    try:
+        parse_tokens(text)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
+
+
 # Of several commands.
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, max=256, help="Threads; by default one per processor, 4 at most."),
+    typer.Option(min=1, max=256, help="Number of threads; by default one per processor, up to 4."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress on stderr.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Artifact = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact that export wrote.")]
 
 # Of `export`.
@@ -30,20 +43,20 @@ Recipe = Annotated[
 Rotation = Annotated[
     str | None,
     typer.Option(
-        help="Rotate the weights before they are quantized, the outputs unchanged: a name from "
-        "`edgeforge list rotations`, such as hadamard."
+        help="Rotate the weights before they are quantized, which keeps the float model's outputs: "
+        "a name from `edgeforge list rotations`, such as hadamard."
     ),
 ]
 ImportedScales = Annotated[
     str,
     typer.Option(
-        help="Of a checkpoint that is quantized already: float16 keeps its scales exactly, "
-        "bfloat16 rounds them, which every target can hold."
+        help="Dtype of the scales of a checkpoint that is quantized already: float16 keeps them "
+        "exactly, bfloat16 rounds them, and every target can store bfloat16."
     ),
 ]
 Context = Annotated[
     int | None,
-    typer.Option(help="Declared context in tokens; by default the model's, 4096 at most."),
+    typer.Option(help="Declared context in tokens; by default the model's, at most 4096."),
 ]
 Tokenizer = Annotated[
     str | None,
@@ -52,60 +65,76 @@ Tokenizer = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 IgnoreConfig = Annotated[
     list[str] | None,
-    typer.Option(help="A config.json field that you know not to change the maths."),
+    typer.Option(help="A config.json field to ignore, because it does not change the maths."),
 ]
 Strip = Annotated[bool, typer.Option("--strip", help="Leave out what only verification needs.")]
 Weights = Annotated[
     str | None,
-    typer.Option(help="Where weights lie: `internal`, or `external` in a file of their own."),
+    typer.Option(
+        help="ExecuTorch: where weights are stored, `internal` (the default), or `external` in a "
+        "file of their own."
+    ),
 ]
 Profile = Annotated[
-    str | None, typer.Option(help="Core ML: the processor to shape for, gpu or ane.")
+    str | None,
+    typer.Option(help="Core ML: processor to lay out for, gpu (the default) or ane."),
 ]
 Chunk = Annotated[
     str | None,
-    typer.Option(help="Core ML: tokens of a prefill call, or several such as 16,64,256."),
+    typer.Option(
+        help="Core ML: tokens of one prefill call (64 by default), or several sizes such as "
+        "16,64,256."
+    ),
 ]
 CacheWrite = Annotated[
-    str | None, typer.Option(help="Core ML: how caches are written, slice or onehot.")
+    str | None,
+    typer.Option(help="Core ML: how caches are written, slice (the default for ios18) or onehot."),
 ]
-Opset = Annotated[str | None, typer.Option(help="Core ML: operators of ios18 or ios17.")]
+Opset = Annotated[
+    str | None,
+    typer.Option(help="Core ML: operators of ios18 (the default) or ios17."),
+]
 Lowering = Annotated[
     str | None,
-    typer.Option(help="Who lowers for ExecuTorch: edgeforge (the default) or stock."),
+    typer.Option(
+        help="ExecuTorch: the code that lowers the program, edgeforge (the default) or stock."
+    ),
 ]
 Backend = Annotated[
     str | None,
-    typer.Option(help="ExecuTorch's delegate: xnnpack (the default), vulkan or coreml."),
+    typer.Option(help="ExecuTorch: the delegate, xnnpack (the default), vulkan or coreml."),
 ]
 KvCache = Annotated[
     str | None,
     typer.Option(
-        help="Dtype of the caches, fp32 (the default) or int8. ONNX: static scales, one for each "
-        "head and column, from the --calibration text. ExecuTorch: one for each token and head. "
-        "Core ML: float16 always."
+        help="Dtype of the caches, fp32 (the default) or int8. With int8, ONNX uses static scales "
+        "from the --calibration text, one for each head and column; ExecuTorch uses one for each "
+        "token and head. Core ML always uses float16."
     ),
 ]
 MaxMemory = Annotated[
     str | None,
-    typer.Option(help="What the device has for the model, such as 3GB: refuse what needs more."),
+    typer.Option(
+        help="Memory that the device has for the model, such as 3GB; a model that needs more is "
+        "refused."
+    ),
 ]
 BitsPerWeight = Annotated[
     float | None,
-    typer.Option(help="Budget of a mixed recipe: stored bits over parameters, such as 4.5."),
+    typer.Option(help="Budget of a mixed recipe: stored bits divided by parameters, such as 4.5."),
 ]
 MaxSize = Annotated[
     str | None,
     typer.Option(
-        help="Budget of a mixed recipe: size of the stored weights, such as 1.8GB; graphs and "
-        "tokenizer come on top."
+        help="Budget of a mixed recipe: size of the stored weights, such as 1.8GB, without graphs "
+        "and tokenizer."
     ),
 ]
 MaxKl = Annotated[
     float | None,
     typer.Option(
         help="Budget of a mixed recipe: KL divergence from the checkpoint on the calibration "
-        "text, nats a token, such as 0.02."
+        "text in nats per token, such as 0.02."
     ),
 ]
 SavePlan = Annotated[
@@ -119,18 +148,23 @@ Calibration = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|demo",
-        help="Text that calibrated recipes, and int8 caches of ONNX, look at activations on; by "
-        "default `demo`.",
+        help="Text on which activations are collected for calibrated recipes and for int8 caches "
+        "of ONNX; by default `demo`.",
     ),
 ]
-CalibrationTokens = Annotated[int, typer.Option(min=1, help="How many tokens of it.")]
-CalibrationLength = Annotated[
-    int, typer.Option(min=1, help="Tokens of a sequence; the context at most.")
+CalibrationTokens = Annotated[
+    int, typer.Option(min=1, help="Number of tokens of the calibration text to use.")
 ]
-CalibrationSeed = Annotated[int, typer.Option(help="Which of its sequences are taken.")]
+CalibrationLength = Annotated[
+    int, typer.Option(min=1, help="Tokens of each calibration sequence, at most the context.")
+]
+CalibrationSeed = Annotated[int, typer.Option(help="Seed of the draw of calibration sequences.")]
 Resume = Annotated[
     Path | None,
-    typer.Option(help="Folder of calibration's partial results, to go on from; else in the cache."),
+    typer.Option(
+        help="Folder of calibration's partial results, from which an interrupted run resumes; by "
+        "default one in the cache."
+    ),
 ]
 Force = Annotated[bool, typer.Option(help="Replace an existing output folder.")]
 
@@ -140,20 +174,36 @@ Artifacts = Annotated[
 ]
 Text = Annotated[
     Path | None,
-    typer.Option(help="UTF-8 text to evaluate on; by default the demo's held-out text."),
+    typer.Option(help="UTF-8 text file to evaluate on; by default the demo model's held-out text."),
 ]
-Tokens = Annotated[int | None, typer.Option(min=2, help="How many tokens of it; by default all.")]
+Tokens = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|all",
+        callback=_check_tokens,
+        help="Number of tokens of the text to use, spread over the whole text, or `all`; by "
+        "default 8192, or 2048 for models over 50 M parameters.",
+    ),
+]
+Full = Annotated[bool, typer.Option("--full", help="Print every figure, in two wide tables.")]
 CheckpointPlace = Annotated[
-    str | None, typer.Option(help="The checkpoint, if it is not where it was.")
+    str | None,
+    typer.Option(help="The checkpoint's folder or hub id, if it moved after the export."),
 ]
-Timed = Annotated[bool, typer.Option(help="Measure load, prefill, decode and memory.")]
+Timed = Annotated[
+    bool, typer.Option(help="Measure the times of load, prefill and decode, and the memory.")
+]
 InterpreterPrecision = Annotated[
     str | None,
-    typer.Option(help="Of EdgeForge's interpreter of Core ML: fp16 (default) or fp32."),
+    typer.Option(
+        help="Rounding of EdgeForge's Core ML interpreter: fp16 (the default) or fp32 (none)."
+    ),
 ]
 ComputeUnits = Annotated[
     str | None,
-    typer.Option(help="Of Core ML on a Mac: all (default), cpu, cpu-and-gpu or cpu-and-ne."),
+    typer.Option(
+        help="Compute units of Core ML on a Mac: all (the default), cpu, cpu-and-gpu or cpu-and-ne."
+    ),
 ]
 
 # Of `inspect`.
@@ -162,50 +212,72 @@ EveryWeight = Annotated[bool, typer.Option("--weights", help="List every weight.
 # Of `run`.
 Prompt = Annotated[str, typer.Option("--prompt", "-p", help="Text to continue.")]
 MaxTokens = Annotated[
-    int, typer.Option("--max-tokens", "-n", min=1, help="How many tokens at most.")
+    int, typer.Option("--max-tokens", "-n", min=1, help="Largest number of tokens to generate.")
 ]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
+Temperature = Annotated[
+    float, typer.Option(help="Divisor of the logits; 0 always takes the likeliest token.")
+]
 TopP = Annotated[
-    float, typer.Option(help="Draw from the likeliest tokens that hold this probability.")
+    float,
+    typer.Option(help="Draw only from the likeliest tokens that add up to this probability."),
 ]
 DrawSeed = Annotated[
-    int, typer.Option(min=0, help="Of the draws; the same seed gives the same text.")
+    int, typer.Option(min=0, help="Seed of the draws; the same seed gives the same text.")
 ]
 
 # Of `coreml-run`.
 Package = Annotated[
-    Path, typer.Argument(metavar="PACKAGE", help="An .mlpackage, EdgeForge's or anybody's.")
+    Path,
+    typer.Argument(metavar="PACKAGE", help="An .mlpackage folder or .mlmodel file from any tool."),
 ]
 Inputs = Annotated[
     list[Path] | None,
-    typer.Option(help="An .npz file of inputs; several are calls in turn, states kept."),
+    typer.Option(
+        help="An .npz file of inputs for one call; repeat the option for further calls, which keep "
+        "the states."
+    ),
 ]
 Outputs = Annotated[
     list[Path] | None,
-    typer.Option(help="Write outputs to this .npz file: one a call, or one for the last."),
+    typer.Option(
+        help="An .npz file to write outputs to: one for each call, or one for the last call."
+    ),
 ]
 Functions = Annotated[
-    list[str] | None, typer.Option(help="Which function: one a call, or one for all.")
+    list[str] | None,
+    typer.Option(help="The function to call: one for each call, or one for all calls."),
 ]
 Precision = Annotated[
-    str, typer.Option(help="fp16: round as the package's types say; fp32: round nothing.")
+    str,
+    typer.Option(help="Rounding: fp16 rounds as the package's types say, fp32 rounds nothing."),
 ]
 Compare = Annotated[
-    Path | None, typer.Option(help="Hold the last outputs against those of this .npz file.")
+    Path | None,
+    typer.Option(help="Compare the last call's outputs with those in this .npz file."),
 ]
 Tolerance = Annotated[
     float | None,
-    typer.Option(min=0, help="Exit with 1 when they differ by more than this of their range."),
+    typer.Option(
+        min=0,
+        help="Largest difference allowed with --compare, as a share of the values' range; the exit "
+        "code is 1 if an output differs by more.",
+    ),
 ]
 MaxIterations = Annotated[
-    int | None, typer.Option(min=1, help="Of one loop of the program; by default 100000.")
+    int | None,
+    typer.Option(min=1, help="Largest number of iterations of one loop; by default 100000."),
 ]
 
 # Of `list`.
 What = Annotated[
-    str, typer.Argument(help="families, recipes, rotations, targets, presets or coreml-operations")
+    str,
+    typer.Argument(
+        help="What to list: families, recipes, rotations, targets, presets or coreml-operations."
+    ),
 ]
 
 # Of `synth`.
 Preset = Annotated[str, typer.Argument(help="A name from `edgeforge list presets`.")]
-WeightSeed = Annotated[int, typer.Option(help="The same seed gives the same bytes.")]
+WeightSeed = Annotated[
+    int, typer.Option(help="Seed of the weights; the same seed gives the same bytes.")
+]

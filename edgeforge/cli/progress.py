@@ -12,10 +12,10 @@ _LINE_SECONDS = 5.0
 
 
 class Reporter:
-    """Told of stages as they go (`edgeforge.stage_progress.Progress`), from any thread.
+    """Shows the progress of stages; a `edgeforge.stage_progress.Progress` for any thread.
 
     Args:
-        quiet: say nothing.
+        quiet: whether to print nothing.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -24,6 +24,7 @@ class Reporter:
         self._tasks: dict[str, Any] = {}
         self._lines: dict[str, float] = {}
         self._first: dict[str, tuple[float, int]] = {}
+        self._done: dict[str, int] = {}
         self._started = time.perf_counter()
         self._lock = threading.Lock()
 
@@ -53,10 +54,16 @@ class Reporter:
             self._bar.stop()
 
     def __call__(self, stage: str, done: int, size: int) -> None:
-        """Reports that ``done`` of ``size`` is done of a stage; size 0 when it is not known."""
+        """Reports that ``done`` of ``size`` of a stage is done; the size is 0 if it is unknown."""
         if self._quiet:
             return
         with self._lock:
+            if done < self._done.get(stage, 0):
+                # It begins again, for another artifact: its time starts anew, too.
+                self._lines.pop(stage, None)
+                if stage in self._tasks:
+                    self._bar.remove_task(self._tasks.pop(stage))
+            self._done[stage] = done
             if self._bar is not None:
                 self._update_bar(stage, done, size)
             else:
@@ -89,7 +96,7 @@ class Reporter:
 
 
 def _amount(count: int) -> str:
-    """A count with a metric prefix.
+    """Returns a count with a metric prefix.
 
     >>> _amount(1_235_814_400), _amount(12)
     ('1.24 G', '12')

@@ -1,4 +1,4 @@
-"""Sizes in bytes, as people read and write them."""
+"""Formats and parses sizes in bytes for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def size_text(size: int) -> str:
-    """Bytes for people.
+    """Returns a number of bytes as text with a decimal unit.
 
     >>> size_text(638_500_864), size_text(999)
     ('638.5 MB', '999 B')
@@ -24,13 +24,13 @@ def size_text(size: int) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes from what a person writes: decimal units, or binary ones with an ``i``.
+    """Returns the bytes of a size with a decimal unit (GB) or a binary one (GiB), or with none.
 
     >>> parse_size("1.5GB"), parse_size("2 GiB"), parse_size("900")
     (1500000000, 2147483648, 900)
 
     Raises:
-        UsageError: it is no size.
+        UsageError: the text is not a size, or the size is zero.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kMGT])(i?))?B?\s*", text)
     if match is None or float(match[1]) == 0:

@@ -1,1 +1,1 @@
-"""One file a model family, named after the `model_type` of its checkpoints."""
+"""Model families: one file for each, named after the `model_type` of its checkpoints."""

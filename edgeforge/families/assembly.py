@@ -1,8 +1,8 @@
 """Builds the map from program weight names to checkpoint tensors that every family shares.
 
-Program weights carry the names of the most fused layout there is (``qkv_proj``,
-``gate_up_proj``), so that each runtime gets the fewest and largest matrix products; a family
-says only of which checkpoint tensors each is stacked.
+Program weights have the names of the most fused layout (``qkv_proj``, ``gate_up_proj``), so that
+each runtime gets the fewest and largest matrix products. A family only lists the checkpoint tensors
+from which each program weight is stacked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HEAD = "lm_head.weight"
 
 
 def matrix(role: str, columns: int, *pieces: tuple[str, int]) -> WeightSpec:
-    """A matrix stacked from ``(checkpoint tensor, rows)`` pairs of ``columns`` columns each.
+    """Returns a matrix of ``columns`` columns, stacked from ``(checkpoint tensor, rows)`` pairs.
 
     >>> matrix("linear", 8, ("q", 4), ("k", 2)).shape
     (6, 8)
@@ -30,7 +30,7 @@ def matrix(role: str, columns: int, *pieces: tuple[str, int]) -> WeightSpec:
 
 
 def norm(tensor: str, width: int) -> WeightSpec:
-    """A norm's scale: one checkpoint tensor of ``width`` numbers."""
+    """Returns a norm's scale, which is one checkpoint tensor of ``width`` numbers."""
     return WeightSpec((width,), (Piece(tensor, (width,)),), "norm")
 
 
@@ -44,16 +44,16 @@ def assemble(
     final_norm: str,
     head: str | None,
 ) -> dict[str, WeightSpec]:
-    """All weights of a decoder in the order the program uses them.
+    """Returns all weights of a decoder by program name, in the order the program uses them.
 
     Args:
         hidden_size: width of the residual stream.
         vocab_size: rows of the embedding and the head.
         layers: the dimensions of each layer.
-        layer_weights: one layer's weights by their names within the layer.
-        embedding: the embedding's checkpoint name.
-        final_norm: the last norm's checkpoint name.
-        head: the head's checkpoint name, None when it is tied to the embedding.
+        layer_weights: returns one layer's weights by their names within the layer.
+        embedding: the checkpoint's name of the embedding.
+        final_norm: the checkpoint's name of the last norm.
+        head: the checkpoint's name of the head, None when it is tied to the embedding.
     """
     weights = {EMBEDDING: matrix("embedding", hidden_size, (embedding, vocab_size))}
     for index, layer in enumerate(layers):

@@ -17,18 +17,18 @@ LayerWeights = Callable[..., dict[str, WeightSpec]]
 
 @dataclass(frozen=True)
 class Conventions:
-    """What sets a descendant of Llama apart, and what it assumes where its file is silent.
+    """How a descendant of Llama differs from it, and its defaults for fields that a file lacks.
 
     Attributes:
-        model_type: the family.
+        model_type: the family's name.
         window: attention window in tokens, 0 for none.
-        norm_eps: ``rms_norm_eps`` where the file has none.
-        max_context: ``max_position_embeddings`` where the file has none, tokens.
-        kv_heads: ``num_key_value_heads`` where the file has none; 0 for as many as query heads.
-        original_context: longrope's original context where the file has none, tokens; 0 for the
-            model's own.
-        partial_rotary: whether heads may be rotated in part.
-        layer_weights: maps a layer's weights; None for `separate_projections`.
+        norm_eps: default of ``rms_norm_eps``.
+        max_context: default of ``max_position_embeddings``, tokens.
+        kv_heads: default of ``num_key_value_heads``; 0 for as many as query heads.
+        original_context: default of longrope's original context, tokens; 0 for the model's own
+            context.
+        partial_rotary: whether the family may rotate only the first columns of each head.
+        layer_weights: returns a layer's weights; None for `separate_projections`.
     """
 
     model_type: str
@@ -50,12 +50,15 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
 def read_llama_like(
     config: ConfigReader, generation: Mapping[str, object], family: Conventions
 ) -> ModelSpec:
-    """Reads the fields that every descendant of Llama spells alike, and maps its weights.
+    """Reads the fields that all descendants of Llama share, and maps the weights.
 
     Args:
-        config: the configuration's reader.
+        config: the reader of ``config.json``.
         generation: ``generation_config.json``, or an empty mapping.
-        family: what sets the family apart.
+        family: the family's differences and defaults.
+
+    Raises:
+        CheckpointError: a field is missing, wrong or not implemented.
     """
     hidden, heads, kv_heads, head_dim = read_head_counts(config, family.kv_heads)
     config.choice("hidden_act", ("silu", "swish"), "silu")
@@ -105,7 +108,7 @@ def read_llama_like(
 def separate_projections(
     index: int, layer: LayerSpec, *, hidden: int, head_dim: int
 ) -> dict[str, WeightSpec]:
-    """One layer of a checkpoint that stores q, k, v, gate and up apart."""
+    """Returns one layer's weights, for a checkpoint with separate q, k, v, gate and up tensors."""
     at = f"model.layers.{index}."
     q, kv = layer.num_heads * head_dim, layer.num_kv_heads * head_dim
     attn, mlp = at + "self_attn.", at + "mlp."
@@ -131,15 +134,16 @@ def separate_projections(
 
 
 def read_head_counts(config: ConfigReader, absent_kv_heads: int) -> tuple[int, int, int, int]:
-    """Hidden size, query heads, key/value heads and head width, and whether they agree.
+    """Returns hidden size, query heads, key/value heads and head width.
 
     Args:
-        config: the configuration's reader.
-        absent_kv_heads: key/value heads where the file does not name them, 0 for as many as
-            query heads; null always means as many as query heads.
+        config: the reader of ``config.json``.
+        absent_kv_heads: key/value heads where the file has no such field, 0 for as many as query
+            heads; null in the file always means as many as query heads.
 
     Raises:
-        CheckpointError: heads that do not divide.
+        CheckpointError: query heads are not a multiple of key/value heads, or the file has no
+            ``head_dim`` and the hidden size is not a multiple of query heads.
     """
     hidden = config.integer("hidden_size")
     heads = config.integer("num_attention_heads")

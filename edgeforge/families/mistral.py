@@ -1,4 +1,4 @@
-"""Mistral 7B and its kin: Llama's maths with a sliding attention window."""
+"""Mistral 7B and models like it: Llama's maths with a sliding attention window."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgeforge.families.spec import ModelSpec
 def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:
     """Reads a Mistral configuration (transformers' ``MistralConfig`` fields)."""
     config.absent("attention_bias", "mlp_bias")
-    # An absent window is the first release's; only null says that there is none.
+    # A file without the field has the window of the first release, 4096; null means no window.
     absent = 0 if "sliding_window" in config.fields() else 4096
     family = Conventions(
         "mistral",

@@ -1,7 +1,7 @@
 """OpenELM (arXiv 2404.14619): every layer has its own head counts and feed-forward width.
 
-transformers has no OpenELM and the released remote code no longer loads; this file reads the
-configuration and the weights directly.
+transformers does not implement OpenELM, and the code released with its checkpoints no longer loads.
+This file reads the configuration and maps the weights directly.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from edgeforge.families.spec import LayerSpec, ModelSpec, RopeSpec, WeightSpec
 
 
 def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:
-    """Reads an OpenELM configuration; lists by layer are computed where the file has none."""
+    """Reads an OpenELM configuration; computes the lists by layer that the file lacks."""
     config.choice("activation_fn_name", ("swish", "silu"), "swish")
     config.choice("normalization_layer_name", ("rms_norm",), "rms_norm")
     if not config.flag("ffn_with_glu", True):
         raise CheckpointError(
-            f"{config.where}: ffn_with_glu is false; only the gated form is known"
+            f"{config.where}: ffn_with_glu is false; EdgeForge implements only the gated form"
         )
     hidden, head_dim = config.integer("model_dim"), config.integer("head_dim")
     layers = read_layers(config, hidden, head_dim)
     vocab = config.integer("vocab_size", 32000)
     qk_norm = config.flag("normalize_qk_projections", False)
     tied = config.flag("share_input_output_layers", False)
-    config.get(
-        "tie_word_embeddings"
-    )  # restated by some exports of the files; the field above rules
+    # Some exports of the files repeat the field above under this name; the field above decides.
+    config.get("tie_word_embeddings")
     max_context = config.integer("max_context_length", 2048)
-    config.get("rope_max_length")  # how many table rows were precomputed, twice the context
+    # The number of precomputed rotary rows, twice the context; it changes no result.
+    config.get("rope_max_length")
     fields = config.raw()
 
     def layer_weights(index: int, layer: LayerSpec) -> dict[str, WeightSpec]:
@@ -86,10 +86,11 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
 
 
 def read_layers(config: ConfigReader, model_dim: int, head_dim: int) -> tuple[LayerSpec, ...]:
-    """Head counts and feed-forward widths, listed in the file or computed from multipliers.
+    """Returns the dimensions of each layer, listed in the file or computed from multipliers.
 
     Raises:
-        CheckpointError: lists that contradict each other.
+        CheckpointError: a list has a wrong length, or a layer's query heads are not a multiple of
+            its key/value heads.
     """
     count = config.layer_count("num_transformer_layers")
     groups = config.integer("num_gqa_groups", 1)
@@ -114,7 +115,7 @@ def read_layers(config: ConfigReader, model_dim: int, head_dim: int) -> tuple[La
 
 
 def make_divisible(value: float, divisor: int) -> int:
-    """The multiple of ``divisor`` nearest ``value`` that is not under nine tenths of it.
+    """Returns the multiple of ``divisor`` nearest ``value`` that is at least nine tenths of it.
 
     >>> [make_divisible(v, 256) for v in (100, 640, 700, 896)]
     [256, 768, 768, 1024]

@@ -13,9 +13,9 @@ from edgeforge.families.spec import LayerSpec, ModelSpec, WeightSpec
 def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:
     """Reads a Phi-3 configuration (transformers' ``Phi3Config`` fields)."""
     config.absent("attention_bias", "mlp_bias", "lm_head_bias")
-    # Phi-4-mini's files state these; at 1 they change nothing.
+    # Phi-4-mini's files have these factors; a factor of 1 changes nothing.
     config.require_one("full_attn_mod", "interpolate_factor")
-    config.get("original_max_position_embeddings")  # only longrope asks for it
+    config.get("original_max_position_embeddings")  # files without longrope have it, unused
     family = Conventions(
         "phi3",
         window=config.integer("sliding_window", 0, minimum=0),
@@ -31,7 +31,7 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
 def fused_projections(
     index: int, layer: LayerSpec, *, hidden: int, head_dim: int
 ) -> dict[str, WeightSpec]:
-    """One layer of a checkpoint whose q, k, v are one tensor, and gate and up another."""
+    """Returns one layer's weights, for a checkpoint with fused q/k/v and fused gate/up tensors."""
     at = f"model.layers.{index}."
     q, kv = layer.num_heads * head_dim, layer.num_kv_heads * head_dim
     attn, mlp = at + "self_attn.", at + "mlp."

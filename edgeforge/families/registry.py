@@ -24,17 +24,17 @@ def read_spec(
     generation: Mapping[str, object] | None = None,
     ignore: Iterable[str] = (),
 ) -> ModelSpec:
-    """The `ModelSpec` of a parsed ``config.json``.
+    """Returns the `ModelSpec` of a parsed ``config.json``.
 
     Args:
-        config: the configuration.
+        config: the parsed ``config.json``.
         generation: ``generation_config.json``, if there is one.
-        ignore: fields the user vouches for.
+        ignore: fields that the user knows not to change the maths.
 
     Raises:
-        CheckpointError: an unknown family, a field missing or wrong, a field that would change
-            the maths and is not implemented, or a checkpoint that was quantized in a way
-            that cannot be imported.
+        CheckpointError: the family is unknown, a field is missing or wrong, a field would change
+            the maths and is not implemented, or the checkpoint is quantized by a method that
+            EdgeForge does not import.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:

@@ -1,4 +1,4 @@
-"""The two spellings of a rotary embedding's configuration, read into one `RopeSpec`."""
+"""Reads either spelling of a rotary embedding's configuration into a `RopeSpec`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ def read_rope(
     """Reads ``rope_theta`` + ``rope_scaling`` (old files) or ``rope_parameters`` (newer ones).
 
     Args:
-        config: the reader of the whole configuration.
+        config: the reader of the whole ``config.json``.
         head_dim: width of one head.
-        max_context: ``max_position_embeddings``.
-        original_context: longrope's original context where the file has none; 0 for max_context.
+        max_context: ``max_position_embeddings``, tokens.
+        original_context: longrope's original context where the file has none, tokens; 0 for
+            ``max_context``.
         partial: whether the family may rotate only the first columns of each head.
 
     Raises:
-        CheckpointError: a kind of scaling that is not implemented, values that contradict it, or
-            two spellings in one file that contradict each other.
+        CheckpointError: the type of scaling is not implemented, its values are wrong, or both
+            spellings are in the file and contradict each other.
     """
     theta = config.real("rope_theta", 10000.0)
     outer = config.get("partial_rotary_factor", 1.0)
@@ -112,7 +113,9 @@ def _read_scaling(
                     f"{config.where}: {field} is {outer}, but {original} in {section.where}"
                 )
             if original < 2:
-                raise CheckpointError(f"{config.where}: {field} is {original}; it must be over 1")
+                raise CheckpointError(
+                    f"{config.where}: {field} is {original}; it must be at least 2"
+                )
             stretch = section.real("factor", max_context / original)
             attention = 1.0
             if stretch > 1:
@@ -137,14 +140,18 @@ def _factors(section: ConfigReader, field: str, width: int) -> tuple[float, ...]
     if factors is None or len(factors) != width // 2:
         found = "none" if factors is None else str(len(factors))
         raise CheckpointError(
-            f"{section.where}: {field} must list {width // 2} numbers, one a frequency; "
+            f"{section.where}: {field} must list {width // 2} numbers, one per frequency; "
             f"found {found}"
         )
     return factors
 
 
 def rotated_columns(head_dim: int, factor: object = 1.0) -> int:
-    """How many columns of a head a partial rotary embedding turns.
+    """Returns how many columns of a head a partial rotary embedding rotates.
+
+    Args:
+        head_dim: width of one head.
+        factor: ``partial_rotary_factor``, the share of rotated columns.
 
     >>> rotated_columns(128, 0.75)
     96
@@ -157,7 +164,7 @@ def rotated_columns(head_dim: int, factor: object = 1.0) -> int:
     width = int(head_dim * factor)
     if width % 2 or not width:
         raise CheckpointError(
-            f"{width} rotated columns of a head of {head_dim} do not make pairs: an even number "
-            f"is needed"
+            f"head_dim {head_dim} and partial_rotary_factor {factor!r} give {width} rotated "
+            f"columns; the number must be even and above zero, because columns are rotated in pairs"
         )
     return width

@@ -1,4 +1,4 @@
-"""`ModelSpec`: every dimension of a decoder, and where each of its weights lies in a checkpoint."""
+"""`ModelSpec`: every dimension of a decoder, and the checkpoint tensors of each of its weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ class RopeSpec:
     Attributes:
         theta: base of the geometric series of frequencies.
         width: how many columns of each head are rotated (even, at most the head width).
-        scaling: which rule changes the frequencies; the fields below belong to it.
-        factor: ``linear`` and ``llama3``: positions are stretched by this.
-        low_freq_factor: ``llama3``: wavelengths over original / this are fully stretched.
-        high_freq_factor: ``llama3``: wavelengths under original / this are left alone.
+        scaling: the rule that changes the frequencies; each field below names the rules that use
+            it.
+        factor: ``linear`` and ``llama3``: divisor of the frequencies.
+        low_freq_factor: ``llama3``: wavelengths over ``original_context / low_freq_factor`` are
+            stretched by the full ``factor``.
+        high_freq_factor: ``llama3``: wavelengths under ``original_context / high_freq_factor`` are
+            not changed.
         original_context: ``llama3`` and ``longrope``: context before it was extended, tokens.
-        short_factor: ``longrope``: one divisor per frequency, up to the original context.
-        long_factor: ``longrope``: likewise, past it.
-        attention_factor: ``longrope``: cosine and sine are both multiplied by this.
+        short_factor: ``longrope``: one divisor per frequency, for a declared context of at most
+            ``original_context``.
+        long_factor: ``longrope``: one divisor per frequency, for a longer declared context.
+        attention_factor: ``longrope``: multiplier of both cosine and sine.
     """
 
     theta: float
@@ -49,7 +53,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of a checkpoint tensor: all of them, as ``(rows, columns)`` or ``(rows,)``."""
+    """One checkpoint tensor, all of its rows; the shape is ``(rows, columns)`` or ``(rows,)``."""
 
     tensor: str
     shape: tuple[int, ...]
@@ -60,10 +64,10 @@ class WeightSpec:
     """One weight of the program: pieces of the checkpoint stacked along axis 0.
 
     Attributes:
-        shape: ``(out, in)`` of a matrix, ``(n,)`` of a norm.
-        pieces: what is stacked, in order; their rows add up to ``shape[0]``. None of a matrix that
-            only a rotation brings (`edgeforge.model.rotated_weights`).
-        role: what the weight does, by which recipes choose formats.
+        shape: ``(out, in)`` for a matrix, ``(n,)`` for a norm.
+        pieces: the tensors to stack, in order; their rows add up to ``shape[0]``. Empty for a
+            matrix that only a rotation adds (`edgeforge.model.rotated_weights`).
+        role: the weight's role; recipes choose formats by it.
     """
 
     shape: tuple[int, ...]
@@ -73,10 +77,10 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything the decoder and its exporters need to know of a checkpoint's configuration.
+    """Everything that the decoder and its exporters need from a checkpoint's configuration.
 
     Attributes:
-        model_type: the checkpoint's, the key of `edgeforge.families.registry`.
+        model_type: the checkpoint's ``model_type``, a key of `edgeforge.families.registry`.
         hidden_size: width of the residual stream.
         head_dim: width of one attention head.
         vocab_size: rows of the embedding.
@@ -86,14 +90,14 @@ class ModelSpec:
         qk_norm: whether each head of q and k is RMS-normalised before the rotary embedding.
         window: attention window in tokens, 0 when there is none.
         tied: whether the head is the embedding transposed.
-        norm_matrix: whether a matrix takes the place of the last norm's scale: in a rotated
-            model whose head stays tied (`edgeforge.model.rotated_weights`).
-        max_context: positions the checkpoint was made for, tokens.
+        norm_matrix: whether a matrix replaces the last norm's scale, as in a rotated model whose
+            head stays tied (`edgeforge.model.rotated_weights`).
+        max_context: the longest context that the checkpoint was made for, tokens.
         bos: token that begins a text, if any.
-        eos: tokens that end one.
+        eos: tokens that end a text.
         pad: padding token, if any.
-        weights: program weight name to its place in the checkpoint.
-        ignored: checkpoint tensors that are known and not needed (shell patterns).
+        weights: the shape and checkpoint tensors of each weight, by program weight name.
+        ignored: names of checkpoint tensors that are not needed (shell patterns).
     """
 
     model_type: str
@@ -116,12 +120,12 @@ class ModelSpec:
 
     @property
     def num_parameters(self) -> int:
-        """Number of the checkpoint's own weights: a tensor that two weights read counts once."""
+        """Number of parameters in the checkpoint; a tensor that two weights read counts once."""
         pieces = {piece for weight in self.weights.values() for piece in weight.pieces}
         return sum(math.prod(piece.shape) for piece in pieces)
 
     def summary(self) -> dict[str, object]:
-        """The spec as JSON holds it in a manifest, without the map of weights."""
+        """Returns the spec as a manifest stores it in JSON, without the map of weights."""
         fields = asdict(self)
         del fields["weights"], fields["ignored"]
         fields["num_parameters"] = self.num_parameters

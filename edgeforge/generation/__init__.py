@@ -1,1 +1,1 @@
-"""Text from an artifact: sampling, and the loop of `edgeforge run`."""
+"""Generates text with an artifact: sampling, and the loop of `edgeforge run`."""

@@ -1,4 +1,4 @@
-"""Text in, text out, on an artifact: what ``edgeforge run`` does."""
+"""Continues a text with an artifact, as ``edgeforge run`` does."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from exporters.manifest import Manifest
 
 @dataclass(frozen=True)
 class Generated:
-    """A continued text and what it cost.
+    """A continued text and the time that it took.
 
     Attributes:
         text: the continuation.
-        tokens: its token ids.
-        prompt_tokens: length of the prompt.
-        load_seconds: from opening the files to a model that can run.
-        first_token_seconds: from there to the first token.
-        decode_tokens_per_second: after the first one.
-        stopped: ``stop``, ``limit`` or ``context``.
+        tokens: token ids of the continuation.
+        prompt_tokens: number of the prompt's tokens.
+        load_seconds: seconds from opening the files until the model can run.
+        first_token_seconds: seconds from then to the first token.
+        decode_tokens_per_second: tokens per second after the first token.
+        stopped: ``stop`` (the model ended the text), ``limit`` or ``context``.
     """
 
     text: str
@@ -35,11 +35,11 @@ class Generated:
     stopped: str
 
     def to_json(self) -> dict[str, object]:
-        """For ``--json``."""
+        """Returns the fields as ``--json`` prints them."""
         return asdict(self)
 
     def summary(self) -> str:
-        """One line on speed and why it ended."""
+        """Returns one line about the speed and why the text ended."""
         ends = {
             "stop": "the model ended the text",
             "limit": "as many as asked for",
@@ -66,18 +66,18 @@ def generate(
     """Continues a prompt.
 
     Args:
-        folder: the artifact.
-        prompt: text.
-        max_tokens: how many tokens at most.
-        temperature: 0 for greedy.
-        top_p: share of probability to draw from.
-        seed: of the draws.
-        threads: for the runtime.
+        folder: the artifact's folder.
+        prompt: the text to continue.
+        max_tokens: the largest number of tokens to generate.
+        temperature: divisor of the logits; 0 always takes the likeliest token.
+        top_p: draw only from the likeliest tokens whose probabilities add up to this.
+        seed: seed of the draws.
+        threads: threads for the runtime; None for the runtime's default.
         emit: called with each piece of text as it comes.
 
     Raises:
         CheckpointError: the artifact has no tokenizer.
-        UsageError: the prompt does not fit the context.
+        UsageError: the prompt does not fit the context, or a value of sampling is out of range.
         DeviceError: the runtime failed.
     """
     from device_harness.registry import open_session
@@ -90,7 +90,7 @@ def generate(
     if len(tokens) >= manifest.context:
         raise UsageError(
             f"the prompt has {len(tokens)} tokens, which leaves no room in the artifact's context "
-            f"of {manifest.context}"
+            f"of {manifest.context}: give a shorter prompt, or export with a longer --context"
         )
     given: list[int] = []
     pieces = []
@@ -124,10 +124,10 @@ def generate(
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, manifest: Manifest) -> list[int]:
-    """A prompt's tokens, begun with the model's ``bos`` if it has one.
+    """Returns a prompt's tokens with the model's ``bos`` in front, if it has one.
 
     Raises:
-        UsageError: no token at all, text that is not UTF-8, or another model's tokenizer.
+        UsageError: the prompt has no token or is not UTF-8, or the tokenizer is another model's.
     """
     try:
         prompt.encode("utf-8")
@@ -142,7 +142,7 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, manifest: Manifest) -> list
     vocab_size = manifest.model.vocab_size
     if max(tokens) >= vocab_size:
         raise UsageError(
-            f"the tokenizer gives token {max(tokens)}, but the model has {vocab_size}: it is "
-            f"another model's; export again with --tokenizer PATH"
+            f"the tokenizer gives token {max(tokens)}, but the model has {vocab_size} tokens: it "
+            f"is another model's; export again with --tokenizer PATH"
         )
     return tokens

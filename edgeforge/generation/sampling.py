@@ -1,4 +1,4 @@
-"""Chooses the next token from logits, and continues a prompt with it."""
+"""Chooses the next token from logits, and continues a prompt token by token."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from edgeforge.errors import UsageError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn.
+    """How tokens are drawn.
 
     Attributes:
-        temperature: logits are divided by it; 0 always takes the likeliest token (greedy).
-        top_p: draws only from the likeliest tokens whose probabilities add up to this
+        temperature: divisor of the logits; 0 always takes the likeliest token (greedy).
+        top_p: draw only from the likeliest tokens whose probabilities add up to this
             (Holtzman et al. 2020).
-        seed: of the draws; the same seed gives the same text.
+        seed: seed of the draws; the same seed gives the same text.
     """
 
     temperature: float = 0.0
@@ -30,10 +30,10 @@ class Sampling:
     seed: int = 0
 
     def check(self) -> None:
-        """Refuses values that mean nothing.
+        """Refuses values that are out of range.
 
         Raises:
-            UsageError: says which.
+            UsageError: the message names the option and its range.
         """
         if not 0 <= self.temperature <= 100:
             raise UsageError(f"--temperature {self.temperature} must be between 0 and 100")
@@ -42,10 +42,10 @@ class Sampling:
 
 
 def choose(logits: npt.NDArray[np.float32], sampling: Sampling, draws: np.random.Generator) -> int:
-    """The next token of ``float32[vocab]`` logits.
+    """Returns the next token, chosen from ``float32[vocab]`` logits.
 
     Raises:
-        DeviceError: the largest logit is not a number: the runtime's arithmetic went wrong.
+        DeviceError: the largest logit is NaN or infinite, so the runtime's arithmetic went wrong.
 
     >>> choose(np.array([0.0, 2.0, 1.0], np.float32), Sampling(), np.random.default_rng(0))
     1
@@ -53,14 +53,14 @@ def choose(logits: npt.NDArray[np.float32], sampling: Sampling, draws: np.random
     likeliest = int(logits.argmax())
     if not np.isfinite(logits[likeliest]):
         raise DeviceError(
-            f"the runtime gives {logits[likeliest]} as a logit: verify the artifact; if it is as "
-            f"it was written, the checkpoint's values overflow float32"
+            f"the runtime gives {logits[likeliest]} as a logit: verify the artifact; if its files "
+            f"are as they were written, the checkpoint's values overflow float32"
         )
     if sampling.temperature == 0:
         return likeliest
-    # The largest is taken off first: dividing by a tiny temperature must not overflow.
+    # The largest logit is subtracted first: dividing by a tiny temperature must not give +inf.
     wide = logits.astype(np.float64) - float(logits[likeliest])
-    with np.errstate(over="ignore"):  # minus infinity is right: a probability of zero
+    with np.errstate(over="ignore"):  # -inf is correct: it gives a probability of zero
         weights = np.exp(wide / sampling.temperature)
     weights /= weights.sum()
     if sampling.top_p < 1:
@@ -73,19 +73,19 @@ def choose(logits: npt.NDArray[np.float32], sampling: Sampling, draws: np.random
 
 @dataclass
 class Generation:
-    """A prompt being continued; iterate over it for tokens, then read what it cost.
+    """The continuation of a prompt; iterate over it for the tokens, then read the times.
 
     Attributes:
-        session: what runs the model.
-        prompt: token ids.
-        limit: how many tokens at most.
-        stop: tokens that end the text; they are not given.
+        session: the session that runs the model.
+        prompt: the prompt's token ids.
+        limit: the largest number of tokens to produce.
+        stop: tokens that end the text; they are not produced.
         sampling: how tokens are drawn.
-        load_seconds: time until the model could run; none of it is in the others.
-        prompt_seconds: time to the first token, once it was given.
-        decode_seconds: time of the others.
-        produced: tokens given.
-        stopped: why it ended: ``stop``, ``limit`` or ``context``.
+        load_seconds: seconds until the model can run; the other times do not include it.
+        prompt_seconds: seconds of the prompt's call, whose logits give the first token.
+        decode_seconds: seconds of all later calls.
+        produced: number of tokens produced.
+        stopped: why the text ended: ``stop``, ``limit`` or ``context``.
     """
 
     session: Session
@@ -103,7 +103,7 @@ class Generation:
         draws = np.random.default_rng(self.sampling.seed)
         started = time.perf_counter()
         self.session.reset()
-        _ = self.session.vocab_size  # known once the model is loaded
+        _ = self.session.vocab_size  # waits until the model is loaded
         self.load_seconds = time.perf_counter() - started
         started = time.perf_counter()
         logits = self.session.extend(np.array(self.prompt, np.int64))
@@ -128,5 +128,5 @@ class Generation:
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Tokens a second after the first one; 0 when there was none."""
+        """Tokens per second after the first token; 0 when there is only one token or none."""
         return (self.produced - 1) / self.decode_seconds if self.decode_seconds else 0.0

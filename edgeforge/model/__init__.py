@@ -1,1 +1,1 @@
-"""A checkpoint that was understood: its weights by program name, and its traced decoder."""
+"""The model of a checkpoint: its weights by program name, its traced decoder, its rotations."""

@@ -1,4 +1,4 @@
-"""`CheckpointWeights`: program weights read, row by row, from where a checkpoint keeps them."""
+"""`CheckpointWeights`: reads program weights by rows from the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _READABLE = ("bfloat16", "float16", "float32")
 
-# Compared at a time, where files hold a head beside the embedding that it is tied to.
+# Elements that `_check_head` compares at a time.
 _COMPARED_WEIGHTS = 1 << 22
 
 
@@ -31,16 +31,16 @@ class CheckpointWeights:
     """Reads the weights of a spec from its checkpoint; safe from several threads.
 
     Args:
-        checkpoint: where the tensors are.
-        spec: which of them make up each weight.
-        packing: how layers lie there that were quantized before; None when all are floats.
+        checkpoint: the checkpoint that has the tensors.
+        spec: the model's spec, which says of which tensors each weight is made.
+        packing: the layout of the checkpoint's quantized layers; None when all are floats.
 
     Attributes:
         imported: the weights that the checkpoint holds as integers, each with the format that
-            stores them exactly.
+            stores it exactly.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected, or of a wrong shape or dtype.
+        CheckpointError: a tensor is missing or unexpected, or has a wrong shape or dtype.
     """
 
     def __init__(
@@ -53,22 +53,22 @@ class CheckpointWeights:
         self.imported: Mapping[str, IntFormat] = _imported_formats(spec, self._packed)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape by program weight name, in the program's order."""
+        """Returns each weight's shape by program name, in the program's order."""
         return {name: weight.shape for name, weight in self.spec.weights.items()}
 
     def roles(self) -> Mapping[str, str]:
-        """Role by program weight name."""
+        """Returns each weight's role by program name."""
         return {name: weight.role for name, weight in self.spec.weights.items()}
 
     def pieces(self, name: str) -> Sequence[tuple[str, int]]:
-        """The checkpoint tensors a weight is stacked from, and their rows; a vector is one row."""
+        """Returns the tensors that make up a weight, each with its rows; a vector is one row."""
         weight = self.spec.weights[name]
         if len(weight.shape) == 1:
             return ((weight.pieces[0].tensor, 1),)
         return tuple((piece.tensor, piece.shape[0]) for piece in weight.pieces)
 
     def mapping_digest(self) -> str:
-        """Digest of the map from program weights to checkpoint tensors."""
+        """Returns a digest of the map from program weights to checkpoint tensors."""
         rows: dict[str, object] = {
             name: [(piece.tensor, piece.shape) for piece in weight.pieces]
             for name, weight in self.spec.weights.items()
@@ -78,7 +78,7 @@ class CheckpointWeights:
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
     def stored_formats(self) -> dict[str, WeightFormat]:
-        """The format of each weight that keeps it as the checkpoint has it."""
+        """Returns the format of each weight that stores it exactly as the checkpoint has it."""
         from quant.formats.formats import FloatFormat
 
         formats: dict[str, WeightFormat] = {}
@@ -91,9 +91,9 @@ class CheckpointWeights:
         return formats
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows of a weight in the checkpoint's dtype: ``[stop - start, columns]``.
+        """Returns rows of a weight in the checkpoint's dtype: ``[stop - start, columns]``.
 
-        A vector is one row. Rows that span pieces of several dtypes come as float32.
+        A vector is one row. Rows from pieces of different dtypes are returned as float32.
         """
         import torch
 
@@ -109,20 +109,22 @@ class CheckpointWeights:
             begin = end
         if len(found) == 1:
             return found[0]
-        # Of several dtypes it makes float32, bfloat16 beside float16 included.
+        # `torch.cat` promotes different dtypes to float32, also bfloat16 with float16.
         return torch.cat(found)
 
     def imported_rows(self, name: str, start: int, stop: int, format: IntFormat) -> QuantizedRows:
-        """A piece of an imported weight as `quant.formats.formats` lays it out.
+        """Returns a piece of an imported weight in the layout of `quant.formats.formats`.
 
         Args:
-            name: of `imported`.
+            name: a weight in `imported`.
             start: the piece's first row in the weight.
-            stop: past its last row.
-            format: of `imported`, or the same with bfloat16 scales: then they are rounded.
+            stop: the row after its last one.
+            format: the weight's format in `imported`, or the same format with bfloat16 scales; the
+                scales are then rounded.
 
         Returns:
-            The parts; squares are summed up only where scales were rounded, else they are zero.
+            The parts; squared error and norm are computed only where scales were rounded, else they
+            are zero.
         """
         from edgeforge.checkpoint.imported.packed_tensor import import_rows
 
@@ -131,7 +133,7 @@ class CheckpointWeights:
             if (begin, begin + piece.shape[0]) == (start, stop):
                 return import_rows(self._packed[piece.tensor], format)
             begin += piece.shape[0]
-        raise IndexError(f"rows {start} to {stop} of {name} are no piece of it")
+        raise IndexError(f"rows {start} to {stop} of {name} are not one of its pieces")
 
     def _piece(self, piece: Piece, start: int, stop: int) -> torch.Tensor:
         import torch
@@ -143,13 +145,13 @@ class CheckpointWeights:
         return rows.view(torch.bfloat16) if entry.dtype == "bfloat16" else rows
 
     def float_weight(self, name: str) -> torch.Tensor:
-        """A whole weight as ``float32``, of the spec's shape."""
+        """Returns a whole weight as ``float32`` in the spec's shape."""
         weight: WeightSpec = self.spec.weights[name]
         rows = 1 if len(weight.shape) == 1 else weight.shape[0]
         return self.read_rows(name, 0, rows).float().reshape(weight.shape)
 
     def float_rows(self, name: str, tokens: torch.Tensor) -> torch.Tensor:
-        """Rows of an embedding as ``float32``: ``int64[b, t] -> [b, t, columns]``."""
+        """Returns rows of an embedding as ``float32``: ``int64[b, t] -> [b, t, columns]``."""
         import torch
 
         rows, where = torch.unique(tokens, return_inverse=True)
@@ -158,7 +160,7 @@ class CheckpointWeights:
 
 
 def _check_head(checkpoint: Checkpoint, spec: ModelSpec) -> None:
-    """Refuses a tied model whose files hold a head other than the embedding."""
+    """Refuses a tied model whose files hold a head that differs from the embedding."""
     if not spec.tied or HEAD not in checkpoint.tensors:
         return
     (embedding,) = spec.weights[EMBEDDING].pieces
@@ -173,15 +175,15 @@ def _check_head(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     if not same:
         raise CheckpointError(
             f"config.json ties the head to the embedding, but the checkpoint holds a {HEAD} that "
-            f"differs from {embedding.tensor}: if that head is meant, let config.json say that it "
-            f"is not tied"
+            f"differs from {embedding.tensor}: if the model is to use that head, change "
+            f"config.json so that it is not tied"
         )
 
 
 def _find_packed(
     checkpoint: Checkpoint, spec: ModelSpec, packing: Packing
 ) -> dict[str, PackedTensor]:
-    """The pieces that the checkpoint holds as integers, by the name they would have as floats."""
+    """Returns the pieces that are stored as integers, by the name they would have as floats."""
     from edgeforge.checkpoint.imported.packed_tensor import PackedTensor
 
     packed = {}
@@ -197,19 +199,19 @@ def _find_packed(
         if any(held) and not all(held):
             raise CheckpointError(
                 f"the checkpoint holds {weight.pieces[held.index(True)].tensor} as integers and "
-                f"{weight.pieces[held.index(False)].tensor} not; EdgeForge stacks both into {name} "
-                f"and needs them alike: give the original checkpoint"
+                f"{weight.pieces[held.index(False)].tensor} as floats; EdgeForge stacks both into "
+                f"{name}, so both must be of one kind: give the original checkpoint"
             )
     if not packed:
         raise CheckpointError(
             f"config.json says that the checkpoint is quantized ({packing.method}), but no tensor "
-            f"in it is named *.{packing.codes_part}: the two do not belong together"
+            f"in it is named *.{packing.codes_part}: config.json and weights do not belong together"
         )
     return packed
 
 
 def _imported_formats(spec: ModelSpec, packed: Mapping[str, PackedTensor]) -> dict[str, IntFormat]:
-    """By weight, the format that holds all its pieces exactly."""
+    """Returns, by weight, the format that stores all of its pieces exactly."""
     from dataclasses import replace
 
     formats = {}
@@ -226,7 +228,7 @@ def _imported_formats(spec: ModelSpec, packed: Mapping[str, PackedTensor]) -> di
 
 
 def _float_name(dtypes: set[str]) -> FloatName:
-    """The dtype that holds tensors of all these exactly."""
+    """Returns the dtype that stores tensors of all these dtypes exactly."""
     match sorted(dtypes):
         case ["bfloat16"]:
             return "bfloat16"
@@ -260,8 +262,9 @@ def _check_tensors(
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise CheckpointError(
-            f"the checkpoint holds {extra[0]}{more}, which a {spec.model_type} of this config.json "
-            f"has no use for: the two do not belong together, or the model is of another kind"
+            f"the checkpoint holds {extra[0]}{more}, which a {spec.model_type} model with this "
+            f"config.json does not have: config.json and weights do not belong together, or the "
+            f"model is of another kind"
         )
     for name, piece in wanted.items():
         entry = checkpoint.tensors[name]
@@ -271,5 +274,5 @@ def _check_tensors(
             )
         if entry.dtype not in _READABLE:
             raise CheckpointError(
-                f"{name} is {entry.dtype}; weights are read as {', '.join(_READABLE)}"
+                f"{name} is {entry.dtype}; EdgeForge reads weights in {', '.join(_READABLE)}"
             )

@@ -1,8 +1,8 @@
-"""The decoder module that is traced: pre-norm attention and a gated feed-forward, layer by layer.
+"""The decoder module that is traced: pre-norm attention and a gated feed-forward in each layer.
 
-Written only in the ``edgeforge::`` operators and a few ATen views. It is built on the meta
-device, so a model of any size costs no memory here. Submodules are named so that
-``state_dict`` keys are the weight names of `edgeforge.families.spec.ModelSpec`.
+It uses only the ``edgeforge::`` operators and a few ATen views. It is built on the meta device, so
+a model of any size takes no memory here. Submodules are named so that ``state_dict`` keys are the
+weight names of `edgeforge.families.spec.ModelSpec`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from quant.program import ops
 
 
 class Weight(nn.Module):
-    """A holder of one parameter called ``weight``, on the meta device."""
+    """A module with one parameter called ``weight``, on the meta device."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -42,11 +42,11 @@ class Attention(nn.Module):
         cache = torch.zeros(1, layer.num_kv_heads, context, spec.head_dim, device="meta")
         self.register_buffer("k_cache", cache)
         self.register_buffer("v_cache", torch.zeros_like(cache))
-        # A window as wide as the context hides nothing.
+        # A window as wide as the context masks nothing, so the program can do without it.
         self.window = spec.window if spec.window < context else 0
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
-        """Mixes each token with those before it."""
+        """Attends from each token to itself and to the tokens before it."""
         spec, layer, t = self.spec, self.layer, x.shape[1]
         heads = (layer.num_heads, layer.num_kv_heads, layer.num_kv_heads)
         packed = ops.linear(x, self.qkv_proj.weight)
@@ -77,7 +77,7 @@ class GatedFeedForward(nn.Module):
         self.width = layer.ffn_width
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transforms each token alone."""
+        """Transforms each token on its own."""
         gate, up = ops.linear(x, self.gate_up_proj.weight).split([self.width, self.width], -1)
         out: Tensor = ops.linear(F.silu(gate) * up, self.down_proj.weight)
         return out
@@ -95,7 +95,7 @@ class Layer(nn.Module):
         self.mlp = GatedFeedForward(spec, layer)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
-        """One block."""
+        """Applies attention and feed-forward, each with its norm and residual."""
         normed = ops.rms_norm(x, self.input_layernorm.weight, self.eps)
         x = x + self.self_attn(normed, cos, sin, position)
         normed = ops.rms_norm(x, self.post_attention_layernorm.weight, self.eps)
@@ -104,7 +104,7 @@ class Layer(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Everything under the head, under the prefix ``model.`` that checkpoints use."""
+    """All weights except the head's; checkpoints give their names the prefix ``model.``."""
 
     def __init__(self, spec: ModelSpec, context: int) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Decoder(nn.Module):
         self.register_buffer("rope_sin", torch.empty_like(table))
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """Logits of every position."""
+        """Returns the logits of every position."""
         trunk = self.model
         x = ops.embedding(tokens, trunk.embed_tokens.weight)
         for layer in trunk.layers:

@@ -1,4 +1,4 @@
-"""`Model`: an opened checkpoint with its spec and its weights, ready for every later stage."""
+"""`Model`: an opened checkpoint with its spec and its weights, as all later stages use it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CALIBRATION_TEXT = DEMO_FOLDER / "calibration.txt"
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint whose configuration was understood and whose tensors are all there.
+    """A checkpoint whose configuration is supported and whose tensors are all present.
 
     Attributes:
-        checkpoint: its files.
-        spec: its dimensions.
-        weights: its tensors, by program weight.
-        ignored_config: config fields that the user vouched for.
+        checkpoint: the opened checkpoint.
+        spec: the model's dimensions.
+        weights: reads the model's weights by program name.
+        ignored_config: config fields that the user knows not to change the maths.
     """
 
     checkpoint: Checkpoint
@@ -46,12 +46,13 @@ def open_model(
 
     Args:
         source: a folder, a hub id, or ``demo`` for the model that ships with EdgeForge.
-        revision: of a hub id.
-        tokenizer: where to take the tokenizer from instead.
-        ignore_config: config fields the user vouches for.
+        revision: branch, tag or commit of a hub id.
+        tokenizer: folder, file or hub id from which to take the tokenizer instead.
+        ignore_config: config fields that the user knows not to change the maths.
 
     Raises:
-        CheckpointError: in one sentence.
+        CheckpointError: the checkpoint is missing, damaged, or does not match its configuration.
+        UsageError: ``revision`` is given with a folder.
     """
     where = str(DEMO_FOLDER) if source == DEMO and not Path(DEMO).is_dir() else source
     checkpoint = Checkpoint.open(where, revision=revision, tokenizer=tokenizer)

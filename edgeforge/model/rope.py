@@ -1,4 +1,4 @@
-"""Frequencies and tables of the rotary embedding, in float64 until the last step."""
+"""Frequencies and tables of the rotary embedding, computed in float64 and stored in float32."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from edgeforge.families.spec import RopeSpec
 
 
 def inverse_frequencies(rope: RopeSpec, context: int) -> torch.Tensor:
-    """Radians a position for each rotated pair: ``float64[width // 2]``.
+    """Returns the angle per position of each rotated pair, ``float64[width // 2]`` in radians.
 
     Args:
-        rope: the embedding.
-        context: the declared context in tokens; longrope takes its long set when this is over
-            the original context, for every position, so that a cache never mixes two sets.
+        rope: the rotary embedding.
+        context: the declared context in tokens. If it is over the original context, longrope uses
+            its long factors at every position, so that a cache never mixes two sets of factors.
 
     >>> inverse_frequencies(RopeSpec(10000.0, 4), 16).tolist()
     [1.0, 0.01]
@@ -35,12 +35,12 @@ def inverse_frequencies(rope: RopeSpec, context: int) -> torch.Tensor:
 
 
 def uses_long_set(rope: RopeSpec, context: int) -> bool:
-    """Whether an artifact of this context uses longrope's long factors."""
+    """Returns whether an artifact with this declared context uses longrope's long factors."""
     return rope.scaling == "longrope" and context > rope.original_context
 
 
 def tables(rope: RopeSpec, context: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine by position: two ``float32[context, width // 2]``."""
+    """Returns cosine and sine by position: two ``float32[context, width // 2]``."""
     frequencies = inverse_frequencies(rope, context)
     angles = torch.arange(context, dtype=torch.float64)[:, None] * frequencies
     factor = rope.attention_factor
@@ -48,7 +48,7 @@ def tables(rope: RopeSpec, context: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _llama3(plain: torch.Tensor, rope: RopeSpec) -> torch.Tensor:
-    """Llama 3.1's rule: long wavelengths stretched, short ones kept, a ramp in between."""
+    """Applies Llama 3.1's rule: stretches long wavelengths, keeps short ones, ramps in between."""
     turns = rope.original_context * plain / (2 * math.pi)
     low, high = rope.low_freq_factor, rope.high_freq_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)

@@ -1,9 +1,11 @@
 """A model whose weights are rotated before they are quantized.
 
-Linears on both sides of the residual stream, and of attention's values, take a rotation each
-(`quant.program.rotation_places`), so that the program computes what it did. A head that is tied to
-the embedding cannot take the scale of the norm before it, for the embedding would: either it
-becomes a matrix of its own, or the scale becomes a matrix ``Q^T diag(g) Q`` between norm and head.
+The linears that write the residual stream are rotated, and those that read it are rotated back; so
+are the linears that make and read attention's values (`quant.program.rotation_places`). The program
+therefore computes the same function as before. The scale of a norm moves into the linear that reads
+the norm. A head that is tied to the embedding cannot take the scale of the norm before it, because
+the embedding would take it too: either the head becomes a matrix of its own, or the scale becomes a
+matrix ``Q^T diag(g) Q`` between norm and head.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ if TYPE_CHECKING:
     from quant.program.program import Program
 
 SEED: Final = 0
-# Of a weight that must be rotated as a whole, this many elements at a time are in float64.
+# Elements that are in float64 at a time, of a weight that must be rotated as a whole.
 _BLOCK_WEIGHTS: Final = 1 << 22
-# Rotated weights that are kept, for a store is filled from them row by row by several threads.
+# Whole rotated weights that stay in memory while several threads read their rows.
 _KEPT: Final = 2
 
 
@@ -49,10 +51,11 @@ class Rotated:
     """A rotated model and its program.
 
     Attributes:
-        model: its spec and weights are of the rotated program.
-        program: in the float dialect.
-        record: of the rotation, as a manifest keeps it.
-        added: the matrix that the checkpoint's own model does not have, if any.
+        model: the model with the spec and the weights of the rotated program.
+        program: the rotated program, in the float dialect.
+        record: the rotation, as a manifest records it.
+        added: name of the matrix that the checkpoint's own model does not have; None if there is
+            none.
     """
 
     model: Model
@@ -61,15 +64,15 @@ class Rotated:
     added: str | None
 
     def notes(self, plan: QuantPlan) -> tuple[str, ...]:
-        """What a user must know of it, one sentence each.
+        """Returns what a user must know about the rotation, one sentence each.
 
         Args:
-            plan: of the rotated weights.
+            plan: the plan of the rotated weights.
         """
         name = self.record.name
         notes = [
             f"weights were rotated before they were quantized ({name}: {ROTATIONS[name].about}); "
-            f"relative errors are of the rotated weights"
+            f"relative errors are those of the rotated weights"
         ]
         if self.added is not None:
             shape = self.model.spec.weights[self.added].shape
@@ -79,17 +82,17 @@ class Rotated:
 
 
 def rotate(model: Model, name: str, context: int, seed: int = SEED) -> Rotated:
-    """Rotates a model; nothing is read yet.
+    """Rotates a model; its weights are read and rotated only when a later stage asks for them.
 
     Args:
-        model: opened.
-        name: of `edgeforge.model.rotations`.
-        context: of the program to trace.
-        seed: of the signs.
+        model: the opened model.
+        name: a name from `edgeforge.model.rotations`.
+        context: declared context of the program to trace, tokens.
+        seed: seed of the rotation's random signs.
 
     Raises:
-        UsageError: no such rotation, or a checkpoint that holds integers.
-        QuantizationError: a program that has no place for it.
+        UsageError: there is no such rotation, or the checkpoint holds integers.
+        QuantizationError: the program has no place for the rotation.
     """
     from edgeforge.model.trace import trace
 
@@ -100,7 +103,7 @@ def rotate(model: Model, name: str, context: int, seed: int = SEED) -> Rotated:
             f"--rotation {name} is not possible: the checkpoint holds "
             f"{next(iter(model.weights.imported))} as integers "
             f"({'quantized' if packing is None else packing.method}), which would have to be "
-            f"quantized again: leave it out, or give the original checkpoint"
+            f"quantized again: leave the option out, or give the original checkpoint"
         )
     spec = _rotated_spec(model.spec, kind)
     program = trace(spec, context)
@@ -114,26 +117,26 @@ def rotate(model: Model, name: str, context: int, seed: int = SEED) -> Rotated:
 
 
 def recorded_rotation(model: Model, record: RotationRecord, context: int) -> Rotated:
-    """The rotated model that an artifact was made of.
+    """Returns the rotated model from which an artifact was made.
 
     Args:
-        model: the checkpoint's own.
-        record: what the manifest keeps.
-        context: of the artifact.
+        model: the checkpoint's own model.
+        record: the rotation that the manifest records.
+        context: the artifact's declared context, tokens.
 
     Raises:
-        UsageError: it was rotated by another version.
+        UsageError: another version of the rotation made the artifact.
     """
     if record.version != ROTATION_VERSION:
         raise UsageError(
-            f"the artifact's rotation has version {record.version!r}; this EdgeForge makes "
+            f"the artifact's rotation has version {record.version!r}; this EdgeForge makes version "
             f"{ROTATION_VERSION}: export the model again"
         )
     return rotate(model, record.name, context, record.seed)
 
 
 def _rotated_spec(spec: ModelSpec, kind: RotationKind) -> ModelSpec:
-    """The spec of the rotated program."""
+    """Returns the spec of the rotated program."""
     if not kind.residual or not spec.tied:
         return spec
     embedding = spec.weights[EMBEDDING]
@@ -149,11 +152,11 @@ class RotatedWeights(CheckpointWeights):
     """Weights of a checkpoint, rotated as they are read; safe from several threads.
 
     Args:
-        base: the checkpoint's.
-        spec: of the rotated program.
-        residual: where the residual stream is rotated; None where it is not.
-        values: where values are.
-        seed: decides the signs.
+        base: the checkpoint's weights.
+        spec: the spec of the rotated program.
+        residual: the weights on both sides of the residual stream; None where it is not rotated.
+        values: the weights on both sides of each layer's values.
+        seed: text that decides the rotation's random signs.
     """
 
     def __init__(
@@ -175,43 +178,43 @@ class RotatedWeights(CheckpointWeights):
         self._lock = threading.Lock()
 
     def pieces(self, name: str) -> Sequence[tuple[str, int]]:
-        """As for a checkpoint; a weight that no tensor holds is one piece of its own name."""
+        """Returns a checkpoint's pieces; a weight without tensors is one piece with its name."""
         weight = self.spec.weights[name]
         return super().pieces(name) if weight.pieces else ((name, weight.shape[0]),)
 
     def mapping_digest(self) -> str:
-        """Digest of the map from program weights to checkpoint tensors, and of the rotation."""
+        """Returns a digest of the map from weights to tensors, and of the rotation."""
         text = f"{super().mapping_digest()} {self._seed}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows of a rotated weight: ``float32[stop - start, columns]``; a vector is one row."""
+        """Returns rows of a rotated weight: ``float32[stop - start, columns]``; 1 for a vector."""
         if name in self._residual.writers:
             return self._whole(name)[start:stop].clone()
         return self.exact_rows(name, start, stop).float()
 
     def float_rows(self, name: str, tokens: torch.Tensor) -> torch.Tensor:
-        """Rows of an embedding as ``float32``: ``int64[b, t] -> [b, t, columns]``."""
+        """Returns rows of an embedding as ``float32``: ``int64[b, t] -> [b, t, columns]``."""
         rows, where = torch.unique(tokens, return_inverse=True)
         read = torch.cat([self._read(name, row, row + 1) for row in rows.tolist()])
         return self._rotate_columns(name, read).float()[where]
 
     def _read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows that are not rotated yet.
+        """Returns rows before they are rotated.
 
         Raises:
-            QuantizationError: one is not finite, which a rotation would spread.
+            QuantizationError: an element is not finite; a rotation would spread it.
         """
         weight = self.spec.weights[name]
         if not weight.pieces:
             return torch.eye(weight.shape[1], dtype=torch.float64)[start:stop]
         rows = super().read_rows(name, start, stop)
         if not bool(rows.isfinite().all()):
-            cast_rows(rows, FLOAT32, name, first_row=start)  # says what it is, and where
+            cast_rows(rows, FLOAT32, name, first_row=start)  # raises, with the element's place
         return rows
 
     def _rotate_columns(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """What a rotation makes of a weight's inputs, or of an embedding's outputs: float64."""
+        """Rotates a weight's input columns, or an embedding's output columns; returns float64."""
         residual, rotated = self._residual, rows.double()
         if name in residual.readers:
             norm = super().read_rows(residual.readers[name], 0, 1)
@@ -225,19 +228,21 @@ class RotatedWeights(CheckpointWeights):
         return rotated
 
     def exact_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows before they are rounded to float32: float64, as `read_rows` gives them.
+        """Returns the rows of `read_rows` as float64, before they are rounded to float32.
 
-        Not of a weight that adds to the residual stream: see `exact_blocks`. Such rows are read one
-        by one, but for whole heads of values.
+        Rows of values are mixed within a head, so whole heads of them are read. The rows of a
+        weight that adds to the residual stream are all mixed, so all of it is read.
         """
         if name in self._norms:
             return torch.ones(1, self.spec.weights[name].shape[0], dtype=torch.float64)
+        if name in self._residual.writers:
+            return torch.cat(list(self._blocks(name)), 1)[start:stop]
         place = self._makers.get(name)
         if place is None:
             return self._rotate_columns(name, self._read(name, start, stop))
         first, width = place.first_row, place.width
         last = first + place.kv_heads * width
-        # Values' rows are mixed within a head: as much is read as holds whole ones.
+        # Rows of values are mixed within a head, so the range is widened to whole heads.
         begin = start if not first <= start < last else start - (start - first) % width
         end = stop if not first < stop <= last else stop + (first - stop) % width
         rows = self._rotate_columns(name, self._read(name, begin, end))
@@ -250,10 +255,11 @@ class RotatedWeights(CheckpointWeights):
     def _values(self, place: ValuePlace) -> Rotation:
         return random_hadamard(place.width, f"{self._seed}/{place.maker}", place.kv_heads)
 
-    def exact_blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """Columns of a weight that adds to the residual stream, whose rows are mixed: float64.
+    def _blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """Yields blocks of columns, in float64, of a weight that adds to the residual stream.
 
-        Together they are the whole weight before it is rounded to float32.
+        A rotation mixes all rows of such a weight, but no two of its columns. The blocks together
+        are the whole weight before it is rounded to float32.
         """
         rows, columns = self.spec.weights[name].shape
         read = self._read(name, 0, rows)
@@ -264,12 +270,10 @@ class RotatedWeights(CheckpointWeights):
             yield self._stream.rotate_rows(read[:, at : at + step])
 
     def _whole(self, name: str) -> torch.Tensor:
-        """A weight whose rows are mixed: float32."""
-        with self._lock:  # other threads will want the same one, and memory holds no second
+        """Returns a whole weight that adds to the residual stream, in float32."""
+        with self._lock:  # other threads want the same weight; memory may not hold it twice
             if name not in self._kept:
                 while len(self._kept) >= _KEPT:
                     del self._kept[next(iter(self._kept))]
-                self._kept[name] = torch.cat(
-                    [block.float() for block in self.exact_blocks(name)], 1
-                )
+                self._kept[name] = torch.cat([block.float() for block in self._blocks(name)], 1)
             return self._kept[name]

@@ -1,4 +1,4 @@
-"""Rotations by the name the command line takes (`edgeforge.model.rotated_weights` makes them)."""
+"""Rotations by their name on the command line; `edgeforge.model.rotated_weights` applies them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from quant.suggestion import did_you_mean
 
 @dataclass(frozen=True)
 class RotationKind:
-    """What is rotated.
+    """What a rotation rotates; all of them rotate attention's values.
 
     Attributes:
-        about: one line.
-        residual: whether the residual stream is.
+        about: one line for ``edgeforge list rotations``.
+        residual: whether the residual stream is rotated too.
         untied: whether a tied head becomes a matrix of its own.
     """
 
@@ -32,15 +32,15 @@ ROTATIONS: Final[Mapping[str, RotationKind]] = {
     "hadamard-untied": RotationKind(
         "the same, but a tied head becomes a matrix of its own", True, untied=True
     ),
-    "hadamard-values": RotationKind("values alone, which costs nothing in any model", False),
+    "hadamard-values": RotationKind("values only, which costs nothing in any model", False),
 }
 
 
 def find_rotation(name: str) -> RotationKind:
-    """A rotation by name.
+    """Returns a rotation by name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no rotation of that name.
     """
     if name in ROTATIONS:
         return ROTATIONS[name]

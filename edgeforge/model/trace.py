@@ -1,4 +1,4 @@
-"""Traces a decoder once, on the meta device, into a `Program`."""
+"""Traces a decoder into a `Program`, on the meta device."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _KINDS: dict[str, InputKind] = {"rope_cos": "table", "rope_sin": "table"}
 
 
 def trace(spec: ModelSpec, context: int) -> Program:
-    """Traces the decoder with a dynamic number of tokens; no weight is ever allocated.
+    """Traces the decoder with a dynamic number of tokens; no weight is allocated.
 
     Args:
-        spec: the dimensions.
+        spec: the model's dimensions.
         context: length of the caches and of the rotary tables, tokens.
     """
     example = min(4, context)

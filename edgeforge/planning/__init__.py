@@ -1,1 +1,1 @@
-"""From a recipe's name to a plan, and the mixed recipes that choose formats under a budget."""
+"""Makes the plan of a recipe; the mixed recipes choose formats under a budget."""

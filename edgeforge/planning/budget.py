@@ -1,4 +1,4 @@
-"""`Budget`: what a mixed plan may cost, in bits, bytes or divergence."""
+"""`Budget`: the limit of a mixed plan, in bits, bytes or divergence."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Final
 from edgeforge.errors import UsageError
 
 MIXED: Final = {"mixed": None, "mixed-gptq": "gptq-order"}
-"""The recipes, each with the calibrated algorithm that fills the formats chosen, if any."""
+"""The mixed recipes, each with the calibrated algorithm for the chosen formats, or None."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a mixed plan may take: one of three.
+    """The limit of a mixed plan; exactly one of the three is set for a mixed recipe.
 
     Attributes:
-        bits_per_weight: stored bits over parameters, scales and norms included.
+        bits_per_weight: stored bits divided by parameters, scales and norms included.
         max_size: bytes of all stored weights.
-        max_kl: KL divergence from FLOAT on the calibration text, nats a token.
+        max_kl: KL divergence from FLOAT on the calibration text, nats per token.
     """
 
     bits_per_weight: float | None = None
@@ -26,7 +26,7 @@ class Budget:
     max_kl: float | None = None
 
     def given(self) -> dict[str, float]:
-        """The bounds that are set, by the option that sets them."""
+        """Returns the limits that are set, by the option that sets them."""
         every = {
             "--bits-per-weight": self.bits_per_weight,
             "--max-size": self.max_size,
@@ -35,24 +35,24 @@ class Budget:
         return {option: value for option, value in every.items() if value is not None}
 
     def check(self, recipe: str) -> None:
-        """Refuses a budget that the recipe has no use for, and a mixed recipe without one.
+        """Refuses a budget for a recipe that is not mixed, and a mixed recipe without a budget.
 
         Raises:
-            UsageError: says which.
+            UsageError: the message names the option or the recipe.
         """
         given = self.given()
         if recipe not in MIXED:
             if given:
                 raise UsageError(
                     f"{next(iter(given))} is a budget for the recipes {', '.join(MIXED)}; {recipe} "
-                    f"has fixed formats: leave it out, or take --recipe mixed"
+                    f"has fixed formats: leave the option out, or take --recipe mixed"
                 )
             return
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise UsageError(
-                f"recipe {recipe} needs one budget, found {found}: give --bits-per-weight 4.5, "
-                f"--max-size 1.8GB or --max-kl 0.02"
+                f"recipe {recipe} needs one budget, found {found}: give one option such as "
+                f"--bits-per-weight 4.5, --max-size 1.8GB or --max-kl 0.02"
             )
         (option, value) = next(iter(given.items()))
         if not 0 < value < float("inf"):

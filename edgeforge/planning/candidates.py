@@ -1,4 +1,4 @@
-"""What a mixed plan may choose from: formats that every target holds, and how each is filled."""
+"""The formats from which a mixed plan chooses: those that every target can store."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ FORMATS: Final = (
     "int8-pc",
     "int8-g32",
 )
-"""What a weight may become, where the targets hold it."""
+"""The formats that a weight may get, if the targets can store them."""
 
 LAST_RESORTS: Final = ("int2-g64", "lut2-gc16")
-"""What it may become as well where the bytes suffice for nothing else.
+"""Further formats that a weight may get only if no plan without them fits the budget.
 
-So few bits cost more together than the sum of what they cost one by one, by which plans are chosen:
-offered always, they made a plan of 3.15 bits for the demo model's palettes worse (KL 0.33, 0.25
-without them).
+Plans are chosen by the sum of the costs of single weights. With so few bits, the weights together
+cost more than that sum: when these formats were always offered, a plan of 3.15 bits for the demo
+model's palettes became worse (KL 0.33, and 0.25 without them).
 """
 
 
@@ -49,17 +49,19 @@ def allowed_formats(
     names: Sequence[str] = (*FORMATS, *LAST_RESORTS),
     signed: bool = True,
 ) -> dict[str, list[Assignment]]:
-    """By matrix, what fits it and every target can hold; each format with its best algorithm.
+    """Returns, by matrix, the formats that fit it and that every target can store.
+
+    Each format comes with its best algorithm that needs no calibration.
 
     Args:
-        shapes: by weight.
-        facts: for the targets.
-        targets: that are to be written.
-        options: of the targets; a bound on memory is left for the finished plan.
-        names: of the formats.
-        signed: whether scales below zero may be taken, where the targets hold them.
+        shapes: each weight's shape.
+        facts: the model's facts, for the targets.
+        targets: the targets to write.
+        options: the targets' options; a limit on memory is checked only for the finished plan.
+        names: names of the formats to try.
+        signed: whether to allow scales below zero, where the targets can store them.
     """
-    # Every profile of every target holds vectors in float32 and matrices in float16.
+    # Every profile of every target can store vectors in float32 and matrices in float16.
     plain = {
         name: Assignment(FLOAT32 if len(shape) == 1 else FloatFormat("float16"), CAST)
         for name, shape in shapes.items()
@@ -91,7 +93,7 @@ def allowed_formats(
 
 
 def _sign_matters(assignment: Assignment) -> bool:
-    """Whether a scale's sign matters: at 8 bits one step more is nothing."""
+    """Returns whether a scale's sign matters: at 8 bits one more step makes no difference."""
     format = assignment.format
     return isinstance(format, IntFormat) and format.symmetric and format.bits <= 4
 

@@ -1,4 +1,4 @@
-"""From a recipe's name to a plan: what is imported, what a recipe's rules decide."""
+"""Makes the plan of a recipe: the recipe's rules, and the weights that stay as imported."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ AS_IS: Final = "as-is"
 DEFAULT: Final = "int4"
 
 PLANNED: Final = {
-    AS_IS: "every weight as the checkpoint has it: the default for quantized checkpoints",
+    AS_IS: "every weight as the checkpoint has it; the default for quantized checkpoints",
     "mixed": "formats chosen weight by weight under a budget of bits, bytes or divergence",
-    "mixed-gptq": "the formats of mixed, integers chosen by GPTQ on the calibration text",
+    "mixed-gptq": "the formats of mixed; GPTQ chooses the integers on the calibration text",
 }
-"""Recipes that look at the checkpoint; those of `quant.plans.recipes` look at names alone."""
+"""Recipes that depend on the checkpoint; those of `quant.plans.recipes` depend on names only."""
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a plan is chosen by.
+    """All that decides a plan, beside the model.
 
     Attributes:
-        recipe: a name or a YAML file; None for `DEFAULT`, or for `AS_IS` where the checkpoint was
-            quantized before.
-        targets: that must hold the plan.
-        target_options: what they are asked beyond the recipe.
-        facts: of the model, for the targets; only mixed recipes need them.
-        calibration: the text that mixed recipes measure formats on.
-        imported_scales: what scales of imported weights are kept in.
-        budget: of a mixed recipe.
-        save_plan: file that the plan is written to as a recipe.
-        rotated: what the model comes from, where its weights are rotated.
+        recipe: a name or a YAML file; None for `DEFAULT`, or for `AS_IS` where the checkpoint is
+            quantized already.
+        targets: the targets that must be able to store the plan.
+        target_options: the targets' options.
+        facts: the model's facts, for the targets; only mixed recipes need them.
+        calibration: the text on which mixed recipes measure formats.
+        imported_scales: dtype in which the scales of imported weights are stored.
+        budget: the budget of a mixed recipe.
+        save_plan: file to which the plan is written as a recipe; None to write none.
+        rotated: the rotated model; None where weights are not rotated.
     """
 
     recipe: str | None = None
@@ -64,13 +64,13 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and what came of making it.
+    """A plan, with its notes and what was computed to make it.
 
     Attributes:
-        plan: by weight.
-        notes: for the manifest, one sentence each.
-        program: the float program, where making the plan needed it.
-        rotated: what the weights come from, where they are rotated.
+        plan: the format and algorithm of each weight.
+        notes: notes for the manifest, one sentence each.
+        program: the float program, if making the plan needed it.
+        rotated: the rotated model; None where weights are not rotated.
     """
 
     plan: QuantPlan
@@ -80,16 +80,16 @@ class Planned:
 
 
 def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_progress) -> Planned:
-    """The plan for a checkpoint; weights that it holds as integers always stay those integers.
+    """Returns the plan for a checkpoint; weights that it holds as integers always stay as they are.
 
     Args:
-        model: opened; where weights are rotated, the rotated one.
-        request: the recipe, and what goes with it.
-        progress: told of each stage.
+        model: the opened model, or the rotated one where weights are rotated.
+        request: the recipe and all else that decides the plan.
+        progress: called as each stage advances.
 
     Raises:
-        QuantizationError: no such recipe, or one that does not suit the model.
-        UsageError: options that do not go together.
+        QuantizationError: there is no such recipe, or it does not suit the model.
+        UsageError: the options contradict each other.
     """
     from edgeforge.planning.plan_file import check_plan_file, write_plan
     from quant.plans.plan import QuantPlan
@@ -119,7 +119,7 @@ def _plan_of_recipe(
     imported: Mapping[str, Assignment],
     progress: Progress,
 ) -> Planned:
-    """What a recipe makes of every weight, before imported ones take their place."""
+    """Returns a recipe's plan for every weight, before imported weights replace theirs."""
     from quant.plans.plan import FLOAT32, Assignment, QuantPlan
     from quant.plans.recipes import find_recipe
 
@@ -130,8 +130,8 @@ def _plan_of_recipe(
         return Planned(find_recipe(name, PLANNED).plan(shapes, model.weights.roles()))
     if request.rotated is not None:
         raise UsageError(
-            f"recipe {AS_IS} keeps every weight as the checkpoint has it, and a rotation changes "
-            f"them: leave one of the two out"
+            f"recipe {AS_IS} keeps every weight as the checkpoint has it, but a rotation changes "
+            f"weights: leave one of the two out"
         )
     given = model.weights.stored_formats().items()
     kept = {n: FLOAT32 if len(shapes[n]) == 1 else format for n, format in given}
@@ -139,14 +139,14 @@ def _plan_of_recipe(
 
 
 def rotation_of(recipe: str | None, rotation: str | None) -> str | None:
-    """The rotation that is asked for: by the option, or by a recipe that is a file of rules.
+    """Returns the name of the rotation that the option or the recipe's file asks for, or None.
 
     Args:
-        recipe: a name or a YAML file.
-        rotation: the option's.
+        recipe: a recipe's name or YAML file.
+        rotation: the value of the option ``--rotation``.
 
     Raises:
-        UsageError: there is no such rotation, or the two contradict each other.
+        UsageError: there is no such rotation, or option and file contradict each other.
         QuantizationError: the file cannot be read.
     """
     from edgeforge.model.rotations import find_rotation
@@ -173,7 +173,7 @@ def _mixed(
     imported: Mapping[str, Assignment],
     progress: Progress,
 ) -> Planned:
-    """A plan under a budget."""
+    """Returns a mixed recipe's plan under its budget."""
     from edgeforge.model.trace import trace
     from edgeforge.planning.candidates import allowed_formats
     from edgeforge.planning.mixed import mix, text_for
@@ -198,7 +198,7 @@ def _mixed(
 
 
 def _imported(weights: CheckpointWeights, scales: ScaleName) -> dict[str, Assignment]:
-    """Assignments of the weights that the checkpoint holds as integers."""
+    """Returns the assignments of the weights that the checkpoint holds as integers."""
     from quant.plans.algorithms import IMPORTED
     from quant.plans.plan import Assignment
 
@@ -211,7 +211,7 @@ def _imported(weights: CheckpointWeights, scales: ScaleName) -> dict[str, Assign
 
 
 def _import_notes(weights: CheckpointWeights, plan: QuantPlan) -> tuple[str, ...]:
-    """What a user must know of weights that were imported, one sentence each."""
+    """Returns what a user must know about imported weights, one sentence each."""
     from quant.plans.algorithms import IMPORTED
 
     imported = {n: a.format for n, a in plan.weights.items() if a.algorithm == IMPORTED}

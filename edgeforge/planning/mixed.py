@@ -1,7 +1,8 @@
-"""The recipes ``mixed``: formats chosen weight by weight so that a budget buys the least harm.
+"""The mixed recipes: choose a format for each weight so that divergence is least under a budget.
 
-Which formats a weight may take is what every chosen target can hold; what each costs is measured
-(`edgeforge.planning.sensitivity`); the choice is exact for those costs (`quant.plans.knapsack`).
+A weight may get the formats that every chosen target can store. The cost of each is measured
+(`edgeforge.planning.sensitivity`), and the choice is exact for those costs
+(`quant.plans.knapsack`).
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from quant.program.program import Program
 
 
-# Tokens of the calibration text that costs are measured on, and estimated for a large model.
+# Tokens of the calibration text on which costs are measured, those on which the costs of a large
+# model are estimated, and the tokens of a block.
 MEASURED_TOKENS, ESTIMATED_TOKENS, BLOCK_TOKENS = 2048, 512, 256
-# How often a budget of divergence is tightened because errors turned out not to be independent.
+# How many times a limit on divergence is tightened when the plan's divergence is over it although
+# its costs add up to less: the errors of single weights are not independent.
 _ROUNDS: Final = 6
 
 
@@ -40,10 +43,11 @@ class Mixed:
     """A plan under a budget, and how it came about.
 
     Attributes:
-        plan: by weight.
-        expected_kl: sum of the chosen formats' costs, nats a token.
-        found_kl: divergence of the whole plan on the same text, integers by rounding to nearest.
-        notes: for the manifest, one sentence each.
+        plan: the format and algorithm of each weight.
+        expected_kl: sum of the chosen formats' costs, nats per token.
+        found_kl: KL divergence of the whole plan on the same text, with integers rounded to
+            nearest, nats per token.
+        notes: notes for the manifest, one sentence each.
     """
 
     plan: QuantPlan
@@ -53,9 +57,14 @@ class Mixed:
 
 
 def text_for(model: Model, options: CalibrationOptions, context: int) -> Calibration:
-    """The text that costs are measured on: as much of the calibration text as they need.
+    """Returns the part of the calibration text on which costs are measured.
 
-    A model without a tokenizer is measured on random tokens, which its notes name.
+    A model without a tokenizer is measured on random tokens; the plan's notes say so.
+
+    Args:
+        model: the opened model.
+        options: the calibration text, and how much of it to use at most.
+        context: declared context in tokens.
 
     Raises:
         UsageError: as `edgeforge.calibration.text.draw_calibration`.
@@ -85,20 +94,20 @@ def mix(
     program: Program,
     progress: Progress,
 ) -> Mixed:
-    """Chooses the formats.
+    """Measures the candidates and chooses a format for each matrix.
 
     Args:
-        model: opened.
-        recipe: of `MIXED`.
-        budget: that was checked.
-        candidates: what each matrix may become (`allowed_formats`).
+        model: the opened model.
+        recipe: a key of `MIXED`.
+        budget: the budget, already checked.
+        candidates: the assignments from which each matrix gets one (`allowed_formats`).
         fixed: assignments of all other weights.
-        calibration: the text that costs are measured on.
-        program: in the float dialect.
-        progress: told of each stage.
+        calibration: the text on which costs are measured.
+        program: a program in the float dialect.
+        progress: called as each stage advances.
 
     Raises:
-        QuantizationError: a budget that cannot be met; says what the least is.
+        QuantizationError: the budget cannot be met; the message says what the least is.
     """
     from edgeforge.planning.sensitivity import plan_divergence, sensitivity
 
@@ -138,8 +147,8 @@ def mix(
         actual = divergence(solution)
     if budget.max_kl is not None and actual > budget.max_kl:
         raise QuantizationError(
-            f"--max-kl {budget.max_kl:g} cannot be met: formats that should add up to {limit:.3g} "
-            f"give {actual:.3g} together on the calibration text; give a larger bound"
+            f"--max-kl {budget.max_kl:g} cannot be met: formats whose costs add up to at most "
+            f"{limit:.3g} give {actual:.3g} together on the calibration text; give a larger limit"
         )
     plan = _plan(recipe, {**chosen(solution), **fixed}, fixed, model.spec.weights)
     return Mixed(plan, solution.cost, actual, _notes(budget, solution, found, actual, calibration))
@@ -152,12 +161,12 @@ def _offered(
     taken: int,
     parameters: int,
 ) -> Mapping[str, Sequence[Assignment]]:
-    """The candidates without last resorts, where there is a plan without them.
+    """Returns the candidates without `LAST_RESORTS` if a plan without them fits, else all.
 
-    Sizes are known before anything is measured.
+    This needs only the sizes of formats, so it is decided before costs are measured.
 
     Raises:
-        QuantizationError: a budget of bytes that cannot be met even so.
+        QuantizationError: the budget cannot be met even with the last resorts.
     """
     usual = {
         name: [a for a in given if a.format.name not in LAST_RESORTS]
@@ -200,10 +209,10 @@ def _choices(
 def _solve(
     choices: Mapping[str, Sequence[Choice]], budget: Budget, taken: int, parameters: int
 ) -> Solution:
-    """The best choice within the budget.
+    """Returns the best choice within the budget.
 
     Raises:
-        QuantizationError: there is none; says what the least is.
+        QuantizationError: there is none; the message says what the least is.
     """
     from quant.plans.knapsack import BudgetError, least_bytes, least_cost
 
@@ -218,7 +227,7 @@ def _solve(
         least = float(error.args[1])
         option, value = next(iter(budget.given().items()))
         if budget.max_kl is not None:
-            words = f"{least:.3g} nats a token is the least that the targets' formats give"
+            words = f"{least:.3g} nats per token is the least that the targets' formats give"
         elif budget.bits_per_weight is not None:
             bits = 8 * (least + taken) / parameters
             words = f"the smallest possible is {bits:.4f} bits a weight"
@@ -233,7 +242,7 @@ def _plan(
     fixed: Mapping[str, Assignment],
     specs: Mapping[str, WeightSpec],
 ) -> QuantPlan:
-    """The plan in the program's order; a calibrated algorithm fills what it can."""
+    """Returns the plan in the program's order, with the recipe's algorithm where it applies."""
     from quant.plans.algorithms import algorithms_for
 
     algorithm, tied, plan = MIXED[recipe], HEAD not in specs, {}
@@ -259,8 +268,8 @@ def _notes(
     gap = (best - solution.bound) / best if best else 0.0
     exact = "no choice of formats is better" if gap < 1e-9 else f"within {gap:.2g} of the best"
     return (
-        f"formats were chosen under {option} {value:g}: {exact}, by costs {found.method} on "
-        f"{found.tokens} tokens of {calibration.source}",
-        f"their costs add up to a KL divergence of {solution.cost:.4g} nats a token; the whole "
-        f"plan, rounded to nearest, gives {actual:.4g} on that text",
+        f"formats were chosen under {option} {value:g}: {exact}, by costs that were {found.method} "
+        f"on {found.tokens} tokens of {calibration.source}",
+        f"the costs of the chosen formats add up to a KL divergence of {solution.cost:.4g} nats "
+        f"per token; the whole plan, rounded to nearest, gives {actual:.4g} on that text",
     )

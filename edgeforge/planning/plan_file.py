@@ -1,4 +1,4 @@
-"""A plan written as a recipe of rules, which gives the same formats again."""
+"""Writes a plan as a recipe of rules that gives the same formats again."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 def write_plan(
     plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]], notes: Sequence[str], file: Path
 ) -> None:
-    """Writes a plan as a recipe of ordered rules, which gives the same plan again.
+    """Writes a plan as a recipe of ordered rules that gives the same plan again.
 
-    The commonest format is the last rule, for everything that no rule before it names.
+    The last rule has the most frequent format and matches every weight that no earlier rule names.
 
     Args:
-        plan: of a model; weights that were imported need no rule.
-        shapes: by weight.
-        notes: put before the rules as comments.
-        file: a ``.yaml`` file.
+        plan: the plan of a model; imported weights need no rule.
+        shapes: each weight's shape.
+        notes: comments to put before the rules.
+        file: the ``.yaml`` file to write.
 
     Raises:
         UsageError: the file cannot be written.
@@ -55,7 +55,7 @@ def check_plan_file(file: Path | None) -> None:
     """Refuses, before any work, a file that could not be read back as a recipe.
 
     Raises:
-        UsageError: its name has another ending.
+        UsageError: the file's name does not end in ``.yaml`` or ``.yml``.
     """
     if file is not None and file.suffix not in (".yaml", ".yml"):
         raise UsageError(f"--save-plan {file} is not possible: a recipe's file ends in .yaml")

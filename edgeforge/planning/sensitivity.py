@@ -1,12 +1,13 @@
-"""What storing one weight in one format does to the model: KL divergence, weight by weight.
+"""Measures the KL divergence that storing a single weight in a format causes.
 
-FLOAT runs once over the text, call by call. Where a weight is first used the run forks: with that
-weight alone as a format would store it, the rest of the program gives logits whose divergence from
-FLOAT's is the format's cost. Nothing before the weight runs again, and a weight is read when it is
-used, so memory is bounded by the largest one and by the activations of the text.
+FLOAT runs once over the text, call by call. Where a weight is first used the run forks: the rest of
+the program runs with only that weight as the format stores it, and the divergence of its logits
+from FLOAT's is the format's cost. Calls before the weight do not run again, and a weight is read
+when it is used, so memory is bounded by the largest weight and by the activations of the text.
 
-A large model forks once a weight. Its other formats are estimated: divergence is quadratic in a
-small error, so it grows as the squared error of the weight's outputs, which takes one product.
+For a large model only one format of each weight is measured by a fork. The others are estimated:
+divergence is quadratic in a small error, so it grows as the squared error of the weight's outputs,
+which takes one matrix product.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from quant.program.program import Input, Program, node_argument
 from quant.store.fill import stored_values
 
 SENSITIVITY_VERSION: Final = 1
-# Above this many parameters formats are estimated from one measured fork a weight.
+# In models with more parameters, formats are estimated from one measured fork per weight.
 MEASURED_PARAMETERS: Final = 50_000_000
-# All weights of a model as float32 are kept between forks up to this size, bytes.
+# Weights stay in memory between forks if all of them in float32 take at most this many bytes.
 _KEPT_WEIGHTS: Final = 256 << 20
 
 Method = Literal["measured", "estimated"]
 Candidates = Mapping[str, Sequence[Assignment]]
-"""By weight, what it might become."""
+"""By weight, the assignments to measure."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class Sensitivity:
     """Costs of formats, weight by weight.
 
     Attributes:
-        costs: by weight and format name, nats a token.
-        method: ``measured`` fork by fork, or ``estimated`` from one fork a weight.
-        tokens: of the text.
-        version: of this record.
+        costs: KL divergence by weight and format name, nats per token.
+        method: ``measured`` by a fork for each format, or ``estimated`` from one fork per weight.
+        tokens: number of the text's tokens.
+        version: version of this record.
     """
 
     costs: Mapping[str, Mapping[str, float]]
@@ -67,16 +68,16 @@ def sensitivity(
     cache: Path,
     progress: Callable[[int, int], None] = lambda done, size: None,
 ) -> Sensitivity:
-    """The costs of all candidates: found in the cache, or measured now.
+    """Returns the costs of all candidates, from the cache or measured now.
 
     Args:
-        weights: the checkpoint's.
-        program: in the float dialect.
-        candidates: what to measure.
-        blocks: the text, each block a fresh one.
+        weights: the checkpoint's weights.
+        program: a program in the float dialect.
+        candidates: the assignments to measure, by weight.
+        blocks: the text; each block is a text of its own.
         source_digest: digest of the checkpoint's files.
-        cache: folder of sensitivities.
-        progress: told how many forks are done, and of how many.
+        cache: folder of sensitivities that were measured before.
+        progress: called with the number of weights done and the number of all weights.
     """
     facts = {
         "version": SENSITIVITY_VERSION,
@@ -111,13 +112,13 @@ def plan_divergence(
     assignments: Mapping[str, Assignment],
     blocks: Sequence[Sequence[int]],
 ) -> float:
-    """KL divergence of a whole plan on a text, nats a token.
+    """Returns the KL divergence of a whole plan from FLOAT on a text, nats per token.
 
     Args:
-        weights: the checkpoint's.
-        program: in the float dialect.
-        assignments: of the weights that are not kept as they are.
-        blocks: the text.
+        weights: the checkpoint's weights.
+        program: a program in the float dialect.
+        assignments: assignments of the weights that do not stay as they are.
+        blocks: the text; each block is a text of its own.
     """
     tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
     forks = _Forks(weights, program, tokens, lambda done, size: None)
@@ -137,7 +138,7 @@ def _read(file: Path, candidates: Candidates) -> Sensitivity | None:
 
 
 class _Forks:
-    """FLOAT on a text, and what becomes of it when some weights are stored otherwise."""
+    """Runs FLOAT on a text, and again from a call on with some weights stored in other formats."""
 
     def __init__(
         self,
@@ -155,7 +156,7 @@ class _Forks:
         self._wanted = [each.log_softmax(-1) for each in logits]
 
     def run(self, candidates: Candidates, method: Method) -> dict[str, dict[str, float]]:
-        """Costs by weight and format name."""
+        """Returns the costs by weight and format name."""
         done, size = 0, len(candidates)
         costs: dict[str, dict[str, float]] = {}
         values = self._begin()
@@ -175,10 +176,11 @@ class _Forks:
         return costs
 
     def divergence_of(self, assignments: Mapping[str, Assignment]) -> float:
-        """The divergence when all these weights are stored otherwise."""
+        """Returns the divergence with all of these weights stored as assigned."""
 
         def stored(name: str) -> Tensor | None:
-            # Made when it is asked for and then forgotten: a plan's weights may not fit in memory.
+            # Computed when it is read and then dropped: all of a plan's weights may not fit in
+            # memory.
             if name not in assignments:
                 return None
             return stored_values(self._weights.float_weight(name), assignments[name], name)
@@ -195,7 +197,7 @@ class _Forks:
     def _estimate(
         self, index: int, values: Sequence[Values], name: str, given: Sequence[Assignment]
     ) -> dict[str, float]:
-        """One fork, for the candidate of middling error; the others by their errors' ratio."""
+        """Measures the candidate of median error by a fork, and scales its cost for the others."""
         weight = self._float_weight(name)
         entering = node_argument(self._walk.order[index], 0)
         errors = []
@@ -211,7 +213,7 @@ class _Forks:
         return [self._walk.begin(block) for block in self._blocks]
 
     def _walk_with(self, changed: Callable[[str], Tensor | None]) -> Walk:
-        """FLOAT's calls, with the weights that ``changed`` gives in place of the checkpoint's."""
+        """Returns a walk that uses the weights ``changed`` returns instead of the checkpoint's."""
 
         def weight(given: Input) -> Tensor:
             found = changed(given.name)
@@ -228,7 +230,7 @@ class _Forks:
         return Walk(self._program, weight, rows)
 
     def _finish(self, walk: Walk, index: int, values: Sequence[Values]) -> list[Tensor]:
-        """Logits by block, from the call ``index`` on."""
+        """Runs the program from call ``index`` on; returns logits by block."""
         with block_pool() as pool:
             for node in walk.order[index:]:
                 if node is self._head:
@@ -237,7 +239,7 @@ class _Forks:
             return [logits[0] for logits in pool.map(walk.prepare(self._head), values)]
 
     def _divergence(self, found: Sequence[Tensor]) -> float:
-        """Mean of KL(FLOAT || found) over all positions."""
+        """Returns the mean of KL(FLOAT || found) over all positions, in nats."""
 
         def total(pair: tuple[Tensor, Tensor]) -> float:
             wanted, logits = pair

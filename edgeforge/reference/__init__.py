@@ -1,1 +1,1 @@
-"""A program run by the reference operators, layer by layer, in bounded memory."""
+"""Runs a program with the reference operators, call by call, in bounded memory."""

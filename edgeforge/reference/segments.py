@@ -1,8 +1,8 @@
-"""A program that runs over many blocks in stretches, and the weights that are quantized between.
+"""Runs a program over many blocks in stretches, between which weights are quantized.
 
-Within a stretch a block goes through all calls at once, so that only what a later stretch needs is
-ever kept for all blocks; past a bound that is on disk. One matrix, or one second moment, is in
-memory at a time.
+Each block runs through all calls of a stretch before the next block does. Only the values that a
+later stretch needs are therefore kept for all blocks, in memory up to a bound and else on disk. One
+matrix, or one second moment, is in memory at a time.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from quant.program.program import node_argument
 from quant.quantizers.input_scale import BINS, input_scale
 from quant.quantizers.input_statistics import InputStatistics, SecondMoment
 
-# Activations that stay in memory between stretches, bytes.
+# Bytes of activations that stay in memory between stretches.
 MEMORY_BOUND: Final = 768 << 20
 # Tokens whose products are summed in float32 before they join the sum in float64.
 _BATCH_TOKENS: Final = 4096
 
-# Calls that stretches end before: each may hold a large weight.
+# A stretch ends before each of these calls, because each may have a large weight.
 MATRICES: Final = frozenset({dialect.LINEAR, dialect.QUANT_LINEAR})
 
 
 class Stretches:
-    """A program that runs over blocks in stretches, which its caller cuts.
+    """A run of a program over blocks in stretches; the caller decides where a stretch ends.
 
     Args:
-        walk: the program.
-        blocks: what is known of each block at first.
-        folder: for activations that memory has no room for.
+        walk: the program's calls.
+        blocks: each block's values at the beginning.
+        folder: folder for activations over ``bound``; it is emptied first and removed at the end.
         bound: bytes of activations that stay in memory.
     """
 
@@ -59,7 +59,7 @@ class Stretches:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, stretch: Sequence[fx.Node]) -> None:
-        """Runs some calls, block by block."""
+        """Runs the calls of a stretch on every block."""
         if not stretch:
             return
         calls = [(node, self.walk.prepare(node)) for node in stretch]
@@ -75,7 +75,7 @@ class Stretches:
             list(pool.map(step, range(len(self.activations))))
 
     def matrices(self) -> Iterator[fx.Node]:
-        """The program's calls that may hold a large weight, each when all before it has run."""
+        """Yields each call that may have a large weight, after all calls before it have run."""
         stretch: list[fx.Node] = []
         for node in self.walk.order:
             if node.target in MATRICES:
@@ -85,18 +85,18 @@ class Stretches:
             stretch.append(node)
 
     def second_moment(self, node: fx.Node, name: str) -> Tensor:
-        """The mean of ``x x^T`` over what a node gave; arguments and errors as `statistics`."""
+        """Returns the mean of ``x x^T`` over a node's outputs; see `statistics` for the rest."""
         return self.statistics(node, name).moment
 
     def statistics(self, node: fx.Node, name: str) -> InputStatistics:
-        """What calibration keeps of what a node gave.
+        """Returns the statistics of a node's outputs that calibration needs.
 
         Args:
-            node: ``float32[1, t, columns]`` in every block.
-            name: the weight that it enters, for messages.
+            node: the node; its output is ``float32[1, t, columns]`` in every block.
+            name: the weight that reads the outputs, for messages.
 
         Raises:
-            QuantizationError: it is not finite.
+            QuantizationError: the outputs are not finite.
         """
         collected = SecondMoment(self.activations.tensor(0, node).shape[-1])
         batch: list[Tensor] = []
@@ -109,18 +109,19 @@ class Stretches:
         found = collected.mean()
         if not bool(torch.isfinite(found.diagonal()).all()):
             raise QuantizationError(
-                f"what enters {name} is NaN or infinite on the calibration text: the checkpoint "
+                f"inputs of {name} are NaN or infinite on the calibration text: the checkpoint "
                 f"overflows there, or is damaged"
             )
         return InputStatistics(found, collected.largest())
 
     def input_scale(self, node: fx.Node, inputs: InputStatistics, divisors: Tensor) -> Tensor:
-        """The one scale of what a node gave, ``bfloat16[1, 1]``.
+        """Returns the one scale of a node's outputs, ``bfloat16[1, 1]``.
 
         Args:
-            node: as in `statistics`.
-            inputs: its statistics.
-            divisors: ``float32[columns]``, by what each column will be divided.
+            node: the node, as in `statistics`.
+            inputs: the statistics of its outputs.
+            divisors: ``float32[columns]``; each column of the outputs is divided by its number
+                before it is rounded.
         """
         largest = float((inputs.largest / divisors).max())
         counts = torch.zeros(BINS, dtype=torch.float64)
@@ -131,10 +132,10 @@ class Stretches:
 
 
 def tokens_of(block: Sequence[int]) -> Tensor:
-    """A block as ``int64[t]``."""
+    """Returns a block's tokens as ``int64[t]``."""
     return torch.tensor(block, dtype=torch.int64)
 
 
 def weight_of(walk: Walk, node: fx.Node) -> str:
-    """The weight that a matrix product reads."""
+    """Returns the name of the weight that a matrix product reads."""
     return walk.program.inputs[node_argument(node, 1).name].name

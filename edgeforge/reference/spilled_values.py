@@ -1,4 +1,4 @@
-"""`Activations`: what is known of every block of a text, in memory up to a bound, else on disk."""
+"""`Activations`: every block's values between stretches, in memory up to a bound, else on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgeforge.reference.walk import Values
 
 @dataclass(frozen=True)
 class _Spilled:
-    """A tensor in a file of its own."""
+    """A float32 tensor in a file of its own."""
 
     file: Path
     shape: tuple[int, ...]
@@ -26,11 +26,11 @@ class _Spilled:
 
 
 class Activations:
-    """Blocks' values between stretches of a program; safe from several threads, a block each.
+    """Blocks' values between stretches; several threads may use it, each with its own block.
 
     Args:
-        blocks: what is known of each block at first.
-        folder: where tensors go that memory has no room for.
+        blocks: each block's values at the beginning.
+        folder: folder for tensors over ``bound``.
         bound: bytes of tensors that stay in memory.
     """
 
@@ -43,7 +43,7 @@ class Activations:
         return len(self._blocks)
 
     def take(self, index: int) -> Values:
-        """A block's values, to be changed and put back."""
+        """Removes and returns a block's values; the caller changes them and puts them back."""
         kept, self._blocks[index] = self._blocks[index], {}
         values: Values = {}
         for node, value in kept.items():
@@ -58,13 +58,13 @@ class Activations:
         return values
 
     def put(self, index: int, values: Values) -> None:
-        """Keeps a block's values."""
+        """Stores a block's values; tensors over the bound go to disk."""
         kept: Values = {}
         for node, value in values.items():
             if not _counts(value):
                 kept[node] = value
                 continue
-            # A view would keep alive what it is a view of.
+            # A view would keep the whole tensor that it is a view of in memory.
             whole = value.untyped_storage().nbytes() == value.nbytes
             own = value.contiguous() if whole else value.clone()
             with self._lock:
@@ -74,18 +74,18 @@ class Activations:
         self._blocks[index] = kept
 
     def tensor(self, index: int, node: fx.Node) -> Tensor:
-        """A block's value of one node; it stays kept."""
+        """Returns a block's value of one node, which stays stored."""
         value = self._blocks[index][node]
         found = value.load() if isinstance(value, _Spilled) else value
         assert isinstance(found, Tensor)
         return found
 
     def tensors(self, node: fx.Node) -> Iterator[Tensor]:
-        """Every block's value of one node."""
+        """Returns every block's value of one node, in order."""
         return (self.tensor(index, node) for index in range(len(self)))
 
     def numbers(self, index: int) -> dict[str, int]:
-        """A block's integers, by node name."""
+        """Returns a block's integers by node name."""
         return {n.name: v for n, v in self._blocks[index].items() if isinstance(v, int)}
 
     def _spill(self, name: str, value: Tensor) -> _Spilled:
@@ -95,5 +95,5 @@ class Activations:
 
 
 def _counts(value: object) -> bool:
-    """Whether a value is a tensor of activations, and not a token or a number."""
+    """Returns whether a value counts against the bound: activations do, tokens and sizes do not."""
     return isinstance(value, Tensor) and value.dtype == torch.float32

@@ -1,8 +1,8 @@
-"""Runs a program by the reference operators, one weight in memory at a time.
+"""Runs a program with the reference operators, with one weight in memory at a time.
 
 Each operator runs on every block of tokens before the next one starts, so a weight is read once
-for all of them and dropped: memory is bounded by the largest single weight and the activations
-of the blocks, never by the model.
+for all blocks and then dropped. Memory is bounded by the largest weight and by the blocks'
+activations, not by the model's size.
 """
 
 from __future__ import annotations
@@ -23,28 +23,31 @@ from quant.kernels.threads import single_threaded_torch
 from quant.program import dialect
 from quant.program.calls import QuantizedCall
 from quant.program.program import Input, Program, node_argument
-from quant.store.store import StoreWriter, WeightStore
+from quant.store.store import WeightStore
+from quant.store.writer import StoreWriter
 
 # Blocks are grouped until they hold this many tokens; each group reads every weight once.
 GROUP_TOKENS = 8192
 
 WeightReader = Callable[[Input], Tensor]
-"""Gives the value of an input of kind ``weight``."""
+"""Returns the value of an input of kind ``weight``."""
 
 Values = dict[fx.Node, Any]
-"""What is known of one block so far, and still needed."""
+"""One block's values so far, by node; values that no later call needs are removed."""
 
 
 class Walk:
     """A program's calls in order; each is prepared once and then runs on any number of blocks.
 
     Args:
-        program: in the float or the quantized dialect.
-        read: gives each weight (`store_reader`, or a checkpoint's `float_weight`).
-        rows: gives rows of a float embedding by token, so that the table is never whole in memory.
+        program: a program in the float or the quantized dialect.
+        read: returns a weight's value (`store_reader`, or a checkpoint's `float_weight`).
+        rows: returns rows of a float embedding by token, so that the whole table is never in
+            memory; None to read the table with ``read``.
 
     Attributes:
-        order: the calls.
+        order: the calls, in the program's order.
+        last_use: for each call, the position in ``order`` of the last call that needs its value.
     """
 
     def __init__(
@@ -62,11 +65,15 @@ class Walk:
         }
 
     def begin(self, block: Tensor) -> Values:
-        """What is known of a fresh text: its tokens, ``int64[t]``."""
+        """Returns the values of a new block, which are its tokens.
+
+        Args:
+            block: ``int64[t]``.
+        """
         return {node: block.reshape(1, -1) for node, _ in self.program.placeholders("tokens")}
 
     def advance(self, node: fx.Node, blocks: Sequence[Values], pool: ThreadPoolExecutor) -> None:
-        """Runs one call on every block, and forgets what no later call needs."""
+        """Runs one call on every block, and drops the values that no later call needs."""
         run = self.prepare(node)
 
         def step(values: Values) -> None:
@@ -76,13 +83,13 @@ class Walk:
         list(pool.map(step, blocks))
 
     def forget(self, node: fx.Node, values: Values) -> None:
-        """Drops what no call after this one needs."""
+        """Drops the values that no call after this one needs."""
         for used in node.all_input_nodes:
             if self.last_use.get(used, -1) == self._position[node]:
                 del values[used]
 
     def prepare(self, node: fx.Node) -> Callable[[Values], Any]:
-        """What runs a call on one block, its weights already read and unpacked."""
+        """Reads and unpacks a call's weights; returns a function that runs it on one block."""
         target = node.target
         if target is dialect.EMBEDDING and self._rows is not None:
             rows, name = self._rows, self.program.inputs[node_argument(node, 1).name].name
@@ -100,7 +107,7 @@ class Walk:
 
         if target is not dialect.QUANT_LINEAR:
             return run
-        # What the operator does for every block, done once for all.
+        # The operator would unpack its weight again for every block; here it is unpacked once.
         call = QuantizedCall.of(node)
         codes, scale, format = weights[call.codes], weights[call.scale], call.format
         zero_point = None if call.zero_point is None else weights[call.zero_point]
@@ -111,7 +118,7 @@ class Walk:
         return run_unpacked
 
     def _weights(self, node: fx.Node) -> dict[fx.Node, Tensor]:
-        """The weights and tables that a node takes."""
+        """Reads the weights and tables that a call takes."""
         found = {}
         for source in node.all_input_nodes:
             if source.op == "placeholder":
@@ -133,7 +140,8 @@ class Walk:
             given = self.program.inputs[source.name]
             if given.kind == "position":
                 return torch.zeros(1, dtype=torch.int64)
-            # A cache as long as the block is enough, for every block is a fresh text.
+            # Every block is a text of its own that begins at position 0, so an empty cache as long
+            # as the block is enough.
             _, heads, _, width = source.meta["val"].shape
             length = values[node_argument(node, 0)].shape[1]
             return torch.zeros(1, heads, length, width)
@@ -142,7 +150,7 @@ class Walk:
 
 
 class ReferenceRunner:
-    """Logits of a program, by the meaning of its operators; arguments as `Walk`."""
+    """Computes a program's logits with the reference operators; the arguments are `Walk`'s."""
 
     def __init__(
         self,
@@ -154,10 +162,10 @@ class ReferenceRunner:
         self._walk = Walk(program, read, rows)
 
     def logits(self, blocks: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Logits of every position of each block, each a fresh text.
+        """Computes the logits of every position of each block; each block is a text of its own.
 
         Args:
-            blocks: ``int64[t]`` each, any lengths up to the context.
+            blocks: ``int64[t]`` each, of any length up to the context.
 
         Yields:
             ``float32[t, vocab]`` for each block, in order.
@@ -186,7 +194,7 @@ class ReferenceRunner:
 
 @contextmanager
 def block_pool() -> Iterator[ThreadPoolExecutor]:
-    """Threads that take a block each: they never wait for each other within an operator."""
+    """Yields threads that take one block each, so that they never wait within an operator."""
     count = torch.get_num_threads()
     with (
         single_threaded_torch(),
@@ -196,13 +204,13 @@ def block_pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def _replace_nodes(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[object, ...]:
-    """A node's arguments with every node in them replaced by its value."""
+    """Returns a node's arguments with every node in them replaced by its value."""
     arguments: Any = fx.node.map_arg(node.args, value)
     return tuple(arguments)
 
 
 def store_reader(store: WeightStore | StoreWriter) -> WeightReader:
-    """Reads the quantized reference's weights from a store, also from one still being filled."""
+    """Returns a reader of a store's weights; the store may still be filled while it is read."""
 
     def read(given: Input) -> Tensor:
         part = store.part(given.name, given.part)

@@ -1,1 +1,1 @@
-"""Checkpoints of random weights at released models' true shapes."""
+"""Writes checkpoints of random weights in the shapes of released models."""

@@ -1,7 +1,7 @@
 """Model shapes that ``edgeforge synth`` can write: released configs, and tiny ones of each family.
 
-Each preset is a config.json as its publisher released it (its ``auto_map`` left out, because the
-folder carries no code), the generation config, and from these the name and shape of every weight.
+Each preset has the released config.json (without ``auto_map``, because the folder contains no code)
+and the generation config. The names and shapes of all weights follow from the config.
 """
 
 import math
@@ -20,11 +20,11 @@ TINY_BOS, TINY_EOS, TINY_PAD = 256, 257, 258
 
 @dataclass(frozen=True)
 class Preset:
-    """A model's shape: what its folder says in JSON, and the weights it holds.
+    """A model's shape: the JSON files of its folder, and the weights that follow from them.
 
     Attributes:
-        config: config.json in the spelling of the release (``torch_dtype`` is set when written).
-        generation_config: generation_config.json.
+        config: config.json as released; ``torch_dtype`` is set when it is written.
+        generation_config: the content of generation_config.json.
         byte_tokenizer: whether the folder gets a byte-level tokenizer of ``TINY_VOCAB`` entries.
     """
 
@@ -34,27 +34,27 @@ class Preset:
 
     @property
     def model_type(self) -> str:
-        """The family, as config.json names it."""
+        """The family's name in config.json."""
         return str(self.config["model_type"])
 
     def tensors(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Name and shape of every weight, in the order of the model's layers."""
+        """Returns name and shape of every weight, in the order of the model's layers."""
         return tensor_shapes(self.config)
 
     @property
     def parameters(self) -> int:
-        """How many weights the folder holds (a tied head counts once)."""
+        """Number of parameters in the folder; a tied head counts once."""
         return sum(math.prod(shape) for _, shape in self.tensors())
 
     def config_json(self, dtype: str, style: str = "hub") -> Config:
-        """config.json's content for weights stored in ``dtype``.
+        """Returns the content of config.json for weights stored in ``dtype``.
 
-        ``hub`` is the released spelling. ``rope_parameters`` is transformers 5's: one table for
-        the base frequency and its scaling, and ``dtype`` in place of ``torch_dtype``; a family
-        that transformers does not know (OpenELM) has only the first.
+        The style ``hub`` is the released spelling. The style ``rope_parameters`` is that of
+        transformers 5: one object for the base frequency and its scaling, and ``dtype`` instead of
+        ``torch_dtype``. OpenELM, which transformers does not know, has only the style ``hub``.
 
         Raises:
-            ValueError: for an unknown style, or one that the family does not have.
+            ValueError: the style is unknown, or the family does not have it.
         """
         if style not in CONFIG_STYLES:
             raise ValueError(
@@ -78,7 +78,7 @@ class Preset:
 
 
 def _ramp(first: float, last: float, count: int) -> list[float]:
-    """``count`` values from first to last in equal steps, rounded to two places."""
+    """Returns ``count`` values from first to last in equal steps, rounded to two places."""
     return [round(first + (last - first) * i / (count - 1), 2) for i in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""Name and shape of every weight of a checkpoint, from its config.json, for each family."""
+"""Lists the name and shape of every weight of a checkpoint from its config.json."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -8,9 +8,12 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
 def tensor_shapes(config: Mapping[str, object]) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every weight, in the order of the model's layers.
+    """Returns name and shape of every weight, in the order of the model's layers.
 
-    A tied head is absent. ``config`` is a complete config.json of a known family.
+    A tied head is absent.
+
+    Args:
+        config: a complete config.json of a known family.
     """
     return list(_TENSORS[str(config["model_type"])](config))
 
@@ -28,7 +31,7 @@ def _ints(config: Mapping[str, object], key: str) -> list[int]:
 
 
 def _attention_dims(config: Mapping[str, object]) -> tuple[int, int, int]:
-    """Hidden size, rows of q, rows of k (or of v)."""
+    """Returns the hidden size, the rows of q, and the rows of k (as many as of v)."""
     hidden, heads = _int(config, "hidden_size"), _int(config, "num_attention_heads")
     head_dim = _int(config, "head_dim") if "head_dim" in config else hidden // heads
     return hidden, heads * head_dim, _int(config, "num_key_value_heads") * head_dim

@@ -1,14 +1,15 @@
-"""``edgeforge synth``: a Hugging Face folder of random weights at a model's true shape.
+"""``edgeforge synth``: writes a Hugging Face folder of random weights in a released model's shape.
 
-Sizes, times and memory of an export depend on shapes, not on what the weights say, so such a
-folder stands in for a released checkpoint wherever only those are measured. The weights are
+The size, time and memory of an export depend on the weights' shapes and not on their values, so
+such a folder can replace a released checkpoint wherever only those are measured. The weights are
 streamed to disk: memory stays below 100 MB whatever the model's size.
 
-The distribution: a matrix is normal with standard deviation ``1 / sqrt(columns)`` (0.022 at 2048
-columns, as released models have), and one column in 128 is four times as wide, so that a
-quantizer meets outliers. A norm is normal around 1 with deviation 0.1. Values are read from a
-table of 65536 evenly spaced quantiles of the normal distribution by 16 random bits each, which
-cuts the tails at 4.3 deviations and is seven times faster than drawing them one by one.
+The elements of a matrix are normally distributed with standard deviation ``1 / sqrt(columns)``
+(0.022 at 2048 columns, as in released models). One column in 128 has four times that deviation, so
+that a quantizer meets outliers. The elements of a norm are normally distributed around 1 with
+deviation 0.1. Each value is read from a table of 65536 evenly spaced quantiles of the normal
+distribution by 16 random bits, which cuts the tails at 4.3 deviations and is seven times faster
+than drawing values one by one.
 """
 
 import hashlib
@@ -60,24 +61,24 @@ def synthesise(
 ) -> Path:
     """Write a checkpoint of random weights in the shape of ``preset``; return its folder.
 
-    Each weight depends only on the seed, its tensor's name and its place in the tensor, so the
-    files are the same whatever the number of shards or threads. The folder appears under its
-    final name only when it is whole.
+    Each element depends only on the seed, its tensor's name and its place in the tensor, so the
+    weights are the same whatever the number of shards or threads. The folder appears under its
+    final name only when it is complete.
 
     Args:
         preset: a key of ``PRESETS``.
         out: the folder to make.
         seed: any integer; the same seed gives the same bytes.
-        dtype: ``bfloat16``, ``float16`` or ``float32``: how the weights are stored.
-        shards: how many safetensors files; by default as few as stay within 5 GB each.
+        dtype: the stored dtype: ``bfloat16``, ``float16`` or ``float32``.
+        shards: number of safetensors files; None for as few as possible of at most 5 GB each.
         config_style: ``hub`` (as released) or ``rope_parameters`` (as transformers 5 writes it).
         progress: called with (bytes written, bytes in all) about every half megabyte.
-        force: replace ``out`` if it is a checkpoint already.
+        force: whether to replace ``out`` if it is a checkpoint already.
 
     Raises:
-        UsageError: for an unknown preset, dtype or style, or a number of shards that the model
-            cannot be cut into, or when ``out`` cannot be used or is there and not to be replaced.
-        DiskFullError: when the disk is too small, before any work where that can be known.
+        UsageError: the preset, dtype or style is unknown, the model cannot be cut into that many
+            shards, or ``out`` cannot be used or exists and ``force`` is off.
+        DiskFullError: the disk is too small (checked before any work), or fills up meanwhile.
     """
     shape = _find(preset)
     if dtype not in DTYPES:
@@ -98,10 +99,10 @@ def synthesise(
 
 
 def write_byte_tokenizer(folder: Path, entries: int = TINY_VOCAB) -> None:
-    """Write a tokenizer of one token per byte (its id is the byte), and a beginning, end and pad.
+    """Write a tokenizer with a token per byte (its id is the byte), and begin, end and pad tokens.
 
-    Prompts get the beginning token in front. Ids up to ``entries`` are filled with unused special
-    tokens, so that a random model's every output decodes.
+    It puts the begin token in front of prompts. The other ids below ``entries`` are unused special
+    tokens, so that every token a random model produces can be decoded.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, processors
@@ -131,7 +132,7 @@ def write_byte_tokenizer(folder: Path, entries: int = TINY_VOCAB) -> None:
 
 
 def _byte_characters() -> list[str]:
-    """The visible character that byte-level BPE writes for each byte, in byte order."""
+    """Return the visible character that byte-level BPE writes for each byte, in byte order."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     stand_ins = iter(range(0x100, 0x200))
     return [chr(byte) if byte in visible else chr(next(stand_ins)) for byte in range(256)]
@@ -147,7 +148,7 @@ def _find(preset: str) -> Preset:
 
 @dataclass(frozen=True)
 class _File:
-    """One safetensors file: its name and the tensors in it, in the order of their bytes."""
+    """One safetensors file: its name, and its tensors in the order of their bytes."""
 
     name: str
     tensors: list[tuple[str, tuple[int, ...]]]
@@ -176,7 +177,7 @@ def _plan_files(preset: str, shape: Preset, dtype: str, shards: int | None) -> l
 def _split(
     tensors: list[tuple[str, tuple[int, ...]]], itemsize: int, shards: int | None
 ) -> list[list[tuple[str, tuple[int, ...]]]]:
-    """Cut the tensors, in order, into files: full ones of 5 GB, or ``shards`` of about one size."""
+    """Cut the tensors, in order, into files of at most 5 GB, or ``shards`` of similar size."""
     sizes = [math.prod(shape) * itemsize for _, shape in tensors]
     share = sum(sizes) / shards if shards else float(SHARD_BYTES)
     groups: list[list[tuple[str, tuple[int, ...]]]] = [[]]
@@ -185,7 +186,7 @@ def _split(
         if shards is None:
             full = filled + size > share
         else:
-            # The last files must have a tensor each even when the first ones are large.
+            # Each of the remaining files must get at least one tensor, however large the first are.
             needed = shards - len(groups)
             full = needed > 0 and (filled + size / 2 > share or len(tensors) - i <= needed)
         if full and groups[-1]:
@@ -264,7 +265,7 @@ def _write_at(descriptor: int, values: Table, offset: int) -> None:
 
 
 def _header(file: _File, dtype: str) -> tuple[bytes, list[int]]:
-    """The file's head (length and JSON), and where each tensor begins, in weights."""
+    """Return the file's header (length and JSON), and each tensor's begin, counted in elements."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     itemsize = _itemsize(dtype)
     begins, at = [], 0
@@ -284,7 +285,7 @@ def _header(file: _File, dtype: str) -> tuple[bytes, list[int]]:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Whole rows of a tensor: ``rows`` of ``columns`` from row ``first``; ``begin`` in weights."""
+    """Rows of a tensor, from row ``first`` on; ``begin`` is their place in the file in elements."""
 
     name: str
     is_norm: bool
@@ -305,7 +306,7 @@ def _chunks(file: _File, begins: list[int]) -> Iterator[_Chunk]:
 
 
 def _draw(chunk: _Chunk, seed: int, dtype: str) -> Table:
-    """The chunk's weights: a stored type's bits, [rows, columns]."""
+    """Return the chunk's elements as the stored dtype's bits, ``[rows, columns]``."""
     key = _key(seed, chunk.name)
     start, size = chunk.first * chunk.columns, chunk.rows * chunk.columns
     block, skip = divmod(start, WORDS_PER_BLOCK)
@@ -316,7 +317,7 @@ def _draw(chunk: _Chunk, seed: int, dtype: str) -> Table:
         return np.take(_quantiles(NORM_CENTRE, NORM_DEVIATION, dtype), draws)
     deviation = 1 / math.sqrt(chunk.columns)
     table = _quantiles(0.0, deviation, dtype)
-    # Every index is in range; with a mode and an output NumPy takes without a checking pass.
+    # Every index is in range. With mode="clip" and an output, NumPy does not check them.
     values = np.take(table, draws, mode="clip", out=np.empty(draws.shape, table.dtype))
     outliers = _outlier_columns(key, chunk.columns)
     wide = _quantiles(0.0, deviation * OUTLIER_FACTOR, dtype)
@@ -326,25 +327,25 @@ def _draw(chunk: _Chunk, seed: int, dtype: str) -> Table:
 
 @lru_cache(maxsize=4096)
 def _key(seed: int, name: str) -> int:
-    """Philox's 128-bit key for one tensor."""
+    """Return Philox's 128-bit key for one tensor."""
     return int.from_bytes(hashlib.sha256(f"{seed}\n{name}".encode()).digest()[:16], "little")
 
 
 @lru_cache(maxsize=4096)
 def _outlier_columns(key: int, columns: int) -> npt.NDArray[np.intp]:
-    """Which columns are wide: one of every 128, chosen by the tensor's key."""
-    # The top word of the counter keeps this stream apart from the weights' own.
+    """Return the columns of larger deviation: one in 128, chosen by the tensor's key."""
+    # The counter's top word is 1 here and 0 for the weights, so the two streams never overlap.
     random = np.random.Philox(key=key, counter=1 << 192).random_raw(-(-columns // OUTLIER_EVERY))
     return np.unique(random % np.uint64(columns)).astype(np.intp)
 
 
 @lru_cache(maxsize=64)
 def _quantiles(centre: float, deviation: float, dtype: str) -> Table:
-    """65536 evenly spaced quantiles of a normal distribution, as the stored type's bits."""
+    """Return 65536 evenly spaced quantiles of a normal distribution, as the stored dtype's bits."""
     values = (centre + deviation * _standard_quantiles()).astype(np.float32)
     if dtype == "bfloat16":
         bits = values.view(np.uint32)
-        # Round to nearest, ties to even, on the 16 bits that go.
+        # Round to nearest, ties to even: the lower 16 bits are dropped.
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
     return values.astype("<f2" if dtype == "float16" else "<f4")
 

@@ -73,6 +73,12 @@ class Scored:
         return self.logits.topk(min(5, self.logits.shape[-1]), -1).indices
 
     @cached_property
+    def is_finite(self) -> bool:
+        """Whether no logit is NaN or infinite."""
+        low, high = self.logits.aminmax()  # both are NaN where any logit is
+        return math.isfinite(float(low)) and math.isfinite(float(high))
+
+    @cached_property
     def choice(self) -> Tensor:
         """The likeliest token, ``int64[t]``."""
         return self.logits.argmax(-1)
@@ -85,11 +91,17 @@ class PerplexityMeter:
     total: float = 0.0
     tokens: int = 0
 
-    def add(self, logits: Tensor | Scored, targets: Tensor) -> None:
-        """Adds ``float32[t, v]`` logits and the tokens after them, ``int64[t]`` or fewer."""
+    def add(self, logits: Tensor | Scored, targets: Tensor) -> Tensor:
+        """Adds ``float32[t, v]`` logits and the tokens after them, ``int64[t]`` or fewer.
+
+        Returns:
+            What was added: negative log likelihoods, nats, ``float32`` of the targets' shape.
+        """
         rows = Scored.of(logits).log_probabilities[: len(targets)]
-        self.total -= float(rows.gather(-1, targets[:, None]).double().sum())
+        losses = -rows.gather(-1, targets[:, None])[:, 0]
+        self.total += float(losses.double().sum())
         self.tokens += len(targets)
+        return losses
 
     def result(self) -> Perplexity:
         """The perplexity so far."""
@@ -114,18 +126,25 @@ class DivergenceMeter:
     _low: float = math.inf
     _high: float = -math.inf
 
-    def add(self, reference: Tensor | Scored, candidate: Tensor | Scored) -> None:
-        """Adds two ``float32[t, v]``."""
+    def add(self, reference: Tensor | Scored, candidate: Tensor | Scored) -> Tensor:
+        """Adds two ``float32[t, v]``.
+
+        Returns:
+            What was added of each position, ``float32[t, 3]``: the divergence in nats, whether the
+            most likely token is the same, and the share of the five likeliest that is.
+        """
         one, other = Scored.of(reference), Scored.of(candidate)
         # torch's kl_div(input, target) is KL(target || input), element by element.
         kl = torch.nn.functional.kl_div(
             other.log_probabilities, one.log_probabilities, reduction="none", log_target=True
         ).sum(-1)
         # A divergence is never negative; what rounding leaves below zero is noise around it.
-        self._kl.frombytes(kl.clamp_min(0).numpy().tobytes())
-        self._top1 += int((one.choice == other.choice).sum())
-        shared = (one.top[..., :, None] == other.top[..., None, :]).any(-1)
-        self._top5 += float(shared.float().mean(-1).sum())
+        kl = kl.clamp_min(0)
+        self._kl.frombytes(kl.numpy().tobytes())
+        same = (one.choice == other.choice).float()
+        self._top1 += int(same.sum())
+        shared = (one.top[..., :, None] == other.top[..., None, :]).any(-1).float().mean(-1)
+        self._top5 += float(shared.sum())
         difference = one.logits - other.logits
         low, high = difference.aminmax()
         self._max = max(self._max, -float(low), float(high))
@@ -134,6 +153,7 @@ class DivergenceMeter:
         self._count += difference.numel()
         low, high = one.logits.aminmax()
         self._low, self._high = min(self._low, float(low)), max(self._high, float(high))
+        return torch.stack((kl, same, shared), -1)
 
     def result(self) -> Divergence:
         """The comparison so far."""

@@ -1,32 +1,33 @@
-"""Verifies an artifact: its files, its stored weights, its logits, its speed."""
+"""Verifies artifacts: their files, their stored weights, their logits, their speed."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeforge.errors import CheckFailed, UsageError
-from edgeforge.model.model import CALIBRATION_TEXT, DEMO, DEMO_FOLDER, HELDOUT, Model, open_model
-from edgeforge.tokenizer import Tokenizer, read_text, split_blocks
+from edgeforge.model.model import DEMO, DEMO_FOLDER, Model, open_model
+from edgeforge.stage_progress import Progress, no_progress
+from edgeforge.verification.sample import (
+    LARGE_MODEL,
+    Sample,
+    TokenCount,
+    check_tokens,
+    choose_sample,
+)
 from exporters.manifest import MANIFEST, Manifest, check_files
-from exporters.manifest_records import CalibrationRecord
 from exporters.registry import find_target
 from quant.formats.activations import parse_activation
 from quant.formats.formats import parse_format
 from quant.plans.plan import Assignment, QuantPlan
 
 if TYPE_CHECKING:
+    from device_harness.timing import Timings
     from edgeforge.reference.walk import ReferenceRunner
     from edgeforge.verification.evaluation import Evaluation
 
-Progress = Callable[[str, int, int], None]
-
-BLOCK_TOKENS = 512
-# A text of this many tokens takes minutes on a model this large: less is the default there.
-LARGE_MODEL, LARGE_MODEL_TOKENS = 50_000_000, 2048
 _GREEDY_PROMPTS = 8
 
 
@@ -36,7 +37,8 @@ class VerifyOptions:
 
     Attributes:
         text: a UTF-8 file; None for the demo model's held-out text.
-        tokens: how many tokens of it; None for all (2,048 for models over 50 M parameters).
+        tokens: how many tokens of it, spread over the whole text, or ``all``; None for 8,192
+            (2,048 for models over 50 M parameters).
         checkpoint: where the checkpoint is now; None for where the manifest says.
         threads: for the runtime; None for its default here.
         timed: whether to time the artifact too.
@@ -44,18 +46,32 @@ class VerifyOptions:
     """
 
     text: Path | None = None
-    tokens: int | None = None
+    tokens: TokenCount | None = None
     checkpoint: str | None = None
     threads: int | None = None
     timed: bool = True
     runtime: Mapping[str, str | None] = field(default_factory=dict)
 
 
-def verify(
-    folder: Path,
-    options: VerifyOptions,
-    progress: Progress = lambda stage, done, size: None,
-) -> Evaluation:
+@dataclass(frozen=True)
+class _Artifact:
+    """An artifact to verify, and its place among those that were asked for."""
+
+    place: int
+    folder: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Artifacts that are held against the same references on the same tokens."""
+
+    artifacts: list[_Artifact]
+    model: Model
+    sample: Sample
+
+
+def verify(folder: Path, options: VerifyOptions, progress: Progress = no_progress) -> Evaluation:
     """Runs every check on an artifact and writes ``report.json`` into it.
 
     Args:
@@ -67,63 +83,166 @@ def verify(
         CheckFailed: files were changed, or their integers and scales are not the store's.
         EdgeForgeError: or an ExportError or DeviceError: it could not be verified.
     """
-    manifest = Manifest.read(folder)
-    progress("files", 0, 0)
-    problems = check_files(folder, manifest)
-    if problems:
-        raise CheckFailed(f"{folder}: {'; '.join(problems)}")
-    progress("stored weights", 0, 0)
-    require_stored_weights(folder, manifest)
-    model = reopen(manifest, options.checkpoint)
-    blocks, text = _blocks(folder, manifest, model, options)
+    return verify_together([folder], options, progress)[0]
 
-    from device_harness.registry import open_session
+
+def verify_together(
+    folders: Sequence[Path], options: VerifyOptions, progress: Progress = no_progress
+) -> list[Evaluation]:
+    """Runs every check on several artifacts and writes ``report.json`` into each.
+
+    FLOAT and QUANTIZED run once for all artifacts of one export. The files and stored weights of
+    all are checked before any is run: that takes a second, the rest may take minutes.
+
+    Args:
+        folders: the artifacts.
+        options: what the user asked for.
+        progress: told of each stage.
+
+    Returns:
+        One evaluation for each folder, in order.
+
+    Raises:
+        CheckFailed: files were changed, or their integers and scales are not the store's.
+        EdgeForgeError: or an ExportError or DeviceError: one could not be verified.
+    """
     from device_harness.timing import time_artifact
-    from edgeforge.verification.evaluation import (
-        Evaluation,
-        compare,
-        greedy_agreement,
-        greedy_prompts,
+
+    check_tokens(options.tokens)
+    artifacts = [
+        _Artifact(place, folder, Manifest.read(folder)) for place, folder in enumerate(folders)
+    ]
+    progress("files", 0, 0)
+    for artifact in artifacts:
+        problems = check_files(artifact.folder, artifact.manifest)
+        if problems:
+            raise CheckFailed(f"{artifact.folder}: {'; '.join(problems)}")
+    progress("stored weights", 0, 0)
+    for artifact in artifacts:
+        require_stored_weights(artifact.folder, artifact.manifest)
+    groups = _grouped(artifacts, options)
+    timings: list[Timings | None] = [None for _ in artifacts]
+    if options.timed:
+        # One at a time, before anything else runs: they would share the processors.
+        for artifact in artifacts:
+            progress("time", artifact.place, len(artifacts))
+            timings[artifact.place] = time_artifact(
+                artifact.folder, threads=options.threads, options=options.runtime
+            )
+    found: dict[int, Evaluation] = {}
+    for group in groups:
+        evaluations = _evaluate(group, options, timings, progress)
+        for artifact, evaluation in zip(group.artifacts, evaluations, strict=True):
+            evaluation.write(artifact.folder)
+            found[artifact.place] = evaluation
+    return [found[artifact.place] for artifact in artifacts]
+
+
+def _grouped(artifacts: list[_Artifact], options: VerifyOptions) -> list[_Group]:
+    """Puts together what can be held against the same references."""
+    alike: dict[str, list[_Artifact]] = {}
+    for artifact in artifacts:
+        alike.setdefault(_reference_key(artifact.manifest), []).append(artifact)
+    groups = []
+    for members in alike.values():
+        first = members[0]
+        model = reopen(first.manifest, options.checkpoint)
+        sample = choose_sample(
+            first.folder,
+            model.spec,
+            first.manifest.context,
+            options.text,
+            options.tokens,
+            first.manifest.calibration,
+        )
+        # Loaded, a large model's artifact takes gigabytes: only one is open at a time.
+        apart = model.spec.num_parameters > LARGE_MODEL
+        parts = [[member] for member in members] if apart else [members]
+        groups += [_Group(part, model, sample) for part in parts]
+    return groups
+
+
+def _reference_key(manifest: Manifest) -> str:
+    """All that FLOAT, QUANTIZED and the tokens depend on, as a text."""
+    tokenizer = manifest.files.get("tokenizer.json")
+    plan = {
+        name: (record.format, record.algorithm, record.activation)
+        for name, record in manifest.weights.items()
+    }
+    return repr(
+        (
+            manifest.source,
+            manifest.model.ignored_config,
+            manifest.context,
+            manifest.recipe,
+            plan,
+            manifest.rotation,
+            manifest.calibration,
+            None if tokenizer is None else tokenizer.sha256,
+        )
     )
 
-    timings = None
-    if options.timed:
-        progress("time", 0, 0)
-        timings = time_artifact(folder, threads=options.threads, options=options.runtime)
-    reference, quantized = _references(manifest, model, progress)
-    with open_session(folder, manifest, options.threads, options.runtime) as session:
-        progress("compare", 0, len(blocks))
-        figures = compare(
-            blocks,
+
+def _evaluate(
+    group: _Group, options: VerifyOptions, timings: Sequence[Timings | None], progress: Progress
+) -> list[Evaluation]:
+    """Runs a group's artifacts and their references."""
+    from edgeforge.verification.comparison import compare
+    from edgeforge.verification.each_session import open_sessions
+    from edgeforge.verification.evaluation import Evaluation
+    from edgeforge.verification.greedy import greedy_agreement, greedy_prompts
+
+    sample, context = group.sample, group.artifacts[0].manifest.context
+    reference, quantized = _references(group.artifacts[0].manifest, group.model, progress)
+    opening = open_sessions(
+        [(artifact.folder, artifact.manifest) for artifact in group.artifacts],
+        options.threads,
+        options.runtime,
+    )
+    with opening as sessions:
+        comparisons = compare(
+            sample.blocks,
             reference,
             quantized,
-            session,
+            sessions,
             lambda done, size: progress("compare", done, size),
         )
-        progress("generate", 0, 0)
-        prompts = greedy_prompts(blocks, _GREEDY_PROMPTS, manifest.context)
-        greedy_quantized, greedy_float = greedy_agreement(prompts, session, [quantized, reference])
-    evaluation = Evaluation(
-        target=manifest.target,
-        recipe=manifest.recipe,
-        runtime=session.runtime,
-        text=text,
-        tokens=sum(map(len, blocks)),
-        block=max(map(len, blocks)),
-        perplexity=figures.perplexity,
-        quantization=figures.quantization,
-        lowering=figures.lowering,
-        total=figures.total,
-        greedy_quantized=greedy_quantized,
-        greedy_float=greedy_float,
-        stored_weights_equal=True,
-        bits_per_weight=manifest.bits_per_weight,
-        artifact_bytes=sum(record.size for record in manifest.files.values()),
-        timings=timings,
-        limits=session.limits,
-    )
-    evaluation.write(folder)
-    return evaluation
+        agreements = greedy_agreement(
+            greedy_prompts(sample.blocks, _GREEDY_PROMPTS, context),
+            sessions,
+            [quantized, reference],
+            lambda done, size: progress("generate", done, size),
+        )
+    evaluations = []
+    for artifact, session, figures, (greedy_quantized, greedy_float) in zip(
+        group.artifacts, sessions, comparisons, agreements, strict=True
+    ):
+        manifest, timed = artifact.manifest, timings[artifact.place]
+        evaluations.append(
+            Evaluation(
+                target=manifest.target,
+                recipe=manifest.recipe,
+                runtime=session.runtime if timed is None else timed.runtime,
+                text=sample.text,
+                tokens=sample.tokens,
+                block=max(map(len, sample.blocks)),
+                text_tokens=sample.available,
+                perplexity=figures.perplexity,
+                quantization=figures.quantization,
+                lowering=figures.lowering,
+                total=figures.total,
+                intervals=figures.intervals,
+                not_finite=figures.not_finite,
+                greedy_quantized=greedy_quantized,
+                greedy_float=greedy_float,
+                stored_weights_equal=True,
+                bits_per_weight=manifest.bits_per_weight,
+                artifact_bytes=sum(record.size for record in manifest.files.values()),
+                timings=timed,
+                limits=session.limits,
+            )
+        )
+    return evaluations
 
 
 def find_artifacts(folders: list[Path]) -> list[Path]:
@@ -169,51 +288,6 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
             f"name the right one with --checkpoint"
         )
     return model
-
-
-def _blocks(
-    folder: Path, manifest: Manifest, model: Model, options: VerifyOptions
-) -> tuple[list[list[int]], str]:
-    """The tokens to evaluate on, and what to call them."""
-    length = min(BLOCK_TOKENS, manifest.context)
-    spec = model.spec
-    limit = options.tokens
-    if limit is None and spec.num_parameters > LARGE_MODEL:
-        limit = LARGE_MODEL_TOKENS
-    file = folder / "tokenizer.json"
-    if not file.is_file() and options.text is None:
-        draw = random.Random(0)
-        tokens = [draw.randrange(spec.vocab_size) for _ in range(limit or LARGE_MODEL_TOKENS)]
-        return split_blocks(tokens, length, spec.bos), "seeded random tokens (no tokenizer)"
-    path = options.text or HELDOUT
-    tokens = Tokenizer(file, str(folder)).encode(read_text(path), special=False)
-    if len(tokens) < 2:
-        raise UsageError(f"{path} has {len(tokens)} tokens; at least 2 are needed")
-    if max(tokens) >= spec.vocab_size:
-        raise UsageError(
-            f"the tokenizer gives token {max(tokens)}, but the model has {spec.vocab_size}: it is "
-            f"another model's; export again with --tokenizer PATH"
-        )
-    if manifest.calibration is not None and path != HELDOUT:
-        _refuse_calibration_text(manifest.calibration, path)
-    label = "the demo model's held-out text" if path == HELDOUT else path.name
-    return split_blocks(tokens, length, spec.bos, limit), label
-
-
-def _refuse_calibration_text(record: CalibrationRecord, path: Path) -> None:
-    """Refuses a text that the artifact was calibrated on; one that is gone cannot be compared."""
-    from edgeforge.calibration.text import Calibration, shared_passage
-
-    calibration = Calibration.recorded(record)
-    if calibration.source != DEMO and not Path(calibration.source).is_file():
-        return
-    source = CALIBRATION_TEXT if calibration.source == DEMO else Path(calibration.source)
-    if shared_passage(read_text(path), read_text(source)) is not None:
-        raise UsageError(
-            f"{path} shares a passage with the text that the artifact was calibrated on "
-            f"({calibration.source}), so it would be judged by what it has seen: evaluate on "
-            f"another text"
-        )
 
 
 def _references(

@@ -1,1 +1,1 @@
-"""Core ML packages: the format, what writes it from a program and a store, what reads it back."""
+"""Core ML packages: the file format, writing it from a program and a store, and reading it back."""

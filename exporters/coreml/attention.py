@@ -14,14 +14,14 @@ from exporters.coreml.state import FunctionLowering
 from quant.program.calls import AttentionCall
 from quant.program.program import node_argument, shape_of
 
-# The largest float16; its negative is added to the score of a token that is not seen.
+# The largest float16; its negative is added to the score of a token that is not visible.
 _HIDDEN: Final = 65504.0
-# Sizes of a state that the Neural Engine takes are multiples of this.
+# The Neural Engine takes states whose last two dimensions are multiples of this.
 ANE_MULTIPLE: Final = 32
 
 
 def padded(size: int) -> int:
-    """The next multiple of `ANE_MULTIPLE`.
+    """Rounds a size up to a multiple of `ANE_MULTIPLE`.
 
     >>> [padded(n) for n in (32, 33)]
     [32, 64]
@@ -30,7 +30,7 @@ def padded(size: int) -> int:
 
 
 class Attention:
-    """What all attentions of a function share, and each of them.
+    """Emits the attentions and rotary embeddings of one function, and the values they share.
 
     Args:
         state: the function being lowered.
@@ -45,7 +45,7 @@ class Attention:
         self._declare()
 
     def _declare(self) -> None:
-        """States, or inputs, in the order of the layers."""
+        """Declares the caches, as states or as inputs, in the order of the layers."""
         style = self.state.style
         self._caches: dict[str, Value] = {}
         for node, given in self.state.program.placeholders("cache"):
@@ -60,19 +60,19 @@ class Attention:
             )
 
     def outputs(self) -> None:
-        """Gives the caches back where they are no states."""
+        """Declares the updated caches as outputs, where they are not states."""
         for value in self._updated:
             self.emitter.output(value)
 
     def rope(self, node: fx.Node) -> Value:
-        """Rotates the first columns of each head.
+        """Emits the rotary embedding, which rotates the first columns of each head.
 
         Given::
 
             %y = edgeforge::rope(%x, %cos, %sin, %position)
 
         Result: ``%y = x * [cos, cos] + [second, first] * [-sin, sin]`` over the rotated columns,
-        with the rows of the tables for these positions.
+        where ``first`` and ``second`` are their halves, with the tables' rows for these positions.
         """
         emitter, name, x = self.emitter, self.state.name(node), self.state.value(node, 0)
         width = 2 * shape_of(node_argument(node, 1))[1]
@@ -90,14 +90,14 @@ class Attention:
         return emitter.concat(name, [rotated, *rest], -1) if rest else rotated
 
     def emit(self, node: fx.Node) -> Value:
-        """Writes a layer's caches and attends over them."""
+        """Emits a layer's writes to its caches and its attention over them."""
         emitter, state, name = self.emitter, self.state, self.state.name(node)
         q, k, v = (state.value(node, index) for index in range(3))
         keys = self._write(node, 3, k)
         values = self._write(node, 4, v)
         (_, t, heads, width), kv_heads = q.shape, k.shape[2]
         groups, stored = heads // kv_heads, keys.shape[-1]
-        # Query heads that share a key head become rows of one product: no key is copied.
+        # Query heads that share a key head become rows of one product, so that no key is copied.
         rows = emitter.reshape(
             f"{name}_rows",
             emitter.heads_first(f"{name}_queries", emitter.pad_last(f"{name}_pad_q", q, stored)),
@@ -128,11 +128,12 @@ class Attention:
     def _scaled_softmax(
         self, name: str, rows: Value, keys: Value, scale: float, mask: Value
     ) -> Value:
-        """``softmax(rows @ keys.T * scale + mask)``, whose scores may pass what float16 holds.
+        """``softmax(rows @ keys.T * scale + mask)``, safe for scores that exceed float16.
 
-        Each row is divided by its largest magnitude m, if that is over 1. Of the scores that it
-        gives, the distances from the largest are multiplied by m: none of them is positive, so
-        that one that passes float16 means a weight of 0, as it should.
+        Each row is divided by its largest magnitude m before the product, if m is over 1. Then the
+        row's largest score is subtracted from its scores, and the differences are multiplied by m.
+        No difference is positive, so one that overflows float16 becomes minus infinity, and its
+        weight becomes 0, which is the right value.
         """
         emitter = self.emitter
         most = emitter.reduce(
@@ -140,7 +141,7 @@ class Attention:
         )
         divisor = emitter.binary("maximum", f"{name}_divisor", most, 1.0)
         unit = emitter.binary("real_div", f"{name}_unit", rows, divisor)
-        if self.state.style.wide:  # float16 would round the factor
+        if self.state.style.wide:  # float16 would round the scale
             unit = emitter.cast(f"{name}_wide", unit, "fp32")
         scaled = emitter.binary("mul", f"{name}_scaled", unit, scale)
         small = emitter.cast(f"{name}_small", scaled, "fp16")
@@ -153,7 +154,7 @@ class Attention:
         )
 
     def _write(self, node: fx.Node, index: int, new: Value) -> Value:
-        """A cache with the new tokens' rows in it, as attention reads it."""
+        """Writes the new tokens' rows into a cache and returns the cache as attention reads it."""
         emitter, style = self.emitter, self.state.style
         cache = self._caches[node_argument(node, index).name]
         name = f"{cache.name}_new"
@@ -187,9 +188,9 @@ class Attention:
         return emitter.call("read_state", f"{cache.name}_now", "fp16", cache.shape, input=cache)
 
     def _write_one_hot(self, name: str, old: Value, rows: Value) -> Value:
-        """Old rows where nothing is written, plus each new row times its one-hot column.
+        """Keeps the old rows where nothing is written and adds each new row by a one-hot product.
 
-        Exact: of the numbers that are added, all but one are zero.
+        The sums are exact, because all of their terms except one are zero.
         """
         emitter, t = self.emitter, self.state.tokens
         hot, kept = self._one_hot()
@@ -204,7 +205,12 @@ class Attention:
         return emitter.binary("add", name, stay, come)
 
     def _one_hot(self) -> tuple[Value, Value]:
-        """``fp16[1, 1, t, c]``, 1 where a token is written, and 1 where nothing is, as a column."""
+        """Where tokens are written and where not, as zeros and ones.
+
+        Returns:
+            ``fp16[1, 1, t, c]``, 1 where a token is written, and ``fp16[1, 1, c, 1]``, 1 where no
+            token is written; c is the length of the caches.
+        """
         emitter, t = self.emitter, self.state.tokens
 
         def make_hot(name: str) -> Value:
@@ -231,7 +237,7 @@ class Attention:
         return self._share("hot", make_hot), self._share("kept", make_kept)
 
     def _bounds(self) -> tuple[Value, Value]:
-        """Where the new rows lie in a cache, as slices want it."""
+        """The begin and the end of the new rows in a cache, as ``slice_update`` takes them."""
         emitter, t = self.emitter, self.state.tokens
 
         def make_end(name: str) -> Value:
@@ -249,7 +255,7 @@ class Attention:
         )
 
     def _mask(self, window: int, groups: int) -> Value:
-        """``fp16[1, 1, groups * t, c]``: 0 where a token is seen, else so low that exp gives 0."""
+        """``fp16[1, 1, groups * t, c]``: 0 for a visible token, else so low that exp gives 0."""
         emitter, t = self.emitter, self.state.tokens
         if (window, groups) in self._masks:
             return self._masks[window, groups]
@@ -276,14 +282,15 @@ class Attention:
             lacking = emitter.binary("sub", f"{name}_lacking", ones, 1.0)
             flat = emitter.binary("mul", f"{name}_flat", lacking, _HIDDEN)
             if self.state.style.wide:
-                # Scores within attention may be larger than that: past float16 lies infinity.
+                # Attention may compute scores beyond float16; the second product overflows to
+                # minus infinity, which is below all of them.
                 flat = emitter.binary("mul", f"{name}_infinite", flat, _HIDDEN)
             made = emitter.reshape(name, flat, (1, 1, t, self.context))
         self._masks[window, groups] = made
         return made
 
     def _rotations(self) -> tuple[Value, Value]:
-        """``[cos, cos]`` and ``[-sin, sin]`` of these positions: two ``fp16[1, t, 1, width]``."""
+        """``[cos, cos]`` and ``[-sin, sin]`` for these positions: two ``fp16[1, t, 1, width]``."""
         emitter = self.emitter
 
         def make(name: str, sign: float | None) -> Value:
@@ -305,7 +312,7 @@ class Attention:
         )
 
     def _count(self) -> Value:
-        """The number of tokens, where the caller chooses it: ``int32[]``."""
+        """The number of tokens of a call, where the caller chooses it: ``int32[]``."""
         emitter = self.emitter
 
         def make(name: str) -> Value:
@@ -325,7 +332,7 @@ class Attention:
         return self._share("token_count", make)
 
     def _positions(self) -> Value:
-        """Of these tokens: ``int32[t]``."""
+        """The positions of these tokens: ``int32[t]``."""
 
         def make(name: str) -> Value:
             count = self.state.tokens if self.state.tokens != -1 else self._count()
@@ -346,7 +353,7 @@ class Attention:
         return self._share("key_positions", lambda name: self.emitter.numbers(name, self.context))
 
     def _share(self, name: str, make: Callable[[str], Value]) -> Value:
-        """A value that many attentions use, made where the first asks for it."""
+        """Returns a value that many attentions use; the first one that asks for it emits it."""
         if name not in self._shared:
             self._shared[name] = make(name)
         return self._shared[name]

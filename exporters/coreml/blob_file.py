@@ -1,9 +1,10 @@
-"""Reads Core ML's ``weight.bin``, version 2, by a map: nothing is read before it is asked for.
+"""Reads Core ML's ``weight.bin``, version 2, through a memory map, so that bytes are read on use.
 
-A 64-byte header (count of blobs, version) comes first. A blob is 64 bytes of metadata on a multiple
-of 64 (a sentinel, what its elements are, how many bytes they take and from where, how many bits of
-the last byte are padding) and its data. Elements of less than a byte lie low bits first and may
-cross bytes. A constant names a blob by the offset of its metadata.
+The file begins with a 64-byte header: the number of blobs, the version. A blob consists of data and
+of 64 bytes of metadata at a multiple of 64: a sentinel, the element type, the size of the data in
+bytes, the data's offset, and how many bits of the last byte are padding. Elements of less than a
+byte are packed low bits first and may cross bytes. A constant names a blob by the offset of its
+metadata.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from exporters.errors import ExportError
 VERSION: Final = 2
 ALIGNMENT: Final = 64
 SENTINEL: Final = 0xDEADBEEF
-# What the format calls its element types, by their names in MIL.
+# The format's numbers of element types, by MIL's names.
 BLOB_TYPES: Final[dict[str, int]] = {
     "fp16": 1,
     "fp32": 2,
@@ -77,7 +78,7 @@ class Blob:
 
     Attributes:
         dtype: MIL's name of the element type.
-        elements: how many there are.
+        elements: how many elements there are.
         data: uint8 ``[ceil(elements * bits / 8)]``, a view of the file.
     """
 
@@ -87,13 +88,13 @@ class Blob:
 
 
 class BlobFile:
-    """A weight file, mapped.
+    """A weight file, mapped into memory.
 
     Args:
         path: the file.
 
     Raises:
-        ExportError: it cannot be read, or is no weight file of version 2.
+        ExportError: the file cannot be read, or is not a weight file of version 2.
     """
 
     def __init__(self, path: Path) -> None:
@@ -108,30 +109,31 @@ class BlobFile:
         if self.size < ALIGNMENT:
             raise ExportError(
                 f"{path} has {self.size} bytes, less than the {ALIGNMENT} of a weight file's "
-                f"header: it was cut; copy the package again"
+                f"header: the file was cut short; copy the package again"
             )
         self.blobs, version = _HEADER.unpack_from(self._map)
         if version != VERSION:
             raise ExportError(
-                f"{path} is a weight file of version {version}; version {VERSION} can be read"
+                f"{path} is a weight file of version {version}; EdgeForge reads version {VERSION}"
             )
 
     def read(self, offset: int) -> Blob:
-        """The blob whose metadata lies at ``offset``.
+        """Returns the blob whose metadata is at ``offset``.
 
         Raises:
             ExportError: there is no blob, or its data does not lie within the file.
         """
         if offset < ALIGNMENT or offset + ALIGNMENT > self.size:
             raise ExportError(
-                f"a constant lies at offset {offset} of {self.path}, which has {self.size} bytes: "
-                f"the file was cut or is another package's"
+                f"a constant is at offset {offset} of {self.path}, which has {self.size} bytes: "
+                f"the file was cut short or belongs to another package"
             )
         sentinel, code, size, start, padding = _METADATA.unpack_from(self._map, offset)
         if sentinel != SENTINEL:
             raise ExportError(
                 f"there is no constant at offset {offset} of {self.path}: its mark is "
-                f"{sentinel:#x}, not {SENTINEL:#x}; the file was changed or is another package's"
+                f"{sentinel:#x}, not {SENTINEL:#x}; the file was changed or belongs to another "
+                f"package"
             )
         if code not in BLOB_TYPE_NAMES:
             raise ExportError(
@@ -141,15 +143,16 @@ class BlobFile:
         if start < ALIGNMENT or start > self.size or size > self.size - start:
             raise ExportError(
                 f"the constant at offset {offset} of {self.path} takes {size} bytes from {start}, "
-                f"past the file's end at {self.size}: the file was cut or changed"
+                f"past the file's end at {self.size}: the file was cut short or changed"
             )
         dtype = BLOB_TYPE_NAMES[code]
         bits = BITS[dtype]
         used = size * 8 - (padding if bits < 8 else 0)
         if used < 0 or used % bits:
             raise ExportError(
-                f"the constant at offset {offset} of {self.path} takes {size} bytes less {padding} "
-                f"bits, which are no whole number of {dtype} elements: the file was changed"
+                f"the constant at offset {offset} of {self.path} takes {size} bytes minus "
+                f"{padding} bits, which is not a whole number of {dtype} elements: the file was "
+                f"changed"
             )
         data = np.frombuffer(self._map, np.uint8, size, start)
         return Blob(dtype, used // bits, data)

@@ -1,4 +1,4 @@
-"""Which weight formats a package can hold, by profile and generation of operators."""
+"""Checks which weight formats a package can hold, by profile and generation of operators."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _OF_IOS17: Final = IntFormat(8, None)
 def check_formats(
     plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]], options: TargetOptions
 ) -> None:
-    """Refuses weight formats.
+    """Refuses weight formats that Core ML, the profile's processor or the opset cannot hold.
 
     Args:
-        plan: formats and algorithms by weight.
-        shapes: shape by weight; vectors are always float.
-        options: profile and opset.
+        plan: the format and the algorithm of every weight.
+        shapes: the shape of every weight; vectors are always float.
+        options: the target's options, of which the profile and the opset are read.
 
     Raises:
-        ExportError: says which weight, and what to use instead.
+        ExportError: names the weight, and what to use instead.
     """
     refuse_activation(
         plan,
@@ -45,14 +45,14 @@ def check_formats(
         if isinstance(format, IntFormat) and format.bits not in (4, 8):
             palette = next(bits for bits in (2, 3, 6, 8) if bits >= format.bits)
             raise ExportError(
-                f"{weight} is to be {format.name}; Core ML holds integers of 4 and 8 bits, and of "
-                f"others palettes: use lut{palette}-gc16"
+                f"{weight} is to be {format.name}; Core ML holds integers of 4 and 8 bits, and "
+                f"other numbers of bits as palettes: use lut{palette}-gc16"
             )
         if assignment.algorithm in POSITIVE:
             raise ExportError(
-                f"{weight} is to be filled by {assignment.algorithm}; Core ML's own tools write no "
-                f"scales below zero, so that no device is known to read them: use "
-                f"{POSITIVE[assignment.algorithm]}, or a palette such as lut4-gc16"
+                f"{weight} is to be filled by {assignment.algorithm}, whose scales may be below "
+                f"zero; Core ML's own tools write no such scales, so that no device is known to "
+                f"read them: use {POSITIVE[assignment.algorithm]}, or a palette such as lut4-gc16"
             )
         if options.profile == "ane":
             _check_ane(weight, format)
@@ -68,8 +68,8 @@ def _check_ane(weight: str, format: WeightFormat) -> None:
         )
     if isinstance(format, IntFormat) and format.group_size is not None:
         raise ExportError(
-            f"{weight} is to be {format.name}; the Neural Engine wants one scale a row or a "
-            f"palette, not blocks: use lut{format.bits}-gc16 or int{format.bits}-pc, or "
+            f"{weight} is to be {format.name}; the Neural Engine takes one scale a row or a "
+            f"palette, not groups: use lut{format.bits}-gc16 or int{format.bits}-pc, or "
             f"--profile gpu"
         )
 
@@ -87,6 +87,6 @@ def _check_ios17(weight: str, format: WeightFormat) -> None:
             f"lut{format.bits}-pt, or --opset ios18"
         )
     raise ExportError(
-        f"{weight} is to be {format.name}; of integers, iOS 17 holds those of 8 bits with one "
+        f"{weight} is to be {format.name}; the only integers that iOS 17 holds have 8 bits and one "
         f"scale a row: use int8-pc, lut4-pt or fp16, or --opset ios18"
     )

@@ -1,4 +1,4 @@
-"""Reads the constants of a MIL program: values written in place, and those in weight files."""
+"""Reads the constants of a MIL program, from the program itself or from its weight files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from exporters.coreml.blob_file import BITS
 from exporters.coreml.package import Package, TensorType, tensor_type
 from exporters.errors import ExportError
 
-# NumPy's types of what a byte or more holds. bf16 and the 8-bit floats have none: their bits.
+# NumPy's types for elements of a byte or more. NumPy has no bf16 and no 8-bit floats, so those are
+# read as unsigned integers that hold their bits.
 _NUMPY: Final[dict[str, str]] = {
     "bool": "?",
     "fp16": "<f2",
@@ -42,13 +43,13 @@ _FIELDS: Final = {
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant, its elements not yet touched.
+    """A constant, whose elements are not unpacked or converted.
 
     Attributes:
         dtype: MIL's name of the element type.
-        shape: its dimensions.
-        data: of one byte an element or more, an array of that shape (bf16 and 8-bit floats as their
-            bits); of less, the packed bytes, low bits first.
+        shape: the constant's dimensions.
+        data: for elements of a byte or more, an array of that shape (bf16 and 8-bit floats as
+            their bits); for smaller elements, the packed bytes, low bits first.
     """
 
     dtype: str
@@ -57,7 +58,7 @@ class Constant:
 
     @property
     def bits(self) -> int:
-        """Bits an element."""
+        """The number of bits of one element."""
         return BITS[self.dtype]
 
     @property
@@ -66,7 +67,7 @@ class Constant:
         return math.prod(self.shape)
 
     def codes(self) -> npt.NDArray[Any]:
-        """The elements, those of less than a byte unpacked: (u)int8 or the dtype's own array."""
+        """The elements in their shape; those of less than a byte are unpacked to (u)int8."""
         if self.bits >= 8:
             return self.data
         values = unpack_bits(self.data, self.bits, self.elements)
@@ -76,7 +77,7 @@ class Constant:
 
 
 def unpack_bits(packed: npt.NDArray[np.uint8], bits: int, count: int) -> npt.NDArray[np.uint8]:
-    """Elements of 1 to 8 bits, packed low bits first: uint8 ``[count]``.
+    """Unpacks elements of 1 to 8 bits, packed low bits first, to uint8 ``[count]``.
 
     >>> unpack_bits(np.array([0b1110_0100], np.uint8), 2, 4).tolist()
     [0, 1, 2, 3]
@@ -104,7 +105,7 @@ def unpack_bits(packed: npt.NDArray[np.uint8], bits: int, count: int) -> npt.NDA
 
 
 def read_text(value: Any) -> str | None:
-    """The string that a ``Value`` message holds in place, or None when it holds another thing."""
+    """The string that a ``Value`` message itself holds, or None when it holds no single string."""
     tensor = value.immediateValue.tensor
     if tensor.WhichOneof("value") != "strings" or len(tensor.strings.values) != 1:
         return None
@@ -112,20 +113,21 @@ def read_text(value: Any) -> str | None:
 
 
 def read_constant(package: Package, value: Any, where: str) -> Constant:
-    """The tensor that a ``Value`` message holds.
+    """Reads the tensor that a ``Value`` message holds.
 
     Args:
-        package: whose weight files it may lie in.
+        package: the package, whose weight files may hold the tensor's bytes.
         value: the message.
         where: which constant it is, for the error.
 
     Raises:
-        ExportError: it is no tensor of fixed shape, or has not as many elements as its type says.
+        ExportError: it is not a tensor of fixed shape, or the number of its elements is not the
+            one that its type states.
     """
     kind = tensor_type(value.type, where)
     if None in kind.shape:
         raise ExportError(
-            f"{where} is a constant of no fixed shape, {kind}: the package was changed"
+            f"{where} is a constant without a fixed shape, {kind}: the package was changed"
         )
     if value.WhichOneof("value") == "blobFileValue":
         return _from_file(package, value.blobFileValue, kind, where)

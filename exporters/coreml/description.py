@@ -1,4 +1,4 @@
-"""Sentences and metadata that a package carries for people and apps."""
+"""Descriptions and metadata that a package carries for people and apps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from exporters.target import ExportRequest
 from quant.formats.formats import FloatFormat
 from quant.store.store import WeightStore
 
-# What swift-transformers looks the tokenizer up by, and Apple's own samples after it.
+# swift-transformers reads this key to find the tokenizer; Apple's samples use it too.
 _HUB_NAME = "co.huggingface.exporters.name"
 
 
 def describe_function(emitter: Emitter) -> dict[str, str]:
-    """A sentence by input, output and state."""
+    """A sentence that describes each input, output and state, by name."""
     after = "each" if emitter.name == names.VERIFY else "the last"
     texts = {
         names.TOKENS: "Token ids, in the order of the text.",
@@ -36,7 +36,7 @@ def describe_function(emitter: Emitter) -> dict[str, str]:
 
 
 def metadata(request: ExportRequest, style: Style, chunks: tuple[int, ...]) -> Metadata:
-    """What Xcode and apps read of a package."""
+    """The metadata that Xcode and apps read from a package."""
     facts, origin = request.facts, request.provenance
     own = {
         "version": version("edgeforge"),
@@ -73,7 +73,7 @@ def notes(request: ExportRequest, style: Style, chunks: tuple[int, ...]) -> tupl
         *_floats(request.store, style),
         *activation_notes(request.store.plan),
         *([] if style.states else [_no_states(request, style)]),
-        "not verified by EdgeForge off a Mac: whether Core ML's own compiler accepts the package, "
+        "EdgeForge cannot verify without a Mac whether Core ML's own compiler accepts the package, "
         "on which processor it places each operation, and how that processor rounds; `verify` says "
         "what ran the package",
     )
@@ -84,30 +84,30 @@ def _calls(style: Style, chunks: tuple[int, ...]) -> str:
         lengths = " or ".join(map(str, chunks))
         return f"a call of {names.MAIN} takes exactly {lengths} token{'s' * (chunks != (1,))}"
     return (
-        f"a call of {names.PREFILL} takes exactly {' or '.join(map(str, chunks))} tokens; what is "
-        f"left of a prompt goes through {names.DECODE}, one token at a time"
+        f"a call of {names.PREFILL} takes exactly {' or '.join(map(str, chunks))} tokens; the rest "
+        f"of a prompt goes through {names.DECODE}, one token at a time"
     )
 
 
 def _profile(request: ExportRequest, style: Style) -> tuple[str, ...]:
     if style.wide:
         return (
-            "shaped for the GPU (profile gpu): float16 but for norms and rotary tables, which are "
-            "float32",
+            "written for the GPU (profile gpu): float16 except for norms and rotary tables, which "
+            "are float32",
         )
     context, padded = request.facts.context, style.context
     width = request.facts.head_dim
     stored = math.ceil(width / ANE_MULTIPLE) * ANE_MULTIPLE
     return (
-        "shaped for the Neural Engine (profile ane): no float32 arithmetic; each norm divides by "
-        "its largest value first; attention is plain products and a softmax",
+        "written for the Neural Engine (profile ane): no float32 arithmetic; each norm first "
+        "divides by the largest magnitude; attention is matrix products and a softmax",
         f"the caches' last two dimensions are multiples of {ANE_MULTIPLE}: {padded} positions for "
         f"a context of {context}, {stored} columns for heads of {width}",
     )
 
 
 def _floats(store: WeightStore, style: Style) -> tuple[str, ...]:
-    """What becomes of weights that are no float16."""
+    """Notes on how weights of other float dtypes than float16 are stored and used."""
     wide = [
         name
         for name, assignment in store.plan.weights.items()
@@ -117,7 +117,7 @@ def _floats(store: WeightStore, style: Style) -> tuple[str, ...]:
     told = []
     if matrices:
         told.append(
-            f"{len(matrices)} matrices that are no float16 are stored and multiplied as float32"
+            f"{len(matrices)} matrices that are not float16 are stored and multiplied as float32"
         )
     if not style.wide and len(wide) > len(matrices):
         told.append(
@@ -132,6 +132,6 @@ def _no_states(request: ExportRequest, style: Style) -> str:
     return (
         f"iOS 17 has no states: the caches, {nbytes / 1e6:.1f} MB, go into every call as inputs "
         f"and come out as outputs whose names end in {names.UPDATED}; the first call takes zeros. "
-        f"Only one function fits a package, so that nothing gives the logits of all positions at "
-        f"once"
+        f"A package for iOS 17 holds only one function, so that no function gives the logits of "
+        f"all positions at once"
     )

@@ -1,4 +1,4 @@
-"""Operations of MIL as methods that know what they give."""
+"""MIL operations as methods that compute the dtype and shape of their result."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from exporters.coreml.function import FunctionBuilder, Shape, Value
 
 
 class Emitter(FunctionBuilder):
-    """A function under construction; every method emits one operation and gives its result."""
+    """A function under construction; a method emits an operation and returns its result."""
 
     def binary(self, kind: str, name: str, x: Value, y: Value | float | int) -> Value:
-        """``add``, ``sub``, ``mul``, ``real_div``, ``maximum`` or a comparison, broadcast."""
+        """``add``, ``sub``, ``mul``, ``real_div``, ``maximum`` or a comparison; it broadcasts."""
         if not isinstance(y, Value):
             y = self.constant(y, x.dtype)
         compares = kind in ("less_equal", "greater", "equal")
@@ -19,22 +19,25 @@ class Emitter(FunctionBuilder):
         return self.call(kind, name, dtype, broadcast(x.shape, y.shape), x=x, y=y)
 
     def unary(self, kind: str, name: str, x: Value) -> Value:
-        """``silu``, ``abs``, ``square``: element by element."""
+        """``silu``, ``abs`` or ``square``, element by element."""
         return self.call(kind, name, x.dtype, x.shape, x=x)
 
     def cast(self, name: str, x: Value, dtype: str) -> Value:
-        """Another dtype; the value itself where it has it already."""
+        """Casts to a dtype; returns the value itself when it has that dtype."""
         return x if x.dtype == dtype else self.call("cast", name, dtype, x.shape, x=x, dtype=dtype)
 
     def cast_once(self, name: str, x: Value, dtype: str) -> Value:
-        """Another dtype of a constant that is used often."""
+        """Casts a constant to a dtype, once for all of its uses."""
         key = "cast", name
         if key not in self._constants:
             self._constants[key] = self.cast(name, x, dtype)
         return self._constants[key]
 
     def round_to_bytes(self, name: str, x: Value, scale: Value) -> Value:
-        """Rounded to signed 8-bit integers, and back; what Core ML multiplies integers by."""
+        """Quantizes to signed 8-bit integers by a scale and dequantizes again.
+
+        Core ML multiplies integer weights by activations in this form.
+        """
         codes = self.call(
             "quantize",
             f"{name}_codes",
@@ -47,21 +50,21 @@ class Emitter(FunctionBuilder):
         return self.call("dequantize", name, x.dtype, x.shape, input=codes, scale=scale)
 
     def reshape(self, name: str, x: Value, shape: Shape) -> Value:
-        """Another shape; one size may depend on the number of tokens."""
+        """Reshapes; one size may depend on the number of tokens (-1)."""
         if shape == x.shape:
             return x
         return self.call("reshape", name, x.dtype, shape, x=x, shape=list(shape))
 
     def heads_first(self, name: str, x: Value) -> Value:
-        """``[1, t, heads, width]`` as ``[1, heads, t, width]``, and back."""
+        """Turns ``[1, t, heads, width]`` into ``[1, heads, t, width]``, or back."""
         first, t, heads, width = x.shape
         shape = (first, heads, t, width)
-        if 1 in (t, heads):  # nothing moves
+        if 1 in (t, heads):  # the order in memory stays the same
             return self.reshape(name, x, shape)
         return self.call("transpose", name, x.dtype, shape, x=x, perm=[0, 2, 1, 3])
 
     def concat(self, name: str, values: Sequence[Value], axis: int) -> Value:
-        """Side by side along an axis."""
+        """Concatenates values along an axis."""
         shape = list(values[0].shape)
         shape[axis] = sum(value.shape[axis] for value in values)
         return self.call(
@@ -75,14 +78,14 @@ class Emitter(FunctionBuilder):
         )
 
     def split(self, names: Sequence[str], x: Value, sizes: Sequence[int]) -> list[Value]:
-        """Pieces along the last axis."""
+        """Splits along the last axis into pieces of these sizes."""
         results = [
             (name, x.dtype, (*x.shape[:-1], size)) for name, size in zip(names, sizes, strict=True)
         ]
         return self.call_many("split", results, x=x, split_sizes=list(sizes), axis=-1)
 
     def reduce(self, kind: str, name: str, x: Value) -> Value:
-        """``reduce_mean``, ``reduce_max``: over the last axis, which stays."""
+        """``reduce_mean`` or ``reduce_max`` over the last axis, which stays with size 1."""
         shape = (*x.shape[:-1], 1)
         return self.call(kind, name, x.dtype, shape, x=x, axes=[-1], keep_dims=True)
 
@@ -92,7 +95,7 @@ class Emitter(FunctionBuilder):
         return self.call("rsqrt", name, x.dtype, x.shape, x=x, epsilon=small)
 
     def gather_rows(self, name: str, table: Value, rows: Value) -> Value:
-        """Rows of a matrix, or numbers of a list: ``[n, ...], int32[a, ...] -> [a, ..., ...]``."""
+        """Gathers along the first axis: ``[n, ...], int32[a, ...] -> [a, ..., ...]``."""
         shape = (*rows.shape, *table.shape[1:])
         return self.call(
             "gather",
@@ -114,7 +117,7 @@ class Emitter(FunctionBuilder):
     def matmul(
         self, name: str, x: Value, y: Value, *, transpose_x: bool = False, transpose_y: bool = False
     ) -> Value:
-        """Matrix product over the last two axes."""
+        """The matrix product over the last two axes."""
         rows = x.shape[-1] if transpose_x else x.shape[-2]
         columns = y.shape[-2] if transpose_y else y.shape[-1]
         shape = (*broadcast(x.shape[:-2], y.shape[:-2]), rows, columns)
@@ -130,7 +133,7 @@ class Emitter(FunctionBuilder):
         )
 
     def softmax(self, name: str, x: Value) -> Value:
-        """Over the last axis."""
+        """The softmax over the last axis."""
         return self.call("softmax", name, x.dtype, x.shape, x=x, axis=-1)
 
     def numbers(self, name: str, count: int | Value) -> Value:
@@ -139,7 +142,7 @@ class Emitter(FunctionBuilder):
         return self.call("range_1d", name, "int32", (size,), start=0, end=count, step=1)
 
     def last_position(self, name: str, x: Value) -> Value:
-        """``[1, t, width]`` to ``[1, 1, width]``."""
+        """Selects the last position: ``[1, t, width]`` to ``[1, 1, width]``."""
         free = [True, False, True]
         return self.call(
             "slice_by_index",
@@ -154,7 +157,7 @@ class Emitter(FunctionBuilder):
         )
 
     def pad_last(self, name: str, x: Value, width: int) -> Value:
-        """Zeros after the last axis, up to a width."""
+        """Pads the last axis with zeros at its end, up to a width."""
         more = width - x.shape[-1]
         if not more:
             return x
@@ -170,7 +173,7 @@ class Emitter(FunctionBuilder):
         )
 
     def first_columns(self, name: str, x: Value, width: int) -> Value:
-        """The first columns of the last axis; all of them when it has no more."""
+        """Selects the first ``width`` columns of the last axis."""
         if x.shape[-1] == width:
             return x
         zeros, rank = [0] * len(x.shape), len(x.shape)
@@ -188,7 +191,7 @@ class Emitter(FunctionBuilder):
 
 
 def broadcast(x: Shape, y: Shape) -> Shape:
-    """The shape of an operation on two; a size of 1 gives way, also to -1.
+    """The shape of an operation that broadcasts two shapes; a size of 1 also broadcasts to -1.
 
     >>> broadcast((1, -1, 4), (8, 1, 1))
     (8, -1, 4)

@@ -1,7 +1,7 @@
 """One function of a MIL program under construction: typed values, operations, constants.
 
-Every operation states the type of what it gives; nothing is inferred from the runtime's own
-tools, which the tests use to check those types.
+Every operation states the types of its results. No tool of Core ML's infers them here; the tests
+use such tools to check the stated types.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from exporters.coreml.names import WEIGHTS_REFERENCE
 from exporters.coreml.schema import DATA_TYPES, messages
 
 Shape = tuple[int, ...]
-"""Sizes; -1 for one that depends on the number of tokens."""
+"""The sizes of a tensor; -1 for a size that depends on the number of tokens."""
 
 _NUMPY: Final = {"fp16": np.float16, "fp32": np.float32, "int32": np.int32, "bool": np.bool_}
 _IN_BYTES: Final = {"fp16": np.float16, "int8": np.int8, "uint32": np.uint32}
-_IMMEDIATE_LIMIT: Final = 10  # elements that the model's text may hold instead of the weight file
+_IMMEDIATE_LIMIT: Final = 10  # constants of so many elements or more belong in the weight file
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Value:
     """A tensor of a function.
 
     Attributes:
-        name: unique within the function.
-        dtype: as in `exporters.coreml.schema.DATA_TYPES`.
-        shape: of the tensor; empty for a scalar.
+        name: the value's name, unique within the function.
+        dtype: the element type, a key of `exporters.coreml.schema.DATA_TYPES`.
+        shape: the tensor's shape; empty for a scalar.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Value:
 
 @dataclass(frozen=True)
 class FileValue:
-    """A tensor in the weight file, by the offset of its blob's record."""
+    """A tensor in the weight file, named by the offset of its blob's record."""
 
     dtype: str
     shape: Shape
@@ -53,7 +53,7 @@ Operand = Value | Literal | Sequence[Value]
 
 
 def value_type(dtype: str, shape: Shape) -> Any:
-    """A tensor's type as a message."""
+    """A tensor's type, as a ``ValueType`` message."""
     made = messages()["ValueType"]()
     tensor = made.tensorType
     tensor.dataType, tensor.rank = DATA_TYPES[dtype], len(shape)
@@ -68,7 +68,7 @@ def value_type(dtype: str, shape: Shape) -> Any:
 
 
 def array_value(dtype: str, array: npt.NDArray[np.generic]) -> Any:
-    """A tensor whose elements stand in the model's text."""
+    """A tensor whose elements the program itself holds, as a ``Value`` message."""
     made = messages()["Value"]()
     made.type.CopyFrom(value_type(dtype, array.shape))
     tensor = made.immediateValue.tensor
@@ -81,7 +81,7 @@ def array_value(dtype: str, array: npt.NDArray[np.generic]) -> Any:
 
 
 def text_value(text: str) -> Any:
-    """A string as a message."""
+    """A string, as a ``Value`` message."""
     made = messages()["Value"]()
     made.type.CopyFrom(value_type("string", ()))
     made.immediateValue.tensor.strings.values.append(text)
@@ -89,7 +89,7 @@ def text_value(text: str) -> Any:
 
 
 def file_value(value: FileValue) -> Any:
-    """A reference into the weight file as a message."""
+    """A reference into the weight file, as a ``Value`` message."""
     made = messages()["Value"]()
     made.type.CopyFrom(value_type(value.dtype, value.shape))
     made.blobFileValue.fileName = WEIGHTS_REFERENCE
@@ -101,8 +101,8 @@ class FunctionBuilder:
     """Collects a function's inputs and operations.
 
     Args:
-        name: the function's.
-        opset: as MIL spells it, such as ``CoreML8``.
+        name: the function's name.
+        opset: MIL's name of the opset, such as ``CoreML8``.
     """
 
     def __init__(self, name: str, opset: str) -> None:
@@ -118,14 +118,14 @@ class FunctionBuilder:
         self._counts: dict[str, int] = {}
 
     def input(self, name: str, dtype: str, shape: Shape) -> Value:
-        """An input that every call gives."""
+        """Declares an input, which every call must give."""
         value = self._named(name, dtype, shape)
         self._message.inputs.add(name=name, type=value_type(dtype, shape))
         self.inputs.append(value)
         return value
 
     def state(self, name: str, shape: Shape) -> Value:
-        """A float16 tensor that lives from call to call."""
+        """Declares a state: a float16 tensor that keeps its content from call to call."""
         value = self._named(name, "fp16", shape)
         given = self._message.inputs.add(name=name)
         given.type.stateType.wrappedType.CopyFrom(value_type("fp16", shape))
@@ -138,21 +138,21 @@ class FunctionBuilder:
         self.outputs.append(value)
 
     def call(self, kind: str, name: str, dtype: str, shape: Shape, /, **operands: Operand) -> Value:
-        """Emits an operation of one result.
+        """Emits an operation of one result and returns the result.
 
         Args:
-            kind: the operation.
-            name: of the result; a number is added when it is taken.
-            dtype: of the result.
-            shape: likewise.
-            operands: by the names of the operation's parameters.
+            kind: the operation's name in MIL.
+            name: the result's name; a number is added when the name is taken.
+            dtype: the result's dtype.
+            shape: the result's shape.
+            operands: the operands, by the names of the operation's parameters.
         """
         return self.call_many(kind, [(name, dtype, shape)], **operands)[0]
 
     def call_many(
         self, kind: str, results: Sequence[tuple[str, str, Shape]], /, **operands: Operand
     ) -> list[Value]:
-        """Emits an operation of any number of results."""
+        """Emits an operation of any number of results and returns them; see `call`."""
         names = {key: self._operand_names(operand) for key, operand in operands.items()}
         values = [self._named(self.fresh(name), dtype, shape) for name, dtype, shape in results]
         own = values[0].name if values else self.fresh(kind)
@@ -167,16 +167,16 @@ class FunctionBuilder:
     def constexpr(
         self, kind: str, name: str, dtype: str, shape: Shape, parts: Mapping[str, FileValue | Any]
     ) -> Value:
-        """Emits an operation that makes a weight out of stored parts, at most once by name.
+        """Emits an operation that makes a weight out of stored parts, once for each name.
 
-        The parts of operations since iOS 18 are arguments, those of iOS 16 attributes.
+        The parts are arguments in iOS 18's operations and attributes in iOS 16's.
 
         Args:
-            kind: the operation.
-            name: of the weight.
-            dtype: of the weight.
-            shape: likewise.
-            parts: by parameter: where they lie, or messages.
+            kind: the operation's name in MIL.
+            name: the weight's name.
+            dtype: the weight's dtype.
+            shape: the weight's shape.
+            parts: the parts by parameter, each a place in the weight file or a message.
         """
         if ("weight", name) not in self._constants:
             value = self._named(name, dtype, shape)
@@ -191,11 +191,11 @@ class FunctionBuilder:
         return self._constants["weight", name]
 
     def stored(self, name: str, value: FileValue) -> Value:
-        """A constant in the weight file, emitted at most once by name."""
+        """Emits a constant in the weight file, once for each name."""
         return self._named_constant(name, value.dtype, value.shape, file_value(value))
 
     def inline(self, name: str, dtype: str, value: npt.NDArray[np.generic]) -> Value:
-        """A short constant that readers find by its name, emitted at most once."""
+        """Emits a short constant that the program itself holds, once for each name."""
         return self._named_constant(name, dtype, value.shape, array_value(dtype, value))
 
     def _named_constant(self, name: str, dtype: str, shape: Shape, message: Any) -> Value:
@@ -206,11 +206,11 @@ class FunctionBuilder:
         return self._constants["stored", name]
 
     def constant(self, literal: Literal, dtype: str | None = None) -> Value:
-        """A small constant; equal ones are emitted once.
+        """Emits a small constant, once for equal values of one dtype.
 
         Args:
             literal: the value.
-            dtype: by default that of Python's value.
+            dtype: the constant's dtype; by default bool, int32 or fp16, by the value's type.
         """
         if isinstance(literal, str):
             key: object = literal
@@ -235,7 +235,7 @@ class FunctionBuilder:
         return self._constants[key]
 
     def fresh(self, name: str) -> str:
-        """The name itself, or with a number when it is taken."""
+        """Returns the name, with a number added when it is taken."""
         found = name
         while found in self._names:
             self._counts[name] = self._counts.get(name, 0) + 1
@@ -243,11 +243,12 @@ class FunctionBuilder:
         return found
 
     def message(self) -> Any:
-        """The whole function."""
+        """The whole function, as a ``Function`` message."""
         return self._message
 
     def _named(self, name: str, dtype: str, shape: Shape) -> Value:
-        # A name used twice would be wired to the wrong value without a word.
+        # Operands refer to values by name, so a second value of the same name would be read in
+        # place of the first, without an error.
         assert name not in self._names, f"{self.name} has two values called {name}"
         self._names.add(name)
         return Value(name, dtype, tuple(shape))

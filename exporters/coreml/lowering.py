@@ -29,7 +29,7 @@ def lower_function(state: FunctionLowering) -> Emitter:
     shared = {dialect.ROPE: attention.rope, dialect.ATTENTION: attention.emit}
     for node in state.program.graph.nodes:
         if node.op != "call_function" or node.target in (dialect.GET, dialect.SIZE):
-            continue  # a split names what is taken from it; sizes only feed views
+            continue  # the split's handler names what GET gives; sizes are operands of views only
         if node.target in shared:
             value = shared[node.target](node)
         elif node.target in HANDLERS:
@@ -43,7 +43,7 @@ def lower_function(state: FunctionLowering) -> Emitter:
 
 
 def _product(state: FunctionLowering, node: fx.Node, weight: Weight) -> Value:
-    """``x @ weight.T`` in the weight's dtype, given as float16."""
+    """Emits ``x @ weight.T`` in the weight's dtype and casts the result to float16."""
     emitter, name = state.emitter, state.name(node)
     dtype = weight.value.dtype
     zeros = np.zeros(weight.value.shape[0], np.float32 if dtype == "fp32" else np.float16)
@@ -57,7 +57,7 @@ def _product(state: FunctionLowering, node: fx.Node, weight: Weight) -> Value:
 
 
 def _rows(state: FunctionLowering, node: fx.Node, weight: Weight) -> Value:
-    """Rows of a table for the tokens, as float16."""
+    """Emits the table's rows for the tokens, as float16."""
     emitter, name = state.emitter, state.name(node)
     raw = name if weight.descale is None and weight.value.dtype == "fp16" else f"{name}_raw"
     rows = emitter.gather_rows(raw, weight.value, state.ids)

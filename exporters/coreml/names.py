@@ -1,4 +1,4 @@
-"""Names in a package that whoever runs it must know: functions, inputs, outputs, states."""
+"""The names of a package's functions, inputs, outputs and states, and of its files."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from exporters.errors import ExportError
 PACKAGE: Final = "model.mlpackage"
 MODEL_PATH: Final = "Data/com.apple.CoreML/model.mlmodel"
 WEIGHTS_PATH: Final = "Data/com.apple.CoreML/weights/weight.bin"
-# How the model's own text names its weight file.
+# How the model's specification refers to its weight file.
 WEIGHTS_REFERENCE: Final = "@model_path/weights/weight.bin"
 
-# One token; the function a package opens with.
+# The default function: takes one token.
 DECODE: Final = "decode"
-# As many tokens as it was written for, logits of the last.
+# Takes as many tokens as it was written for and gives the logits of the last.
 PREFILL: Final = "prefill"
-# Likewise, logits of all.
+# Takes as many tokens as it was written for and gives the logits of all.
 VERIFY: Final = "verify"
-# The only function of a package for iOS 17: one token or a chunk, logits of the last.
+# The only function of a package for iOS 17: takes one token or a chunk and gives the logits of the
+# last.
 MAIN: Final = "main"
 
 TOKENS: Final = "inputIds"  # int32[1, t]
@@ -27,14 +28,14 @@ POSITION: Final = "position"  # int32[1]: tokens already cached
 LOGITS: Final = "logits"  # fp16[1, 1 or t, vocabulary]
 
 _CACHES: Final = {"k_cache": "keyCache", "v_cache": "valueCache"}
-# Ends the name of the output that is a cache after the call, where there are no states.
+# Suffix of the output that gives a cache back after the call, where caches are not states.
 UPDATED: Final = "Updated"
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.]+")
 
 
 def cache_name(layer: int, part: str) -> str:
-    """The state (for iOS 17: the input) that holds a layer's keys or values.
+    """The name of the state (for iOS 17: the input) that holds a layer's keys or values.
 
     >>> cache_name(3, "k_cache")
     'keyCache_3'
@@ -43,18 +44,18 @@ def cache_name(layer: int, part: str) -> str:
 
 
 def identifier(weight: str) -> str:
-    """A weight's name as MIL can hold it, undone by `weight_name`.
+    """Turns a weight's name into an identifier that MIL accepts; `weight_name` undoes it.
 
     >>> identifier("model.layers.0.self_attn.qkv_proj.weight")
     'model__layers__0__self_attn__qkv_proj__weight'
 
     Raises:
-        ExportError: a name that could not be read back.
+        ExportError: `weight_name` could not restore this name.
     """
     if not _PLAIN.fullmatch(weight) or "__" in weight:
         raise ExportError(
-            f"{weight!r} cannot name a weight in a Core ML package: take letters, digits, dots and "
-            f"single underscores"
+            f"{weight!r} cannot name a weight in a Core ML package: use only letters, digits, dots "
+            f"and single underscores"
         )
     return weight.replace(".", "__")
 

@@ -1,4 +1,4 @@
-"""RMSNorm in ways that survive what float16 cannot square."""
+"""Two ways to compute RMSNorm on values whose squares overflow float16."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def wide_rms_norm(emitter: Emitter, name: str, x: Value, weight: Value, epsilon:
     """``x / sqrt(mean(x**2) + epsilon) * weight``, computed in float32.
 
     Args:
-        emitter: the function.
-        name: of the result.
+        emitter: the function to add to.
+        name: the result's name.
         x: ``fp16[..., n]``.
-        weight: ``[n]``.
-        epsilon: added to the mean.
+        weight: the norm's weight, ``[n]``.
+        epsilon: the number that is added to the mean.
 
     Returns:
         ``fp16[..., n]``.
@@ -33,11 +33,12 @@ def wide_rms_norm(emitter: Emitter, name: str, x: Value, weight: Value, epsilon:
 
 
 def scaled_rms_norm(emitter: Emitter, name: str, x: Value, weight: Value, epsilon: float) -> Value:
-    """The same in float16: each vector is divided by its largest magnitude m first.
+    """RMSNorm in float16 arithmetic: each vector is first divided by its largest magnitude m.
 
-    ``x / sqrt(mean(x**2) + epsilon)`` is ``y / sqrt(mean(y**2) + epsilon / m**2)`` for y = x / m.
-    Where m is so small that the last term would pass float16, a floor of about ``sqrt(epsilon)``
-    takes its place: any divisor gives the same result.
+    ``x / sqrt(mean(x**2) + epsilon)`` equals ``y / sqrt(mean(y**2) + epsilon / m**2)`` for
+    y = x / m. The identity holds for any m, so m is not taken smaller than about
+    ``sqrt(epsilon)``: below it, ``epsilon / m**2`` would overflow float16. The arguments and the
+    result are those of `wide_rms_norm`.
     """
     floor = 2.0 ** round(math.log2(math.sqrt(epsilon)))
     largest = emitter.reduce("reduce_max", f"{name}_most", emitter.unary("abs", f"{name}_abs", x))

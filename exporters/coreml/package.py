@@ -1,4 +1,4 @@
-"""Opens a Core ML package: where its model is, what its functions take and give, its constants."""
+"""Opens a Core ML package and reads its functions, their inputs and outputs, and its metadata."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class TensorType:
     """The type of a value in a MIL program.
 
     Attributes:
-        dtype: MIL's name, such as ``fp16``.
-        shape: its dimensions; None for one that is not fixed.
+        dtype: MIL's name of the element type, such as ``fp16``.
+        shape: the dimensions; None for one that is not fixed.
     """
 
     dtype: str
@@ -43,15 +43,16 @@ class TensorType:
 
 @dataclass(frozen=True)
 class Feature:
-    """An input, an output or a state, as the model's description tells apps.
+    """An input, an output or a state, as the model's description states it for apps.
 
     Attributes:
-        name: what apps call it.
-        kind: ``array``, ``image``, ``state`` or another of Core ML's.
-        dtype: of an array, such as ``fp16``; empty when there is none.
+        name: its name.
+        kind: ``array``, ``image``, ``state`` or another of Core ML's kinds.
+        dtype: an array's element type, such as ``fp16``; empty when there is none.
         shape: the default shape.
-        shapes: all shapes, when they are enumerated.
-        ranges: least and greatest size of each dimension (None: no limit), when they are ranged.
+        shapes: all allowed shapes, when the description lists them.
+        ranges: the smallest and the largest size of each dimension (None for no limit), when the
+            description gives ranges.
         optional: whether a call may leave it out.
     """
 
@@ -75,14 +76,14 @@ class Feature:
 
 @dataclass(frozen=True)
 class Interface:
-    """What one function takes and gives.
+    """What one function takes and gives, according to the model's description.
 
     Attributes:
-        name: of the function.
+        name: the function's name.
         default: whether an app that names no function gets this one.
-        inputs: by the description.
-        outputs: likewise.
-        states: likewise.
+        inputs: the function's inputs.
+        outputs: the function's outputs.
+        states: the function's states.
     """
 
     name: str
@@ -97,10 +98,10 @@ class Package:
     """A model whose program can be read.
 
     Attributes:
-        path: what was opened.
-        root: the folder that weight files are named from.
+        path: the package or model file that was opened.
+        root: the folder to which the names of weight files are relative.
         spec: the ``Model`` message.
-        size: bytes of the specification.
+        size: the size of the specification, in bytes.
     """
 
     path: Path
@@ -116,14 +117,14 @@ class Package:
 
     @property
     def default_function(self) -> str:
-        """What an app gets that names no function."""
+        """The name of the function that an app gets when it names none."""
         named = str(self.spec.description.defaultFunctionName)
         names = list(self.functions)
         return named or ("main" if "main" in names or len(names) != 1 else names[0])
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the user of the package is told, by Core ML's names."""
+        """The package's metadata for its users: Core ML's own fields, then user-defined ones."""
         message = self.spec.description.metadata
         fields = {
             "description": message.shortDescription,
@@ -135,10 +136,10 @@ class Package:
         return {**told, **dict(sorted(message.userDefined.items()))}
 
     def function(self, name: str | None = None) -> Any:
-        """A ``Function`` message; the default one when none is named.
+        """Returns the ``Function`` message of this name, or the default function's.
 
         Raises:
-            ExportError: there is none of that name.
+            ExportError: there is no function of this name.
         """
         wanted = self.default_function if name is None else name
         if wanted not in self.functions:
@@ -148,7 +149,11 @@ class Package:
         return self.functions[wanted]
 
     def interface(self, name: str | None = None) -> Interface:
-        """What a function takes and gives, by the model's description."""
+        """What a function takes and gives, according to the model's description.
+
+        Raises:
+            ExportError: there is no function of this name.
+        """
         wanted = self.default_function if name is None else name
         self.function(wanted)
         source = self.spec.description
@@ -164,7 +169,11 @@ class Package:
         )
 
     def block(self, name: str | None = None) -> Any:
-        """The ``Block`` that a function runs: its opset's specialization."""
+        """The ``Block`` that a function runs, which is the specialization for its opset.
+
+        Raises:
+            ExportError: there is no function of this name, or no block for its opset.
+        """
         function = self.function(name)
         blocks = function.block_specializations
         if function.opset in blocks:
@@ -172,12 +181,12 @@ class Package:
         if len(blocks) == 1:
             return next(iter(blocks.values()))
         raise ExportError(
-            f"a function of {self.path} is written for opset {function.opset!r} and has blocks for "
-            f"{_listed(blocks)} alone"
+            f"a function of {self.path} is written for opset {function.opset!r} but has blocks "
+            f"only for {_listed(blocks)}"
         )
 
     def operations(self, name: str | None = None) -> Iterator[Any]:
-        """Every ``Operation`` of a function, those of inner blocks behind their owner."""
+        """Yields every ``Operation`` of a function; those of inner blocks follow their owner."""
         waiting = [self.block(name)]
         while waiting:
             for operation in waiting.pop().operations:
@@ -185,10 +194,10 @@ class Package:
                 waiting.extend(operation.blocks)
 
     def blob_file(self, file_name: str) -> BlobFile:
-        """A weight file by what constants call it, such as ``@model_path/weights/weight.bin``.
+        """Opens the weight file that constants name, as in ``@model_path/weights/weight.bin``.
 
         Raises:
-            ExportError: it lies outside the package, or cannot be read.
+            ExportError: the file is outside the package, or cannot be read.
         """
         if file_name not in self._files:
             if not file_name.startswith(MODEL_PATH):
@@ -205,7 +214,7 @@ def open_package(path: Path) -> Package:
     """Opens an ``.mlpackage`` folder or a bare ``.mlmodel`` file.
 
     Raises:
-        ExportError: there is none, it cannot be parsed, or it is no ML program.
+        ExportError: there is no model, it cannot be parsed, or it is not an ML program.
     """
     if path.suffix == ".mlmodelc":
         raise ExportError(
@@ -224,7 +233,7 @@ def open_package(path: Path) -> Package:
     spec = new("Model")
     try:
         spec.ParseFromString(data)
-    except Exception as error:  # the parsers of protobuf share no base class
+    except Exception as error:  # protobuf's parsers have no common class of errors
         raise ExportError(
             f"{model} is no Core ML model: its protobuf cannot be parsed ({error})"
         ) from None
@@ -241,14 +250,14 @@ def open_package(path: Path) -> Package:
 
 
 def tensor_type(value_type: Any, where: str) -> TensorType:
-    """Of a ``ValueType`` message; of what a state wraps when it is one.
+    """Reads the tensor type of a ``ValueType`` message; for a state, the type that it wraps.
 
     Args:
         value_type: the message.
-        where: what it is the type of, for the error.
+        where: the value that has this type, for the error.
 
     Raises:
-        ExportError: it is no tensor, or its element type is not known.
+        ExportError: the type is not a tensor's, or its element type is not known.
     """
     kind = value_type.WhichOneof("type")
     if kind == "stateType":
@@ -302,8 +311,8 @@ def _inside(folder: Path, named: str, what: str) -> Path:
         raise ExportError(f"the {what} {named!r} of {folder} cannot be found: {error}") from None
     if outside:
         raise ExportError(
-            f"the {what} {named!r} lies outside {folder}: a package holds all that it needs, "
-            f"this one was changed"
+            f"the {what} {named!r} is outside {folder}: a package holds all of its files, so this "
+            f"one was changed"
         )
     return path
 

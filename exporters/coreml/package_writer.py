@@ -1,4 +1,4 @@
-"""The files of an ``.mlpackage`` around a program: descriptions, metadata, table of contents."""
+"""Writes what an ``.mlpackage`` holds besides a program: descriptions, metadata, its manifest."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from exporters.coreml.schema import ARRAY_TYPES, messages
 
 _AUTHOR: Final = "com.apple.CoreML"
 _DATA: Final = "Data/"
-# Identifiers within a package have no meaning beyond it; fixed ones keep exports identical.
+# The identifiers mean nothing outside the package; fixed ones keep equal exports equal in bytes.
 _NAMESPACE: Final = uuid.UUID("4f2b53d5-5f05-5d0a-9d0c-3b1a0e5c3a51")
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What Xcode and apps show of a package.
+    """The metadata that Xcode and apps show.
 
     Attributes:
-        description: a sentence.
-        version: of the model.
+        description: one sentence about the model.
+        version: the model's version.
         author: who made the weights; empty when that is not known.
-        licence: of the weights; likewise.
-        user_defined: whatever else, by key.
+        licence: the weights' licence; empty when it is not known.
+        user_defined: further texts, by key.
     """
 
     description: str
@@ -45,8 +45,8 @@ class WrittenFunction:
 
     Attributes:
         emitter: the function.
-        choices: the numbers of tokens a call may take, where there are several.
-        texts: a sentence by input, output or state.
+        choices: the numbers of tokens that a call may take, where there are several.
+        texts: a sentence for each input, output and state, by name.
     """
 
     emitter: Emitter
@@ -55,13 +55,13 @@ class WrittenFunction:
 
 
 def model_message(functions: Sequence[WrittenFunction], version: int, metadata: Metadata) -> Any:
-    """The whole model.
+    """Builds the whole model, as a ``Model`` message.
 
     Args:
-        functions: the first is the default one. A single one is described as the model itself,
-            which every version of the specification knows.
-        version: of the specification.
-        metadata: what apps read.
+        functions: the functions, the default one first. A single function is described as the
+            model itself, which every version of the specification knows.
+        version: the version of the specification.
+        metadata: the metadata that apps read.
     """
     model = messages()["Model"](specificationVersion=version)
     model.mlProgram.version = 1
@@ -111,7 +111,7 @@ def _describe_array(array: Any, value: Value, choices: tuple[int, ...]) -> None:
 
 
 def write_manifest(package: Path) -> None:
-    """Writes the package's table of contents, whose identifiers do not change."""
+    """Writes the package's ``Manifest.json``, whose identifiers do not change."""
     model, weights = (str(uuid.uuid5(_NAMESPACE, path)) for path in (MODEL_PATH, WEIGHTS_PATH))
     contents = {
         "fileFormatVersion": "1.0.0",

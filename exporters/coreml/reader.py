@@ -1,13 +1,12 @@
-"""Reads integers and scales back out of a package, to hold them against the store's.
+"""Reads integers and scales back from a package, to compare them with the store's.
 
-What names a weight is the result of the operation that makes it; what each part is, the name of
-the operation's parameter.
+The result of the operation that makes a weight has the weight's name. The operation's parameters
+tell which constant is which part of the weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,12 +20,12 @@ from exporters.coreml.package import Package, open_package
 from exporters.coreml.scales import Exponents, are_half, from_half
 from exporters.coreml.weights import DESCALE, INPUT_SCALE_NAME, WIDENED_NAME
 from exporters.errors import ExportError
+from exporters.stored_digests import digests_of
 from quant.formats.activations import INPUT_SCALE
-from quant.store.store import weight_digest
 
 _BLOCK: Final = 1 << 20
-_WEIGHT: Final = "__weight"  # ends the name of every weight
-# What the parameters of operations that make weights hold of them.
+_WEIGHT: Final = "__weight"  # the suffix of every weight's name
+# The part of a weight that each parameter of the operations that make weights holds.
 _PARTS: Final = {
     "data": "codes",
     "quantized_data": "codes",
@@ -46,10 +45,11 @@ class StoredPart:
     """A part of a weight, and how its bytes become the store's.
 
     Attributes:
-        constant: as the package holds it.
-        place: what it is known by: two parts of one place are the same.
-        restore: undoes the file's layout, a block at a time; None when it is the store's.
-        exponents: of scales that were bfloat16: by which power of two each row was multiplied.
+        constant: the constant, as the package holds it.
+        place: identifies where the constant is; parts with equal places have the same bytes.
+        restore: undoes the file's layout, one block at a time; None when the store's is the same.
+        exponents: the power of two by which each row was multiplied, for scales that are bfloat16
+            in the store; None for all other parts.
     """
 
     constant: Constant
@@ -58,7 +58,7 @@ class StoredPart:
     exponents: Exponents | None = None
 
     def blocks(self) -> Iterator[bytes]:
-        """The bytes as the store holds them."""
+        """Yields the bytes as the store holds them, one block at a time."""
         if self.exponents is not None:
             rows = self.constant.data.view(np.uint16).reshape(len(self.exponents), -1)
             step = max(1, _BLOCK // (2 * rows.shape[1]))
@@ -73,14 +73,14 @@ class StoredPart:
 
 
 Parts = dict[str, list[StoredPart]]
-"""Places of each part of a weight; several when functions do not share it."""
+"""The places of each part of a weight; there are several when functions do not share it."""
 
 
 def read_parts(package: Package) -> dict[str, Parts]:
-    """Parts by weight name, as every function's operations hold them.
+    """Finds the parts of every weight among all functions' operations, by weight name.
 
     Raises:
-        ExportError: a constant that cannot be read.
+        ExportError: a constant cannot be read.
     """
     weights: dict[str, Parts] = {}
     for function in package.functions:
@@ -100,7 +100,7 @@ def read_parts(package: Package) -> dict[str, Parts]:
 def _parts_of(
     package: Package, name: str, operation: Any, operations: dict[str, Any]
 ) -> Iterator[tuple[str, str, StoredPart]]:
-    """What one operation holds of a weight; nothing when it makes no weight."""
+    """Yields the weight's name, the part and its bytes for each part that an operation holds."""
     if operation.type == "const":
         if name.endswith(_WEIGHT + INPUT_SCALE_NAME):
             constant, place = _constant(package, name, operation.attributes["val"])
@@ -137,7 +137,7 @@ def _parts_of(
 
 
 def _parameters(operation: Any) -> Iterator[tuple[str, Any]]:
-    """What an operation is given in place: attributes before iOS 18, arguments since."""
+    """The constants that an operation itself holds: attributes before iOS 18, arguments since."""
     yield from operation.attributes.items()
     for parameter, argument in operation.inputs.items():
         for binding in argument.arguments:
@@ -153,9 +153,16 @@ def _constant(package: Package, where: str, value: Any) -> tuple[Constant, objec
 
 
 def _exponents(package: Package, inverse: Any, scale: Constant) -> tuple[Exponents, object]:
-    """By which power of two each row of scales was multiplied, and what that is known by.
+    """The power of two by which each row of scales was multiplied, and where that is stored.
 
-    Inverses that are no powers of two give exponents that undo nothing rightly, so that they show.
+    Args:
+        package: the package.
+        inverse: the operation that holds the inverse of each row's factor; None when no row was
+            multiplied.
+        scale: the scales.
+
+    Raises:
+        ExportError: the inverses are not one power of two for each row.
     """
     rows = scale.shape[0]
     if inverse is None:
@@ -181,23 +188,12 @@ def _padded_rows(constant: Constant) -> Constant:
 
 
 def stored_digests(package: Path) -> dict[str, str]:
-    """`quant.store.store.weight_digest` of every weight, from the written files alone.
+    """Computes `quant.store.store.weight_digest` of every weight from the written files alone.
 
-    A weight that functions hold in several places, and not the same in all of them, gets a text
-    that no digest equals.
+    When functions hold a weight in several places and these differ, its text lists every digest
+    found, so that it equals no digest of the store.
 
     Raises:
-        ExportError: a file is missing, too short, damaged, or no Core ML package.
+        ExportError: a file is missing, too short or damaged, or the folder is no Core ML package.
     """
-    weights = read_parts(open_package(package))
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(weights, pool.map(_digest, weights.values()), strict=True))
-
-
-def _digest(parts: Parts) -> str:
-    copies = max(map(len, parts.values()))
-    found = {
-        weight_digest({part: places[i % len(places)].blocks() for part, places in parts.items()})
-        for i in range(copies)
-    }
-    return " or ".join(sorted(found))
+    return digests_of(read_parts(open_package(package)))

@@ -1,9 +1,9 @@
-"""Scales as Core ML's float16, exactly.
+"""Converts the store's scales to Core ML's float16 without loss.
 
-float16 holds a bfloat16 exactly where it is a normal number, from 2^-14. A row of a matrix that has
-smaller scales is stored times a power of two, and what it gives is multiplied by the inverse.
-Scales that are float16 in the store, as a checkpoint that was quantized elsewhere brings them, stay
-as they are.
+float16 holds a bfloat16 number exactly where it is a normal float16 number, from 2^-14 on. Where a
+row of a matrix has smaller scales, they are stored multiplied by a power of two, and the row's
+result is multiplied by the inverse. Scales that are float16 in the store, which a checkpoint
+quantized elsewhere may have, are stored as they are.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from quant.store.store import Extent
 
 _BIAS: Final = 127 - 15  # between the exponents of bfloat16 and float16
 _SMALLEST, _LARGEST = -14, 15  # exponents of float16's normal numbers
-# A row that was multiplied must not come near what float16 holds: its sums would.
+# The largest exponent of a multiplied row's scales. The row's sums of products are float16 too, and
+# larger scales could make them overflow.
 _LARGEST_MOVED: Final = -3
-_NONE: Final = 0x7F80  # infinity's bits: more than any scale's
+_NONE: Final = 0x7F80  # the bits of bfloat16's infinity, which is larger than any scale
 _BLOCK: Final = 1 << 20
 
 Exponents = npt.NDArray[np.int32]
-"""``int32[rows, 1]``: by which power of two each row of scales is multiplied."""
+"""``int32[rows, 1]``: the exponent of the power of two that multiplies each row of scales."""
 
 
 def to_half(scales: npt.NDArray[np.uint16], exponents: Exponents) -> npt.NDArray[np.uint16]:
-    """Bits of bfloat16 ``[rows, groups]`` to those of float16, times ``2 ** exponents``.
+    """Converts bits of bfloat16 ``[rows, groups]`` to float16, multiplied by ``2 ** exponents``.
 
     >>> to_half(np.array([[0x3F80, 0]], np.uint16), np.array([[3]], np.int32)).view(np.float16)
     array([[8., 0.]], dtype=float16)
@@ -43,7 +44,11 @@ def to_half(scales: npt.NDArray[np.uint16], exponents: Exponents) -> npt.NDArray
 
 
 def from_half(scales: npt.NDArray[np.uint16], exponents: Exponents) -> npt.NDArray[np.uint16]:
-    """Undoes `to_half`; what no bfloat16 gives keeps its bits, so that it shows."""
+    """Undoes `to_half`.
+
+    A float16 number that comes from no bfloat16 keeps its bits, so that the weight's digest
+    differs from the store's.
+    """
     sizes = (scales & 0x7FFF).astype(np.int32)
     moved = np.where(sizes, sizes + (_BIAS - exponents << 10) >> 3, 0)
     whole = (sizes & 7 == 0) & (moved < _NONE)
@@ -52,14 +57,14 @@ def from_half(scales: npt.NDArray[np.uint16], exponents: Exponents) -> npt.NDArr
 
 
 def row_exponents(weight: str, extent: Extent) -> Exponents:
-    """The least power of two, from 0, that makes every scale of a row a normal float16 number.
+    """The smallest exponents, from 0 on, that make every scale of a row a normal float16 number.
 
     Args:
-        weight: its name, for the error.
-        extent: ``bfloat16[rows, groups]``.
+        weight: the weight's name, for the error.
+        extent: the place of the scales, ``bfloat16[rows, groups]``.
 
     Raises:
-        ExportError: a row has scales too far apart, or too large.
+        ExportError: a row's scales are too far apart, or too large.
     """
     found = []
     for start, scales in row_blocks(extent):
@@ -74,18 +79,18 @@ def row_exponents(weight: str, extent: Extent) -> Exponents:
             row = int(bad.argmax())
             raise ExportError(
                 f"row {start + row} of {weight} has scales from 2^{low[row]} to 2^{high[row]}; "
-                f"Core ML's are float16, which holds 2^-14 to 2^15, and smaller ones in rows where "
-                f"all are small: keep it fp16"
+                f"Core ML's scales are float16, which holds 2^-14 to 2^15, and smaller ones only "
+                f"in rows where all scales are small: keep it fp16"
             )
         found.append(needed)
     return np.concatenate(found)[:, None].astype(np.int32)
 
 
 def are_half(scales: npt.NDArray[np.uint16]) -> bool:
-    """Whether float16 scales of a file, none of them moved, were float16 in the store already.
+    """Whether the scales of a file are float16 in the store too, where no row was multiplied.
 
-    A store has float16 scales only where bfloat16 would not hold them all, so that one of them
-    uses the lowest of its bits.
+    A store has float16 scales only where bfloat16 cannot hold all of them. So at least one scale
+    uses the three lowest bits, which a scale that comes from bfloat16 never does.
 
     >>> are_half(np.array([1.5, 0.1], np.float16).view(np.uint16))
     True
@@ -96,7 +101,7 @@ def are_half(scales: npt.NDArray[np.uint16]) -> bool:
 
 
 def row_blocks(extent: Extent) -> Iterator[tuple[int, npt.NDArray[np.uint16]]]:
-    """Scales some whole rows at a time, and the number of the first."""
+    """Yields some whole rows of the scales at a time, with the number of the first row."""
     rows, groups = extent.shape
     step = max(1, _BLOCK // (2 * groups))
     with extent.file.open("rb") as stream:
@@ -111,11 +116,11 @@ def row_blocks(extent: Extent) -> Iterator[tuple[int, npt.NDArray[np.uint16]]]:
 
 @dataclass(frozen=True)
 class ScaleBlob:
-    """Scales on their way from the store to the weight file.
+    """Scales of the store that are converted when they are written to the weight file.
 
     Attributes:
-        source: ``bfloat16[rows, groups]``.
-        exponents: of the rows.
+        source: the place of the scales in the store, ``bfloat16[rows, groups]``.
+        exponents: the exponent of each row.
     """
 
     source: Extent
@@ -123,7 +128,7 @@ class ScaleBlob:
 
     @property
     def nbytes(self) -> int:
-        """Size in the file."""
+        """Size in the file, in bytes."""
         return self.source.nbytes
 
     def write(self, target: int, offset: int, sources: Callable[[Extent], int]) -> None:

@@ -1,12 +1,14 @@
 """The protobuf messages of a Core ML model and its MIL program, made without coremltools.
 
-Fields and their numbers as in Apple's ``Model.proto``, ``FeatureTypes.proto`` and ``MIL.proto``
-(specification version 9 and before). A line is a message; a field is ``number:name:type``, where
-``[type]`` is repeated, ``{type}`` a map from strings, ``type@group`` one of a group of which at
-most one is set. Enumerations are ``int32``, their values are below. Kinds of models that are no ML
-programs are ``bytes`` here: it is enough to tell which one it is.
+Fields and their numbers are those of Apple's ``Model.proto``, ``FeatureTypes.proto`` and
+``MIL.proto`` (specification version 9 and before). A line of `_MESSAGES` is a message. A field is
+``number:name:type``, where ``[type]`` is repeated, ``{type}`` is a map from strings, and
+``type@group`` is one field of a group of which at most one is set. Enumerations are ``int32``; the
+tables below hold the values that EdgeForge uses. Kinds of models that are not ML programs are
+``bytes`` here, because it is enough to know which kind a model is.
 
-The messages live in a pool of their own, so that coremltools may be loaded beside them.
+The messages live in a descriptor pool of their own, so that coremltools can be loaded in the same
+process.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 
-# MIL.DataType. Widths of sub-byte types are their names'.
+# MIL.DataType. A type's name states its width in bits, below a byte too.
 DATA_TYPES: Final[dict[str, int]] = {
     "bool": 1,
     "string": 2,
@@ -44,7 +46,7 @@ DATA_TYPES: Final[dict[str, int]] = {
 }
 DATA_TYPE_NAMES: Final = {number: name for name, number in DATA_TYPES.items()}
 
-# ArrayFeatureType.ArrayDataType, of inputs and outputs.
+# ArrayFeatureType.ArrayDataType, the element types of inputs and outputs.
 ARRAY_TYPES: Final[dict[str, int]] = {
     "fp32": 65568,
     "fp64": 65600,
@@ -142,7 +144,7 @@ _MESSAGE, _OPTIONAL, _REPEATED = 11, 1, 3
 
 @cache
 def messages() -> dict[str, Any]:
-    """Every message class by name, as `google.protobuf` makes them from a description."""
+    """Every message class by name; `google.protobuf` makes them from `_MESSAGES`."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     file = descriptor_pb2.FileDescriptorProto(
@@ -161,7 +163,7 @@ def messages() -> dict[str, Any]:
 
 
 def new(name: str, **fields: object) -> Any:
-    """A message by name.
+    """Makes a message of the class of this name.
 
     >>> new("SizeRange", lowerBound=1, upperBound=-1).SerializeToString().hex()
     '080110ffffffffffffffffff01'
@@ -191,7 +193,7 @@ def _add_message(file: FileDescriptorProto, name: str, *fields: str) -> None:
 
 
 def _map_entry(message: DescriptorProto, owner: str, field_name: str, kind: str) -> str:
-    """The nested message that a map is on the wire."""
+    """Adds the nested message that protobuf encodes a map as, and returns its type's name."""
     words = field_name.split("_")
     name = "".join(word[0].upper() + word[1:] for word in words) + "Entry"
     entry = message.nested_type.add(name=name)

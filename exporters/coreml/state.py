@@ -1,4 +1,4 @@
-"""The state of a walk that emits a function: what the handlers of operators read and write."""
+"""The state that the handlers of operators share while a program is lowered to one function."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Profile = Literal["gpu", "ane"]
 Opset = Literal["ios17", "ios18"]
 
 OPSETS: Final[dict[Opset, tuple[str, int]]] = {"ios17": ("CoreML7", 8), "ios18": ("CoreML8", 9)}
-"""MIL's name of a generation of operators, and the version of the specification."""
+"""MIL's name and the specification's version for each generation of operators."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Style:
     """How functions are written.
 
     Attributes:
-        profile: the processor they are shaped for.
+        profile: the processor that the functions are written for.
         opset: the generation of operators.
         one_hot: whether caches are written by a product with one-hot rows.
-        context: length of the caches, tokens.
+        context: the length of the caches, in tokens.
     """
 
     profile: Profile
@@ -40,24 +40,24 @@ class Style:
 
     @property
     def states(self) -> bool:
-        """Whether caches are states; else they are inputs and outputs."""
+        """Whether caches are states; otherwise they are inputs and outputs."""
         return self.opset == "ios18"
 
     @property
     def wide(self) -> bool:
-        """Whether float32 operations are used where float16 would lose."""
+        """Whether float32 operations are used where float16 would lose precision."""
         return self.profile == "gpu"
 
 
 class FunctionLowering:
-    """Lowers a program to a function for a number of tokens.
+    """The state of lowering a program to one function for a number of tokens.
 
     Args:
-        program: in the lowered dialect.
-        bank: the weights it names.
-        name: the function's.
-        tokens: of a call; -1 when the caller chooses among several.
-        style: how it is written.
+        program: the program, in the quantized or the lowered dialect.
+        bank: the weights that the program names.
+        name: the function's name.
+        tokens: how many tokens a call takes; -1 when the caller chooses among several numbers.
+        style: how the function is written.
 
     Attributes:
         ids: the tokens, ``int32[1, t]``.
@@ -75,19 +75,19 @@ class FunctionLowering:
         self.position = self.emitter.input(POSITION, "int32", (1,))
 
     def hold(self, node: fx.Node, value: Value) -> None:
-        """Notes which value of the function a node is."""
+        """Records the function's value that holds a node's result."""
         self._values[node] = value
 
     def result(self, node: fx.Node) -> Value:
-        """The value that a node is."""
+        """The function's value that holds a node's result."""
         return self._values[node]
 
     def value(self, node: fx.Node, index: int) -> Value:
-        """The value of one of a node's arguments."""
+        """The function's value that holds one of a node's arguments."""
         return self._values[node_argument(node, index)]
 
     def name(self, node: fx.Node) -> str:
-        """What a node's result is called."""
+        """The name of a node's result."""
         return LOGITS if node is self.program.output() else f"op_{node.name}"
 
     def dims(self, node: fx.Node) -> Shape:
@@ -95,7 +95,7 @@ class FunctionLowering:
         return tuple(self.tokens if dim == -1 else dim for dim in shape_of(node))
 
     def weight_name(self, node: fx.Node, index: int = 1) -> str:
-        """The weight that an argument is, or is a part of."""
+        """The name of the weight that an argument is, or is a part of."""
         return self.program.inputs[node_argument(node, index).name].name
 
     def floating(self, node: fx.Node) -> Value:
@@ -111,6 +111,6 @@ class FunctionLowering:
         return self.bank.integer(self.emitter, weight, call.format, call.shape)
 
     def split_results(self, node: fx.Node, pieces: list[Value]) -> None:
-        """Names what is taken from a split."""
+        """Records the values of the nodes that take the parts of a split."""
         for user in node.users:
             self._values[user] = pieces[GetCall.of(user).index]

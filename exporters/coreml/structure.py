@@ -1,4 +1,4 @@
-"""What a package's functions consist of: operations by type, and weights by how they are stored."""
+"""What a package's functions consist of: operations by type, and weights by stored format."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from exporters.coreml.package import Package, TensorType, tensor_type
 from exporters.errors import ExportError
 from exporters.structure import Section
 
-# Parameters of operations that make weights: what is unpacked comes first.
+# Parameters of the operations that make weights which hold the codes or values to unpack.
 _UNPACKED: Final = ("data", "indices", "quantized_data", "nonzero_data")
 
 
 def structure_of(package: Package) -> tuple[Section, ...]:
-    """Operations and weights of every function, from the files.
+    """Tables of every function's operations and weights, read from the files.
 
-    A weight that several functions share is listed under each.
+    A weight that several functions share is listed under each of them.
     """
     operations = {
         (name, str(operation.type)): 0
@@ -47,9 +47,10 @@ def structure_of(package: Package) -> tuple[Section, ...]:
 
 
 def weight_formats(package: Package, function: str) -> dict[str, tuple[int, int]]:
-    """Tensors and bytes by format: constants in files, and what unpacks them.
+    """The number of tensors and their bytes, by stored format.
 
-    Bytes are of codes, scales, offsets and tables alike.
+    A format is the dtype of a constant in the weight file, or the dtype of the codes and the
+    operation that unpacks them. Bytes include codes, scales, offsets and tables.
     """
     tensors: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -71,7 +72,7 @@ def weight_formats(package: Package, function: str) -> dict[str, tuple[int, int]
 
 
 def _values(operation: Any) -> list[tuple[str, Any]]:
-    """The constants among an operation's parameters: of iOS 16's operations they are attributes."""
+    """The constants that an operation holds: arguments, or attributes in iOS 16's operations."""
     given = [
         (str(name), binding.value)
         for name, argument in operation.inputs.items()
@@ -93,7 +94,7 @@ def _dtype(given: TensorType | None) -> str:
 
 
 def _nbytes(given: TensorType | None) -> int:
-    """Bytes of a tensor's numbers, as weights are packed."""
+    """The bytes of a tensor's elements as the weight file packs them."""
     if given is None or given.dtype == "string":
         return 0
     digits = re.search(r"[0-9]+", given.dtype)

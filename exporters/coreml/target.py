@@ -41,7 +41,7 @@ class CoremlTarget:
         }
     )
     passed_over: Mapping[str, str] = MappingProxyType(
-        {"kv_cache": "whose caches are float16, for Core ML's states hold nothing else"}
+        {"kv_cache": "whose caches are float16, because Core ML's states hold nothing else"}
     )
     static_caches: tuple[str, ...] = ()
 
@@ -52,7 +52,7 @@ class CoremlTarget:
         facts: ModelFacts,
         options: TargetOptions,
     ) -> None:
-        """Refuses options that do not go together, and formats that a profile cannot hold."""
+        """Refuses options that exclude each other, and formats that a package cannot hold."""
         from exporters.coreml.choices import check_formats
 
         style, chunks = choose_style(options, facts.context), choose_chunks(options, facts.context)
@@ -114,13 +114,13 @@ class CoremlTarget:
         )
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
-        """Digests of the integers and scales as the package's functions and weights hold them."""
+        """Digests of the integers and scales that the package's functions and weight file hold."""
         from exporters.coreml.reader import stored_digests
 
         return stored_digests(folder / names.PACKAGE)
 
     def structure(self, folder: Path) -> tuple[Section, ...]:
-        """Operations and stored weights of every function."""
+        """Tables of every function's operations and stored weights."""
         from exporters.coreml.package import open_package
         from exporters.coreml.structure import structure_of
 
@@ -128,10 +128,10 @@ class CoremlTarget:
 
 
 def choose_style(options: TargetOptions, context: int) -> Style:
-    """How functions are written.
+    """Chooses how functions are written.
 
     Raises:
-        ExportError: options that do not go together.
+        ExportError: the options exclude each other.
     """
     from exporters.coreml.attention import padded
     from exporters.coreml.state import Style
@@ -140,7 +140,7 @@ def choose_style(options: TargetOptions, context: int) -> Style:
     assert profile in ("gpu", "ane") and opset in ("ios17", "ios18")
     if opset == "ios17" and options.cache_write == "slice":
         raise ExportError(
-            "--cache-write slice needs an operator that iOS 18 brought: leave it out, or take "
+            "--cache-write slice needs an operator that iOS 18 introduced: leave it out, or use "
             "--opset ios18"
         )
     write = options.cache_write or ("onehot" if opset == "ios17" else "slice")
@@ -149,11 +149,12 @@ def choose_style(options: TargetOptions, context: int) -> Style:
 
 
 def costs(style: Style, chunks: tuple[int, ...]) -> RuntimeCosts:
-    """What Core ML keeps: one constant for embedding and head, float16 caches.
+    """What Core ML keeps in memory: one constant for embedding and head, and float16 caches.
 
-    Whether it unpacks weights when it loads them cannot be known here; counted is what is stored.
+    Whether Core ML unpacks weights when it loads them cannot be known here; the estimate counts
+    them as they are stored.
     """
-    # Without states, a call holds the caches it is given and those it gives back.
+    # Without states, a call holds two copies of the caches: its inputs and its outputs.
     return RuntimeCosts(
         cache_element=2 if style.states else 4,
         tied_copies=1,
@@ -163,17 +164,17 @@ def costs(style: Style, chunks: tuple[int, ...]) -> RuntimeCosts:
 
 
 def stored_facts(facts: ModelFacts, style: Style) -> ModelFacts:
-    """The dimensions as caches have them."""
+    """The model's facts with the head width that the caches have, which a profile may pad."""
     from exporters.coreml.attention import padded
 
     return facts if style.wide else replace(facts, head_dim=padded(facts.head_dim))
 
 
 def choose_chunks(options: TargetOptions, context: int) -> tuple[int, ...]:
-    """How many tokens a prefill call takes: one number, or several to choose from.
+    """The numbers of tokens that a prefill call may take: one number, or several.
 
     Raises:
-        ExportError: what was asked is no such number.
+        ExportError: the option ``chunk`` is not a list of positive numbers.
     """
     text = options.chunk or str(min(DEFAULT_CHUNK, context))
     try:

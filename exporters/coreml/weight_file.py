@@ -1,7 +1,7 @@
-"""``weight.bin``: planned first, then streamed from the store; equal blobs are placed once.
+"""Writes ``weight.bin``: it is planned first, then the store's bytes are streamed into it.
 
-The layout is that of Core ML's blob storage, version 2: a header, then for each blob a record
-and its data, both on 64 bytes. Sub-byte elements are packed low bits first.
+The layout is that of Core ML's blob storage, version 2: a header, then each blob's record and data,
+both at multiples of 64 bytes. Elements of less than a byte are packed low bits first.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Final, Protocol
 from exporters.coreml.blob_file import ALIGNMENT, BITS, BLOB_TYPES, SENTINEL, VERSION
 from quant.store.store import Extent
 
-HEADER: Final = struct.Struct("<II56x")  # blobs, version
-# Sentinel, dtype, bytes, offset of the data, bits of the last byte that are no element.
+HEADER: Final = struct.Struct("<II56x")  # the number of blobs, the version
+# Sentinel, dtype, size of the data in bytes, its offset, padding bits of the last byte.
 RECORD: Final = struct.Struct("<IIQQQ32x")
 
 
@@ -26,7 +26,7 @@ class Blob(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Size in the file."""
+        """Size in the file, in bytes."""
 
     def write(self, target: int, offset: int, sources: Callable[[Extent], int]) -> None:
         """Writes the bytes at an offset of a file."""
@@ -34,13 +34,13 @@ class Blob(Protocol):
 
 @dataclass(frozen=True)
 class PlacedBlob:
-    """A blob of the file.
+    """A blob with its place in the file.
 
     Attributes:
-        offset: of its record, by which models name it.
-        dtype: of its elements.
-        count: how many there are.
-        blob: what it holds.
+        offset: the offset of its record, by which models name the blob, in bytes.
+        dtype: MIL's name of the element type.
+        count: the number of elements.
+        blob: the bytes.
     """
 
     offset: int
@@ -50,11 +50,11 @@ class PlacedBlob:
 
     @property
     def data_offset(self) -> int:
-        """Where its data begin."""
+        """The offset of its data, in bytes."""
         return self.offset + ALIGNMENT
 
     def record(self) -> bytes:
-        """What stands before the data."""
+        """The record, which the file holds before the data."""
         padding = 8 * self.blob.nbytes - BITS[self.dtype] * self.count
         code = BLOB_TYPES[self.dtype]
         return RECORD.pack(SENTINEL, code, self.blob.nbytes, self.data_offset, padding)
@@ -68,13 +68,13 @@ class WeightFile:
         self._placed: dict[object, PlacedBlob] = {}
 
     def place(self, key: object, dtype: str, count: int, blob: Blob) -> int:
-        """The offset of a blob's record; the same key gets the same place again.
+        """Returns the offset of a blob's record; an equal key gets the same place.
 
         Args:
-            key: of what the blob holds.
-            dtype: as MIL names it.
-            count: elements.
-            blob: their bytes.
+            key: identifies the blob's content.
+            dtype: MIL's name of the element type.
+            count: the number of elements.
+            blob: the bytes of the elements.
         """
         if key not in self._placed:
             assert blob.nbytes == -(-count * BITS[dtype] // 8), f"{key}: {blob.nbytes}"
@@ -84,7 +84,7 @@ class WeightFile:
         return self._placed[key].offset
 
     def write(self, path: Path) -> None:
-        """Writes the file; memory holds a chunk of a blob at most."""
+        """Writes the file; memory holds at most one chunk of a blob."""
         sources: dict[Path, int] = {}
 
         def source(extent: Extent) -> int:

@@ -1,7 +1,8 @@
 """Weights as Core ML constants: integers with their scales, and floats.
 
-The store's codes are unsigned; a symmetric format becomes Core ML's signed integers, whose bytes
-are the store's with the sign bits flipped. Of scales see `exporters.coreml.scales`.
+The store's codes are unsigned. Those of a symmetric format become Core ML's signed integers, whose
+bytes are the store's with the highest bit of each code flipped. `exporters.coreml.scales` explains
+the scales.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from quant.formats.activations import INPUT_SCALE
 from quant.formats.formats import IntFormat, PaletteFormat
 from quant.store.store import WeightStore
 
-# Ends the name of the constant that what a row gives is multiplied by.
+# Suffix of the constant by which the results of a weight's rows are multiplied.
 DESCALE: Final = "__descale"
-# Ends the name of the constant that is the scale of what enters a weight.
+# Suffix of the constant that holds the scale of the activations that enter a weight.
 INPUT_SCALE_NAME: Final = "__input_scale"
-# Ends the name of a weight that is bfloat16 in the store and float32 in the file.
+# Suffix of a weight that is bfloat16 in the store and float32 in the file.
 WIDENED_NAME: Final = "__widened"
 
 
@@ -36,8 +37,8 @@ class Weight:
     """A weight in a function.
 
     Attributes:
-        value: what operations read.
-        descale: ``fp16[rows]``, what each row's results are to be multiplied by; None for 1.
+        value: the value that operations read.
+        descale: ``fp16[rows]``, the factors of the rows' results; None when all are 1.
     """
 
     value: Value
@@ -45,11 +46,13 @@ class Weight:
 
 
 class WeightBank:
-    """Weights of a store in the weight file, the same for every function.
+    """Places a store's weights in the weight file and emits them in functions.
+
+    Several functions share the places of their weights.
 
     Args:
-        store: the weights.
-        file: where they go.
+        store: the store of the weights.
+        file: the weight file.
     """
 
     def __init__(self, store: WeightStore, file: WeightFile) -> None:
@@ -57,13 +60,13 @@ class WeightBank:
         self._exponents: dict[str, Exponents] = {}
 
     def integer(self, emitter: Emitter, weight: str, format: IntFormat, shape: Shape) -> Weight:
-        """A matrix in integers, as float16.
+        """Emits a matrix that is stored in integers and read as float16.
 
         Args:
-            emitter: the function.
-            weight: its name.
-            format: its format.
-            shape: its rows and columns.
+            emitter: the function to add to.
+            weight: the weight's name.
+            format: the weight's format.
+            shape: the number of rows and of columns.
         """
         extents, name = self.store.extents(weight), identifier(weight)
         exponents = self._exponents_of(weight)
@@ -93,7 +96,7 @@ class WeightBank:
         return Weight(value, emitter.cast_once(f"{inverse.name}_half", inverse, "fp16"))
 
     def _exponents_of(self, weight: str) -> Exponents:
-        """By which power of two each row of scales is multiplied: 0 where they are float16."""
+        """The exponent of each row of scales; 0 where the store's scales are float16."""
         extent = self.store.extents(weight)["scale"]
         if weight not in self._exponents:
             self._exponents[weight] = (
@@ -104,12 +107,12 @@ class WeightBank:
         return self._exponents[weight]
 
     def palette(self, emitter: Emitter, weight: str, format: PaletteFormat, shape: Shape) -> Value:
-        """A matrix of codes into tables of float16 values; arguments as in `integer`."""
+        """Emits a matrix of codes that index tables of float16 values; arguments as `integer`."""
         name, bits, entries = identifier(weight), format.bits, format.entries
         extents = self.store.extents(weight)
         tables = self._file_value(weight, "lut", "fp16", extents["lut"].shape, None)
         kind = "constexpr_lut_to_dense"
-        if emitter.opset == "CoreML7":  # one table, codes as bytes, and the shape apart
+        if emitter.opset == "CoreML7":  # iOS 16's operation: one table, packed bytes, a shape
             packed = (weight, "bytes"), "uint8", extents["codes"].nbytes, Blob(extents["codes"])
             parts: dict[str, object] = {
                 "indices": FileValue("uint8", (extents["codes"].nbytes,), self.file.place(*packed)),
@@ -125,7 +128,7 @@ class WeightBank:
         return emitter.constexpr(kind, name, "fp16", shape, parts)
 
     def _affine(self, emitter: Emitter, name: str, data: FileValue, scale: FileValue) -> Value:
-        """The form of iOS 16, of integers of 8 bits with a scale a row."""
+        """Emits iOS 16's operation for integers of 8 bits with one scale a row."""
         parts = {
             "quantized_data": data,
             "scale": FileValue("fp16", scale.shape[:1], scale.offset),
@@ -135,7 +138,7 @@ class WeightBank:
         return emitter.constexpr("constexpr_affine_dequantize", name, "fp16", data.shape, parts)
 
     def _zero_point(self, weight: str, format: IntFormat, groups: Shape) -> FileValue:
-        """Zero points, one a group, without the store's padding at the end of each row."""
+        """Places the zero points, one a group, without the store's padding at each row's end."""
         dtype = f"uint{format.bits}"
         if format.bits == 8 or groups[1] % 2 == 0:
             return self._file_value(weight, "zero_point", dtype, groups, None)
@@ -147,7 +150,7 @@ class WeightBank:
         return FileValue(dtype, groups, offset)
 
     def floating(self, emitter: Emitter, weight: str, shape: Shape) -> Value:
-        """A weight that stays float: float16 as it is, others as float32, which loses nothing."""
+        """Emits a weight that stays float: float16 as it is, other dtypes exactly as float32."""
         extent = self.store.extents(weight)["value"]
         dtype = "fp16" if extent.dtype == "F16" else "fp32"
         conversion = WIDENED if extent.dtype == "BF16" else None
@@ -155,13 +158,13 @@ class WeightBank:
         return emitter.stored(identifier(weight) + (WIDENED_NAME if conversion else ""), value)
 
     def input_scale(self, emitter: Emitter, weight: str) -> Value:
-        """The one scale of what enters a matrix, as float16, which holds it exactly."""
+        """Emits the scale of the activations that enter a matrix, as float16, which is exact."""
         bits = self.store.part(weight, INPUT_SCALE).view(torch.uint16).numpy()
         half = to_half(bits, np.zeros((1, 1), np.int32)).view(np.float16).reshape(())
         return emitter.inline(identifier(weight) + INPUT_SCALE_NAME, "fp16", half)
 
     def table(self, emitter: Emitter, name: str, values: npt.NDArray[np.generic]) -> Value:
-        """A constant that is no weight: float16 or float32."""
+        """Emits a constant of float16 or float32 that is not a weight."""
         dtype = {2: "fp16", 4: "fp32"}[values.itemsize]
         offset = self.file.place((name, dtype), dtype, values.size, Blob(values.tobytes()))
         return emitter.stored(name, FileValue(dtype, values.shape, offset))

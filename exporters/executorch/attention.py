@@ -1,4 +1,4 @@
-"""Attention, its caches and its windows, as calls of ExecuTorch's kernels."""
+"""Emits attention, its caches and its windows as calls of ExecuTorch's kernels."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from exporters.executorch.state import CacheDtype, MethodLowering, Window
 from quant.program.calls import AttentionCall
 from quant.program.program import node_argument, shape_of
 
-_HIDDEN: Final = -1e30  # added to the score of a token that is out of the window: exp gives 0
+_HIDDEN: Final = -1e30  # added to the score of a token outside the window, so that exp gives 0
 
 
 def attention(state: MethodLowering, node: fx.Node) -> None:
-    """Writes new keys and values into their caches, then attends to all that are in them."""
+    """Emits the writes of new keys and values into their caches, and attention over the caches."""
     method = state.method
     q, k, v = (state.tensors[node_argument(node, index)] for index in range(3))
     _, _, heads, width = state.outer_dims(node)
@@ -55,7 +55,13 @@ def attention(state: MethodLowering, node: fx.Node) -> None:
 
 @dataclass(frozen=True)
 class _Part:
-    """A tensor that a query, keys or values consist of: ``dtype[1, t, heads, width]``."""
+    """One tensor of those that queries, keys or values consist of: ``dtype[1, t, heads, width]``.
+
+    Attributes:
+        value: the number of the method's value.
+        dtype: the element type.
+        width: the last dimension.
+    """
 
     value: int
     dtype: ScalarType
@@ -63,12 +69,14 @@ class _Part:
 
 
 def _floats(state: MethodLowering, value: int, dims: list[int]) -> list[_Part]:
-    """The numbers as they are."""
+    """Queries, keys or values as one float32 tensor."""
     return [_Part(value, "float32", dims[1])]
 
 
 def _integers(state: MethodLowering, value: int, dims: list[int]) -> list[_Part]:
-    """Integers, zero points and scales, one of each a token and head, in the kernel's order.
+    """Emits the rounding to int8, with one zero point and one scale for each token and head.
+
+    The parts come in the order in which the attention kernel takes them.
 
     Given: ``x: float32[1, t, heads, width]``
     Result: ``int8[1, t, heads, width]``, ``int8[1, t, heads, 1]``, ``float32[1, t, heads, 1]``
@@ -79,7 +87,7 @@ def _integers(state: MethodLowering, value: int, dims: list[int]) -> list[_Part]
         return method.tensor(dtype, [1, state.limit, heads, width], dynamic=True)
 
     int8 = method.integer(SCALAR_TYPES["int8"][0])
-    scale, zero_point = made("float64", 1), made("int64", 1)  # no other dtypes are taken
+    scale, zero_point = made("float64", 1), made("int64", 1)  # the kernel takes no other dtypes
     method.call(
         "quantized_decomposed::choose_qparams_per_token_asymmetric",
         "out",
@@ -117,7 +125,7 @@ _PARTS: Final[dict[CacheDtype, Callable[[MethodLowering, int, list[int]], list[_
 
 
 def _window_of(state: MethodLowering, size: int) -> Window:
-    """The window of this size, made at the first layer that asks for it."""
+    """Returns the window of this size; the first layer that asks for it emits its tensors."""
     if size not in state.windows:
         state.windows[size] = _make_window(state, size)
     return state.windows[size]
@@ -159,7 +167,7 @@ def _make_window(state: MethodLowering, size: int) -> Window:
 def _seen_part(
     state: MethodLowering, window: Window, dtype: ScalarType, cache: int, dims: list[int]
 ) -> int:
-    """The tokens of a cache that are seen: attention reads no others when it has a mask."""
+    """Emits a copy of a cache's tokens within a window; attention with a mask reads only these."""
     out = state.method.tensor(dtype, [1, window.length, *dims], dynamic=True)
     state.slice(cache, 1, window.first, state.end, out)
     return out

@@ -1,4 +1,4 @@
-"""ExecuTorch's delegates by the name that `--backend` takes, and what each can hold."""
+"""ExecuTorch's delegates by the name that `--backend` takes, and the formats each can hold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quant.plans.plan import QuantPlan
 
 XNNPACK: Final = "xnnpack"
 GROUP_MULTIPLE: Final = 32
-# What EdgeForge's own lowering writes and ExecuTorch's exporter, as it is used here, does not.
+# Options of EdgeForge's own lowering that ExecuTorch's exporter, as it is used here, does not have.
 _OWN_ONLY: Final = ("weights", "kv_cache")
 
 
@@ -27,12 +27,14 @@ class Backend:
     """A delegate.
 
     Attributes:
-        title: its name for people.
-        check: refuses a format of a weight, by name.
-        tokens: how many one run takes at most; None for as many as a target's chunk.
-        needs: what runs its programs, where that is not this host.
-        notes: what a user must know of its arithmetic.
-        packages: what its exporter imports, beside ExecuTorch: module, and what to install.
+        title: the delegate's name in messages.
+        check: refuses a weight's format that the delegate cannot hold; takes the weight's name
+            and its format.
+        tokens: how many tokens one run takes at most; None for the target's own limit.
+        needs: what its programs need to run, where this host cannot run them; None where it can.
+        notes: what a user must know about its arithmetic.
+        packages: what its exporter imports besides ExecuTorch: the module's name, and what to
+            install.
     """
 
     title: str
@@ -49,15 +51,15 @@ def backend_of(options: Mapping[str, object]) -> Backend:
 
 
 def is_stock(options: TargetOptions) -> bool:
-    """Whether ExecuTorch's own exporter lowers."""
+    """Whether ExecuTorch's own exporter lowers the program."""
     return options.lowering == "stock" or options.backend not in (None, XNNPACK)
 
 
 def check_backend(plan: QuantPlan, options: TargetOptions) -> None:
-    """Refuses what a delegate cannot hold, what was asked at odds, and packages that are missing.
+    """Refuses formats a delegate cannot hold, options that exclude each other, missing packages.
 
     Raises:
-        ExportError: what is wrong, and what to do.
+        ExportError: says what is wrong, and what to do.
     """
     name = options.backend or XNNPACK
     backend = BACKENDS[name]
@@ -65,22 +67,23 @@ def check_backend(plan: QuantPlan, options: TargetOptions) -> None:
         flag = "--lowering stock" if name == XNNPACK else f"--backend {name}"
         if options.lowering == "edgeforge":
             raise ExportError(
-                f"{flag} is written by ExecuTorch's own exporter: leave out --lowering edgeforge"
+                f"{flag} uses ExecuTorch's own exporter: leave out --lowering edgeforge"
             )
         for option in _OWN_ONLY:
             if options.given().get(option) not in (None, "internal"):
                 given = option.replace("_", "-")
                 raise ExportError(
-                    f"--{given} is of EdgeForge's own lowering for XNNPACK: leave it or {flag} out"
+                    f"--{given} needs EdgeForge's own lowering for XNNPACK: leave out --{given} or "
+                    f"{flag}"
                 )
         require_executorch(f"{flag} lowers with it")
         for activation in (TOKEN, TENSOR):
             refuse_activation(
                 plan,
                 activation,
-                why=f"{flag} promises nothing of activations",
-                use="EdgeForge's own lowering for XNNPACK, or a recipe of weights alone such as "
-                "int8",
+                why=f"{flag} does not control how activations are rounded",
+                use="EdgeForge's own lowering for XNNPACK, or a recipe that rounds only weights, "
+                "such as int8",
             )
         for module, install in (backend.packages or {}).items():
             if find_spec(module) is None:
@@ -90,13 +93,14 @@ def check_backend(plan: QuantPlan, options: TargetOptions) -> None:
             backend.check(weight, assignment.format)
         if assignment.algorithm in POSITIVE:
             raise ExportError(
-                f"{weight} is to be filled by {assignment.algorithm}; programs for {backend.title} "
-                f"are written with no scales below zero: use {POSITIVE[assignment.algorithm]}"
+                f"{weight} is to be filled by {assignment.algorithm}, whose scales may be below "
+                f"zero; programs for {backend.title} hold no such scales: use "
+                f"{POSITIVE[assignment.algorithm]}"
             )
 
 
 def _check_width(weight: str, format: IntFormat, runtime: str) -> None:
-    """Refuses integers of other widths than 4 and 8 bits."""
+    """Refuses integers that do not have 4 or 8 bits."""
     if format.bits not in (4, 8):
         use = "int4-g32 or int4-g64" if format.bits < 4 else "int8-pc"
         raise ExportError(
@@ -105,7 +109,7 @@ def _check_width(weight: str, format: IntFormat, runtime: str) -> None:
 
 
 def _check_scales(weight: str, format: IntFormat, takes: str) -> None:
-    """Refuses scales that are not bfloat16, which a checkpoint quantized elsewhere brings."""
+    """Refuses scales that are not bfloat16, which a checkpoint quantized elsewhere may have."""
     if format.scale_dtype != "bfloat16":
         raise ExportError(
             f"{weight} is {format.name}; {takes} scales as bfloat16: round them with "
@@ -115,7 +119,7 @@ def _check_scales(weight: str, format: IntFormat, takes: str) -> None:
 
 
 def _check_xnnpack(weight: str, format: IntFormat) -> None:
-    """Refuses what XNNPACK's kernels do not have or would silently get wrong."""
+    """Refuses formats that XNNPACK's kernels lack or would compute wrongly without an error."""
     size = format.group_size
     _check_width(weight, format, "XNNPACK")
     _check_scales(weight, format, "XNNPACK holds")
@@ -127,18 +131,18 @@ def _check_xnnpack(weight: str, format: IntFormat) -> None:
         )
     if format.bits == 8 and size is not None:
         raise ExportError(
-            f"{weight} is to be {format.name}; XNNPACK holds 8 bits with one scale a row only: use "
-            f"int8-pc, or int4-g{size}"
+            f"{weight} is to be {format.name}; XNNPACK holds 8-bit integers only with one scale a "
+            f"row: use int8-pc, or int4-g{size}"
         )
     if size is not None and size % GROUP_MULTIPLE:
         raise ExportError(
-            f"{weight} has groups of {size}; XNNPACK's need a multiple of {GROUP_MULTIPLE}: use "
-            f"int4-g32, int4-g64 or int4-g128, or int8-pc"
+            f"{weight} has groups of {size}; XNNPACK needs groups of a multiple of "
+            f"{GROUP_MULTIPLE}: use int4-g32, int4-g64 or int4-g128, or int8-pc"
         )
 
 
 def _check_vulkan(weight: str, format: IntFormat) -> None:
-    """Refuses what Vulkan's kernels do not have: they would be left to the CPU's."""
+    """Refuses formats that Vulkan's kernels lack; their products would be left to the CPU."""
     _check_scales(weight, format, "ExecuTorch's Vulkan delegate is given")
     if format.bits != 4 or not format.symmetric:
         raise ExportError(
@@ -153,7 +157,10 @@ def _check_vulkan(weight: str, format: IntFormat) -> None:
 
 
 def _check_coreml(weight: str, format: IntFormat) -> None:
-    """Refuses zero points: the exporter takes them for signed integers of the codes' width."""
+    """Refuses other formats than symmetric integers of 4 or 8 bits with bfloat16 scales.
+
+    The exporter would read zero points as signed integers of the codes' width.
+    """
     _check_width(weight, format, "what is written for ExecuTorch's Core ML delegate")
     _check_scales(weight, format, "ExecuTorch's Core ML delegate is given")
     if not format.symmetric:

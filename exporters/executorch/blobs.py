@@ -1,4 +1,4 @@
-"""How bytes of the store change on their way into a .pte, beside what all targets share."""
+"""Conversions of the store's bytes for a .pte, besides those that all targets share."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ __all__ = [
     "widen_bfloat16",
 ]
 
-# Ends the key of a weight that is bfloat16 in the store and float32 in the file.
+# The end of the key of a weight that is bfloat16 in the store and float32 in the file.
 WIDE: Final = "widened"
 
 
 def swap_nibbles(data: bytes) -> bytes:
-    """Exchanges the two codes of each byte: ExecuTorch's embeddings hold the even column high.
+    """Exchanges the two codes of each byte.
+
+    ExecuTorch's embedding kernels read the even column from the high nibble.
 
     >>> swap_nibbles(bytes([0x2A])).hex()
     'a2'

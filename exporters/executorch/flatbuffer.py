@@ -1,8 +1,8 @@
-"""FlatBuffers by a schema given as data: records to bytes, and bytes back to records.
+"""Encodes records as FlatBuffers and decodes them again, by a schema that is given as text.
 
-A schema is a few lines of text, so that writing and reading a format cannot drift apart and
-nothing has to be generated. Only what ExecuTorch's formats use is here: tables, unions of tables,
-strings, scalars, and vectors of them.
+Writing and reading use the same few lines of schema, so that they cannot differ and no code has to
+be generated. Only the parts of FlatBuffers that ExecuTorch's formats use are here: tables, unions
+of tables, strings, scalars, and vectors of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import flatbuffers
 
-# Name in a schema: struct's code, flatbuffers' name.
+# The type's name in a schema, then its code in `struct` and its name in `flatbuffers`.
 _SCALARS: Final = {
     "bool": ("?", "Bool"),
     "byte": ("b", "Int8"),
@@ -32,15 +32,18 @@ _MAX_DEPTH = 16
 
 @dataclass(frozen=True)
 class Record:
-    """One table: its name (in a union, the member's) and what its fields hold.
+    """One table.
 
-    Fields hold numbers, strings, records, lists of these, or None when absent.
+    Attributes:
+        table: the table's name; in a union, the member's name.
+        fields: the fields' values by name: numbers, strings, records, lists of these, or None
+            when a field is absent.
     """
 
     table: str
     fields: Mapping[str, object] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Any:  # only the schema knows of what type
+    def __getitem__(self, name: str) -> Any:  # only the schema knows the field's type
         return self.fields[name]
 
 
@@ -53,12 +56,12 @@ class _Field:
 
 
 class Schema:
-    """Tables and unions, from text.
+    """The tables and unions of a format.
 
     Args:
         text: lines ``table NAME: FIELD:TYPE ...`` and ``union NAME: MEMBER[=TABLE] ...``, in the
             order of the format's own schema; ``[TYPE]`` is a vector.
-        identifier: the four bytes that a file of this format begins with, after its root.
+        identifier: the format's four bytes, which follow the root's offset at a file's beginning.
 
     >>> schema = Schema("table Point: x:int names:[string]", b"TEST")
     >>> schema.decode(schema.encode(Record("Point", {"x": 7, "names": ["a"]})), "Point").fields
@@ -85,13 +88,13 @@ class Schema:
             label, _, type = word.partition(":")
             vector = type.startswith("[")
             type = type.strip("[]")
-            slot += type in self._unions  # the member's number comes first
+            slot += type in self._unions  # a union takes two slots: the member's number is first
             fields.append(_Field(label, type, vector, slot))
             slot += 1
         self._tables[name], self._slots[name] = fields, slot
 
     def encode(self, root: Record) -> bytes:
-        """A whole buffer."""
+        """Encodes a whole buffer whose root is this record."""
         builder = flatbuffers.Builder(1 << 16)
         builder.Finish(self._table(builder, root.table, root), file_identifier=self.identifier)
         return bytes(builder.Output())
@@ -152,10 +155,10 @@ class Schema:
         return end
 
     def decode(self, data: bytes, root: str) -> Record:
-        """A buffer's root table with every field: absent numbers are 0, absent vectors empty.
+        """Decodes a buffer's root table; absent numbers become 0, absent vectors empty lists.
 
         Raises:
-            ValueError: the identifier is another's, or an offset leads out of the buffer.
+            ValueError: the identifier is another format's, or the buffer is damaged.
         """
         if data[4:8] != self.identifier:
             raise ValueError(f"it begins with {data[4:8]!r}, not {self.identifier!r}")
@@ -166,7 +169,7 @@ class Schema:
 
     def _read(self, data: bytes, table: str, name: str, at: int, depth: int) -> Record:
         if depth > _MAX_DEPTH:
-            raise ValueError("it is damaged (tables within tables without end)")
+            raise ValueError("it is damaged (its tables are nested too deeply)")
         vtable = at - _scalar(data, "i", at)
         slots = (_scalar(data, "H", vtable) - 4) // 2
         found: dict[str, object] = {}
@@ -179,7 +182,7 @@ class Schema:
             elif given.type in self._unions:
                 number = _scalar(data, "B", at + _scalar(data, "H", vtable + 2 + 2 * given.slot))
                 if not number:
-                    raise ValueError("it is damaged (a union holds something of no kind)")
+                    raise ValueError("it is damaged (a union does not say which member it holds)")
                 member, concrete = self._unions[given.type][number - 1]
                 found[given.name] = self._read(
                     data, concrete, member, _follow(data, at + place), depth + 1

@@ -1,4 +1,4 @@
-"""Which ExecuTorch EdgeForge works with, and whether it is the one installed."""
+"""Checks that the installed ExecuTorch is the version that EdgeForge works with."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ SUPPORTED: Final = "1.4.1"
 
 
 def require_executorch(why: str) -> str:
-    """The installed version of ExecuTorch.
+    """Returns the installed version of ExecuTorch.
 
     Args:
-        why: what needs it, as the end of a sentence: ``this artifact runs in it``.
+        why: what needs it, as the end of a sentence, such as ``this artifact runs in it``.
 
     Raises:
-        ExportError: none, or one that EdgeForge was not tested with.
+        ExportError: ExecuTorch is not installed, or is a version that EdgeForge is not tested
+            with.
     """
     install = 'pip install "edgeforge[executorch]"'
     try:

@@ -1,4 +1,4 @@
-"""Kernels that select rows: of embeddings, and the last token's."""
+"""Emits the kernels that select rows: those of an embedding, and the last token's row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LAST_INDEX: Final = 2**63 - 1
 
 
 def embedding(state: MethodLowering, node: fx.Node) -> None:
-    """Rows of a table of floats."""
+    """Emits the lookup of rows in a float table."""
     name, method = state.weight_name(node, 1), state.method
     extent = state.store.extents(name)["value"]
     dtype = state.table_dtype(node)
@@ -31,11 +31,11 @@ def embedding(state: MethodLowering, node: fx.Node) -> None:
 
 
 def quant_embedding(state: MethodLowering, node: fx.Node) -> None:
-    """Rows of a table in integers; ExecuTorch's own kernel looks them up.
+    """Emits the lookup of rows in an integer table, by ExecuTorch's own kernel.
 
-    Where weights lie in a file of their own, a table that is the head's matrix too is the same
-    bytes. Its 4-bit codes then come out of the kernel with the columns of each pair exchanged,
-    which `MethodLowering.value` puts right.
+    Where the weights are in a file of their own, a table that is also the head's matrix shares the
+    head's bytes. The kernel then returns 4-bit codes with the columns of each pair exchanged, and
+    `MethodLowering.value` exchanges them back.
     """
     name, method = state.weight_name(node, 1), state.method
     format = QuantizedCall.of(node).integers
@@ -47,7 +47,7 @@ def quant_embedding(state: MethodLowering, node: fx.Node) -> None:
         rows, conversion = HEAD_ROWS, None
         state.exchanged.add(node)
     dtype: ScalarType = "uint8" if format.bits == 4 else "int8"
-    # Of rows the head has float32 scales.
+    # The head's products read scales of rows as float32.
     wide = shared and format.group_size is None
     state.tensors[node] = out = method.tensor("float32", state.dims(node), dynamic=True)
     half = format.implicit_zero_point
@@ -73,7 +73,7 @@ def quant_embedding(state: MethodLowering, node: fx.Node) -> None:
 
 
 def last(state: MethodLowering, node: fx.Node) -> None:
-    """The last token's row of every token's."""
+    """Emits the selection of the last token's row."""
     method, source = state.method, node_argument(node, 0)
     dims = state.outer_dims(node)
     out = state.tensors[node] = method.tensor(state.outer_dtype(node), dims, dynamic=False)

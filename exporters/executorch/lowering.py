@@ -1,7 +1,8 @@
 """Walks a program and emits one method: delegates, and the kernels between them.
 
-XNNPACK computes whatever is neither an embedding nor attention. Attention and its caches are
-kernels of ExecuTorch's own, so that every attention ends one delegate and the next begins.
+XNNPACK computes everything except embeddings, attention and the selection of the last token.
+ExecuTorch's own kernels compute attention and hold its caches, so that a delegate ends before every
+attention and the next delegate begins after it.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class _Stage:
     """A delegate, and the kernels that run after it.
 
     Attributes:
-        nodes: of the delegate, in order.
-        kernels: nodes that run after it.
+        nodes: the delegate's nodes, in order.
+        kernels: the nodes whose kernels run after it.
     """
 
     nodes: list[fx.Node] = field(default_factory=list)
@@ -43,10 +44,10 @@ class _Stage:
 
 
 def stages_of(program: Program) -> list[_Stage]:
-    """Sorts a program's nodes into delegates and what runs between them.
+    """Sorts a program's nodes into delegates and the kernels between them.
 
-    A delegate's node goes to the first delegate at which all its inputs are there; a kernel right
-    after the delegate that makes the last of its inputs.
+    A delegate's node goes into the first delegate at which all of its inputs are available. A
+    kernel runs right after the delegate that computes the last of its inputs.
     """
     stage: dict[fx.Node, int] = {}
     found: list[_Stage] = []
@@ -68,10 +69,10 @@ def stages_of(program: Program) -> list[_Stage]:
 
 
 def lower_method(state: MethodLowering) -> MethodBuilder:
-    """Emits a whole method: stage by stage a delegate, then the kernels after it.
+    """Emits a whole method: for each stage the delegate, then the kernels after it.
 
     Raises:
-        ExportError: a node that has no handler.
+        ExportError: a node has no handler.
     """
     state.begin()
     output = state.program.output()
@@ -113,12 +114,15 @@ def _quant_linear(state: MethodLowering, node: fx.Node) -> int:
 
 
 def _round_per_token(state: MethodLowering, node: fx.Node) -> int:
-    """What XNNPACK does before its product: `XnnpackGraph.quantized_linear` takes it along."""
+    """Emits nothing: `XnnpackGraph.quantized_linear` rounds before its product, as XNNPACK does."""
     return state.value(node_argument(node, 0))
 
 
 def _rms_norm(state: MethodLowering, node: fx.Node) -> int:
-    """The mean of squares is a product by a row of 1/n: XNNPACK's graphs here have no mean."""
+    """Emits RMSNorm, with the mean of squares as a product with a row of 1/n.
+
+    The schema of XNNPACK's graphs has no mean over the last dimension.
+    """
     graph, source = state.graph, state.value(node_argument(node, 0))
     width = graph.dims(source)[-1]
     eps = NormCall.of(node).epsilon
@@ -174,7 +178,7 @@ def _view(state: MethodLowering, node: fx.Node) -> int:
 
 
 def _split(state: MethodLowering, node: fx.Node) -> None:
-    """Its parts are cut out one by one where they are used, see `_get`."""
+    """Emits nothing: `_get` cuts each part out where it is used."""
 
 
 def _get(state: MethodLowering, node: fx.Node) -> int:

@@ -1,4 +1,4 @@
-"""One method of a .pte under construction: values, calls, and where tensors lie in memory."""
+"""One method of a .pte under construction: its values, its calls, and its memory plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final, Literal
 from exporters.executorch.flatbuffer import Record
 
 ScalarType = Literal["uint8", "int8", "int64", "float16", "float32", "float64", "bool", "bfloat16"]
-# ExecuTorch's number of a dtype, and bytes of an element.
+# ExecuTorch's number of each dtype, and the bytes of one element.
 SCALAR_TYPES: Final[dict[ScalarType, tuple[int, int]]] = {
     "uint8": (0, 1),
     "int8": (1, 1),
@@ -24,16 +24,25 @@ SCALAR_TYPES: Final[dict[ScalarType, tuple[int, int]]] = {
 }
 BACKEND: Final = "XnnpackBackend"
 _ALIGNMENT = 64
-_ARENA = 1  # memory 0 is for constants
+_ARENA = 1  # the arena's memory id; id 0 is for constants
 _STATIC, _BOUND = 0, 1
 _IN_SEGMENT = 1
 _EXTERNAL = 1
-_FOREVER = 1 << 60
+_FOREVER = 1 << 60  # a number of a call after every real one
 
 
 @dataclass
 class _Planned:
-    """A tensor that gets a place in the arena, and when it is alive (numbers of calls)."""
+    """A tensor that gets a place in the arena.
+
+    Attributes:
+        value: the number of its value.
+        fields: the fields of its table, which `MethodBuilder.plan` completes.
+        nbytes: its size in bytes, at its largest shape.
+        first: the number of the first call that uses it.
+        last: the number of the last call that uses it.
+        offset: its place in the arena, in bytes.
+    """
 
     value: int
     fields: dict[str, object]
@@ -44,10 +53,10 @@ class _Planned:
 
 
 class MethodBuilder:
-    """Collects a method's values and calls; tensors are referred to by the number of their value.
+    """Collects a method's values and calls; a number identifies each value.
 
     Args:
-        name: the method's.
+        name: the method's name.
     """
 
     def __init__(self, name: str) -> None:
@@ -72,7 +81,7 @@ class MethodBuilder:
         return self._scalars[key]
 
     def none(self) -> int:
-        """An absent optional argument."""
+        """The value of an absent optional argument."""
         return self._scalar("Null", "", None)
 
     def integer(self, value: int) -> int:
@@ -80,11 +89,11 @@ class MethodBuilder:
         return self._scalar("Int", "int_val", value)
 
     def boolean(self, value: bool) -> int:
-        """A constant truth value."""
+        """A constant boolean."""
         return self._scalar("Bool", "bool_val", value)
 
     def double(self, value: float) -> int:
-        """A constant number."""
+        """A constant floating-point number."""
         return self._scalar("Double", "double_val", value)
 
     def computed_integer(self) -> int:
@@ -92,13 +101,20 @@ class MethodBuilder:
         return self._value("Int", {"int_val": 0})
 
     def tensors(self, values: Sequence[int]) -> int:
-        """A list of tensors: what a call with several results returns, after they are arguments."""
+        """A list of tensors; a call with several results takes each of them, then their list."""
         return self._value("TensorList", {"items": list(values)})
 
     def constant(
         self, dtype: ScalarType, shape: Sequence[int], buffer: int | None, name: str | None = None
     ) -> int:
-        """A tensor in the file's constants, by buffer index; None for one in another file."""
+        """A constant tensor.
+
+        Args:
+            dtype: the element type.
+            shape: the dimensions.
+            buffer: the index among the file's constants; None for a tensor in the .ptd.
+            name: the key that the file states for it, by which a .ptd's tensor is found.
+        """
         fields = self._tensor_fields(dtype, shape, dynamic=False)
         fields["data_buffer_idx"] = buffer or 0
         if name is not None:
@@ -109,7 +125,7 @@ class MethodBuilder:
         return self._value("Tensor", fields)
 
     def tensor(self, dtype: ScalarType, shape: Sequence[int], *, dynamic: bool) -> int:
-        """A tensor that calls write and read; ``shape`` is its largest when it is dynamic."""
+        """A tensor that calls write and read; a dynamic tensor's ``shape`` is its largest."""
         fields = self._tensor_fields(dtype, shape, dynamic)
         value = self._value("Tensor", fields)
         nbytes = math.prod(shape) * SCALAR_TYPES[dtype][1]
@@ -118,20 +134,20 @@ class MethodBuilder:
         return value
 
     def state(self, dtype: ScalarType, shape: Sequence[int]) -> int:
-        """A tensor that keeps its contents from run to run; the file holds none of them."""
+        """A tensor that keeps its content from run to run; the file holds no content for it."""
         value = self.tensor(dtype, shape, dynamic=False)
         self._planned[value].first, self._planned[value].last = -1, _FOREVER
         return value
 
     def input(self, dtype: ScalarType, shape: Sequence[int], *, dynamic: bool) -> int:
-        """The next input."""
+        """Declares the method's next input."""
         value = self.tensor(dtype, shape, dynamic=dynamic)
         self._inputs.append(value)
         self._planned[value].first = -1
         return value
 
     def output(self, value: int) -> None:
-        """Makes a tensor the next output."""
+        """Makes a value the method's next output."""
         self._outputs.append(value)
         if value in self._planned:
             self._planned[value].last = _FOREVER
@@ -152,7 +168,15 @@ class MethodBuilder:
                 self._planned[value].last = max(self._planned[value].last, now)
 
     def call(self, operator: str, overload: str, *arguments: int, out: int | None = None) -> None:
-        """Calls a kernel; ``out`` is given twice, as an argument and as what the call returns."""
+        """Adds a call of a kernel.
+
+        Args:
+            operator: the operator's name, such as ``aten::add``.
+            overload: the operator's overload name.
+            arguments: the arguments' values.
+            out: the result, which the format states twice: as an argument and as what the call
+                returns; None for a kernel that writes to its arguments.
+        """
         key = (operator, overload)
         index = self._operators.setdefault(key, len(self._operators))
         given = [*arguments, *([out, out] if out is not None else [])]
@@ -161,7 +185,12 @@ class MethodBuilder:
         self._calls.append(Record("Instruction", {"instr_args": call}))
 
     def delegate(self, segment: int, arguments: Sequence[int]) -> None:
-        """Calls a delegate whose program is a segment: its inputs, then its outputs."""
+        """Adds a call of a delegate.
+
+        Args:
+            segment: the number of the segment that holds the delegate's program.
+            arguments: the delegate's inputs, then its outputs.
+        """
         self._use(arguments)
         call = Record(
             "DelegateCall", {"delegate_index": len(self._delegates), "args": list(arguments)}
@@ -170,7 +199,7 @@ class MethodBuilder:
         self._calls.append(Record("Instruction", {"instr_args": call}))
 
     def plan(self) -> Record:
-        """The finished method."""
+        """Plans the memory and returns the finished method as an ``ExecutionPlan``."""
         size = _place(list(self._planned.values()))
         for tensor in self._planned.values():
             tensor.fields["allocation_info"] = Record(
@@ -217,7 +246,7 @@ class MethodBuilder:
 
 
 def constant_method(name: str, value: int | bool | Sequence[int]) -> Record:
-    """A method without a call that returns numbers: how runners ask about a model."""
+    """A method that returns constant numbers, by which runners ask about a model."""
     builder = MethodBuilder(name)
     if isinstance(value, bool):
         builder.output(builder.boolean(value))
@@ -228,7 +257,7 @@ def constant_method(name: str, value: int | bool | Sequence[int]) -> Record:
 
 
 def _containers(inputs: int, leaf: dict[str, object]) -> Record:
-    """How Python's bindings of ExecuTorch nest inputs and outputs: a tuple, and a single leaf."""
+    """How ExecuTorch's Python bindings nest inputs (a tuple) and outputs (a single tensor)."""
 
     def container(type: str, context: str, children: list[object]) -> dict[str, object]:
         return {"type": f"builtins.{type}", "context": context, "children_spec": children}
@@ -245,12 +274,13 @@ def _containers(inputs: int, leaf: dict[str, object]) -> Record:
 
 
 def _place(tensors: list[_Planned]) -> int:
-    """Gives tensors that are alive at the same time places that do not overlap.
+    """Gives places that do not overlap to tensors that are in use at the same time.
 
-    Largest first, each at the lowest free offset (greedy by size, Pisarchyk & Lee 2020).
+    It places the largest tensor first, each at the lowest free offset (greedy by size, Pisarchyk &
+    Lee 2020).
 
     Returns:
-        Bytes of the arena.
+        The size of the arena, in bytes.
     """
     placed: list[_Planned] = []
     size = 0

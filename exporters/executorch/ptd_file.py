@@ -1,7 +1,7 @@
-"""The .ptd file: weights by key, beside a .pte that holds none; ExecuTorch's flat tensor format.
+"""The .ptd file: weights by key for a .pte that holds none, in ExecuTorch's flat tensor format.
 
-Of one blob several keys may tell: XNNPACK asks for a matrix by one, an embedding for the same bytes
-as a tensor by another.
+Several keys may name one blob: XNNPACK asks for a matrix by one key, and an embedding kernel asks
+for the same bytes as a tensor by another.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from exporters.executorch.segments import (
     write_segments,
 )
 
-# After the identifier: its own length, where tables begin, their length, where segments begin,
-# how long they are. Padded to a multiple of 16.
+# After the identifier: the magic number, the header's own length, the offset and the length of the
+# tables, the offset and the length of the segments. Padded to a multiple of 16 bytes.
 HEADER: Final = struct.Struct("<4sIQQQQ8x")
 HEADER_MAGIC: Final = b"FH01"
 _HEADER_AT, _HEADER_LENGTH = 8, 40
-# What the .ptd of a .pte holds under the first key and the .pte under the second: a digest of its
-# weights, so that a .ptd of other weights is known by it.
+# The .ptd holds a digest of its weights under the first key, and its .pte holds the same digest
+# under the second, so that a .ptd with other weights is recognized.
 MARK, MARK_OF_PTE = "edgeforge weights", "edgeforge weights are external"
 
 
@@ -46,12 +46,12 @@ class PtdFile:
     def add(
         self, key: str, blob: Blob, tensor: tuple[ScalarType, Sequence[int]] | None = None
     ) -> None:
-        """Adds a blob under a key; the same blob is stored once.
+        """Adds a blob under a key; equal blobs are stored once.
 
         Args:
-            key: how the program names it.
-            blob: its bytes.
-            tensor: dtype and shape, where a kernel reads it as a tensor.
+            key: the key by which the program names it.
+            blob: the bytes.
+            tensor: the dtype and the shape, where a kernel reads it as a tensor.
         """
         layout = None
         if tensor is not None:
@@ -71,7 +71,7 @@ class PtdFile:
             self._named[key] = Record("NamedData", named)
 
     def write(self, path: Path) -> None:
-        """Writes the file; weights are copied from the store, never held."""
+        """Writes the file; weights are copied from the store without being held in memory."""
         segments: list[Segment] = []
         append_segments(segments, self._blobs)
         tables = FLAT_TENSOR.encode(
@@ -98,8 +98,8 @@ class Ptd:
 
     Attributes:
         file: its path.
-        named: by key, offset in the file and size.
-        layouts: dtype's number and shape, of those that are tensors.
+        named: the offset in the file and the size of each blob, in bytes, by key.
+        layouts: the dtype's number and the shape of each blob that is a tensor, by key.
     """
 
     file: Path
@@ -107,15 +107,15 @@ class Ptd:
     layouts: Mapping[str, tuple[int, tuple[int, ...]]]
 
     def mark(self) -> bytes:
-        """What says of which weights it is; empty when nothing does."""
+        """The digest that identifies its weights; empty when the file has none."""
         return read_at(self.file, *self.named.get(MARK, (0, 0)))
 
 
 def read_ptd(file: Path) -> Ptd:
-    """Opens a .ptd; weights stay in the file.
+    """Opens a .ptd and reads its tables; it does not read the weights.
 
     Raises:
-        ExportError: it is missing, cut short, damaged, or of another schema.
+        ExportError: the file is missing, cut short, damaged, or has another schema.
     """
     try:
         with file.open("rb") as stream:
@@ -125,7 +125,7 @@ def read_ptd(file: Path) -> Ptd:
             if start[4:8] != FLAT_TENSOR.identifier or start[8:12] != HEADER_MAGIC:
                 raise ExportError(
                     f"{file} holds no weights of the schema {FLAT_TENSOR.identifier.decode()}: "
-                    f"put the file there that was written with the program"
+                    f"replace it by the file that was written with the program"
                 )
             _, _, at, length, base, total = HEADER.unpack_from(start, _HEADER_AT)
             if base + total > size:
@@ -156,12 +156,12 @@ def read_ptd(file: Path) -> Ptd:
 
 
 def weights_mark(digests: Mapping[str, str]) -> bytes:
-    """A digest of all weights, by the digest of each."""
+    """A digest of all weights, computed from the digest of each."""
     return hashlib.sha256(repr(sorted(digests.items())).encode()).digest()
 
 
 def read_at(file: Path, offset: int, nbytes: int) -> bytes:
-    """Some bytes of a file."""
+    """Reads ``nbytes`` bytes of a file from an offset."""
     with file.open("rb") as stream:
         stream.seek(offset)
         return stream.read(nbytes)

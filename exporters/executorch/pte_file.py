@@ -1,4 +1,4 @@
-"""The .pte file: a program, and after it segments of constants, delegates and named weights."""
+"""The .pte file: a program, then segments with constants, delegates' programs and named weights."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from exporters.executorch.segments import (
 )
 
 CONSTANT_ALIGNMENT: Final = 16
-# Right after the identifier: its own length, the program's, where segments begin, how long.
+# Right after the identifier: the magic number, the header's own length, the program's length, the
+# offset and the length of the segments.
 HEADER: Final = struct.Struct("<4sIQQQ")
 HEADER_MAGIC: Final = b"eh00"
 _HEADER_AT = 8
 CONSTANTS_SEGMENT = 0
-# End the keys of an embedding's parts: in the layout of its kernel, or in the head's.
+# The ends of the keys of an embedding's parts, in its kernel's layout or in the head's.
 ROWS, HEAD_ROWS = "rows", "rows as the head's"
 ROW_SCALE, WIDE_ROW_SCALE = "row scale", "row scale as the head's"
 
 
 class PteFile:
-    """Collects what a .pte holds, then writes it in one pass.
+    """Collects the content of a .pte, then writes it in one pass.
 
-    Constants are tensors that operators outside the delegate read; named data are weights that
+    Constants are tensors that kernels outside the delegates read. Named data are weights that
     delegates look up by key, so that several methods share them.
 
     Args:
-        weights: where weights go instead, if anywhere.
+        weights: the .ptd that takes the weights instead; None when the .pte holds them.
     """
 
     def __init__(self, weights: PtdFile | None = None) -> None:
@@ -49,7 +50,7 @@ class PteFile:
         self._payloads: dict[bytes, int] = {}
 
     def constant(self, key: str, blob: Blob) -> int:
-        """The buffer index of a constant; the same key is stored once. Index 0 means none."""
+        """Returns a constant's buffer index, from 1 on; constants of equal keys are stored once."""
         self._constants.setdefault(key, blob)
         return 1 + list(self._constants).index(key)
 
@@ -61,18 +62,18 @@ class PteFile:
         return self._named.setdefault(key, blob).nbytes
 
     def table(self, key: str, blob: Blob, dtype: ScalarType, shape: Sequence[int]) -> int | None:
-        """The buffer index of a weight that kernels read; None when it lies in another file."""
+        """Adds a weight that kernels read; returns its buffer index, or None for the .ptd."""
         if self.weights is None:
             return self.constant(key, blob)
         self.weights.add(key, blob, (dtype, shape))
         return None
 
     def payload(self, data: bytes) -> int:
-        """The segment of a delegate's program."""
+        """Adds a delegate's program and returns the number of its segment."""
         return 1 + self._payloads.setdefault(data, len(self._payloads))
 
     def write(self, path: Path) -> None:
-        """Writes the file; weights are copied from the store, never held."""
+        """Writes the file; weights are copied from the store without being held in memory."""
         segments, offsets = self._segments()
         program = PROGRAM.encode(
             Record(
@@ -106,7 +107,7 @@ class PteFile:
         write_segments(path, head, base, segments)
 
     def _segments(self) -> tuple[list[Segment], list[int]]:
-        """Every segment in its place, and the constants' offsets within theirs."""
+        """All segments with their places, and the constants' offsets within the first segment."""
         constants, offsets, at = [], [0], 0
         for blob in self._constants.values():
             offsets.append(at)
@@ -118,7 +119,7 @@ class PteFile:
 
 
 def is_weight(key: str) -> bool:
-    """Whether a key names a weight or a part of one, and not what the exporter made up.
+    """Whether a key names a weight or a part of one, and not a constant that the exporter adds.
 
     >>> is_weight("lm_head.weight scale"), is_weight("mean of 64")
     (True, False)

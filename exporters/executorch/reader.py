@@ -1,10 +1,9 @@
-"""Reads a .pte back: its methods and delegates, and the integers and scales its segments hold."""
+"""Reads a .pte back: its methods, its delegates, and the integers and scales in its segments."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,11 @@ from exporters.executorch.method import BACKEND, SCALAR_TYPES
 from exporters.executorch.ptd_file import MARK_OF_PTE, Ptd, read_at, read_ptd
 from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE
 from exporters.executorch.schemas import PROGRAM, XNNPACK
-from quant.store.store import weight_digest
+from exporters.stored_digests import digests_of
 
 _BLOCK = 1 << 20
 _UINT8, _INT8, _FLOAT32 = (SCALAR_TYPES[name][0] for name in ("uint8", "int8", "float32"))
-# How an XNNPACK datatype's bytes become the store's.
+# The conversion that turns an XNNPACK datatype's bytes into the store's.
 _FROM_XNNPACK: Final[dict[int, Callable[[bytes], bytes] | None]] = {
     xnnpack_graph.QCINT8: flip_sign,
     xnnpack_graph.QCINT4: None,
@@ -37,13 +36,13 @@ _UNWIDENED: Final = {WIDE: narrow_to_bfloat16}
 
 @dataclass(frozen=True)
 class StoredPart:
-    """Where a part of a weight lies, and how its bytes become the store's.
+    """Where a part of a weight is, and how its bytes become the store's.
 
     Attributes:
         file: a .pte, or the .ptd beside it.
-        offset: in the file.
-        nbytes: in the file.
-        restore: undoes the file's layout, a block at a time; None when it is the store's.
+        offset: the offset in the file, in bytes.
+        nbytes: the size in the file, in bytes.
+        restore: undoes the file's layout, one block at a time; None when the store's is the same.
     """
 
     file: Path
@@ -52,7 +51,7 @@ class StoredPart:
     restore: Callable[[bytes], bytes] | None = None
 
     def blocks(self) -> Iterator[bytes]:
-        """The bytes as the store holds them."""
+        """Yields the bytes as the store holds them, one block at a time."""
         left = self.nbytes
         with self.file.open("rb") as stream:
             stream.seek(self.offset)
@@ -70,10 +69,10 @@ class Pte:
 
     Attributes:
         file: its path.
-        program: the root table, see `exporters.executorch.schemas`.
-        segments: offset in the file and size of each.
-        delegates: by segment, the XNNPACK graphs.
-        weights: the .ptd beside it, where the program keeps its weights there.
+        program: the root table, as `exporters.executorch.schemas` defines it.
+        segments: the offset in the file and the size of each segment, in bytes.
+        delegates: the XNNPACK graphs, by the number of their segment.
+        weights: the .ptd beside it; None when the .pte holds the weights itself.
     """
 
     file: Path
@@ -83,7 +82,7 @@ class Pte:
     weights: Ptd | None = None
 
     def named(self) -> dict[str, Place]:
-        """Where the data lies that delegates ask for by key."""
+        """The places of the data that delegates ask for, by key."""
         rows = _records(self.program, "named_data")
         found = {row["key"]: (self.file, *self.segments[row["segment_index"]]) for row in rows}
         if self.weights is not None:
@@ -92,17 +91,17 @@ class Pte:
 
 
 Segments = tuple[tuple[int, int], ...]
-"""Offset in the file and size of each."""
+"""The offset in the file and the size of each segment, in bytes."""
 Place = tuple[Path, int, int]
-"""A file, an offset in it, and how many bytes from there."""
+"""A file, an offset in it, and a number of bytes."""
 
 
 def read_pte(file: Path) -> Pte:
-    """Opens a .pte, and the .ptd that it keeps its weights in; weights stay where they are.
+    """Opens a .pte and the .ptd with its weights, if it has one; it does not read the weights.
 
     Raises:
-        ExportError: one is missing, cut short, damaged, of another schema, or the .ptd is of other
-            weights.
+        ExportError: a file is missing, cut short, damaged, or has another schema, or the .ptd
+            holds other weights.
     """
     with _one_sentence(file), file.open("rb") as stream:
         program, segments = _read_tables(file, stream)
@@ -117,12 +116,14 @@ def read_pte(file: Path) -> Pte:
 
 
 def read_weights(file: Path) -> Ptd | None:
-    """Opens the .ptd that a .pte keeps its weights in.
+    """Opens the .ptd that holds a .pte's weights.
 
-    None when it keeps them itself; and when it is damaged, which whoever loads it says.
+    Returns:
+        The .ptd; None when the .pte holds its weights itself, and when the .pte is damaged, which
+        the runtime reports when it loads the file.
 
     Raises:
-        ExportError: the .ptd is missing, cut short, damaged, or of other weights.
+        ExportError: the .ptd is missing, cut short or damaged, or holds other weights.
     """
     try:
         with _one_sentence(file), file.open("rb") as stream:
@@ -134,7 +135,7 @@ def read_weights(file: Path) -> Ptd | None:
 
 @contextmanager
 def _one_sentence(file: Path) -> Iterator[None]:
-    """Makes one sentence of whatever reading a damaged file runs into."""
+    """Turns the errors of reading a damaged file into an `ExportError` of one sentence."""
     try:
         yield
     except OSError as error:
@@ -176,8 +177,8 @@ def _read_weights(file: Path, program: Record, segments: Segments) -> Ptd | None
     weights = read_ptd(file.with_suffix(".ptd"))
     if weights.mark() != read_at(file, *marks[0]):
         raise ExportError(
-            f"{weights.file} holds weights of another export than {file.name}: put the one there "
-            f"that was written with it"
+            f"{weights.file} holds weights of another export than {file.name}: replace it by the "
+            f"file that was written with {file.name}"
         )
     return weights
 
@@ -197,18 +198,18 @@ def _records(record: Record, field: str) -> list[Record]:
 
 @dataclass(frozen=True)
 class GroupedPart:
-    """A part of a weight that lies in the file group by group of columns.
+    """A part of a weight that the file holds as one matrix for each group of columns.
 
     Attributes:
-        groups: each group's rows, in order.
-        rows: of the weight.
+        groups: the part of each group, in the order of the columns.
+        rows: the number of the weight's rows.
     """
 
     groups: tuple[StoredPart, ...]
     rows: int
 
     def blocks(self) -> Iterator[bytes]:
-        """The bytes as the store holds them: each row whole."""
+        """Yields the bytes as the store holds them, with the groups of each row side by side."""
         pieces = [
             np.frombuffer(b"".join(part.blocks()), np.uint8).reshape(self.rows, -1)
             for part in self.groups
@@ -217,11 +218,11 @@ class GroupedPart:
 
 
 Places = dict[str, dict[str, list[StoredPart | GroupedPart]]]
-"""By weight and part: the places that hold it, two for the embedding that is also the head."""
+"""The places of each part of each weight; an embedding that is also the head has two."""
 
 
 def read_parts(pte: Pte) -> Places:
-    """Every weight of a .pte, from what the delegates and the constants say of themselves.
+    """Finds the parts of every weight of a .pte, from its delegates and its constants.
 
     Raises:
         ExportError: a delegate names data that the file does not hold.
@@ -329,10 +330,10 @@ def _constant_parts(pte: Pte) -> Iterator[tuple[str, str, StoredPart]]:
 
 
 def external_place(pte: Pte, name: str, kind: int, shape: tuple[int, ...], nbytes: int) -> Place:
-    """Where a tensor lies that a method reads from the .ptd.
+    """The place of a tensor that a method reads from the .ptd.
 
     Raises:
-        LookupError: it is not there, or of another shape.
+        LookupError: the .ptd does not hold it, or holds it with another dtype or shape.
     """
     if pte.weights is None:
         raise LookupError(f"{name} lies in no file")
@@ -343,25 +344,12 @@ def external_place(pte: Pte, name: str, kind: int, shape: tuple[int, ...], nbyte
 
 
 def stored_digests(file: Path) -> dict[str, str]:
-    """`quant.store.store.weight_digest` of every weight, from the written file alone.
+    """Computes `quant.store.store.weight_digest` of every weight from the written files alone.
 
-    A weight that is held in several places, and not the same in all of them, gets a text that no
-    digest equals.
+    When the files hold a weight in several places and these differ, its text lists every digest
+    found, so that it equals no digest of the store.
 
     Raises:
-        ExportError: the file is missing, cut short, damaged, or of another schema.
+        ExportError: a file is missing, cut short, damaged, or has another schema.
     """
-    weights = read_parts(read_pte(file))
-
-    def digest(parts: dict[str, list[StoredPart | GroupedPart]]) -> str:
-        copies = max(map(len, parts.values()))
-        found = {
-            weight_digest(
-                {part: places[i % len(places)].blocks() for part, places in parts.items()}
-            )
-            for i in range(copies)
-        }
-        return " or ".join(sorted(found))
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(weights, pool.map(digest, weights.values()), strict=True))
+    return digests_of(read_parts(read_pte(file)))

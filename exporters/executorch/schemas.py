@@ -1,9 +1,9 @@
-"""Formats of a .pte, ExecuTorch's program and XNNPACK's graph in a delegate, and of a .ptd.
+"""The schemas of ExecuTorch's program (.pte), of XNNPACK's graph in a delegate, and of a .ptd.
 
-Tables and fields in the order of ExecuTorch 1.4's ``program.fbs`` and ``flat_tensor.fbs`` and of
-its XNNPACK backend's ``schema.fbs``, which fixes their places in the bytes; fields that those call
-deprecated are named ``_`` and a number, for they keep their places too. Only the tables that
-EdgeForge writes are here.
+Tables and fields have the order of ExecuTorch 1.4's ``program.fbs`` and ``flat_tensor.fbs`` and of
+its XNNPACK backend's ``schema.fbs``, because the order determines their places in the bytes. Fields
+that those schemas call deprecated keep their places and are named ``_`` and a number. Only the
+tables that EdgeForge writes are here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What both of ExecuTorch's file formats end with: segments, each at a multiple of 128 bytes."""
+"""The segments at the end of both of ExecuTorch's file formats, each at a multiple of 128 bytes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SEGMENT_ALIGNMENT: Final = 128
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a file.
+    """A segment of a file.
 
     Attributes:
-        offset: from where segments begin.
-        nbytes: its size.
-        parts: offset within it and bytes of what it holds.
+        offset: its offset from the first segment, in bytes.
+        nbytes: its size, in bytes.
+        parts: the blobs that it holds, each with its offset within the segment.
     """
 
     offset: int
@@ -31,19 +31,19 @@ class Segment:
     parts: tuple[tuple[int, Blob], ...]
 
     def record(self) -> Record:
-        """The table that says where it lies."""
+        """The ``DataSegment`` that states its place."""
         return Record("DataSegment", {"offset": self.offset, "size": self.nbytes})
 
 
 def append_segments(segments: list[Segment], blobs: Iterable[Blob]) -> None:
-    """Lays blobs out after the segments there are, one segment for each."""
+    """Appends one segment for each blob, after those that are there."""
     for blob in blobs:
         end = segments[-1].offset + segments[-1].nbytes if segments else 0
         segments.append(Segment(align(end, SEGMENT_ALIGNMENT), blob.nbytes, ((0, blob),)))
 
 
 def write_segments(path: Path, head: bytes, base: int, segments: Sequence[Segment]) -> None:
-    """Writes a file: its head, and from ``base`` on its segments, copied and never held."""
+    """Writes a file: its head, then from ``base`` on its segments, copied from the store."""
     end = segments[-1].offset + segments[-1].nbytes
     with path.open("wb") as target, ExitStack() as opened:
         if hasattr(os, "posix_fallocate"):
@@ -64,7 +64,7 @@ def write_segments(path: Path, head: bytes, base: int, segments: Sequence[Segmen
 
 
 def align(size: int, alignment: int) -> int:
-    """The next multiple.
+    """Rounds a size up to a multiple of the alignment.
 
     >>> align(129, 128)
     256

@@ -1,4 +1,4 @@
-"""The state of a walk that emits a method: what the handlers of operators read and write."""
+"""The state that the handlers of operators share while a program is lowered to one method."""
 
 from __future__ import annotations
 
@@ -19,22 +19,26 @@ from quant.store.store import WeightStore
 
 CacheDtype = Literal["float32", "int8"]
 
-# Weights of a matrix that fits a core's cache: what its product costs is microseconds. Where
-# rounding activations to 8 bits hurts most, in the head and after a gated product, whose few large
-# values widen every other's steps, such a matrix is multiplied with them as they are.
+# A matrix of at most this many weights fits into a core's cache, and its product takes
+# microseconds. Such a matrix is multiplied by unrounded activations where rounding them to 8 bits
+# hurts most: in the head, and after a gated product, whose few large values make the steps of all
+# others coarse.
 SMALL: Final = 1 << 20
 
 
 @dataclass(frozen=True)
 class Window:
-    """What attention within a window needs, the same for every layer.
+    """The values that attention within a window needs, which all layers share.
 
     Attributes:
-        size: of the window.
-        first: number of the first token that any of the new ones sees.
-        position: of the first new token, counted from there.
-        length: of what is seen, at most.
-        mask: ``float32[t, seen]``: 0 where ``i - size < j <= i``, else so low that exp gives 0.
+        size: the window's size, in tokens.
+        first: the method's value that holds the position of the first token that any of the new
+            tokens sees.
+        position: the method's value that holds the first new token's position, counted from
+            ``first``.
+        length: the largest number of tokens that the new tokens see.
+        mask: the method's value ``float32[t, seen]``: 0 where ``i - size < j <= i``, else so low
+            that exp gives 0.
     """
 
     size: int
@@ -45,20 +49,20 @@ class Window:
 
 
 def origin(node: fx.Node) -> fx.Node:
-    """What a selection of the last token selects from; any other node is its own."""
+    """The operand of a selection of the last token; for any other node, the node itself."""
     return node_argument(node, 0) if node.target is dialect.LAST else node
 
 
 class MethodLowering:
-    """Lowers a program to a method of a file.
+    """The state of lowering a program to one method of a file.
 
     Args:
-        program: in the lowered dialect.
-        store: the weights it names.
-        file: where weights, constants and delegates go.
-        name: the method's.
-        tokens: how many one run takes at most.
-        cache_dtype: of keys and values as they are kept, and as attention reads them.
+        program: the program, in the quantized or the lowered dialect.
+        store: the store of the weights that the program names.
+        file: the file that takes weights, constants and delegates' programs.
+        name: the method's name.
+        tokens: how many tokens one run takes at most.
+        cache_dtype: the dtype in which the caches hold keys and values and attention reads them.
     """
 
     def __init__(
@@ -73,17 +77,18 @@ class MethodLowering:
         self.cache_dtype: CacheDtype = cache_dtype
         self.program, self.store, self.file, self.limit = program, store, file, tokens
         self.method = MethodBuilder(name)
-        self.tensors: dict[fx.Node, int] = {}  # values of the method
-        self._local: dict[fx.Node, int] = {}  # values of the delegate at hand
+        self.tensors: dict[fx.Node, int] = {}  # nodes' values in the method
+        self._local: dict[fx.Node, int] = {}  # nodes' values in the current delegate
         self.graph = XnnpackGraph(file, store)
-        self._arguments: list[int] = []  # of the delegate at hand
-        self._rows: dict[str, int] = {}  # values of the rotary tables' rows
-        self._given_rows: dict[str, int] = {}  # likewise, in the delegate at hand
+        self._arguments: list[int] = []  # of the current delegate
+        self._rows: dict[str, int] = {}  # the rotary tables' rows, values of the method
+        self._given_rows: dict[str, int] = {}  # the same rows, values of the current delegate
         self.windows: dict[int, Window] = {}
-        self.exchanged: set[fx.Node] = set()  # embeddings with the columns of pairs exchanged
+        # Embeddings whose kernel returns the columns of each pair exchanged.
+        self.exchanged: set[fx.Node] = set()
 
     def begin(self) -> None:
-        """Emits the method's inputs and the rotary tables' rows at their positions."""
+        """Emits the method's inputs, and the rotary tables' rows for the tokens' positions."""
         method, table = self.method, next(iter(self.program.tables.values()))
         self.ids = method.input("int64", [1, self.limit], dynamic=True)
         self.position = method.input("int64", [1], dynamic=False)
@@ -99,7 +104,7 @@ class MethodLowering:
             self._rows[name] = rows
 
     def dims(self, node: fx.Node) -> list[int]:
-        """A node's shape, the tokens at their most."""
+        """A node's shape for the largest number of tokens."""
         return [self.limit if dim == -1 else dim for dim in shape_of(node)]
 
     def is_dynamic(self, node: fx.Node) -> bool:
@@ -107,20 +112,21 @@ class MethodLowering:
         return -1 in shape_of(node)
 
     def table(self, key: str, data: bytes, shape: list[int]) -> int:
-        """A float32 constant that is made here and no weight, under a key that says what it is."""
+        """Adds a float32 constant that is not a weight, under a key that describes it."""
         return self.method.constant("float32", shape, self.file.constant(key, Blob(data)), key)
 
     def weight_table(self, key: str, blob: Blob, dtype: ScalarType, shape: Sequence[int]) -> int:
-        """A weight, or a part of one, that a kernel reads."""
+        """Adds a weight, or a part of one, that a kernel reads."""
         buffer = self.file.table(key, blob, dtype, shape)
         return self.method.constant(dtype, shape, buffer, key)
 
     def shares_head(self, node: fx.Node) -> bool:
-        """Whether an embedding's table and the head's matrix are the same bytes of a file."""
+        """Whether an embedding's table and the head's matrix share the same bytes of the .ptd."""
         if self.file.weights is None:
             return False
         table = node_argument(node, 1)
-        # A small head in groups lies there group by group, see `XnnpackGraph.exact_linear`.
+        # `XnnpackGraph.exact_linear` stores a small head with groups as one matrix for each group,
+        # which the embedding's kernel cannot read.
         return any(
             user.target is dialect.QUANT_LINEAR
             and (QuantizedCall.of(user).integers.group_size is None or not is_exact(self, user))
@@ -128,7 +134,7 @@ class MethodLowering:
         )
 
     def slice(self, source: int, axis: int, start: int, end: int, out: int) -> None:
-        """Copies ``source[start:end]`` along an axis; its bounds are values of the method."""
+        """Emits a copy of ``source[start:end]`` along an axis; the bounds are method values."""
         method = self.method
         method.call(
             "aten::slice_copy",
@@ -147,11 +153,11 @@ class MethodLowering:
         self._given_rows = {}
 
     def hold(self, node: fx.Node, value: int) -> None:
-        """Notes which value of the delegate at hand a node is."""
+        """Records the current delegate's value that holds a node's result."""
         self._local[node] = value
 
     def end_delegate(self, nodes: Sequence[fx.Node], output: fx.Node) -> None:
-        """Emits the delegate; what later stages need of its nodes becomes tensors of the method."""
+        """Emits the delegate; its results that later stages need become tensors of the method."""
         inside = set(nodes)
         for node in nodes:
             leaves = node is output or any(
@@ -167,7 +173,7 @@ class MethodLowering:
         self.method.delegate(self.file.payload(self.graph.encode()), self._arguments)
 
     def value(self, node: fx.Node) -> int:
-        """A node's value within the delegate at hand; made an input when it comes from before."""
+        """A node's value in the current delegate; a result from before it becomes an input."""
         if node not in self._local:
             half = self.outer_dtype(node) == "float16"
             given = self.graph.input(self.outer_dims(node), FP16 if half else FP32)
@@ -180,26 +186,26 @@ class MethodLowering:
         return self._local[node]
 
     def _exchange(self, source: int) -> int:
-        """Exchanges the columns of each pair."""
+        """Emits the exchange of the two columns of each pair."""
         graph, width = self.graph, self.graph.dims(source)[-1]
         pairs = graph.reshape(source, [1, -1, width // 2, 2])
         turned = graph.concatenate([graph.columns(pairs, 1, 2), graph.columns(pairs, 0, 1)])
         return graph.reshape(turned, [1, -1, width])
 
     def outer_dims(self, node: fx.Node) -> list[int]:
-        """The shape of a tensor of the method: attention's has its heads apart."""
+        """The shape of a node's tensor in the method; attention's has a dimension for the heads."""
         source, dims = origin(node), self.dims(node)
         if source.target is dialect.ATTENTION:
             return [*dims[:2], *self.dims(node_argument(source, 0))[2:]]
         return dims
 
     def outer_dtype(self, node: fx.Node) -> ScalarType:
-        """The dtype of a tensor of the method: rows of a float16 table are float16."""
+        """The dtype of a node's tensor in the method; rows of a float16 table are float16."""
         source = origin(node)
         return self.table_dtype(source) if source.target is dialect.EMBEDDING else "float32"
 
     def rows(self, name: str, width: int) -> int:
-        """A rotary table's rows for these tokens in the delegate at hand: ``[1, t, 1, width]``."""
+        """A rotary table's rows for these tokens in the current delegate: ``[1, t, 1, width]``."""
         if name not in self._given_rows:
             given = self.graph.input([self.limit, width])
             self._arguments.append(self._rows[name])
@@ -207,17 +213,17 @@ class MethodLowering:
         return self._given_rows[name]
 
     def weight_name(self, node: fx.Node, index: int) -> str:
-        """The weight that an argument is a part of."""
+        """The name of the weight that an argument is a part of."""
         return self.program.inputs[node_argument(node, index).name].name
 
     def table_dtype(self, node: fx.Node) -> ScalarType:
-        """What an embedding of floats holds in the file."""
+        """The dtype of a float embedding's table in the file."""
         extent = self.store.extents(self.weight_name(node, 1))["value"]
         return "float16" if extent.dtype == "F16" else "float32"
 
 
 def is_exact(state: MethodLowering, node: fx.Node) -> bool:
-    """Whether a product with integers leaves its activations float32."""
+    """Whether a product with an integer weight keeps its activations float32; see `SMALL`."""
     call = QuantizedCall.of(node)
     source, (rows, columns) = call.source, call.shape
     if source.target is dialect.ROUND_PER_TOKEN:

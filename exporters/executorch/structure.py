@@ -1,4 +1,4 @@
-"""What a .pte consists of: delegates, what runs outside of them, segments, and weights."""
+"""What a .pte consists of: delegates, operators outside of them, weights and segments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporters.structure import Cell, Section
 
 
 def structure_of(pte: Pte) -> tuple[Section, ...]:
-    """Every method's delegates and the operators left to the CPU's kernels, by name and number.
+    """Tables of every method's delegates and other operators, of the weights and the segments.
 
     Raises:
         ExportError: the program names data that the file does not hold.
@@ -22,12 +22,12 @@ def structure_of(pte: Pte) -> tuple[Section, ...]:
 
 
 def _methods(pte: Pte) -> Iterable[Record]:
-    """Methods that compute; the others return constants."""
+    """The methods that compute; the others only return constants."""
     return (plan for plan in pte.program["execution_plan"] if plan["inputs"])
 
 
 def _delegates(pte: Pte) -> Section:
-    """Delegates by method, those that are alike in one row."""
+    """The delegates of every method; equal ones share a row."""
     rows: Counter[tuple[str, str, Cell, str]] = Counter()
     sizes: Counter[tuple[str, str, Cell, str]] = Counter()
     for plan in _methods(pte):
@@ -107,7 +107,7 @@ def _segments(pte: Pte) -> Section:
         rows[kind] += 1
         sizes[kind] += size
     if pte.weights is not None:
-        apart = set(pte.weights.named.values())  # several keys may tell of the same bytes
+        apart = set(pte.weights.named.values())  # several keys may name the same bytes
         kind = f"weights in {pte.weights.file.name}"
         rows[kind], sizes[kind] = len(apart), sum(size for _, size in apart)
     found = tuple((kind, count, sizes[kind]) for kind, count in rows.items())

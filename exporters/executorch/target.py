@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 MODEL, WEIGHTS = "model.pte", "model.ptd"
 GENERATE, VERIFY = "forward", "logits_all"
-# Tokens of one run at most: longer prompts go in pieces. More would not be faster, and every
-# buffer between kernels is as long.
+# The largest number of tokens of one run; longer prompts go in pieces. A larger number would not be
+# faster, and the buffers between kernels grow with it.
 CHUNK_TOKENS: Final = 128
-# XNNPACK packs every matrix anew when it loads it; an embedding's table is read where it lies.
+# XNNPACK packs a copy of every matrix when it loads it, and an embedding's table is read from the
+# file, so that a tied matrix is held twice.
 COSTS: Final = RuntimeCosts(cache_element=4, tied_copies=2, run_tokens=CHUNK_TOKENS)
 
 
@@ -38,14 +39,15 @@ def has_int8_caches(options: TargetOptions) -> bool:
 
 
 def _costs(facts: ModelFacts, options: TargetOptions) -> RuntimeCosts:
-    """What the runtime keeps; beside int8 integers, a float32 scale and an int8 zero point each."""
+    """What the runtime keeps; int8 caches have a scale and a zero point for each token and head."""
+    # A row of int8 codes has a float32 scale (4 bytes) and an int8 zero point (1 byte).
     if not has_int8_caches(options):
         return COSTS
     return replace(COSTS, cache_element=(facts.head_dim + 4 + 1) / facts.head_dim)
 
 
 class ExecutorchTarget:
-    """ExecuTorch with the XNNPACK delegate, for CPUs of phones."""
+    """ExecuTorch, by default with the XNNPACK delegate, for CPUs of phones."""
 
     name = "executorch"
     about = "ExecuTorch with XNNPACK on CPU, Android and iOS (also through its LLM runner)"
@@ -60,7 +62,7 @@ class ExecutorchTarget:
         }
     )
     passed_over: Mapping[str, str] = MappingProxyType({})
-    static_caches: tuple[str, ...] = ()  # scales are found as tokens come
+    static_caches: tuple[str, ...] = ()  # the runtime computes int8 caches' scales for each token
 
     def check(
         self,
@@ -69,7 +71,7 @@ class ExecutorchTarget:
         facts: ModelFacts,
         options: TargetOptions,
     ) -> None:
-        """Refuses formats that the delegate's kernels do not have or would silently get wrong."""
+        """Refuses options that exclude each other, and formats that a delegate cannot compute."""
         refuse_palettes(plan, BACKENDS[options.backend or XNNPACK].title)
         check_backend(plan, options)
         refuse_activation(
@@ -82,7 +84,7 @@ class ExecutorchTarget:
         check_memory(self.name, footprint, facts.context, options.max_memory)
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
-        """Writes ``model.pte`` and the tokenizer that runners read beside it."""
+        """Writes ``model.pte``, ``model.ptd`` for external weights, and the tokenizer's files."""
         from exporters.last_token import keep_last_token
 
         program, options = request.program, request.options
@@ -90,7 +92,7 @@ class ExecutorchTarget:
         backend = BACKENDS[name]
         limit = min(program.context, backend.tokens or CHUNK_TOKENS)
         methods = {GENERATE: keep_last_token(program)}
-        if limit > 1 and not options.strip:  # else every run gives every position's logits
+        if limit > 1 and not options.strip:  # with one token a run, `forward` gives all logits
             methods[VERIFY] = program
         constants = _constants(request, limit)
         if is_stock(options):
@@ -113,7 +115,7 @@ class ExecutorchTarget:
         )
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
-        """Digests of the integers and scales as the program's segments hold them."""
+        """Digests of the integers and scales that the program's segments hold."""
         from exporters.executorch import reader
         from exporters.executorch.stock import names
 
@@ -122,7 +124,7 @@ class ExecutorchTarget:
         return reader.stored_digests(folder / MODEL)
 
     def structure(self, folder: Path) -> tuple[Section, ...]:
-        """Delegates, operators outside of them, weight formats and segments of the program."""
+        """Tables of the program's delegates, other operators, weight formats and segments."""
         from exporters.executorch.reader import read_pte
         from exporters.executorch.structure import structure_of
 
@@ -130,8 +132,8 @@ class ExecutorchTarget:
 
 
 def _notes(request: ExportRequest, backend: Backend, limit: int) -> tuple[str, ...]:
-    """What a user must know of the artifact."""
-    notes = [f"one run takes {limit} tokens at most: longer prompts go in pieces"]
+    """What a user must know about the artifact, one sentence each."""
+    notes = [f"one run takes at most {limit} tokens: longer prompts go in pieces"]
     plan = request.store.plan
     quantized = any(
         isinstance(given.format, IntFormat) and given.activation == NONE
@@ -146,8 +148,8 @@ def _notes(request: ExportRequest, backend: Backend, limit: int) -> tuple[str, .
         notes += [
             "attention rounds queries, keys and values to 8 bits, with a scale and a zero point "
             "for each token and head",
-            "where it was measured, on x86, runs far into a text took 2 to 4 times as long as with "
-            "float32 caches",
+            "in measurements on x86, runs at late positions of a text took 2 to 4 times as long as "
+            "with float32 caches",
         ]
     if is_stock(request.options):
         notes.append(f"lowered by ExecuTorch {SUPPORTED}'s own exporter")
@@ -157,7 +159,7 @@ def _notes(request: ExportRequest, backend: Backend, limit: int) -> tuple[str, .
 
 
 def _states(program: Program, options: TargetOptions) -> dict[str, str]:
-    """The caches, by name; of int8 ones also the grid that their integers lie on."""
+    """The caches as ``dtype[dims]``, by name; int8 caches have zero points and scales too."""
     states = {}
     for node, given in program.placeholders("cache"):
         _, heads, context, width = node.meta["val"].shape
@@ -171,7 +173,7 @@ def _states(program: Program, options: TargetOptions) -> dict[str, str]:
 
 
 def _constants(request: ExportRequest, limit: int) -> dict[str, int | bool | list[int]]:
-    """What runners ask of a model, by method name."""
+    """The constants that runners ask a model for, by method name."""
     program, facts = request.program, request.facts
     constants: dict[str, int | bool | list[int]] = {
         "get_max_seq_len": limit,
@@ -195,7 +197,7 @@ def _write(
     limit: int,
     folder: Path,
 ) -> None:
-    """Writes the program byte by byte, without ExecuTorch."""
+    """Writes the program with EdgeForge's own lowering, which does not need ExecuTorch."""
     from exporters.executorch.blobs import Blob
     from exporters.executorch.lowering import lower_method
     from exporters.executorch.method import constant_method

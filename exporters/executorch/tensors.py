@@ -1,7 +1,8 @@
-"""Every stored weight of a .pte as the file itself describes it, whoever's exporter wrote it.
+"""Every stored weight of a .pte as the file itself describes it, whichever exporter wrote it.
 
-Names are not asked for: a tensor is known by who reads it, a delegate or a kernel that looks rows
-up, and by what that says of its datatype, shape and groups.
+The names of weights are not used, because ExecuTorch's own exporter does not keep them. A tensor is
+described by its reader, which is a delegate or a kernel that looks rows up, and by the datatype,
+shape and groups that the reader states.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ _LOOKUPS: Final = {
 
 @dataclass(frozen=True)
 class Stored(StoredPart):
-    """Bytes of a file, and what the program calls them.
+    """Bytes of a file, and the key by which the program refers to them.
 
     Attributes:
-        key: their name, or the number of a constant.
+        key: the name of the data, or ``constant N``.
     """
 
     key: str = ""
@@ -55,10 +56,11 @@ class FileTensor:
     """A stored weight.
 
     Attributes:
-        reader: the delegate's backend, or the kernel, that reads it.
+        reader: the name of the delegate's backend or of the kernel that reads it.
         datatype: ``int4``, ``int8``, ``fp32``, ``fp16`` or ``bf16``.
-        group_size: columns that share a scale; None for one group a row, 0 where there are none.
-        shape: as the reader sees it.
+        group_size: the number of columns that share a scale; None for one group a row, 0 for a
+            tensor without scales.
+        shape: the shape that the reader states.
         parts: ``codes`` and ``scale``, or ``value``.
     """
 
@@ -70,24 +72,24 @@ class FileTensor:
 
     @property
     def format(self) -> str:
-        """Its format, as `quant.formats.formats` names it."""
+        """The format's name, as in `quant.formats.formats`."""
         if self.group_size == 0:
             return self.datatype
         return f"{self.datatype}-" + ("pc" if self.group_size is None else f"g{self.group_size}")
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file, scales included."""
+        """The size in the file with its scales, in bytes."""
         return sum(part.nbytes for part in self.parts.values())
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What tells it from others that are stored elsewhere."""
+        """The keys of its parts, which differ for tensors that are stored in different places."""
         return tuple(part.key for part in self.parts.values())
 
 
 def file_tensors(pte: Pte) -> tuple[FileTensor, ...]:
-    """Every weight of a .pte once for each kind of reader, in the order of first use.
+    """Every weight of a .pte, once for each reader's name, in the order of first use.
 
     Raises:
         ExportError: the program names data that the file does not hold.
@@ -139,7 +141,7 @@ def graph_tensors(pte: Pte, graph: Record) -> Iterator[FileTensor]:
 
 
 def _outside(pte: Pte) -> Iterator[FileTensor]:
-    """Tables whose rows kernels look up, and constants that a method hands to a delegate."""
+    """Tables in which kernels look rows up, and constants that a method gives to a delegate."""
     for plan in pte.program["execution_plan"]:
         values, operators = plan["values"], plan["operators"]
         for chain in plan["chains"]:

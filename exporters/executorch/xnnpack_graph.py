@@ -21,21 +21,22 @@ FP32, FP16, QCINT8, QCINT4, QDINT8, QBINT4 = 1, 2, 6, 8, 9, 10
 _NOT_EXTERNAL: Final = 0xFFFFFFFF
 _BY_KEY: Final = 0xFFFFFFFFFFFFFFFF
 _INPUT, _OUTPUT = 1, 2
-# Zeros, magic, own length, where the graph begins, its length, where constants begin, theirs.
+# Zeros, the magic number, the header's own length, the offset and the length of the graph, the
+# offset and the length of the constants.
 HEADER: Final = struct.Struct("<4s4sHIIIQ2x")
 HEADER_MAGIC: Final = b"XH00"
 _HEADER_LENGTH = 30
 
 
 class XnnpackGraph:
-    """A graph that computes in float32, with weights as the store has them.
+    """A graph that computes in float32, with weights in the store's formats.
 
-    Values are referred to by number. The dimension of tokens is written as its largest; the
-    runtime sets it at each run.
+    A number identifies each value. The dimension of the tokens is written as its largest size; the
+    runtime sets the actual size at each run.
 
     Args:
-        file: where weights are registered by key.
-        store: where they are.
+        file: the file in which weights are registered by key.
+        store: the store of the weights.
     """
 
     def __init__(self, file: PteFile, store: WeightStore) -> None:
@@ -51,7 +52,7 @@ class XnnpackGraph:
         self._constants: dict[str, int] = {}
 
     def dims(self, value: int) -> tuple[int, ...]:
-        """A value's shape, the tokens at their most."""
+        """A value's shape for the largest number of tokens."""
         return self._dims[value]
 
     def _value(
@@ -85,14 +86,14 @@ class XnnpackGraph:
         self._nodes.append(Record("XNode", {"xnode_union": node, "debug_handle": len(self._nodes)}))
 
     def input(self, dims: Sequence[int], datatype: int = FP32) -> int:
-        """The next tensor that is given at each run."""
+        """Declares the graph's next input."""
         value = self._value(dims, datatype)
         self._tensors[value] |= {"flags": _INPUT, "external_id": len(self._inputs)}
         self._inputs.append(value)
         return value
 
     def output(self, value: int) -> None:
-        """Makes a value the next one that a run gives; after the last `input`."""
+        """Makes a value the graph's next output; call it after the last `input`."""
         self._tensors[value] |= {
             "flags": _OUTPUT,
             "external_id": len(self._inputs) + len(self._outputs),
@@ -107,14 +108,14 @@ class XnnpackGraph:
         return len(self._data) - 1
 
     def constant(self, key: str, values: Sequence[float], dims: Sequence[int]) -> int:
-        """float32 numbers made here, under a key that says what they are."""
+        """Adds float32 numbers that are not a weight, under a key that describes them."""
         if key not in self._constants:
             blob = Blob(struct.pack(f"<{len(values)}f", *values))
             self._constants[key] = self._value(dims, data=self._stored(key, blob))
         return self._constants[key]
 
     def weight(self, name: str, dims: Sequence[int]) -> int:
-        """A weight that stays float, under its name: float32 or float16 as it is stored."""
+        """Adds a float weight under its name: float16 as it is stored, other dtypes as float32."""
         if name not in self._constants:
             extent = self._store.extents(name)["value"]
             datatype = FP16 if extent.dtype == "F16" else FP32
@@ -125,20 +126,20 @@ class XnnpackGraph:
         return self._constants[name]
 
     def binary(self, kind: Binary, first: int, second: int) -> int:
-        """A pointwise operation, with broadcasting."""
+        """Emits a pointwise operation with broadcasting."""
         dims = [max(pair) for pair in _aligned(self._dims[first], self._dims[second])]
         result = self._value(dims)
         self._node(kind, input1_id=first, input2_id=second, output_id=result)
         return result
 
     def unary(self, kind: Unary, source: int, datatype: int = FP32) -> int:
-        """A pointwise function."""
+        """Emits a pointwise function."""
         result = self._value(self._dims[source], datatype)
         self._node(kind, input_id=source, output_id=result)
         return result
 
     def reshape(self, source: int, shape: Sequence[int]) -> int:
-        """Another shape of the same numbers; -1 stands for the tokens."""
+        """Emits a reshape; -1 stands for the number of tokens."""
         known = math.prod(dim for dim in shape if dim != -1)
         tokens = math.prod(self._dims[source]) // known
         result = self._value([tokens if dim == -1 else dim for dim in shape])
@@ -152,21 +153,21 @@ class XnnpackGraph:
         return result
 
     def columns(self, source: int, start: int, stop: int) -> int:
-        """A range of the last dimension."""
+        """Emits a slice ``[start:stop]`` of the last dimension."""
         dims = [*self._dims[source][:-1], stop - start]
         result = self._value(dims)
         self._node(
             "XNNStaticSlice",
             num_dims=len(dims),
             offsets=[0] * (len(dims) - 1) + [start],
-            sizes=[0] * (len(dims) - 1) + [stop - start],  # 0: all there are
+            sizes=[0] * (len(dims) - 1) + [stop - start],  # 0 takes the whole dimension
             input_id=source,
             output_id=result,
         )
         return result
 
     def concatenate(self, parts: Sequence[int]) -> int:
-        """Two or three values side by side in the last dimension."""
+        """Emits the concatenation of two or three values along the last dimension."""
         dims = list(self._dims[parts[0]])
         dims[-1] = sum(self._dims[part][-1] for part in parts)
         result = self._value(dims)
@@ -180,7 +181,7 @@ class XnnpackGraph:
         return result
 
     def linear(self, source: int, filter: int) -> int:
-        """``source @ filter.T`` in float32."""
+        """Emits ``source @ filter.T`` with a float32 result."""
         result = self._value([*self._dims[source][:-1], self._dims[filter][0]])
         self._node(
             "XNNFullyConnected",
@@ -192,14 +193,14 @@ class XnnpackGraph:
         return result
 
     def quantized_linear(self, source: int, name: str, format: IntFormat, rows: int) -> int:
-        """A product by a weight in integers; each token's activations are rounded to 8 bits."""
+        """Emits a product with an integer weight; it rounds each token's activations to 8 bits."""
         return self.linear(self._per_token(source), self._integers(name, format, rows))
 
     def exact_linear(self, source: int, name: str, format: IntFormat, rows: int) -> int:
-        """A product by a weight in integers that leaves activations float32.
+        """Emits a product with an integer weight that keeps its activations float32.
 
-        XNNPACK has such kernels for one scale a row only, so that a weight in groups becomes one
-        weight for each group of columns, ``NAME codes 0`` and on, and their products a sum.
+        XNNPACK has such kernels only for one scale a row. So a weight with groups becomes one
+        weight for each group of columns, ``NAME codes 0`` and so on, and their products are added.
         """
         if format.group_size is None:
             return self.linear(source, self._integers(name, format, rows))
@@ -234,10 +235,10 @@ class XnnpackGraph:
         return self._quantized[source]
 
     def _integers(self, name: str, format: IntFormat, rows: int) -> int:
-        """A weight's codes and scales under ``NAME codes`` and ``NAME scale``.
+        """Adds a weight's codes and scales under ``NAME codes`` and ``NAME scale``.
 
-        XNNPACK's 4-bit codes lie as the store's do. Its 8-bit codes are signed. Scales of groups
-        are bfloat16, scales of rows float32.
+        XNNPACK's 4-bit codes have the store's layout. Its 8-bit codes are signed. Scales of groups
+        are bfloat16, and scales of rows are float32.
         """
         extents = self._store.extents(name)
         grouped = format.group_size is not None
@@ -261,7 +262,7 @@ class XnnpackGraph:
         return self._value([rows, columns], datatype, data, quantization)
 
     def encode(self) -> bytes:
-        """The delegate's program, as a segment holds it."""
+        """Encodes the delegate's program, as a segment holds it."""
         graph = XNNPACK.encode(
             Record(
                 "XNNGraph",
@@ -285,7 +286,7 @@ class XnnpackGraph:
 
 
 def _aligned(first: tuple[int, ...], second: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Pairs of dims as broadcasting pairs them, from the last."""
+    """Pairs the dimensions from the last one on, as broadcasting does."""
     count = max(len(first), len(second))
     ones = (1,) * count
     return list(zip((*ones[len(first) :], *first), (*ones[len(second) :], *second), strict=True))

@@ -1,1 +1,1 @@
-"""ONNX: a graph of contrib operators for ONNX Runtime's CPU and mobile packages."""
+"""ONNX: graphs that use contrib operators, for ONNX Runtime's CPU and mobile packages."""

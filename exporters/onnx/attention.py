@@ -1,4 +1,4 @@
-"""GroupQueryAttention from an attention node and the views, norms and rotations around it."""
+"""Emits GroupQueryAttention for an attention node and the views, norms and rotations before it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class AttentionPattern:
     """An attention node and what feeds it.
 
     Attributes:
-        node: the attention.
-        packed: the value that holds q | k | v, when nothing but a split and the rotary embedding
-            stands between it and the attention; None otherwise.
-        sources: where q, k and v come from, as ``[1, t, heads * head_dim]``.
-        norms: the per-head norms of q and k, where there are any.
+        node: the attention node.
+        packed: the node whose result is q, k and v side by side, when only a split and the rotary
+            embedding stand between it and the attention; None otherwise.
+        sources: the nodes that give q, k and v, each ``[1, t, heads * head_dim]``.
+        norms: the per-head norms of q and k; None where there is none.
         rotary_width: how many columns of a head are rotated.
-        absorbed: nodes that this pattern stands for, the attention itself apart.
+        absorbed: the nodes that this pattern replaces, except the attention itself.
     """
 
     node: fx.Node
@@ -40,7 +40,7 @@ class AttentionPattern:
 
     @property
     def heads(self) -> tuple[int, int, int]:
-        """Query heads, key/value heads, head width."""
+        """The number of query heads, the number of key/value heads, and the head's width."""
         q, k = shape_of(node_argument(self.node, 0)), shape_of(node_argument(self.node, 1))
         return q[2], k[2], q[3]
 
@@ -53,10 +53,10 @@ def match_attention(node: fx.Node) -> AttentionPattern:
         %q, %k, %v = split(%qkv)
         %y = attention(rope([rms_norm] view(%q)), rope([rms_norm] view(%k)), view(%v))
 
-    Result: a pattern, packed when there is no norm.
+    Result: a pattern. It is packed when q, k and v are three parts of one split, without norms.
 
     Raises:
-        ExportError: q, k and v are made in another way.
+        ExportError: other operators make q, k or v.
     """
     absorbed: set[fx.Node] = set()
     sources: list[fx.Node] = []
@@ -102,7 +102,8 @@ def _packed_source(sources: list[fx.Node]) -> fx.Node | None:
 def _expect(node: fx.Node, target: object, attention: fx.Node) -> None:
     if node.target is not target:
         raise ExportError(
-            f"the ONNX target cannot lower {attention.name}: {node.name} feeds it by {node.target}"
+            f"the ONNX target cannot lower {attention.name}: its operand {node.name} comes from "
+            f"{node.target}"
         )
 
 
@@ -110,12 +111,12 @@ def check_head_width(head_dim: int) -> None:
     """Refuses head widths that the kernel cannot hold.
 
     Raises:
-        ExportError: not a multiple of 8.
+        ExportError: the width is not a multiple of 8.
     """
     if head_dim % 8:
         raise ExportError(
-            f"ONNX Runtime's GroupQueryAttention needs heads of a multiple of 8 columns; this "
-            f"model has {head_dim}"
+            f"ONNX Runtime's GroupQueryAttention needs a head width that is a multiple of 8; this "
+            f"model's heads have {head_dim} columns"
         )
 
 
@@ -132,19 +133,20 @@ def emit_attention(
     """Emits one attention.
 
     Args:
-        builder: the graph.
-        pattern: what to emit.
-        layer: its number, which names the caches.
+        builder: the graph to add to.
+        pattern: the attention and the nodes around it.
+        layer: the number of the layer, which the names of the caches contain.
         tables: ``rope_cos`` and ``rope_sin``: ``float32[context, width // 2]``.
-        scales: of caches of int8; None for float32.
-        weight: the initializer of a float weight's placeholder.
-        value: the ONNX value of a node.
+        scales: the scales of int8 caches; None for float32 caches.
+        weight: returns the initializer's name for a float weight's placeholder.
+        value: returns the name of the ONNX value for a node.
 
     Returns:
-        For the key and the value cache: input name, output name, ``(heads, head_dim)``.
+        For the key cache and for the value cache: the input's name, the output's name, and
+        ``(heads, head_dim)``.
     """
     heads, kv_heads, head_dim = pattern.heads
-    # The kernel rotates heads and widths of a multiple of 16 columns.
+    # The kernel rotates only where the head's width and the rotary width are multiples of 16.
     inside = head_dim % 16 == 0 and pattern.rotary_width % 16 == 0
     cos = builder.table("rope_cos", tables["rope_cos"])
     sin = builder.table("rope_sin", tables["rope_sin"])
@@ -201,7 +203,7 @@ def _separate(
     weight: Callable[[fx.Node], str],
     value: Callable[[fx.Node], str],
 ) -> list[str]:
-    """q, k and v as three values ``[1, t, heads * head_dim]``, normalised per head."""
+    """Emits q, k and v as three values ``[1, t, heads * head_dim]``, with the per-head norms."""
     if pattern.packed is not None:
         heads, kv_heads, head_dim = pattern.heads
         sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
@@ -231,10 +233,11 @@ def _separate(
 
 
 def _position_ids(builder: GraphBuilder) -> str:
-    """Positions of the new tokens, ``int64[batch, t]``, for rotations outside the kernel.
+    """Emits the new tokens' positions, ``int64[batch, t]``, for rotations outside the kernel.
 
-    As the kernel counts them: a row's tokens begin after what its mask says was there before, and
-    a first prompt padded on the right begins at 0.
+    They follow the kernel's own rule: a row's first position is the number of attended tokens less
+    the number of new tokens, and at least 0, so that a first prompt padded on the right begins
+    at 0.
     """
     if not builder.has("position_ids"):
         step = builder.constant("one", np.array(1, np.int64))

@@ -1,7 +1,8 @@
-"""Caches of int8: the scales that ONNX Runtime's attention kernel rounds keys and values by.
+"""Int8 caches: the scales by which ONNX Runtime's attention kernel rounds keys and values.
 
-The kernel takes one scale for a whole cache or, as here, one for each key/value head and column;
-none for each token. So the scales are constants of the graph, and what lies beyond them is clipped.
+The kernel takes one scale for a whole cache or, as here, one for each key/value head and column; it
+cannot take one for each token. So the scales are constants of the graph, and values beyond their
+range are clipped.
 """
 
 from __future__ import annotations
@@ -15,25 +16,26 @@ import numpy.typing as npt
 from exporters.onnx.graph import GraphBuilder
 
 LARGEST_CODE: Final = 127
-# How much further than on the calibration text the codes reach.
+# The codes reach this many times as far as the values of the calibration text.
 MARGIN: Final = 1.0
-# A column that the calibration text leaves at zero still gets this share of its cache's scale.
+# A column's scale is at least this share of its cache's largest scale, because a column that is
+# zero on the whole calibration text may be used by another text.
 _LEAST_SHARE: Final = 1e-3
 
 NOTE: Final = (
     "keys and values are kept as int8 with static scales, one for each key/value head and column, "
-    "from the calibration text: what lies beyond is clipped; ONNX Runtime's kernel has no scales "
-    "for each token"
+    "from the calibration text, and values beyond their range are clipped; ONNX Runtime's kernel "
+    "cannot take a scale for each token"
 )
 
 
 @dataclass(frozen=True)
 class CacheScales:
-    """Scales of one layer's caches.
+    """The scales of one layer's caches.
 
     Attributes:
-        key: ``float32[1, kv_heads, 1, head_dim]``.
-        value: likewise.
+        key: the key cache's scales, ``float32[1, kv_heads, 1, head_dim]``.
+        value: the value cache's scales, in the same shape.
     """
 
     key: npt.NDArray[np.float32]
@@ -41,7 +43,11 @@ class CacheScales:
 
 
 def scales_of(key: npt.NDArray[np.float32], value: npt.NDArray[np.float32]) -> CacheScales:
-    """Scales of one layer from how far its keys and values reach, ``float32[kv_heads, head_dim]``.
+    """Computes the scales of one layer's caches.
+
+    Args:
+        key: how far from zero each column of the keys reaches, ``float32[kv_heads, head_dim]``.
+        value: how far from zero each column of the values reaches, in the same shape.
 
     >>> reach = np.array([[254.0, 0.0]], np.float32)
     >>> bool(np.allclose(scales_of(reach, reach).key, [2.0 * MARGIN, 0.002 * MARGIN]))
@@ -51,15 +57,16 @@ def scales_of(key: npt.NDArray[np.float32], value: npt.NDArray[np.float32]) -> C
 
 
 def _scales(reach: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    # The kernel would divide by 1 where a scale is 0, and multiply by 0.
+    # No scale may be 0: the kernel would divide by 1 when it writes, and multiply by 0 when it
+    # reads.
     least = _LEAST_SHARE * (reach.max() or np.float32(1))
     scales = np.maximum(reach, least) * np.float32(MARGIN / LARGEST_CODE)
     return scales.astype(np.float32)[None, :, None, :]
 
 
 def scale_operands(builder: GraphBuilder, at: str, scales: CacheScales) -> list[str]:
-    """The attention's operands from the rotary tables on to the scales' end; see the operator."""
-    absent = ["", "", ""]  # positions, a bias, sinks
+    """GroupQueryAttention's operands after the rotary tables, up to and with the two scales."""
+    absent = ["", "", ""]  # the operator's position_ids, attention_bias and head_sink
     return [
         *absent,
         builder.table(f"{at}.k_scale", scales.key),

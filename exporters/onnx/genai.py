@@ -14,10 +14,11 @@ _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 
 
 def genai_config(request: ExportRequest, filename: str) -> dict[str, object]:
-    """``genai_config.json``: the model type is ``llama`` for every family.
+    """The content of ``genai_config.json``, with the model type ``llama`` for every family.
 
-    That type says how onnxruntime-genai drives a graph (token ids, an attention mask and caches
-    layer by layer), not which maths is inside; the widths of the caches come from the graph.
+    The type tells onnxruntime-genai which inputs and outputs a graph has (token ids, an attention
+    mask and caches layer by layer), not what the graph computes. It reads the caches' widths from
+    the graph.
     """
     facts, program = request.facts, request.program
     model: dict[str, object] = {
@@ -26,7 +27,7 @@ def genai_config(request: ExportRequest, filename: str) -> dict[str, object]:
         "context_length": program.context,
         "decoder": {
             "filename": filename,
-            # Without this onnxruntime-genai takes one thread.
+            # Without a number here, onnxruntime-genai runs on one thread.
             "session_options": {
                 "log_id": "onnxruntime-genai",
                 "intra_op_num_threads": default_threads(),
@@ -68,10 +69,12 @@ def genai_config(request: ExportRequest, filename: str) -> dict[str, object]:
 
 
 def write_tokenizer(files: Mapping[str, Path], folder: Path) -> None:
-    """Copies the tokenizer's files, and states its class as onnxruntime-genai must read it.
+    """Copies the tokenizer's files and states the tokenizer's class for onnxruntime-genai.
 
-    A byte-level tokenizer that calls itself Llama's would be split by another pattern there, so
-    the class becomes the neutral one; without ``tokenizer_config.json`` it would not load at all.
+    Some byte-level tokenizers state Llama's class, for which onnxruntime-genai splits text by
+    another pattern; so the class becomes ``PreTrainedTokenizerFast``. Where the checkpoint has no
+    ``tokenizer_config.json``, one is written, because onnxruntime-genai does not load a tokenizer
+    without it.
     """
     for name, path in files.items():
         shutil.copyfile(path, folder / name)

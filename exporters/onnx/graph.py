@@ -31,7 +31,7 @@ class GraphBuilder:
     """Collects one graph; several graphs may share one weight file.
 
     Args:
-        weights: where initializers too large for the graph itself go.
+        weights: the weight file, for initializers that are too large for the graph itself.
     """
 
     def __init__(self, weights: WeightFile) -> None:
@@ -56,7 +56,7 @@ class GraphBuilder:
         return names[0]
 
     def constant(self, name: str, value: npt.NDArray[np.generic]) -> str:
-        """A small initializer, held in the graph itself."""
+        """Adds a small initializer, which the graph itself holds, and returns its name."""
         if name not in self._initializers:
             element = helper.np_dtype_to_tensor_dtype(value.dtype)
             self._initializers[name] = helper.make_tensor(
@@ -65,7 +65,7 @@ class GraphBuilder:
         return name
 
     def table(self, name: str, value: npt.NDArray[np.generic]) -> str:
-        """An initializer made here; large ones go to the weight file."""
+        """Adds an initializer from an array; one of a page or more goes to the weight file."""
         data = np.ascontiguousarray(value)
         if data.nbytes < PAGE:
             return self.constant(name, data)
@@ -74,13 +74,18 @@ class GraphBuilder:
         return self._external(name, element, data.shape, placed)
 
     def stored(self, name: str, extent: Extent, shape: Sequence[int], key: object) -> str:
-        """An initializer whose bytes lie in the weight store.
+        """Adds an initializer whose bytes are in the weight store.
 
         Args:
-            name: the initializer's.
+            name: the initializer's name.
             extent: where the bytes are.
-            shape: how this graph reads them; two initializers may read the same bytes.
-            key: what the bytes are; equal keys share one place in the weight file.
+            shape: the shape in which this graph reads them; another initializer may read the same
+                bytes in another shape.
+            key: identifies the bytes; initializers with equal keys share one place in the weight
+                file.
+
+        Returns:
+            The initializer's name.
         """
         if name not in self._initializers:
             element = _ELEMENT[extent.dtype]
@@ -107,13 +112,13 @@ class GraphBuilder:
         return name
 
     def has(self, name: str) -> bool:
-        """Whether a value of this name was made by a node."""
+        """Whether a node gives a value of this name."""
         return any(name in node.output for node in self._nodes)
 
     def model(
         self, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
     ) -> ModelProto:
-        """The finished model; bytes of large initializers are in the weight file."""
+        """The finished model; the weight file holds the bytes of its large initializers."""
         graph = helper.make_graph(
             self._nodes,
             "decoder",

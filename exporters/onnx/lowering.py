@@ -30,13 +30,13 @@ def lower(
     """Emits every node of the program into the builder.
 
     Args:
-        program: in the quantized dialect.
-        store: the weights it names.
-        builder: the graph.
-        cache_ranges: how far caches of int8 reach; empty for float32.
+        program: the program, in the quantized or the lowered dialect.
+        store: the store of the weights that the program names.
+        builder: the graph to add to.
+        cache_ranges: the range of every int8 cache; empty for float32 caches.
 
     Raises:
-        ExportError: a node with no handler, or dims that the kernels cannot hold.
+        ExportError: a node has no handler, or dimensions that the kernels cannot hold.
     """
     state = Lowering(program, store, builder, cache_ranges=cache_ranges)
     for node in program.graph.nodes:
@@ -49,7 +49,7 @@ def lower(
         if node.op != "call_function" or node in state.absorbed:
             continue
         if node.target is dialect.GET or node.target is dialect.SIZE:
-            continue  # named by the split they take from; sizes only feed absorbed views
+            continue  # `_split` names what GET gives; sizes are operands of absorbed views only
         handler = HANDLERS.get(node.target)
         if handler is None:
             raise ExportError(f"the ONNX target has no handler for {node.target} at {node.name}")
@@ -58,7 +58,7 @@ def lower(
 
 
 def _emit_positions(builder: GraphBuilder) -> None:
-    """Sequence lengths as the attention kernel wants them, from the attention mask."""
+    """Emits the sequence lengths that the attention kernel takes, from the attention mask."""
     axis = builder.constant("axis_1", np.array([1], np.int64))
     one = builder.constant("one", np.array(1, np.int64))
     builder.node("ReduceSum", ["attention_mask", axis], "attended", keepdims=0)
@@ -89,7 +89,7 @@ def _linear(state: Lowering, node: fx.Node) -> None:
 
 
 def _rms_norm(state: Lowering, node: fx.Node) -> None:
-    """A norm right after an addition is emitted with it, see `_add`."""
+    """Emits a norm, unless it follows an addition and `_add` emits both as one operator."""
     source = node_argument(node, 0)
     if source.target is dialect.ADD and _skip_norm(source) is node:
         return
@@ -142,6 +142,7 @@ def _mul(state: Lowering, node: fx.Node) -> None:
 
 
 def _silu(state: Lowering, node: fx.Node) -> None:
+    # QuickGelu is x * sigmoid(alpha * x), which is SiLU when alpha is 1.
     state.builder.node(
         "QuickGelu", [state.operand(node, 0)], state.name(node), domain=MICROSOFT, alpha=1.0
     )

@@ -1,4 +1,4 @@
-"""Weights as ONNX initializers: integers for MatMulNBits and GatherBlockQuantized, and floats."""
+"""Weights as ONNX initializers: floats, and integers for MatMulNBits and GatherBlockQuantized."""
 
 from __future__ import annotations
 
@@ -18,23 +18,29 @@ from quant.program.calls import QuantizedCall
 from quant.program.program import shape_of
 from quant.store.store import WeightStore
 
-# Of 2 bits the kernels compute blocks of 16 and 256 too, rightly, and 200 times more slowly.
+# At 2 bits the kernels also compute blocks of 16 and 256 correctly, but 200 times more slowly.
 BLOCK_SIZES: Final[dict[IntBits, tuple[int, ...]]] = {
     2: (32, 64, 128),
     4: (16, 32, 64, 128, 256),
     8: (16, 32, 64, 128, 256),
 }
-SMALL_HEAD = 1 << 22
+SMALL_HEAD = 1 << 22  # weights; see `accuracy_level`
 
 
 def block_size(weight: str, format: IntFormat, columns: int) -> int:
-    """The kernels' block size for a format: its group, or for one scale a row the widest block.
+    """The kernels' block size for a format: its group size, or with one scale a row a wide block.
 
-    A scale per row is the same as that scale repeated for every block, so that the integers and
-    the scale stay the store's.
+    One scale for a row equals the same scale repeated for every block of the row, so that the
+    integers and the scale are still those of the store.
+
+    Args:
+        weight: the weight's name, for messages.
+        format: the weight's format.
+        columns: the number of input columns.
 
     Raises:
-        ExportError: the kernels do not have the format's width, or no block size of theirs fits.
+        ExportError: the kernels do not have the format's number of bits, or none of their block
+            sizes fits.
     """
     if format.bits not in BLOCK_SIZES:
         near = next(bits for bits in BLOCK_SIZES if bits > format.bits)
@@ -57,11 +63,11 @@ def block_size(weight: str, format: IntFormat, columns: int) -> int:
             f"{weight} has {columns} input columns; ONNX Runtime's{fast} kernels need a multiple "
             f"of {sizes[0]} for {format.name}: keep it fp16"
         )
-    return min(fitting[-1], 128)  # the widest block that the fast kernels were written for
+    return min(fitting[-1], 128)  # the fast kernels were written for blocks of up to 128
 
 
 def emit_linear(state: Lowering, node: fx.Node) -> None:
-    """MatMulNBits: float32 activations outside; inside as `accuracy_level` says."""
+    """Emits MatMulNBits, with float32 operand and result; `accuracy_level` sets its arithmetic."""
     weight, format = weight_of(state, node)
     rows, columns = matrix_of(node, format)
     block = block_size(weight, format, columns)
@@ -91,17 +97,23 @@ def emit_linear(state: Lowering, node: fx.Node) -> None:
 
 
 def accuracy_level(is_head: bool, weights: int, bits: int) -> int:
-    """How the kernel computes: 4 rounds activations to 8 bits, 1 keeps them float32.
+    """MatMulNBits' ``accuracy_level``: 4 rounds activations to 8 bits, 1 keeps them float32.
 
-    Level 4 is two to three times as fast. A small head gets level 1: it fits a core's cache, so
-    that the difference is microseconds a token, and its rounding goes straight into the logits,
-    where it decides between near ties. At 2 bits level 1 is a hundred times as slow: never there.
+    Level 4 is two to three times as fast. A head of at most `SMALL_HEAD` weights gets level 1: it
+    fits into a core's cache, so that the difference is microseconds a token, and the rounding of
+    level 4 would go straight into the logits, where it decides between near ties. At 2 bits level 1
+    is a hundred times as slow, so it is not used there.
+
+    Args:
+        is_head: whether the product gives the logits.
+        weights: the number of weights of the matrix.
+        bits: the number of bits of each integer.
     """
     return 1 if is_head and weights <= SMALL_HEAD and bits > 2 else 4
 
 
 def emit_embedding(state: Lowering, node: fx.Node) -> None:
-    """GatherBlockQuantized; a tied head reads the same bytes of the weight file."""
+    """Emits GatherBlockQuantized; a tied head reads the same bytes of the weight file."""
     weight, format = weight_of(state, node)
     _, columns = matrix_of(node, format)
     block = block_size(weight, format, columns)
@@ -125,12 +137,13 @@ def emit_embedding(state: Lowering, node: fx.Node) -> None:
 
 
 def float_weight(state: Lowering, placeholder: fx.Node, as_table: bool = False) -> str:
-    """The initializer of a weight that stays float, as float32.
+    """Returns the name of the float32 value that holds a weight which stays float.
 
     Args:
         state: the graph being lowered.
-        placeholder: the weight's input.
-        as_table: give the stored dtype instead, for a gather whose few rows are cast after it.
+        placeholder: the program's placeholder for the weight.
+        as_table: whether to return the initializer in its stored dtype instead, for a gather
+            whose few rows are cast after it.
     """
     weight = state.program.inputs[placeholder.name].name
     extent = state.store.extents(weight)["value"]
@@ -144,7 +157,7 @@ def float_weight(state: Lowering, placeholder: fx.Node, as_table: bool = False) 
 
 
 def cast_once(builder: GraphBuilder, source: str, target: str) -> str:
-    """A float32 view of a narrower initializer: folded when the model is loaded."""
+    """Casts a narrower initializer to float32; the runtime does so once, on loading the model."""
     if not builder.has(target):
         builder.node("Cast", [source], target, to=TensorProto.FLOAT)
     return target
@@ -153,7 +166,7 @@ def cast_once(builder: GraphBuilder, source: str, target: str) -> str:
 def scale_of(
     builder: GraphBuilder, store: WeightStore, weight: str, format: IntFormat, blocks: int
 ) -> str:
-    """Scales as float32[rows, blocks], stored as the bfloat16 or float16 they are."""
+    """Returns the scales as float32[rows, blocks]; the file holds them as bfloat16 or float16."""
     extent = store.extents(weight)["scale"]
     name = f"{weight}.scale_{extent.dtype.lower()}"
     stored = builder.stored(name, extent, extent.shape, (weight, "scale"))
@@ -181,11 +194,11 @@ def _zero_point(
 
 
 def weight_of(state: Lowering, node: fx.Node) -> tuple[str, IntFormat]:
-    """The weight that a quantized operator reads, and its format."""
+    """The name and the format of the weight that a quantized operator reads."""
     call = QuantizedCall.of(node)
     return state.program.inputs[call.codes.name].name, call.integers
 
 
 def matrix_of(node: fx.Node, format: IntFormat) -> tuple[int, int]:
-    """Its rows and columns."""
+    """The rows and columns of the matrix that a quantized operator reads."""
     return QuantizedCall.of(node).shape

@@ -1,21 +1,20 @@
-"""Reads integers and scales back out of a written .onnx, to hold them against the store's."""
+"""Reads integers and scales back from a written .onnx, to compare them with the store's."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporters.errors import ExportError
-from quant.store.store import weight_digest
+from exporters.stored_digests import digests_of
 
 if TYPE_CHECKING:
     from onnx import TensorProto
 
-# What this exporter's initializers hold of a weight, by the end of their names.
+# The part of a weight that an initializer of this exporter holds, by the suffix of its name.
 _PARTS = {
     ".blocks": "codes",
     ".rows": "codes",
@@ -26,20 +25,20 @@ _PARTS = {
     ".stored": "value",
     "": "value",
 }
-# One zero point a row, repeated for so many blocks: the store holds it once.
+# Bits, and how many blocks repeat the one zero point of a row, which the store holds once.
 _REPEATED_ZERO = re.compile(r"\.zero_([248])x([0-9]+)")
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class StoredPart:
-    """Where an initializer's bytes are: inline, or in a file.
+    """Where an initializer's bytes are: in the graph, or in an external data file.
 
     Attributes:
-        data: the bytes when they are inline.
-        file: the external data file otherwise.
-        offset: where they begin there.
-        nbytes: how many there are.
+        data: the bytes when the graph holds them; empty otherwise.
+        file: the external data file; None when the graph holds the bytes.
+        offset: where the bytes begin in that file.
+        nbytes: how many bytes there are.
     """
 
     data: bytes
@@ -48,7 +47,7 @@ class StoredPart:
     nbytes: int
 
     def blocks(self) -> Iterator[bytes]:
-        """The bytes, a block at a time.
+        """Yields the bytes, one block at a time.
 
         Raises:
             ExportError: the file is missing or too short.
@@ -71,14 +70,14 @@ class StoredPart:
 
 
 Parts = dict[str, list[StoredPart]]
-"""Where each part of a weight is: in several places when graphs hold small ones inline."""
+"""The places of each part of a weight; graphs that hold a small part inline give several."""
 
 
 def read_parts(graph: Path) -> dict[str, Parts]:
-    """Parts by weight name, as the graph's initializers hold them.
+    """Finds the parts of every weight among the graph's initializers, by weight name.
 
     Raises:
-        ExportError: the file is no ONNX model, or one that its data file does not fit.
+        ExportError: the file is no ONNX model, or its external data file is missing or too short.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -115,7 +114,10 @@ def _stored(tensor: TensorProto, folder: Path) -> StoredPart:
 
 
 def _once(stored: StoredPart, bits: int, count: int) -> StoredPart:
-    """A row's zero point out of ``count`` equal ones; all of them when they are not equal."""
+    """Keeps one of the ``count`` equal zero points of each row, as the store holds them.
+
+    Where those of a row differ, it returns all bytes, so that the digest differs from the store's.
+    """
     data = b"".join(stored.blocks())
     width = -(-count * bits // 8)
     once = bytearray()
@@ -131,13 +133,13 @@ def _once(stored: StoredPart, bits: int, count: int) -> StoredPart:
 
 
 def stored_digests(*graphs: Path) -> dict[str, str]:
-    """`quant.store.store.weight_digest` of every weight, from the written files alone.
+    """Computes `quant.store.store.weight_digest` of every weight from the written files alone.
 
-    A weight that is held in several places, and not the same in all of them, gets a text that no
-    digest equals.
+    When the files hold a weight in several places and these differ, its text lists every digest
+    found, so that it equals no digest of the store.
 
     Args:
-        graphs: files that share weights.
+        graphs: the ONNX files; they may share weights.
 
     Raises:
         ExportError: a file is missing, too short, or no ONNX model.
@@ -148,15 +150,4 @@ def stored_digests(*graphs: Path) -> dict[str, str]:
             for part, places in parts.items():
                 known = weights.setdefault(name, {}).setdefault(part, [])
                 known.extend(place for place in places if place not in known)
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(weights, pool.map(_digest, weights.values()), strict=True))
-
-
-def _digest(parts: Parts) -> str:
-    copies = max(map(len, parts.values()))
-    found = {
-        weight_digest({part: places[i % len(places)].blocks() for part, places in parts.items()})
-        for i in range(copies)
-    }
-    return " or ".join(sorted(found))
+    return digests_of(weights)

@@ -1,11 +1,13 @@
-"""Products of 8-bit activations with 8-bit weights, as integers: QGemm.
+"""Products of 8-bit activations with 8-bit weights in integer arithmetic, by QGemm.
 
-Both are unsigned there, weights about 128 as the store has them: kernels for signed weights add
-pairs of products in 16 bits on processors with AVX2 and no VNNI, which overflows, and on arm64 both
-are equally fast. QGemm takes one scale and one zero point for all activations, so that those of
-single tokens are applied around it: ``sum((a - z) b) = sum(a b) - z sum(b)``, in integers, and a
-token's step multiplies its results. DynamicQuantizeMatMul would give all tokens of a run one scale,
-so that what a token becomes would depend on its neighbours.
+Activations and weights are unsigned here; weights keep the store's codes, whose zero is 128. On
+processors with AVX2 and without VNNI, the kernels for signed weights add pairs of products in 16
+bits, which overflows; on arm64 both kinds are equally fast.
+
+QGemm takes one scale and one zero point for all activations. Scales and zero points of single
+tokens are therefore applied outside it: ``sum((a - z) b) = sum(a b) - z sum(b)`` in integers, and
+then each token's step multiplies its results. DynamicQuantizeMatMul would give all tokens of a run
+one scale, so that a token's result would depend on the other tokens.
 """
 
 from __future__ import annotations
@@ -31,10 +33,10 @@ _CHUNK = 1 << 20
 
 
 def check_rounded(plan: QuantPlan) -> None:
-    """Refuses rounded activations of weights that the integer product does not take.
+    """Refuses rounded activations where the integer product does not take the weight's format.
 
     Raises:
-        ExportError: says which weight, and what to use instead.
+        ExportError: names the weight, and the format or activation to use instead.
     """
     for weight, assignment in plan.weights.items():
         if assignment.activation != NONE and assignment.format != _ROWS:
@@ -46,9 +48,11 @@ def check_rounded(plan: QuantPlan) -> None:
 
 
 def emit_per_token(state: Lowering, node: fx.Node) -> None:
-    """Rounds each token: 8-bit codes ``[tokens, columns]``, and their steps and zero points.
+    """Emits the rounding of activations to 8 bits with one step and one zero point a token.
 
-    ``NAME`` holds the codes, ``NAME_step`` and ``NAME_zero`` a column of one number a token.
+    With ``NAME`` for the node's ONNX name, the values are ``NAME``, the codes
+    ``uint8[tokens, columns]``; ``NAME_step``, ``float32[tokens, 1]``; and ``NAME_zero``,
+    ``int32[tokens, 1]``.
     """
     builder, name = state.builder, state.name(node)
     rows = _as_rows(state, node)
@@ -78,7 +82,7 @@ def emit_per_token(state: Lowering, node: fx.Node) -> None:
 
 
 def emit_per_tensor(state: Lowering, node: fx.Node) -> None:
-    """Rounds by the stored scale: 8-bit codes ``[tokens, columns]``, 128 for zero."""
+    """Emits the rounding by the stored scale: codes ``uint8[tokens, columns]``, 128 for zero."""
     builder, name = state.builder, state.name(node)
     weight = state.program.inputs[node_argument(node, 1).name].name
     extent = state.store.extents(weight)[INPUT_SCALE]
@@ -89,7 +93,7 @@ def emit_per_tensor(state: Lowering, node: fx.Node) -> None:
 
 
 def emit_per_token_linear(state: Lowering, node: fx.Node) -> None:
-    """A product of tokens that `emit_per_token` rounded."""
+    """Emits a product with activations that `emit_per_token` rounded."""
     builder, name, codes = state.builder, state.name(node), state.operand(node, 0)
     weight, _ = weight_of(state, node)
     sums = builder.table(f"{weight}.minus_row_sums", -row_sums(state.store, weight))
@@ -102,7 +106,7 @@ def emit_per_token_linear(state: Lowering, node: fx.Node) -> None:
 
 
 def emit_per_tensor_linear(state: Lowering, node: fx.Node) -> None:
-    """A product of activations that `emit_per_tensor` rounded."""
+    """Emits a product with activations that `emit_per_tensor` rounded."""
     weight, _ = weight_of(state, node)
     left = state.operand(node, 0), f"{weight}.input_scale", _byte(state.builder, 128)
     _product(state, node, left, f"{state.name(node)}_rows", [])
@@ -110,19 +114,27 @@ def emit_per_tensor_linear(state: Lowering, node: fx.Node) -> None:
 
 
 def row_sums(store: WeightStore, weight: str) -> npt.NDArray[np.int32]:
-    """The sum of each row's integers, ``int32[rows]``, some rows at a time."""
+    """The sum of each row's integers, ``int32[rows]``; it reads a few rows at a time."""
     codes = store.part(weight, "codes").numpy()
     rows, columns = codes.shape
     step = max(1, _CHUNK // columns)
     parts = [codes[at : at + step].sum(1, dtype=np.int32) for at in range(0, rows, step)]
-    store.release()  # else the pages read here would count as this process's memory
+    store.release()  # otherwise the pages read here would count as this process's memory
     return (np.concatenate(parts) - np.int32(128 * columns)).astype(np.int32)
 
 
 def _product(
     state: Lowering, node: fx.Node, left: tuple[str, str, str], result: str, more: list[str]
 ) -> None:
-    """QGemm with float32 results: ``left`` is codes, scale and zero point."""
+    """Emits QGemm with float32 results.
+
+    Args:
+        state: the graph being lowered.
+        node: the product.
+        left: the activations' codes, scale and zero point.
+        result: the name of the result.
+        more: further operands of QGemm: the matrix to add, or none.
+    """
     builder = state.builder
     weight, format = weight_of(state, node)
     rows, columns = matrix_of(node, format)
@@ -142,7 +154,7 @@ def _product(
 
 
 def _as_rows(state: Lowering, node: fx.Node) -> str:
-    """What a rounding is given, as ``[tokens, columns]``."""
+    """Reshapes the operand of a rounding to ``[tokens, columns]``, which QGemm needs."""
     columns = shape_of(node)[-1]
     shape = _integers(state.builder, f"rows_of_{columns}", [-1, columns])
     source = [state.operand(node, 0), shape]
@@ -150,7 +162,7 @@ def _as_rows(state: Lowering, node: fx.Node) -> str:
 
 
 def _from_rows(state: Lowering, node: fx.Node) -> None:
-    """A product's rows as the graph has its tokens, ``[batch, t, rows]``."""
+    """Reshapes a product's ``[tokens, rows]`` to the program's ``[batch, t, rows]``."""
     builder, (_, tokens, rows) = state.builder, shape_of(node)
     if tokens != -1:
         shape = _integers(builder, f"{tokens}_by_{rows}", [-1, tokens, rows])

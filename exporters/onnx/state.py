@@ -1,4 +1,4 @@
-"""The state of a walk that emits ONNX nodes: what handlers read and write."""
+"""The state that the handlers of operators share while a program is lowered to ONNX nodes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ class Lowering:
     """One graph being lowered.
 
     Attributes:
-        program: in the lowered dialect.
-        store: the weights it names.
+        program: the program, in the quantized or the lowered dialect.
+        store: the store of the weights that the program names.
         builder: the graph so far.
-        attention: the patterns around each attention node.
-        absorbed: nodes that a pattern emits, by whom nothing else is to be done.
-        caches: inputs and outputs made for the caches, in the order of the layers.
-        cache_ranges: how far caches of int8 reach; empty for float32.
+        attention: the pattern around each attention node.
+        absorbed: the nodes that a pattern emits; their own handlers are not called.
+        names: the ONNX values' names, by node.
+        caches: the input's name, the output's name and ``(heads, head_dim)`` of each cache, in
+            the order of the layers.
+        cache_ranges: the range of every int8 cache; empty for float32 caches.
     """
 
     program: Program
@@ -40,9 +42,9 @@ class Lowering:
     cache_ranges: CacheRanges = field(default_factory=dict)
 
     def name(self, node: fx.Node) -> str:
-        """The ONNX value that holds a node's result."""
+        """The name of the ONNX value that holds a node's result."""
         return self.names.setdefault(node, node.name)
 
     def operand(self, node: fx.Node, index: int) -> str:
-        """The ONNX value of one of a node's arguments."""
+        """The name of the ONNX value that holds one of a node's arguments."""
         return self.name(node_argument(node, index))

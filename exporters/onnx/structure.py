@@ -1,4 +1,4 @@
-"""What an ONNX artifact's graphs consist of: operators by type, and weights by format."""
+"""What an ONNX artifact's graphs consist of: operators, products, caches and initializers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
-    """Operators and initializers of each graph, from the files.
+    """Tables of each graph's operators, quantized products, caches and initializers.
 
     Raises:
         ExportError: a file is no ONNX model.
@@ -40,7 +40,7 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
             operators[path.name, f"{node.domain or 'ai.onnx'}::{node.op_type}"] += 1
             if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
                 given = {attribute.name: attribute.i for attribute in node.attribute}
-                # The operator's defaults stand where the graph says nothing.
+                # Where the graph has no attribute, the operator's default values apply.
                 bits, block = given.get("bits", 4), given.get("block_size", 128)
                 products[path.name, f"{node.op_type}, {bits} bits, blocks of {block}"] += 1
             if node.op_type == "QGemm":
@@ -80,7 +80,7 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
 
 
 def _cache_scales(attention: NodeProto, kind: str) -> str:
-    """What scales an attention's key or value cache has, for people."""
+    """The kind of scales that an attention's key or value cache has, in words."""
     given = {attribute.name: attribute.s for attribute in attention.attribute}
     granularity = bytes(given.get(f"{kind}_quant_type", b"NONE")).decode()
     known = {"NONE": "none", "PER_CHANNEL": "static, one for each head and column"}

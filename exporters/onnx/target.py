@@ -1,4 +1,4 @@
-"""The ONNX target: two graphs over one weight file, and what runtimes want beside them."""
+"""The ONNX target: two graphs over one weight file, and the runtimes' configuration files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from exporters.onnx.weight_file import WeightFile
     from quant.program.program import Program
 
-# ONNX Runtime keeps a tied matrix as the embedding reads it and as its product's kernel packs it.
+# ONNX Runtime keeps two copies of a tied matrix: one in the embedding's layout, and one that the
+# product's kernel has packed.
 COSTS: Final = RuntimeCosts(cache_element=4, tied_copies=2, run_tokens=128, scores=True)
 GRAPH, VERIFY_GRAPH, WEIGHTS = "model.onnx", "verify.onnx", "model.onnx.data"
 
@@ -63,7 +64,7 @@ class OnnxTarget:
                 block_size(weight, assignment.format, matrix_shape(shapes[weight])[1])
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
-        """Writes ``model.onnx``, ``verify.onnx``, ``model.onnx.data`` and genai's files."""
+        """Writes both graphs, their weight file, and the files that onnxruntime-genai reads."""
         import onnx
 
         from exporters.last_token import keep_last_token
@@ -100,26 +101,26 @@ class OnnxTarget:
         )
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
-        """Digests of the integers and scales as both graphs and their weight file hold them."""
+        """Digests of the integers and scales that the graphs and their weight file hold."""
         from exporters.onnx.reader import stored_digests
 
         return stored_digests(*_graphs(folder))
 
     def structure(self, folder: Path) -> tuple[Section, ...]:
-        """Operators and initializers of the graphs."""
+        """Tables of the graphs' operators, quantized products, caches and initializers."""
         from exporters.onnx.structure import structure_of
 
         return structure_of(_graphs(folder))
 
 
 def _graphs(folder: Path) -> list[Path]:
-    """The graphs of an artifact; a stripped one has no graph for verification."""
+    """The graphs of an artifact; a stripped artifact has no graph for verification."""
     graphs = folder / GRAPH, folder / VERIFY_GRAPH
     return [graph for graph in graphs if graph == graphs[0] or graph.is_file()]
 
 
 def _model(program: Program, request: ExportRequest, weights: WeightFile) -> ModelProto:
-    """One graph with its typed inputs and outputs."""
+    """Lowers a program to one graph with typed inputs and outputs."""
     from onnx import TensorProto, helper
 
     from exporters.onnx.graph import GraphBuilder
@@ -147,7 +148,7 @@ def _model(program: Program, request: ExportRequest, weights: WeightFile) -> Mod
 
 
 def _notes(graph: GraphProto, plan: QuantPlan) -> tuple[str, ...]:
-    """What the kernels do to activations, read off the plan and the graph."""
+    """Notes on how the kernels round activations, from the plan and the written graph."""
     promised = activation_notes(plan)
     levels = [
         attribute.i

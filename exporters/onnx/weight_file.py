@@ -1,4 +1,4 @@
-"""The external data file: planned first, then copied from the store by the kernel, not by us."""
+"""The external data file: it is planned first, then the store's bytes are copied into it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from exporters.copying import copy_range
 from quant.store.store import Extent
 
-# ONNX Runtime maps initializers that start on a page and reads others into memory.
+# ONNX Runtime memory-maps initializers that start on a page and reads the others into memory.
 PAGE = 4096
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Bytes of the external data file."""
+    """A place in the external data file: its offset and its size, in bytes."""
 
     offset: int
     nbytes: int
 
 
 class WeightFile:
-    """Plans where each part goes, and writes it; equal parts are placed once.
+    """Plans where each part goes and writes the file; parts with equal keys are placed once.
 
     Args:
         name: the file's name within the artifact.
@@ -36,14 +36,14 @@ class WeightFile:
         self._bytes: list[tuple[bytes, int]] = []
 
     def place_extent(self, key: object, extent: Extent) -> Placed:
-        """A place for bytes of the store; the same key gets the same place again."""
+        """Returns a place for bytes of the store; an equal key gets the same place."""
         if key not in self._placed:
             self._placed[key] = self._reserve(extent.nbytes)
             self._copies.append((extent, self._placed[key].offset))
         return self._placed[key]
 
     def place_bytes(self, key: object, data: bytes) -> Placed:
-        """A place for bytes made here, such as rotary tables."""
+        """Returns a place for bytes that are not in the store, such as rotary tables."""
         if key not in self._placed:
             self._placed[key] = self._reserve(len(data))
             self._bytes.append((data, self._placed[key].offset))

@@ -1,1 +1,1 @@
-"""How a weight is stored: integers, floats and palettes, and their bits in bytes."""
+"""How a weight is stored: integer, float and palette formats, and packed codes."""

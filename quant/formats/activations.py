@@ -1,8 +1,9 @@
-"""What happens to the activations that enter a matrix, by the name that a recipe gives it.
+"""How a matrix's input activations are rounded, by the name that a recipe uses.
 
-Weights in integers say nothing of what they are multiplied by. A runtime whose kernel multiplies
-8-bit integers rounds that too; a plan that promises it has the rounding in the quantized program,
-as operators of `quant.program.ops`, so that QUANTIZED computes what was promised.
+A weight's integer format says nothing about the activations that it multiplies. A runtime whose
+kernel multiplies 8-bit integers rounds the activations too. A plan that promises this rounding puts
+it into the quantized program as operators of `quant.program.ops`, so that the reference QUANTIZED
+computes what the plan promises.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ TOKEN: Final = "int8-token"
 TENSOR: Final = "int8-tensor"
 
 ACTIVATIONS: Final[dict[Activation, str]] = {
-    NONE: "the plan promises no rounding; what a runtime's kernel does is its lowering error",
-    TOKEN: "8 bits with a scale and a zero point for each token, found as it runs",
+    NONE: "the plan promises no rounding; if a runtime's kernel rounds, that is lowering error",
+    TOKEN: "8 bits with a scale and a zero point for each token, found while the model runs",
     TENSOR: "8 bits with one scale for all tokens, found on the calibration text",
 }
 
 INPUT_SCALE: Final = "input_scale"
-"""The part of a stored weight that is the scale of what enters it."""
+"""The name of the stored part that holds the scale of a weight's inputs."""
 INPUT_SCALE_LAYOUT: Final = TensorLayout("bfloat16", (1, 1))
 
 
 def parse_activation(name: str) -> Activation:
-    """A treatment of activations by its name.
+    """Checks the name of a rounding of activations and returns it.
 
     Raises:
-        QuantizationError: there is none of this name.
+        QuantizationError: no rounding of activations has this name.
     """
     if name not in ACTIVATIONS:
         hint = did_you_mean(name, ACTIVATIONS)

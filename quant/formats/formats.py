@@ -1,9 +1,9 @@
 """Weight formats: how a matrix of weights is stored, and what its stored parts are.
 
-A format knows its parts' dtypes and shapes and refuses matrices that it cannot hold; it holds no
-weights itself. Codes are unsigned in every integer format: ``value = (code - zero_point) * scale``,
-where a symmetric format has the implicit zero point ``2 ** (bits - 1)``. In a palette format
-``value = lut[group, code]``.
+A format knows the dtypes and shapes of its parts and refuses matrices that it cannot hold; it holds
+no weights itself. Codes are unsigned in every integer format: ``value = (code - zero_point) *
+scale``, where a symmetric format has the implicit zero point ``2 ** (bits - 1)``. In a palette
+format ``value = lut[group, code]``.
 """
 
 from __future__ import annotations
@@ -62,22 +62,22 @@ class TensorLayout:
 
 @dataclass(frozen=True)
 class IntFormat:
-    """Integers of 2 to 8 bits with one scale a group of columns.
+    """Integers of 2 to 8 bits with one scale per group of columns.
 
-    A symmetric format of 2 bits has the steps -2, -1, 0 and 1: a positive scale gives the fourth to
-    the negative side always. On normal weights in groups of 32 that leaves a relative error of 0.37
-    at 2.5 bits a weight; scales of either sign (`quant.quantizers.rtn_signed`) leave 0.33 at the
-    same size, and zero points 0.33 at 2.56 bits. So at 2 bits take ``rtn-signed`` or
-    ``gptq-signed`` where the runtime holds such scales, as ONNX does, and zero points elsewhere and
-    with AWQ. At 3 bits the errors are 0.178, 0.162 and 0.160.
+    A symmetric format of 2 bits has the steps -2, -1, 0 and 1: with a positive scale the unpaired
+    step always lies on the negative side. On normal weights in groups of 32 that leaves a relative
+    error of 0.37 at 2.5 bits a weight; scales of either sign (`quant.quantizers.rtn_signed`) leave
+    0.33 at the same size, and zero points 0.33 at 2.56 bits. So at 2 bits take ``rtn-signed`` or
+    ``gptq-signed`` where the runtime accepts negative scales, as ONNX does, and zero points
+    elsewhere and with AWQ. At 3 bits the errors are 0.178, 0.162 and 0.160.
 
     Attributes:
         bits: 2 to 8; a group's codes fill whole bytes.
-        group_size: Columns that share a scale, or None for one group a row ("per channel").
+        group_size: Columns that share a scale, or None for one group per row ("per channel").
         symmetric: Whether the zero point is the implicit ``2 ** (bits - 1)``; otherwise every group
             has its own zero point in ``0 .. 2 ** bits - 1``.
-        scale_dtype: ``bfloat16``, which every runtime holds; ``float16`` only where a checkpoint
-            that was quantized elsewhere brings such scales, so that they stay exact.
+        scale_dtype: ``bfloat16``, which every runtime accepts; ``float16`` only where a checkpoint
+            that was quantized elsewhere has such scales, so that they stay exact.
     """
 
     bits: IntBits
@@ -105,12 +105,12 @@ class IntFormat:
 
     @property
     def implicit_zero_point(self) -> int:
-        """The code that stands for zero when the format is symmetric: 8 of 4 bits."""
+        """The code that stands for zero when the format is symmetric: 8 for 4 bits."""
         return 1 << (self.bits - 1)
 
     @property
     def max_code(self) -> int:
-        """The largest code: 15 of 4 bits."""
+        """The largest code: 15 for 4 bits."""
         return (1 << self.bits) - 1
 
     def columns_per_group(self, cols: int) -> int:
@@ -118,7 +118,7 @@ class IntFormat:
         return cols if self.group_size is None else self.group_size
 
     def groups(self, cols: int) -> int:
-        """Groups in each row of a matrix of ``cols`` columns."""
+        """Number of groups in each row of a matrix of ``cols`` columns."""
         return 1 if self.group_size is None else cols // self.group_size
 
     def check(self, weight_name: str, rows: int, cols: int) -> None:
@@ -138,8 +138,8 @@ class IntFormat:
         if cols % unit:
             needs = "an even number" if unit == 2 else f"a multiple of {unit}"
             raise QuantizationError(
-                f"{weight_name} has {cols} input columns; {self.name} needs {needs}, for a row's "
-                f"codes fill whole bytes: keep it {self._int8_advice()}"
+                f"{weight_name} has {cols} input columns; {self.name} needs {needs}, because a "
+                f"row's codes fill whole bytes: keep it {self._int8_advice()}"
             )
         size = self.group_size
         if size is not None and cols % size:
@@ -153,11 +153,11 @@ class IntFormat:
     def layout(self, rows: int, cols: int) -> dict[str, TensorLayout]:
         """Dtypes and shapes of the stored parts of a ``[rows, cols]`` matrix.
 
-        ``codes`` is ``uint8[rows, cols * bits / 8]``, each row a stream of bits in which the code
-        of column ``c`` takes bits ``c * bits`` and up, the lowest first, and bit ``b`` of the
+        ``codes`` is ``uint8[rows, cols * bits / 8]``. Each row is a stream of bits: the code of
+        column ``c`` takes bits ``c * bits`` and up, its lowest bit first, and bit ``b`` of the
         stream is bit ``b % 8`` of byte ``b // 8`` (int4: low nibble = even column). ``scale`` is
-        ``bfloat16[rows, groups]`` (or ``float16``), and an asymmetric format adds ``zero_point``,
-        ``uint8[rows, ceil(groups * bits / 8)]``, the same stream of a row's groups.
+        ``bfloat16[rows, groups]`` (or ``float16``). An asymmetric format adds ``zero_point``,
+        ``uint8[rows, ceil(groups * bits / 8)]``: the zero points of a row's groups, packed alike.
         """
         groups = self.groups(cols)
         parts = {
@@ -173,7 +173,7 @@ class IntFormat:
         return sum(part.nbytes for part in self.layout(rows, cols).values())
 
     def bits_per_weight(self, rows: int, cols: int) -> float:
-        """Stored bits a weight, scales and zero points included.
+        """Stored bits per weight, scales and zero points included.
 
         >>> IntFormat(4, 32).bits_per_weight(64, 128)
         4.5
@@ -202,8 +202,8 @@ class PaletteFormat:
     def __post_init__(self) -> None:
         if self.bits not in _PALETTE_BITS:
             raise QuantizationError(
-                f"a palette format has 2, 3, 4, 6 or 8 bits, not {self.bits!r}: no runtime reads "
-                "other tables"
+                f"a palette format has 2, 3, 4, 6 or 8 bits, not {self.bits!r}; no runtime reads "
+                "tables of other sizes"
             )
         if self.rows_per_group is not None and self.rows_per_group < 1:
             raise QuantizationError(
@@ -223,7 +223,7 @@ class PaletteFormat:
         return 1 << self.bits
 
     def groups(self, rows: int) -> int:
-        """Tables of a matrix of ``rows`` rows."""
+        """Number of tables of a matrix of ``rows`` rows."""
         return 1 if self.rows_per_group is None else rows // self.rows_per_group
 
     def check(self, weight_name: str, rows: int, cols: int) -> None:
@@ -242,10 +242,10 @@ class PaletteFormat:
         group = self.rows_per_group
         if group is not None and rows % group:
             fitting = next(size for size in range(min(group, rows), 0, -1) if rows % size == 0)
-            use = f"lut{self.bits}-gc{fitting}, or one table for all with lut{self.bits}-pt"
+            use = f"lut{self.bits}-gc{fitting}, or one table for all rows with lut{self.bits}-pt"
             raise QuantizationError(
                 f"{weight_name} has {rows} output rows; {self.name} needs a multiple of {group}, "
-                f"for that many share a table: use {use}"
+                f"because that many rows share a table: use {use}"
             )
         columns = _whole_bytes(self.bits)
         if cols % columns:
@@ -253,15 +253,15 @@ class PaletteFormat:
             others = [bits for bits in _PALETTE_BITS if cols * bits % 8 == 0]
             raise QuantizationError(
                 f"{weight_name} has {cols} input columns; {self.name} needs a multiple of "
-                f"{columns}, for a row's codes fill whole bytes: use "
+                f"{columns}, because a row's codes fill whole bytes: use "
                 f"{' or '.join(f'lut{bits}-{groups}' for bits in others)}, or keep it fp16"
             )
 
     def layout(self, rows: int, cols: int) -> dict[str, TensorLayout]:
         """Dtypes and shapes of the stored parts of a ``[rows, cols]`` matrix.
 
-        ``codes`` is ``uint8[rows, cols * bits / 8]``, each row a stream of bits in which the code
-        of column ``c`` takes bits ``c * bits`` and up, the lowest first, and bit ``b`` of the
+        ``codes`` is ``uint8[rows, cols * bits / 8]``. Each row is a stream of bits: the code of
+        column ``c`` takes bits ``c * bits`` and up, its lowest bit first, and bit ``b`` of the
         stream is bit ``b % 8`` of byte ``b // 8`` (4 bits: low nibble = even column). ``lut`` is
         ``float16[groups, 2 ** bits]``, ascending in each table.
         """
@@ -275,7 +275,7 @@ class PaletteFormat:
         return sum(part.nbytes for part in self.layout(rows, cols).values())
 
     def bits_per_weight(self, rows: int, cols: int) -> float:
-        """Stored bits a weight, tables included.
+        """Stored bits per weight, tables included.
 
         >>> PaletteFormat(4, 16).bits_per_weight(64, 128)
         4.125
@@ -321,7 +321,7 @@ class FloatFormat:
         return self.layout(rows, cols)["value"].nbytes
 
     def bits_per_weight(self, rows: int, cols: int) -> float:
-        """Stored bits a weight."""
+        """Stored bits per weight."""
         return 8 * self.nbytes(rows, cols) / (rows * cols)
 
 
@@ -330,7 +330,7 @@ WeightFormat = QuantizedFormat | FloatFormat
 
 
 def parse_format(name: str) -> WeightFormat:
-    """Read a format's name.
+    """Returns the format that a name stands for.
 
     >>> parse_format("int4-g64-asym")
     IntFormat(bits=4, group_size=64, symmetric=False, scale_dtype='bfloat16')
@@ -340,7 +340,7 @@ def parse_format(name: str) -> WeightFormat:
     'fp16'
 
     Raises:
-        QuantizationError: When the name is not a format's; the message lists what is allowed.
+        QuantizationError: When no format has the name; the message lists what is allowed.
     """
     for dtype, short in _FLOAT_NAMES.items():
         if name == short:
@@ -374,12 +374,12 @@ def _check_size(weight_name: str, format_name: str, rows: int, cols: int) -> Non
 
 
 def _whole_bytes(bits: int) -> int:
-    """How many codes fill whole bytes, at the least."""
+    """The least number of codes that together fill whole bytes."""
     return 8 // math.gcd(bits, 8)
 
 
 def _largest_divisor(cols: int, limit: int, unit: int) -> int | None:
-    """The divisor of ``cols`` up to ``limit`` that is 8 or more and a multiple of ``unit``."""
+    """The largest divisor of ``cols`` from 8 to ``limit`` that is a multiple of ``unit``."""
     for size in range(min(limit, cols), 7, -1):
         if size % unit == 0 and cols % size == 0:
             return size

@@ -1,9 +1,9 @@
-"""Packed codes, and what they mean in numbers.
+"""Packs and unpacks codes, and computes the values that they stand for.
 
-Codes lie along the last dimension in a stream of bits that begins with the lowest of each byte.
-int4 codes therefore lie two a byte, the LOW nibble holding the even column: the layout of ONNX
-Runtime's MatMulNBits and of XNNPACK. int2 codes lie four a byte, the lowest first, as MatMulNBits
-has them too; int8 codes lie one a byte.
+Codes lie along the last dimension in a stream of bits that begins with the lowest bit of each byte.
+A byte therefore holds two int4 codes, and its LOW nibble holds the even column: this is the layout
+of ONNX Runtime's MatMulNBits and of XNNPACK. A byte holds four int2 codes, the first in the lowest
+bits, as in MatMulNBits too, or one int8 code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quant.formats.formats import IntFormat, PaletteFormat
 
 
 def pack_int4(codes: torch.Tensor) -> torch.Tensor:
-    """Pack codes two a byte along the last dimension.
+    """Packs codes two per byte along the last dimension.
 
     Args:
         codes: uint8 ``[..., n]`` of values 0 to 15. An odd ``n`` leaves the last high nibble zero.
@@ -38,7 +38,7 @@ def pack_int4(codes: torch.Tensor) -> torch.Tensor:
 
 
 def unpack_int4(packed: torch.Tensor, columns: int) -> torch.Tensor:
-    """Undo ``pack_int4``.
+    """Undoes ``pack_int4``.
 
     Args:
         packed: uint8 ``[..., ceil(columns / 2)]``.
@@ -77,7 +77,7 @@ def unpack_int4_numpy(packed: npt.NDArray[np.uint8], columns: int) -> npt.NDArra
 
 
 def pack_bits(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Pack codes into a stream of bits along the last dimension, the lowest bit first.
+    """Packs codes into a stream of bits along the last dimension, the lowest bit first.
 
     Args:
         codes: uint8 ``[..., n]`` of values below ``2 ** bits``, where ``n * bits`` is a multiple
@@ -106,7 +106,7 @@ def pack_bits(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack_bits(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """Undo ``pack_bits``.
+    """Undoes ``pack_bits``.
 
     Args:
         packed: uint8 ``[..., n * bits / 8]``.
@@ -135,7 +135,7 @@ def unpack_bits(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def pack_codes(codes: torch.Tensor, fmt: IntFormat) -> torch.Tensor:
-    """Codes or zero points as a format stores them; the last byte is filled up with zeros.
+    """Packs codes or zero points as a format stores them; zeros fill up the last byte.
 
     Args:
         codes: uint8 ``[..., n]`` of values below ``2 ** bits``.
@@ -153,7 +153,7 @@ def pack_codes(codes: torch.Tensor, fmt: IntFormat) -> torch.Tensor:
 
 
 def unpack_codes(codes: torch.Tensor, fmt: IntFormat, count: int) -> torch.Tensor:
-    """One code an element.
+    """Undoes ``pack_codes``: one code per element.
 
     Args:
         codes: Packed codes or zero points of ``fmt``: uint8 ``[..., ceil(count * bits / 8)]``.
@@ -168,7 +168,7 @@ def unpack_codes(codes: torch.Tensor, fmt: IntFormat, count: int) -> torch.Tenso
 
 
 def _filled(values: torch.Tensor, unit: int) -> torch.Tensor:
-    """Zeros added up to a multiple of ``unit``; a matrix's codes are one, and are not copied."""
+    """Pads with zeros to a multiple of ``unit``; a matrix's codes need none and are not copied."""
     missing = -values.shape[-1] % unit
     return F.pad(values, (0, missing)) if missing else values
 
@@ -176,7 +176,7 @@ def _filled(values: torch.Tensor, unit: int) -> torch.Tensor:
 def dequantize(
     codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, fmt: IntFormat
 ) -> torch.Tensor:
-    """The values that the stored parts stand for: the meaning of every integer format.
+    """Returns the values that the stored parts stand for: it defines every integer format.
 
     Args:
         codes: uint8 ``[rows, cols * bits / 8]``.
@@ -185,8 +185,8 @@ def dequantize(
         fmt: The format of the parts.
 
     Returns:
-        float32 ``[rows, cols]``; exact, for the product of an integer of at most 9 bits and a
-        bfloat16 or float16 number fits float32.
+        float32 ``[rows, cols]``, exact: the product of an integer of at most 9 bits and a bfloat16
+        or float16 number fits float32.
 
     >>> codes = torch.tensor([[0x98, 0x07]], dtype=torch.uint8)
     >>> scale = torch.tensor([[0.5]], dtype=torch.bfloat16)
@@ -208,16 +208,17 @@ def dequantize(
 def look_up(
     codes: torch.Tensor, lut: torch.Tensor, fmt: PaletteFormat, rows: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The values that the stored parts stand for: the meaning of every palette format.
+    """Returns the values that the stored parts stand for: it defines every palette format.
 
     Args:
         codes: uint8 ``[rows, cols * bits / 8]``.
         lut: float16 ``[groups, 2 ** bits]``.
         fmt: The format of the parts.
-        rows: int64 ``[rows]``, the numbers of the rows in the whole matrix; None when all are here.
+        rows: int64 ``[rows]``, the indices of these rows in the whole matrix; None when ``codes``
+            holds all of its rows.
 
     Returns:
-        float32 ``[rows, cols]``, the table's entries exactly.
+        float32 ``[rows, cols]``, exactly the tables' entries.
 
     >>> codes = torch.tensor([[0b11100100], [0b00000001]], dtype=torch.uint8)
     >>> lut = torch.tensor([[-1.0, 0.0, 0.5, 2.0], [3.0, 4.0, 5.0, 6.0]], dtype=torch.float16)

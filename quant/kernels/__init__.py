@@ -1,1 +1,1 @@
-"""The compiled kernels and what calls them."""
+"""The compiled kernels and the Python code that calls them."""

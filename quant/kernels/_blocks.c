@@ -1,8 +1,10 @@
 /*
- * Integers of 1 to 8 bits, packed low bits first, as the floats they stand for, and products with
- * them: the twin of device_harness/coreml_interpreter/weights.py, bit for bit where floats are made.
+ * Converts integers of 1 to 8 bits, packed low bits first, to the floats they stand for, and
+ * multiplies with them. The floats equal those of device_harness/coreml_interpreter/weights.py bit
+ * for bit.
  *
- * Built together with _kernels.c: nothing may be fused (-ffp-contract=off).
+ * Built together with _kernels.c and -ffp-contract=off: a fused multiply-add would round once where
+ * that file rounds twice.
  */
 #include <math.h>
 #include <stdint.h>
@@ -14,7 +16,7 @@
 #define EF_EXPORT __attribute__((visibility("default")))
 #endif
 
-/* One copy for each instruction set, chosen when the library is loaded. */
+/* The compiler makes one copy per instruction set; loading the library chooses among them. */
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define EF_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -38,18 +40,19 @@ typedef struct {
     int32_t bits, is_signed, half;
 } Blocks;
 
-/* To the nearest float16, ties to even; still float32. */
+/* Rounds to the nearest float16, ties to even; the result is still a float32. */
 EF_INLINE float to_half(float x) {
     float reach = x < 0 ? -x : x;
-    float split = x * 8193.0f; /* keeps 11 bits: Veltkamp */
+    float split = x * 8193.0f; /* Veltkamp's splitting by 2^13 + 1 keeps the upper 11 bits */
     float normal = split - (split - x);
+    /* Subnormal float16: float32's spacing in [0.5, 1), 2^-24, is the step of those numbers. */
     float small = x < 0 ? -((reach + 0.75f) - 0.75f) : (reach + 0.75f) - 0.75f;
     float near = reach < 6.103515625e-05f ? small : normal;
     float infinite = x < 0 ? -INFINITY : INFINITY;
     return reach >= 65520.0f ? infinite : near;
 }
 
-/* Codes of a row, one a byte; `first` is the row's first element in all. */
+/* Unpacks codes of a row, one per byte; `first` is the index of its first code in the matrix. */
 EF_INLINE void unpack(const uint8_t *packed, int bits, int64_t first, int64_t count,
                       uint8_t *codes) {
     if (bits == 8) {
@@ -96,14 +99,18 @@ EF_INLINE void row_values(const Blocks *b, int64_t row, uint8_t *codes, float *o
         for (int64_t c = 0; c < b->cols; c++) out[c] = to_half(out[c]);
 }
 
-/* Rows `first` to `last` as floats: out [last - first, cols]; codes is scratch [cols]. */
+/* Writes rows `first` to `last` as floats to out [last - first, cols]; codes [cols] is scratch. */
 EF_CLONES EF_EXPORT void edgeforge_block_rows(const Blocks *b, int64_t first, int64_t last,
                                               uint8_t *codes, float *out) {
     for (int64_t row = first; row < last; row++)
         row_values(b, row, codes, out + (row - first) * b->cols);
 }
 
-/* Rows `first` to `last` times x [n, cols]: out [n, stride] at those columns. */
+/*
+ * Writes the products of x [n, cols] with rows `first` to `last` to columns `first` to `last` of
+ * out [n, stride]; codes [cols] and values [cols] are scratch. The lanes fix the order of each sum,
+ * so that it does not depend on the instruction set.
+ */
 EF_CLONES EF_EXPORT void edgeforge_block_product(const Blocks *b, int64_t first, int64_t last,
                                                  const float *x, int64_t n, uint8_t *codes,
                                                  float *values, float *out, int64_t stride) {

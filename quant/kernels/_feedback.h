@@ -1,10 +1,12 @@
 /*
- * Columns rounded one after the other, each with the shares of earlier columns' errors that it takes
- * over: quant/quantizers/grids.py holds the same arithmetic in torch and must give the same bits.
+ * Rounds columns one after the other; each first adds its shares of earlier columns' errors.
+ * quant/quantizers/grids.py does the same arithmetic in torch and must give the same bits.
  *
- * _kernels.c includes this once for every instruction set. A strip of rows goes through all columns
- * before the next one, so that its errors stay in the first cache.
+ * All columns of one strip of rows are rounded before the next strip, so that the strip's errors
+ * stay in the first-level cache.
  */
+
+/* A full strip's floats, in place; a short strip is copied to `room` and padded. */
 EF_TARGET EF_INLINE const float *EF_NAME(whole_strip)(const float *from, int64_t lanes, float pad,
                                                       float *room) {
     if (lanes == STRIP) return from;
@@ -12,7 +14,7 @@ EF_TARGET EF_INLINE const float *EF_NAME(whole_strip)(const float *from, int64_t
     return room;
 }
 
-/* Codes and values of a strip of a column on the rows' own integer grids. */
+/* Writes codes and stored values of a strip of one column, on the integer grid of each row. */
 EF_TARGET EF_INLINE void EF_NAME(nearest_integers)(const Column *column, int64_t lanes,
                                                    const float *wanted, float *codes,
                                                    float *values) {
@@ -28,7 +30,7 @@ EF_TARGET EF_INLINE void EF_NAME(nearest_integers)(const Column *column, int64_t
     }
 }
 
-/* The same on the rows' tables: the nearest entry, the lower of two as near. */
+/* The same for tables: takes the nearest entry of each row's table; of two as near, the lower. */
 EF_INLINE void EF_NAME(nearest_entries)(const Tables *tables, int64_t row, int64_t lanes,
                                         const float *wanted, float *codes, float *values) {
     for (int64_t l = 0; l < lanes; l++) {

@@ -1,15 +1,15 @@
 /*
- * Round to nearest with the best representable scale of every group, and its inverse.
+ * Rounds rows to nearest with the best representable scale of every group, dequantizes rows, and
+ * rounds columns in turn.
  *
- * quant/quantizers/rtn.py holds the same arithmetic in torch and must give the same bits, so every sum below
- * has a fixed order and nothing is fused: compile with -ffp-contract=off, and never with
- * -ffast-math. Sixteen candidate scales are tried at once, one a lane, so that the order in which a
- * candidate's error is summed does not depend on the width of the machine's vectors.
+ * quant/quantizers/rtn_torch.py does the same arithmetic in torch and must give the same bits, so
+ * every sum has a fixed order and nothing is fused: compile with -ffp-contract=off, and never with
+ * -ffast-math. The search tries sixteen candidate scales at once, one per lane, so that the order
+ * in which a candidate's error is summed does not depend on the width of the machine's vectors.
  *
- * The file includes itself once for every instruction set, with EF_NAME defined.
+ * The headers hold the code that is compiled once for every instruction set. This file holds the
+ * types that they share, the choice of an instruction set, and the functions that Python calls.
  */
-#ifndef EF_NAME
-
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -32,20 +32,23 @@
 #endif
 
 enum { LANES = 16, SUM_COLUMNS = 128, MIN_SCALE_BITS = 0x3700, MAX_SCALE_BITS = 0x477F };
-/* Blocks of every third scale that cover the widest interval, eight octaves of 128 scales. */
+/* Blocks of 16 candidates, every third scale, that cover the widest interval: 8 octaves of 128. */
 enum { MAX_BLOCKS = 22 };
-/* Groups whose searches go side by side, one stage after the other: no stage waits for the last. */
+/*
+ * Groups that go through the search's stages side by side, so that the processor can work on one
+ * group while the result of another is not ready.
+ */
 enum { BATCH = 16 };
-/* Rows that go through all columns together. */
+/* Rows whose columns are all rounded before the next rows': see _feedback.h. */
 enum { STRIP = 32 };
 enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 enum { OUT_OF_MEMORY = -2, ALL_ROWS_FINE = -1 };
 
 /* x + MAGIC - MAGIC rounds half to even for |x| < 2**22. */
 #define MAGIC 12582912.0f
-/* Margin of a lower bound over the best error: the rounding of either cannot matter. */
+/* Margin of a lower bound over the best error, wider than the rounding errors of both. */
 #define SURE 1.001f
-/* From one bfloat16 number to the next, of their power of two; a little more, for it is a bound. */
+/* The distance of neighbouring bfloat16 numbers over their power of two; 1 % more, as it bounds. */
 #define STEP (1.01f / 128.0f)
 #define LARGEST_SCALE 65504.0f
 
@@ -76,7 +79,7 @@ typedef struct {
     uint8_t *codes;
 } Scratch;
 
-/* Columns to round in turn; of every matrix, a column is contiguous. */
+/* Columns to round in turn. Every matrix holds its columns contiguously. */
 typedef struct {
     int64_t rows, cols, group, stride;
     const float *wanted, *weight, *shares;
@@ -87,206 +90,21 @@ typedef struct {
     float *errors;
 } Rounding;
 
-/* A column's grid, from a strip's first row on. */
+/* The integer grids of a column's rows, from the first row of a strip on. */
 typedef struct {
     const float *scale, *zero;
     float max_code;
 } Column;
 
-/* Tables of ascending values, and the edges between them, each for so many rows. */
+/* Tables of ascending values and the edges between them; each table is for `rows` rows. */
 typedef struct {
     const float *values, *edges;
     int64_t entries, rows;
 } Tables;
 
-EF_INLINE float float_of_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
+#include "_scalars.h"
 
-/* Sixteen integers; loops over them would be unrolled into scalar code. */
-#if defined(__GNUC__)
-typedef int32_t Lanes __attribute__((vector_size(64), aligned(4)));
-#define EVERY_THIRD \
-    (Lanes) { 0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45 }
-#define LANES_FROM(out, start) (out) = EVERY_THIRD + (start)
-#define LANES_SHIFT(out, a) (out) = (a) << 16
-#define LANES_AND(out, a, mask) (out) = (a) & (mask)
-#define LANES_AT_LEAST(out, low)                     \
-    do {                                             \
-        Lanes below = (Lanes)((out) < (low));        \
-        (out) = (below & (low)) | (~below & (out));  \
-    } while (0)
-#else
-typedef struct {
-    int32_t lane[16];
-} Lanes;
-#define EACH_LANE for (int l = 0; l < 16; l++)
-#define LANES_FROM(out, start) EACH_LANE (out).lane[l] = 3 * l + (start)
-#define LANES_SHIFT(out, a) EACH_LANE (out).lane[l] = (a).lane[l] << 16
-#define LANES_AND(out, a, mask) EACH_LANE (out).lane[l] = (a).lane[l] & (mask)
-#define LANES_AT_LEAST(out, low) \
-    EACH_LANE (out).lane[l] = (out).lane[l] < (low) ? (low) : (out).lane[l]
-#endif
-
-EF_INLINE int scale_bits(float value) {
-    int32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    bits >>= 16;
-    if (bits < MIN_SCALE_BITS) bits = MIN_SCALE_BITS;
-    return bits > MAX_SCALE_BITS ? MAX_SCALE_BITS : bits;
-}
-
-EF_INLINE float round_even(float x) {
-    return (x + MAGIC) - MAGIC;
-}
-
-EF_INLINE float at_most(float x, float high) {
-    return x < high ? x : high;
-}
-
-EF_INLINE float at_least(float x, float low) {
-    return x > low ? x : low;
-}
-
-EF_INLINE int lowest_lane(unsigned mask) {
-#if defined(__GNUC__)
-    return __builtin_ctz(mask);
-#else
-    int lane = 0;
-    while (!(mask >> lane & 1u)) ++lane;
-    return lane;
-#endif
-}
-
-EF_INLINE uint32_t widen_half(uint32_t half) {
-    uint32_t sign = (half & 0x8000u) << 16, rest = (half & 0x7FFFu) << 13, bits;
-    float small = float_of_bits(rest | 0x38800000u) - float_of_bits(0x38800000u);
-    uint32_t small_bits;
-    memcpy(&small_bits, &small, sizeof small_bits);
-    bits = rest + 0x38000000u;
-    bits = rest >= 0x0F800000u ? rest | 0x7F800000u : bits;
-    bits = rest < 0x00800000u ? small_bits : bits;
-    return bits | sign;
-}
-
-/* ---- One instruction set after the other. ---- */
-
-#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
-#include <immintrin.h>
-#define EF_DISPATCH 1
-
-#define EF_NAME(x) x##_avx512
-#define EF_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,popcnt")))
-#define V __m512
-#define VW 16
-#define SET1 _mm512_set1_ps
-#define LOAD _mm512_loadu_ps
-#define STORE _mm512_storeu_ps
-#define ADD _mm512_add_ps
-#define SUB _mm512_sub_ps
-#define MUL _mm512_mul_ps
-#define DIV _mm512_div_ps
-#define MIN _mm512_min_ps
-#define MAX _mm512_max_ps
-#define ROUND(x) _mm512_roundscale_ps(x, 8)
-#define FRACTION(x) _mm512_reduce_ps(x, 8)
-#include "_kernels.c"
-#undef EF_NAME
-#undef EF_TARGET
-#undef V
-#undef VW
-#undef SET1
-#undef LOAD
-#undef STORE
-#undef ADD
-#undef SUB
-#undef MUL
-#undef DIV
-#undef MIN
-#undef MAX
-#undef ROUND
-#undef FRACTION
-
-#define EF_NAME(x) x##_avx2
-#define EF_TARGET __attribute__((target("avx2")))
-#define V __m256
-#define VW 8
-#define SET1 _mm256_set1_ps
-#define LOAD _mm256_loadu_ps
-#define STORE _mm256_storeu_ps
-#define ADD _mm256_add_ps
-#define SUB _mm256_sub_ps
-#define MUL _mm256_mul_ps
-#define DIV _mm256_div_ps
-#define MIN _mm256_min_ps
-#define MAX _mm256_max_ps
-#define ROUND(x) _mm256_round_ps(x, 8)
-#define FRACTION(x) SUB(x, ROUND(x))
-#include "_kernels.c"
-#undef EF_NAME
-#undef EF_TARGET
-#undef V
-#undef VW
-#undef SET1
-#undef LOAD
-#undef STORE
-#undef ADD
-#undef SUB
-#undef MUL
-#undef DIV
-#undef MIN
-#undef MAX
-#undef ROUND
-#undef FRACTION
-#endif
-
-#define EF_NAME(x) x##_plain
-#define EF_TARGET
-#if defined(__aarch64__) && defined(__ARM_NEON)
-#include <arm_neon.h>
-#define V float32x4_t
-#define VW 4
-#define SET1 vdupq_n_f32
-#define LOAD vld1q_f32
-#define STORE vst1q_f32
-#define ADD vaddq_f32
-#define SUB vsubq_f32
-#define MUL vmulq_f32
-#define DIV vdivq_f32
-#define MIN vminq_f32
-#define MAX vmaxq_f32
-#define ROUND vrndnq_f32
-#elif defined(__SSE2__)
-#define V __m128
-#define VW 4
-#define SET1 _mm_set1_ps
-#define LOAD _mm_loadu_ps
-#define STORE _mm_storeu_ps
-#define ADD _mm_add_ps
-#define SUB _mm_sub_ps
-#define MUL _mm_mul_ps
-#define DIV _mm_div_ps
-#define MIN _mm_min_ps
-#define MAX _mm_max_ps
-#define ROUND(x) SUB(ADD(x, SET1(MAGIC)), SET1(MAGIC))
-#else
-#define V float
-#define VW 1
-#define SET1(x) (x)
-#define LOAD(p) (*(p))
-#define STORE(p, x) (*(p) = (x))
-#define ADD(a, b) ((a) + (b))
-#define SUB(a, b) ((a) - (b))
-#define MUL(a, b) ((a) * (b))
-#define DIV(a, b) ((a) / (b))
-#define MIN at_most
-#define MAX at_least
-#define ROUND round_even
-#endif
-#define FRACTION(x) SUB(x, ROUND(x))
-#include "_kernels.c"
+#include "_instruction_sets.h"
 
 typedef int64_t (*QuantizeRows)(const Task *, const void *, int, uint8_t *, uint16_t *, uint8_t *,
                                 double *, Scratch *);
@@ -294,7 +112,7 @@ typedef void (*DequantizeRows)(const Task *, const uint8_t *, const uint16_t *, 
                                float *);
 typedef void (*RoundColumns)(const Rounding *, const Tables *, float *);
 
-/* Widest instruction set to use: 0 plain, 1 AVX2, 2 AVX-512. */
+/* The widest instruction set that may be used: 0 plain, 1 AVX2, 2 AVX-512. */
 static int widest = 2;
 
 static int instruction_set(void) {
@@ -308,7 +126,7 @@ static int instruction_set(void) {
     return 0;
 }
 
-/* A function's copy for the widest instruction set to use. */
+/* A function's copy for the widest instruction set that may be used and that the processor has. */
 #ifdef EF_DISPATCH
 #define EF_CHOICE(name)                             \
     (instruction_set() == 2   ? name##_avx512       \
@@ -318,15 +136,15 @@ static int instruction_set(void) {
 #define EF_CHOICE(name) name##_plain
 #endif
 
-/* Restrict the instruction set, for tests and measurements; returns the one that will be used. */
+/* Limits the instruction set, for tests and measurements; returns the one that will be used. */
 EF_EXPORT int edgeforge_limit_instruction_set(int limit) {
     widest = limit;
     return instruction_set();
 }
 
 /*
- * Quantize rows. sums receives the squared error and the squared norm. Returns -1 when all rows
- * were fine, -2 when there was no memory, otherwise the first row that cannot be quantized.
+ * Quantizes rows. sums receives the squared error and the squared norm. Returns -1 when all rows
+ * are quantized, -2 when there is no memory, otherwise the first row that cannot be quantized.
  */
 EF_EXPORT int64_t edgeforge_quantize_rows(const void *weight, int kind, int64_t rows, int64_t cols,
                                           int64_t group, int bits, int symmetric, float low_factor,
@@ -352,7 +170,7 @@ EF_EXPORT int64_t edgeforge_quantize_rows(const void *weight, int kind, int64_t 
     return outcome;
 }
 
-/* Write the float32 values that the stored parts stand for. */
+/* Writes the float32 values that the stored parts stand for. */
 EF_EXPORT void edgeforge_dequantize_rows(const uint8_t *codes, const uint16_t *scale,
                                          const uint8_t *zero_point, int64_t rows, int64_t cols,
                                          int64_t group, int bits, float *out) {
@@ -362,8 +180,9 @@ EF_EXPORT void edgeforge_dequantize_rows(const uint8_t *codes, const uint16_t *s
 }
 
 /*
- * Round columns in turn, each once it has its shares of the errors before it: on tables where there
- * are values in them, else on integer grids. Returns 0, or -2 when there was no memory.
+ * Rounds columns in turn, each after adding its shares of the errors before it: to the entries of
+ * tables, or to integer grids where tables->values is null. Returns 0, or -2 when there is no
+ * memory.
  */
 EF_EXPORT int64_t edgeforge_round_columns(const Rounding *task, const Tables *tables) {
     float *errors = malloc((size_t)task->cols * STRIP * sizeof(float));
@@ -375,28 +194,10 @@ EF_EXPORT int64_t edgeforge_round_columns(const Rounding *task, const Tables *ta
 }
 
 /*
- * Linkers that are told to export a module's entry find one here. It makes no module: quant.kernels.native
- * loads the library by ctypes, so that building it needs a C compiler and no Python headers.
+ * The build tells some linkers to export a Python module's entry function, so there must be one. It
+ * creates no module: quant.kernels.native loads the library by ctypes, so that building it needs a
+ * C compiler but no Python headers.
  */
 EF_EXPORT void *PyInit__kernels(void) {
     return NULL;
 }
-
-#else /* EF_NAME: the parts that are compiled for each instruction set. */
-
-#define VECTORS (LANES / VW)
-
-typedef struct {
-    V v[VECTORS];
-} EF_NAME(Block);
-#define Block EF_NAME(Block)
-
-#include "_search.h"
-
-#include "_rows.h"
-
-#include "_feedback.h"
-
-#undef Block
-#undef VECTORS
-#endif

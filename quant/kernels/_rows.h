@@ -1,7 +1,8 @@
 /*
- * Rows to codes and back, for one instruction set: _kernels.c includes it once for each, after the
- * search for scales.
+ * Quantizes rows whose scales are found, and dequantizes rows.
  */
+
+/* Writes a group's codes and residuals (weight - stored value). */
 EF_TARGET EF_INLINE void EF_NAME(encode)(const float *w, int64_t n, float scale, float zero,
                                          float max_code, uint8_t *codes, float *residual) {
     const float inverse = 1.0f / scale, low = -zero, high = max_code - zero;
@@ -23,7 +24,7 @@ EF_TARGET EF_INLINE void EF_NAME(pack)(const uint8_t *codes, int64_t n, int bits
         if (n % 2) out[n / 2] = codes[n - 1];
         return;
     }
-    /* A stream of bits, the lowest of each byte first. */
+    /* Other widths are a stream of bits, the lowest bit of each byte first. */
     uint32_t held = 0;
     int count = 0;
     for (int64_t j = 0; j < n; j++) {
@@ -33,7 +34,7 @@ EF_TARGET EF_INLINE void EF_NAME(pack)(const uint8_t *codes, int64_t n, int bits
     if (count) *out = (uint8_t)held;
 }
 
-/* The code at a place of a stream of bits. */
+/* Returns the code at an index of a stream of bits. */
 EF_INLINE int EF_NAME(code_at)(const uint8_t *in, int64_t index, int bits) {
     const int64_t place = index * bits, byte = place / 8;
     const int shift = (int)(place % 8);
@@ -42,7 +43,10 @@ EF_INLINE int EF_NAME(code_at)(const uint8_t *in, int64_t index, int bits) {
     return code & ((1 << bits) - 1);
 }
 
-/* Sum of squares of a row padded with zeros: lane j sums columns j, j + 16, ..., then a tree. */
+/*
+ * Returns the sum of squares of a row padded with zeros: lane j sums columns j, j + 16, ..., and a
+ * tree adds the lanes. The fixed order gives the same bits with every instruction set.
+ */
 EF_TARGET EF_INLINE double EF_NAME(sum_of_squares)(const float *row, int64_t cols) {
     double lanes[LANES] = {0.0};
     for (int64_t j = 0; j < cols; j += LANES)
@@ -52,7 +56,7 @@ EF_TARGET EF_INLINE double EF_NAME(sum_of_squares)(const float *row, int64_t col
     return lanes[0];
 }
 
-/* Read a row as float32; returns whether all of it is finite. */
+/* Reads a row as float32; returns whether all of its values are finite. */
 EF_TARGET EF_INLINE int EF_NAME(read_row)(const void *weight, int kind, int64_t row, int64_t cols,
                                           float *values) {
     uint32_t *out = (uint32_t *)(void *)values;
@@ -116,7 +120,7 @@ EF_TARGET static int64_t EF_NAME(quantize_rows)(const Task *task, const void *we
         }
         EF_NAME(pack)(scratch->codes, cols, task->bits, codes + row * (cols * task->bits / 8));
         if (!task->symmetric) {
-            uint8_t *points = scratch->codes; /* this row's codes are packed and gone */
+            uint8_t *points = scratch->codes; /* free again: this row's codes are packed already */
             for (int64_t g = 0; g < groups; g++) points[g] = (uint8_t)(int)scratch->zeros[g];
             EF_NAME(pack)(points, groups, task->bits,
                           zero_point + row * ((groups * task->bits + 7) / 8));

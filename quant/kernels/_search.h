@@ -1,189 +1,8 @@
 /*
- * The search for the scale of a group, sixteen candidates at a time, for one instruction set:
- * _kernels.c includes it once for each.
+ * Searches the scale of a group among the bfloat16 candidates, sixteen at a time.
  */
-EF_TARGET EF_INLINE Block EF_NAME(load)(const float *p) {
-    Block b;
-    for (int k = 0; k < VECTORS; k++) b.v[k] = LOAD(p + k * VW);
-    return b;
-}
 
-EF_TARGET EF_INLINE Block EF_NAME(fill)(float x) {
-    Block b;
-    for (int k = 0; k < VECTORS; k++) b.v[k] = SET1(x);
-    return b;
-}
-
-/* Squared distance of w to its nearest step, in units of the scale, added to sum. */
-EF_TARGET EF_INLINE void EF_NAME(add_error)(float w, const Block *inverse, const Block *low,
-                                            const Block *high, int clip_low, int clip_high,
-                                            Block *sum) {
-    V weight = SET1(w);
-    for (int k = 0; k < VECTORS; k++) {
-        V x = MUL(weight, inverse->v[k]), error;
-        if (clip_low || clip_high) {
-            V q = x;
-            if (clip_high) q = MIN(q, high->v[k]);
-            if (clip_low) q = MAX(q, low->v[k]);
-            error = SUB(x, ROUND(q));
-        } else {
-            error = FRACTION(x);
-        }
-        sum->v[k] = ADD(sum->v[k], MUL(error, error));
-    }
-}
-
-/* Even and odd columns are summed apart over blocks of 128 columns; the blocks are then added. */
-EF_TARGET EF_INLINE Block EF_NAME(unit_errors)(const float *w, int64_t n, const Block *inverse,
-                                               const Block *low, const Block *high, int clip_low,
-                                               int clip_high) {
-    Block total = EF_NAME(fill)(0.0f);
-    for (int64_t start = 0; start < n; start += SUM_COLUMNS) {
-        Block even = EF_NAME(fill)(0.0f), odd = even;
-        int64_t stop = n - start < SUM_COLUMNS ? n : start + SUM_COLUMNS, j = start;
-        for (; j + 1 < stop; j += 2) {
-            EF_NAME(add_error)(w[j], inverse, low, high, clip_low, clip_high, &even);
-            EF_NAME(add_error)(w[j + 1], inverse, low, high, clip_low, clip_high, &odd);
-        }
-        if (j < stop) EF_NAME(add_error)(w[j], inverse, low, high, clip_low, clip_high, &even);
-        for (int k = 0; k < VECTORS; k++)
-            total.v[k] = ADD(total.v[k], ADD(even.v[k], odd.v[k]));
-    }
-    return total;
-}
-
-EF_TARGET EF_INLINE Block EF_NAME(errors)(const float *w, int64_t n, const Block *inverse,
-                                          const Block *area, const Block *low, const Block *high,
-                                          int clip_low, int clip_high) {
-    Block e;
-    if (clip_low && clip_high)
-        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 1, 1);
-    else if (clip_low)
-        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 1, 0);
-    else if (clip_high)
-        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 0, 1);
-    else
-        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 0, 0);
-    for (int k = 0; k < VECTORS; k++) e.v[k] = MUL(area->v[k], e.v[k]);
-    return e;
-}
-
-/* Least of 16 and the first lane that has it. */
-EF_TARGET EF_INLINE float EF_NAME(first_least)(const Block *b, int *lane) {
-#if VW == 16
-    float least = _mm512_reduce_min_ps(b->v[0]);
-    *lane = lowest_lane(_mm512_cmp_ps_mask(b->v[0], SET1(least), _CMP_EQ_OQ));
-    return least;
-#else
-    float e[LANES], least;
-    V m = b->v[0];
-    for (int k = 1; k < VECTORS; k++) m = MIN(m, b->v[k]);
-    STORE(e, m);
-    least = e[0];
-    for (int k = 1; k < VW; k++) least = at_most(least, e[k]);
-    for (int k = 0; k < VECTORS; k++) STORE(e + k * VW, b->v[k]);
-    *lane = 0;
-    while (e[*lane] != least) ++*lane;
-    return least;
-#endif
-}
-
-/* Lanes of a that are at most those of b, as bits. */
-EF_TARGET EF_INLINE unsigned EF_NAME(at_most_mask)(const Block *a, const Block *b) {
-#if VW == 16
-    return _mm512_cmp_ps_mask(a->v[0], b->v[0], _CMP_LE_OQ);
-#elif VW == 8
-    return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a->v[0], b->v[0], _CMP_LE_OQ)) |
-           (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a->v[1], b->v[1], _CMP_LE_OQ)) << 8;
-#else
-    float x[LANES], y[LANES];
-    unsigned mask = 0;
-    for (int k = 0; k < VECTORS; k++) {
-        STORE(x + k * VW, a->v[k]);
-        STORE(y + k * VW, b->v[k]);
-    }
-    for (int l = 0; l < LANES; l++) mask |= (unsigned)(x[l] <= y[l]) << l;
-    return mask;
-#endif
-}
-
-/* What clipping to [low, high] costs: a lower bound of the error of all narrower windows. */
-EF_TARGET EF_INLINE float EF_NAME(clipping)(const float *w, int64_t n, float low, float high) {
-    float parts[LANES], total = 0.0f;
-    Block sum = EF_NAME(fill)(0.0f);
-    int64_t j = 0;
-    for (; j + LANES <= n; j += LANES)
-        for (int k = 0; k < VECTORS; k++) {
-            V x = LOAD(w + j + k * VW);
-            V excess = SUB(x, MAX(MIN(x, SET1(high)), SET1(low)));
-            sum.v[k] = ADD(sum.v[k], MUL(excess, excess));
-        }
-    for (int k = 1; k < VECTORS; k++) sum.v[0] = ADD(sum.v[0], sum.v[k]);
-#if VW == 16
-    (void)parts;
-    total = _mm512_reduce_add_ps(sum.v[0]);
-#else
-    STORE(parts, sum.v[0]);
-    for (int k = 0; k < VW; k++) total += parts[k];
-#endif
-    for (; j < n; j++) {
-        float excess = w[j] - at_least(at_most(w[j], high), low);
-        total += excess * excess;
-    }
-    return total;
-}
-
-/* Highest and lowest of the group, and zero. */
-EF_TARGET EF_INLINE void EF_NAME(range)(const float *w, int64_t n, float *positive,
-                                        float *negative) {
-    float high[LANES], low[LANES], most = 0.0f, least = 0.0f;
-    Block highest = EF_NAME(fill)(0.0f), lowest = highest;
-    int64_t j = 0;
-    for (; j + LANES <= n; j += LANES)
-        for (int k = 0; k < VECTORS; k++) {
-            V x = LOAD(w + j + k * VW);
-            highest.v[k] = MAX(x, highest.v[k]);
-            lowest.v[k] = MIN(x, lowest.v[k]);
-        }
-    for (int k = 1; k < VECTORS; k++) {
-        highest.v[0] = MAX(highest.v[0], highest.v[k]);
-        lowest.v[0] = MIN(lowest.v[0], lowest.v[k]);
-    }
-#if VW == 16
-    (void)high, (void)low;
-    most = _mm512_reduce_max_ps(highest.v[0]);
-    least = _mm512_reduce_min_ps(lowest.v[0]);
-#else
-    STORE(high, highest.v[0]);
-    STORE(low, lowest.v[0]);
-    for (int k = 0; k < VW; k++) {
-        most = at_least(high[k], most);
-        least = at_most(low[k], least);
-    }
-#endif
-    for (; j < n; j++) {
-        most = at_least(w[j], most);
-        least = at_most(w[j], least);
-    }
-    *positive = most;
-    *negative = -least;
-}
-
-/* Reciprocals and squares of the sixteen scales with these bits. */
-EF_TARGET EF_INLINE void EF_NAME(candidates)(const int *bits, Block *inverse, Block *area) {
-    Lanes lanes;
-    float scales[LANES];
-    memcpy(&lanes, bits, sizeof lanes);
-    LANES_SHIFT(lanes, lanes);
-    memcpy(scales, &lanes, sizeof scales);
-    for (int k = 0; k < VECTORS; k++) {
-        V scale = LOAD(scales + k * VW);
-        inverse->v[k] = DIV(SET1(1.0f), scale);
-        area->v[k] = MUL(scale, scale);
-    }
-}
-
-/* Errors of the scales with these bits, none of them below smallest. */
+/* Computes the errors of the scales with these bits, none of which is below smallest. */
 EF_TARGET EF_INLINE void EF_NAME(try_scales)(const Search *search, int64_t n, const int *bits,
                                              int smallest, float *out) {
     const float zero = search->zero;
@@ -193,23 +12,26 @@ EF_TARGET EF_INLINE void EF_NAME(try_scales)(const Search *search, int64_t n, co
     int clip_high = search->positive * widest > zero - 0.5f;
     Block inverse, area, error;
     EF_NAME(candidates)(bits, &inverse, &area);
-    /* In a short group, a branch guessed wrong costs more than a clamp that does nothing. */
+    /* In a short group, a mispredicted branch costs more than a clamp without effect. */
     if (n <= 64) clip_low = clip_high = clip_low | clip_high;
     error = EF_NAME(errors)(search->w, n, &inverse, &area, &low, &high, clip_low, clip_high);
     for (int k = 0; k < VECTORS; k++) STORE(out + k * VW, error.v[k]);
 }
 
+/* Returns the bits of the smallest scale in a block of every third scale. */
 EF_INLINE int EF_NAME(lowest_of_third)(const Search *search, int block) {
     return search->last - 1 - 3 * (LANES - 1) - 3 * LANES * block;
 }
 
 /*
- * The search for the scale of a symmetric group, in five stages.
+ * The search for the scale of a symmetric group has five stages: start, descend, list_near,
+ * try_near and choose.
  *
- * Every third scale is tried, from the largest down, until clipping alone costs more than the best
- * error. A scale one step away from one tried has codes q with |q * scale| <= |w| + error, so by
- * the triangle inequality its error (as a length) is less by at most (step / scale) times that:
- * only those that could still win are tried too.
+ * It tries every third scale, from the largest down, until clipping alone costs more than the best
+ * error. A scale one step away from a tried one has codes q with |q * scale| <= |w| + error, where
+ * the lengths are 2-norms over the group. By the triangle inequality its error (as a length) is
+ * less than the tried one's by at most (step / scale) times |w| + error. So the search then tries
+ * only those neighbours that could still win.
  */
 EF_TARGET EF_INLINE void EF_NAME(try_every_third)(Search *search, int64_t n) {
     int bits[LANES];
@@ -228,7 +50,7 @@ EF_TARGET EF_INLINE void EF_NAME(start)(const Task *task, Search *search, int64_
     search->zero = (float)(1 << (task->bits - 1));
     search->blocks = 0;
     EF_NAME(try_every_third)(search, n);
-    /* Below 8 bits the second block is needed nearly always. */
+    /* Below 8 bits nearly every search needs the second block, so it is tried without a test. */
     if (task->bits < 8) EF_NAME(try_every_third)(search, n);
 }
 
@@ -243,7 +65,7 @@ EF_TARGET EF_INLINE void EF_NAME(descend)(Search *search, int64_t n) {
     float best = EF_NAME(least_of)(search->tried[0]);
     if (search->blocks == 2) best = at_most(EF_NAME(least_of)(search->tried[1]), best);
     while (search->blocks < MAX_BLOCKS) {
-        const int above = search->last - 3 * LANES * search->blocks; /* all above are decided */
+        const int above = search->last - 3 * LANES * search->blocks; /* larger scales are decided */
         float scale;
         if (above < search->first) break;
         scale = float_of_bits((uint32_t)above << 16);
@@ -256,7 +78,7 @@ EF_TARGET EF_INLINE void EF_NAME(descend)(Search *search, int64_t n) {
     search->length = sqrtf(EF_NAME(clipping)(search->w, n, 0.0f, 0.0f));
 }
 
-/* Append the masked ones of every third number from bottom, unless below first. */
+/* Appends the masked ones of the numbers bottom, bottom + 3, ..., except those below first. */
 EF_TARGET EF_INLINE int EF_NAME(append)(int *list, int count, unsigned mask, int bottom,
                                         int first) {
 #if VW == 16
@@ -277,6 +99,7 @@ EF_TARGET EF_INLINE int EF_NAME(append)(int *list, int count, unsigned mask, int
 #endif
 }
 
+/* Lists the neighbours of tried scales whose errors could be less than the best error. */
 EF_TARGET EF_INLINE void EF_NAME(list_near)(Search *search) {
     const float best_length = sqrtf(search->best);
     const float near_length = (search->length + best_length) * SURE;
@@ -301,7 +124,7 @@ EF_TARGET EF_INLINE void EF_NAME(list_near)(Search *search) {
             bound.v[k] = MUL(MUL(reachable, reachable), SET1(SURE));
         }
         could_win = EF_NAME(at_most_mask)(&error, &bound);
-        /* Lanes below the first scale stood for it: the scales around them are out or tried. */
+        /* Lanes below first were clamped to it: their neighbours are tried or out of range. */
         if (bottom < first) {
             const int below = (first - bottom + 2) / 3;
             could_win = below < LANES ? could_win & ~0u << below : 0u;
@@ -326,7 +149,7 @@ EF_TARGET EF_INLINE void EF_NAME(try_near)(Search *search, int64_t n) {
                             search->near_errors[start / LANES]);
 }
 
-/* Of equal errors the smaller scale wins. */
+/* Chooses the scale of least error; of equal errors, the smaller scale wins. */
 EF_TARGET EF_INLINE void EF_NAME(choose)(Search *search) {
     const int blocks = (search->count + LANES - 1) / LANES;
     float best = search->best;
@@ -354,7 +177,10 @@ EF_TARGET EF_INLINE void EF_NAME(choose)(Search *search) {
     search->choice.zero = search->zero;
 }
 
-/* Sixteen scales at a time, from the largest down, each with the zero points that suit it. */
+/*
+ * Searches the scale and zero point of an asymmetric group: sixteen scales at a time, from the
+ * largest down, each with the zero points that clip no more than needed.
+ */
 EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const float *w, int64_t n,
                                                       float positive, float negative) {
     const float steps = (float)((1 << task->bits) - 1);
@@ -408,7 +234,7 @@ EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const fl
             }
             error = EF_NAME(errors)(w, n, &inverse, &area, &low, &high, clip_low, clip_high);
             if (every)
-                for (int k = 0; k < VECTORS; k++) { /* put zero points of other scales out */
+                for (int k = 0; k < VECTORS; k++) { /* exclude zero points meant for other lanes */
                     V outside = MAX(SUB(from.v[k], SET1(z)), SUB(SET1(z), to.v[k]));
                     V penalty = MUL(MAX(outside, none), SET1(1e38f));
                     error.v[k] = ADD(error.v[k], penalty);
@@ -423,7 +249,10 @@ EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const fl
         }
         top -= LANES;
         if (top < first) break;
-        /* The two excesses add up to what the range is too wide by, however the window lies. */
+        /*
+         * With any zero point, the lengths clipped at both ends add up to at least this excess, so
+         * the errors of the two outermost values cost at least half its square.
+         */
         excess = reach - steps * float_of_bits((uint32_t)top << 16);
         if (excess > 0.0f && excess * excess * 0.5f > best * SURE) break;
     }

@@ -1,7 +1,7 @@
-"""The compiled kernels of ``_blocks.c``: packed integers as floats, and products with them.
+"""Calls the compiled kernels of ``_blocks.c``: packed integers to floats, and products with them.
 
-They hold what Core ML stores: integers of 1 to 8 bits, low bits first, with a scale (and an offset)
-a group of columns, or with look-up tables shared by some rows.
+They read what Core ML stores: integers of 1 to 8 bits, packed low bits first, with a scale (and an
+offset) per group of columns, or with look-up tables that some rows share.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-_ROWS: Final = 64  # fewer are not worth a thread of their own
+_ROWS: Final = 64  # least rows per thread: fewer are not worth a thread of their own
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """A matrix of packed integers and what they stand for.
+    """A matrix of packed integers, with the scales or tables that give their values.
 
     Attributes:
         packed: uint8 ``[ceil(rows * cols * bits / 8)]``.
-        bits: of an integer, 1 to 8.
-        signed: whether integers are two's complement.
-        rows: of the matrix.
-        cols: of the matrix.
-        scale: float32 ``[rows, groups]``; or the tables, float32 ``[rows / table_rows, 2**bits]``.
-        offset: float32 ``[rows, groups]``, or None for zero.
-        table_rows: rows that share a table; 0 when there are scales.
-        half: whether each float is rounded to float16.
+        bits: bits of an integer, 1 to 8.
+        signed: whether the integers are two's complement.
+        rows: number of rows.
+        cols: number of columns.
+        scale: the scales, float32 ``[rows, groups]``; or the tables, float32
+            ``[rows / table_rows, 2**bits]``.
+        offset: float32 ``[rows, groups]``, or None for 0.
+        table_rows: number of rows that share a table; 0 when there are scales.
+        half: whether each value is rounded to float16.
     """
 
     packed: npt.NDArray[np.uint8]
@@ -47,7 +48,10 @@ class Blocks:
     half: bool = False
 
     def dequantize(self, start: int, stop: int) -> torch.Tensor:
-        """Rows as float32 ``[stop - start, cols]``: ``scale * (integer - offset)``, or entries."""
+        """Returns rows ``start`` to ``stop`` as float32 ``[stop - start, cols]``.
+
+        A value is ``scale * (integer - offset)``, or the table's entry.
+        """
         out = torch.empty(stop - start, self.cols)
 
         def work(first: int, last: int) -> None:
@@ -61,7 +65,10 @@ class Blocks:
         return out
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` float32 ``[n, cols]`` by the matrix: float32 ``[n, rows]``, for a small ``n``."""
+        """Returns ``x @ matrix.T``, float32 ``[n, rows]``, for ``x`` float32 ``[n, cols]``.
+
+        It converts each row once and keeps it in cache for all of ``x``; meant for a small ``n``.
+        """
         given, out = x.contiguous(), torch.empty(x.shape[0], self.rows)
 
         def work(first: int, last: int) -> None:
@@ -122,7 +129,7 @@ def _library() -> ctypes.CDLL | None:
     if spec is None or spec.origin is None:
         return None
     library = ctypes.CDLL(spec.origin)
-    if not hasattr(library, "edgeforge_block_product"):  # built before these kernels were written
+    if not hasattr(library, "edgeforge_block_product"):  # a build older than these kernels
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.edgeforge_block_rows.restype = None
@@ -146,7 +153,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _over_rows(work: Any, start: int, stop: int) -> None:
-    """Calls ``work(first, last)`` over stretches of rows, one for each of PyTorch's threads."""
+    """Calls ``work(first, last)`` on ranges of rows, at most one per thread that torch may use."""
     threads = min(torch.get_num_threads(), max(1, (stop - start) // _ROWS))
     if threads == 1:
         work(start, stop)

@@ -1,4 +1,4 @@
-"""The compiled kernels of ``_kernels.c``, called by ctypes so that threads run freely."""
+"""Calls the compiled kernels of ``_kernels.c`` by ctypes, which releases the GIL meanwhile."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _WEIGHT_KIND: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What quantizing some rows gave.
+    """The result of quantizing some rows.
 
     Attributes:
         squared_error: Sum of ``(weight - stored value) ** 2``.
         squared_norm: Sum of ``weight ** 2``.
-        bad_row: First row that cannot be quantized, or None when all could.
+        bad_row: Index of the first row that cannot be quantized; None when there is none.
     """
 
     squared_error: float
@@ -35,14 +35,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of some rows that are rounded in turn; of every matrix, a column is contiguous.
+    """Columns of some rows that are rounded in turn.
+
+    Every matrix here holds its columns contiguously: the first dimension counts columns.
 
     Attributes:
-        wanted: float32 ``[columns, rows]``: what they should be, but for the errors of each other.
-        weight: float32 ``[columns, rows]``: what they were at first.
-        shares: float32 ``[columns, columns]``, rows contiguous: what each takes over of the errors
-            of those before it, as in `quant.quantizers.error_feedback`.
-        places: int64 ``[columns]``: their places in the matrix.
+        wanted: float32 ``[columns, rows]``: the values to round, before the shares of each other's
+            errors are added.
+        weight: float32 ``[columns, rows]``: the original values.
+        shares: float32 ``[columns, columns]``, rows contiguous: the shares of earlier columns'
+            errors that each column compensates, as in `quant.quantizers.error_feedback`.
+        places: int64 ``[columns]``: the columns' indices in the matrix.
         codes: uint8 ``[columns of the matrix, rows]``, to write.
         errors: float32 ``[columns, rows]``, to write: ``weight - stored value``.
     """
@@ -73,17 +76,21 @@ class _Tables(ctypes.Structure):
 
 
 def interval(fmt: IntFormat, size: int) -> tuple[float, float]:
-    """Ends of the searched scales of a group of ``size`` columns, in units of its reach.
+    """Returns the ends of the interval of scales to search, in units of the group's reach.
 
-    The reach is the largest magnitude of a symmetric group, and the distance from the lowest to
-    the highest value, zero included, of an asymmetric one. On normal, Laplace, Student's t and
-    outlying data in groups of 32 to 128, int4 scales up to 1.6 times the plain one lowered the
-    summed error by less than 0.003 % over the interval here. The lower end lies far down because a
-    long row with outliers gains most from clipping; the search stops as soon as clipping alone
-    costs more than the best error.
+    The reach of a symmetric group is its largest magnitude; that of an asymmetric group is the
+    distance from its lowest to its highest value, zero included. On normal, Laplace, Student's t
+    and outlying data in groups of 32 to 128, a search of int4 scales up to 1.6 times the plain one
+    lowered the summed error by less than 0.003 % against the interval here. The lower end is far
+    below the plain scale because a long row with outliers gains most from clipping; the search
+    stops as soon as clipping alone costs more than the best error.
 
-    At 2 and 3 bits every scale up to the reach is searched: one above it has no code but -1, 0 and
-    1 in use, and the reach itself is nearer to all of them.
+    At 2 and 3 bits the search covers every scale up to the reach. A scale above the reach uses only
+    the codes -1, 0 and 1, and the reach itself represents all of their values better.
+
+    Args:
+        fmt: The integer format.
+        size: Number of columns in the group.
     """
     steps = fmt.max_code // 2 if fmt.symmetric else fmt.max_code
     if fmt.bits < 4:
@@ -129,10 +136,15 @@ def available() -> bool:
 
 
 def limit_instruction_set(level: int) -> int:
-    """Use no wider vectors than ``level`` in this process: 0 plain, 1 AVX2, 2 AVX-512.
+    """Limits the kernels of this process to vectors of ``level``: 0 plain, 1 AVX2, 2 AVX-512.
+
+    The kernels' results do not depend on the level.
 
     Returns:
-        The level that this processor will use now; the results do not depend on it.
+        The level that this process will use from now on; the processor may support less than asked.
+
+    Raises:
+        QuantizationError: When the kernels were not built.
     """
     return int(_loaded().edgeforge_limit_instruction_set(level))
 
@@ -144,18 +156,18 @@ def quantize_rows(
     scale: torch.Tensor,
     zero_point: torch.Tensor | None,
 ) -> Outcome:
-    """Quantize rows into contiguous buffers of the shapes that ``fmt.layout`` states.
+    """Quantizes rows into contiguous buffers of the shapes that ``fmt.layout`` gives.
 
     Args:
         weight: Contiguous ``[rows, cols]`` in float32, float16 or bfloat16.
         fmt: The integer format to store.
-        codes: uint8 to write.
-        scale: bfloat16 to write.
-        zero_point: uint8 to write, or None when ``fmt`` is symmetric.
+        codes: uint8 buffer to write.
+        scale: bfloat16 buffer to write.
+        zero_point: uint8 buffer to write, or None when ``fmt`` is symmetric.
 
     Raises:
         QuantizationError: When the kernels were not built.
-        MemoryError: When there is no memory for a few rows' worth of scratch.
+        MemoryError: When there is no memory for the kernel's scratch of a few rows.
     """
     rows, cols = weight.shape
     size = fmt.columns_per_group(cols)
@@ -185,7 +197,7 @@ def unpack(
     zero_point: torch.Tensor | None,
     fmt: IntFormat,
 ) -> torch.Tensor:
-    """`dequantize` where the kernels were built, ``quant.formats.packing.dequantize`` elsewhere."""
+    """Calls `dequantize` where the kernels were built, else `quant.formats.packing.dequantize`."""
     by = dequantize if available() else packing.dequantize
     return by(codes, scale, zero_point, fmt)
 
@@ -197,7 +209,7 @@ def dequantize(
     fmt: IntFormat,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``quant.formats.packing.dequantize`` by the compiled kernel, bit for bit the same.
+    """Computes ``quant.formats.packing.dequantize`` by the compiled kernel, bit for bit the same.
 
     Args:
         codes: uint8 ``[rows, cols * bits / 8]``.
@@ -210,8 +222,8 @@ def dequantize(
         float32 ``[rows, cols]``.
 
     Raises:
-        QuantizationError: When a part does not have the dtype and shape that ``fmt`` states, or the
-            kernels were not built.
+        QuantizationError: When a part does not have the dtype and shape that ``fmt`` requires, or
+            the kernels were not built.
     """
     rows, cols = codes.shape[0], codes.shape[1] * 8 // fmt.bits
     values = torch.empty(rows, cols) if out is None else out
@@ -219,10 +231,10 @@ def dequantize(
     for part, layout in fmt.layout(rows, cols).items():
         given[part] = _fitting(given[part], part, layout.shape, getattr(torch, layout.dtype))
     if not (values.is_contiguous() and values.dtype == torch.float32):
-        raise QuantizationError("dequantized values need a contiguous float32 buffer")
+        raise QuantizationError("out must be a contiguous float32 tensor")
     _fitting(values, "out", (rows, cols), torch.float32)
     points = None if fmt.symmetric else given["zero_point"]
-    if fmt.scale_dtype != "bfloat16":  # the kernel reads bfloat16
+    if fmt.scale_dtype != "bfloat16":  # the kernel reads only bfloat16 scales
         return values.copy_(packing.dequantize(codes, scale, points, fmt))
     _loaded().edgeforge_dequantize_rows(
         _address(given["codes"]),
@@ -240,32 +252,35 @@ def dequantize(
 def round_on_integers(
     columns: Columns, scale: torch.Tensor, zero: torch.Tensor, group_size: int, max_code: int
 ) -> None:
-    """Round columns in turn, each on its group's grid.
+    """Rounds columns in turn, each to its group's integers.
 
     Args:
-        columns: what to round.
+        columns: The columns to round, and where to write codes and errors.
         scale: Contiguous float32 ``[groups, rows]``.
         zero: Contiguous float32 ``[groups, rows]``, zero points.
-        group_size: Columns of the matrix that share a scale.
+        group_size: Number of the matrix's columns that share a scale.
         max_code: The largest code.
 
     Raises:
         QuantizationError: When the kernels were not built.
-        MemoryError: When there is no memory for a few rows' worth of scratch.
+        MemoryError: When there is no memory for the kernel's scratch of a few rows.
     """
     _round_columns(columns, _Tables(), scale, zero, group_size, max_code)
 
 
 def round_on_tables(columns: Columns, tables: torch.Tensor, edges: torch.Tensor) -> None:
-    """Round columns in turn to the nearest entry of each row's table.
+    """Rounds columns in turn, each weight to the nearest entry of its row's table.
 
     Args:
-        columns: what to round.
-        tables: Contiguous float32 ``[tables, entries]``, ascending; as many rows share each.
-        edges: Contiguous float32 ``[tables, entries - 1]``: what lies above goes to the next entry.
+        columns: The columns to round, and where to write codes and errors.
+        tables: Contiguous float32 ``[tables, entries]``, ascending; the rows are divided evenly
+            among the tables, in order.
+        edges: Contiguous float32 ``[tables, entries - 1]``: values above an edge take the next
+            entry.
 
     Raises:
-        As ``round_on_integers``.
+        QuantizationError: When the kernels were not built.
+        MemoryError: When there is no memory for the kernel's scratch of a few rows.
     """
     count, entries = tables.shape
     rows = columns.wanted.shape[1] // count
@@ -305,7 +320,7 @@ def _loaded() -> ctypes.CDLL:
     if library is None:
         raise QuantizationError(
             "the compiled kernels were not built: install EdgeForge again where a C compiler is "
-            "found, or use the torch backend"
+            "available, or use the torch backend"
         )
     return library
 

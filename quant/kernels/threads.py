@@ -1,4 +1,4 @@
-"""Threads for work that goes row by row."""
+"""Runs independent pieces of work, such as chunks of rows, in threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ Result = TypeVar("Result")
 
 @contextmanager
 def single_threaded_torch() -> Iterator[None]:
-    """Torch's operators run in the calling thread: their own threads wait in every operator."""
+    """Makes torch's operators run in the calling thread while the block runs.
+
+    Several threads call operators at once here, and torch's own threads would wait for each other
+    in every operator.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -29,15 +33,17 @@ def single_threaded_torch() -> Iterator[None]:
 def run_all(
     work: Callable[[Item], Result], items: Sequence[Item], threads: int | None = None
 ) -> list[Result]:
-    """Some work on each item, in threads that never wait for each other.
+    """Calls ``work`` on each item, in threads that never wait for each other.
+
+    The first error is raised again, and items that no thread has begun are then skipped.
 
     Args:
-        work: called once an item.
-        items: any number.
-        threads: how many; by default one per processor, four at most.
+        work: called once per item.
+        items: any number of items.
+        threads: number of threads; by default one per processor, four at most.
 
     Returns:
-        The results in the items' order; the first error is raised, and what has not begun is left.
+        The results in the items' order.
     """
     count = threads or default_threads()
     with single_threaded_torch(), ThreadPoolExecutor(count, thread_name_prefix="rows") as pool:

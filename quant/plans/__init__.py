@@ -1,1 +1,1 @@
-"""Which format and algorithm each weight gets: recipes, plans, the names of algorithms."""
+"""Recipes, plans and algorithm names: which format and algorithm each weight gets."""

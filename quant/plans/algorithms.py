@@ -1,7 +1,7 @@
 """The algorithms that a plan may name, and what each can do. Their code is in `quant.quantizers`.
 
-A plan is read, checked and written without any quantizer. Only filling a store needs them, and a
-contract test holds `quant.quantizers.registry` to this table.
+Reading, checking and writing a plan imports no quantizer; only filling a store does. A contract
+test checks that `quant.quantizers.registry` agrees with this table.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Final
 from quant.formats.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
 
 CAST: Final = "cast"
-"""The algorithm of float formats: every weight is rounded to the nearest float."""
+"""The algorithm of float formats: it rounds every weight to the nearest float."""
 IMPORTED: Final = "imported"
-"""The algorithm of weights whose integers and scales the checkpoint itself holds."""
+"""The algorithm of weights that the checkpoint already holds as integers with scales."""
 SIGNED: Final = "rtn-signed"
-"""The data-free algorithm whose scales may be below zero, which not every runtime holds."""
+"""The data-free algorithm that may choose negative scales; not every runtime accepts them."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,12 @@ class Algorithm:
 
     Attributes:
         integers: whether it fills integer formats.
-        palettes: whether it fills palettes.
-        calibrated: whether it must know what enters a matrix.
-        rescales: whether it multiplies columns first, where their inputs can be divided. Such an
-            algorithm looks at the float program alone.
-        positive: the algorithm like it whose scales are never below zero, where its own may be.
+        palettes: whether it fills palette formats.
+        calibrated: whether it needs statistics of a matrix's inputs from a calibration text.
+        rescales: whether it multiplies a weight's columns before rounding, where the inputs can be
+            divided by the same factors. Such an algorithm calibrates on the float program only.
+        positive: the counterpart whose scales are never negative, for an algorithm whose own
+            scales may be; None otherwise.
     """
 
     integers: bool = False
@@ -39,7 +40,7 @@ class Algorithm:
     positive: str | None = None
 
 
-# The first that fills a format is the one that is taken when a recipe names none.
+# The order matters: the first row that fills a format is its default algorithm.
 ALGORITHMS: Final = {
     "rtn": Algorithm(integers=True),
     SIGNED: Algorithm(integers=True, positive="rtn"),
@@ -53,24 +54,24 @@ ALGORITHMS: Final = {
     "smoothquant": Algorithm(integers=True, calibrated=True, rescales=True),
     "smoothquant-search": Algorithm(integers=True, calibrated=True, rescales=True),
 }
-"""By name, every algorithm that chooses codes."""
+"""Every algorithm that chooses codes, by name."""
 
 POSITIVE: Final = {name: a.positive for name, a in ALGORITHMS.items() if a.positive is not None}
-"""Algorithms whose scales may be below zero, each with the one like it whose scales may not."""
+"""Each algorithm that may choose negative scales, with its counterpart that never does."""
 
 SCALES_INPUTS: Final = tuple(
     name for name, a in ALGORITHMS.items() if a.integers and (a.rescales or not a.calibrated)
 )
-"""Algorithms beside which the scale of a weight's inputs can be found on the float program."""
+"""Algorithms that allow a static input scale: calibration finds it on the float program."""
 
 
 def is_calibrated(algorithm: str) -> bool:
-    """Whether an algorithm must know what enters a matrix."""
+    """Whether an algorithm needs statistics of a matrix's inputs."""
     return algorithm in ALGORITHMS and ALGORITHMS[algorithm].calibrated
 
 
 def algorithms_for(format: WeightFormat) -> tuple[str, ...]:
-    """The algorithms that can fill a format, the one to take when none is asked for first."""
+    """The algorithms that can fill a format; the first is the default."""
     match format:
         case IntFormat():
             return tuple(name for name, given in ALGORITHMS.items() if given.integers)

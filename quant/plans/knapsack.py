@@ -1,12 +1,13 @@
-"""Formats for every weight under a budget: an exact solver of the multiple-choice knapsack.
+"""Chooses a format for every weight under a budget: an exact multiple-choice knapsack solver.
 
-Each weight takes one of a handful of choices, each of a size and a cost; both add up over weights.
-Either the cost is least within a size, or the size within a cost. The additive cost is a model:
-errors of different weights are taken to be independent, so that their divergences add up.
+Each weight has a handful of choices, and each choice has a size and a cost; both add up over the
+weights. The solver minimizes either the cost within a size or the size within a cost. Adding costs
+is a model: it assumes that errors of different weights are independent, so that their divergences
+add up.
 
-The solver keeps, weight by weight, the states that no other beats in both sums (Nemhauser and
-Ullmann 1969), and drops those whose linear relaxation cannot beat the best plan known (as Pisinger
-1995 does). What remains is small, and the result is the least there is, not near it.
+The solver visits the weights in turn and keeps the states that no other state beats in both sums
+(Nemhauser and Ullmann 1969). It drops the states whose linear relaxation cannot beat the best plan
+known so far (as Pisinger 1995 does). Few states remain, and the result is the exact optimum.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from quant.errors import QuantizationError
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-# States that are kept at most; past it the least promising go, and the gap says so.
+# At most so many states are kept. Beyond it the solver drops the least promising ones, and
+# `Solution.bound` shows how much better a dropped plan could have been.
 STATE_LIMIT: Final = 1 << 20
 _ROUNDING: Final = 1e-12
 
@@ -34,9 +36,9 @@ class Choice:
     """One way to store one weight.
 
     Attributes:
-        name: the format's.
+        name: the format's name.
         nbytes: stored bytes.
-        cost: what it adds to the divergence, nats a token.
+        cost: what the choice adds to the divergence, nats per token.
     """
 
     name: str
@@ -49,11 +51,12 @@ class Solution:
     """A choice for every weight.
 
     Attributes:
-        chosen: by weight.
-        nbytes: stored bytes of all.
-        cost: the sum of costs, nats a token.
-        bound: no choice of formats does better than this: the cost, or the bytes, whichever was to
-            be least. Equal to it but for rounding, unless more than `STATE_LIMIT` states were met.
+        chosen: the choice of each weight, by weight name.
+        nbytes: stored bytes of all weights.
+        cost: the sum of costs, nats per token.
+        bound: a lower bound of the minimized quantity (the cost or the bytes) over all choices of
+            formats. It equals the solution's own value up to rounding, unless the search met more
+            than `STATE_LIMIT` states.
     """
 
     chosen: Mapping[str, Choice]
@@ -69,10 +72,10 @@ class BudgetError(QuantizationError):
 def least_cost(
     choices: Mapping[str, Sequence[Choice]], max_bytes: float, state_limit: int = STATE_LIMIT
 ) -> Solution:
-    """The choice of least cost whose bytes do not exceed ``max_bytes``.
+    """Returns the solution of least cost whose bytes do not exceed ``max_bytes``.
 
     Raises:
-        BudgetError: even the smallest choices take more; ``args[1]`` is what they take.
+        BudgetError: even the smallest choices take more; ``args[1]`` is how many bytes they take.
     """
     return _choose(choices, max_bytes, by_size=True, state_limit=state_limit)
 
@@ -80,10 +83,10 @@ def least_cost(
 def least_bytes(
     choices: Mapping[str, Sequence[Choice]], max_cost: float, state_limit: int = STATE_LIMIT
 ) -> Solution:
-    """The smallest choice whose cost does not exceed ``max_cost``.
+    """Returns the solution of fewest bytes whose cost does not exceed ``max_cost``.
 
     Raises:
-        BudgetError: even the best choices cost more; ``args[1]`` is what they cost.
+        BudgetError: even the best choices cost more; ``args[1]`` is their cost, nats per token.
     """
     return _choose(choices, max_cost, by_size=False, state_limit=state_limit)
 
@@ -106,12 +109,14 @@ def _choose(
 
 @dataclass(frozen=True)
 class _Item:
-    """Choices of one weight that no other of its choices beats, by rising weight.
+    """One matrix's choices that no other choice of the same matrix beats, by rising weight.
+
+    "Weight" and "value" are the knapsack's terms here: the limited and the minimized quantity.
 
     Attributes:
-        weight: what the limit is on, ``[choices]``, rising.
-        value: what is to be least, ``[choices]``, falling.
-        source: number of the choice as given.
+        weight: the limited quantity of each choice, ``[choices]``, rising.
+        value: the minimized quantity of each choice, ``[choices]``, falling.
+        source: each choice's index in the given sequence, ``[choices]``.
     """
 
     weight: Floats
@@ -127,7 +132,7 @@ class _Item:
         return cls(weight[order], value[order], order)
 
     def steps(self) -> list[tuple[float, float]]:
-        """Steps along the lower hull: what each adds in weight and takes off in value."""
+        """Steps along the lower convex hull: the weight each adds and the value it saves."""
         hull = [0]
         for index in range(1, len(self.weight)):
             while len(hull) > 1 and self._slope(hull[-2], hull[-1]) <= self._slope(hull[-1], index):
@@ -139,12 +144,12 @@ class _Item:
         ]
 
     def _slope(self, a: int, b: int) -> float:
-        """Value taken off per weight added."""
+        """The value saved per weight added, from choice ``a`` to choice ``b``."""
         return float((self.value[a] - self.value[b]) / (self.weight[b] - self.weight[a]))
 
 
 def _undominated(weight: Floats, value: Floats) -> Indices:
-    """Numbers of the pairs that no other beats in both, by rising weight."""
+    """Indices of the pairs that no other pair beats in both numbers, by rising weight."""
     order = np.lexsort((value, weight))
     best = np.minimum.accumulate(value[order])
     keep = np.ones(len(order), bool)
@@ -153,9 +158,10 @@ def _undominated(weight: Floats, value: Floats) -> Indices:
 
 
 class _Relaxation:
-    """The least value of some items as a function of the limit, if they could be mixed.
+    """The least value of some items as a function of the limit, if choices could be fractions.
 
-    Convex and piecewise linear: steps of all hulls, the most profitable first.
+    The function is convex and piecewise linear: it takes the steps of all hulls in the order of
+    falling slope.
     """
 
     def __init__(self, items: Sequence[_Item]) -> None:
@@ -168,14 +174,14 @@ class _Relaxation:
         self._value = most - np.cumsum([0.0, *(step[1] for step in steps)])
 
     def __call__(self, room: Floats) -> Floats:
-        """Lower bounds of the value within ``room``; infinite where nothing fits."""
+        """Lower bounds of the value for each limit in ``room``; infinite where nothing fits."""
         value = np.interp(room, self._weight, self._value)
         return np.where(room < self.least * (1 - _ROUNDING), np.inf, value)
 
 
 def _solve(items: Sequence[_Item], limit: float, state_limit: int) -> tuple[list[int], float]:
-    """The number of each item's choice, and a lower bound of the least value."""
-    # Large items first: they move the sums most, so that bounds bite early.
+    """Returns the index of each item's choice, and a lower bound of the least value."""
+    # Large items come first: they move the sums most, so the bounds prune states early.
     order = sorted(range(len(items)), key=lambda i: -float(np.ptp(items[i].weight)))
     sorted_items = [items[i] for i in order]
     rest = [_Relaxation(sorted_items[i:]) for i in range(len(items) + 1)]
@@ -199,7 +205,7 @@ def _solve(items: Sequence[_Item], limit: float, state_limit: int) -> tuple[list
         weight, value = weights[alive], values[alive]
         if not len(alive):
             break
-        # The most promising state, completed greedily, may be the best plan yet.
+        # A better plan found early prunes more states later: complete the most promising one.
         first = int(np.argmin(bound[alive]))
         head = _walk_back(trail, first)
         tail = _greedy(sorted_items[depth + 1 :], limit - float(weight[first]))
@@ -213,7 +219,7 @@ def _solve(items: Sequence[_Item], limit: float, state_limit: int) -> tuple[list
 
 
 def _walk_back(trail: Sequence[tuple[Indices, Indices]], state: int) -> list[int]:
-    """The choices that led to a state of the last depth."""
+    """Returns the choices that led to a state of the last depth."""
     choices = []
     for parent, choice in reversed(trail):
         choices.append(int(choice[state]))
@@ -226,7 +232,7 @@ def _value_of(items: Sequence[_Item], choices: Sequence[int]) -> float:
 
 
 def _greedy(items: Sequence[_Item], limit: float) -> list[int]:
-    """A good plan within the limit: steps from choice to choice, the most profitable first."""
+    """Returns a good plan within the limit, by taking the most profitable steps first."""
     room = limit - sum(float(item.weight[0]) for item in items)
     chosen = [0] * len(items)
     steps = sorted(

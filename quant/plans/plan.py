@@ -1,4 +1,4 @@
-"""`QuantPlan`: which format and algorithm each weight gets, decided before any work."""
+"""`QuantPlan`: which format and algorithm each weight gets, decided before any weight is read."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Assignment:
     """One weight's format, and the algorithm that fills it (`quant.quantizers.registry`).
 
     Attributes:
-        format: of the weight.
-        algorithm: what chooses its integers.
-        activation: what happens to what it is multiplied by (`quant.formats.activations`).
+        format: the weight's format.
+        algorithm: the name of the algorithm that chooses its stored values.
+        activation: how the program rounds the weight's inputs (`quant.formats.activations`).
     """
 
     format: WeightFormat
@@ -44,26 +44,27 @@ class Assignment:
     activation: Activation = NONE
 
     def layout(self, rows: int, columns: int) -> dict[str, TensorLayout]:
-        """The stored parts of a weight: the format's, and the scale of what enters it."""
+        """The stored parts of a weight: the format's parts, and the static input scale if any."""
         parts = dict(self.format.layout(rows, columns))
         if self.activation == TENSOR:
             parts[INPUT_SCALE] = INPUT_SCALE_LAYOUT
         return parts
 
     def to_json(self) -> dict[str, str]:
-        """As a plan holds it; what a plan of weights alone does not need is left out."""
+        """The row of a plan's JSON; it has no activation when activations are not rounded."""
         row = {"format": self.format.name, "algorithm": self.algorithm}
         return row if self.activation == NONE else {**row, "activation": self.activation}
 
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """Every weight's assignment, by program weight name.
+    """Every weight's assignment, by the weight's name in the program.
 
     Attributes:
-        recipe: what the user asked for.
+        recipe: the name of the recipe that the user asked for.
         weights: the assignments; norms and other vectors are always ``fp32``.
-        rotation: what the weights are rotated by before they are quantized, empty for nothing.
+        rotation: the name of the rotation that is applied to the weights before they are
+            quantized; empty for none.
     """
 
     recipe: str
@@ -84,7 +85,7 @@ class QuantPlan:
         """Reads what `to_json` wrote.
 
         Raises:
-            QuantizationError: another version, or not a plan.
+            QuantizationError: the data has another version or is not a plan.
         """
         if data.get("version") != PLAN_VERSION:
             raise QuantizationError(
@@ -92,10 +93,13 @@ class QuantPlan:
             )
         recipe, weights = data.get("recipe"), data.get("weights")
         if not isinstance(recipe, str) or not isinstance(weights, dict):
-            raise QuantizationError("the plan names no recipe or lists no weights")
+            raise QuantizationError(
+                f"the plan needs a recipe's name and a mapping of weights; found recipe {recipe!r} "
+                f"and weights of type {type(weights).__name__}"
+            )
         rotation = data.get("rotation", "")
         if not isinstance(rotation, str):
-            raise QuantizationError(f"the plan has the rotation {rotation!r}, which is no name")
+            raise QuantizationError(f"the plan's rotation is {rotation!r}; it must be a name")
         assignments = {}
         for name, row in weights.items():
             if (
@@ -106,7 +110,7 @@ class QuantPlan:
                 or not all(isinstance(value, str) for value in row.values())
             ):
                 raise QuantizationError(
-                    f"the plan gives {name} {row!r}, not the names of a format and an algorithm"
+                    f"the plan assigns {row!r} to {name}; it must name a format and an algorithm"
                 )
             activation = parse_activation(row.get("activation", NONE))
             assignments[name] = Assignment(
@@ -115,7 +119,7 @@ class QuantPlan:
         return cls(recipe, assignments, rotation)
 
     def fingerprint(self) -> str:
-        """A canonical text: equal for plans that give equal stores (the recipe's name is out)."""
+        """A canonical text, equal for plans that give equal stores; it omits the recipe's name."""
         rows = {name: list(given.to_json().values()) for name, given in self.weights.items()}
         rotation = [self.rotation] if self.rotation else []
         return json.dumps([PLAN_VERSION, rows, *rotation], sort_keys=True)
@@ -123,11 +127,12 @@ class QuantPlan:
     def bits_per_weight(
         self, shapes: Mapping[str, tuple[int, ...]], parameters: int | None = None
     ) -> float:
-        """Stored bits over all weights, scales and norms included, divided by their number.
+        """Mean stored bits per weight, with scales and norms included.
 
         Args:
-            shapes: by weight.
-            parameters: the model's own number of weights, where some are stored twice or added.
+            shapes: shape by weight name.
+            parameters: the model's own number of weights, to divide by where the store holds some
+                weights twice or holds added ones; None to divide by the number of stored weights.
         """
         stored = count = 0
         for name, assignment in self.weights.items():
@@ -137,16 +142,18 @@ class QuantPlan:
         return stored / (parameters or count)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Checks that each format can hold its weight, before anything is read.
+        """Checks that each format can hold its weight, before any weight is read.
 
         Raises:
-            QuantizationError: a group size that does not divide; a vector in integers; weights
-                that the plan or the model lacks.
+            QuantizationError: a group size does not divide the columns, a vector is to be
+                quantized, or the plan and the model do not have the same weights.
         """
         strangers = sorted(self.weights.keys() ^ shapes.keys())
         if strangers:
             whose = "the plan" if strangers[0] in self.weights else "the model"
-            raise QuantizationError(f"the plan is another model's: only {whose} has {strangers[0]}")
+            raise QuantizationError(
+                f"the plan belongs to another model: only {whose} has {strangers[0]}"
+            )
         for name, assignment in self.weights.items():
             if len(shapes[name]) == 1 and is_quantized(assignment.format):
                 raise QuantizationError(
@@ -159,7 +166,7 @@ class QuantPlan:
             assignment.format.check(name, rows, columns)
 
     def formats(self) -> dict[WeightFormat, list[str]]:
-        """Weight names by format, in the plan's order."""
+        """The names of the weights of each format, in the plan's order."""
         grouped: dict[WeightFormat, list[str]] = {}
         for name, assignment in self.weights.items():
             grouped.setdefault(assignment.format, []).append(name)
@@ -167,7 +174,7 @@ class QuantPlan:
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """A shape as rows and columns: a vector is one row.
+    """Returns a shape as rows and columns; a vector is one row.
 
     >>> matrix_shape((4, 8)), matrix_shape((8,))
     ((4, 8), (1, 8))
@@ -176,15 +183,16 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def is_quantized(format: WeightFormat) -> bool:
-    """Whether a format holds codes, of integers or of a palette."""
+    """Whether a format stores codes: integers or indices into a palette."""
     return not isinstance(format, FloatFormat)
 
 
 def _check_scales(name: str, assignment: Assignment) -> None:
-    """Refuses scales that no quantizer here makes.
+    """Refuses a scale dtype that no quantizer here produces.
 
     Raises:
-        QuantizationError: float16 scales of a weight that was not quantized elsewhere.
+        QuantizationError: the format has float16 scales, and the weight does not come quantized
+            from the checkpoint.
     """
     format = assignment.format
     if (
@@ -194,35 +202,35 @@ def _check_scales(name: str, assignment: Assignment) -> None:
     ):
         plain = replace(format, scale_dtype="bfloat16")
         raise QuantizationError(
-            f"{name} is to be {format.name}, whose scales only checkpoints bring that were "
-            f"quantized elsewhere: use {plain.name}"
+            f"{name} is to be {format.name}; only weights imported from a quantized checkpoint "
+            f"have float16 scales: use {plain.name}"
         )
 
 
 def _check_activation(name: str, assignment: Assignment) -> None:
-    """Refuses to round what enters a weight where no kernel or no quantizer has use for it.
+    """Refuses rounded activations where no kernel or no quantizer supports them.
 
     Raises:
-        QuantizationError: a weight that is not in integers; an algorithm that needs the scale of
-            its inputs before there is one.
+        QuantizationError: the weight is not in an integer format, or its algorithm runs the
+            quantized program, which needs the input scale before calibration has found it.
     """
     if assignment.activation != NONE and not isinstance(assignment.format, IntFormat):
         raise QuantizationError(
-            f"{name} is to be {assignment.format.name} with activations rounded "
-            f"({assignment.activation}); they are rounded for products with integers only: use "
-            f"int8-pc, or activation none"
+            f"{name} is to be {assignment.format.name} with activations rounded to "
+            f"{assignment.activation}; only products with integer weights take rounded "
+            f"activations: use int8-pc, or activation none"
         )
     if assignment.activation == TENSOR and assignment.algorithm not in SCALES_INPUTS:
         raise QuantizationError(
             f"{name} is to be filled by {assignment.algorithm}, with activations rounded by "
-            f"one scale ({TENSOR}); that scale is found on the float program, before "
-            f"{assignment.algorithm} runs the quantized one: use {' or '.join(SCALES_INPUTS)}, "
+            f"one scale ({TENSOR}); {assignment.algorithm} calibrates on the quantized program, "
+            f"which needs that scale before it is known: use {' or '.join(SCALES_INPUTS)}, "
             f"or activation {TOKEN}"
         )
 
 
 def calibrated_weights(plan: QuantPlan) -> list[str]:
-    """The weights of a plan whose quantizers, or the scales of whose inputs, need calibration."""
+    """The weights that need calibration, for their algorithm or for their inputs' scale."""
     return [
         name
         for name, given in plan.weights.items()

@@ -1,4 +1,4 @@
-"""Recipes: ordered rules from weights to formats, by a name on the command line or a YAML file."""
+"""Recipes: ordered rules that give weights formats, named on the command line or read from YAML."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ _ROLES = ("*", "head", "embedding", "linear")
 
 @dataclass(frozen=True)
 class Rule:
-    """Gives weights whose name or role matches a shell pattern a format and an algorithm.
+    """One rule: weights that match a pattern or a role get a format and an algorithm.
 
     Attributes:
         match: shell pattern of weight names, or a role.
-        format: a format's name; or several with ``|`` between, of which each weight gets the
-            first whose groups divide its columns.
-        algorithm: a name of `quant.quantizers.registry`; None for the usual one of each format. An
-            embedding that is not the head too has no inputs to calibrate on: in the place of a
-            calibrated algorithm it gets the usual one.
-        optional: whether it may match nothing; a rule of a file that does is a mistake.
-        activation: what happens to what enters the weights (`quant.formats.activations`); nothing
-            enters an embedding that is not the head too.
+        format: a format's name, or several names separated by ``|``: each weight gets the first
+            format whose groups divide its columns.
+        algorithm: a name of `quant.quantizers.registry`; None for each format's default. An
+            embedding that is not also the head has no inputs to calibrate on, so it gets the
+            default in place of a calibrated algorithm.
+        optional: whether the rule may match no weight. Rules from a file may not: there, a rule
+            without a match is a mistake.
+        activation: how the weights' inputs are rounded (`quant.formats.activations`). An embedding
+            that is not also the head takes tokens and has no such inputs.
     """
 
     match: str
@@ -43,20 +44,20 @@ class Rule:
         """The formats in order of preference.
 
         Raises:
-            QuantizationError: one is not a format's name.
+            QuantizationError: one of the names is not a format's name.
         """
         return [parse_format(part.strip()) for part in self.format.split("|")]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Rules in order: the first that matches a matrix decides.
+    """Rules in order: the first rule that matches a matrix decides.
 
     Attributes:
-        name: on the command line.
-        about: one line.
-        rules: the last one is for everything that is left.
-        rotation: what the weights are rotated by first, if a file says so.
+        name: the recipe's name on the command line.
+        about: a description of one line.
+        rules: the rules; the last one should match every weight that is left.
+        rotation: the name of the rotation that the recipe's file asks for, or None.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Recipe:
     rotation: str | None = None
 
     def plan(self, shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, str]) -> QuantPlan:
-        """The plan for a model.
+        """Returns the plan for a model.
 
         Args:
             shapes: shape by weight name.
@@ -73,8 +74,8 @@ class Recipe:
                 a role instead of a pattern.
 
         Raises:
-            QuantizationError: a matrix that no rule matches, a rule that matches nothing, or an
-                unknown algorithm.
+            QuantizationError: no rule matches a matrix, a rule matches nothing, or a rule names
+                an unknown algorithm.
         """
         for asked in self.rules:
             self._check_algorithm(asked)
@@ -105,7 +106,10 @@ class Recipe:
         return QuantPlan(self.name, weights)
 
     def _choose_format(self, rule: Rule, name: str, shape: tuple[int, ...]) -> WeightFormat:
-        """The first of the rule's formats that the weight fits; the last one is checked later."""
+        """The first of the rule's formats that can hold the weight, else the last of them.
+
+        `QuantPlan.check` refuses the last one where it does not fit either.
+        """
         first, *others = rule.formats()
         for other in others:
             try:
@@ -141,14 +145,16 @@ class Recipe:
         near = nearest(rule.match, shapes, cutoff=0.3)
         hint = "" if near is None else f"; did you mean {near!r}?"
         raise QuantizationError(
-            f"recipe {self.name}: no weight is left for the rule {rule.match!r}{hint}"
+            f"recipe {self.name}: the rule {rule.match!r} matches no weight that earlier rules "
+            f"leave{hint}"
         )
 
 
 def norm_matrix(format: WeightFormat | None = None) -> Assignment:
-    """What a matrix in the place of a norm's scale becomes: float16, or the float a recipe names.
+    """Returns the assignment of a matrix that stands in the place of a norm's scale.
 
-    It is close to a multiple of the identity: integers would spend their range on the diagonal.
+    It is a float format, float16 unless the recipe names one. Such a matrix is close to a multiple
+    of the identity: integers would spend their range on the diagonal.
     """
     return Assignment(format if isinstance(format, FloatFormat) else FloatFormat("float16"), CAST)
 
@@ -170,8 +176,8 @@ def _uniform(name: str, format: str, about: str, algorithm: str | None = None) -
     return Recipe(name, about, (Rule("*", format, algorithm),))
 
 
-# Found on the demo model, see the README: the first layer feels its rounding most, gate and up
-# projections least, so that wider groups there pay for the first layer's 8 bits.
+# Measured on the demo model, see the README: rounding costs most in the first layer and least in
+# the gate and up projections, so wider groups there pay for 8 bits in the first layer.
 _INT4 = Recipe(
     "int4",
     "4 bits in groups of 32 and 64, the first layer 8 bits: the default",
@@ -188,7 +194,7 @@ def _int4_by(name: str, algorithm: str, about: str) -> Recipe:
 
 
 def _rounded(name: str, activation: Activation, algorithm: str, about: str) -> Recipe:
-    """SmoothQuant as its paper has it: in the layers; what enters the head stays as it is."""
+    """SmoothQuant in the layers only, as in its paper: the head's inputs are not rounded."""
     rules = (
         Rule("embedding", "int8-pc"),
         Rule("head", "int8-pc"),
@@ -211,7 +217,7 @@ RECIPES: dict[str, Recipe] = {
         _uniform(
             "int4-g32-signed",
             "int4-g32",
-            "4 bits, groups of 32 with scales of either sign: nearer at the same size",
+            "4 bits, groups of 32 with scales of either sign: more exact at the same size",
             SIGNED,
         ),
         _uniform(
@@ -225,15 +231,13 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int4-g128-asym", "int4-g128-asym", "4 bits with zero points, groups of 128"),
         _uniform("int4-pc", "int4-pc", "4 bits, one scale a row: the smallest, the least exact"),
         _uniform("int8", "int8-pc", "8 bits, one scale a row"),
-        _rounded(
-            "w8a8", TOKEN, "smoothquant", "int8, what enters rounded per token: ONNX, ExecuTorch"
-        ),
-        # One scale for all tokens feels outliers more: there the searched exponent paid.
+        _rounded("w8a8", TOKEN, "smoothquant", "int8, inputs rounded per token: ONNX, ExecuTorch"),
+        # One scale for all tokens suffers more from outliers: there the searched exponent paid.
         _rounded(
             "w8a8-static",
             TENSOR,
             "smoothquant-search",
-            "int8, what enters rounded by fixed scales: ONNX, Core ML",
+            "int8, inputs rounded by fixed scales: ONNX, Core ML",
         ),
         _uniform("int8-g32", "int8-g32", "8 bits, groups of 32"),
         _uniform("int8-g128", "int8-g128", "8 bits, groups of 128"),
@@ -258,7 +262,7 @@ RECIPES: dict[str, Recipe] = {
             _uniform(
                 f"lut{bits}-weighted",
                 f"lut{bits}-gc16",
-                f"palettes of {2**bits} values, weighted by what a calibration text makes enter",
+                f"palettes of {2**bits} values, weighted by the inputs on a calibration text",
                 "kmeans-weighted",
             )
             for bits in (4, 3, 2)
@@ -279,18 +283,18 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str, others: Iterable[str] = ()) -> Recipe:
-    """A recipe by name, or from a YAML file of rules.
+    """Returns a recipe by its name, or reads it from a YAML file of rules.
 
     The file holds a list of ``{match: PATTERN, format: NAME, algorithm: NAME, activation: NAME}``,
-    of which the last two may be left out, or a mapping with that list under ``rules``, and perhaps
-    the name of a rotation under ``rotation``.
+    where ``algorithm`` and ``activation`` may be left out. Or it holds a mapping with that list
+    under ``rules`` and, optionally, a rotation's name under ``rotation``.
 
     Args:
-        name: what the user asked for.
-        others: names that the caller knows beside these, for the message.
+        name: the recipe's name or the file's path.
+        others: further names that the caller accepts, to list in the message.
 
     Raises:
-        QuantizationError: neither a known name nor a file that holds rules.
+        QuantizationError: the name is neither a known recipe nor a file that holds rules.
     """
     if name in RECIPES:
         return RECIPES[name]
@@ -342,7 +346,7 @@ def _read_rules(path: Path) -> tuple[list[object], str | None]:
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or type(error).__name__
         raise QuantizationError(
-            f"recipe {path} is not YAML{where} ({problem}): patterns with a star want quotes, "
+            f"recipe {path} is not YAML{where} ({problem}): put patterns with a star in quotes, "
             f"as in {{match: '*', format: int4-g32}}"
         ) from error
     rotation = None
@@ -352,7 +356,7 @@ def _read_rules(path: Path) -> tuple[list[object], str | None]:
         raise QuantizationError(f"recipe {path}: rotation must be a name, found {rotation!r}")
     if not isinstance(data, list) or not data:
         raise QuantizationError(
-            f"recipe {path} must be a list of rules, or that list under the key 'rules', with "
-            f"'rotation' as the only other one"
+            f"recipe {path} must be a list of rules, or a mapping with that list under the key "
+            f"'rules'; the only other key allowed is 'rotation'"
         )
     return data, rotation

@@ -1,1 +1,1 @@
-"""The traced program: its operators, its two dialects, and the rewrite from one to the other."""
+"""The traced program: its operators, its two dialects, and the rewrite between them."""

@@ -1,6 +1,6 @@
-"""Typed views of a program's calls: which argument lies where is said here and nowhere else.
+"""Typed views of a program's calls: only this file knows the position of each argument.
 
-Both dialect checks guarantee what these views assume: arguments by place, with the types of the
+Both dialect checks guarantee what these views assume: positional arguments with the types of the
 operators' schemas in `quant.program.ops`.
 """
 
@@ -23,10 +23,11 @@ class AttentionCall:
     Attributes:
         q: queries, ``float[1, t, heads, dim]``.
         k: new keys, ``float[1, t, kv_heads, dim]``.
-        v: new values, likewise.
+        v: new values, ``float[1, t, kv_heads, dim]``.
         key_cache: ``float[1, kv_heads, context, dim]``.
-        value_cache: likewise.
-        window: tokens that one sees, itself included; 0 for all before it.
+        value_cache: ``float[1, kv_heads, context, dim]``.
+        window: number of tokens that a token attends to, itself included; 0 for itself and all
+            tokens before it.
         scale: factor on the scores.
     """
 
@@ -52,11 +53,11 @@ class QuantizedCall:
     """``edgeforge::quant_linear`` or ``quant_embedding``: ``(source, codes, scale, zero, format)``.
 
     Attributes:
-        source: activations of a product, tokens of an embedding.
+        source: the product's activations, or the embedding's tokens.
         codes: ``uint8[rows, bytes]``.
-        scale: scales, or the tables of a palette.
-        zero_point: None for symmetric formats and palettes.
-        format: of the codes.
+        scale: the scales, or the tables of a palette format.
+        zero_point: the zero points; None for symmetric formats and palettes.
+        format: the weight's format.
     """
 
     source: fx.Node
@@ -67,20 +68,20 @@ class QuantizedCall:
 
     @classmethod
     def of(cls, node: fx.Node) -> Self:
-        """The view of a node that calls one of the two."""
+        """The view of a node that calls one of the two operators."""
         source, codes, scale = (node_argument(node, index) for index in range(3))
         zero_point = None if node.args[3] is None else node_argument(node, 3)
         return cls(source, codes, scale, zero_point, quantized_format(str(node.args[4])))
 
     @property
     def integers(self) -> IntFormat:
-        """The format, for targets that have refused palettes."""
+        """The integer format; only for targets that refuse palettes before."""
         assert isinstance(self.format, IntFormat)
         return self.format
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of the weight."""
+        """The weight's rows and columns."""
         rows, stored = shape_of(self.codes)
         return rows, stored * 8 // self.format.bits
 
@@ -113,7 +114,7 @@ class SplitCall:
 
     Attributes:
         x: ``float[..., n]``.
-        sizes: of the parts, along the last dimension.
+        sizes: the parts' sizes along the last dimension.
     """
 
     x: fx.Node
@@ -133,7 +134,7 @@ class GetCall:
 
     Attributes:
         split: the node that splits.
-        index: of the part.
+        index: the part's index.
     """
 
     split: fx.Node

@@ -1,4 +1,7 @@
-"""What a program may consist of, before and after quantization. Both checks always run."""
+"""The operators that a program may call before and after quantization, and the checks of both.
+
+Every export runs both checks, so that exporters may rely on what they guarantee.
+"""
 
 from __future__ import annotations
 
@@ -38,41 +41,52 @@ GET = operator.getitem
 FLOAT_DIALECT: frozenset[Callable[..., object]] = frozenset(
     {EMBEDDING, LINEAR, RMS_NORM, ROPE, ATTENTION, ADD, MUL, SILU, VIEW, SPLIT, SIZE, GET}
 )
-# What stands between an activation and the product that it is rounded for.
+# Operators that round an activation before a product reads it.
 ROUNDINGS: frozenset[Callable[..., object]] = frozenset({ROUND_PER_TOKEN, ROUND_PER_TENSOR})
 QUANTIZED_DIALECT = FLOAT_DIALECT | ROUNDINGS | {QUANT_LINEAR, QUANT_EMBEDDING}
 
-# Inserted by `exporters.last_token`, for artifacts that give only the last token's logits.
+# `exporters.last_token` inserts the slice, for artifacts that return only the last token's logits.
 LOWERED_DIALECT = QUANTIZED_DIALECT | {LAST}
 
-# Each output row depends on the same row of the inputs alone: position by position.
+# Operators that work token by token: each output row depends only on the same row of the inputs.
 POINTWISE = ROUNDINGS | {
     *(EMBEDDING, LINEAR, RMS_NORM, ADD, MUL, SILU, QUANT_LINEAR, QUANT_EMBEDDING, SPLIT, GET)
 }
 
 
 class DialectError(QuantizationError):
-    """A program holds something that no exporter knows."""
+    """A program contains something that no exporter can translate."""
 
 
 def check_float(program: Program) -> None:
-    """Checks a program as traced.
+    """Checks a program as traced, before quantization.
 
     Raises:
-        DialectError: a call outside the float dialect, one with keyword arguments (exporters
-            read arguments by place), an input without a meaning, or an output that is no logits.
+        DialectError: the program calls something outside the float dialect, passes keyword
+            arguments (exporters read arguments by position), has an input that `Program.inputs`
+            does not describe, or does not return logits.
     """
     _check(program, FLOAT_DIALECT, "float")
 
 
 def check_quantized(program: Program) -> None:
-    """Checks a program after the rewrite; arguments as `check_float`."""
+    """Checks a program after `quant.program.rewrite.quantize_program`.
+
+    Raises:
+        DialectError: as for `check_float`, with the quantized dialect; or a quantized operator's
+            arguments are not the stored parts of a weight in the expected order.
+    """
     _check(program, QUANTIZED_DIALECT, "quantized")
     _check_operands(program)
 
 
 def check_lowered(program: Program) -> None:
-    """Checks a program that `exporters.last_token` changed; arguments as `check_float`."""
+    """Checks a program that `exporters.last_token` changed to return one position's logits.
+
+    Raises:
+        DialectError: as for `check_quantized`, with the lowered dialect; or the program returns
+            the logits of more than one position.
+    """
     _check(program, LOWERED_DIALECT, "lowered")
     _check_operands(program)
     shape = shape_of(program.output())
@@ -81,7 +95,11 @@ def check_lowered(program: Program) -> None:
 
 
 def _check_operands(program: Program) -> None:
-    """Quantized operators read the parts of a weight that their format has."""
+    """Checks that quantized operators read the stored parts that their formats have.
+
+    Raises:
+        DialectError: an argument is missing or is another part.
+    """
     for node in program.graph.nodes:
         if node.target in (QUANT_LINEAR, QUANT_EMBEDDING):
             for index, part in enumerate(_parts(node), start=1):
@@ -98,9 +116,13 @@ def _check_operands(program: Program) -> None:
 
 
 def _check_rounding(program: Program, node: fx.Node) -> None:
-    """An activation is rounded for products with integers alone, by a scale of the store's."""
+    """Checks that only integer products read a rounding, and that a static scale is a stored part.
+
+    Raises:
+        DialectError: another node reads the rounding, or its scale is not a stored part.
+    """
     if any(user.target not in (QUANT_LINEAR, LAST) for user in node.users):
-        raise DialectError(f"{node.name} rounds what others than products with integers read")
+        raise DialectError(f"{node.name} is read by others than products with integer weights")
     if node.target is ROUND_PER_TENSOR:
         source = node.args[1]
         given = program.inputs.get(source.name) if isinstance(source, fx.Node) else None
@@ -109,7 +131,7 @@ def _check_rounding(program: Program, node: fx.Node) -> None:
 
 
 def _parts(node: fx.Node) -> tuple[str, str, str | None]:
-    """The parts that a quantized operator takes, in order; a third one may be left out."""
+    """The stored parts that a quantized operator takes, in order; None where it takes no third."""
     if isinstance(quantized_format(str(node.args[4])), PaletteFormat):
         return "codes", "lut", None
     return "codes", "scale", "zero_point"
@@ -125,12 +147,12 @@ def _check(program: Program, dialect: frozenset[Callable[..., object]], label: s
                 if node.target not in dialect:
                     raise DialectError(
                         f"the {label} program calls {node.target} at {node.name}, which is not in "
-                        f"its dialect: write the family with edgeforge:: operators"
+                        f"the {label} dialect: write the family with edgeforge:: operators"
                     )
                 if node.kwargs:
                     raise DialectError(
-                        f"the {label} program gives {node.name} the keyword "
-                        f"{', '.join(node.kwargs)}, which exporters would not see: give it by place"
+                        f"the {label} program calls {node.name} with the keyword "
+                        f"{', '.join(node.kwargs)}, which exporters ignore: pass it by position"
                     )
             case "output":
                 pass

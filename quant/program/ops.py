@@ -1,8 +1,8 @@
-"""The ``edgeforge::`` operators: the vocabulary every traced program is written in.
+"""The ``edgeforge::`` operators, in which every traced program is written.
 
-Each operator has a plain torch implementation, which IS its meaning (references and tests run
-it), and a fake kernel, which only gives shapes, so that a model of any size traces on the meta
-device. Exporters translate these names and a few ATen views; `quant.program.dialect` lists both.
+Each operator has a plain torch implementation, which DEFINES it (references and tests run it), and
+a fake kernel, which computes only shapes, so that a model of any size traces on the meta device.
+Exporters translate these operators and a few ATen operators; `quant.program.dialect` lists both.
 
 Shapes use: ``b`` batch, ``t`` new tokens, ``c`` cache length (the declared context), ``h`` query
 heads, ``k`` key/value heads, ``d`` head width, ``r`` rotary width, ``v`` vocabulary.
@@ -19,15 +19,22 @@ from torch import Tensor
 from quant.formats.formats import FloatFormat, PaletteFormat, QuantizedFormat, parse_format
 from quant.formats.packing import dequantize, look_up
 
-# Of a token of zeros alone: any step will do, but 0 would divide.
+# The step of a token of zeros: any positive one gives zeros back, and 0 would be a divisor.
 SMALLEST_STEP: Final = 1e-30
 
 
 def quantized_format(format: str) -> QuantizedFormat:
-    """The format in integers or palettes that an operator's argument names."""
+    """Returns the integer or palette format that an operator's ``format`` argument names.
+
+    Raises:
+        ValueError: the name is a float format's.
+    """
     parsed = parse_format(format)
     if isinstance(parsed, FloatFormat):
-        raise ValueError(f"{format} is a float format: its values need no operator of their own")
+        raise ValueError(
+            f"{format} is a float format; quantized operators take integer and palette formats: "
+            f"use edgeforge::linear or edgeforge::embedding"
+        )
     return parsed
 
 
@@ -71,7 +78,7 @@ def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @torch.library.custom_op("edgeforge::rope", mutates_args=())
 def rope(x: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
-    """Rotary position embedding, rotate-half form (Su et al. 2021), by tables.
+    """Rotary position embedding in the rotate-half form (Su et al. 2021), read from tables.
 
     Args:
         x: ``float[b, t, h, d]``.
@@ -109,12 +116,12 @@ def attention(
     window: int,
     scale: float,
 ) -> Tensor:
-    """Causal attention over a cache that it first extends in place.
+    """Extends the key and value caches in place, then computes causal attention over them.
 
     Args:
         q: ``float[b, t, h, d]``; h is a multiple of k (grouped queries, Ainslie et al. 2023).
         k: ``float[b, t, k, d]``, written to ``k_cache[:, :, position : position + t]``.
-        v: ``float[b, t, k, d]``, written likewise.
+        v: ``float[b, t, k, d]``, written to the same places of ``v_cache``.
         k_cache: ``float[b, k, c, d]``.
         v_cache: ``float[b, k, c, d]``.
         position: ``int64[1]``, the number of tokens already cached.
@@ -165,16 +172,17 @@ def _(
 def quant_linear(
     x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format: str
 ) -> Tensor:
-    """`linear` by a weight in an integer or a palette format.
+    """`linear` with a weight in an integer or a palette format.
 
     Args:
         x: ``float[..., i]``.
-        codes: ``uint8[o, i * bits / 8]`` as the format's ``layout`` in `quant.formats.formats`
-            says.
-        scale: ``bfloat16[o, groups]``; of a palette, its tables: ``float16[groups, 2 ** bits]``.
+        codes: ``uint8[o, i * bits / 8]``, packed as the format's ``layout`` method in
+            `quant.formats.formats` describes.
+        scale: ``bfloat16[o, groups]``; for a palette format its tables,
+            ``float16[groups, 2 ** bits]``.
         zero_point: ``uint8[o, ceil(groups * bits / 8)]``; None when the format is symmetric or a
             palette.
-        format: a name `quant.formats.formats.parse_format` reads, such as ``int4-g32`` or
+        format: a name that `quant.formats.formats.parse_format` reads, such as ``int4-g32`` or
             ``lut4-gc16``.
 
     Returns:
@@ -197,7 +205,7 @@ def _(x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format
 def quant_embedding(
     tokens: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor | None, format: str
 ) -> Tensor:
-    """`embedding` from a table in an integer or a palette format; arguments as `quant_linear`."""
+    """`embedding` with a table in an integer or a palette format; arguments as `quant_linear`."""
     rows, where = torch.unique(tokens, return_inverse=True)
     fmt = quantized_format(format)
     if isinstance(fmt, PaletteFormat):
@@ -216,14 +224,14 @@ def _(
 
 @torch.library.custom_op("edgeforge::round_per_token", mutates_args=())
 def round_per_token(x: Tensor) -> Tensor:
-    """Each token's activations on a grid of 256 steps that spans its own range and holds zero.
+    """Rounds each token's activations to 256 levels that span its own range and include zero.
 
-    A token's step is a 255th of the way from its lowest to its highest number, zero included; its
-    zero point, from -128 to 127, is the code of zero. This is how ExecuTorch quantizes activations
-    for XNNPACK (``choose_qparams_per_token_asymmetric``).
+    A token's step is one 255th of the distance from its lowest to its highest number, zero
+    included; its zero point, from -128 to 127, is the code of zero. ExecuTorch quantizes
+    activations for XNNPACK in this way (``choose_qparams_per_token_asymmetric``).
 
     Args:
-        x: ``float[..., n]``; the last axis is a token's.
+        x: ``float[..., n]``; the last axis holds one token's activations.
 
     Returns:
         ``float[..., n]``: ``(code - zero_point) * step``.
@@ -244,11 +252,11 @@ def _(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("edgeforge::round_per_tensor", mutates_args=())
 def round_per_tensor(x: Tensor, scale: Tensor) -> Tensor:
-    """All activations on one grid: ``clip(round(x / scale), -128, 127) * scale``.
+    """Rounds all activations by one scale: ``clip(round(x / scale), -128, 127) * scale``.
 
     Args:
         x: ``float[..., n]``.
-        scale: ``bfloat16[1, 1]``, of all of it, found on a calibration text.
+        scale: ``bfloat16[1, 1]``, the scale of all activations, found on a calibration text.
 
     Returns:
         ``float[..., n]``.

@@ -17,11 +17,11 @@ class Input:
     """What one placeholder of the graph stands for.
 
     Attributes:
-        kind: tokens and position are given at every call; weights come from a store or a
-            checkpoint; tables are constants of the program; caches are state it keeps.
+        kind: the caller gives tokens and position at every call; weights come from a store or a
+            checkpoint; tables are constants of the program; caches are state between calls.
         name: the weight's, table's or cache's name.
-        part: of a weight: ``value`` when float, else ``codes`` with ``scale`` and ``zero_point``,
-            or with a palette's ``lut``.
+        part: the weight's stored part: ``value`` when it is float; ``codes``, ``scale``,
+            ``zero_point``, a palette's ``lut`` or ``input_scale`` otherwise.
     """
 
     kind: InputKind
@@ -36,10 +36,10 @@ class Program:
     Attributes:
         graph: placeholders first, then calls, then one output: ``float32[1, t, vocab]``. Every
             node's ``meta["val"]`` is a fake tensor that gives its shape and dtype.
-        inputs: what each placeholder means, by node name.
-        tables: values of the inputs of kind ``table``.
-        context: length of the caches, tokens.
-        vocab_size: width of the logits.
+        inputs: what each placeholder stands for, by node name.
+        tables: values of the inputs of kind ``table``, by table name.
+        context: the caches' length, tokens.
+        vocab_size: the logits' width.
     """
 
     graph: fx.Graph
@@ -63,13 +63,13 @@ class Program:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """A node's shape, with -1 for the dynamic number of tokens."""
+    """Returns a node's shape, with -1 for the dynamic number of tokens."""
     value = node.meta["val"]
     return tuple(dim if isinstance(dim, int) else -1 for dim in value.shape)
 
 
 def node_argument(node: fx.Node, index: int) -> fx.Node:
-    """The argument at a place where the dialect guarantees a node."""
+    """Returns the argument at a position where the dialect guarantees a node."""
     argument = node.args[index]
     assert isinstance(argument, fx.Node), f"{node.name}: argument {index} is {argument!r}"
     return argument

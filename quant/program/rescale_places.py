@@ -1,13 +1,13 @@
-"""Where a linear's input columns can be rescaled for nothing.
+"""Finds where a linear's input columns can be rescaled at no cost at run time.
 
-If columns of ``W`` are multiplied by ``s``, what enters them must be divided by ``s``. That costs
-nothing at run time where what enters is made by parameters that can be divided instead:
+If columns of ``W`` are multiplied by ``s``, their inputs must be divided by ``s``. That costs
+nothing at run time where parameters that produce the inputs can be divided instead:
 
-- a norm's scale, when the linear alone reads the norm;
+- a norm's scale, when only this linear reads the norm;
 - rows of the linear before it, when only steps that commute with a factor lie between: attention's
-  values, and the factor of a gated product that goes through no activation function.
+  values, and the factor of a gated product that passes through no activation function.
 
-The places are found in the graph, so a family needs to name none.
+The code finds these places in the graph, so a family need not name them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from quant.program.program import Program, node_argument
 
 @dataclass(frozen=True)
 class Fold:
-    """What can be divided in the place of a linear's inputs.
+    """The parameters that can be divided instead of a linear's inputs.
 
     Attributes:
-        weight: the norm's or the linear's weight.
+        weight: the name of the weight to divide: a norm's scale or the weight of a linear before.
         rows: int64 ``[columns]``: for each input column, the element of the norm's scale, or the
-            row of the linear's weight, that makes it. Columns of one row take one factor.
-        is_norm: whether it is a norm.
+            row of the linear's weight, that produces it. Columns of the same row must take the
+            same factor.
+        is_norm: whether the weight is a norm's scale.
     """
 
     weight: str
@@ -40,9 +41,9 @@ class Fold:
 
 
 def foldable(program: Program) -> Mapping[str, Fold]:
-    """The folds of a program in the float dialect, by the linear's weight.
+    """Returns the folds of a program in the float dialect, by the name of the linear's weight.
 
-    A weight that several calls read, such as a tied head, has none.
+    A weight that several calls read, such as a tied head, has no fold.
     """
     found: dict[str, Fold] = {}
     readers: dict[str, int] = {}
@@ -78,13 +79,21 @@ def _before(program: Program, linear: fx.Node) -> Fold | None:
             _, _, kv_heads, width = value.meta["val"].shape
             heads = query.meta["val"].shape[2]
             columns = torch.arange(kv_heads * width).reshape(kv_heads, 1, width)
+            # Grouped queries: several query heads read the same value head.
             repeated = columns.expand(kv_heads, heads // kv_heads, width).reshape(-1)
             return split_linear(program, node_argument(value, 0), repeated)
     return None
 
 
 def split_linear(program: Program, part: fx.Node, columns: torch.Tensor | None) -> Fold | None:
-    """The fold into a part of a linear's output, of which ``columns`` are taken in order."""
+    """Returns the fold into a part of a linear's split output, or None where there is none.
+
+    Args:
+        program: the program in the float dialect.
+        part: the node that is read: one part of a split.
+        columns: int64 ``[columns]``, the element of the part that each input column comes from;
+            None when the columns are the part's elements in order.
+    """
     if part.target is not GET or len(part.users) != 1:
         return None
     taken_part = GetCall.of(part)

@@ -1,4 +1,4 @@
-"""Rewrites a float program to read its weights as a plan stores them."""
+"""Rewrites a float program so that it reads its weights in the formats of a plan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TORCH = {"uint8": torch.uint8, "bfloat16": torch.bfloat16, "float16": torch.flo
 
 
 def quantize_program(program: Program, plan: QuantPlan) -> Program:
-    """Replaces every use of a weight in integers or palettes.
+    """Replaces every use of a weight that the plan stores in integers or palettes.
 
     Given::
 
@@ -33,18 +33,18 @@ def quantize_program(program: Program, plan: QuantPlan) -> Program:
         %codes, %scale, %zero = placeholder[weight]   # as the format lays them out
         %y = edgeforge::quant_linear(%x, %codes, %scale, %zero, "int4-g32")
 
-    and ``embedding`` likewise. A palette's tables stand in the place of the scales::
+    and ``embedding`` likewise. For a palette format the tables replace the scales::
 
         %y = edgeforge::quant_linear(%x, %codes, %lut, None, "lut4-gc16")
 
-    Where the plan rounds activations, what enters the product is rounded before it, once for all
-    products that read the same, or by the scale of each weight::
+    Where the plan rounds activations, a rounding precedes the product: one for all products that
+    read the same activation per token, or one with the static scale of each weight::
 
         %r = edgeforge::round_per_token(%x)           # or round_per_tensor(%x, %input_scale)
         %y = edgeforge::quant_linear(%r, %codes, %scale, %zero, "int8-pc")
 
-    A weight used twice (a tied head) keeps one set of placeholders; looking up rounds nothing.
-    The given program is left as it was.
+    A weight used twice (a tied head) keeps one set of placeholders; an embedding rounds nothing.
+    The given program stays unchanged.
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -96,7 +96,7 @@ def _placeholder(
     layout: TensorLayout,
     inputs: dict[str, Input],
 ) -> fx.Node:
-    """An input for a stored part of a weight, before the one that stands for its values."""
+    """Inserts an input for a stored part of a weight before ``node``, the input of its values."""
     with graph.inserting_before(node):
         made = graph.placeholder(f"{node.name}_{part}")
     made.meta["val"] = torch.empty(layout.shape, dtype=_TORCH[layout.dtype], device="meta")
@@ -105,7 +105,13 @@ def _placeholder(
 
 
 def _round_input(graph: fx.Graph, product: fx.Node, scale: fx.Node | None) -> None:
-    """Puts a rounding between a product and what enters it: by the scale, or token by token."""
+    """Inserts a rounding before a product, or reuses an equal one that another product reads.
+
+    Args:
+        graph: the graph to change.
+        product: the product whose activations are rounded.
+        scale: the input that holds their static scale; None to round per token.
+    """
     source = product.args[0]
     assert isinstance(source, fx.Node)
     target, arguments = (

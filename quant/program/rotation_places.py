@@ -1,10 +1,12 @@
-"""Where a rotation folds into a program's weights and costs nothing when it runs.
+"""Finds where a rotation folds into a program's weights, at no cost at run time.
 
-Two places of QuaRot (arXiv 2404.00456) and SpinQuant (arXiv 2405.16406) are read off the graph, so
-that a family needs to name none:
+The code finds two places of QuaRot (arXiv 2404.00456) and SpinQuant (arXiv 2405.16406) in the
+graph, so a family need not name them:
 
-- the residual stream: what the embedding gives, sums with what linears add, norms that read it;
-- attention's values, head by head, between the linear that makes them and the one that reads them.
+- the residual stream: the embedding's output, the sums to which linears add, the norms that read
+  it;
+- attention's values, head by head, between the linear that produces them and the linear that reads
+  attention's output.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ from quant.program.rescale_places import split_linear
 
 @dataclass(frozen=True)
 class ResidualPlaces:
-    """The weights on both sides of the residual stream, for a rotation ``Q`` of it.
+    """The weights on both sides of the residual stream, for a rotation ``Q`` of the stream.
 
     Attributes:
-        embedding: becomes ``E Q``.
-        readers: linears, each with the norm of the stream that it reads, whose scale ``g`` moves
-            into it: ``W diag(g) Q``.
-        writers: linears that add to the stream: ``Q^T W``. A reader may be one as well: it gives
-            what the embedding reads as a head.
+        embedding: the name of the embedding ``E``, which becomes ``E Q``.
+        readers: by the name of each linear that reads the stream, the name of the norm before it.
+            The norm's scale ``g`` moves into the linear: ``W`` becomes ``W diag(g) Q``.
+        writers: names of the linears that add to the stream: ``W`` becomes ``Q^T W``. A reader is
+            a writer as well where the embedding, as the tied head, reads its output.
     """
 
     embedding: str
@@ -39,15 +41,15 @@ class ResidualPlaces:
 
 @dataclass(frozen=True)
 class ValuePlace:
-    """The weights on both sides of one layer's values.
+    """The weights on both sides of one layer's attention values.
 
     Attributes:
-        maker: the linear that makes the values, among others.
-        first_row: of them in it.
-        reader: the linear that reads what attention makes of them.
-        kv_heads: heads of values.
-        heads: heads of queries.
-        width: of a head.
+        maker: the name of the linear that produces the values, among other outputs.
+        first_row: the linear's first row that produces values.
+        reader: the name of the linear that reads attention's output.
+        kv_heads: number of value heads.
+        heads: number of query heads.
+        width: the width of a head.
     """
 
     maker: str
@@ -62,8 +64,8 @@ def residual_places(program: Program) -> ResidualPlaces:
     """Follows the residual stream through a program in the float dialect.
 
     Raises:
-        QuantizationError: something else than a linear's sum and an RMS norm touches it, or a
-            weight is read in two places: a rotation would change what the model computes.
+        QuantizationError: something other than RMS norms and sums with linears' outputs reads the
+            stream, or two places read one weight: a rotation would change the model's outputs.
     """
     stream: set[fx.Node] = set()
     embedding = ""
@@ -88,7 +90,7 @@ def residual_places(program: Program) -> ResidualPlaces:
             norm = _weight(program, node, alone=True)
             for user in node.users:
                 if user.target is not LINEAR:
-                    raise _refusal(f"{user.name} ({user.target}) reads {norm} and is no linear")
+                    raise _refusal(f"{user.name} ({user.target}) reads {norm} and is not a linear")
                 readers[_weight(program, user, alone=True, head=embedding)] = norm
                 if _is_head(program, user, embedding):
                     writers.add(_weight(program, user))
@@ -97,15 +99,18 @@ def residual_places(program: Program) -> ResidualPlaces:
     if not embedding:
         raise _refusal("the program has no embedding")
     if embedding in readers:
-        raise _refusal(f"{embedding} is the head too, behind a norm whose scale cannot move there")
+        raise _refusal(
+            f"{embedding} is also the head, into which the scale of the norm before cannot move"
+        )
     return ResidualPlaces(embedding, readers, frozenset(writers))
 
 
 def value_places(program: Program) -> tuple[ValuePlace, ...]:
-    """The values of every attention of a program in the float dialect.
+    """Finds the values of every attention call of a program in the float dialect.
 
     Raises:
-        QuantizationError: they go through something else than attention between two linears.
+        QuantizationError: something other than attention lies between the linear that produces
+            the values and the linear that reads attention's output.
     """
     places = []
     for node in program.graph.nodes:
@@ -117,7 +122,9 @@ def value_places(program: Program) -> tuple[ValuePlace, ...]:
         if value.target is VIEW and len(value.users) == 1:
             fold = split_linear(program, node_argument(value, 0), None)
         if fold is None or others or reader.target is not LINEAR:
-            raise _refusal(f"the values of {node.name} do not lie between two linears alone")
+            raise _refusal(
+                f"the values of {node.name} do not lie directly between one linear and another"
+            )
         _, _, kv_heads, width = value.meta["val"].shape
         places.append(
             ValuePlace(
@@ -133,7 +140,11 @@ def value_places(program: Program) -> tuple[ValuePlace, ...]:
 
 
 def _writers(program: Program, add: fx.Node, stream: set[fx.Node]) -> list[str]:
-    """The linears of a sum's terms that are not the stream itself."""
+    """The names of the linears that a sum adds to the stream.
+
+    Raises:
+        QuantizationError: it adds something else, or a linear's output that others read too.
+    """
     names = []
     for index in (0, 1):
         term = node_argument(add, index)
@@ -141,14 +152,15 @@ def _writers(program: Program, add: fx.Node, stream: set[fx.Node]) -> list[str]:
             continue
         if term.target is not LINEAR or len(term.users) != 1:
             raise _refusal(
-                f"{add.name} adds {term.name}, which is no linear's alone, to the stream"
+                f"{add.name} adds {term.name} to the stream, but may add only a linear's output "
+                f"that nothing else reads"
             )
         names.append(_weight(program, term, alone=True))
     return names
 
 
 def _is_head(program: Program, linear: fx.Node, embedding: str) -> bool:
-    """Whether the embedding, as the head, reads what a linear gives, and nothing else does."""
+    """Whether only the embedding, as the tied head, reads a linear's output."""
     users = list(linear.users)
     return (
         len(users) == 1
@@ -159,7 +171,12 @@ def _is_head(program: Program, linear: fx.Node, embedding: str) -> bool:
 
 
 def _weight(program: Program, node: fx.Node, *, alone: bool = False, head: str = "") -> str:
-    """The weight that a call reads; ``alone``: no other call may read it, but for the ``head``."""
+    """Returns the name of the weight that a call reads.
+
+    Raises:
+        QuantizationError: ``alone`` is set, other calls read the weight too, and it is not
+            ``head``.
+    """
     source = node_argument(node, 1)
     name = program.inputs[source.name].name
     if alone and len(source.users) != 1 and name != head:
@@ -169,6 +186,6 @@ def _weight(program: Program, node: fx.Node, *, alone: bool = False, head: str =
 
 def _refusal(found: str) -> QuantizationError:
     return QuantizationError(
-        f"the model cannot be rotated: {found}; a rotation folds where RMS norms and sums with "
-        f"linears alone touch the residual stream: leave --rotation out"
+        f"the model cannot be rotated: {found}; a rotation folds only where RMS norms and sums "
+        f"with linears' outputs are all that touches the residual stream: leave --rotation out"
     )

@@ -1,12 +1,12 @@
-"""AWQ (Lin et al. 2023, arXiv 2306.00978): columns that see large inputs are rounded more finely.
+"""AWQ (Lin et al. 2023, arXiv 2306.00978): rounds columns with large inputs more finely.
 
 A group's columns share a scale, so a column that is multiplied before rounding, and whose inputs
 are divided, has a smaller share of the group's error. The factors are a power of the inputs'
-magnitude, ``magnitude ** alpha``; the exponent is searched on the output's error. Then the scale of
-every group is searched likewise (the paper's clipping): the error that counts is
-``e^T H e`` with the group's block ``H`` of the inputs' second moment, not ``e^T e``.
+magnitude, ``magnitude ** alpha``; a search takes the exponent of least output error. A second
+search takes the scale of every group (the paper's clipping) that minimizes ``e^T H e``, with the
+group's block ``H`` of the inputs' second moment, instead of ``e^T e``.
 
-The magnitude is the root of the mean square, which the second moment holds; the paper takes the
+The magnitude here is the root mean square, which the second moment contains; the paper takes the
 mean of the absolute values.
 """
 
@@ -24,7 +24,7 @@ from quant.quantizers.rtn import QuantizedRows
 from quant.quantizers.scale_search import rescaled_rounding, search_scales
 
 EXPONENTS: Final = 20
-# Products a search may cost: fewer rows stand for all of a wide matrix.
+# Multiplications that one try of the search may take: of a wide matrix it samples fewer rows.
 _SEARCH_PRODUCTS: Final = 1 << 33
 
 
@@ -33,7 +33,7 @@ class Awq:
     """The quantizer ``awq``.
 
     Attributes:
-        name: as in `quant.quantizers.registry`.
+        name: the name in `quant.quantizers.registry`.
     """
 
     name: str = "awq"
@@ -41,16 +41,16 @@ class Awq:
     def column_factors(
         self, weight: torch.Tensor, inputs: InputStatistics, fmt: IntFormat, ties: torch.Tensor
     ) -> torch.Tensor:
-        """The factor of every column of a weight.
+        """Returns the factor of every column of a weight; the inputs are divided by them.
 
         Args:
             weight: float32 ``[rows, cols]``.
-            inputs: of which only the second moment is looked at.
-            fmt: what will be stored.
-            ties: int64 ``[cols]``; columns of one number take one factor.
+            inputs: the statistics of the inputs; only their second moment is used.
+            fmt: the integer format to store.
+            ties: int64 ``[cols]``; columns with the same number take the same factor.
 
         Returns:
-            float32 ``[cols]``, all ones where no exponent is better than none.
+            float32 ``[cols]``, all ones where no exponent is better than 0.
         """
         rows, cols = weight.shape
         wanted = max(64, _SEARCH_PRODUCTS // cols**2)
@@ -63,7 +63,7 @@ class Awq:
             factors = factors / (factors.max() * factors.min()).sqrt()
             return rescaled_rounding(sample, factors, wide, fmt)[0], factors
 
-        # The first of the least, and so the plainest.
+        # Of equal errors, min takes the first, which has the smallest exponent.
         return min(run_all(attempt, range(EXPONENTS)), key=lambda outcome: outcome[0])[1]
 
     def quantize_matrix(
@@ -75,14 +75,14 @@ class Awq:
         name: str = "",
         threads: int | None = None,
     ) -> QuantizedRows:
-        """Quantize a whole matrix by the scale of every group that costs its output least.
+        """Quantizes a whole matrix, each group by the scale that adds the least output error.
 
         Args:
             weight: float32 ``[rows, cols]``.
             moment: float64 ``[cols, cols]``, the mean of ``x x^T`` over the inputs.
             fmt: The integer format to store.
             name: The weight's name, for messages.
-            threads: How many to use; by default one per processor, four at most.
+            threads: Number of threads; by default one per processor, four at most.
 
         Raises:
             QuantizationError: A weight that is NaN, infinite or too large, a shape that does not
@@ -104,7 +104,7 @@ class Awq:
 
 
 def _tied_magnitude(moment: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:
-    """Root of the mean square of every column, over the columns that are tied to it."""
+    """Returns the root mean square of every column's inputs, over itself and the tied columns."""
     count = int(ties.max()) + 1
     squares = torch.zeros(count, dtype=torch.float64).index_add_(0, ties, moment.diagonal())
     members = torch.bincount(ties, minlength=count).clamp_min(1)

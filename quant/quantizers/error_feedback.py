@@ -1,17 +1,17 @@
-"""How much of a column's rounding error later columns take over, from their second moment.
+"""Computes how much of a column's rounding error each later column compensates.
 
 GPTQ (Frantar et al. 2022, arXiv 2210.17323) subtracts ``(w_k - q_k) / U[k, k] * U[k, i]`` from
-every later column ``i``, with ``w_k`` as it stands at its turn and ``U`` upper triangular,
-``H^-1 = U^T U``. All together that is the least squares answer to earlier errors, which needs no
-inverse. With ``H = R R^T``, R upper triangular, and ``d_k`` the *whole* error of column ``k``, from
-its first value to the stored one, the output error is ``sum_i (R^T d)_i^2``, and column ``i`` makes
-its term zero by becoming
+every later column ``i``, where ``w_k`` is column ``k``'s value at its turn, ``U`` is upper
+triangular, and ``H^-1 = U^T U``. Together these updates are the least squares answer to all earlier
+errors, which needs no inverse: let ``H = R R^T`` with R upper triangular, and let ``d_k`` be the
+*whole* error of column ``k``, from its original value to the stored one. Then the output error is
+``sum_i (R^T d)_i^2``, and column ``i`` makes its term zero by becoming
 
     w_i + sum_{k < i} R[k, i] / R[i, i] * d_k
 
-So one Cholesky factorisation is all: no inverse, and a column waits for its turn to hear of all
-earlier ones at once. Before its turn its value means nothing: where it is needed, the columns in
-between take over what they would if they could take any value.
+So one Cholesky factorisation suffices, and a column receives the errors of all earlier columns at
+once, at its turn. Its value before its turn is not defined by this formula. Where that value is
+needed (`Feedback.unrounded`), the columns in between compensate as if they were not rounded.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ import torch
 
 from quant.errors import QuantizationError
 
-# Above this width a factor in float64 takes too much time and memory: float32 first.
+# Above this width a float64 factor takes too much time and memory: float32 is tried first.
 _WIDEST_DOUBLE: Final = 4096
 _LARGEST_DAMPING: Final = 100.0
-# Of a matrix that is reordered, about so many numbers at a time: they stay in a core's cache.
+# A matrix is reordered about so many elements at a time, so that they stay in a core's cache.
 _TOGETHER: Final = 1 << 16
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """What columns owe each other, in the order in which they are rounded.
+    """The shares of each other's errors that columns compensate, in the order of rounding.
 
     Attributes:
-        order: int64 ``[columns]``, the place of every column in the matrix; None for their own.
-        shares: float32 ``[columns, columns]``: in row ``i``, left of the diagonal, the shares of
-            earlier columns' errors that column ``i`` takes over. The rest means nothing.
-        costs: float32 ``[columns]``: what a squared error of each column adds to the output's once
-            later columns have taken over what they can.
+        order: int64 ``[columns]``: the index in the matrix of the column that is rounded first,
+            second, and so on; None for the matrix's own order.
+        shares: float32 ``[columns, columns]``: row ``i`` holds, left of the diagonal, the shares of
+            earlier columns' errors that column ``i`` compensates. Other elements have no meaning.
+        costs: float32 ``[columns]``: what a squared error of each column adds to the output's
+            squared error after later columns have compensated what they can.
     """
 
     order: torch.Tensor | None
@@ -47,7 +48,7 @@ class Feedback:
     costs: torch.Tensor
 
     def importance(self) -> torch.Tensor:
-        """The costs in the columns' own order.
+        """Returns the costs in the matrix's own order, float32 ``[columns]``.
 
         >>> Feedback(torch.tensor([1, 0]), torch.eye(2), torch.tensor([4.0, 9.0])).importance()
         tensor([9., 4.])
@@ -57,12 +58,13 @@ class Feedback:
         return torch.empty_like(self.costs).scatter_(0, self.order, self.costs)
 
     def unrounded(self, first: int, wanted: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """What columns are once they have taken over the errors before all of them.
+        """Returns some columns' values after they compensate all errors before them, unrounded.
 
         Args:
-            first: number of the first of them.
-            wanted: float32 ``[some columns, rows]``: with the shares of errors before ``first``.
-            weight: float32 ``[some columns, rows]``: as they were at first.
+            first: position of the first of these columns in the order of rounding.
+            wanted: float32 ``[some columns, rows]``: their values with the shares of the errors
+                before ``first``.
+            weight: float32 ``[some columns, rows]``: their original values.
 
         >>> feedback = Feedback(None, torch.tensor([[1.0, 0.0], [0.5, 1.0]]), torch.ones(2))
         >>> feedback.unrounded(0, torch.tensor([[3.0], [3.0]]), torch.tensor([[1.0], [1.0]]))
@@ -80,20 +82,22 @@ class Feedback:
 def error_feedback(
     moment: torch.Tensor, *, damping: float, by_activation: bool = False, name: str = "weight"
 ) -> Feedback:
-    """The feedback of a matrix whose inputs have this second moment.
+    """Returns the feedback of a matrix whose inputs have this second moment.
 
-    Where the damped matrix has no Cholesky factor the damping grows tenfold until it has: a text of
-    few directions, one repeated token in the extreme, gives a singular matrix. Meanwhile one more
-    matrix of the moment's size is held, in float32 above a width of 4096 unless float32 fails.
+    A text whose inputs span few directions, such as one repeated token, gives a singular matrix:
+    where the damped matrix has no Cholesky factor, the damping grows tenfold until it has one.
+    Meanwhile the function holds one more matrix of the moment's size, in float64, or in float32
+    above a width of 4096 unless float32 fails.
 
     Args:
-        moment: float64 ``[columns, columns]``, symmetric; the feedback is written over it.
-        damping: share of the diagonal's mean that is added to the diagonal.
-        by_activation: whether columns are rounded in the order of falling inputs.
+        moment: float64 ``[columns, columns]``, symmetric; the feedback overwrites it.
+        damping: the fraction of the diagonal's mean that is added to the diagonal.
+        by_activation: whether columns are rounded in the order of falling mean square inputs.
         name: The weight's name, for messages.
 
     Raises:
-        QuantizationError: The moment is not finite.
+        QuantizationError: The moment is not finite, or has no Cholesky factor at the largest
+            damping.
 
     >>> found = error_feedback(torch.tensor([[5.0, 2.0], [2.0, 1.0]]).double(), damping=0.0)
     >>> found.shares[1, 0], found.costs
@@ -104,7 +108,8 @@ def error_feedback(
     mean = float(diagonal.mean())
     if not bool(torch.isfinite(diagonal).all()):
         raise QuantizationError(
-            f"{name}: the second moment of its inputs is not finite; calibration cannot use it"
+            f"{name}: the second moment of its inputs is not finite, so calibration cannot use it: "
+            f"quantize it with an algorithm without calibration"
         )
     if mean <= 0.0:
         diagonal[:], mean = 1.0, 1.0
@@ -124,22 +129,25 @@ def error_feedback(
         damping = max(10.0 * damping, 1e-6)
         if damping > _LARGEST_DAMPING:
             raise QuantizationError(
-                f"{name}: the second moment of its inputs has no Cholesky factor; calibration "
-                f"cannot use it"
+                f"{name}: the second moment of its inputs has no Cholesky factor, so calibration "
+                f"cannot use it: quantize it with an algorithm without calibration"
             )
 
 
 def _factor(
     moment: torch.Tensor, diagonal: torch.Tensor, order: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """The transposed Cholesky factor of a reordered matrix with another diagonal, or None."""
+    """Returns the transposed Cholesky factor of the reordered moment with the given diagonal.
+
+    Returns None where there is no factor in the given dtype.
+    """
     held = torch.empty(moment.shape, dtype=dtype)
     step = max(1, _TOGETHER // len(moment))
     for start in range(0, len(moment), step):
         stop = start + step
         held[start:stop] = moment[order[start:stop]][:, order]
     held.diagonal().copy_(diagonal)
-    # In place: the matrix is its own transpose, and LAPACK's factor is laid out by columns.
+    # The transposed view lets LAPACK, which stores matrices by columns, factorise in place.
     lower, info = held.t(), torch.empty((), dtype=torch.int32)
     torch.linalg.cholesky_ex(lower, out=(lower, info))
     whole = int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all())
@@ -147,7 +155,7 @@ def _factor(
 
 
 def _room(moment: torch.Tensor) -> torch.Tensor:
-    """A float32 matrix of the same shape, in the moment's own memory where that is contiguous."""
+    """Returns a float32 matrix of the moment's shape, in its memory where that is contiguous."""
     if not moment.is_contiguous():
         return torch.empty(moment.shape)
     return moment.view(torch.float32).view(-1)[: moment.numel()].view(moment.shape)

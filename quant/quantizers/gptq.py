@@ -1,13 +1,13 @@
-"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): rounding errors are carried to later columns.
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): later columns compensate earlier rounding errors.
 
-Columns are quantized one after the other. What rounding a column adds to the layer's output is
-compensated, as well as it can be, by the columns that are still to come:
-`quant.quantizers.error_feedback` says how.
+GPTQ quantizes one column after the other. Columns that are not yet rounded compensate, as well as
+they can, the output error of each rounded column: `quant.quantizers.error_feedback` explains how.
 
-Scales are those of `quant.quantizers.rtn`'s exact search: the best bfloat16 number for the group's
-weights as they stand when the group's turn comes, or, with activation order, as they were at first,
-so that the groups keep their columns ("static groups"). The tables of a palette cover whole rows,
-so they are chosen before the first column, by k-means that weighs each column as its errors cost.
+The scales come from `quant.quantizers.rtn`'s exact search: the best bfloat16 number for the group's
+weights as they are when the group's turn comes. With activation order the search takes the original
+weights instead, so that groups keep their columns ("static groups"). A palette's tables cover whole
+rows, so k-means chooses them before the first column is rounded; it weighs each column by what an
+error in it costs.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from quant.quantizers.kmeans import PalettizedRows
 from quant.quantizers.kmeans_weighted import weighted_tables
 from quant.quantizers.rtn import QuantizedRows
 
-# Columns that hear of all earlier ones together, by one product.
+# Columns in a block: one matrix product adds the errors of all earlier blocks to the whole block.
 _BLOCK: Final = 128
-# Rows that go through all columns together: as many for any count of threads.
+# Rows in a chunk; fixed, so that the result does not depend on the number of threads.
 _ROWS: Final = 512
 
 
@@ -39,13 +39,12 @@ class Gptq:
     """The quantizer ``gptq``, and its variants.
 
     Attributes:
-        name: as in `quant.quantizers.registry`.
-        activation_order: quantize the columns with the largest inputs first, while there are still
-            many that can compensate.
-        damping: share of the mean of the second moment's diagonal that is added to it.
-        signed: whether scales of symmetric integers may be below zero, as
-            `quant.quantizers.rtn_signed` says: the two searches find each group's, and not every
-            runtime holds them.
+        name: the name in `quant.quantizers.registry`.
+        activation_order: whether the columns with the largest inputs are quantized first, while
+            many columns can still compensate.
+        damping: the fraction of the diagonal's mean that is added to the second moment's diagonal.
+        signed: whether scales of symmetric integers may be negative, searched as in
+            `quant.quantizers.rtn_signed`. Not every runtime accepts negative scales.
     """
 
     name: str = "gptq"
@@ -62,14 +61,14 @@ class Gptq:
         name: str = "",
         threads: int | None = None,
     ) -> QuantizedRows:
-        """Quantize a whole matrix.
+        """Quantizes a whole matrix.
 
         Args:
             weight: float32 ``[rows, cols]``.
             moment: float64 ``[cols, cols]``, the inputs' second moment; it is overwritten.
             fmt: The integer format to store.
             name: The weight's name, for messages.
-            threads: How many to use; by default one per processor, four at most.
+            threads: Number of threads; by default one per processor, four at most.
 
         Raises:
             QuantizationError: A weight that is NaN, infinite or too large, a shape that does not
@@ -101,7 +100,7 @@ class Gptq:
         name: str = "",
         threads: int | None = None,
     ) -> PalettizedRows:
-        """Palettize a whole matrix; arguments and errors as in ``quantize_matrix``."""
+        """Palettizes a whole matrix; arguments and errors as in ``quantize_matrix``."""
         rows, cols = weight.shape
         label = name or "weight"
         fmt.check(label, rows, cols)
@@ -131,11 +130,11 @@ class Gptq:
 
 @dataclass(frozen=True)
 class _Carried:
-    """Rows that went through all columns.
+    """Some rows after the rounding of all columns.
 
     Attributes:
         codes: uint8 ``[rows, cols]``.
-        squared_sums: of ``weight - stored value``, and of the weights.
+        squared_sums: the sum of squares of ``weight - stored value``, and that of the weights.
     """
 
     codes: torch.Tensor
@@ -143,19 +142,19 @@ class _Carried:
 
 
 def _carry_errors(weight: torch.Tensor, feedback: Feedback, grid: Grid) -> _Carried:
-    """Some rows through all columns; no row sees another."""
+    """Rounds all columns of some rows in turn; rows do not depend on each other."""
     rows, cols = weight.shape
     size = grid.group_size or cols
     fits_in_turn = feedback.order is None and size < cols
     if not fits_in_turn:
         grid.fit(0, weight)
-    columns = weight.t().contiguous()  # a column of the matrix is contiguous
+    columns = weight.t().contiguous()  # transposed, so that each column is contiguous
     places = torch.arange(cols)
     if feedback.order is not None:
         columns, places = columns[feedback.order], feedback.order
     codes = torch.empty(cols, rows, dtype=torch.uint8)
     errors = torch.empty(cols, rows)
-    # Whole groups where they are fitted in turn: their weights must be up to date then.
+    # Groups that are fitted in turn need up-to-date weights, so a block holds whole groups.
     block = size * max(1, _BLOCK // size) if fits_in_turn else _BLOCK
     for start in range(0, cols, block):
         stop = min(start + block, cols)
@@ -182,5 +181,5 @@ def _carry_errors(weight: torch.Tensor, feedback: Feedback, grid: Grid) -> _Carr
 
 
 def _sum_of_squares(matrix: torch.Tensor) -> float:
-    """Of all elements, by rows and without a copy."""
+    """The sum of squares of all elements, computed row by row without a copy."""
     return float(torch.linalg.vector_norm(matrix, dim=1).double().square().sum())

@@ -1,4 +1,4 @@
-"""Columns rounded one after the other, on the values that each row's weights may take."""
+"""Grids, the values that each row's weights may take, and the rounding of columns in turn."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from quant.quantizers.rtn_signed import SignedRoundToNearest
 
 
 class Grid(Protocol):
-    """The values that some rows' weights may take."""
+    """The values that the weights of some rows may take."""
 
     @property
     def group_size(self) -> int | None:
-        """Columns whose values are chosen together at their turn; None for all columns."""
+        """Columns that share a grid, fitted at their turn; None when all columns share one."""
 
     def fit(self, group: int, values: torch.Tensor) -> None:
-        """Chooses the values of groups from this one on for ``[rows, columns]`` of weights."""
+        """Chooses the grids of the groups from ``group`` on for weights ``[rows, columns]``."""
 
     def round_columns(self, columns: Columns) -> None:
-        """Rounds columns in turn, each once it has its shares of the errors before it."""
+        """Rounds columns in turn, each after adding its shares of the errors before it."""
 
 
 class IntegerGrid:
-    """Integers with a scale and a zero point a group, by `quant.quantizers.rtn`'s exact search.
+    """Integers with a scale and a zero point per group, by `quant.quantizers.rtn`'s exact search.
 
     Args:
-        fmt: the format.
-        rows: how many.
-        cols: how many.
-        name: the weight's, for messages.
-        first_row: of the rows in the whole weight, for messages.
-        signed: whether scales may be below zero, by `quant.quantizers.rtn_signed`.
+        fmt: the integer format.
+        rows: number of rows.
+        cols: number of columns.
+        name: the weight's name, for messages.
+        first_row: index of the first of these rows in the whole weight, for messages.
+        signed: whether scales may be negative, by `quant.quantizers.rtn_signed`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class IntegerGrid:
         self._zero = torch.full((groups, rows), float(fmt.implicit_zero_point))
 
     def fit(self, group: int, values: torch.Tensor) -> None:
-        """Chooses scales and zero points."""
+        """Chooses the scales and zero points of the groups from ``group`` on."""
         found = self._quantizer.quantize_rows(
             values, self._fmt, name=self._name, first_row=self._first_row
         )
@@ -70,7 +70,7 @@ class IntegerGrid:
             self._zero[group : group + count] = points.t()
 
     def round_columns(self, columns: Columns) -> None:
-        """Rounds half to even, by the compiled kernel where it was built."""
+        """Rounds columns in turn, halves to even, by the compiled kernel where it was built."""
         if native.available():
             native.round_on_integers(
                 columns, self._scale, self._zero, self.group_size, self._fmt.max_code
@@ -85,7 +85,7 @@ class IntegerGrid:
         return steps + zero, steps.mul_(scale)
 
     def parts(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Scales and zero points as the format stores them."""
+        """Returns scales and zero points as the format stores them; None when it is symmetric."""
         scale = self._scale.t().to(torch.bfloat16).contiguous()
         if self._fmt.symmetric:
             return scale, None
@@ -93,10 +93,10 @@ class IntegerGrid:
 
 
 class PaletteGrid:
-    """Tables that as many rows share as there are rows for each.
+    """The entries of tables; each table belongs to the same number of consecutive rows.
 
     Args:
-        tables: float32 ``[tables, entries]``, ascending.
+        tables: float32 ``[tables, entries]``, ascending in each table.
     """
 
     group_size: Final = None
@@ -106,10 +106,10 @@ class PaletteGrid:
         self._edges = ((tables[:, 1:] + tables[:, :-1]) / 2).contiguous()
 
     def fit(self, group: int, values: torch.Tensor) -> None:
-        """Nothing: the tables are known."""
+        """Does nothing: the tables are chosen before the first column."""
 
     def round_columns(self, columns: Columns) -> None:
-        """Takes the nearest entries, the lower of two as near."""
+        """Rounds columns in turn to the nearest entries; of two as near, to the lower."""
         if native.available():
             native.round_on_tables(columns, self._tables, self._edges)
         else:
@@ -125,16 +125,17 @@ def round_in_turn(
     columns: Columns,
     nearest: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]],
 ) -> None:
-    """The kernels' arithmetic in torch, bit for bit.
+    """Rounds columns in turn with torch, bit for bit as the compiled kernels do.
 
     Args:
-        columns: what to round.
-        nearest: codes and values, ``[rows]`` each, for what a column should be and its place.
+        columns: the columns to round, and where to write codes and errors.
+        nearest: returns the codes and the stored values, ``[rows]`` each, of a column's wanted
+            values ``[rows]`` and its index in the matrix.
     """
     wanted = columns.wanted.clone()
     for index, place in enumerate(columns.places.tolist()):
         code, value = nearest(wanted[index], place)
         columns.codes[place] = code
         error = torch.sub(columns.weight[index], value, out=columns.errors[index])
-        # Two operations: a fused one would round once where the kernels round twice.
+        # Multiply, then add: a fused operation would round once where the kernels round twice.
         wanted[index + 1 :] += columns.shares[index + 1 :, index, None] * error

@@ -1,13 +1,13 @@
-"""Orthogonal matrices that spread outliers over all coordinates, and are cheap to apply.
+"""Orthogonal matrices that spread outliers over all coordinates and are cheap to apply.
 
-QuaRot (arXiv 2404.00456) and SpinQuant (arXiv 2405.16406) rotate what flows between a model's
-linears by a Hadamard matrix with random signs. Folded into the weights on both sides it changes no
-output, but it mixes columns of different size, so that a few large ones no longer set the scale of
-a whole group.
+QuaRot (arXiv 2404.00456) and SpinQuant (arXiv 2405.16406) rotate the activations between a model's
+linears by a Hadamard matrix with random signs. Folded into the weights on both sides, the rotation
+changes no output. But it mixes columns of different magnitude, so that a few large columns no
+longer set the scale of a whole group.
 
-A rotation of ``n`` coordinates is ``diag(signs) (F1 x F2 x ...)``, a Kronecker product of small
-orthogonal factors, so that a matrix is rotated by a few small products instead of one of ``n``
-columns.
+A rotation of ``n`` coordinates is ``diag(signs) (F1 x F2 x ...)``, where the second factor is a
+Kronecker product of small orthogonal matrices. A few small products therefore rotate a matrix,
+instead of one product with an ``n`` by ``n`` matrix.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ import torch
 
 ROTATION_VERSION = 1
 
-# Sylvester's matrices beyond this order are products of smaller ones: fewer multiplications.
+# Larger Sylvester matrices are applied as Kronecker products of smaller ones, which takes fewer
+# multiplications.
 _LARGEST_SYLVESTER = 64
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """An orthogonal matrix ``Q``, the same but for signs in every block of its diagonal.
+    """A block-diagonal orthogonal matrix ``Q``, whose blocks differ only in their signs.
 
     Attributes:
-        signs: float64 ``[width]`` of 1 and -1.
-        factors: orthogonal float64 matrices, whose Kronecker product is one block.
+        signs: float64 ``[width]``, every element 1 or -1.
+        factors: orthogonal float64 matrices whose Kronecker product is one block without signs.
     """
 
     signs: torch.Tensor
@@ -44,41 +45,46 @@ class Rotation:
 
     @property
     def block(self) -> int:
-        """Number of coordinates that are mixed with each other."""
+        """Number of coordinates in a block; only coordinates of one block mix."""
         return math.prod(len(factor) for factor in self.factors)
 
     def rotate_columns(self, weight: torch.Tensor) -> torch.Tensor:
-        """``W Q``: float64 ``[rows, width]`` of any float ``[rows, width]``."""
+        """Returns ``W Q``, float64 ``[rows, width]``, for any float ``[rows, width]``."""
         rotated = (weight.double() * self.signs).reshape(-1, *map(len, self.factors))
-        for factor in self.factors:  # each takes the first axis and appends its own: a full turn
+        # Each product removes axis 1 and appends the new axis; after all, the order is as before.
+        for factor in self.factors:
             rotated = torch.tensordot(rotated, factor, dims=([1], [0]))
         return rotated.reshape(weight.shape)
 
     def rotate_rows(self, weight: torch.Tensor) -> torch.Tensor:
-        """``Q^T W``: float64 ``[width, columns]`` of any float ``[width, columns]``."""
+        """Returns ``Q^T W``, float64 ``[width, columns]``, for any float ``[width, columns]``."""
         return self.rotate_columns(weight.t()).t()
 
     def part(self, start: int, stop: int) -> Rotation:
-        """The rotation of coordinates ``start`` to ``stop``, which are whole blocks."""
+        """Returns the rotation of coordinates ``start`` to ``stop``, which must be whole blocks."""
         assert start % self.block == stop % self.block == 0
         return Rotation(self.signs[start:stop], self.factors)
 
     def repeated(self, times: int) -> Rotation:
-        """Every block as often as this, one after the other: what query heads of a group read."""
+        """Returns the rotation with every block repeated ``times`` times in a row.
+
+        With grouped queries several query heads read the values of one key/value head.
+        """
         blocks = self.signs.reshape(-1, 1, self.block)
         return Rotation(blocks.expand(-1, times, -1).reshape(-1), self.factors)
 
 
 def random_hadamard(width: int, seed: str, blocks: int = 1) -> Rotation:
-    """A Hadamard rotation with random signs.
+    """Returns a Hadamard rotation with random signs.
 
-    A width that no known Hadamard matrix has takes the discrete Hartley transform for its odd part:
-    orthogonal too, its entries at most the square root of two times as large.
+    Where the constructions here give no Hadamard matrix of the width, the discrete Hartley
+    transform takes the place of its odd part: it is orthogonal too, and its entries are at most the
+    square root of two times as large.
 
     Args:
-        width: coordinates of a block.
-        seed: decides the signs; the same on every machine.
-        blocks: how many blocks there are, with signs of their own.
+        width: number of coordinates in a block.
+        seed: determines the signs; a seed gives the same signs on every machine.
+        blocks: number of blocks; each has its own signs.
 
     >>> q = random_hadamard(12, "seed").rotate_columns(torch.eye(12))
     >>> torch.allclose(q @ q.t(), torch.eye(12, dtype=torch.float64))
@@ -93,7 +99,7 @@ def random_hadamard(width: int, seed: str, blocks: int = 1) -> Rotation:
 
 @lru_cache(maxsize=16)
 def _factors(width: int) -> tuple[torch.Tensor, ...]:
-    """Orthogonal matrices whose orders multiply to a width."""
+    """Returns orthogonal matrices whose orders multiply to ``width``."""
     power = (width & -width).bit_length() - 1
     odd = width >> power
     core: list[torch.Tensor] = []
@@ -114,7 +120,7 @@ def _factors(width: int) -> tuple[torch.Tensor, ...]:
 
 
 def _sylvester(twos: int) -> torch.Tensor:
-    """The Hadamard matrix of order ``2 ** twos``."""
+    """Returns Sylvester's Hadamard matrix of order ``2 ** twos``."""
     pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
     matrix = torch.ones(1, 1, dtype=torch.float64)
     for _ in range(twos):
@@ -123,10 +129,12 @@ def _sylvester(twos: int) -> torch.Tensor:
 
 
 def paley(order: int) -> torch.Tensor:
-    """A Hadamard matrix of 1 and -1 by Paley's constructions (1933): float64 ``[order, order]``.
+    """Returns a Hadamard matrix by Paley's constructions (1933): float64 ``[order, order]``.
+
+    Its entries are 1 and -1.
 
     Raises:
-        ValueError: neither of them gives one of this order.
+        ValueError: neither construction gives a matrix of this order.
     """
     prime = _paley_prime(order)
     if not prime:
@@ -148,7 +156,7 @@ def paley(order: int) -> torch.Tensor:
 
 
 def _paley_prime(order: int) -> int:
-    """The prime that a Paley matrix of an order is made from, 0 when there is none."""
+    """Returns the prime from which a Paley matrix of this order is built; 0 when there is none."""
     if order % 4 == 0 and _is_prime(order - 1):
         return order - 1
     half = order // 2 - 1
@@ -160,7 +168,7 @@ def _is_prime(number: int) -> bool:
 
 
 def hartley(order: int) -> torch.Tensor:
-    """The discrete Hartley transform, orthogonal at any order: float64 ``[order, order]``."""
+    """Returns the orthogonal discrete Hartley transform of an order: float64 ``[order, order]``."""
     index = torch.arange(order, dtype=torch.float64)
     turns = (index.unsqueeze(1) * index % order) * (2 * math.pi / order)
     return (turns.cos() + turns.sin()) / math.sqrt(order)

@@ -1,4 +1,4 @@
-"""What calibration keeps of a matrix's inputs: ``sum(x x^T)``, the Hessian of its output error."""
+"""Statistics of a matrix's inputs: ``sum(x x^T)``, the Hessian of its output error, and maxima."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 from quant.errors import QuantizationError
 
-# Columns whose products are computed together; the panels below the diagonal are left out.
+# Columns in a panel of products. The matrix is symmetric, so panels below the diagonal are skipped.
 _PANEL: Final = 1024
 
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What calibration keeps of the inputs of a matrix.
+    """The statistics that calibration collects of a matrix's inputs.
 
     Attributes:
         moment: ``float64[columns, columns]``, the mean of ``x x^T`` over tokens.
@@ -27,25 +27,26 @@ class InputStatistics:
 
 
 def check_moment(moment: torch.Tensor, columns: int, name: str) -> None:
-    """Refuses a second moment of another width than a weight's.
+    """Refuses a second moment whose width is not the weight's.
 
     Raises:
-        QuantizationError: says both.
+        QuantizationError: the widths differ; the message states both.
     """
     if moment.shape != (columns, columns):
         raise QuantizationError(
-            f"{name} has {columns} input columns; its second moment is {list(moment.shape)}"
+            f"{name} has {columns} input columns; its second moment is {list(moment.shape)} and "
+            f"must be [{columns}, {columns}]"
         )
 
 
 class SecondMoment:
-    """``sum(x x^T)`` over tokens: products of a batch in float32, their sum in float64.
+    """Accumulates ``sum(x x^T)`` over tokens: products of a batch in float32, sums in float64.
 
-    The squared error of ``x @ w`` over the tokens is a quadratic form in the error of ``w`` with
-    this matrix, so it is all that a layer-wise quantizer needs to know of the text.
+    The squared error of ``x @ w`` over the tokens is a quadratic form in the error of ``w``, and
+    this is its matrix. So a layer-wise quantizer needs to know nothing else of the text.
 
     Args:
-        columns: width of the inputs.
+        columns: the inputs' width.
     """
 
     def __init__(self, columns: int) -> None:
@@ -54,20 +55,23 @@ class SecondMoment:
         self._largest = torch.zeros(columns)
 
     def add(self, x: torch.Tensor) -> None:
-        """Adds ``float32[tokens, columns]``."""
+        """Adds the inputs of some tokens, ``float32[tokens, columns]``."""
         for start in range(0, self.columns, _PANEL):
             stop = min(start + _PANEL, self.columns)
             self._upper[:stop, start:stop] += x[:, :stop].t() @ x[:, start:stop]
-        for reach in (x.amax(0), -x.amin(0)):  # without a copy, as x.abs() would be
+        for reach in (x.amax(0), -x.amin(0)):  # x.abs() would copy the inputs
             self._largest = torch.maximum(self._largest, reach)
         self.tokens += len(x)
 
     def largest(self) -> torch.Tensor:
-        """``float32[columns]``: the largest absolute value of every column."""
+        """Returns the largest absolute value of every column, ``float32[columns]``."""
         return self._largest
 
     def mean(self) -> torch.Tensor:
-        """``float64[columns, columns]``, symmetric: the mean over tokens. Ends the collection."""
+        """Returns the mean over tokens, symmetric ``float64[columns, columns]``.
+
+        It takes over the accumulated memory, so no tokens can be added afterwards.
+        """
         whole, self._upper = self._upper, torch.empty(0)
         whole /= max(1, self.tokens)
         for start in range(0, self.columns, _PANEL):

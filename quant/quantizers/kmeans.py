@@ -1,16 +1,17 @@
-"""Palettes by k-means in one dimension: the table that loses least, and the codes into it.
+"""Palettes by k-means in one dimension: tables of least squared error, and the codes into them.
 
 For each group of rows the quantizer minimizes ``sum(importance * (w - lut[code]) ** 2)`` over the
-float16 tables of ``2 ** bits`` entries. It is Lloyd's algorithm ("Least squares quantization in
-PCM", 1982) on the sorted weights, where a cluster is a range and its mean a difference of prefix
-sums, for many groups at once. It starts from the quantiles of the cube root of the density, which
-are optimal where clusters are narrow (Panter and Dite, "Quantization distortion in pulse-count
-modulation", 1951). Exact optima, by dynamic programming (Wang and Song, "Ckmeans.1d.dp", 2011;
-Gronlund et al., "Fast exact k-means, k-medians and Bregman divergence clustering in 1D", 2017),
-are what the tests compare with.
+float16 tables of ``2 ** bits`` entries. It runs Lloyd's algorithm ("Least squares quantization in
+PCM", 1982) on the sorted weights of many groups at once: there a cluster is a range, and its mean
+is a difference of prefix sums. It starts from the optimal clusters of bins
+(`quant.quantizers.optimal_clusters`), where bins have equal shares of the cube root of the density,
+as optimal narrow clusters have (Panter and Dite, "Quantization distortion in pulse-count
+modulation", 1951). The tests compare with exact optima by dynamic programming (Wang and Song,
+"Ckmeans.1d.dp", 2011; Gronlund et al., "Fast exact k-means, k-medians and Bregman divergence
+clustering in 1D", 2017).
 
 One table for a whole matrix takes two passes, one that counts values and one that looks them up, so
-that the matrix is never whole in memory.
+that the whole matrix is never in memory.
 """
 
 from __future__ import annotations
@@ -26,23 +27,25 @@ import torch
 from quant.errors import QuantizationError
 from quant.formats.formats import PaletteFormat
 from quant.formats.packing import pack_bits
-from quant.quantizers.damaged_rows import damage
 from quant.quantizers.optimal_clusters import Doubles, Integers, Singles, bin_ends, optimal_ends
+from quant.quantizers.row_checks import damage
 
 LARGEST: Final = 65504.0
 _ROUNDS: Final = 200
-# Bins that clusters are made of, before Lloyd's algorithm moves their edges value by value. With
-# 256 entries there is a bin for each: a search among more would take most of the time.
+# The initial clusters consist of whole bins; Lloyd's algorithm then moves their edges value by
+# value. A table of 256 entries gets one bin per entry: searching more bins would take most of the
+# time.
 _GROUP_BINS: Final = 256
 _WHOLE_BINS: Final = 1024
-# Sign, exponent and 11 bits of the significand: exact for bfloat16 and float16 weights.
+# A bin of counts keeps a float32's sign, exponent and 11 bits of its significand: exact for
+# bfloat16 and float16 weights.
 _DROPPED_BITS: Final = 12
 _BINS: Final = 1 << (32 - _DROPPED_BITS)
 
 
 @dataclass(frozen=True)
 class PalettizedRows:
-    """The stored parts of some rows, and what quantizing them cost.
+    """The stored parts of some rows, and the error of their stored values.
 
     Attributes:
         codes: uint8 ``[rows, cols * bits / 8]``.
@@ -58,7 +61,7 @@ class PalettizedRows:
 
     @classmethod
     def joined(cls, parts: Sequence[PalettizedRows], lut: torch.Tensor) -> PalettizedRows:
-        """Parts of one matrix, in the order of its rows, and all of its tables."""
+        """Joins parts of one matrix, given in the order of its rows, with all of its tables."""
         return cls(
             codes=torch.cat([part.codes for part in parts]),
             lut=lut,
@@ -81,16 +84,16 @@ class KMeans:
         name: str = "",
         first_row: int = 0,
     ) -> PalettizedRows:
-        """Palettize whole groups of rows.
+        """Palettizes whole groups of rows.
 
         Args:
             weight: ``[rows, cols]`` in float32, float16 or bfloat16.
             fmt: The palette format to store; its groups must divide the rows.
-            importance: What a squared error costs, not negative: float ``[cols]`` by column or
-                ``[rows, cols]`` by weight, such as the diagonal of the Fisher information in
-                SqueezeLLM (Kim et al. 2023); None for one everywhere.
+            importance: The factor of each squared error, not negative: float ``[cols]`` by column
+                or ``[rows, cols]`` by weight, such as the diagonal of the Fisher information in
+                SqueezeLLM (Kim et al. 2023); None for 1 everywhere.
             name: The weight's name, for messages.
-            first_row: Number of the first of these rows in the whole weight, for messages.
+            first_row: Index of the first of these rows in the whole weight, for messages.
 
         Raises:
             QuantizationError: When the shape does not suit the format, a weight is NaN, infinite or
@@ -108,7 +111,7 @@ class KMeans:
         name: str = "",
         first_row: int = 0,
     ) -> torch.Tensor:
-        """The tables of ``quantize_groups`` alone, float16 ``[groups, 2 ** bits]``."""
+        """Returns only the tables of ``quantize_groups``, float16 ``[groups, 2 ** bits]``."""
         label = name or "weight"
         rows, cols = weight.shape
         fmt.check(label, rows, cols)
@@ -134,17 +137,17 @@ class KMeans:
         name: str = "",
         first_row: int = 0,
     ) -> torch.Tensor:
-        """The first pass of one table for a whole matrix: counts that add up over its rows.
+        """Counts values, the first pass of one table for a whole matrix; counts add up over rows.
 
         Args:
             weight: Some rows, ``[rows, cols]`` in float32, float16 or bfloat16.
-            importance: What each column counts, float ``[cols]``; None for one everywhere.
+            importance: The factor of each column's count, float ``[cols]``; None for 1 everywhere.
             name: The weight's name, for messages.
-            first_row: Number of the first of these rows in the whole weight, for messages.
+            first_row: Index of the first of these rows in the whole weight, for messages.
 
         Returns:
-            int64 ``[bins]``, float64 where columns count otherwise than one, in the order of the
-            values; float32 weights of one bin differ by less than 1 in 2048.
+            int64 ``[bins]`` in the order of the values, or float64 with an ``importance``. Float32
+            weights of one bin differ by less than 1 in 2048.
 
         Raises:
             QuantizationError: A weight is NaN, infinite or beyond the range of float16, or the
@@ -158,24 +161,24 @@ class KMeans:
         return torch.from_numpy(_counts(values, _importance(importance, rows, cols, label)))
 
     def table_of_counts(self, counts: torch.Tensor, fmt: PaletteFormat) -> torch.Tensor:
-        """The one table of a matrix, float16 ``[1, 2 ** bits]``, from the sum of its counts."""
+        """Returns a matrix's one table, float16 ``[1, 2 ** bits]``, from the sum of its counts."""
         return torch.from_numpy(_table_of_counts(counts.numpy(), fmt.entries))
 
     def look_up_rows(
         self, weight: torch.Tensor, fmt: PaletteFormat, lut: torch.Tensor
     ) -> PalettizedRows:
-        """The second pass: codes of the nearest entries of a given table.
+        """Codes rows by the nearest entries of given tables: the second pass.
 
         Args:
-            weight: Whole groups of rows, ``[rows, cols]``.
+            weight: Whole groups of rows, ``[rows, cols]`` in float32, float16 or bfloat16.
             fmt: The palette format to store.
-            lut: float16 ``[groups, 2 ** bits]``, ascending.
+            lut: float16 ``[groups, 2 ** bits]``, ascending in each table.
         """
         return _palettized(_values(weight), fmt, lut)
 
 
 def _palettized(values: Singles, fmt: PaletteFormat, lut: torch.Tensor) -> PalettizedRows:
-    """Codes of the nearest entries, for ``values [rows, cols]``."""
+    """Codes ``values [rows, cols]`` by the nearest entries of their tables."""
     rows, cols = values.shape
     tables: Singles = lut.numpy().astype(np.float32)
     codes = np.empty((len(tables), rows * cols // len(tables)), np.uint8)
@@ -190,7 +193,8 @@ def _palettized(values: Singles, fmt: PaletteFormat, lut: torch.Tensor) -> Palet
 
 
 def _nearest(values: Singles, table: Singles, out: npt.NDArray[np.uint8]) -> None:
-    """Writes the index of the nearest entry of an ascending table, the lower one of two as near."""
+    """Writes the index of the nearest entry of an ascending table; of two as near, the lower."""
+    # A binary search by bits: tables have 2 ** bits entries, and each step decides one bit.
     edges = (table[1:] + table[:-1]) / 2
     step = len(table) // 2
     np.greater(values, edges[step - 1], out=out.view(np.bool_))
@@ -204,14 +208,15 @@ def _nearest(values: Singles, table: Singles, out: npt.NDArray[np.uint8]) -> Non
 def _tables(
     ascending: Singles, mass: Doubles, sums: Doubles, entries: int, *, whole: bool = False
 ) -> npt.NDArray[np.float16]:
-    """Lloyd's algorithm on the sorted values of each group.
+    """Runs Lloyd's algorithm on the sorted values of each group and returns the tables.
 
     Args:
         ascending: float32 ``[groups, n]``.
-        mass: float64 ``[groups, n + 1]``, prefix sums of what each value counts.
-        sums: float64 ``[groups, n + 1]``, prefix sums of values times what they count.
-        entries: of a table.
-        whole: whether the one group is a whole matrix, which is worth more bins.
+        mass: float64 ``[groups, n + 1]``, prefix sums of the values' masses (their importance, or
+            their counts).
+        sums: float64 ``[groups, n + 1]``, prefix sums of the values times their masses.
+        entries: number of entries of a table.
+        whole: whether the only group is a whole matrix, which justifies more bins.
 
     Returns:
         float16 ``[groups, entries]``, ascending.
@@ -237,13 +242,14 @@ def _tables(
         within = np.diff(mass[active[:, None], ends])
         total = np.diff(sums[active[:, None], ends])
         means = np.divide(total, within, out=table[active], where=within > 0)
-        # Rounding must not turn two neighbours round, nor leave an empty cluster out of place.
+        # Keeps tables ascending: rounding could swap neighbours, and an empty cluster keeps its
+        # old mean, which may lie out of order.
         table[active] = np.maximum.accumulate(means, axis=1)
     return table.astype(np.float16)
 
 
 def _keep_few(ascending: Singles, table: Doubles) -> None:
-    """Writes the tables of groups that have no more values than entries: the values."""
+    """Writes a group's distinct values as its table where they are no more than the entries."""
     rises = ascending[:, 1:] > ascending[:, :-1]
     for group in np.flatnonzero(rises.sum(1) < table.shape[1]):
         distinct = ascending[group][np.concatenate(([True], rises[group]))]
@@ -251,7 +257,7 @@ def _keep_few(ascending: Singles, table: Doubles) -> None:
 
 
 def _start(ascending: Singles, mass: Doubles, sums: Doubles, entries: int, whole: bool) -> Doubles:
-    """Tables of the optimal clusters of bins."""
+    """Returns the initial tables of Lloyd's algorithm: means of the optimal clusters of bins."""
     bins = _WHOLE_BINS if whole else _GROUP_BINS
     ends = bin_ends(ascending, mass, bins, sampled=not whole)
     rows = np.arange(len(ascending))[:, None]
@@ -278,8 +284,8 @@ def _prefix_sums(values: Singles | Doubles) -> Doubles:
 
 
 def _ordered(values: Singles) -> Integers:
-    """Integers in the order of the float32 values, within 32 bits."""
-    bits = (values + np.float32(0)).view(np.int32)  # the sum makes -0 a 0
+    """Maps float32 values to integers of 32 bits in the same order."""
+    bits = (values + np.float32(0)).view(np.int32)  # adding 0 turns -0 into 0
     return (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64)
 
 
@@ -292,7 +298,8 @@ def _counts(values: Singles, importance: Singles | None = None) -> Integers | Do
 def _table_of_counts(counts: Integers | Doubles, entries: int) -> npt.NDArray[np.float16]:
     bins = np.flatnonzero(counts)
     keys = (bins - _BINS // 2) << _DROPPED_BITS
-    # The number of a bin that has only zeros below its leading bits.
+    # A bin stands for its value nearest to zero: a negative one's has ones in the dropped bits,
+    # which the xor below turns into zeros.
     keys[keys < 0] += (1 << _DROPPED_BITS) - 1
     ordered = keys.astype(np.int32)
     values = (ordered ^ (ordered >> 31 & 0x7FFFFFFF)).view(np.float32)[None]

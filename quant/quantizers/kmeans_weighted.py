@@ -1,12 +1,12 @@
 """Palettes by k-means weighted by sensitivity (SqueezeLLM, Kim et al. 2023, arXiv 2306.07629).
 
 SqueezeLLM weighs the squared error of every weight by the diagonal of the Fisher information, the
-mean of the loss's squared gradient, which takes a backward pass over the whole model. Here the
-weight is the mean of the squared input of its column: the diagonal of the second moment that the
-calibrated quantizers share. By layer it is what the Fisher diagonal becomes when the gradients of
-the outputs are independent of the inputs and as large for every row, so it knows which columns
-matter, and neither that some rows matter more than others nor what layers after it make of an
-error. In return nothing is differentiated, and memory stays bounded by a layer.
+mean of the loss's squared gradient, which takes a backward pass over the whole model. This
+quantizer uses the mean of the squared inputs of the weight's column instead: the diagonal of the
+second moment that the calibrated quantizers share. Within a layer both are equal, up to a factor,
+if the gradients of the outputs are independent of the inputs and equally large for every row. So
+this importance captures which columns matter, but not which rows matter more than others, nor how
+later layers change an error. In return it needs no gradients, and memory stays bounded by a layer.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class WeightedKMeans:
         name: str = "",
         threads: int | None = None,
     ) -> PalettizedRows:
-        """Palettize a whole matrix.
+        """Palettizes a whole matrix.
 
         Args:
             weight: float32 ``[rows, cols]``.
             moment: float64 ``[cols, cols]``, the mean of ``x x^T`` over the inputs.
             fmt: The palette format to store.
             name: The weight's name, for messages.
-            threads: How many to use; by default one per processor, four at most.
+            threads: Number of threads; by default one per processor, four at most.
 
         Raises:
             QuantizationError: A weight that is NaN, infinite or beyond the range of float16, a
@@ -73,15 +73,15 @@ def weighted_tables(
     name: str = "",
     threads: int | None = None,
 ) -> torch.Tensor:
-    """The tables of a matrix that lose least where a column's errors count as much as it says.
+    """Returns the tables of least squared error, weighted by each column's importance.
 
     Args:
         weight: float32 ``[rows, cols]``.
         fmt: The palette format to store.
-        importance: float32 ``[cols]``, not negative; a matrix of nothing but zeros, which inputs
-            that are always zero give, counts every column as one.
+        importance: float32 ``[cols]``, not negative. If all are zero, as for inputs that are
+            always zero, every column counts as 1.
         name: The weight's name, for messages.
-        threads: How many to use; by default one per processor, four at most.
+        threads: Number of threads; by default one per processor, four at most.
 
     Returns:
         float16 ``[groups, 2 ** bits]``, ascending.
@@ -92,7 +92,7 @@ def weighted_tables(
     rows, cols = weight.shape
     fmt.check(name or "weight", rows, cols)
     largest = float(importance.max())
-    # A column that never sees an input may still be looked up, or see one on another text.
+    # Not 0: the column may also be looked up as an embedding's, or see inputs on another text.
     weighed = importance / largest + 1e-6 if largest > 0 else torch.ones(cols)
     step = _step(weight, fmt)
     if fmt.rows_per_group is None:
@@ -115,6 +115,6 @@ def weighted_tables(
 
 
 def _step(weight: torch.Tensor, fmt: PaletteFormat) -> int:
-    """Rows that are palettized together."""
+    """Returns the number of rows that are palettized together, a multiple of a table's rows."""
     group = fmt.rows_per_group or 1
     return group * max(1, _CHUNK_WEIGHTS // (weight.shape[1] * group))

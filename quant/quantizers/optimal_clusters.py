@@ -1,10 +1,10 @@
 """Optimal clusters of sorted values in one dimension, for many groups of values at once.
 
-Dynamic programming as in Wang and Song ("Ckmeans.1d.dp: optimal k-means clustering in one dimension
-by dynamic programming", 2011): the best ``k`` clusters of the first ``j`` bins are the best
-``k - 1`` of the first ``i`` and one of the rest. The best ``i`` never falls as ``j`` grows, so that
-each is sought between its neighbours' only (Gronlund et al., "Fast exact k-means, k-medians and
-Bregman divergence clustering in 1D", 2017).
+The dynamic program is that of Wang and Song ("Ckmeans.1d.dp: optimal k-means clustering in one
+dimension by dynamic programming", 2011): the best ``k`` clusters of the first ``j`` bins are the
+best ``k - 1`` clusters of the first ``i`` bins and one cluster of the rest. The best ``i`` never
+falls as ``j`` grows, so the search for it stays between the best ``i`` of neighbouring ``j``
+(Gronlund et al., "Fast exact k-means, k-medians and Bregman divergence clustering in 1D", 2017).
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ Singles = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
+# A sample of a group's values: so many evenly spaced ones, and all of the outermost on each side.
 _KNOTS = 1024
 _TAIL = 128
+# Rounds of capping: each takes the excess from wide gaps, which raises every other gap's share.
 _CAPPED = 6
 
 
 def bin_ends(ascending: Singles, mass: Doubles, bins: int, *, sampled: bool) -> Integers:
-    """Cuts sorted values into bins that clusters are then made of.
+    """Cuts sorted values into bins, the units that clusters consist of.
 
-    Each value is a bin where there are enough; else bins have equal shares of the integral of the
-    cube root of the density, which is how optimal clusters lie (Panter and Dite 1951).
+    Each value is a bin of its own where ``bins`` suffice. Otherwise bins have equal shares of the
+    integral of the cube root of the density, as optimal clusters have (Panter and Dite 1951).
 
     Args:
         ascending: float32 ``[groups, n]``.
-        mass: float64 ``[groups, n + 1]``, prefix sums of what each value counts.
-        bins: a power of two.
-        sampled: whether to look at some 1,280 of a group's values only, the outermost among them.
+        mass: float64 ``[groups, n + 1]``, prefix sums of the values' masses.
+        bins: number of bins, a power of two.
+        sampled: whether to use only about 1,280 of a group's values, the outermost among them.
 
     Returns:
         int64 ``[groups, bins + 1]``: bin ``b`` holds the values from ``ends[b]`` up to, and not
@@ -47,7 +49,7 @@ def bin_ends(ascending: Singles, mass: Doubles, bins: int, *, sampled: bool) -> 
         knots = np.concatenate((knots[:_TAIL], inner, knots[-_TAIL:]))
     reach = np.diff(ascending[:, knots].astype(np.float64), axis=1)
     shares = np.cbrt(np.square(reach) * np.diff(mass[:, knots], axis=1))
-    # No gap is worth more than one cut, however far an outlier lies; what it gives up is shared.
+    # However far an outlier lies, its gap needs only one cut: other gaps get the excess share.
     for _ in range(_CAPPED):
         np.minimum(shares, shares.sum(1, keepdims=True) / bins, out=shares)
     total = np.cumsum(shares, axis=1)
@@ -55,20 +57,20 @@ def bin_ends(ascending: Singles, mass: Doubles, bins: int, *, sampled: bool) -> 
     for group, summed in enumerate(total):
         wanted = summed[-1] * (np.arange(1, bins) / bins)
         cuts = knots[np.searchsorted(summed, wanted) + 1]
-        # Equal values stay together.
+        # A cut moves to the first of equal values, so that they stay in one bin.
         ends[group, 1:-1] = np.searchsorted(ascending[group], ascending[group, cuts])
     ends[:, -1] = count
     return ends
 
 
 def optimal_ends(mass: Doubles, sums: Doubles, clusters: int) -> Integers:
-    """The clusters of bins with the least squared error.
+    """Returns the clusters of bins with the least squared error.
 
     Args:
-        mass: float64 ``[groups, bins + 1]``, prefix sums of the bins' mass; ``bins`` is a power of
-            two.
-        sums: float64 ``[groups, bins + 1]``, prefix sums of their values times mass.
-        clusters: how many at most.
+        mass: float64 ``[groups, bins + 1]``, prefix sums of the bins' masses; ``bins`` is a power
+            of two.
+        sums: float64 ``[groups, bins + 1]``, prefix sums of the bins' values times masses.
+        clusters: largest number of clusters.
 
     Returns:
         int64 ``[groups, clusters + 1]``: cluster ``c`` holds the bins from ``ends[c]`` up to, and
@@ -76,7 +78,8 @@ def optimal_ends(mass: Doubles, sums: Doubles, clusters: int) -> Integers:
     """
     groups, size = mass.shape
     flat_mass, flat_sums = mass.reshape(-1), sums.reshape(-1)
-    # The squared error is a constant less the sum of squared sums over masses.
+    # The squared error is a constant minus the sum of ``sum ** 2 / mass`` over clusters, so the
+    # program maximizes that sum, the score.
     best = np.square(sums) / np.maximum(mass, 1e-300)
     choices = np.zeros((clusters, groups, size), np.int32)
     for cluster in range(1, clusters):
@@ -92,7 +95,14 @@ def optimal_ends(mass: Doubles, sums: Doubles, clusters: int) -> Integers:
 def _next_layer(
     mass: Doubles, sums: Doubles, best: Doubles, choice: npt.NDArray[np.int32]
 ) -> Doubles:
-    """Best scores with one cluster more, level by level; fills in where the last one begins."""
+    """Returns the best scores with one more cluster; writes where that cluster begins.
+
+    Args:
+        mass: float64 ``[groups * (bins + 1)]``, flat prefix sums.
+        sums: float64 ``[groups * (bins + 1)]``, flat prefix sums.
+        best: float64 ``[groups, bins + 1]``, the best scores of the first bins so far.
+        choice: int32 ``[groups, bins + 1]``, the first bin of the last cluster, to write.
+    """
     groups, size = best.shape
     bins = size - 1
     base = (np.arange(groups) * size)[:, None]

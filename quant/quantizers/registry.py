@@ -1,4 +1,4 @@
-"""Quantizers by the name recipes give them. To add one: a file, an import, a row."""
+"""Quantizers by the names that recipes use. A new one needs a file, an import and a row here."""
 
 from __future__ import annotations
 
@@ -21,53 +21,55 @@ from quant.quantizers.smoothquant import SmoothQuant
 
 
 class RowQuantizer(Protocol):
-    """A quantizer that looks at a row alone, so that chunks may go in any order."""
+    """A quantizer that treats each row on its own, so that chunks of rows may come in any order."""
 
     @property
     def name(self) -> str:
-        """As in the literature, the key of `QUANTIZERS`."""
+        """The name in the literature, which is the key in `QUANTIZERS`."""
 
     def quantize_rows(
         self, weight: torch.Tensor, fmt: IntFormat, *, name: str = "", first_row: int = 0
     ) -> QuantizedRows:
-        """Codes, scales and zero points of ``float[rows, columns]``.
+        """Returns codes, scales and zero points of ``float[rows, columns]``.
 
         Raises:
-            QuantizationError: a weight that the format cannot hold, by ``name`` and row.
+            QuantizationError: the format cannot hold the weight; the message gives ``name`` and
+                row.
         """
 
 
 class Palettizer(Protocol):
-    """A quantizer that looks at a group of rows alone, so that groups may go in any order.
+    """A quantizer that treats each group of rows on its own, so that groups may come in any order.
 
-    One table for a whole matrix is found in two passes over it.
+    One table for a whole matrix takes two passes over the matrix.
     """
 
     @property
     def name(self) -> str:
-        """As in the literature, the key of `PALETTIZERS`."""
+        """The name in the literature, which is the key in `PALETTIZERS`."""
 
     def quantize_groups(
         self, weight: torch.Tensor, fmt: PaletteFormat, *, name: str = "", first_row: int = 0
     ) -> PalettizedRows:
-        """Codes and tables of ``float[rows, columns]``, whose rows are whole groups.
+        """Returns codes and tables of ``float[rows, columns]``, whose rows are whole groups.
 
         Raises:
-            QuantizationError: a weight that the format cannot hold, by ``name`` and row.
+            QuantizationError: the format cannot hold the weight; the message gives ``name`` and
+                row.
         """
 
     def count_values(
         self, weight: torch.Tensor, *, name: str = "", first_row: int = 0
     ) -> torch.Tensor:
-        """First of two passes for one table: counts of rows' values, which add up over a matrix."""
+        """Counts the values of some rows, the first of two passes; counts add up over a matrix."""
 
     def table_of_counts(self, counts: torch.Tensor, fmt: PaletteFormat) -> torch.Tensor:
-        """The one table of a matrix, as ``quantize_groups`` of the whole would find it."""
+        """Returns a matrix's one table, as ``quantize_groups`` of the whole matrix finds it."""
 
     def look_up_rows(
         self, weight: torch.Tensor, fmt: PaletteFormat, lut: torch.Tensor
     ) -> PalettizedRows:
-        """Second of two passes: codes of rows into a table that is known."""
+        """Codes rows by a given table, the second of two passes."""
 
 
 QUANTIZERS: dict[str, RowQuantizer] = {
@@ -79,11 +81,14 @@ PALETTIZERS: dict[str, Palettizer] = {"kmeans": kmeans.KMeans()}
 
 
 class CalibratedQuantizer(Protocol):
-    """A quantizer that must know what enters a matrix: it takes weights in the program's order."""
+    """A quantizer that needs the second moment of a matrix's inputs from a calibration text.
+
+    Calibration gives it the weights in the program's order.
+    """
 
     @property
     def name(self) -> str:
-        """As in the literature, the key of `CALIBRATED`."""
+        """The name in the literature, which is the key in `CALIBRATED`."""
 
     def quantize_matrix(
         self,
@@ -94,27 +99,28 @@ class CalibratedQuantizer(Protocol):
         name: str = "",
         threads: int | None = None,
     ) -> QuantizedRows:
-        """Codes, scales and zero points of ``float32[rows, columns]``.
+        """Returns codes, scales and zero points of ``float32[rows, columns]``.
 
         Args:
-            weight: as the checkpoint has it.
+            weight: float32 ``[rows, columns]``, the matrix to quantize.
             moment: float64 ``[columns, columns]``, the mean of ``x x^T`` over the inputs; it may
                 be overwritten.
-            fmt: what to store.
+            fmt: the integer format to store.
             name: the weight's name, for messages.
-            threads: how many to use.
+            threads: number of threads; None for the default.
 
         Raises:
-            QuantizationError: a weight that the format cannot hold, by ``name`` and row.
+            QuantizationError: the format cannot hold the weight; the message gives ``name`` and
+                row.
         """
 
 
 class CalibratedPalettizer(Protocol):
-    """As `CalibratedQuantizer`, for palettes."""
+    """A `CalibratedQuantizer` for palette formats."""
 
     @property
     def name(self) -> str:
-        """As in the literature, the key of `CALIBRATED_PALETTIZERS`."""
+        """The name in the literature, which is the key in `CALIBRATED_PALETTIZERS`."""
 
     def palettize_matrix(
         self,
@@ -125,25 +131,25 @@ class CalibratedPalettizer(Protocol):
         name: str = "",
         threads: int | None = None,
     ) -> PalettizedRows:
-        """Codes and tables of ``float32[rows, columns]``; as `CalibratedQuantizer`."""
+        """Returns codes and tables; arguments and errors as in `CalibratedQuantizer`."""
 
 
 class RescalingQuantizer(CalibratedQuantizer, Protocol):
-    """A calibrated quantizer that multiplies columns first, where their inputs can be divided.
+    """A calibrated quantizer that first multiplies columns whose inputs can be divided instead.
 
-    It looks at what the float program gives, not at what quantized weights before it give.
+    It calibrates on the float program, not on the outputs of weights quantized before.
     """
 
     def column_factors(
         self, weight: torch.Tensor, inputs: InputStatistics, fmt: IntFormat, ties: torch.Tensor
     ) -> torch.Tensor:
-        """The factor of every column, ``float32[columns]``.
+        """Returns the factor of every column, ``float32[columns]``.
 
         Args:
             weight: ``float32[rows, columns]``.
-            inputs: what calibration knows of the inputs.
-            fmt: what to store.
-            ties: int64 ``[columns]``; columns of one number must take one factor.
+            inputs: the statistics of the inputs.
+            fmt: the integer format to store.
+            ties: int64 ``[columns]``; columns with the same number must take the same factor.
         """
 
 

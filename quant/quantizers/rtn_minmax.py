@@ -1,10 +1,11 @@
-"""Plain round to nearest, as papers mean it by "RTN": scales from the extremes, nothing searched.
+"""Plain round to nearest, the "RTN" of papers: scales from the extremes, without a search.
 
-The baseline that tables compare with (as in GPTQ, arXiv 2210.17323, and AWQ, arXiv 2306.00978). A
-symmetric group's scale makes its largest magnitude the largest positive code; an asymmetric one's
-spreads the codes from the lowest to the highest weight, zero included. Scales are rounded to
-bfloat16 before the integers are chosen, as everywhere here. `quant.quantizers.rtn` stores the same
-parts and searches the scale, and is never worse in squared error.
+Papers compare with this baseline (GPTQ, arXiv 2210.17323, and AWQ, arXiv 2306.00978, among others).
+A symmetric group's scale maps its largest magnitude to the largest positive code; an asymmetric
+group's scale spreads the codes from the lowest to the highest weight, zero included. Scales are
+rounded to bfloat16 before the integers are chosen, as in every quantizer here.
+`quant.quantizers.rtn` stores the same parts but searches the scale, and is never worse in squared
+error.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 
 from quant.formats.formats import IntFormat
 from quant.formats.packing import pack_codes
-from quant.quantizers.rtn import LARGEST_STORED, SMALLEST_SCALE, QuantizedRows, check_rows
+from quant.quantizers.row_checks import LARGEST_STORED, SMALLEST_SCALE, check_rows
+from quant.quantizers.rtn import QuantizedRows
 
 
 class MinMaxRoundToNearest:
@@ -26,13 +28,13 @@ class MinMaxRoundToNearest:
     def quantize_rows(
         self, weight: torch.Tensor, fmt: IntFormat, *, name: str = "", first_row: int = 0
     ) -> QuantizedRows:
-        """Quantize rows of a weight matrix.
+        """Quantizes rows of a weight matrix.
 
         Args:
             weight: ``[rows, cols]`` in float32, float16 or bfloat16.
             fmt: The integer format to store.
             name: The weight's name, for messages.
-            first_row: Number of the first of these rows in the whole weight, for messages.
+            first_row: Index of the first of these rows in the whole weight, for messages.
 
         Raises:
             QuantizationError: As `quant.quantizers.rtn.RoundToNearest`.

@@ -1,10 +1,10 @@
-"""Round to nearest with scales of either sign: the larger side of a group gets the extra code.
+"""Round to nearest with scales of either sign: the side of a group that needs it gets more codes.
 
-Codes less their implicit zero point go from -8 to 7: one side of zero has a step more than the
-other. A positive scale gives it to the negative side always; with the sign free, each group gives
-it to the side that needs it, as llama.cpp's Q4_0 and onnxruntime's quantizer do. Both signs are
-searched exactly (`quant.quantizers.rtn`) and the better one is kept, so no group is worse than with
-``rtn``. Runtimes whose scales are positive cannot hold the result.
+4-bit codes minus their implicit zero point range from -8 to 7: one side of zero has one step more
+than the other. With a positive scale that is always the negative side; a negative scale gives the
+step to the positive side, as llama.cpp's Q4_0 and onnxruntime's quantizer do. The quantizer
+searches the scale exactly for both signs (`quant.quantizers.rtn`) and keeps the better one, so no
+group is worse than with ``rtn``. Runtimes that require positive scales cannot use the result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from quant.quantizers.rtn import RTN, QuantizedRows
 class SignedRoundToNearest:
     """The quantizer ``rtn-signed``: no calibration data, two searches over the weights.
 
-    An asymmetric format's zero points leave the sign nothing to do: it becomes what ``rtn`` makes.
+    For asymmetric formats it gives the same result as ``rtn``: with a free zero point, the sign of
+    the scale adds nothing.
     """
 
     name: Final = "rtn-signed"
@@ -29,13 +30,13 @@ class SignedRoundToNearest:
     def quantize_rows(
         self, weight: torch.Tensor, fmt: IntFormat, *, name: str = "", first_row: int = 0
     ) -> QuantizedRows:
-        """Quantize rows of a weight matrix.
+        """Quantizes rows of a weight matrix.
 
         Args:
             weight: ``[rows, cols]`` in float32, float16 or bfloat16.
             fmt: The integer format to store.
             name: The weight's name, for messages.
-            first_row: Number of the first of these rows in the whole weight, for messages.
+            first_row: Index of the first of these rows in the whole weight, for messages.
 
         Raises:
             QuantizationError: As `quant.quantizers.rtn.RoundToNearest`.
@@ -59,6 +60,6 @@ class SignedRoundToNearest:
 
 
 def _errors(values: torch.Tensor, made: QuantizedRows, fmt: IntFormat) -> torch.Tensor:
-    """Sum of squared errors of each group, ``float32[rows, groups]``."""
+    """Returns the sum of squared errors of each group, ``float32[rows, groups]``."""
     change = native.unpack(made.codes, made.scale, None, fmt) - values
     return change.reshape(*made.scale.shape, -1).square().sum(-1)

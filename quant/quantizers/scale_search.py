@@ -1,4 +1,4 @@
-"""The search for the scale of every group that costs a matrix's output least."""
+"""Searches the scale of every group that adds the least error to a matrix's output."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from quant.formats.formats import IntFormat
 from quant.formats.packing import dequantize, pack_codes, unpack_codes
 from quant.kernels.threads import run_all
-from quant.quantizers.rtn import LARGEST_STORED, RTN, SMALLEST_SCALE, QuantizedRows
+from quant.quantizers.row_checks import LARGEST_STORED, SMALLEST_SCALE
+from quant.quantizers.rtn import RTN, QuantizedRows
 
-# Multiples of the scale of least plain error that are tried for every group.
+# The search tries these multiples of the scale of least unweighted error for every group.
 _RATIOS: Final = tuple(0.70 + 0.03 * step for step in range(16))
 
 
@@ -22,16 +23,17 @@ _CHUNK_WEIGHTS: Final = 1 << 20
 def rescaled_rounding(
     weight: torch.Tensor, factors: torch.Tensor, moment: torch.Tensor, fmt: IntFormat
 ) -> tuple[float, torch.Tensor]:
-    """What rounding a weight to nearest costs its output when its columns are multiplied first.
+    """Returns the output error of rounding to nearest a weight whose columns are multiplied first.
 
     Args:
         weight: float32 ``[rows, cols]``.
-        factors: float32 ``[cols]``.
+        factors: float32 ``[cols]``, the factor of each column.
         moment: float32 ``[cols, cols]``, the inputs' second moment.
-        fmt: what to store.
+        fmt: the integer format to store.
 
     Returns:
-        ``e^T H e`` summed over rows, and the stored values of the multiplied weight.
+        ``e^T H e`` summed over rows, and the stored values of the multiplied weight, float32
+        ``[rows, cols]``.
     """
     made = RTN.quantize_rows(weight * factors, fmt)
     stored = dequantize(made.codes, made.scale, made.zero_point, fmt)
@@ -46,17 +48,17 @@ def search_scales(
     name: str,
     threads: int | None = None,
 ) -> QuantizedRows:
-    """Rounds a matrix to nearest by those multiples of the plain scales that cost least.
+    """Rounds a matrix to nearest, each group by the multiple of its plain scale that costs least.
 
     Args:
         weight: float32 ``[rows, cols]``.
-        cost: of errors, float32 ``[groups, rows, group size]``, by group and row.
-        fmt: what to store.
+        cost: returns the cost ``[groups, rows]`` of errors, float32 ``[groups, rows, group size]``.
+        fmt: the integer format to store.
         name: the weight's name, for messages.
-        threads: how many to use; by default one per processor, four at most.
+        threads: number of threads; by default one per processor, four at most.
 
     Raises:
-        QuantizationError: a weight that the format cannot hold, by name and row.
+        QuantizationError: the format cannot hold the weight; the message names weight and row.
     """
     rows, cols = weight.shape
     step = max(1, _CHUNK_WEIGHTS // cols)
@@ -75,7 +77,7 @@ def _search_rows(
     name: str,
     first_row: int,
 ) -> QuantizedRows:
-    """The same of some rows; zero points stay as they are."""
+    """`search_scales` for some rows; it keeps the zero points of plain rounding."""
     rows, cols = weight.shape
     groups = fmt.groups(cols)
     plain = RTN.quantize_rows(weight, fmt, name=name, first_row=first_row)

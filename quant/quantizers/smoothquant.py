@@ -1,11 +1,12 @@
-"""SmoothQuant (Xiao et al. 2022, arXiv 2211.10438): activations' outliers are moved into weights.
+"""SmoothQuant (Xiao et al. 2022, arXiv 2211.10438): moves activations' outliers into weights.
 
-Where activations are rounded too, a column of them that is much larger than the others widens every
-other's steps, while weights are even. So column ``j`` of the activations is divided by ``s_j =
-max|X_j| ** a / max|W_j| ** (1 - a)``, and the weight's is multiplied by it; at ``a = 0.5``, the
-paper's value, both then have the same largest number in each column. What is multiplied is rounded
-to nearest, by the scales of least error weighted by what enters each column: the plain error would
-clip just those weights that took on an outlier.
+Where activations are rounded too, one activation column that is much larger than the others widens
+the rounding steps of all columns, while weights have columns of similar size. So SmoothQuant
+divides column ``j`` of the activations by ``s_j = max|X_j| ** a / max|W_j| ** (1 - a)`` and
+multiplies the weight's column by it. At ``a = 0.5``, the paper's value, both then have the same
+largest value in each column. The multiplied weight is rounded to nearest, by scales of least error
+weighted by each column's inputs: the unweighted error would clip just those weights that took on an
+outlier.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from quant.quantizers.scale_search import rescaled_rounding, search_scales
 
 EXPONENT: Final = 0.5
 EXPONENTS: Final = tuple(step / 20 for step in range(21))
-# Columns that are never larger than this are as good as absent: no factor is made of them.
+# The least magnitude that a factor is computed from: zeros would give factors of 0 or infinity.
 _SMALLEST: Final = 1e-5
 _SEARCHED_WEIGHTS: Final = 1 << 20
 
@@ -33,9 +34,9 @@ class SmoothQuant:
     """The quantizers ``smoothquant`` and ``smoothquant-search``.
 
     Attributes:
-        name: as in `quant.quantizers.registry`.
-        exponent: ``a``, the share of the difficulty that weights take; None to search for it,
-            weight by weight.
+        name: the name in `quant.quantizers.registry`.
+        exponent: ``a``, from 0 for no part of the activations' range moved into weights to 1 for
+            all of it; None to search it for each weight.
     """
 
     name: str = "smoothquant"
@@ -44,17 +45,17 @@ class SmoothQuant:
     def column_factors(
         self, weight: torch.Tensor, inputs: InputStatistics, fmt: IntFormat, ties: torch.Tensor
     ) -> torch.Tensor:
-        """The factor of every column of a weight; its inputs are divided by them.
+        """Returns the factor of every column of a weight; the inputs are divided by them.
 
-        The search takes the exponent of the least expected error of the output: the stored weight's
-        own, ``e^T H e``, and that of inputs rounded by one scale for all of them, whose error is
-        even over a step.
+        The search takes the exponent of the least expected error of the output. That error is the
+        sum of two terms: the stored weight's, ``e^T H e``, and that of inputs rounded by one scale
+        for all columns, whose error is taken as uniform over a step.
 
         Args:
             weight: float32 ``[rows, cols]``.
-            inputs: what calibration knows of the inputs.
-            fmt: what will be stored.
-            ties: int64 ``[cols]``; columns of one number take one factor.
+            inputs: the statistics of the inputs.
+            fmt: the integer format to store.
+            ties: int64 ``[cols]``; columns with the same number take the same factor.
 
         Returns:
             float32 ``[cols]``.
@@ -89,17 +90,17 @@ class SmoothQuant:
         name: str = "",
         threads: int | None = None,
     ) -> QuantizedRows:
-        """Rounds a whole matrix to nearest, errors weighted by the mean square of their inputs.
+        """Rounds a whole matrix to nearest; the mean square of a column's inputs weighs its errors.
 
         Args:
-            weight: float32 ``[rows, cols]``, multiplied by the factors.
-            moment: float64 ``[cols, cols]``, of which only the diagonal is looked at.
-            fmt: what to store.
+            weight: float32 ``[rows, cols]``, already multiplied by the factors.
+            moment: float64 ``[cols, cols]``; only its diagonal is used.
+            fmt: the integer format to store.
             name: the weight's name, for messages.
-            threads: how many to use; by default one per processor, four at most.
+            threads: number of threads; by default one per processor, four at most.
 
         Raises:
-            QuantizationError: a weight that the format cannot hold, by name and row.
+            QuantizationError: the format cannot hold the weight; the message names weight and row.
         """
         rows, cols = weight.shape
         label = name or "weight"
@@ -113,7 +114,7 @@ class SmoothQuant:
 
 
 def _tied_largest(largest: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:
-    """Each column's largest value, over the columns that are tied to it."""
+    """Returns each column's largest value over itself and the columns tied to it."""
     found = torch.zeros(int(ties.max()) + 1)
     found.scatter_reduce_(0, ties, largest, "amax")
     return found[ties].clamp_min(_SMALLEST)

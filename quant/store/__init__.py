@@ -1,1 +1,1 @@
-"""Where quantized weights lie: one mapped file, filled tensor by tensor."""
+"""The weight store: one memory-mapped file of quantized weights, filled tensor by tensor."""

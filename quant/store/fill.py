@@ -1,4 +1,7 @@
-"""Fills a weight store: every weight read once, in chunks of rows, by a few threads."""
+"""Fills a weight store: a few threads read every weight once, in chunks of rows.
+
+A matrix with one palette for all its rows is read twice: once to find the table.
+"""
 
 from __future__ import annotations
 
@@ -19,46 +22,47 @@ from quant.kernels.threads import single_threaded_torch
 from quant.plans.algorithms import IMPORTED
 from quant.plans.plan import Assignment, QuantPlan, matrix_shape
 from quant.processors import default_threads
-from quant.quantizers.damaged_rows import damage
 from quant.quantizers.kmeans import PalettizedRows
 from quant.quantizers.registry import PALETTIZERS, QUANTIZERS, Palettizer
+from quant.quantizers.row_checks import damage
 from quant.quantizers.rtn import QuantizedRows
 
-# Large enough that Python's share is small, small enough to stay in a core's cache.
+# Weights in a chunk: enough that Python's overhead is small, few enough for a core's cache.
 CHUNK_WEIGHTS = 1 << 20
 
 
 class WeightSource(Protocol):
-    """What weights are read from: shapes by name, and rows on demand from any thread."""
+    """Where weights are read from: shapes by name, and rows on demand from any thread."""
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape by program weight name."""
+        """Shapes by the weights' names in the program."""
 
     def pieces(self, name: str) -> Sequence[tuple[str, int]]:
-        """What a weight is stacked from: the name and the rows of each part, in order.
+        """The checkpoint tensors that a weight is stacked from: name and row count, in order.
 
-        Rows are read within one part at a time, and messages name it.
+        `fill_store` reads rows within one such tensor at a time, and messages name the tensor.
         """
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows ``start`` to ``stop``: ``float32 | float16 | bfloat16 [stop - start, columns]``."""
 
     def imported_rows(self, name: str, start: int, stop: int, format: IntFormat) -> QuantizedRows:
-        """Codes, scales and zero points of a piece of a weight that is stored in integers.
+        """Codes, scales and zero points of rows of a weight that the checkpoint holds as integers.
 
-        Asked for only where the plan's algorithm is `quant.plans.algorithms.IMPORTED`. Codes and
-        zero points are the checkpoint's; scales are rounded where the format's are narrower.
+        `fill_store` calls it only where the plan's algorithm is
+        `quant.plans.algorithms.IMPORTED`. Codes and zero points are the checkpoint's; scales are
+        rounded where the format's scale dtype is narrower than the checkpoint's.
         """
 
 
 class WeightSink(Protocol):
-    """Where stored parts go: a store's writer."""
+    """Where stored parts are written: a store's writer."""
 
     def write(self, weight: str, part: str, at: int, data: memoryview) -> None:
-        """Writes bytes ``at`` an offset within a part, from any thread."""
+        """Writes bytes at offset ``at`` of a part, from any thread."""
 
     def note(self, weight: str, relative_error: float) -> None:
-        """Records how well a weight survived."""
+        """Records the relative error of a weight's stored values."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +87,16 @@ def fill_store(
     """Quantizes every weight of the plan into the store.
 
     Args:
-        source: where weights come from.
-        plan: what to make of each.
-        writer: where they go.
-        threads: how many to use; by default one per processor, four at most.
-        progress: called with the number of weights done since the last call, from one thread at
+        source: where weights are read from.
+        plan: the format and algorithm of each weight.
+        writer: where stored parts are written.
+        threads: number of threads; by default one per processor, four at most.
+        progress: called with the number of elements done since the last call, from one thread at
             a time.
 
     Raises:
-        QuantizationError: a NaN or infinite weight, or one that its format cannot hold; named.
+        QuantizationError: a weight has NaN or infinite values, or values that its format cannot
+            hold; the message names it.
     """
     chunks = list(_chunks(plan, source))
     costs: dict[str, list[tuple[float, float]]] = {name: [] for name in plan.weights}
@@ -112,13 +117,13 @@ def fill_store(
         tables = _whole_tables(source, chunks, pool)
         _run(pool, [pool.submit(work, chunk) for chunk in chunks])
     for weight, chunk_costs in costs.items():
-        # Exact sums, for chunks come in any order and the notes must not depend on it.
+        # Exact sums: chunks finish in any order, and the noted errors must not depend on it.
         squared_error, squared_norm = map(math.fsum, zip(*chunk_costs, strict=True))
         writer.note(weight, (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0)
 
 
 def _run(pool: ThreadPoolExecutor, pending: Sequence[Future[None]]) -> None:
-    """Waits for all, or for the first error, which stops the others."""
+    """Waits for all futures; at the first error it cancels those that have not begun."""
     try:
         done, _ = wait(pending, return_when=FIRST_EXCEPTION)
         for future in done:
@@ -131,7 +136,7 @@ def _run(pool: ThreadPoolExecutor, pending: Sequence[Future[None]]) -> None:
 def _whole_tables(
     source: WeightSource, chunks: Sequence[_Chunk], pool: ThreadPoolExecutor
 ) -> dict[str, torch.Tensor]:
-    """The tables of matrices that have one: a pass over their rows before the one that stores."""
+    """Finds the table of every matrix that has one table for all rows, in a pass of its own."""
     tables: dict[str, torch.Tensor] = {}
     by_weight: dict[str, list[_Chunk]] = {}
     for chunk in chunks:
@@ -171,12 +176,12 @@ def _chunks(plan: QuantPlan, source: WeightSource) -> Iterator[_Chunk]:
             group = assignment.format.rows_per_group or 1
             step = max(1, step // group) * group
             if any(rows % group for _, rows in pieces):
-                # Tables cover rows of two parts: messages name the whole.
+                # Some tables cover rows of two tensors: messages name the whole weight.
                 pieces = [(name, sum(rows for _, rows in pieces))]
         first = 0
         for origin, rows in pieces:
             if assignment.algorithm == IMPORTED:
-                step = rows  # packed along the rows: a part of them costs as much as all
+                step = rows  # checkpoints pack along rows: unpacking some costs as much as all
             for row in range(0, rows, step):
                 stop = first + min(rows, row + step)
                 yield _Chunk(name, assignment, first + row, stop, columns, origin, row)
@@ -184,7 +189,7 @@ def _chunks(plan: QuantPlan, source: WeightSource) -> Iterator[_Chunk]:
 
 
 def write_rows(writer: WeightSink, weight: str, start: int, made: QuantizedRows) -> None:
-    """Writes quantized rows, from row ``start`` on, to their places."""
+    """Writes quantized rows to their places in the store, the first at row ``start``."""
     parts = {"codes": made.codes, "scale": made.scale, "zero_point": made.zero_point}
     for part, value in parts.items():
         if value is not None:
@@ -195,7 +200,7 @@ def write_rows(writer: WeightSink, weight: str, start: int, made: QuantizedRows)
 def write_palettes(
     writer: WeightSink, weight: str, start: int, first_table: int, made: PalettizedRows
 ) -> None:
-    """Writes palettized rows, from row ``start`` and its table on, to their places."""
+    """Writes palettized rows and tables, the first at row ``start`` and table ``first_table``."""
     for part, stored, first in (("codes", made.codes, start), ("lut", made.lut, first_table)):
         stride = stored.shape[1] * stored.element_size()
         writer.write(weight, part, first * stride, _bytes_of(stored))
@@ -241,15 +246,17 @@ def _quantize(source: WeightSource, chunk: _Chunk, format: IntFormat) -> Quantiz
 
 
 def stored_values(weight: torch.Tensor, assignment: Assignment, name: str = "") -> torch.Tensor:
-    """What a matrix becomes by being stored, ``float32[rows, columns]``; nothing is written.
+    """Returns the values that storing a matrix would give, ``float32[rows, columns]``.
+
+    Nothing is written.
 
     Args:
         weight: ``float32 | float16 | bfloat16 [rows, columns]``.
-        assignment: a format, and an algorithm that looks at weights alone.
+        assignment: a format, and an algorithm that needs no calibration.
         name: the weight's name, for messages.
 
     Raises:
-        QuantizationError: a weight that the format cannot hold.
+        QuantizationError: the format cannot hold the weight.
     """
     format = assignment.format
     if isinstance(format, FloatFormat):
@@ -264,20 +271,20 @@ def stored_values(weight: torch.Tensor, assignment: Assignment, name: str = "") 
 def cast_rows(
     rows: torch.Tensor, format: FloatFormat, name: str, *, first_row: int = 0
 ) -> tuple[torch.Tensor, float, float]:
-    """Rows in a float format, the sum of squared errors and the sum of squares.
+    """Casts rows to a float format; returns them, the sum of squared errors, the sum of squares.
 
     Args:
         rows: ``float32 | float16 | bfloat16 [rows, columns]``.
-        format: what to store.
+        format: the float format to store.
         name: the weight's name, for messages.
-        first_row: number of the first of these rows in the whole weight, for messages.
+        first_row: index of the first of these rows in the whole weight, for messages.
 
     Raises:
-        QuantizationError: a NaN or infinite weight, or one beyond the format's range.
+        QuantizationError: a value is NaN, infinite or beyond the format's range.
     """
     wide = rows.float()
     cast = wide.to(getattr(torch, format.dtype))
-    # Whatever is not finite, or overflows, is not finite in the result either.
+    # Values that are not finite or overflow are not finite after the cast: one test finds all.
     bad = (~cast.isfinite()).any(1).nonzero()
     if len(bad):
         row = int(bad[0])

@@ -1,8 +1,8 @@
-"""A weight store that takes long: its partial results outlive an interruption.
+"""A weight store whose partial results survive an interruption.
 
-The store's file, and a journal of what of it is done, lie in a folder that is kept until the store
-is whole. Quantizers that work layer by layer also leave there what they know at the last boundary
-between layers, so that nothing before it runs again.
+The store's file, and a journal of the weights that are written, lie in a folder that is kept until
+the store is complete. Quantizers that work layer by layer also save their state there at the last
+boundary between layers, so that a later run starts from it.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ import torch
 
 from quant.errors import QuantizationError
 from quant.plans.plan import QuantPlan
-from quant.store.store import STORE_FILES, StoreWriter, or_explained
+from quant.store.cached import or_explained
+from quant.store.store import STORE_FILES
+from quant.store.writer import StoreWriter
 
 JOURNAL_VERSION: Final = 1
 _JOURNAL, _LOCK = "progress.json", "lock"
 
 
 class PartialStore:
-    """A store being filled that can be left and taken up again.
+    """A store that one run begins to fill and a later run can continue.
 
     Args:
-        folder: where it lies.
-        key: of the store.
-        plan: formats by weight.
-        shapes: shape by weight.
+        folder: where the partial results lie.
+        key: the store's key.
+        plan: formats by weight name.
+        shapes: shape by weight name.
 
     Attributes:
-        writer: of the store.
-        done: relative error of each weight that is written.
-        boundary: what `keep_boundary` was last given, or None.
+        writer: the store's writer.
+        done: relative error of each weight that is written, by weight name.
+        boundary: the facts of the last `keep_boundary` and the file with its tensors, or None.
 
     Raises:
         QuantizationError: the folder holds partial results of another store.
@@ -62,16 +64,16 @@ class PartialStore:
             self.writer = StoreWriter(folder, plan, shapes)
 
     def write(self, weight: str, part: str, at: int, data: memoryview) -> None:
-        """Writes bytes ``at`` an offset within a part, from any thread."""
+        """Writes bytes at offset ``at`` of a part, from any thread."""
         self.writer.write(weight, part, at, data)
 
     def note(self, weight: str, relative_error: float) -> None:
-        """Records that a weight is written, and how well it survived."""
+        """Records that a weight is written, and the relative error of its stored values."""
         self.done[weight] = relative_error
         self.writer.note(weight, relative_error)
 
     def keep(self) -> None:
-        """Makes what is noted last: it is not done again."""
+        """Writes the journal, so that a later run does not repeat the weights noted so far."""
         self.writer.sync()
         journal = {
             "version": JOURNAL_VERSION,
@@ -84,12 +86,13 @@ class PartialStore:
         partial.replace(self.folder / _JOURNAL)
 
     def keep_boundary(self, facts: dict[str, object], tensors: Iterator[torch.Tensor]) -> None:
-        """Makes a boundary last, and what is noted with it; the boundary before it goes.
+        """Saves the state at a boundary between layers and the journal; removes the state before.
 
         Args:
-            facts: what tells where the boundary is, for JSON.
-            tensors: float32, what is known there.
+            facts: where the boundary is, as JSON values.
+            tensors: the state there, float32.
         """
+        # Two file names in turn: the journal must never name a file that is half written.
         before = None if self.boundary is None else str(self.boundary["file"])
         name = "boundary-1.bin" if before == "boundary-0.bin" else "boundary-0.bin"
         with (self.folder / name).open("wb") as stream:
@@ -114,13 +117,13 @@ class PartialStore:
             version, key = journal["version"], journal["key"]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise QuantizationError(
-                f"{path} is no journal of partial results ({error}): name another folder, or "
-                f"remove it"
+                f"{path} is not a journal of partial results ({error}): name another folder, or "
+                f"remove this one"
             ) from error
         if version != JOURNAL_VERSION or key != self._key:
             raise QuantizationError(
                 f"{self.folder} holds partial results of another model, recipe, rotation or "
-                f"calibration: name another folder, or remove it"
+                f"calibration: name another folder, or remove this one"
             )
         return journal
 
@@ -133,19 +136,22 @@ def partial_store(
     shapes: Mapping[str, tuple[int, ...]],
     folder: Path | None = None,
 ) -> Iterator[PartialStore]:
-    """A store that appears under ``cache / key`` when the block ends well, and else is kept.
+    """Opens a partial store; it moves to ``cache / key`` when the block ends without an error.
+
+    When the block raises, the partial results stay in their folder.
 
     Args:
         cache: folder of stores.
-        key: `quant.store.store.store_key`.
-        plan: formats by weight.
-        shapes: shape by weight.
-        folder: where partial results are kept, and found; by default a folder of the cache, by key.
+        key: the store's key, `quant.store.cached.store_key`.
+        plan: formats by weight name.
+        shapes: shape by weight name.
+        folder: where partial results are kept and looked for; by default a folder in the cache
+            whose name contains the key.
 
     Raises:
         StoreFullError: there is no room for the store.
-        QuantizationError: the folder holds partial results of another store, or another process
-            is at work there, or it cannot be written.
+        QuantizationError: the folder holds partial results of another store, another process
+            works there, or it cannot be written.
     """
     where = folder or cache / f".{key}.resume"
     or_explained(cache, lambda: cache.mkdir(parents=True, exist_ok=True))
@@ -165,7 +171,7 @@ def partial_store(
                 shutil.move(where / name, whole / name)
             try:
                 whole.rename(cache / key)
-            except OSError:  # another process was first; its bytes are the same
+            except OSError:  # another process was faster; the bytes of its store are the same
                 if not (cache / key / STORE_FILES[1]).is_file():
                     raise
         finally:
@@ -175,10 +181,14 @@ def partial_store(
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a folder of partial results."""
+    """Locks a folder of partial results against other processes.
+
+    Raises:
+        QuantizationError: another process holds the lock.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows
+    except ImportError:  # Windows has no flock: nothing guards the folder there
         yield
         return
     with (folder / _LOCK).open("w") as stream:
@@ -186,13 +196,13 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise QuantizationError(
-                f"another process is quantizing the same model into {folder}: wait for it"
+                f"another process is quantizing the same model into {folder}: wait until it ends"
             ) from None
         yield
 
 
 def _clear(folder: Path, whole: bool) -> None:
-    """Removes what is not needed any more: the folder, or only what was put there."""
+    """Removes the folder, or, where the user named it, only the files that were put there."""
     if whole:
         shutil.rmtree(folder, ignore_errors=True)
         return

@@ -128,7 +128,7 @@ def test_tokens_and_options_that_are_refused(opened, export, tokens):
         opened(folder, precision="fp8")
     with pytest.raises(DeviceError, match="there are no compute units gpu"):
         opened(folder, compute_units="gpu")
-    with pytest.raises(DeviceError, match="give one"):
+    with pytest.raises(DeviceError, match="give only one of them"):
         opened(folder, compute_units="all", precision="fp16")
 
 

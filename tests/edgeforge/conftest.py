@@ -1,11 +1,14 @@
-"""Gives the tests of the families their oracles, which lie apart under ``tests/oracles``."""
+"""Oracles of the families, which lie apart under ``tests/oracles``, and the command line."""
 
 import importlib.util
 import signal
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+
+from edgeforge.cli import app as cli
 
 _ORACLES = Path(__file__).parent.parent / "oracles"
 
@@ -42,6 +45,23 @@ def traced() -> ModuleType:
 def packed_checkpoints() -> ModuleType:
     """Checkpoints that were quantized elsewhere, from integers one knows."""
     return _load("packed_checkpoints")
+
+
+@pytest.fixture
+def edgeforge(monkeypatch, capfd):
+    """Runs a command in this process: its exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["edgeforge", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as error:
+            code = error.code or 0
+        out, err = capfd.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
 
 
 @pytest.fixture(scope="session", autouse=True)

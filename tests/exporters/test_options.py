@@ -30,12 +30,12 @@ def test_an_option_that_one_of_the_targets_takes_is_fine():
 
 
 def test_an_option_that_nobody_takes_is_refused():
-    with pytest.raises(ExportError, match=r"--kv-cache means nothing to one and two: leave it out"):
+    with pytest.raises(ExportError, match=r"one and two have no option --kv-cache: leave it out"):
         check_options(TargetOptions(kv_cache="int8"), [One(), Two()])
 
 
 def test_a_target_with_a_reason_tells_it():
-    words = "--opset means nothing to one, which has none and two: leave it out"
+    words = "one, which has none, and two have no option --opset: leave it out"
     with pytest.raises(ExportError, match=words):
         check_options(TargetOptions(opset="ios17"), [One(), Two()])
     asked = TargetOptions(opset="ios17", chunk="64")

@@ -181,6 +181,6 @@ def test_each_target_says_which_roundings_it_lacks(refused):
         f"{ONE} is to be int4-g32 with activation int8-token; ONNX Runtime multiplies rounded "
         f"activations by 8-bit weights with one scale a row: use int8-pc, or activation none"
     )
-    assert "--lowering stock promises nothing of activations" in refused(
+    assert "--lowering stock does not control how activations are rounded" in refused(
         "executorch", token, lowering="stock"
     )

@@ -1,1 +1,1 @@
-"""What each operation of MIL computes, one file a group."""
+"""The MIL operations as functions, one file for each group."""

@@ -1,4 +1,4 @@
-"""Activations, and softmax."""
+"""Activation functions and softmax."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
-    """Gaussian error linear unit, exact or one of two approximations."""
+    """The Gaussian error linear unit, exact or in one of two approximations."""
     if mode not in _GELU_MODES:
         raise DeviceError(f"gelu has no mode {mode}; it has {', '.join(_GELU_MODES)}")
     if mode == "SIGMOID_APPROXIMATION":
@@ -69,7 +69,7 @@ def linear_activation(x: Tensor, alpha: float, beta: float) -> Tensor:
 
 
 def clamped_relu(x: Tensor, alpha: float, beta: float) -> Tensor:
-    """Leaky relu of slope ``alpha``, at most ``beta``."""
+    """``leaky_relu`` with the slope ``alpha``, at most ``beta``."""
     return F.leaky_relu(x, alpha).clamp(max=beta)
 
 
@@ -89,17 +89,17 @@ def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
 
 
 def prelu(x: Tensor, alpha: Tensor) -> Tensor:
-    """Leaky relu with a slope a channel: ``alpha [C]``, ``x [n, C, ...]``."""
+    """``leaky_relu`` with one slope for each channel: ``alpha [C]``, ``x [n, C, ...]``."""
     return torch.where(x > 0, x, x * _of_channels(alpha, x))
 
 
 def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """``alpha * ln(1 + exp(beta * x))`` with factors a channel: ``[C]``, ``x [n, C, ...]``."""
+    """``alpha * ln(1 + exp(beta * x))``: ``alpha [C]``, ``beta [C]``, ``x [n, C, ...]``."""
     return _of_channels(alpha, x) * softplus(_of_channels(beta, x) * x)
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
-    """Exponentials over their sum along ``axis``."""
+    """The exponentials divided by their sum along ``axis``."""
     return torch.softmax(x, axis)
 
 

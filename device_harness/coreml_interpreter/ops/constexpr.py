@@ -1,4 +1,4 @@
-"""Weights that are stored in another form than they are used in, unpacked when they are needed."""
+"""Operations that make weights from compressed constants; a weight is unpacked on use."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ from exporters.coreml.constants import Constant
 def constexpr_blockwise_shift_scale(
     making: Making, data: Part, scale: Part, offset: Part | None = None
 ) -> Weight:
-    """``scale * (data - offset)``, one scale and offset a block (iOS 18)."""
+    """``scale * (data - offset)``, with one scale and one offset for each block (iOS 18)."""
     scales, offsets = _floats(scale), None if offset is None else _floats(offset)
     shape = _shape(data)
     if len(shape) != scales.dim() or any(
         blocks < 1 or dim % blocks for dim, blocks in zip(shape, scales.shape, strict=False)
     ):
         raise DeviceError(
-            f"{list(scales.shape)} scales do not divide data of shape {list(shape)} into blocks"
+            f"scales of shape {list(scales.shape)} do not divide data of shape {list(shape)} into "
+            f"blocks"
         )
     if offsets is not None and offsets.shape != scales.shape:
         raise DeviceError(
-            f"there are {list(offsets.shape)} offsets, but {list(scales.shape)} scales"
+            f"offsets have shape {list(offsets.shape)}, but scales have shape {list(scales.shape)}"
         )
     if isinstance(data, Constant):
         return BlockWeight(data, scales, offsets, making.half, making.budget)
@@ -52,7 +53,10 @@ def constexpr_blockwise_shift_scale(
 def constexpr_affine_dequantize(
     making: Making, quantized_data: Part, zero_point: Part, scale: Part, axis: int
 ) -> Weight:
-    """``scale * (quantized_data - zero_point)``, by slices of ``axis`` (iOS 16)."""
+    """``scale * (quantized_data - zero_point)`` (iOS 16).
+
+    There is one scale and one zero point for all data, or one for each slice of ``axis``.
+    """
     shape = _shape(quantized_data)
     scales, points = _floats(scale), _floats(zero_point)
     count = max(scales.numel(), points.numel())
@@ -74,7 +78,7 @@ def constexpr_lut_to_dense(
     shape: Ints | None = None,
     vector_axis: int | None = None,
 ) -> Weight:
-    """Entries of tables (iOS 16: one table, packed indices; iOS 18: tables by blocks)."""
+    """Entries of tables (iOS 16: one table and packed indices; iOS 18: one table a block)."""
     if shape is not None:
         return _lut_of_ios16(making, indices, lut, shape)
     tables = _whole(lut)
@@ -94,7 +98,7 @@ def constexpr_lut_to_dense(
 def constexpr_sparse_to_dense(
     making: Making, nonzero_data: Part, mask: Part, shape: Ints | None = None
 ) -> Weight:
-    """Values where a mask is set, zeros elsewhere (iOS 16: a packed mask; iOS 18: uint1)."""
+    """Values where a mask is set, zeros elsewhere (iOS 16: a packed mask; iOS 18: a uint1 mask)."""
     if shape is not None:
         mask = _packed(mask, 1, shape)
     places = mask
@@ -108,7 +112,7 @@ def constexpr_lut_to_sparse(
     lut: Part,
     vector_axis: int | None = None,
 ) -> tuple[Part, Weight]:
-    """Table entries of the indices where a mask is set: a mask and the values (iOS 18)."""
+    """Table entries for the indices where a mask is set; returns a mask and values (iOS 18)."""
     tables = _whole(lut)
     form, width = _shape(indices_mask), tables.shape[-1]
     _check_tables(form, tables)
@@ -130,7 +134,7 @@ def constexpr_lut_to_sparse(
 def constexpr_sparse_blockwise_shift_scale(
     making: Making, data_mask: Part, nonzero_data: Part, scale: Part, offset: Part | None = None
 ) -> tuple[Part, Weight]:
-    """Scaled integers where a mask is set: the mask and the values (iOS 18)."""
+    """Scaled integers where a mask is set; returns the mask and the values (iOS 18)."""
     scales, offsets = _floats(scale), None if offset is None else _floats(offset)
 
     def values() -> Tensor:
@@ -141,7 +145,7 @@ def constexpr_sparse_blockwise_shift_scale(
 
 
 def constexpr_cast(making: Making, source_val: Part, output_dtype: str) -> Weight:
-    """Another float type."""
+    """Casts to another float type."""
     storage(output_dtype, "the result")
     return _derived(making, _shape(source_val), lambda: _floats(source_val))
 
@@ -150,14 +154,16 @@ def _lut_of_ios16(making: Making, indices: Part, lut: Part, shape: Ints) -> Weig
     tables = _whole(lut).reshape(-1)
     bits = tables.numel().bit_length() - 1
     if tables.numel() != 1 << bits or bits not in (1, 2, 3, 4, 6, 8):
-        raise DeviceError(f"a table of {tables.numel()} entries; it has 2, 4, 8, 16, 64 or 256")
+        raise DeviceError(
+            f"the table has {tables.numel()} entries; it must have 2, 4, 8, 16, 64 or 256"
+        )
     codes = _packed(indices, bits, shape)
     form = [1] * len(shape)
     return LookupWeight(codes, tables.reshape(*form, -1, 1), making.half, making.budget)
 
 
 def _packed(part: Part, bits: int, shape: Ints) -> Constant:
-    """Unsigned integers that iOS 16's operations take as bytes."""
+    """The unsigned integers that iOS 16's operations take as bytes."""
     if not isinstance(part, Constant) or part.dtype != "uint8" or len(shape) < 1:
         raise DeviceError("packed integers must be constants of type uint8")
     count = math.prod(shape)

@@ -17,14 +17,15 @@ def cond(pred: bool, blocks: Blocks) -> tuple[Tensor, ...]:
 
 
 def while_loop(loop_vars: Tensors, blocks: Blocks) -> tuple[Tensor, ...]:
-    """Runs the second block on its own outputs as long as the first one says so."""
+    """Runs the second block on its own outputs as long as the first block gives true."""
     values: list[Any] = list(loop_vars)
     for _ in range(most_iterations()):
         if not bool(blocks[0](values)[0]):
             return tuple(values)
         values = blocks[1](values)
     raise DeviceError(
-        f"the loop did not end within {most_iterations()} iterations: allow more if that is right"
+        f"the loop did not end within {most_iterations()} iterations: raise Limits.iterations if "
+        f"the loop is meant to run longer"
     )
 
 

@@ -1,4 +1,4 @@
-"""Convolutions and pools, of one to three spatial dimensions."""
+"""Convolutions and pooling in one to three spatial dimensions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def conv(
     dilations: Ints | None = None,
     groups: int = 1,
 ) -> Tensor:
-    """``x [n, C, ...]`` convolved with ``weight [C_out, C / groups, ...]``."""
+    """The convolution of ``x [n, C, ...]`` with ``weight [C_out, C / groups, ...]``."""
     rank = x.dim() - 2
     steps, spread = strides or (1,) * rank, dilations or (1,) * rank
     kernel = [(size - 1) * gap + 1 for size, gap in zip(weight.shape[2:], spread, strict=True)]
@@ -50,7 +50,10 @@ def conv_transpose(
     dilations: Ints | None = None,
     groups: int = 1,
 ) -> Tensor:
-    """``x [n, C, ...]`` spread by ``weight [C, C_out / groups, ...]``, then cropped by ``pad``."""
+    """The transposed convolution of ``x [n, C, ...]`` with ``weight [C, C_out / groups, ...]``.
+
+    The result is cropped by ``pad``.
+    """
     rank = x.dim() - 2
     steps, spread = strides or (1,) * rank, dilations or (1,) * rank
     kernel = [(size - 1) * gap + 1 for size, gap in zip(weight.shape[2:], spread, strict=True)]
@@ -111,9 +114,9 @@ def avg_pool(
     exclude_padding_from_average: bool = False,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """The mean of each window, padding counted as zeros or not at all.
+    """The mean of each window; padding counts as zeros, or is not counted.
 
-    What a window reaches beyond the padding, as it may with ``ceil_mode``, is never counted.
+    With ``ceil_mode`` a window may reach beyond the padding; those elements are never counted.
     """
     steps = strides or (1,) * len(kernel_sizes)
     around = _window_padding(x, kernel_sizes, steps, pad_type, pad, ceil_mode)
@@ -143,7 +146,7 @@ def l2_pool(
     pad: Ints | None = None,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """The root of the sum of squares of each window."""
+    """The square root of the sum of squares of each window."""
     steps = strides or (1,) * len(kernel_sizes)
     around = _window_padding(x, kernel_sizes, steps, pad_type, pad, ceil_mode)
     pool = _of_rank(_AVERAGE, x.dim() - 2)
@@ -158,7 +161,7 @@ def _padding(
     pad_type: str,
     pad: Ints | None,
 ) -> list[tuple[int, int]]:
-    """Elements before and after each spatial dimension."""
+    """The numbers of padding elements before and after each spatial dimension."""
     if pad_type not in _PADS:
         raise _unknown_pad(pad_type)
     if pad_type == "valid":
@@ -182,7 +185,7 @@ def _window_padding(
     pad: Ints | None,
     ceil_mode: bool,
 ) -> list[tuple[int, int]]:
-    """As `_padding`, and what the last window needs more when sizes are rounded up."""
+    """As `_padding`, plus the elements that the last window needs when sizes are rounded up."""
     around = _padding(x.shape[2:], kernel, steps, pad_type, pad)
     if not ceil_mode:
         return around
@@ -207,12 +210,12 @@ def _padded(x: Tensor, around: Sequence[tuple[int, int]], value: float) -> Tenso
 
 def _of_rank(functions: tuple[Any, ...], rank: int) -> Any:
     if not 1 <= rank <= 3:
-        raise DeviceError(f"there are 1 to 3 spatial dimensions, not {rank}")
+        raise DeviceError(f"the input has {rank} spatial dimensions; 1 to 3 are allowed")
     return functions[rank - 1]
 
 
 def _unknown_pad(pad_type: str) -> DeviceError:
-    return DeviceError(f"there is no padding {pad_type}; there is {', '.join(_PADS)}")
+    return DeviceError(f"there is no pad_type {pad_type}; there are {', '.join(_PADS)}")
 
 
 OPS: Final[dict[str, Operation]] = {

@@ -1,4 +1,4 @@
-"""Arithmetic, comparisons and functions of single elements."""
+"""Elementwise arithmetic, comparisons and functions."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Operation:
 
 
 def floor_div(x: Tensor, y: Tensor) -> Tensor:
-    """Quotient rounded towards negative infinity."""
+    """The quotient, rounded towards negative infinity."""
     return torch.floor_divide(x, y)
 
 
 def clip(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """Values brought into ``alpha`` to ``beta``."""
+    """The values clipped to the range from ``alpha`` to ``beta``."""
     return torch.minimum(torch.maximum(x, alpha), beta)
 
 
@@ -58,7 +58,7 @@ def threshold(x: Tensor, alpha: Tensor) -> Tensor:
 
 
 def cast(x: Tensor, dtype: str) -> Tensor:
-    """Another type: towards zero from floats to integers, wrapping where they do not fit."""
+    """Casts to another type; floats are cut towards zero, and integers that do not fit wrap."""
     if dtype not in STORAGE:
         raise DeviceError(f"there is no cast to {dtype}; there are casts to {', '.join(STORAGE)}")
     if dtype in ("uint16", "uint32"):

@@ -1,4 +1,4 @@
-"""Resizing of images."""
+"""Resizing and cropping of images."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _SAMPLING: Final = (
 def upsample_nearest_neighbor(
     x: Tensor, scale_factor_height: float = 1, scale_factor_width: float = 1
 ) -> Tensor:
-    """The last two dimensions scaled, each pixel repeated."""
+    """Scales the last two dimensions by repeating each pixel."""
     height, width = _scaled(x, scale_factor_height, scale_factor_width)
     return resize_nearest_neighbor(x, height, width)
 
 
 def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
-    """The last two dimensions brought to a size, each pixel taken from the nearest one."""
+    """Resizes the last two dimensions; each new pixel is the nearest old one."""
     check_shape([*x.shape[:-2], target_size_height, target_size_width])
     for axis, size in ((-2, target_size_height), (-1, target_size_width)):
         place = torch.arange(size) * x.shape[axis] // size
@@ -45,7 +45,7 @@ def upsample_bilinear(
     align_corners: bool = True,
     half_pixel_centers: bool | None = None,
 ) -> Tensor:
-    """The last two dimensions scaled, pixels interpolated."""
+    """Scales the last two dimensions by bilinear interpolation."""
     height, width = _scaled(x, scale_factor_height, scale_factor_width)
     centres = not align_corners if half_pixel_centers is None else half_pixel_centers
     free = "UNALIGN_CORNERS" if centres else "DEFAULT"
@@ -59,7 +59,7 @@ def resize_bilinear(
     target_size_width: int = 1,
     sampling_mode: str = "DEFAULT",
 ) -> Tensor:
-    """The last two dimensions brought to a size, pixels interpolated at points a mode chooses."""
+    """Resizes the last two dimensions by interpolation at points that the mode chooses."""
     if sampling_mode not in _SAMPLING:
         raise DeviceError(
             f"resize_bilinear has no sampling mode {sampling_mode}; it has {', '.join(_SAMPLING)}"
@@ -71,7 +71,7 @@ def resize_bilinear(
 
 
 def crop(x: Tensor, crop_height: tuple[int, ...], crop_width: tuple[int, ...]) -> Tensor:
-    """The last two dimensions without so many elements before and after."""
+    """Cuts elements off the last two dimensions; each pair is the numbers before and after."""
     height, width = x.shape[-2:]
     return x[
         ...,
@@ -85,7 +85,7 @@ def _scaled(x: Tensor, height: float, width: float) -> tuple[int, int]:
 
 
 def _points(size: int, count: int, mode: str) -> Tensor:
-    """Where each of ``count`` new elements lies among ``size`` old ones: float64 ``[count]``."""
+    """The positions of ``count`` new elements among ``size`` old ones: float64 ``[count]``."""
     index = torch.arange(count, dtype=torch.float64)
     if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
         if count == 1:

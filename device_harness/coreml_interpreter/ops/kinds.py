@@ -1,4 +1,4 @@
-"""The types of arguments that operations take: what a binder makes of a program's values."""
+"""The types of arguments that operations take; a binder converts a program's values to them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ Operation = Callable[..., Any]
 """Takes its arguments by MIL's names; returns a tensor, or a tuple of them."""
 
 Blocks = list[Callable[[list[Any]], list[Any]]]
-"""Inner blocks of an operation: each takes the values of its inputs, returns those of its outputs.
-"""
+"""An operation's inner blocks; each takes its inputs' values and returns its outputs' values."""
 
 Part = Constant | Weight | Tensor
-"""A constant as the package stores it, or what another operation makes of constants."""
+"""A constant as the package stores it, or the result of another operation on constants."""
 
 
 @dataclass(frozen=True)
 class Making:
-    """What an operation that makes a weight must know beside its arguments.
+    """What an operation that makes a weight needs besides its arguments.
 
     Attributes:
         half: whether its result is rounded to float16.
-        budget: that the package's weights share.
+        budget: the budget that the package's weights share.
     """
 
     half: bool

@@ -1,4 +1,4 @@
-"""Products of matrices, and attention."""
+"""Matrix products and attention."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from device_harness.coreml_interpreter.ops.kinds import Operation, Tensors
 from device_harness.coreml_interpreter.weights import Weight
 
-_MANY_QUERIES: Final = 16  # for fewer, looking at the mask takes longer than it saves
+_MANY_QUERIES: Final = 16  # with fewer queries, reading the mask takes longer than it saves
 _NO_FLOAT32: Final = 110.0  # exp(-110) is 0 in float32
 
 
 def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    """``x [..., in]`` by ``weight [out, in]``, and ``bias [out]``."""
+    """``x @ weight.T + bias``: ``x [..., in]``, ``weight [out, in]``, ``bias [out]``."""
     return weight.linear(x, bias)
 
 
 def matmul(x: Tensor, y: Weight, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
-    """Product of the last two dimensions, others broadcast; vectors as NumPy takes them."""
+    """The matrix product over the last two dimensions; the others broadcast, as in NumPy."""
     if transpose_x and x.dim() > 1:
         x = x.transpose(-1, -2)
     if transpose_y and len(y.shape) == 2 and x.dim() > 1:
@@ -32,7 +32,7 @@ def matmul(x: Tensor, y: Weight, transpose_x: bool = False, transpose_y: bool = 
 
 
 def einsum(values: Tensors, equation: str) -> Tensor:
-    """Two tensors multiplied as an equation says, dimensions of one broadcast."""
+    """The product of two tensors by an equation; dimensions of size 1 broadcast."""
     return torch.einsum(equation, *values)
 
 
@@ -45,8 +45,8 @@ def scaled_dot_product_attention(
         query: ``[B, ..., L, E]``.
         key: ``[B, ..., S, E]``.
         value: ``[B, ..., S, EV]``.
-        attn_mask: floats that are added, or booleans that say which positions take part,
-            broadcast to ``[B, ..., L, S]``.
+        attn_mask: floats that are added to the scores, or booleans that are true for the positions
+            to attend to; broadcast to ``[B, ..., L, S]``.
     """
     if attn_mask is not None and query.shape[-2] >= _MANY_QUERIES:
         stop = _used(query, key, attn_mask)
@@ -56,11 +56,11 @@ def scaled_dot_product_attention(
 
 
 def _used(query: Tensor, key: Tensor, mask: Tensor) -> int:
-    """Where the positions end that any query looks at: the empty end of a cache takes no part.
+    """The end of the positions that some query attends to, so that a cache's empty end is skipped.
 
-    A position is left out only when its weight is exactly 0 for every query: when its score, at
-    most the product of the longest query and the longest key, lies so far below a row's largest
-    that its exponential is no float32.
+    A position is left out only when its weight is exactly 0 for every query. That is so when its
+    score, bounded by the product of the longest query and the longest key, is so far below the
+    row's largest score that the exponential of the difference is 0 in float32.
     """
     rows = mask.reshape(-1, mask.shape[-1])
     if mask.dtype == torch.bool:

@@ -19,14 +19,14 @@ def batch_norm(
     beta: Tensor | None = None,
     epsilon: float = 1e-5,
 ) -> Tensor:
-    """``x [n, C, ...]`` by the mean and variance of each channel."""
+    """Normalizes ``x [n, C, ...]`` by a given mean and variance of each channel."""
     return F.batch_norm(x, mean, variance, gamma, beta, False, 0.0, epsilon)
 
 
 def instance_norm(
     x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5
 ) -> Tensor:
-    """``x [n, C, ...]`` by each channel's own mean and variance."""
+    """Normalizes each channel of ``x [n, C, ...]`` by its own mean and variance."""
     axes = tuple(range(2, x.dim()))
     centred = x - x.mean(axes, keepdim=True)
     scaled = centred * torch.rsqrt((centred * centred).mean(axes, keepdim=True) + epsilon)
@@ -43,7 +43,10 @@ def layer_norm(
     beta: Tensor | None = None,
     epsilon: float = 1e-5,
 ) -> Tensor:
-    """``x`` by its mean and variance over ``axes``; ``gamma`` and ``beta`` of those dimensions."""
+    """Normalizes ``x`` by its mean and variance over ``axes``.
+
+    ``gamma`` and ``beta`` have the sizes of those dimensions.
+    """
     dims = tuple(range(x.dim())) if axes is None else tuple(axis % x.dim() for axis in axes)
     centred = x - x.mean(dims, keepdim=True)
     scaled = centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + epsilon)
@@ -54,14 +57,14 @@ def layer_norm(
 
 
 def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """``x`` over the root of the sum of squares of its last three dimensions."""
+    """``x`` divided by the root of the sum of squares over its last three dimensions."""
     return x * torch.rsqrt((x * x).sum((-3, -2, -1), keepdim=True) + epsilon)
 
 
 def local_response_norm(
     x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> Tensor:
-    """``x [n, C, ...]`` by the squares of ``size`` neighbouring channels."""
+    """Normalizes ``x [n, C, ...]`` by the squares of ``size`` neighbouring channels."""
     return F.local_response_norm(x, size, alpha, beta, k)
 
 

@@ -1,4 +1,4 @@
-"""Activations as 8-bit integers, and back (iOS 17)."""
+"""Quantizes activations to 8-bit integers, and back (iOS 17)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def quantize(
 ) -> Tensor:
     """``clip(round(input / scale) + zero_point)``, one of each, or one a slice of ``axis``."""
     if output_dtype not in _REACH:
-        raise DeviceError(f"there is no {output_dtype} to quantize to; there is int8 and uint8")
+        raise DeviceError(f"quantize cannot give {output_dtype}; it gives int8 or uint8")
     steps = torch.round(input / _along(scale, input, axis))
     if zero_point is not None:
         steps = steps + _along(zero_point, input, axis).to(steps.dtype)

@@ -40,10 +40,11 @@ def lstm(
     activation: str = "tanh",
     clip: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Long short-term memory over ``x [s, b, in]``; gates are input, forget, output, cell.
+    """Long short-term memory over ``x [s, b, in]``; the gates are input, forget, output, cell.
 
     Returns:
-        Hidden states of all steps (or the last), the last one, and the last memory.
+        The hidden states of all steps (or only the last), the last hidden state, and the last cell
+        state.
     """
     wanted = (recurrent_activation, cell_activation, activation)
     for name in wanted:
@@ -51,12 +52,14 @@ def lstm(
             raise DeviceError(f"there is no activation {name}; there is {', '.join(_ACTIVATIONS)}")
     functions = [_ACTIVATIONS[name] for name in wanted]
     if direction not in ("forward", "reverse", "bidirectional"):
-        raise DeviceError(f"there is no direction {direction}; there is forward, reverse and both")
+        raise DeviceError(
+            f"there is no direction {direction}; there are forward, reverse and bidirectional"
+        )
     hidden = weight_hh.shape[1]
     ways = [(direction == "reverse", weight_ih, weight_hh, bias, peephole)]
     if direction == "bidirectional":
         if weight_ih_back is None or weight_hh_back is None:
-            raise DeviceError("both directions need the weights of the second")
+            raise DeviceError("direction bidirectional needs weight_ih_back and weight_hh_back")
         ways.append((True, weight_ih_back, weight_hh_back, bias_back, peephole_back))
     outputs, lasts, memories = [], [], []
     for place, (back, into, over, added, holes) in enumerate(ways):

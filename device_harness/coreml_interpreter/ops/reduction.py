@@ -35,17 +35,17 @@ def _sum(x: Tensor, axes: Ints, keep: bool) -> Tensor:
 
 
 def reduce_argmax(x: Tensor, axis: int = -1, keep_dims: bool = False) -> Tensor:
-    """Index of the first largest element along ``axis``."""
+    """The index of the first largest element along ``axis``."""
     return x.argmax(axis, keep_dims)
 
 
 def reduce_argmin(x: Tensor, axis: int = -1, keep_dims: bool = False) -> Tensor:
-    """Index of the first smallest element along ``axis``."""
+    """The index of the first smallest element along ``axis``."""
     return x.argmin(axis, keep_dims)
 
 
 def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
-    """Running sum along ``axis``, without the element itself when ``exclusive``."""
+    """The running sum along ``axis``, without the element itself when ``exclusive``."""
     along = x.flip(axis) if reverse else x
     total = torch.cumsum(along, axis, dtype=x.dtype)
     if exclusive:
@@ -54,7 +54,7 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
 
 
 def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
-    """Indices that sort ``x`` along ``axis``, equal elements in their order."""
+    """The indices that sort ``x`` along ``axis``; equal elements keep their order."""
     return torch.argsort(x, dim=axis, descending=not ascending, stable=True)
 
 
@@ -69,7 +69,7 @@ def topk(
 ) -> tuple[Tensor, ...]:
     """The ``k`` largest elements (smallest, when ``ascending``) along ``axis``, and their indices.
 
-    They are sorted whether or not that is asked for.
+    The elements are sorted whatever ``sort`` says.
     """
     values, order = torch.sort(x, dim=axis, descending=not ascending, stable=True)
     if k == -1:

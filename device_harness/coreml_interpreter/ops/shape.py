@@ -1,4 +1,4 @@
-"""Shapes: reshaping, joining, repeating, making."""
+"""Operations that reshape, join, split, repeat, pad and make tensors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from device_harness.errors import DeviceError
 
 
 def reshape(x: Tensor, shape: Ints) -> Tensor:
-    """The same elements in another shape; 0 keeps ``x``'s dimension, -1 is what is left.
+    """The same elements in another shape; 0 keeps ``x``'s dimension, -1 takes the rest.
 
-    Zeros are matched from the last dimension on, as iOS 17 does; with as many dimensions as ``x``
-    has that is the same as before.
+    Zeros are matched from the last dimension on, as iOS 17 does. Where the shape has as many
+    dimensions as ``x``, that equals the matching from the first dimension on before iOS 17.
     """
     dims = list(shape)
     for back in range(1, len(dims) + 1):
@@ -30,7 +30,7 @@ def reshape(x: Tensor, shape: Ints) -> Tensor:
 def reshape_like(
     x: Tensor, ref_tensors: Tensors, begins: Tensors, ends: Tensors, end_masks: Tensors
 ) -> Tensor:
-    """The same elements in a shape made of parts of other tensors' shapes."""
+    """The same elements in a shape that joins parts of other tensors' shapes."""
     dims: list[int] = []
     for like, begin, end, mask in zip(ref_tensors, begins, ends, end_masks, strict=True):
         dims += like.shape[int(begin) : None if bool(mask) else int(end)]
@@ -38,12 +38,12 @@ def reshape_like(
 
 
 def transpose(x: Tensor, perm: Ints) -> Tensor:
-    """Dimensions in another order."""
+    """The dimensions in the order ``perm``."""
     return x.permute(perm)
 
 
 def expand_dims(x: Tensor, axes: Ints) -> Tensor:
-    """Dimensions of one, where the result will have them."""
+    """Adds dimensions of size 1; ``axes`` are their positions in the result."""
     rank = x.dim() + len(axes)
     shape = list(x.shape)
     for axis in sorted(axis % rank for axis in axes):
@@ -52,27 +52,27 @@ def expand_dims(x: Tensor, axes: Ints) -> Tensor:
 
 
 def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
-    """Dimensions of one taken away; others are left as they are."""
+    """Removes dimensions of size 1, all or those of ``axes``; other dimensions stay."""
     return x.squeeze() if axes is None else x.squeeze(axes)
 
 
 def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
-    """A matrix: dimensions before ``axis`` are rows."""
+    """Flattens to a matrix; the dimensions before ``axis`` become its rows."""
     return x.reshape(math.prod(x.shape[:axis]), -1)
 
 
 def shape_of(x: Tensor) -> Tensor:
-    """The shape, as integers."""
+    """The shape of ``x`` as an int32 tensor."""
     return torch.tensor(x.shape, dtype=torch.int32)
 
 
 def identity(x: Tensor) -> Tensor:
-    """The same."""
+    """``x`` itself."""
     return x
 
 
 def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
-    """Tensors joined along ``axis``; element by element in turn when ``interleave``."""
+    """Joins tensors along ``axis``; ``interleave`` takes one element of each in turn."""
     if interleave:
         return torch.stack(values, axis % values[0].dim() + 1).flatten(
             axis % values[0].dim(), axis % values[0].dim() + 1
@@ -81,14 +81,14 @@ def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
 
 
 def stack(values: Tensors, axis: int) -> Tensor:
-    """Tensors joined along a new dimension."""
+    """Joins tensors along a new dimension."""
     return torch.stack(values, axis)
 
 
 def split(
     x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Ints | None = None
 ) -> tuple[Tensor, ...]:
-    """Parts along ``axis``, of the sizes given or of equal ones."""
+    """Splits along ``axis`` into parts of the given sizes, or into equal parts."""
     if split_sizes is not None:
         return torch.split(x, list(split_sizes), axis)
     if not num_splits or x.shape[axis] % num_splits:
@@ -97,24 +97,24 @@ def split(
 
 
 def tile(x: Tensor, reps: Ints) -> Tensor:
-    """Repeated ``reps`` times along each dimension."""
+    """Repeats ``x`` along each dimension as often as ``reps`` says."""
     check_shape(dim * times for dim, times in zip(x.shape, reps, strict=True))
     return x.repeat(reps)
 
 
 def fill(shape: Ints, value: Tensor | None = None) -> Tensor:
-    """One value everywhere; 0.0 when none is given."""
+    """A tensor filled with one value, by default 0.0."""
     given = torch.zeros(()) if value is None else value.reshape(())
     return given.expand(check_shape(shape)).clone()
 
 
 def fill_like(ref_tensor: Tensor, value: Tensor | None = None) -> Tensor:
-    """One value in the shape of another tensor."""
+    """A tensor in another tensor's shape, filled with one value."""
     return fill(tuple(ref_tensor.shape), value)
 
 
 def range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
-    """From ``start`` up to but without ``end`` in steps."""
+    """The numbers from ``start`` in steps of ``step``, without ``end``."""
     if float(step) == 0:
         raise DeviceError("a range with a step of 0 never ends")
     count = max(0, math.ceil((float(end) - float(start)) / float(step)))
@@ -123,9 +123,10 @@ def range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
 
 
 def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
-    """Elements before and after the last dimensions: ``pad`` holds two numbers for each.
+    """Adds elements before and after the last dimensions; ``pad`` holds two numbers for each.
 
-    Modes: ``constant``, ``reflect`` (without the edge) and ``replicate`` (the edge).
+    The modes are ``constant``, ``reflect`` (the edge is not repeated) and ``replicate`` (the edge
+    is repeated).
     """
     before_after = list(pad)
     dims = len(before_after) // 2
@@ -160,12 +161,12 @@ def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0)
 
 
 def reverse(x: Tensor, axes: Ints | None = None) -> Tensor:
-    """Dimensions turned round."""
+    """Reverses the order of the elements along ``axes``, by default along all."""
     return x.flip(tuple(range(x.dim())) if axes is None else axes)
 
 
 def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
-    """The first ``lengths[i]`` elements along ``seq_axis`` turned round, for each of a batch."""
+    """Reverses the first ``lengths[i]`` elements along ``seq_axis`` for each element of a batch."""
     moved = x.movedim((batch_axis, seq_axis), (0, 1)).clone()
     for row, length in zip(moved, lengths.tolist(), strict=True):
         row[:length] = row[:length].flip(0)
@@ -173,7 +174,10 @@ def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: 
 
 
 def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
-    """Zeros outside a band round the diagonal of the last two dimensions; -1 keeps a side whole."""
+    """Sets elements outside a band around the diagonal to zero; -1 keeps a whole side.
+
+    The diagonal is that of the last two dimensions.
+    """
     kept = x.clone()
     if lower >= 0:
         kept = kept.triu(-lower)
@@ -196,18 +200,18 @@ def one_hot(
 
 
 def non_zero(x: Tensor) -> Tensor:
-    """Indices of elements that are not zero, one row each."""
+    """The indices of the elements that are not zero, one row for each element."""
     return torch.nonzero(x)
 
 
 def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
-    """All windows of ``size`` elements along ``axis``, in a new dimension after it."""
+    """Windows of ``size`` elements along ``axis``; a new dimension after it holds each window."""
     at = axis % x.dim()
     return x.unfold(at, size, stride).movedim(-1, at + 1)
 
 
 def depth_to_space(x: Tensor, block_size: int) -> Tensor:
-    """Channels spread over blocks of pixels, a pixel's channels together."""
+    """Moves channels into blocks of pixels; the block is the outer part of the channel's index."""
     n, c, h, w = x.shape
     b = block_size
     spread = x.reshape(n, b, b, c // (b * b), h, w).permute(0, 3, 4, 1, 5, 2)
@@ -215,7 +219,7 @@ def depth_to_space(x: Tensor, block_size: int) -> Tensor:
 
 
 def space_to_depth(x: Tensor, block_size: int) -> Tensor:
-    """Blocks of pixels gathered into channels: undoes depth_to_space."""
+    """Moves blocks of pixels into channels, which undoes depth_to_space."""
     n, c, h, w = x.shape
     b = block_size
     gathered = x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4)
@@ -223,17 +227,17 @@ def space_to_depth(x: Tensor, block_size: int) -> Tensor:
 
 
 def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
-    """Channels spread over blocks of pixels, a block's channels together."""
+    """Moves channels into blocks of pixels; the block is the inner part of the channel's index."""
     return F.pixel_shuffle(x, upscale_factor)
 
 
 def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
-    """Blocks of pixels gathered into channels: undoes pixel_shuffle."""
+    """Moves blocks of pixels into channels, which undoes pixel_shuffle."""
     return F.pixel_unshuffle(x, downscale_factor)
 
 
 def space_to_batch(x: Tensor, block_shape: Ints, paddings: Ints) -> Tensor:
-    """Blocks of pixels spread over the batch, after padding."""
+    """Pads, then moves blocks of pixels into the batch."""
     x = F.pad(x, (paddings[2], paddings[3], paddings[0], paddings[1]))
     n, c, h, w = x.shape
     a, b = block_shape
@@ -242,7 +246,7 @@ def space_to_batch(x: Tensor, block_shape: Ints, paddings: Ints) -> Tensor:
 
 
 def batch_to_space(x: Tensor, block_shape: Ints, crops: Ints) -> Tensor:
-    """The batch gathered into blocks of pixels, then cropped."""
+    """Moves the batch into blocks of pixels, then crops."""
     n, c, h, w = x.shape
     a, b = block_shape
     pixels = x.reshape(a, b, n // (a * b), c, h, w).permute(2, 3, 4, 0, 5, 1)

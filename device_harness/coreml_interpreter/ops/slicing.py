@@ -25,7 +25,11 @@ def slice_by_index(
     end_mask: Ints | None = None,
     squeeze_mask: Ints | None = None,
 ) -> Tensor:
-    """``x[begin:end:stride, ...]``; masks leave out an end, or take one element alone."""
+    """``x[begin:end:stride, ...]``.
+
+    Where ``begin_mask`` or ``end_mask`` is set, the slice is open at that end. Where
+    ``squeeze_mask`` is set, the slice takes one element and drops the dimension.
+    """
     for axis, which in reversed(
         list(enumerate(_slices(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)))
     ):
@@ -40,7 +44,7 @@ def slice_by_index(
 
 
 def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
-    """``size`` elements from ``begin`` on, in each dimension; all that are left where it is -1."""
+    """``size`` elements from ``begin`` on in each dimension; a size of -1 takes all the rest."""
     for axis, (first, count) in enumerate(zip(begin, size, strict=True)):
         start = first % x.shape[axis] if first < 0 else first
         x = x.narrow(axis, start, x.shape[axis] - start if count == -1 else count)
@@ -57,7 +61,7 @@ def slice_update(
     end_mask: Ints | None = None,
     squeeze_mask: Ints | None = None,
 ) -> Tensor:
-    """A copy of ``x`` with a slice, given as to slice_by_index, replaced by ``update``."""
+    """A copy of ``x`` whose slice, given as for slice_by_index, is replaced by ``update``."""
     return slice_update_in_place(
         x.clone(), update, begin, end, stride, begin_mask, end_mask, squeeze_mask
     )
@@ -73,7 +77,7 @@ def slice_update_in_place(
     end_mask: Ints | None = None,
     squeeze_mask: Ints | None = None,
 ) -> Tensor:
-    """As slice_update, into ``x`` itself: for states that nobody else looks at."""
+    """As slice_update, but writes into ``x``; for states whose old value is not read again."""
     target = x
     turned: list[int] = []
     for axis, which in reversed(
@@ -123,7 +127,9 @@ def _slices(
         strict=True,
     )
     if len(begin) != x.dim():
-        raise DeviceError(f"a slice of {len(begin)} dimensions of a tensor of {x.dim()}")
+        raise DeviceError(
+            f"the slice has {len(begin)} dimensions, but the tensor has {x.dim()} dimensions"
+        )
     found: list[slice | int] = []
     for first, last, step, no_begin, no_end, single in rows:
         if single:
@@ -140,9 +146,11 @@ def gather(
     batch_dims: int = 0,
     validate_indices: bool = False,
 ) -> Tensor:
-    """Slices of ``x`` along ``axis``, in the shape of ``indices`` behind its batch dimensions.
+    """Slices of ``x`` along ``axis``, one for each index.
 
-    Indices outside are refused whether or not that is asked for; negative ones count from the end.
+    The shape of ``indices``, without its batch dimensions, replaces ``axis`` in the result.
+    Negative indices count from the end. Indices outside are refused whatever ``validate_indices``
+    says.
     """
     del validate_indices
     at = axis % len(x.shape)
@@ -167,7 +175,7 @@ def gather(
 def gather_along_axis(
     x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False
 ) -> Tensor:
-    """The element along ``axis`` that each index names; other dimensions are broadcast."""
+    """The element along ``axis`` that each index names; other dimensions broadcast."""
     del validate_indices
     at = axis % x.dim()
     places = _positive(indices, x.shape[at])
@@ -182,7 +190,7 @@ def gather_along_axis(
 def gather_nd(
     x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False
 ) -> Tensor:
-    """The slice that each row of the last dimension of ``indices`` names."""
+    """The slices of ``x`` at the coordinates in the last dimension of ``indices``."""
     del validate_indices
     if batch_dims:
         batch = x.shape[:batch_dims]
@@ -201,7 +209,7 @@ def scatter(
     mode: str = "add",
     validate_indices: bool = False,
 ) -> Tensor:
-    """A copy of ``data`` with slices along ``axis`` changed by ``updates``."""
+    """A copy of ``data`` in which ``updates`` change the slices that indices name on ``axis``."""
     del validate_indices
     at = axis % data.dim()
     places = _positive(indices, data.shape[at])
@@ -217,7 +225,7 @@ def scatter_along_axis(
     mode: str = "add",
     validate_indices: bool = False,
 ) -> Tensor:
-    """A copy of ``data`` with the elements that indices name along ``axis`` changed."""
+    """A copy of ``data`` in which ``updates`` change the elements that indices name on ``axis``."""
     del validate_indices
     at = axis % data.dim()
     places = _positive(indices, data.shape[at])
@@ -233,7 +241,7 @@ def scatter_nd(
     mode: str = "add",
     validate_indices: bool = False,
 ) -> Tensor:
-    """A copy of ``data`` with the slices that rows of ``indices`` name changed."""
+    """A copy of ``data`` in which ``updates`` change the slices at the coordinates ``indices``."""
     del validate_indices
     depth = indices.shape[-1]
     inner = data.shape[depth:]
@@ -251,10 +259,10 @@ def _coordinates(x: Tensor, indices: Tensor) -> list[Tensor]:
 
 
 def _positive(indices: Tensor, size: int) -> Tensor:
-    """Indices as int64, negative ones counted from the end.
+    """Converts indices to int64 from 0 on; negative indices count from the end.
 
     Raises:
-        IndexError: one lies outside.
+        IndexError: an index is outside the dimension.
     """
     places = indices.to(torch.int64)
     if places.numel():
@@ -269,10 +277,10 @@ def _positive(indices: Tensor, size: int) -> Tensor:
 
 def _scattered(data: Tensor, axis: int, places: Tensor, updates: Tensor, mode: str) -> Tensor:
     if mode not in _MODES:
-        raise DeviceError(f"there is no mode {mode} of scattering; there are {', '.join(_MODES)}")
+        raise DeviceError(f"scatter has no mode {mode}; it has {', '.join(_MODES)}")
     if mode == "update":
         return data.scatter(axis, places, updates)
-    if mode in ("sub", "div"):  # one after the other, where several name one element
+    if mode in ("sub", "div"):  # as add and mul, so that indices may name an element several times
         mode, updates = ("add", -updates) if mode == "sub" else ("mul", 1 / updates)
     return data.scatter_reduce(axis, places, updates.to(data.dtype), _SCATTER[mode])
 

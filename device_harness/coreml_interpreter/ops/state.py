@@ -1,7 +1,7 @@
 """Reading and writing states.
 
-What is read is the state's own memory: whoever binds a program sees to it that nobody still needs
-the old value when a new one is written, and has it copied otherwise.
+Reading returns the state's own memory. The binder has the result copied where a step still reads
+the old value after a new one is written; see `device_harness.coreml_interpreter.sharing`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from device_harness.coreml_interpreter.states import State
 
 
 def read_state(input: State) -> Tensor:
-    """What a state holds."""
+    """Returns the state's content."""
     return input.tensor
 
 
 def write_state(input: State, data: Tensor) -> tuple[Tensor, ...]:
-    """Replaces what a state holds."""
+    """Replaces the state's content."""
     input.write(data)
     return ()
 
 
 def coreml_update_state(state: State, value: Tensor) -> Tensor:
-    """Replaces what a state holds, and reads it."""
+    """Replaces the state's content and returns it."""
     state.write(value)
     return state.tensor
 

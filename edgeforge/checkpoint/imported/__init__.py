@@ -1,1 +1,1 @@
-"""Checkpoints that were quantized elsewhere, whose integers are kept."""
+"""Reads checkpoints that another tool quantized, and keeps their integers as they are."""

@@ -1,8 +1,8 @@
 """AWQ checkpoints (Lin et al. 2023), in the layout that AutoAWQ calls GEMM.
 
-``qweight: int32[in, out / 8]`` packs codes along the OUTPUT, ``qzeros: int32[groups, out / 8]``
-likewise: the eight nibbles of a word, the lowest first, are outputs 0, 2, 4, 6, 1, 3, 5, 7.
-``scales`` is ``[groups, out]``. Zero points are stored as they are.
+``qweight: int32[in, out / 8]`` packs codes along the OUTPUT, and ``qzeros: int32[groups, out / 8]``
+packs zero points the same way. The eight nibbles of a word, the lowest first, are outputs 0, 2, 4,
+6, 1, 3, 5, 7. ``scales`` is ``[groups, out]``. Zero points are stored as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgeforge.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-# Where in a word of nibbles each of eight neighbouring outputs lies.
+# Which nibble of a word holds each of eight neighbouring outputs.
 _PLACE = (0, 4, 1, 5, 2, 6, 3, 7)
 _HARMLESS = (
     "backend",
@@ -45,7 +45,8 @@ class AwqPacking:
     """The layout of an AWQ checkpoint.
 
     Attributes:
-        group_size: input columns that share a scale; None for one group a row.
+        group_size: input columns that share a scale; None for one group per row.
+        bits: bits of a code.
     """
 
     group_size: int | None
@@ -81,16 +82,16 @@ class AwqPacking:
 
 
 def _outputs_first(words: torch.Tensor) -> torch.Tensor:
-    """``int32[n, out / 8] -> uint8[out, n]``, outputs in their order."""
+    """Unpacks nibbles and puts outputs in order: ``int32[n, out / 8] -> uint8[out, n]``."""
     nibbles = unpack_words(words, 4).reshape(len(words), -1, 8)
     return transposed(nibbles[:, :, list(_PLACE)].reshape(len(words), -1))
 
 
 def read_awq(reader: ConfigReader) -> AwqPacking:
-    """Reads ``quantization_config``.
+    """Reads an AWQ checkpoint's ``quantization_config``.
 
     Raises:
-        CheckpointError: a field that would change the numbers and is not implemented.
+        CheckpointError: a field would change the weights and is not implemented.
     """
     for field in _HARMLESS:
         reader.get(field)
@@ -101,8 +102,8 @@ def read_awq(reader: ConfigReader) -> AwqPacking:
     reader.choice("version", ("gemm", "GEMM"), "gemm")
     if not reader.flag("zero_point", True):
         raise CheckpointError(
-            f"{reader.where}: zero_point is false, a layout that EdgeForge does not read: give the "
-            f"original checkpoint"
+            f"{reader.where}: zero_point is false, which is a layout that EdgeForge does not read: "
+            f"give the original checkpoint"
         )
     reader.finish()
     return AwqPacking(size)

@@ -2,7 +2,8 @@
 
 ``weight_packed: int32[out, in * bits / 32]`` packs codes along the input, the lowest bits first;
 ``weight_scale`` is ``[out, groups]``; ``weight_zero_point: int32[out * bits / 32, groups]`` packs
-along the output. Signed integers are stored plus half their range, zero points alike.
+along the output. Half of their range is added to signed integers and to zero points before they are
+stored.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class CompressedPacking:
     """The layout of a ``pack-quantized`` checkpoint.
 
     Attributes:
-        bits: of a code.
-        group_size: input columns that share a scale; None for one group a row.
-        symmetric: whether there are no zero points.
+        bits: bits of a code.
+        group_size: input columns that share a scale; None for one group per row.
+        symmetric: whether the checkpoint has no zero points.
     """
 
     bits: Bits
@@ -71,7 +72,7 @@ class CompressedPacking:
         return found
 
     def codes(self, stored: torch.Tensor) -> torch.Tensor:
-        """The words are our bytes."""
+        """Returns the words' bytes, which are already in the store's order."""
         import torch
 
         return stored.view(torch.uint8)
@@ -86,10 +87,10 @@ class CompressedPacking:
 
 
 def read_compressed_tensors(reader: ConfigReader) -> CompressedPacking:
-    """Reads ``quantization_config``.
+    """Reads a compressed-tensors checkpoint's ``quantization_config``.
 
     Raises:
-        CheckpointError: a field that would change the numbers and is not implemented.
+        CheckpointError: a field would change the weights and is not implemented.
     """
     for field in _HARMLESS:
         reader.get(field)
@@ -101,8 +102,8 @@ def read_compressed_tensors(reader: ConfigReader) -> CompressedPacking:
     weights = group.section("weights") if group is not None else None
     if group is None or weights is None:
         raise CheckpointError(
-            f"{reader.where} has {len(names)} config_groups; EdgeForge reads checkpoints with one, "
-            f"which gives weights their format"
+            f"{reader.where} has {len(names)} config_groups; EdgeForge reads checkpoints with one "
+            f"that has a field 'weights'"
         )
     group.absent("input_activations", "output_activations")
     if group.get("targets") != ["Linear"]:

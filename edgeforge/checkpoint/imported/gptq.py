@@ -3,7 +3,7 @@
 ``qweight: int32[in * bits / 32, out]`` packs codes along the INPUT, the lowest bits first;
 ``qzeros: int32[groups, out * bits / 32]`` packs zero points along the output; ``scales`` is
 ``[groups, out]`` and ``g_idx: int32[in]`` names the group of each input column. The format
-``gptq`` stores zero points minus one, ``gptq_v2`` as they are.
+``gptq`` stores zero points minus one; the format ``gptq_v2`` stores them as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgeforge.checkpoint.imported.packing import (
 if TYPE_CHECKING:
     import torch
 
-# What says how the integers were found, or by which kernels to run them.
+# Fields about how the integers were found or which kernels run them. None changes the weights.
 _HARMLESS = (
     "act_group_aware",
     "backend",
@@ -37,7 +37,7 @@ _HARMLESS = (
     "damp_auto_increment",
     "damp_percent",
     "dataset",
-    "desc_act",  # its trace is g_idx, which is read
+    "desc_act",  # it changes the order of groups, which is read from g_idx
     "disable_exllama",
     "exllama_config",
     "format",
@@ -70,10 +70,10 @@ class GptqPacking:
     """The layout of a GPTQ checkpoint.
 
     Attributes:
-        bits: of a code.
-        group_size: input columns that share a scale; None for one group a row.
-        symmetric: whether the checkpoint says that every zero point is the middle.
-        minus_one: whether zero points are stored minus one.
+        bits: bits of a code.
+        group_size: input columns that share a scale; None for one group per row.
+        symmetric: whether the checkpoint says that every zero point is the middle of the range.
+        minus_one: whether the format stores zero points minus one.
     """
 
     bits: Bits
@@ -97,7 +97,7 @@ class GptqPacking:
         }
 
     def codes(self, stored: torch.Tensor) -> torch.Tensor:
-        """A column of words, the lowest bits first, is a row of our bytes."""
+        """Returns the transposed words as bytes: a column of words is a row of the store."""
         import torch
 
         return transposed(stored).view(torch.uint8)
@@ -110,23 +110,25 @@ class GptqPacking:
         """As `edgeforge.checkpoint.imported.packing.Packing.zero_point`."""
         points = transposed(unpack_words(stored, self.bits))
         middle, largest = 1 << (self.bits - 1), (1 << self.bits) - 1
-        # Some writers label zero points that are stored as they are with the older format.
+        # Some tools store zero points as they are and still name the older format, which stores
+        # them minus one. A symmetric checkpoint shows it: its zero points must be the middle.
         as_they_are = not self.minus_one or (self.symmetric and bool((points == middle).all()))
         if as_they_are:
             return points
         if bool((points == largest).any()):
             raise ValueError(
-                f"a zero point is stored as {largest}, which readers of the format 'gptq' take "
-                f"for {largest + 1} or for 0: write it as checkpoint_format 'gptq_v2'"
+                f"a zero point is stored as {largest}, which some readers of the format 'gptq' "
+                f"take for {largest + 1} and some for 0: save the checkpoint again with "
+                f"checkpoint_format 'gptq_v2'"
             )
         return points + 1
 
 
 def read_gptq(reader: ConfigReader) -> GptqPacking:
-    """Reads ``quantization_config``.
+    """Reads a GPTQ checkpoint's ``quantization_config``.
 
     Raises:
-        CheckpointError: a field that would change the numbers and is not implemented.
+        CheckpointError: a field would change the weights and is not implemented.
     """
     for field in _HARMLESS:
         reader.get(field)

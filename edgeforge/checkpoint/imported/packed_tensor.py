@@ -1,4 +1,4 @@
-"""`PackedTensor`: one linear layer of a quantized checkpoint, integers and scales as they are."""
+"""`PackedTensor`: the integers and scales of one linear layer of a quantized checkpoint."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 class PackedTensor:
-    """A layer of ``rows`` outputs and ``columns`` inputs; safe from several threads.
+    """A linear layer of ``rows`` outputs and ``columns`` inputs; safe from several threads.
 
     Args:
-        checkpoint: where its tensors are.
+        checkpoint: the checkpoint that has the layer's tensors.
         module: the layer's name, without ``.weight``.
-        packing: how the checkpoint lays layers out.
+        packing: the checkpoint's layout of quantized layers.
         shape: rows and columns that the configuration calls for.
 
     Raises:
-        CheckpointError: a part is missing or of another shape or dtype, columns are not grouped in
+        CheckpointError: a part is missing or has another shape or dtype, columns are not grouped in
             their order, or there is a bias.
     """
 
@@ -38,12 +38,13 @@ class PackedTensor:
         if columns % words or rows % words:
             raise CheckpointError(
                 f"{module} has {rows} outputs and {columns} inputs; {packing.method} packs {words} "
-                f"of them in a word, which must be full here"
+                f"codes in a word, and EdgeForge reads full words only: both must be multiples of "
+                f"{words}"
             )
         size = packing.group_size
         if size is not None and columns % size:
             raise CheckpointError(
-                f"{module} has {columns} inputs, which groups of {size} do not divide"
+                f"{module} has {columns} inputs, not a multiple of group_size {size}"
             )
         self._check_parts()
         self._check_order()
@@ -57,30 +58,30 @@ class PackedTensor:
         return tuple(name for name in found if name in self.checkpoint.tensors)
 
     def codes(self) -> torch.Tensor:
-        """``uint8[rows, columns * bits / 8]``, as `quant.formats.formats.IntFormat.layout` says."""
+        """Returns ``uint8[rows, columns * bits / 8]`` in the layout of `IntFormat.layout`."""
         return self.packing.codes(self._read(self.packing.codes_part))
 
     def scale(self) -> torch.Tensor:
-        """``[rows, groups]`` in the checkpoint's dtype.
+        """Returns the scales, ``[rows, groups]`` in the checkpoint's dtype.
 
         Raises:
-            CheckpointError: one is not a finite number above zero.
+            CheckpointError: a scale is not a finite number above zero.
         """
         scale = self.packing.scale(self._read(self.packing.scale_part))
         bad = ~(scale.isfinite() & (scale > 0))
         if bool(bad.any()):
             value = float(scale[bad][0])
             raise CheckpointError(
-                f"{self.module}.{self.packing.scale_part} holds {value:g}; scales are finite and "
-                f"above zero: the checkpoint is damaged"
+                f"{self.module}.{self.packing.scale_part} holds {value:g}; scales must be finite "
+                f"and above zero: the checkpoint is damaged"
             )
         return scale
 
     def zero_point(self) -> torch.Tensor | None:
-        """``uint8[rows, groups]``, one an element; None when all stand for the middle.
+        """Returns ``uint8[rows, groups]``, unpacked; None when all are the middle of the range.
 
         Raises:
-            CheckpointError: they are not what the configuration says.
+            CheckpointError: zero points contradict the configuration, or are ambiguous.
         """
         part = self.packing.zero_part
         if part not in self.packing.parts(*self.shape):
@@ -93,10 +94,10 @@ class PackedTensor:
         return None if bool((points == middle).all()) else points
 
     def format(self) -> IntFormat:
-        """The narrowest format that holds this layer exactly.
+        """Returns the narrowest format that stores this layer exactly.
 
         Raises:
-            CheckpointError: scales that neither bfloat16 nor float16 holds.
+            CheckpointError: neither bfloat16 nor float16 can store the scales exactly.
         """
         symmetric = self.zero_point() is None
         return IntFormat(self.packing.bits, self.packing.group_size, symmetric, self._scale_name())
@@ -110,17 +111,16 @@ class PackedTensor:
         if torch.equal(scale.half().float(), scale.float()):
             return "float16"
         raise CheckpointError(
-            f"{self.module}.{self.packing.scale_part} holds scales that are neither bfloat16 nor "
-            f"float16 numbers, so that they cannot be stored as they are: save the checkpoint "
-            f"with float16 scales"
+            f"{self.module}.{self.packing.scale_part} holds scales that neither bfloat16 nor "
+            f"float16 can store exactly: save the checkpoint with float16 scales"
         )
 
     def dequantize(self) -> torch.Tensor:
-        """The weights that the checkpoint stands for, ``float32[rows, columns]``, exact."""
+        """Returns the exact weights that the checkpoint represents, ``float32[rows, columns]``."""
         return (self.steps() * self.scale().float().unsqueeze(-1)).reshape(self.shape)
 
     def steps(self) -> torch.Tensor:
-        """Codes less zero points, ``float32[rows, groups, columns of a group]``."""
+        """Returns codes minus zero points, ``float32[rows, groups, columns of a group]``."""
         from quant.formats.packing import unpack_codes
 
         rows, columns = self.shape
@@ -159,7 +159,7 @@ class PackedTensor:
                 )
 
     def _check_order(self) -> None:
-        """Refuses columns whose groups do not follow one another."""
+        """Refuses a layer whose groups are not runs of neighbouring columns, in their order."""
         import torch
 
         name = f"{self.module}.{self.packing.index_part}"
@@ -170,13 +170,13 @@ class PackedTensor:
         wanted = torch.arange(columns) // (self.packing.group_size or columns)
         if not torch.equal(index.long(), wanted):
             raise CheckpointError(
-                f"{name} puts input columns into groups out of their order (desc_act with groups "
-                f"found on the way), which no runtime here can hold: give a checkpoint made with "
+                f"{name} puts input columns into groups out of their order (desc_act true and "
+                f"static_groups false), which no target can store: give a checkpoint made with "
                 f"desc_act false or static_groups true, or the original one"
             )
 
     def _check_bias(self) -> None:
-        """Refuses a bias that adds something; some writers leave one of zeros."""
+        """Refuses a bias that is not zero; some tools write one of zeros."""
         name = f"{self.module}.bias"
         if name in self.checkpoint.tensors and self.checkpoint.read(name).any():
             raise CheckpointError(
@@ -185,18 +185,18 @@ class PackedTensor:
 
 
 def import_rows(tensor: PackedTensor, format: IntFormat) -> QuantizedRows:
-    """A layer in the layout of `quant.formats.formats`: its codes and zero points.
+    """Returns a layer's codes, scales and zero points in the layout of `quant.formats.formats`.
 
-    Its scales are those of the checkpoint where the format can hold them.
+    The scales are the checkpoint's where ``format`` can store them exactly, else they are rounded.
 
     Args:
         tensor: the layer.
-        format: what to store. A layer whose zero points are all the middle may be stored with
-            zero points, for the sake of others that it is stacked with; scales that ``format``
-            does not hold are rounded.
+        format: the format to store. It may have zero points although the layer's are all the
+            middle of the range, because layers that are stacked into one weight share its format.
 
     Returns:
-        The parts; squares are summed up only where scales were rounded, else they are zero.
+        The parts; squared error and norm are computed only where scales were rounded, else they are
+        zero.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""`Packing`: how one method of quantization lays a linear layer out in a checkpoint."""
+"""`Packing`: the layout of a quantized linear layer in the checkpoints of one method."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ INT32 = ("int32",)
 
 @dataclass(frozen=True)
 class PackedPart:
-    """One tensor that a packed layer consists of.
+    """One of the tensors that make up a packed layer.
 
     Attributes:
-        shape: its shape in the checkpoint.
-        dtypes: what its elements may be.
-        required: whether a layer may lack it.
+        shape: the tensor's shape in the checkpoint.
+        dtypes: the dtypes that it may have.
+        required: whether every layer must have it.
     """
 
     shape: tuple[int, ...]
@@ -33,7 +33,9 @@ class PackedPart:
 
 
 class Packing(Protocol):
-    """A method's layout; a layer of ``rows`` outputs and ``columns`` inputs is named by its module.
+    """A method's layout of linear layers; a layer has ``rows`` outputs and ``columns`` inputs.
+
+    The names of a layer's tensors are its module's name, a dot, and one of the parts below.
 
     Attributes:
         codes_part: the tensor of codes; a module that has it is packed.
@@ -53,41 +55,50 @@ class Packing(Protocol):
 
     @property
     def bits(self) -> Bits:
-        """Of a code."""
+        """Bits of a code."""
 
     @property
     def group_size(self) -> int | None:
-        """Input columns that share a scale; None for one group a row."""
+        """Input columns that share a scale; None for one group per row."""
 
     def parts(self, rows: int, columns: int) -> Mapping[str, PackedPart]:
-        """The tensors of a layer, by what follows its module's name and a dot."""
+        """Returns a layer's tensors by part name: what follows the module's name and a dot."""
 
     def codes(self, stored: torch.Tensor) -> torch.Tensor:
-        """Codes as the store has them, ``uint8[rows, columns * bits / 8]``."""
+        """Returns the codes in the store's layout, ``uint8[rows, columns * bits / 8]``."""
 
     def scale(self, stored: torch.Tensor) -> torch.Tensor:
-        """Scales as ``[rows, groups]`` in the checkpoint's dtype."""
+        """Returns the scales as ``[rows, groups]`` in the checkpoint's dtype."""
 
     def zero_point(self, stored: torch.Tensor) -> torch.Tensor:
-        """Zero points as ``uint8[rows, groups]``, one an element.
+        """Returns the zero points as ``uint8[rows, groups]``, unpacked.
 
         Raises:
-            ValueError: they are none that every reader of the format takes alike; in words.
+            ValueError: readers of the format do not agree on a zero point's value; the message
+                says which value.
         """
 
 
 def read_width(reader: ConfigReader, bits_field: str, group_field: str) -> tuple[Bits, int | None]:
-    """Bits of a code, and the group size (-1 stands for one group a row).
+    """Reads the bits of a code and the group size.
+
+    Args:
+        reader: the reader of ``quantization_config``.
+        bits_field: name of the field with the bits.
+        group_field: name of the field with the group size; -1 stands for one group per row.
+
+    Returns:
+        The bits, and the group size or None for one group per row.
 
     Raises:
-        CheckpointError: a width that is not stored here.
+        CheckpointError: EdgeForge does not store this width or group size.
     """
     bits = reader.integer(bits_field)
     size = reader.get(group_field, -1)
     if bits not in (4, 8):
         raise CheckpointError(
             f"{reader.where}: {bits_field} is {bits}; EdgeForge imports integers of 4 and 8 bits: "
-            f"give the original checkpoint instead"
+            f"give the original checkpoint"
         )
     if isinstance(size, int) and not isinstance(size, bool):
         if size == -1:
@@ -100,19 +111,19 @@ def read_width(reader: ConfigReader, bits_field: str, group_field: str) -> tuple
 
 
 def groups_of(columns: int, group_size: int | None) -> int:
-    """Groups of a row."""
+    """Returns the number of groups in a row."""
     return 1 if group_size is None else -(-columns // group_size)
 
 
 def transposed(matrix: torch.Tensor) -> torch.Tensor:
-    """The transpose, written out; its strides too are those of a matrix with one row or column."""
+    """Returns a contiguous copy of the transpose, with standard strides for one row or column."""
     import torch
 
     return matrix.t().clone(memory_format=torch.contiguous_format)
 
 
 def unpack_words(words: torch.Tensor, bits: Bits) -> torch.Tensor:
-    """Codes of 32-bit words along the last axis, the lowest bits first.
+    """Unpacks the codes of 32-bit words along the last axis, the lowest bits first.
 
     ``int32[..., n] -> uint8[..., n * 32 / bits]``.
     """

@@ -22,14 +22,14 @@ METHODS: dict[str, Callable[[ConfigReader], Packing]] = {
 
 
 def read_packing(config: Mapping[str, object], ignore: Iterable[str] = ()) -> Packing | None:
-    """The packing that a ``config.json`` declares; None when the checkpoint holds floats.
+    """Returns the packing that a ``config.json`` declares; None when the checkpoint holds floats.
 
     Args:
         config: the parsed ``config.json``.
-        ignore: fields the user vouches for.
+        ignore: fields that the user knows not to change the maths.
 
     Raises:
-        CheckpointError: another method, or a field that is not implemented.
+        CheckpointError: the method is unknown, or a field is not implemented.
     """
     if not config.get(FIELD):
         return None
@@ -40,7 +40,7 @@ def read_packing(config: Mapping[str, object], ignore: Iterable[str] = ()) -> Pa
         hint = did_you_mean(str(method), METHODS)
         raise CheckpointError(
             f"config.json has a {FIELD}: the checkpoint is already quantized, by the quant_method "
-            f"{method!r}{hint}; EdgeForge imports {', '.join(METHODS)}: give one of these, or the "
-            f"original in bfloat16, float16 or float32"
+            f"{method!r}{hint}; EdgeForge imports {', '.join(METHODS)}: give a checkpoint of one "
+            f"of these methods, or the original in bfloat16, float16 or float32"
         )
     return METHODS[str(method)](reader)

@@ -1,1 +1,1 @@
-"""The same program and store lowered by ExecuTorch's own exporter, whole or for other delegates."""
+"""Lowers the same program and store by ExecuTorch's exporter, for XNNPACK, Vulkan or Core ML."""

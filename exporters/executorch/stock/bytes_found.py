@@ -1,8 +1,9 @@
-"""Where the bytes of weights lie in a program whose delegates EdgeForge cannot read.
+"""Finds the bytes of weights in a program whose delegates' formats EdgeForge cannot read.
 
-Vulkan's and Core ML's delegates have formats of their own. What they must hold of each weight is
-known from how their exporters lay integers and scales out; it is searched for in the file, once,
-right after the export. Reading back takes the bytes at those places and undoes the layout.
+Vulkan's and Core ML's delegates have formats of their own. How their exporters lay integers and
+scales out is known, so the bytes that they must hold for each weight are known too. Right after the
+export, these bytes are searched for in the file once. Reading back takes the bytes at the places
+that were found and undoes the layout.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from quant.store.store import WeightStore, weight_digest
 _BFLOAT16, _FLOAT16, _FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 
 _ROUNDED: Final = "values in float16"
-_UNLIKELY: Final = 64  # so many bytes do not stand somewhere by chance
+_UNLIKELY: Final = 64  # this many bytes do not occur elsewhere in a file by chance
 
 Layout = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[bytes, int], bytes]]
-"""A part as the delegate holds it; and, of that one's bytes and number of rows, the store's."""
+"""Two functions: one turns a part into the delegate's form; the other takes that form's bytes and
+the number of rows, and returns the store's bytes."""
 
 
 def _as(dtype: torch.dtype, data: bytes) -> torch.Tensor:
@@ -37,7 +39,7 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def _flipped(mask: int) -> Layout:
-    """Unsigned codes as two's complement: the highest bit of each is turned."""
+    """The layout of codes as two's complement, which flips the highest bit of each code."""
     return lambda codes: codes ^ mask, lambda data, rows: _bytes(_as(torch.uint8, data) ^ mask)
 
 
@@ -58,7 +60,7 @@ _LAYOUTS: Final[Mapping[str, Layout]] = {
         lambda data, rows: _bytes(_as(_FLOAT16, data).to(_BFLOAT16)),
     ),
     "values in float32": (lambda value: value.float(), lambda data, rows: data),
-    # The only one that cannot be undone: such a place is held against its own digest.
+    # The only layout that cannot be undone; the bytes are compared with a digest of themselves.
     _ROUNDED: (lambda value: value.to(_FLOAT16), lambda data, rows: data),
 }
 _CODES: Final = {
@@ -69,16 +71,16 @@ _SCALES: Final = {"vulkan": ("float32, groups first", "float32"), "coreml": ("fl
 _VALUES: Final = {"vulkan": "values in float32", "coreml": _ROUNDED}
 
 Place = dict[str, object]
-"""Of a part: ``offset``, ``nbytes``, ``layout``, and ``sha256`` where that is no way back."""
+"""A part's ``offset``, ``nbytes`` and ``layout``, and its ``sha256`` if that cannot be undone."""
 
 
 def find_bytes(
     program: Path, store: WeightStore, backend: str
 ) -> dict[str, dict[str, list[Place]]]:
-    """Where each part of each weight lies: by name and part, one place for each layout of it.
+    """Finds the places of each part of each weight, by the weight's name and the part.
 
     Raises:
-        ExportError: a part is not in the file.
+        ExportError: the file does not hold a part.
     """
     found: dict[str, dict[str, list[Place]]] = {}
     with program.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as m:
@@ -98,14 +100,13 @@ def find_bytes(
                 ]
                 if not places[part]:
                     raise ExportError(
-                        f"ExecuTorch's exporter did not keep the {part} of {name} as they were "
-                        f"given: use --backend xnnpack"
+                        f"ExecuTorch's exporter changed the {part} of {name}: use --backend xnnpack"
                     )
     return found
 
 
 def _find(file: mmap.mmap, data: bytes, layout: str) -> Iterator[Place]:
-    """Every copy; of a short part the first alone, for such bytes may stand anywhere by chance."""
+    """Yields every copy; for a short part only the first, as its bytes may recur by chance."""
     offset = file.find(data)
     while offset >= 0:
         place: Place = {"offset": offset, "nbytes": len(data), "layout": layout}
@@ -121,14 +122,14 @@ def digests_of_bytes(
     rows: Mapping[str, int],
     digests: Mapping[str, str],
 ) -> dict[str, str]:
-    """`quant.store.store.weight_digest` of every weight, from the bytes at those places.
+    """Computes `quant.store.store.weight_digest` of every weight from the bytes at these places.
 
     Args:
         program: the .pte.
-        places: from `find_bytes`.
-        rows: of each weight.
-        digests: of the store's weights, for those whose values were rounded: such a one is given
-            back while the rounded values are as they were written.
+        places: the result of `find_bytes`.
+        rows: the number of rows of each weight.
+        digests: the digests of the store's weights. A weight whose values were rounded gets its
+            digest from here, if its rounded values are still those that were written.
     """
     found: dict[str, str] = {}
     with program.open("rb") as stream:

@@ -1,8 +1,9 @@
-"""A program as the torch module that ExecuTorch's Core ML delegate can hold whole.
+"""A program as a torch module that ExecuTorch's Core ML delegate can hold as a whole.
 
-Core ML takes no custom operator and no dynamic shape beside states, so one token is run at a time
-and attention is spelled out: a static shape, caches written by index, everything seen through a
-mask. Weights stay integers (`constexpr_blockwise_shift_scale`), activations are float16.
+Core ML takes no custom operator, and no dynamic shape together with states. So one run takes one
+token, and attention consists of plain operators with static shapes: caches are written by index,
+and a mask hides the tokens that are not visible. Weights stay integers
+(`constexpr_blockwise_shift_scale`), activations are float16.
 """
 
 from __future__ import annotations
@@ -18,31 +19,32 @@ from exporters.executorch.stock.module import HANDLERS, Handler, StockModule
 from quant.program import dialect
 from quant.program.calls import AttentionCall, QuantizedCall
 
-_HIDDEN: Final = -3e4  # within float16, and far below any score
-_LARGEST_SMALL: Final = 1e-4  # below it a token's largest value is taken for this
+_HIDDEN: Final = -3e4  # a float16 number that is far below any score
+_LARGEST_SMALL: Final = 1e-4  # a norm's divisor is at least this
 
 
 class CoremlModule(StockModule):
-    """``tokens int64[1, 1], position int64[1] -> float32[1, 1, vocab]``."""
+    """One method: ``tokens int64[1, 1], position int64[1] -> float32[1, 1, vocab]``."""
 
     @property
     def handlers(self) -> Mapping[object, Handler]:
-        """What each operator means."""
+        """The handler of each operator."""
         return _HANDLERS
 
     def begin(self, tokens: Tensor, position: Tensor) -> None:
-        """Takes rows of the rotary tables by a lookup: a slice would be of dynamic place."""
+        """Takes rows of the rotary tables by a lookup; a slice's bounds would be dynamic."""
         self.tokens, self.position = tokens, position
         self.rows = {
             name: torch.index_select(self.kept(name, "table"), 0, position).view(1, 1, 1, -1)
             for name in self.program.tables
         }
         numbers = self.kept("numbers", "table")
-        self.distance = position.to(torch.float32) - numbers  # of each token from the new one
+        # How far each token of the caches is before the new one.
+        self.distance = position.to(torch.float32) - numbers
 
 
 def _widened(state: StockModule, node: fx.Node) -> Any:
-    """A weight as floating-point numbers, of integers that the delegate keeps."""
+    """Dequantizes a weight; the delegate keeps the integers and dequantizes them itself."""
     format = QuantizedCall.of(node).integers
     codes, scale, zero = (state.part(node, 1, part) for part in ("codes", "scale", "zero"))
     half, columns = format.implicit_zero_point, codes.shape[1]
@@ -66,7 +68,7 @@ def _quant_embedding(state: StockModule, node: fx.Node, given: list[Any]) -> Ten
 
 
 def _rms_norm(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
-    """Scaled by each token's largest value first: in float16 squares would overflow."""
+    """RMSNorm that first divides by each token's largest magnitude, as float16 squares overflow."""
     x = given[0]
     largest = torch.clamp(x.abs().amax(-1, keepdim=True), min=_LARGEST_SMALL)
     x = x / largest
@@ -85,7 +87,7 @@ def _attention(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
         caches.append(torch.ops.aten.index_put_(cache, [None, state.position], new))
     keys, values = (cache.transpose(1, 2) for cache in caches)  # [1, kv_heads, context, width]
     heads, kv_heads, width = q.shape[2], keys.shape[1], q.shape[3]
-    # Query groups side by side instead of copies of keys: [1, kv_heads, group, width].
+    # Query heads that share a key head form one matrix [group, width], so that no key is copied.
     grouped = q.view(1, kv_heads, heads // kv_heads, width) * call.scale
     seen = state.distance >= 0
     if call.window:

@@ -1,8 +1,8 @@
 """A program as a torch module that ExecuTorch's exporter understands.
 
-The module says in torch's operators what each ``edgeforge::`` operator means, in the patterns that
-ExecuTorch's partitioners look for. Weights are unpacked from the store: this route holds the whole
-model in memory, several times over.
+The module computes each ``edgeforge::`` operator with torch's operators, in the patterns that
+ExecuTorch's partitioners look for. It unpacks the weights from the store, so that this route holds
+several copies of the whole model in memory.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from quant.program.calls import AttentionCall, QuantizedCall
 from quant.program.program import Program, node_argument
 from quant.store.store import WeightStore
 
-_HIDDEN: Final = -1e30  # added to the score of a token that is out of the window: exp gives 0
+_HIDDEN: Final = -1e30  # added to the score of a token outside the window, so that exp gives 0
 
 
 class StockWeights:
     """Every weight of a store in the dtypes and shapes that the module computes with.
 
     Attributes:
-        buffers: by weight and part. ``value``: ``float32``; ``codes``: ``int8[out, in]``, signed;
-            ``rows``: the same for embedding kernels, of 4 bits two a byte with the even column in
-            the high nibble; ``scale`` and ``row scale``: ``float32[out, groups]``, the former
-            ``[out]`` when there is one group; ``zero``: zeros of the scale's shape; ``mean``:
-            ``float32[1, n]`` of 1/n for a norm.
+        buffers: the tensors, by weight and part. ``value`` is float32. ``codes`` are
+            ``int8[out, in]``, signed. ``rows`` are the same codes for embedding kernels; those of
+            4 bits are two in a byte, with the even column in the high nibble. ``scale`` and
+            ``row scale`` are ``float32[out, groups]``; ``scale`` is ``float32[out]`` when there is
+            one group. ``zero`` has the shape of ``scale`` and is 0. ``mean`` is ``float32[1, n]``
+            with every element 1/n, for a norm.
     """
 
     def __init__(self, program: Program, store: WeightStore) -> None:
@@ -61,7 +62,8 @@ class StockWeights:
             rows = signed
             if format.bits == 4:
                 rows = codes[:, 0::2] << 4 | codes[:, 1::2]
-            # A copy: exporters take one tensor for one constant, and may turn the product's.
+            # The scale is copied because the exporter makes one constant of one tensor, and may
+            # transpose the product's.
             self.buffers[name, "rows"], self.buffers[name, "row scale"] = rows, scale.clone()
         if (dialect.QUANT_LINEAR, name) in uses:
             grouped = format.group_size is not None
@@ -83,9 +85,9 @@ class StockModule(nn.Module):
     """One method: ``tokens int64[1, t], position int64[1] -> float32[1, t or 1, vocab]``.
 
     Args:
-        program: in the lowered dialect.
-        weights: of its store; shared by all methods.
-        tokens: how many one run takes at most.
+        program: the program, in the quantized or the lowered dialect.
+        weights: the weights of its store, which all methods share.
+        tokens: how many tokens one run takes at most.
     """
 
     def __init__(self, program: Program, weights: StockWeights, tokens: int) -> None:
@@ -104,7 +106,7 @@ class StockModule(nn.Module):
         self.register_buffer(_buffer_name(name, part), value)
 
     def kept(self, name: str, part: str) -> Tensor:
-        """A buffer by the name of what it holds and its part."""
+        """The buffer of this part of a weight, table or cache, by its name."""
         return self.get_buffer(_buffer_name(name, part))
 
     def part(self, node: fx.Node, index: int, part: str) -> Tensor:
@@ -113,11 +115,11 @@ class StockModule(nn.Module):
 
     @property
     def handlers(self) -> Mapping[object, Handler]:
-        """What each operator means."""
+        """The handler of each operator."""
         return HANDLERS
 
     def begin(self, tokens: Tensor, position: Tensor) -> None:
-        """Makes what a run's operators share."""
+        """Computes the values that a run's operators share."""
         self.start, count = _integer(position), tokens.shape[1]
         end = self.start + count
         _promise(self.start >= 0, self.start < self.program.context, end <= self.program.context)
@@ -130,7 +132,7 @@ class StockModule(nn.Module):
         }
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """Runs the program from a position that its caches were filled up to."""
+        """Runs the program on tokens whose first position is the number of cached tokens."""
         self.begin(tokens, position)
         values: dict[fx.Node, Any] = {}
         for node in self.program.graph.nodes:
@@ -139,20 +141,26 @@ class StockModule(nn.Module):
             given = [values.get(a) if isinstance(a, fx.Node) else a for a in node.args]
             handler = self.handlers.get(node.target)
             if handler is None:
-                raise ExportError(f"ExecuTorch's exporter is not told what {node.target} means")
+                raise ExportError(
+                    f"ExecuTorch's exporter cannot take {node.target}: EdgeForge has no handler "
+                    f"for it"
+                )
             values[node] = handler(self, node, given)
         result = values[self.program.output()]
         assert isinstance(result, Tensor)
         return result
 
     def window(self, size: int) -> tuple[Any, Any, Tensor]:
-        """First token that a window of this size sees, how many from there, and their mask.
+        """The visible tokens of a window of this size.
 
-        The mask is ``float32[t, seen]``: 0 where ``i - size < j <= i``, else so low that exp gives
-        0. Older tokens are cut off, for a cache holds no numbers beyond the last one.
+        Returns:
+            The position of the first token that the new tokens see, the number of tokens from
+            there on, and the mask ``float32[t, seen]``: 0 where ``i - size < j <= i``, else so low
+            that exp gives 0. Attention is given only these tokens of a cache: older ones are not
+            visible, and positions after the last token hold no numbers yet.
         """
         if size not in self.masks:
-            # A number that the graph computes, which torch's types call int or float.
+            # The graph computes this number; torch's type annotations have only int and float.
             first: Any = torch.sym_max(self.start - (size - 1), 0)  # type: ignore[no-untyped-call]
             seen = self.start + self.count - first
             longest = min(self.program.context, size - 1 + self.limit)
@@ -166,12 +174,12 @@ class StockModule(nn.Module):
 
 
 def _integer(tensor: Tensor) -> Any:
-    """A number that the graph computes; torch's types would have it be int or float."""
+    """A number that the graph computes from a tensor; torch's annotations say int or float."""
     return tensor[0].item()
 
 
 def _promise(*conditions: Any) -> None:
-    """Tells torch.export what holds of numbers that it does not know."""
+    """Tells torch.export the conditions that hold for numbers it does not know."""
     for condition in conditions:
         torch._check(condition)  # type: ignore[no-untyped-call]
 
@@ -181,7 +189,7 @@ def _buffer_name(name: str, part: str) -> str:
 
 
 Handler = Callable[[StockModule, fx.Node, list[Any]], Any]
-"""Given the module, a node and its arguments' values: the node's value."""
+"""Takes the module, a node and its arguments' values, and returns the node's value."""
 
 
 def _embedding(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
@@ -201,7 +209,7 @@ def _linear(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
 
 
 def _quant_linear(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
-    """Activations rounded to 8 bits a token, then a product with widened weights."""
+    """Rounds each token's activations to 8 bits, then multiplies by dequantized weights."""
     kernels, x = torch.ops.quantized_decomposed, given[0]
     scale, zero = kernels.choose_qparams_per_token_asymmetric(x, torch.int8)
     bounds = -128, 127, torch.int8
@@ -211,7 +219,7 @@ def _quant_linear(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor
 
 
 def _weight_only(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
-    """A product of activations as they are with widened weights."""
+    """Multiplies unrounded activations by dequantized weights."""
     kernels, format = torch.ops.quantized_decomposed, QuantizedCall.of(node).integers
     half = format.implicit_zero_point
     parts = [state.part(node, 1, part) for part in ("codes", "scale", "zero")]
@@ -224,7 +232,7 @@ def _weight_only(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
 
 
 def _rms_norm(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
-    """The mean of squares as a product by a row of 1/n: a mean would stay outside the delegate."""
+    """RMSNorm with its mean as a product with a row of 1/n; the delegate would not take a mean."""
     x = given[0]
     mean = F.linear(x * x, state.part(node, 1, "mean"))
     normed: Tensor = x * torch.rsqrt(mean + given[2]) * state.part(node, 1, "value")
@@ -270,7 +278,7 @@ def _get(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
 
 
 def _split(state: StockModule, node: fx.Node, given: list[Any]) -> list[Any]:
-    """Slices, which delegates take; a split would stay outside and end them."""
+    """Slices the parts, because delegates take slices; a split would end a delegate."""
     parts, start = [], 0
     for size in given[1]:
         parts.append(given[0][..., start : start + size])
@@ -306,5 +314,5 @@ class VulkanModule(StockModule):
 
     @property
     def handlers(self) -> Mapping[object, Handler]:
-        """What each operator means."""
+        """The handler of each operator."""
         return {**HANDLERS, dialect.QUANT_LINEAR: _weight_only}

@@ -1,9 +1,9 @@
-"""Which weight is which in a program that ExecuTorch's exporter wrote.
+"""Finds out which weight each tensor is in a program that ExecuTorch's exporter wrote.
 
-Its exporter keeps no names: data is called by a digest of itself, constants by a number. Right
-after the export every tensor of the file is therefore held against the store's weights, by the
-digest of its integers and scales; what matched is written beside the program. Reading back needs
-that file for names alone: integers and scales come from the program.
+The exporter does not keep the weights' names: it names data by a digest of the data, and constants
+by a number. Right after the export, the digest of every tensor's integers and scales is therefore
+compared with those of the store's weights, and the matches are written beside the program. Reading
+back takes only names from that file; integers and scales come from the program.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def write_names(program: Path, store: WeightStore, backend: str) -> None:
 
     Args:
         program: the .pte.
-        store: the weights it was made of.
-        backend: whose delegates it has.
+        store: the store of the weights that it was made from.
+        backend: the backend of its delegates.
 
     Raises:
-        ExportError: the program holds integers that are no weight's, or a weight is not in it.
+        ExportError: the program holds integers that belong to no weight, or lacks a weight.
     """
     noted: dict[str, object] = {"version": _VERSION}
     if backend == XNNPACK:
@@ -54,7 +54,7 @@ def _rows(store: WeightStore, name: str) -> int:
 
 
 def _named_tensors(program: Path, digests: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    """The weights that each tensor of a program is, and the dtype that its values had."""
+    """The names of the weights that equal each tensor, and the dtype that its values had."""
     names: dict[str, list[str]] = {}
     for name, digest in digests.items():
         names.setdefault(digest, []).append(name)
@@ -72,32 +72,35 @@ def _named_tensors(program: Path, digests: Mapping[str, str]) -> dict[str, dict[
             if tensor.group_size != 0:
                 raise ExportError(
                     f"{tensor.reader} got a {tensor.format} tensor of shape {list(tensor.shape)} "
-                    f"from ExecuTorch's exporter whose integers are no weight's: use "
+                    f"from ExecuTorch's exporter whose integers belong to no weight: use "
                     f"--lowering edgeforge"
                 )
     if missing:
         raise ExportError(
-            f"ExecuTorch's exporter did not keep {next(iter(missing))} as it was given "
-            f"({len(missing)} weights in all): use --lowering edgeforge"
+            f"ExecuTorch's exporter changed {next(iter(missing))} ({len(missing)} weights in all): "
+            f"use --lowering edgeforge"
         )
     return places
 
 
 def stored_digests(program: Path) -> dict[str, str]:
-    """`quant.store.store.weight_digest` of every weight, read from the program itself.
+    """Computes `quant.store.store.weight_digest` of every weight from the program itself.
 
-    A weight that is held in several places, and not the same in all of them, gets a text that no
-    digest equals.
+    When the program holds a weight in several places and these differ, its text lists every digest
+    found, so that it equals no digest of the store.
 
     Raises:
-        ExportError: a file is missing, cut short, damaged, or of another schema.
+        ExportError: a file is missing, cut short, damaged, or has another schema.
     """
     path = program.parent / NAMES
     found: dict[str, dict[str, None]] = {}
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
         if noted["version"] != _VERSION:
-            raise ExportError(f"{path} is of another version: export the model again")
+            raise ExportError(
+                f"{path} has version {noted['version']!r}; this EdgeForge reads {_VERSION}: export "
+                f"the model again"
+            )
         if "bytes" in noted:
             given = (noted["bytes"], noted["rows"], noted["digests"])
             return digests_of_bytes(program, *given)
@@ -108,7 +111,7 @@ def stored_digests(program: Path) -> dict[str, str]:
                 digest = _digest(tensor, place["dtype"])
                 for name in place["weights"]:
                     found.setdefault(name, {})[digest] = None
-        for place in places.values():  # the program does not read it there
+        for place in places.values():  # the program does not hold these tensors any more
             for name in place["weights"]:
                 found.setdefault(name, {})["nothing"] = None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -123,7 +126,7 @@ def _place(tensor: FileTensor) -> str:
 
 
 def _digest(tensor: FileTensor, dtype: str) -> str:
-    """A tensor's digest, its values taken for widened ones of a dtype (empty: as they are)."""
+    """A tensor's digest after its values are narrowed to a dtype; an empty dtype keeps them."""
     narrow = _RESTORED[dtype]
     return weight_digest(
         {part: _changed(stored.blocks(), narrow) for part, stored in tensor.parts.items()}
@@ -135,7 +138,7 @@ def _changed(blocks: Iterable[bytes], change: Callable[[bytes], bytes] | None) -
 
 
 def _narrow_to_float16(data: bytes) -> bytes:
-    """float32 that is exactly a float16, as that; else its own bits, so that it shows."""
+    """Narrows float32 to float16 where that is exact; otherwise returns the bytes unchanged."""
     wide = np.frombuffer(data, np.float32)
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float16)

@@ -1,7 +1,7 @@
-"""All that is asked of ExecuTorch's exporter, its private interfaces included, each with its why.
+"""Every use of ExecuTorch's exporter, its private interfaces included, each with the reason.
 
-Written for the version in `exporters.executorch.installed`; a test holds the logits of what comes
-out against those of EdgeForge's own lowering, bit for bit.
+It is written for the version in `exporters.executorch.installed`. A test compares the logits of the
+exported program with those of EdgeForge's own lowering, bit for bit.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ def write_program(
     """Exports modules and writes them as one .pte.
 
     Args:
-        methods: modules of ``tokens int64[1, t], position int64[1]``, by method name.
-        constants: what further methods return.
-        tokens: how many one run takes at most.
-        backend: whose partitioner chooses what a delegate computes.
-        file: to write.
+        methods: the modules by method name; each takes ``tokens int64[1, t], position int64[1]``.
+        constants: the values that further methods return, by method name.
+        tokens: how many tokens one run takes at most.
+        backend: the backend whose partitioner chooses what a delegate computes.
+        file: the file to write.
 
     Raises:
         ExportError: the exporter failed.
     """
     with _quiet(backend), torch.no_grad():
-        # Each import registers operators with torch: embeddings and activations in integers,
-        # attention with caches.
+        # These imports register operators with torch: lookups in integer tables and the rounding of
+        # activations, and attention with caches.
         import executorch.kernels.quantized  # noqa: F401
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
         from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
 
-        # torch's own definitions of the operators that spell quantization out: a private module,
-        # and nothing else defines `choose_qparams_per_token_asymmetric` for torch.export.
+        # torch's own definitions of the `quantized_decomposed` operators. The module is private,
+        # but nothing else defines `choose_qparams_per_token_asymmetric` for torch.export.
         from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401
 
-        # Defines `torchao::dequantize_affine`, the only integers that the Core ML delegate knows.
+        # Defines `torchao::dequantize_affine`, the only form of integer weights that the Core ML
+        # delegate knows.
         from torchao.quantization import quant_primitives  # noqa: F401
 
         length = torch.export.Dim("tokens", min=1, max=tokens) if tokens > 1 else None
@@ -68,15 +69,15 @@ def write_program(
             programs,
             partitioner={name: [_PARTITIONERS[backend]()] for name in programs},
             constant_methods={name: _constant(value) for name, value in constants.items()},
-            # The validity check knows no custom operator, so it would refuse attention; operators
-            # that carry an order of dims have no kernels in the LLM runner.
+            # The validity check does not know custom operators, so it would refuse attention. The
+            # LLM runner has no kernels for the operators that carry an order of dimensions.
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
         )
         edge.to_executorch().save(str(file))
 
 
 def _constant(value: int | bool | Sequence[int]) -> object:
-    """A constant method's result: a list is given as its items."""
+    """A constant method's result; a sequence becomes a list."""
     return list(value) if isinstance(value, Sequence) else value
 
 
@@ -89,25 +90,26 @@ def _xnnpack() -> object:
 def _vulkan() -> object:
     from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
-    # Without it, operators whose kernels cannot follow a prompt's length are taken too.
+    # Without this option, the delegate also takes operators whose kernels need a fixed length.
     return VulkanPartitioner({"require_dynamic_shapes": True})
 
 
 def _coreml() -> object:
-    # coremltools warns of versions of torch and scikit-learn that it was not tested with.
+    # coremltools warns about versions of torch and scikit-learn that it was not tested with, which
+    # `_quiet` suppresses; so it is imported here.
     import coremltools as ct
     from executorch.backends.apple.coreml.compiler import CoreMLBackend
     from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
-    # Integers in blocks and states for caches came with iOS 18. `MODEL` stands for a package that
-    # the device compiles: Apple's compiler, which would do it here, is on Macs alone.
+    # Integers with blocks, and states for caches, need iOS 18. `MODEL` means a package that the
+    # device compiles; Apple's compiler, which could compile it here, exists only on Macs.
     specs = CoreMLBackend.generate_compile_specs(
         minimum_deployment_target=ct.target.iOS18,
         compute_precision=ct.precision.FLOAT16,
         compute_unit=ct.ComputeUnit.ALL,
         model_type=CoreMLBackend.MODEL_TYPE.MODEL,
     )
-    # The whole graph with its caches in one delegate, or an error: nothing is left outside.
+    # The whole graph with its caches must go into one delegate; otherwise the export fails.
     return CoreMLPartitioner(
         compile_specs=specs, lower_full_graph=True, take_over_mutable_buffer=True
     )
@@ -118,10 +120,10 @@ _PARTITIONERS = {"xnnpack": _xnnpack, "vulkan": _vulkan, "coreml": _coreml}
 
 @contextmanager
 def _quiet(backend: str) -> Iterator[None]:
-    """Exporters warn, log and draw bars of their own affairs; their errors become one sentence.
+    """Suppresses the exporter's warnings, logs and progress bars; makes its errors one sentence.
 
     Raises:
-        ExportError: the exporter failed, or says that its delegate does not hold something.
+        ExportError: the exporter failed, or its delegate cannot hold the program.
     """
     logging.disable(logging.ERROR)
     try:
@@ -137,7 +139,7 @@ def _quiet(backend: str) -> Iterator[None]:
             f"ExecuTorch's exporter needs {error.name}, which is not installed: pip install "
             f'"edgeforge[executorch]"'
         ) from error
-    except Exception as error:  # its passes raise whatever torch and they themselves do
+    except Exception as error:  # the exporter's errors have no common class
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__

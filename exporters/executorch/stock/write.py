@@ -27,18 +27,18 @@ def write_stock(
     backend: str,
     file: Path,
 ) -> None:
-    """Writes a .pte, and beside it which of its tensors is which weight.
+    """Writes a .pte, and beside it a file that says which of its tensors is which weight.
 
     Args:
-        methods: programs in the lowered dialect, by method name.
-        store: the weights they name.
-        constants: what further methods return.
-        tokens: how many one run takes at most.
-        backend: whose delegates compute.
-        file: to write.
+        methods: the programs by method name, in the quantized or the lowered dialect.
+        store: the store of the weights that the programs name.
+        constants: the values that further methods return, by method name.
+        tokens: how many tokens one run takes at most.
+        backend: the backend of the delegates.
+        file: the file to write.
 
     Raises:
-        ExportError: the exporter did not keep a weight as the store has it.
+        ExportError: the exporter failed, or changed a weight.
     """
     weights = StockWeights(next(iter(methods.values())), store)
     kind = _MODULES[backend]

@@ -251,7 +251,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     refused("has shape \\[3\\]; it must be fp16\\[1, 3\\]", {**good, "row": row[0]})
     refused("is float64; it must be int32: give it integers", {**good, "at": [0.5]})
     refused("must be fp16", {**good, "row": np.array([["a", "b", "c"]])})
-    refused("uses the state 'cache', which was not made", good, states=None)
+    refused("uses the state 'cache', which was not given", good, states=None)
     refused(
         "operation .* \\(slice_update 'new'\\): a slice of shape \\[0, 3\\]", {**good, "at": [7]}
     )
@@ -290,7 +290,7 @@ def test_declared_shapes_are_held_to(tmp_path: Path) -> None:
     def build(f: FunctionBuilder) -> Value:
         return f.call("relu", "y", "fp16", (3,), x=f.input("x", "fp16", (2,)))
 
-    with pytest.raises(DeviceError, match="gives \\[2\\] where the program says \\[3\\]"):
+    with pytest.raises(DeviceError, match=r"result has shape \[2\] where the program says \[3\]"):
         opened(of_function(tmp_path / "p.mlpackage", build)).run({"x": [1, 2]})
 
 

@@ -1,14 +1,11 @@
 """Sound checkpoints and artifacts to spoil, and commands that must refuse them."""
 
 import shutil
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from edgeforge import api
-from edgeforge.cli import app as cli
 from edgeforge.synth.synthesise import synthesise
 
 
@@ -54,23 +51,6 @@ def cache(monkeypatch, tmp_path) -> Path:
 def warm(monkeypatch, shared):
     """The shared cache, in which the sound checkpoint is quantized already."""
     monkeypatch.setenv("EDGEFORGE_CACHE", str(shared / "cache"))
-
-
-@pytest.fixture
-def edgeforge(monkeypatch, capfd):
-    """Runs a command in this process: its exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["edgeforge", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = error.code or 0
-        out, err = capfd.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return run
 
 
 @pytest.fixture

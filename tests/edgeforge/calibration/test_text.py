@@ -66,7 +66,7 @@ def test_what_a_manifest_keeps_draws_the_same_again(demo):
     assert recorded.blocks is None and recorded.digest == drawn.digest
     assert recorded.drawn(demo, 64) == drawn
     changed = Calibration.recorded(replace(drawn.record(), digest="0" * 64))
-    with pytest.raises(UsageError, match="the calibration text demo is not what"):
+    with pytest.raises(UsageError, match="the calibration text demo is not the one"):
         changed.drawn(demo, 64)
 
 
@@ -91,7 +91,9 @@ def test_the_text_that_ships_serves_a_tokenizer_of_bytes(tmp_path):
 
 def test_a_short_text_is_refused_and_says_what_it_has(demo, tmp_path):
     path = written(tmp_path, "Some words that make a text.")
-    with pytest.raises(UsageError, match=r"has \d+ tokens; 32704 are wanted.*--calibration-tokens"):
+    with pytest.raises(
+        UsageError, match=r"has \d+ tokens, but 32704 are wanted.*--calibration-tokens"
+    ):
         draw_calibration(demo, CalibrationOptions(path), 1024)
 
 
@@ -129,7 +131,7 @@ def test_a_checkpoint_without_tokenizer_is_refused(tmp_path):
 
 def test_only_recipes_that_calibrate_take_a_text(demo):
     assert calibration_for(plan(demo, "int4"), demo, CalibrationOptions(), 64) is None
-    with pytest.raises(UsageError, match="recipe int4 looks at no activations"):
+    with pytest.raises(UsageError, match="recipe int4 uses no activations"):
         calibration_for(plan(demo, "int4"), demo, CalibrationOptions("demo"), 64)
     drawn = calibration_for(
         plan(demo, "int4-gptq"), demo, CalibrationOptions(tokens=64, length=64), 64

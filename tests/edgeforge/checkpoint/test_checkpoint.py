@@ -215,7 +215,7 @@ def test_a_missing_config_or_weights_are_named(folder):
         (b"3", "not a JSON object but a int"),
         (b"\xff\xfe{}", "not valid JSON"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deep"),
-        (b" " * ((16 << 20) + 1), "at most 16777216 are read"),
+        (b" " * ((16 << 20) + 1), "at most 16777216 bytes of such a file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
     ],
 )
@@ -290,12 +290,12 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(folder, tmp_path):
     refused(tmp_path / "nowhere", "neither a folder here nor a hub id")
     refused("nowhere", "neither a folder here nor a hub id")
     refused("", "neither a folder here nor a hub id")
-    refused("a\0b", "no usable path|neither a folder")
-    refused("x" * 5000, "no usable path|neither a folder")
+    refused("a\0b", "not a usable path|neither a folder")
+    refused("x" * 5000, "not a usable path|neither a folder")
 
 
 def test_a_revision_of_a_folder_is_a_usage_error(folder):
-    with pytest.raises(UsageError, match="no revision 'main'") as caught:
+    with pytest.raises(UsageError, match="no revision: leave out --revision main") as caught:
         Checkpoint.open(folder, revision="main")
     assert (caught.value.exit_code, isinstance(caught.value, EdgeForgeError)) == (2, True)
 
@@ -305,7 +305,7 @@ def test_the_tokenizer_may_come_from_elsewhere(folder, tmp_path):
     other.mkdir()
     refused(folder, "has no tokenizer", tokenizer=other)
     refused(folder, "neither a folder nor a file here nor a hub id", tokenizer="nowhere")
-    refused(folder, "is no tokenizer file", tokenizer=folder / "config.json")
+    refused(folder, "is not a tokenizer file", tokenizer=folder / "config.json")
     (other / "tokenizer.json").write_text("{}")
     (other / "tokenizer_config.json").write_text("{}")
     (folder / "tokenizer.model").write_text("x")

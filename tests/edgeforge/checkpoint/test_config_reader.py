@@ -97,7 +97,7 @@ def test_a_bias_is_refused(family, field):
         (LLAMA | {"hidden_act": "gelu_pytorch_tanh"}, ["hidden_act"]),
         (LLAMA | {"num_key_value_heads": 4}, ["6", "multiple", "4", "num_key_value_heads"]),
         (LLAMA | {"hidden_size": 50}, ["hidden_size 50", "num_attention_heads 6"]),
-        (LLAMA | {"head_dim": 7}, ["head of 7", "even"]),
+        (LLAMA | {"head_dim": 7}, ["head_dim 7", "even"]),
         (LLAMA | {"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "4 of 8"]),
         (MISTRAL | {"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "4 of 8"]),
         (PHI3 | {"partial_rotary_factor": 1.5}, ["partial_rotary_factor is 1.5", "(0, 1]"]),

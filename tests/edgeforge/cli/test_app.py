@@ -1,70 +1,21 @@
-"""The command line as a user meets it: streams, exit codes, JSON, help."""
+"""The commands as a user meets them: streams, JSON, help."""
 
 import json
 import os
 import re
 import resource
-import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
 from edgeforge import api
 from edgeforge.cli import app as cli
-from edgeforge.synth.synthesise import synthesise
 
 COMMANDS = ("export", "verify", "inspect", "run", "list", "doctor", "synth")
 VERIFY = ("--no-timed", "--tokens", "300", "-q")
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("cli")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(folder):
-    return synthesise("tiny-llama", folder / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def artifact(folder, checkpoint):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEFORGE_CACHE", str(folder / "cache"))
-        return api.export(checkpoint, folder / "artifact")[0]
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, folder):
-    monkeypatch.setenv("EDGEFORGE_CACHE", str(folder / "cache"))
-
-
-@pytest.fixture
-def edgeforge(monkeypatch, capfd):
-    """Runs a command in this process: its exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["edgeforge", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = error.code or 0
-        out, err = capfd.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return run
-
-
-def in_a_process(*arguments: object, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "edgeforge.cli.app", *map(str, arguments)],
-        capture_output=True,
-        timeout=120,
-        **options,
-    )
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_help_loads_nothing_heavy():
@@ -82,7 +33,7 @@ def test_help_loads_nothing_heavy():
     assert all(name in shown.stdout for name in COMMANDS)
 
 
-def test_help_answers_in_half_a_second():
+def test_help_answers_in_half_a_second(in_a_process):
     # Processor time: what the wall clock shows when nothing else runs.
     best = 9.0
     for _ in range(5):
@@ -124,7 +75,7 @@ def test_the_version_is_the_one_that_manifests_name(edgeforge, artifact):
         ("edgeforge --ver", {"--version"}),
     ],
 )
-def test_a_shell_completes_commands_and_options(words, wanted):
+def test_a_shell_completes_commands_and_options(in_a_process, words, wanted):
     asked = {
         "_EDGEFORGE_COMPLETE": "complete_bash",
         "COMP_WORDS": words,
@@ -135,7 +86,7 @@ def test_a_shell_completes_commands_and_options(words, wanted):
     assert set(shown.stdout.decode().split()) == wanted
 
 
-def test_the_completion_script_is_for_this_command():
+def test_the_completion_script_is_for_this_command(in_a_process):
     asked = {**os.environ, "_EDGEFORGE_COMPLETE": "source_bash"}
     script = in_a_process(env=asked).stdout.decode()
     assert "_EDGEFORGE_COMPLETE=complete_bash" in script
@@ -215,7 +166,7 @@ def test_an_existing_folder_is_replaced_by_force_only(edgeforge, checkpoint, tmp
     (out / "edgeforge.json").write_text("old")
     shown = edgeforge("export", checkpoint, "-o", out, "-q")
     assert shown.code == 2 and shown.err.count("\n") == 1
-    assert "exists and is not empty: choose another folder, or --force" in shown.err
+    assert "exists and is not empty: choose another folder, or pass --force" in shown.err
     assert [path.name for path in out.iterdir()] == ["edgeforge.json"]
     assert edgeforge("export", checkpoint, "-o", out, "-q", "--force").code == 0
     assert json.loads((out / "edgeforge.json").read_text())["target"] == "onnx"
@@ -326,148 +277,6 @@ def test_inspect_shows_what_is_inside(edgeforge, artifact):
     assert all(name in shown.out for name in manifest["weights"])
     data = edgeforge("inspect", artifact, "--json")
     assert json.loads(data.out) == {**manifest, "problems": []} and data.err == ""
-
-
-def test_a_traceback_is_shown_when_asked_for(edgeforge, tmp_path):
-    for arguments in (("--traceback", "inspect", tmp_path), ("inspect", tmp_path, "--traceback")):
-        shown = edgeforge(*arguments)
-        assert shown.code == 5 and shown.out == ""
-        assert shown.err.startswith("Traceback (most recent call last):")
-        assert "ExportError" in shown.err
-        assert shown.err.splitlines()[-1].startswith("edgeforge: ")
-        assert "is no EdgeForge artifact" in shown.err.splitlines()[-1]
-
-
-@pytest.mark.parametrize("bug", [RuntimeError("a bug"), EOFError(), KeyError("x"), OSError(2, "y")])
-def test_a_bug_is_not_taken_for_a_users_error(edgeforge, monkeypatch, bug):
-    def broken(what):
-        raise bug
-
-    monkeypatch.setattr("edgeforge.cli.catalogue.catalogue", broken)
-    with pytest.raises(type(bug)) as caught:
-        edgeforge("list", "recipes")
-    assert caught.value is bug
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "words"),
-    [
-        (OSError(28, "No space left on device", "/x/y"), 5, "/x/y: No space left on device"),
-        (PermissionError(13, "Permission denied", "/x/y"), 2, "/x/y: Permission denied"),
-        (OSError(30, "Read-only file system"), 2, "Read-only file system"),
-    ],
-)
-def test_what_the_machine_refuses_is_no_bug(edgeforge, monkeypatch, error, code, words):
-    def refused(what):
-        raise error
-
-    monkeypatch.setattr("edgeforge.cli.catalogue.catalogue", refused)
-    shown = edgeforge("list", "recipes")
-    assert (shown.code, shown.out, shown.err) == (code, "", f"edgeforge: {words}\n")
-
-
-def test_a_message_is_one_line_without_terminal_commands(edgeforge, monkeypatch):
-    def refused(what):
-        from edgeforge.errors import UsageError
-
-        raise UsageError("two\n  lines and \x1b[2J a command, größe 漢字")
-
-    monkeypatch.setattr("edgeforge.cli.catalogue.catalogue", refused)
-    shown = edgeforge("list", "recipes")
-    assert shown.err == "edgeforge: two lines and \\x1b[2J a command, größe 漢字\n"
-
-
-def test_ctrl_c_is_one_line_and_exit_130(edgeforge, monkeypatch):
-    def interrupted(what):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("edgeforge.cli.catalogue.catalogue", interrupted)
-    shown = edgeforge("list", "recipes")
-    assert (shown.code, shown.out) == (130, "")
-    assert shown.err == "edgeforge: interrupted; nothing was left half-written\n"
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_other_signals_end_a_command_as_ctrl_c_does(edgeforge, monkeypatch, number):
-    # Whoever runs the tests may have been started by nohup, which has SIGHUP ignored.
-    inherited = signal.signal(number, signal.SIG_DFL)
-    unwound = []
-
-    def sent(what):
-        try:
-            signal.raise_signal(number)
-        finally:
-            unwound.append(what)
-
-    monkeypatch.setattr("edgeforge.cli.catalogue.catalogue", sent)
-    try:
-        shown = edgeforge("list", "recipes")
-        assert unwound == ["recipes"] and shown.code == 128 + number
-        assert shown.err == "edgeforge: interrupted; nothing was left half-written\n"
-        assert signal.getsignal(number) is signal.SIG_DFL
-    finally:
-        signal.signal(number, inherited)
-
-
-def test_a_signal_ends_a_command_though_ctrl_c_is_ignored(edgeforge, monkeypatch):
-    monkeypatch.setattr(
-        "edgeforge.cli.catalogue.catalogue", lambda what: signal.raise_signal(signal.SIGTERM)
-    )
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        assert edgeforge("list", "recipes").code == 143
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_a_hang_up_that_nohup_ignores_stays_ignored(edgeforge, monkeypatch):
-    monkeypatch.setattr(
-        "edgeforge.cli.catalogue.catalogue", lambda what: signal.raise_signal(signal.SIGHUP) or {}
-    )
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        assert edgeforge("list", "recipes").code == 0
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def test_a_reader_that_leaves_is_no_error():
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "wb") as stream:
-        shown = subprocess.run(
-            [sys.executable, "-m", "edgeforge.cli.app", "list", "presets"],
-            stdout=stream,
-            stderr=subprocess.PIPE,
-            timeout=60,
-        )
-    assert (shown.returncode, shown.stderr) == (141, b"")
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
-def test_a_full_disk_under_stdout_is_an_error():
-    with open("/dev/full", "wb") as full:
-        shown = subprocess.run(
-            [sys.executable, "-m", "edgeforge.cli.app", "list", "presets"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            timeout=60,
-        )
-    assert shown.returncode == 5
-    assert shown.stderr.startswith(b"edgeforge: No space left on device\n")
-
-
-def test_text_that_the_terminal_cannot_show_is_escaped(artifact):
-    shown = in_a_process(
-        "run", artifact, "-p", "x", "-n", "6", env={**os.environ, "PYTHONIOENCODING": "ascii"}
-    )
-    assert shown.returncode == 0 and shown.stdout.isascii()
-
-
-def test_exit_codes_reach_the_shell(tmp_path):
-    assert in_a_process("list", "recipes").returncode == 0
-    shown = in_a_process("inspect", tmp_path)
-    assert shown.returncode == 5 and shown.stdout == b"" and shown.stderr.count(b"\n") == 1
 
 
 def test_a_stripped_artifact_says_so_and_holds_no_graph_for_verification(

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
-from edgeforge.cli import app as cli
 from edgeforge.synth.synthesise import synthesise
 from exporters.coreml.package import open_package
 
 
-@pytest.fixture
-def edgeforge(monkeypatch, capfd, tmp_path):
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("EDGEFORGE_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments: object):
-        monkeypatch.setattr(sys, "argv", ["edgeforge", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = error.code or 0
-        return code, capfd.readouterr()
-
-    return run
 
 
 def test_options_of_a_package(edgeforge, tmp_path):
     checkpoint, out = synthesise("tiny-llama", tmp_path / "checkpoint"), tmp_path / "out"
     asked = ("--profile", "ane", "--chunk", "8,32", "--cache-write", "onehot", "--opset", "ios18")
     export = ("export", checkpoint, "-o", out, "-q", "--context", 40, "--target", "coreml")
-    code, told = edgeforge(*export, "--recipe", "int8", *asked)
-    assert code == 0, told.err
+    shown = edgeforge(*export, "--recipe", "int8", *asked)
+    assert shown.code == 0, shown.err
     manifest = json.loads((out / "edgeforge.json").read_text())
     assert manifest["options"] == {
         "profile": "ane",
@@ -53,8 +40,6 @@ def test_options_of_a_package(edgeforge, tmp_path):
     [("--profile", "ane"), ("--chunk", "64"), ("--cache-write", "slice"), ("--opset", "ios18")],
 )
 def test_options_that_mean_nothing_to_another_target(option, value, edgeforge, tmp_path):
-    code, told = edgeforge(
-        "export", "demo", "-o", tmp_path / "out", "--target", "onnx", option, value
-    )
-    assert code == 5
-    assert f"{option} means nothing to onnx: leave it out" in told.err
+    shown = edgeforge("export", "demo", "-o", tmp_path / "out", "--target", "onnx", option, value)
+    assert shown.code == 5
+    assert f"onnx has no option {option}: leave it out" in shown.err

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,18 +16,8 @@ X = np.arange(16, dtype=np.float16).reshape(2, 8) / 8
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
-    def run(*arguments: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["edgeforge", "coreml-run", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = error.code or 0
-        out, err = capfd.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return run
+def run(edgeforge):
+    return lambda *arguments: edgeforge("coreml-run", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +92,7 @@ def test_calls_in_turn_keep_their_states(run, tmp_path):
         (["--inputs", "X", "--precision", "fp8"], 2, "there is no precision fp8"),
         (["--inputs", "X", "--outputs", "a", "--outputs", "b"], 2, "1 calls and 2 output files"),
         (["--inputs", "X", "--compare", "X"], 2, "has none of the outputs y; it has x"),
-        (["--inputs", "TEXT"], 2, "is no .npz file of numbers"),
+        (["--inputs", "TEXT"], 2, "is not an .npz file of numbers"),
         (["--inputs", "X", "--outputs", "none/y.npz"], 2, "there is no folder none"),
     ],
 )
@@ -121,10 +109,8 @@ def test_a_package_that_is_none(run, tmp_path):
     assert done.code == 5 and "is no Core ML package" in done.err
 
 
-def test_operations_are_listed(run, monkeypatch, capfd):
-    monkeypatch.setattr(sys, "argv", ["edgeforge", "list", "coreml-operations", "--json"])
-    cli.main()
-    told = json.loads(capfd.readouterr().out)
+def test_operations_are_listed(edgeforge):
+    told = json.loads(edgeforge("list", "coreml-operations", "--json").out)
     assert told["scaled_dot_product_attention"] == "matrix products and attention"
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
-from edgeforge.cli import app as cli
 from edgeforge.cli import doctor
 from edgeforge.cli.doctor import Kernels, Package, Report, TargetReport, report_lines
 from exporters.registry import TARGETS
@@ -43,23 +40,6 @@ REPORT = Report(
     ),
     targets={"onnx": MISSING, "coreml": WORKS, "executorch": WORKS},
 )
-
-
-@pytest.fixture
-def edgeforge(monkeypatch, capfd):
-    """Runs a command in this process: its exit code, stdout and stderr."""
-
-    def run(*arguments: str) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["edgeforge", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = error.code or 0
-        out, err = capfd.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return run
 
 
 @pytest.mark.artifact

@@ -108,8 +108,9 @@ def test_palettes_are_exact_in_the_runner_and_the_session(tmp_path, hugging_face
     from edgeforge.reference.walk import ReferenceRunner, store_reader
     from quant.plans.recipes import Recipe, Rule
     from quant.program.rewrite import quantize_program
+    from quant.store.cached import new_store
     from quant.store.fill import fill_store
-    from quant.store.store import WeightStore, new_store
+    from quant.store.store import WeightStore
 
     config = {**MISTRAL, "hidden_size": 40, "intermediate_size": 24, "vocab_size": 56}
     hugging_face.save(tmp_path, config)

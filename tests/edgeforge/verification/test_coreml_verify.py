@@ -50,5 +50,5 @@ def test_fp16_costs_little_and_the_report_says_what_is_not_known(artifact):
 
 def test_options_of_another_runtime_are_refused(artifact, tmp_path):
     other = api.export("demo", tmp_path / "onnx", targets=["onnx"])[0]
-    with pytest.raises(DeviceError, match="--precision means nothing to onnx artifacts"):
+    with pytest.raises(DeviceError, match="onnx artifacts have no option --precision"):
         verified(other, "fp16")

@@ -99,14 +99,14 @@ def test_manifests(package: Path, text: str, words: str) -> None:
 def test_a_model_outside_its_package(package: Path, path: str) -> None:
     entries = {"rootModelIdentifier": "a", "itemInfoEntries": {"a": {"path": path}}}
     (package / "Manifest.json").write_text(json.dumps(entries))
-    with pytest.raises(ExportError, match="lies outside"):
+    with pytest.raises(ExportError, match="is outside"):
         open_package(package)
 
 
 def test_weights_outside_their_package(package: Path) -> None:
     opened = open_package(package)
     for name in ("@model_path/../../../x", "@model_path//etc/passwd"):
-        with pytest.raises(ExportError, match="lies outside"):
+        with pytest.raises(ExportError, match="is outside"):
             opened.blob_file(name)
     with pytest.raises(ExportError, match="only files under @model_path/ are read"):
         opened.blob_file("/etc/passwd")
@@ -141,17 +141,17 @@ def test_weight_files_that_were_cut_or_changed(tmp_path: Path) -> None:
 
     refused(b"", offset, "has 0 bytes, less than the 64")
     refused(data[:40], offset, "has 40 bytes, less than the 64")
-    refused(struct.pack("<II", 1, 1) + data[8:], offset, "of version 1; version 2 can be read")
-    refused(data[:100], offset, "lies at offset 64")
+    refused(struct.pack("<II", 1, 1) + data[8:], offset, "of version 1; EdgeForge reads version 2")
+    refused(data[:100], offset, "a constant is at offset 64")
     refused(data[:150], offset, "takes 64 bytes from 128, past the file's end at 150")
-    refused(data, 10**9, "lies at offset 1000000000")
+    refused(data, 10**9, "a constant is at offset 1000000000")
     refused(data, 128, "there is no constant at offset 128")
     unknown = data[:68] + struct.pack("<I", 99) + data[72:]
     refused(unknown, offset, "has the unknown element type 99")
     huge = data[:72] + struct.pack("<Q", 2**63) + data[80:]
     refused(huge, offset, "past the file's end")
     odd = data[:72] + struct.pack("<Q", 63) + data[80:]
-    refused(odd, offset, "no whole number of fp16 elements")
+    refused(odd, offset, "not a whole number of fp16 elements")
 
 
 def test_a_weight_file_of_another_package(package: Path) -> None:

@@ -45,8 +45,8 @@ def test_chunks_that_are_no_numbers_of_tokens(chunk, refused):
 
 def test_slices_before_ios_18(refused):
     assert refused(opset="ios17", cache_write="slice") == (
-        "--cache-write slice needs an operator that iOS 18 brought: leave it out, or take --opset "
-        "ios18"
+        "--cache-write slice needs an operator that iOS 18 introduced: leave it out, or use "
+        "--opset ios18"
     )
 
 
@@ -54,15 +54,15 @@ def test_slices_before_ios_18(refused):
 def test_integers_of_other_widths(bits, palette, refused):
     assert refused(f"int{bits}-g32") == (
         f"model.embed_tokens.weight is to be int{bits}-g32; Core ML holds integers of 4 and 8 "
-        f"bits, and of others palettes: use lut{palette}-gc16"
+        f"bits, and other numbers of bits as palettes: use lut{palette}-gc16"
     )
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_blocks_on_the_neural_engine(bits, refused):
     assert refused(f"int{bits}-g32", profile="ane") == (
-        f"model.embed_tokens.weight is to be int{bits}-g32; the Neural Engine wants one scale a "
-        f"row or a palette, not blocks: use lut{bits}-gc16 or int{bits}-pc, or --profile gpu"
+        f"model.embed_tokens.weight is to be int{bits}-g32; the Neural Engine takes one scale a "
+        f"row or a palette, not groups: use lut{bits}-gc16 or int{bits}-pc, or --profile gpu"
     )
 
 
@@ -77,8 +77,8 @@ def test_wide_floats_on_the_neural_engine(format, refused):
 @pytest.mark.parametrize("format", ["int4-g32", "int4-pc", "int8-g32", "int8-pc-asym"])
 def test_integers_that_ios_17_does_not_have(format, refused):
     assert refused(format, opset="ios17") == (
-        f"model.embed_tokens.weight is to be {format}; of integers, iOS 17 holds those of 8 bits "
-        f"with one scale a row: use int8-pc, lut4-pt or fp16, or --opset ios18"
+        f"model.embed_tokens.weight is to be {format}; the only integers that iOS 17 holds have "
+        f"8 bits and one scale a row: use int8-pc, lut4-pt or fp16, or --opset ios18"
     )
 
 
@@ -108,7 +108,7 @@ def test_a_context_that_does_not_fit_the_stated_memory(refused):
 
 def test_scales_below_zero(refused):
     assert refused("int4-g32", ", algorithm: rtn-signed") == (
-        "model.embed_tokens.weight is to be filled by rtn-signed; Core ML's own tools write no "
-        "scales below zero, so that no device is known to read them: use rtn, or a palette such as "
-        "lut4-gc16"
+        "model.embed_tokens.weight is to be filled by rtn-signed, whose scales may be below zero; "
+        "Core ML's own tools write no such scales, so that no device is known to read them: use "
+        "rtn, or a palette such as lut4-gc16"
     )

@@ -60,8 +60,9 @@ def test_a_row_that_float16_cannot_hold_is_refused_by_number(row, low, high, tmp
     with pytest.raises(ExportError) as caught:
         row_exponents("model.w", extent(tmp_path, scales))
     assert str(caught.value) == (
-        f"row 1 of model.w has scales from 2^{low} to 2^{high}; Core ML's are float16, which holds "
-        f"2^-14 to 2^15, and smaller ones in rows where all are small: keep it fp16"
+        f"row 1 of model.w has scales from 2^{low} to 2^{high}; Core ML's scales are float16, "
+        f"which holds 2^-14 to 2^15, and smaller ones only in rows where all scales are small: "
+        f"keep it fp16"
     )
 
 

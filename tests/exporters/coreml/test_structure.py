@@ -212,9 +212,9 @@ def test_what_a_profile_changes_and_what_is_not_known_is_said(tied, package, lla
     assert "no float32 arithmetic" in notes
     assert "64 positions for a context of 48, 32 columns for heads of 16" in notes
     assert "norms' weights are stored as they are and rounded to float16" in notes
-    assert "float16 but for norms and rotary tables" in " ".join(tied.manifest.notes)
+    assert "float16 except for norms and rotary tables" in " ".join(tied.manifest.notes)
     for artifact in (tied, engine):
         assert (
-            "not verified by EdgeForge off a Mac: whether Core ML's own compiler accepts"
+            "EdgeForge cannot verify without a Mac whether Core ML's own compiler accepts"
             in " ".join(artifact.manifest.notes)
         )

@@ -124,7 +124,7 @@ def refusal(cache, tmp_path, monkeypatch, checkpoint_of, llama_config):
 
 def test_options_that_are_at_odds(refusal):
     assert refusal("int4-g32", backend="vulkan", lowering="edgeforge") == (
-        "--backend vulkan is written by ExecuTorch's own exporter: leave out --lowering edgeforge"
+        "--backend vulkan uses ExecuTorch's own exporter: leave out --lowering edgeforge"
     )
     assert refusal("int4-g32", backend="metal") == (
         "--backend metal is not known to executorch: take xnnpack or vulkan or coreml"
@@ -173,6 +173,6 @@ def test_scales_below_zero(backend, algorithm):
     with pytest.raises(ExportError) as caught:
         backends.check_backend(plan, TargetOptions(backend=backend))
     assert str(caught.value) == (
-        f"w is to be filled by {algorithm}; programs for {backends.BACKENDS[backend].title} are "
-        f"written with no scales below zero: use {POSITIVE[algorithm]}"
+        f"w is to be filled by {algorithm}, whose scales may be below zero; programs for "
+        f"{backends.BACKENDS[backend].title} hold no such scales: use {POSITIVE[algorithm]}"
     )

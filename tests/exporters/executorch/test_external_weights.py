@@ -187,7 +187,7 @@ def mark(path):
         (cut, r"model\.ptd was cut short: it has \d+ bytes and not \d+"),
         (zeros, r"model\.ptd holds no weights of the schema FT01"),
         (lambda path: path.write_bytes(b""), r"model\.ptd holds no weights of the schema FT01"),
-        (mark, r"model\.ptd holds weights of another export than model\.pte: put the one there"),
+        (mark, r"model\.ptd holds weights of another export than model\.pte: replace it by the"),
     ],
 )
 def test_a_damaged_one_is_one_sentence(external, run_pte, tmp_path, change, words):

@@ -157,13 +157,13 @@ def test_more_context_fits_the_same_memory():
         ({"kv_cache": "int4"}, "--kv-cache int4 is not known to executorch: take fp32 or int8"),
         (
             {"kv_cache": "int8", "lowering": "stock"},
-            "--kv-cache is of EdgeForge's own lowering for XNNPACK: leave it or --lowering stock "
-            "out",
+            "--kv-cache needs EdgeForge's own lowering for XNNPACK: leave out --kv-cache or "
+            "--lowering stock",
         ),
         (
             {"kv_cache": "int8", "backend": "vulkan"},
-            "--kv-cache is of EdgeForge's own lowering for XNNPACK: leave it or --backend vulkan "
-            "out",
+            "--kv-cache needs EdgeForge's own lowering for XNNPACK: leave out --kv-cache or "
+            "--backend vulkan",
         ),
     ],
 )

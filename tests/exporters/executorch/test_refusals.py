@@ -28,13 +28,13 @@ WIDE = {"hidden_size": 192, "intermediate_size": 192, "num_attention_heads": 2, 
         ),
         (
             "int8-g64",
-            "model.embed_tokens.weight is to be int8-g64; XNNPACK holds 8 bits with one scale a "
-            "row only: use int8-pc, or int4-g64",
+            "model.embed_tokens.weight is to be int8-g64; XNNPACK holds 8-bit integers only with "
+            "one scale a row: use int8-pc, or int4-g64",
         ),
         (
             "int4-g48",
-            "model.embed_tokens.weight has groups of 48; XNNPACK's need a multiple of 32: use "
-            "int4-g32, int4-g64 or int4-g128, or int8-pc",
+            "model.embed_tokens.weight has groups of 48; XNNPACK needs groups of a multiple of "
+            "32: use int4-g32, int4-g64 or int4-g128, or int8-pc",
         ),
         (
             "int2-g32",

@@ -148,7 +148,7 @@ def test_names_that_are_damaged(pte, llama, tmp_path):
         with pytest.raises(ExportError, match=r"weight_names\.json cannot be read"):
             find_target("executorch").stored_digests(copy)
     (copy / NAMES).write_text(json.dumps({**noted, "version": 2}))
-    with pytest.raises(ExportError, match="of another version: export the model again"):
+    with pytest.raises(ExportError, match="this EdgeForge reads 1: export the model again"):
         find_target("executorch").stored_digests(copy)
 
 

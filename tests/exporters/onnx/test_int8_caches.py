@@ -224,8 +224,8 @@ def test_more_context_fits_the_same_memory():
         (
             "coreml",
             "int8",
-            "--kv-cache means nothing to coreml, whose caches are float16, for Core ML's states "
-            "hold nothing else: leave it out",
+            "coreml, whose caches are float16, because Core ML's states hold nothing else, has no "
+            "option --kv-cache: leave it out",
         ),
     ],
 )
@@ -253,8 +253,8 @@ def test_beside_core_ml_it_applies_to_onnx_and_both_say_so(
         lambda stage, done, size: told.append(stage),
     )
     sentence = (
-        "--kv-cache int8 does not apply to coreml, whose caches are float16, for Core ML's states "
-        "hold nothing else"
+        "--kv-cache int8 does not apply to coreml, whose caches are float16, because Core ML's "
+        "states hold nothing else"
     )
     onnx_notes, coreml_notes = (Manifest.read(tmp_path / "out" / t.name).notes for t in targets)
     assert sentence in told and sentence in coreml_notes and sentence not in onnx_notes

@@ -35,8 +35,8 @@ def refused(cache, tmp_path, monkeypatch, checkpoint_of):
 
 def test_heads_of_a_width_the_attention_kernel_lacks(refused, llama_config):
     assert refused(llama_config(head_dim=12), "fp32") == (
-        "ONNX Runtime's GroupQueryAttention needs heads of a multiple of 8 columns; this model "
-        "has 12"
+        "ONNX Runtime's GroupQueryAttention needs a head width that is a multiple of 8; this "
+        "model's heads have 12 columns"
     )
 
 

@@ -93,7 +93,7 @@ def test_a_group_that_does_not_divide_is_refused_with_advice():
         ("int4-pc", 33, "even number.*int8-pc"),
         ("int4-g64", 96, "use group_size 48 or"),
         ("int8-g32", 37, "group_size 32: keep it int8-pc"),
-        ("int2-pc", 34, "a multiple of 4, for a row's codes fill whole bytes: keep it int8-pc"),
+        ("int2-pc", 34, "a multiple of 4, because a row's codes fill whole bytes: keep it int8-pc"),
         ("int3-g32", 100, "a multiple of 8.*int8-pc"),
         ("int3-g64", 96, "use group_size 48 or"),
         ("int8-pc", 0, "at least one"),
@@ -141,7 +141,7 @@ def test_palettes_hold_codes_and_tables(name, codes, lut):
             "lut4-gc16",
             (40, 64),
             r"w has 40 output rows; lut4-gc16 needs a multiple of 16, .* use lut4-gc10, or one "
-            r"table for all with lut4-pt",
+            r"table for all rows with lut4-pt",
         ),
         ("lut4-pt", (4, 7), "7 input columns; lut4-pt needs a multiple of 2, .* use lut8-pt, or"),
         ("lut3-gc4", (4, 12), "needs a multiple of 8, .* lut2-gc4 or lut4-gc4 or lut6-gc4 or lut8"),

@@ -47,11 +47,11 @@ def test_a_plan_of_another_version_is_refused(version):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"weights": None}, "lists no weights"),
-        ({"recipe": 3}, "names no recipe"),
-        ({"weights": {"a": "int4"}}, "gives a 'int4'"),
-        ({"weights": {"a": {"format": "fp16"}}}, "gives a"),
-        ({"weights": {"a": {"format": "fp16", "algorithm": 7}}}, "gives a"),
+        ({"weights": None}, "a mapping of weights; .* weights of type NoneType"),
+        ({"recipe": 3}, "needs a recipe's name .* found recipe 3 "),
+        ({"weights": {"a": "int4"}}, "assigns 'int4' to a; "),
+        ({"weights": {"a": {"format": "fp16"}}}, "assigns .* to a; it must name a format and"),
+        ({"weights": {"a": {"format": "fp16", "algorithm": 7}}}, "assigns .* to a; it must name"),
         ({"weights": {"a": {"format": "int3", "algorithm": "rtn"}}}, "'int3' is not"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_rotation_is_part_of_the_plan():
     assert "rotation" not in plan().to_json()
     other = replace(plan(), rotation="hadamard-values")
     assert len({p.fingerprint() for p in (plan(), rotated, other)}) == 3
-    with pytest.raises(QuantizationError, match="has the rotation 3, which is no name"):
+    with pytest.raises(QuantizationError, match="rotation is 3; it must be a name"):
         QuantPlan.from_json({**plan().to_json(), "rotation": 3})
 
 

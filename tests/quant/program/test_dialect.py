@@ -100,7 +100,7 @@ def test_keyword_arguments_are_refused():
     made = Builder()
     y = made.call(dialect.LINEAR, made.x, made.weight)
     program = made.program(made.call(dialect.ADD, y, y, alpha=2))
-    with pytest.raises(DialectError, match="keyword alpha, which exporters would not see"):
+    with pytest.raises(DialectError, match="keyword alpha, which exporters ignore"):
         check_float(program)
 
 
@@ -177,7 +177,7 @@ def test_activations_are_rounded_for_products_with_integers_alone():
     made = Builder()
     rounded = made.call(dialect.ROUND_PER_TOKEN, made.x)
     program = made.program(made.call(dialect.LINEAR, rounded, made.weight))
-    with pytest.raises(DialectError, match="rounds what others than products with integers read"):
+    with pytest.raises(DialectError, match="is read by others than products with integer weights"):
         check_quantized(program)
 
 

@@ -12,8 +12,9 @@ from quant.errors import QuantizationError
 from quant.formats.formats import FloatFormat, parse_format
 from quant.plans.plan import Assignment, QuantPlan
 from quant.store import fill as quantize
+from quant.store.cached import new_store
 from quant.store.fill import cast_rows, fill_store
-from quant.store.store import WeightStore, new_store
+from quant.store.store import WeightStore
 
 SHAPES = {"matrix": (50, 64), "norm": (64,), "half": (50, 64)}
 FORMATS = {"matrix": ("int4-g32", "rtn"), "norm": ("fp32", "cast"), "half": ("fp16", "cast")}

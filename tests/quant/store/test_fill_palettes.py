@@ -8,8 +8,9 @@ from quant.formats.formats import parse_format
 from quant.plans.plan import Assignment, QuantPlan
 from quant.quantizers.kmeans import KMeans
 from quant.store import fill as quantize
+from quant.store.cached import new_store
 from quant.store.fill import fill_store
-from quant.store.store import WeightStore, new_store
+from quant.store.store import WeightStore
 
 ROWS, COLS = 48, 64
 

@@ -83,7 +83,7 @@ def test_a_damaged_journal_is_named(tmp_path):
     leave_half_done(tmp_path / "cache", tmp_path / "partial")
     (tmp_path / "partial" / "progress.json").write_text("{")
     with (
-        pytest.raises(QuantizationError, match=r"progress\.json is no journal"),
+        pytest.raises(QuantizationError, match=r"progress\.json is not a journal"),
         partial_store(tmp_path / "cache", "key", PLAN, SHAPES, tmp_path / "partial"),
     ):
         pass

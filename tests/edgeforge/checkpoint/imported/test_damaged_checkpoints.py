@@ -81,7 +81,7 @@ def all_as_floats(tensors):
         (with_value(f"{LAYER}.qzeros", -1), [f"{LAYER}.qzeros", "stored as 15"]),
         (without(f"{LAYER}.scales"), ["lacks", f"{LAYER}.scales", "gptq"]),
         (widened, [f"{LAYER}.qzeros", "[4, 4]", "[2, 4]"]),
-        (one_piece_as_floats, ["as integers", f"{LAYER}.weight", "alike"]),
+        (one_piece_as_floats, ["as integers", f"{LAYER}.weight as floats", "one kind"]),
         (all_as_floats, ["quantized (gptq)", "*.qweight"]),
         (without("model.norm.weight"), ["lacks model.norm.weight"]),
     ],
@@ -93,7 +93,7 @@ def test_damage_is_named(damaged, change, words):
 
 
 def test_a_group_that_does_not_divide_is_refused(damaged):
-    with pytest.raises(CheckpointError, match=r"down_proj has 80 inputs.*groups of 32"):
+    with pytest.raises(CheckpointError, match="80 inputs, not a multiple of group_size 32"):
         damaged("gptq-symmetric", lambda tensors: None, intermediate_size=80)
 
 

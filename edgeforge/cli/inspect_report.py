@@ -1,0 +1,79 @@
+"""What `edgeforge inspect` says of an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeforge.errors import CheckFailed
+from edgeforge.verification.verify import require_stored_weights
+from exporters.manifest import Manifest, check_files
+from exporters.registry import find_target
+from exporters.structure import Section, to_json
+
+
+@dataclass(frozen=True)
+class InspectReport:
+    """What an artifact holds, and whether its files are as they were written.
+
+    Attributes:
+        folder: the artifact.
+        manifest: its manifest.
+        sections: what its files consist of, as its target reads them; none where one was changed.
+        problems: files that are missing or were changed, a phrase each.
+    """
+
+    folder: Path
+    manifest: Manifest
+    sections: tuple[Section, ...]
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """For ``--json``: the manifest, the structure as it is now and the problems."""
+        return {
+            **self.manifest.to_json(),
+            "structure": to_json(self.sections),
+            "problems": list(self.problems),
+        }
+
+    def lines(self) -> list[str]:
+        """What stands above the tables."""
+        manifest, source, rotation = self.manifest, self.manifest.source, self.manifest.rotation
+        lines = [
+            f"{self.folder}: {manifest.target} from {source.model}, recipe {manifest.recipe}",
+            f"context {manifest.context} tokens, {manifest.bits_per_weight:.3f} bits a weight, "
+            f"checkpoint sha256 {source.sha256[:16]}",
+            f"inputs: {_listed(manifest.inputs)}",
+            f"outputs: {_listed(manifest.outputs)}",
+        ]
+        if rotation is not None:
+            lines.append(f"rotation: {rotation.name}, seed {rotation.seed}")
+        lines.append(f"states: {len(manifest.states)} caches")
+        return [*lines, *(f"note: {note}" for note in manifest.notes)]
+
+    def require_whole(self) -> None:
+        """Refuses an artifact whose files or stored weights are not as they were written.
+
+        Raises:
+            CheckFailed: says which are not.
+        """
+        if self.problems:
+            raise CheckFailed(f"{self.folder}: {'; '.join(self.problems)}")
+        require_stored_weights(self.folder, self.manifest)
+
+
+def inspect_artifact(folder: Path) -> InspectReport:
+    """Reads an artifact's manifest, compares its files with it and looks into them.
+
+    Raises:
+        ExportError: the folder is no artifact, or its files cannot be read.
+    """
+    manifest = Manifest.read(folder)
+    problems = tuple(check_files(folder, manifest))
+    sections = () if problems else find_target(manifest.target).structure(folder)
+    return InspectReport(folder, manifest, sections, problems)
+
+
+def _listed(named: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}: {shape}" for name, shape in named.items())

@@ -1,0 +1,321 @@
+"""What `verify` prints: a verdict for each artifact, then the figures that matter.
+
+Every line fits 80 columns, whatever the terminal's width. Long names and many artifacts move the
+figures under each other instead of cutting or folding them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeforge.cli.exits import one_line
+from edgeforge.cli.sizes import size_text
+from edgeforge.verification.sample import RANDOM_TOKENS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from edgeforge.verification.evaluation import Evaluation
+    from edgeforge.verification.intervals import Interval
+
+WIDTH = 80
+# Of the columns of figures: three of them and the labels fill a line.
+_LABEL, _COLUMN, _GAP, _MOST_COLUMNS = 20, 18, 2, 3
+
+_HEADING, _GOOD, _BAD = "bold", "bold green", "bold red"
+
+_MEANING = (
+    "SOUND means that every stored weight equals the weight store's, bit for bit, that the "
+    "artifact ran here, and that all its logits are finite numbers. It sets no bound on quality: "
+    "the figures below tell how close it is."
+)
+_TERMS = (
+    "FLOAT is the checkpoint as it was; KL is how far probabilities are from it, in nats a token.",
+    "Quantization error: what rounding the weights costs.",
+    "Lowering error: what the runtime's own arithmetic adds.",
+)
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A line of the summary: one value for each artifact, and what stands under it."""
+
+    label: str
+    values: list[str]
+    below: list[str]
+
+
+def print_results(
+    results: Mapping[Path, Evaluation], asked: Sequence[Path], *, full: bool = False
+) -> None:
+    """Prints what was found.
+
+    Args:
+        results: by artifact, in order.
+        asked: the folders that the user named.
+        full: print every figure, in tables as wide as they have to be.
+    """
+    from edgeforge.cli.tables import evaluation_tables, limit_lines
+
+    console = _console()
+    lines = verdict_lines(results)
+    if not full:
+        lines = summary_lines(results, asked)
+    for line in lines:
+        # No wrapping: every line is as long as it should be.
+        console.print(line, soft_wrap=True, highlight=False)
+    if not full:
+        return
+    console.print()
+    for table in evaluation_tables(list(results.values())):
+        # A log or a pipe has no width: there the table is as wide as its longest cells.
+        if not console.is_terminal:
+            console.width = console.measure(table).maximum
+        console.print(table)
+    for text in limit_lines(list(results.values())):
+        print(text)
+
+
+def summary_lines(results: Mapping[Path, Evaluation], asked: Sequence[Path]) -> list[Text]:
+    """The verdicts, the figures, what they were measured on, and what to do next."""
+    from rich.text import Text
+
+    evaluations = list(results.values())
+    lines = [*verdict_lines(results), Text(), *_wrapped(_MEANING), Text()]
+    lines += _figure_lines(results)
+    lines.append(Text())
+    for term in _TERMS:
+        lines += _wrapped(term, hanging=2)
+    for sentence in _measured_on(evaluations):
+        lines += _wrapped(sentence, hanging=2)
+    for label, result in zip(_labels(results), evaluations, strict=True):
+        if result.limits:
+            words = f"{label} ran in EdgeForge's interpreter, not in Apple's runtime."
+            lines += _wrapped(words, hanging=2)
+    return [*lines, Text(), *_next_lines(evaluations, asked)]
+
+
+def verdict_lines(results: Mapping[Path, Evaluation]) -> list[Text]:
+    """One line for each artifact: what was checked of it, and how close it is."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    labels = _labels(results)
+    widest = max(map(cell_len, labels))
+    lines = []
+    for label, result in zip(labels, results.values(), strict=True):
+        word, style, facts = _verdict(result)
+        verdict = Text.assemble((word, style), "  ", "; ".join(facts))
+        if widest + 2 + verdict.cell_len <= WIDTH:
+            padding = " " * (widest + 2 - cell_len(label))
+            lines.append(Text.assemble((label, _HEADING), padding, verdict))
+        else:
+            lines += _wrapped(label, style=_HEADING)
+            lines.append(Text.assemble("  ", verdict))
+    return lines
+
+
+def _verdict(result: Evaluation) -> tuple[str, str, list[str]]:
+    """The word, its style, and the facts behind it."""
+    # `verify` ends before it comes here when a weight differs.
+    weights = "weights bit-exact"
+    if result.not_finite:
+        models = _joined([name.upper() for name in result.not_finite])
+        return "NOT FINITE", _BAD, [f"{models} gave NaN or infinite logits", weights]
+    runtime = result.runtime.split(" (")[0].split(" ")[0]
+    ran = "ran in an interpreter" if result.limits else f"ran in {runtime}"
+    return "SOUND", _GOOD, [weights, ran, f"perplexity x {result.perplexity_ratio:.3f}"]
+
+
+def _figure_lines(results: Mapping[Path, Evaluation]) -> list[Text]:
+    """The figures side by side where they fit, else one artifact under the other."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    labels, evaluations = _labels(results), list(results.values())
+    figures = _figures(evaluations)
+    recipes = list(dict.fromkeys(result.recipe for result in evaluations))
+    corner = one_line(f"recipe {recipes[0]}") if len(recipes) == 1 else ""
+    lines = []
+    if cell_len(corner) > _LABEL:
+        lines, corner = _wrapped(corner), ""
+    if 1 < len(labels) <= _MOST_COLUMNS and max(map(cell_len, labels)) <= _COLUMN:
+        lines.append(_row(corner, labels, style=_HEADING))
+        for figure in figures:
+            lines.append(_row(figure.label, figure.values))
+            if any(figure.below):
+                lines.append(_row("", figure.below))
+        return lines
+    for index, label in enumerate(labels):
+        if index:
+            lines.append(Text())
+        if cell_len(label) <= _COLUMN:
+            lines.append(_row(corner, [label], style=_HEADING))
+        else:
+            lines += _wrapped(label, style=_HEADING)
+        for figure in figures:
+            lines.append(_row(figure.label, [figure.values[index], figure.below[index]]))
+    return lines
+
+
+def _figures(results: list[Evaluation]) -> list[_Figure]:
+    ratios = [result.perplexity_ratio for result in results]
+    known = [result.intervals for result in results]
+    figures = [
+        _Figure(
+            "perplexity / FLOAT's",
+            [_ratio(value) for value in ratios],
+            [_interval(None if each is None else each.perplexity_ratio, _ratio) for each in known],
+        )
+    ]
+    for label, name, figure, form in (
+        ("KL from FLOAT", "total", "kl_mean", short),
+        ("  quantization error", "quantization", "kl_mean", short),
+        ("  lowering error", "lowering", "kl_mean", short),
+        ("same top-1 as FLOAT", "total", "top1_agreement", _share),
+    ):
+        values = [getattr(getattr(result, name), figure) for result in results]
+        intervals = [
+            None if each is None else getattr(getattr(each, name), figure) for each in known
+        ]
+        below = [_interval(each, form) for each in intervals]
+        figures.append(_Figure(label, [form(value) for value in values], below))
+    speeds = [
+        ""
+        if result.timings is None
+        else f"{short(result.timings.decode_tokens_per_second)} tokens/s"
+        for result in results
+    ]
+    label = "size; decode speed" if any(speeds) else "size"
+    return [*figures, _Figure(label, [size_text(r.artifact_bytes) for r in results], speeds)]
+
+
+def _measured_on(results: list[Evaluation]) -> list[str]:
+    """Which tokens the figures are of, a sentence for each sample."""
+    sentences = []
+    for result in results:
+        if result.text == RANDOM_TOKENS:
+            what = f"{result.tokens:,} {result.text}"
+        elif result.tokens >= result.text_tokens:
+            what = f"all {result.tokens:,} tokens of {one_line(result.text)}"
+        else:
+            what = (
+                f"{result.tokens:,} of the {result.text_tokens:,} tokens of "
+                f"{one_line(result.text)}, in blocks spread evenly over it"
+            )
+        sentences += [f"Measured on {what}.", _about_intervals(result)]
+    return list(dict.fromkeys(sentences))
+
+
+def _about_intervals(result: Evaluation) -> str:
+    if result.intervals is None:
+        return "That is too little text for 95 % intervals."
+    rough = "rough " if result.intervals.unit_blocks < 1 else ""
+    return f"[ ] are {rough}95 % intervals for texts like this one, by a bootstrap of its blocks."
+
+
+def _next_lines(results: list[Evaluation], asked: Sequence[Path]) -> list[Text]:
+    """The commands that tell more."""
+    from rich.text import Text
+
+    options = {"--full": "every figure, and what is not known"}
+    if any(result.tokens < result.text_tokens for result in results):
+        options["--tokens all"] = "every token of the text"
+    folders = " ".join(shlex.quote(str(folder)) for folder in asked)
+    widest = max(map(len, options)) + 2
+    room = WIDTH - len("edgeforge verify  ") - widest - max(map(len, options.values()))
+    if len(folders) > room or not folders.isprintable():
+        folders = "DIR"
+    return [
+        Text(f"edgeforge verify {folders} {option:<{widest}}{meaning}")
+        for option, meaning in options.items()
+    ]
+
+
+def _labels(results: Mapping[Path, Evaluation]) -> list[str]:
+    """The shortest names that tell artifacts apart."""
+    evaluations = list(results.values())
+    targets = [result.target for result in evaluations]
+    recipes = [one_line(f"{result.target} {result.recipe}") for result in evaluations]
+    for names in (targets, recipes):
+        if len(set(names)) == len(names):
+            return names
+    return [one_line(str(folder)) for folder in results]
+
+
+def _row(label: str, cells: Sequence[str], style: str = "") -> Text:
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    row = Text(label, style=style)
+    place = _LABEL
+    for cell in cells:
+        place += _GAP
+        row.append(" " * max(0, place - row.cell_len) + cell, style=style)
+        place += max(_COLUMN, cell_len(cell))
+    row.rstrip()
+    return row
+
+
+def _wrapped(text: str, *, hanging: int = 0, style: str = "") -> list[Text]:
+    """A sentence or a name in lines of the full width; those after the first are indented."""
+    from rich.console import Console
+    from rich.text import Text
+
+    lines = list(Text(text, style=style).wrap(Console(), WIDTH - hanging, overflow="fold"))
+    for index, line in enumerate(lines):
+        line.rstrip()
+        if index:
+            line.pad_left(hanging)
+    return lines
+
+
+def _interval(interval: Interval | None, form: Callable[[float], str]) -> str:
+    if interval is None or not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return ""
+    if interval.low == interval.high:
+        # Drawing again from what is all alike tells nothing of what was not seen.
+        return "no difference seen"
+    return f"[{form(interval.low)}, {form(interval.high)}]"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.4f}" if value < 10 else short(value)
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def short(value: float) -> str:
+    """Three digits, in at most seven characters.
+
+    >>> short(0.036249), short(0.000217), short(1334.6), short(0)
+    ('0.0362', '2.17e-4', '1335', '0')
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
+    digits, power = f"{value:.2e}".split("e")
+    return f"{digits}e{int(power)}"
+
+
+def _joined(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # NO_COLOR asks for no colour; bold is left out there too, as in a pipe.
+    plain = bool(os.environ.get("NO_COLOR")) or not sys.stdout.isatty()
+    return Console(color_system=None) if plain else Console()

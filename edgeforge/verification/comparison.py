@@ -1,0 +1,143 @@
+"""Runs FLOAT, QUANTIZED and artifacts over the same tokens, and holds their logits together.
+
+FLOAT against QUANTIZED is what quantization costs; QUANTIZED against ARTIFACT is what lowering
+and the runtime's arithmetic cost. They are never mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from device_harness.session import Session
+from edgeforge.reference.walk import ReferenceRunner
+from edgeforge.verification.each_session import EachSession
+from edgeforge.verification.intervals import (
+    Intervals,
+    TokenSums,
+    divergence_values,
+    intervals_of,
+)
+from edgeforge.verification.metrics import (
+    Divergence,
+    DivergenceMeter,
+    Perplexity,
+    PerplexityMeter,
+    Scored,
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The figures that come out of running the three models over blocks of tokens.
+
+    Attributes:
+        perplexity: of ``float``, ``quantized`` and ``artifact``.
+        quantization: QUANTIZED against FLOAT.
+        lowering: ARTIFACT against QUANTIZED.
+        total: ARTIFACT against FLOAT.
+        intervals: of the means; None where there are too few blocks.
+        not_finite: which of ``float``, ``quantized`` and ``artifact`` gave NaN or infinity.
+    """
+
+    perplexity: dict[str, Perplexity]
+    quantization: Divergence
+    lowering: Divergence
+    total: Divergence
+    intervals: Intervals | None
+    not_finite: tuple[str, ...]
+
+
+class _References:
+    """What all artifacts of one store share: FLOAT, QUANTIZED and what is between them."""
+
+    def __init__(self) -> None:
+        self.sums = TokenSums()
+        self.perplexity = {"float": PerplexityMeter(), "quantized": PerplexityMeter()}
+        self.finite = {"float": True, "quantized": True}
+        self.quantization = DivergenceMeter()
+
+    def add(self, block: Tensor, logits: dict[str, Scored]) -> None:
+        values = {}
+        for name, scored in logits.items():
+            values[name] = self.perplexity[name].add(scored, block[1:])
+            self.finite[name] &= scored.is_finite
+        between = self.quantization.add(logits["float"], logits["quantized"])
+        self.sums.add(len(block), values | divergence_values("quantization", between))
+
+
+class _Artifact:
+    """What is measured of one artifact."""
+
+    def __init__(self) -> None:
+        self.sums = TokenSums()
+        self.perplexity, self.finite = PerplexityMeter(), True
+        self.lowering, self.total = DivergenceMeter(), DivergenceMeter()
+
+    def add(self, block: Tensor, logits: dict[str, Scored], own: Scored) -> None:
+        losses = self.perplexity.add(own, block[1:])
+        self.finite &= own.is_finite
+        lowering = self.lowering.add(logits["quantized"], own)
+        total = self.total.add(logits["float"], own)
+        self.sums.add(
+            len(block),
+            {"artifact": losses}
+            | divergence_values("lowering", lowering)
+            | divergence_values("total", total),
+        )
+
+    def result(self, references: _References) -> Comparison:
+        perplexity = references.perplexity | {"artifact": self.perplexity}
+        finite = references.finite | {"artifact": self.finite}
+        return Comparison(
+            perplexity={name: meter.result() for name, meter in perplexity.items()},
+            quantization=references.quantization.result(),
+            lowering=self.lowering.result(),
+            total=self.total.result(),
+            intervals=intervals_of(references.sums, self.sums),
+            not_finite=tuple(name for name, is_finite in finite.items() if not is_finite),
+        )
+
+
+def compare(
+    blocks: Sequence[Sequence[int]],
+    reference: ReferenceRunner,
+    quantized: ReferenceRunner,
+    sessions: Sequence[Session],
+    progress: Callable[[int, int], None],
+) -> list[Comparison]:
+    """Runs FLOAT, QUANTIZED and artifacts over the same blocks.
+
+    FLOAT and QUANTIZED run once for all artifacts. Logits live as long as their block: those of a
+    whole text would be as large as the text times the vocabulary.
+
+    Args:
+        blocks: token ids, each a fresh text.
+        reference: FLOAT.
+        quantized: QUANTIZED.
+        sessions: artifacts of the store that QUANTIZED reads.
+        progress: told how many blocks are done, and of how many.
+
+    Returns:
+        One comparison for each artifact.
+    """
+    tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
+    references, artifacts = _References(), [_Artifact() for _ in sessions]
+    progress(0, len(tokens))
+    streams = zip(tokens, reference.logits(tokens), quantized.logits(tokens), strict=True)
+    with EachSession(sessions) as each:
+        for index, (block, float_logits, quantized_logits) in enumerate(streams):
+            logits = {"float": Scored(float_logits), "quantized": Scored(quantized_logits)}
+            references.add(block, logits)
+            each.run(partial(_run, block, logits), artifacts)
+            progress(index + 1, len(tokens))
+    return [artifact.result(references) for artifact in artifacts]
+
+
+def _run(block: Tensor, logits: dict[str, Scored], session: Session, artifact: _Artifact) -> None:
+    """Runs an artifact on a block and adds what comes out."""
+    artifact.add(block, logits, Scored(torch.from_numpy(session.logits(block.numpy()))))

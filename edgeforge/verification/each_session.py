@@ -1,0 +1,91 @@
+"""Several artifacts at work at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import torch
+
+from device_harness.registry import open_session
+from device_harness.session import Session
+from exporters.manifest import Manifest
+from quant.processors import default_threads
+
+Given = TypeVar("Given")
+
+
+@contextmanager
+def open_sessions(
+    artifacts: Sequence[tuple[Path, Manifest]],
+    threads: int | None,
+    options: Mapping[str, str | None],
+) -> Iterator[list[Session]]:
+    """Opens artifacts for `EachSession`, and closes all of them at the end of the block.
+
+    Args:
+        artifacts: each folder and its manifest.
+        threads: for each runtime; None shares the processors out. The threads of one runtime wait
+            for each other at every operator, and long where there are more than processors.
+        options: of the runtimes, as `open_session` takes them.
+    """
+    before = torch.get_num_threads()
+    shared = max(1, default_threads() // len(artifacts)) if len(artifacts) > 1 else None
+    with ExitStack() as opened:
+        try:
+            sessions = [
+                opened.enter_context(open_session(folder, manifest, threads or shared, options))
+                for folder, manifest in artifacts
+            ]
+        finally:
+            if threads is None:
+                # A runtime that computes in PyTorch sets its threads for the references, too.
+                torch.set_num_threads(before)
+        yield sessions
+
+
+class EachSession:
+    """Works on every session, on each in a thread of its own.
+
+    A runtime leaves processors idle between its operators, the more the smaller the model is; the
+    other runtimes use them.
+
+    Args:
+        sessions: the artifacts.
+    """
+
+    def __init__(self, sessions: Sequence[Session]) -> None:
+        self._sessions = sessions
+        self._pool = ThreadPoolExecutor(len(sessions), thread_name_prefix="session")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(self, work: Callable[[Session, Given], None], given: Sequence[Given]) -> None:
+        """Does the work for every session.
+
+        Args:
+            work: called with a session and what is given for it, in no order.
+            given: one thing for each session.
+        """
+        if len(self._sessions) == 1:
+            work(self._sessions[0], given[0])
+            return
+        before = torch.get_num_threads()
+        torch.set_num_threads(max(1, before // len(self._sessions)))
+        try:
+            list(self._pool.map(work, self._sessions, given))
+        finally:
+            torch.set_num_threads(before)

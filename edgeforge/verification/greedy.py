@@ -1,0 +1,101 @@
+"""Greedy text of an artifact, held against what its references would have chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from device_harness.session import Session
+from edgeforge.reference.walk import ReferenceRunner
+from edgeforge.verification.each_session import EachSession
+
+GREEDY_TOKENS = 48
+_PROMPT_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class GreedyAgreement:
+    """Greedy tokens of the artifact held against a reference's choice at each.
+
+    Attributes:
+        prompts: how many continuations.
+        tokens: tokens of each.
+        same: mean number of tokens before the first that the reference would not choose.
+    """
+
+    prompts: int
+    tokens: int
+    same: float
+
+
+def greedy_agreement(
+    prompts: Sequence[Sequence[int]],
+    sessions: Sequence[Session],
+    references: Sequence[ReferenceRunner],
+    progress: Callable[[int, int], None],
+) -> list[list[GreedyAgreement]]:
+    """Lets artifacts continue prompts greedily, and asks each reference at every step.
+
+    An artifact runs as an app would run it: the prompt at once, then token by token through its
+    caches. A reference sees the whole text in one pass: up to the first difference that gives
+    what it would have chosen itself.
+
+    Args:
+        prompts: token ids.
+        sessions: ARTIFACT, of one program each.
+        references: FLOAT, QUANTIZED or others.
+        progress: told how many prompts are done, and of how many.
+
+    Returns:
+        For each artifact, one agreement for each reference.
+    """
+    texts: list[list[Tensor]] = [[] for _ in sessions]
+    with EachSession(sessions) as each:
+        for index, prompt in enumerate(prompts):
+            progress(index, len(prompts))
+            each.run(partial(_continue, prompt), texts)
+    agreements: list[list[GreedyAgreement]] = [[] for _ in sessions]
+    for reference in references:
+        # The texts of all artifacts at once: a reference reads its weights once for them.
+        wanted = reference.logits([text for own in texts for text in own])
+        for own, found in zip(texts, agreements, strict=True):
+            found.append(_agreement(prompts, own, [next(wanted) for _ in own]))
+    return agreements
+
+
+def greedy_prompts(blocks: Sequence[Sequence[int]], count: int, context: int) -> list[list[int]]:
+    """Beginnings of blocks spread over a text, short enough to leave room to continue."""
+    length = max(1, min(_PROMPT_TOKENS, context // 2))
+    step = max(1, len(blocks) // count)
+    return [list(block[:length]) for block in blocks[::step]][:count]
+
+
+def _continue(prompt: Sequence[int], session: Session, texts: list[Tensor]) -> None:
+    """Adds a prompt with the tokens that an artifact finds likeliest after it, ``int64[t]``."""
+    tokens = list(prompt)
+    count = min(GREEDY_TOKENS, session.context - len(tokens))
+    session.reset()
+    logits = session.extend(np.array(tokens, np.int64))
+    for index in range(count):
+        tokens.append(int(logits.argmax()))
+        if index + 1 < count:
+            logits = session.extend(np.array(tokens[-1:], np.int64))
+    texts.append(torch.tensor(tokens, dtype=torch.int64))
+
+
+def _agreement(
+    prompts: Sequence[Sequence[int]], texts: Sequence[Tensor], wanted: Sequence[Tensor]
+) -> GreedyAgreement:
+    """Continued prompts against a reference's logits of them, ``float32[t, vocab]`` each."""
+    same, lengths = [], []
+    for prompt, text, logits in zip(prompts, texts, wanted, strict=True):
+        chosen = logits[len(prompt) - 1 : -1].argmax(-1)
+        differs = (chosen != text[len(prompt) :]).nonzero()
+        lengths.append(len(text) - len(prompt))
+        same.append(int(differs[0]) if len(differs) else lengths[-1])
+    return GreedyAgreement(len(texts), max(lengths), sum(same) / len(same))

@@ -1,0 +1,141 @@
+"""Weight stores in a cache folder: complete or absent, and found by their keys."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from quant.errors import QuantizationError, StoreFullError
+from quant.plans.plan import QuantPlan
+from quant.store.store import NOTES_FILE, STORE_VERSION, WeightStore
+from quant.store.writer import StoreWriter
+
+Result = TypeVar("Result")
+
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_STALE_SECONDS = 24 * 3600  # no store takes a day: the writer of an older folder was killed
+
+
+def store_key(
+    source_digest: str, mapping_digest: str, plan: QuantPlan, calibration: str = ""
+) -> str:
+    """Returns the key of the store that a checkpoint, a plan and a calibration determine.
+
+    Args:
+        source_digest: digest of the checkpoint's files.
+        mapping_digest: digest of the map from program weights to checkpoint tensors.
+        plan: formats and algorithms.
+        calibration: digest of the calibration's tokens; empty where the plan needs none.
+    """
+    facts = (str(STORE_VERSION), source_digest, mapping_digest, plan.fingerprint())
+    text = "\n".join((*facts, calibration) if calibration else facts)
+    return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+@contextmanager
+def new_store(
+    cache: Path, key: str, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[StoreWriter]:
+    """Opens a writer; its store moves to ``cache / key`` when the block ends without an error.
+
+    When the block raises, nothing of the store remains.
+
+    Args:
+        cache: folder of stores.
+        key: the store's key, as `store_key` returns it.
+        plan: formats by weight name.
+        shapes: shape by weight name.
+
+    Raises:
+        StoreFullError: there is no room for the store.
+        QuantizationError: the cache folder cannot be written.
+    """
+    partial = cache / f".{key}.partial-{os.getpid()}-{threading.get_ident()}"
+    try:
+        writer = or_explained(cache, lambda: _open_writer(partial, plan, shapes))
+        try:
+            yield writer
+        except BaseException:
+            writer.abandon()
+            raise
+        or_explained(cache, writer.finish)
+        final = cache / key
+        try:
+            partial.rename(final)
+        except OSError:  # another process was faster; the bytes of its store are the same
+            if not (final / NOTES_FILE).is_file():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _open_writer(
+    partial: Path, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]
+) -> StoreWriter:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    for other in partial.parent.glob(".*.partial-*"):
+        with suppress(OSError):
+            if time.time() - other.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(other, ignore_errors=True)
+    partial.mkdir()
+    return StoreWriter(partial, plan, shapes)
+
+
+def or_explained(cache: Path, work: Callable[[], Result]) -> Result:
+    """Runs some work on the cache, and turns the system's errors into messages for users.
+
+    The error is not raised `from` the system's error: a caller that writes an output folder would
+    find that one as the cause, and report the output folder's disk as full.
+
+    Raises:
+        StoreFullError: there is no room on the cache's disk.
+        QuantizationError: the cache cannot be written.
+    """
+    try:
+        return work()
+    except OSError as error:
+        number, words = error.errno, error.strerror
+    if number in _OUT_OF_SPACE:
+        raise StoreFullError(
+            f"the cache of weight stores {cache} has no room for this model ({words}): free some "
+            f"space, or set EDGEFORGE_CACHE to a folder on another disk"
+        )
+    raise QuantizationError(
+        f"the cache of weight stores {cache} cannot be written ({words}): set EDGEFORGE_CACHE to "
+        f"another folder"
+    )
+
+
+def find_store(cache: Path, key: str) -> WeightStore | None:
+    """Returns the finished store of this key, or None; removes a damaged one.
+
+    It detects damage that changes a file's size, such as a full disk or an interrupted copy.
+
+    Raises:
+        QuantizationError: a damaged store cannot be removed.
+    """
+    folder = cache / key
+    if not folder.exists():
+        return None
+    try:
+        return WeightStore(folder)
+    except QuantizationError as damage:
+        away = cache / f".{key}.partial-damaged-{os.getpid()}-{threading.get_ident()}"
+        try:
+            folder.rename(away)
+        except FileNotFoundError:  # another process has already removed it
+            return None
+        except OSError as error:
+            raise QuantizationError(
+                f"{damage}, and it cannot be removed ({error.strerror}): remove it yourself"
+            ) from error
+        shutil.rmtree(away, ignore_errors=True)
+        return None
