@@ -75,7 +75,7 @@ def test_demo_names_the_model_that_ships_unless_a_folder_has_the_name(tmp_path, 
         "import edgeforge.model.model, edgeforge.model.checkpoint_weights\n"
         "import edgeforge.checkpoint.checkpoint",
         "import sys; sys.argv = ['edgeforge', '--help']\n"
-        "from edgeforge.cli.app import main\n"
+        "from edgeforge.cli.entry import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code",
     ],
