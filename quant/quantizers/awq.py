@@ -25,7 +25,7 @@ from quant.quantizers.scale_search import rescaled_rounding, search_scales
 
 EXPONENTS: Final = 20
 # Products a search may cost: fewer rows stand for all of a wide matrix.
-_SEARCH_PRODUCTS: Final = 1 << 33
+SEARCH_PRODUCTS: Final = 1 << 33
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Awq:
             float32 ``[cols]``, all ones where no exponent is better than none.
         """
         rows, cols = weight.shape
-        wanted = max(64, _SEARCH_PRODUCTS // cols**2)
+        wanted = max(64, SEARCH_PRODUCTS // cols**2)
         sample = weight[:: max(1, rows // wanted)].contiguous()
         magnitude = _tied_magnitude(inputs.moment, ties)
         wide = inputs.moment.float()

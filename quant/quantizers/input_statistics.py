@@ -10,7 +10,7 @@ import torch
 from quant.errors import QuantizationError
 
 # Columns whose products are computed together; the panels below the diagonal are left out.
-_PANEL: Final = 1024
+PANEL: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class SecondMoment:
 
     def add(self, x: torch.Tensor) -> None:
         """Adds ``float32[tokens, columns]``."""
-        for start in range(0, self.columns, _PANEL):
-            stop = min(start + _PANEL, self.columns)
+        for start in range(0, self.columns, PANEL):
+            stop = min(start + PANEL, self.columns)
             self._upper[:stop, start:stop] += x[:, :stop].t() @ x[:, start:stop]
         for reach in (x.amax(0), -x.amin(0)):  # without a copy, as x.abs() would be
             self._largest = torch.maximum(self._largest, reach)
@@ -70,7 +70,7 @@ class SecondMoment:
         """``float64[columns, columns]``, symmetric: the mean over tokens. Ends the collection."""
         whole, self._upper = self._upper, torch.empty(0)
         whole /= max(1, self.tokens)
-        for start in range(0, self.columns, _PANEL):
-            stop = min(start + _PANEL, self.columns)
+        for start in range(0, self.columns, PANEL):
+            stop = min(start + PANEL, self.columns)
             whole[start:stop, :start] = whole[:start, start:stop].t()
         return whole

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,17 @@ def session(pte):
     assert isinstance(opened, ExecutorchSession)
     yield opened
     opened.close()
+
+
+def workers() -> set[int]:
+    """The processes that sessions of this process have started, by number."""
+    ours = f"PPid:\t{os.getpid()}\n"
+    return {
+        int(status.parent.name)
+        for status in Path("/proc").glob("[0-9]*/status")
+        if ours in status.read_text()
+        and b"executorch_worker" in (status.parent / "cmdline").read_bytes()
+    }
 
 
 def test_what_it_says_of_itself(session):
@@ -133,10 +145,12 @@ def test_tokens_of_any_stride(session):
 
 def test_threads_are_as_asked(pte):
     for threads in (1, 3):
+        others = workers()
         session = ExecutorchSession(pte, 160, threads)
         assert f"{threads} threads" in session.runtime
         session.load()
-        with_pool = len(os.listdir(f"/proc/{session._worker.pid}/task"))
+        (worker,) = workers() - others
+        with_pool = len(os.listdir(f"/proc/{worker}/task"))
         session.close()
         if threads == 1:
             alone = with_pool
@@ -144,9 +158,11 @@ def test_threads_are_as_asked(pte):
 
 
 def test_a_runtime_that_dies_is_named_with_what_it_did(pte):
+    others = workers()
     session = ExecutorchSession(pte, 160, 1)
     session.extend(TOKENS[:4])
-    os.kill(session._worker.pid, signal.SIGABRT)
+    (worker,) = workers() - others
+    os.kill(worker, signal.SIGABRT)
     with pytest.raises(DeviceError) as caught:
         session.extend(TOKENS[4:7])
     words = "ExecuTorch ended its process (SIGABRT) in forward with 3 tokens at position 4"
@@ -157,12 +173,13 @@ def test_a_runtime_that_dies_is_named_with_what_it_did(pte):
     session.close()
 
 
-def test_an_abort_of_the_runtime_itself(pte, monkeypatch):
-    session = ExecutorchSession(pte, 160, 1)
-    session.load()
-    # More tokens than the caches hold: past this project's own refusal, the kernel ends.
+def test_an_abort_of_the_runtime_itself(pte):
+    # The session is told of a larger context than the caches hold: it refuses nothing, and the
+    # kernel ends.
+    session = ExecutorchSession(pte, 400, 1)
+    session.extend(TOKENS[:100])
     with pytest.raises(DeviceError, match=r"ExecuTorch (ended its process|failed)") as caught:
-        session._ask("forward", TOKENS[:100], 100)
+        session.extend(TOKENS[:100])
     assert "forward with 100 tokens at position 100" in str(caught.value)
     session.close()
 

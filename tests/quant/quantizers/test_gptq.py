@@ -102,8 +102,8 @@ def test_blocks_and_chunks_of_rows_change_nothing(monkeypatch):
     fmt = parse_format("int4-g32")
     weight, _, moment = layer(40, 192, seed=2)
     whole = Gptq().quantize_matrix(weight, moment.clone(), fmt)
-    monkeypatch.setattr(gptq, "_ROWS", 7)
-    monkeypatch.setattr(gptq, "_BLOCK", 32)
+    monkeypatch.setattr(gptq, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(gptq, "BLOCK_COLUMNS", 32)
     cut = Gptq().quantize_matrix(weight, moment.clone(), fmt, threads=3)
     differ = (whole.codes != cut.codes).any(1).float().mean()
     assert differ <= 0.1  # sums in another order may break a tie otherwise
