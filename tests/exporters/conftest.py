@@ -148,6 +148,18 @@ CASES: dict[str, Config] = {
     "openelm-no-qk-norm": openelm([2, 4], [1, 2], normalize_qk_projections=False),
 }
 
+# Six of them that still take every way through the lowerings. What the others add is another number
+# (a window's or a head's width, a count of heads, the entries of the rotary tables), and the one
+# test of every target that runs all cases shows it.
+DISTINCT = (
+    "llama-3-rope",  # q, k and v of one product, rotated in the attention; scaled rope; tied
+    "llama-head-24-3-1",  # rotated before the attention, whose widths are too narrow; one kv head
+    "mistral-window-7",  # a window, and two query heads for each kv head
+    "phi3-half-rotary",  # half of a head rotated, in the attention; fused gate and up; untied
+    "phi3-half-rotary-head-40",  # part of a head rotated, before the attention
+    "openelm-uneven",  # other counts of heads in every layer, and norms of q and k
+)
+
 
 def write_checkpoint(folder: Path, config: Config, seed: int = 0) -> Path:
     """A Hugging Face folder of random float32 weights, skewed so that asymmetry shows."""
@@ -285,10 +297,22 @@ def case(request: pytest.FixtureRequest) -> Config:
     return CASES[request.param]
 
 
+@pytest.fixture(scope="session", params=DISTINCT)
+def distinct_case(request: pytest.FixtureRequest) -> Config:
+    """A case of each way through the lowerings."""
+    return CASES[request.param]
+
+
 @pytest.fixture
 def exported(case: Config, build: Build) -> Exported:
     """Every case as float32: the artifact must equal FLOAT."""
     return build(case)
+
+
+@pytest.fixture
+def exported_distinct(distinct_case: Config, build: Build) -> Exported:
+    """As `exported`, of six cases."""
+    return build(distinct_case)
 
 
 @pytest.fixture(scope="session")
