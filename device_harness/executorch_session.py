@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -58,13 +59,7 @@ class ExecutorchSession:
         except ExportError as error:
             raise DeviceError(str(error)) from error
         weights = str(external.file) if external else ""
-        command = [sys.executable, "-m", "device_harness.executorch_worker"]
-        self._worker = subprocess.Popen(
-            [*command, str(self._file), weights, str(self._threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-        )
+        self._worker = start_worker(str(self._file), weights, self._threads, self._said)
         answer = self._read_answer(f"loading {self._file}")
         constants = answer["constants"]
         assert isinstance(constants, dict)
@@ -194,6 +189,25 @@ class ExecutorchSession:
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         kept = [line for line in lines if "cpuinfo" not in line]
         return f": {kept[-1].strip()[:300]}" if kept else ""
+
+
+def start_worker(
+    file: str, weights: str, threads: int, said: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """Starts a process that serves a program, as `device_harness.executorch_worker` describes.
+
+    Args:
+        file: the .pte.
+        weights: the .ptd; empty for none.
+        threads: for the runtime.
+        said: takes what the runtime prints.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "device_harness.executorch_worker", file, weights, str(threads)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=said,
+    )
 
 
 def _refuse_other_backends(folder: Path) -> None:

@@ -13,8 +13,8 @@ import torch
 from safetensors.numpy import save_file
 
 from edgeforge.export_options import ExportOptions
+from edgeforge.model import trace
 from edgeforge.model.model import Model, open_model
-from edgeforge.model.trace import trace
 from edgeforge.pipeline import export
 from edgeforge.reference.walk import ReferenceRunner, store_reader
 from edgeforge.synth.shapes import tensor_shapes
@@ -266,7 +266,7 @@ def build(
             store = quantize(
                 weights, model.checkpoint.digest(), plan, 2, lambda stage, done, size: None
             )
-            traced = trace(model.spec, context)
+            traced = trace.trace(model.spec, context)
             program = quantize_program(traced, plan)
             made[key] = Exported(out, Manifest.read(out), model, traced, program, store)
         return made[key]
