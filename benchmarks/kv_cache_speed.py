@@ -13,6 +13,7 @@ import os
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +54,11 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, root: Path) -> dict[str, dict[str, list[float]]]:
     """Seconds of every run, by what was timed and the dtype of the caches."""
-    sessions = {dtype: artifact(options, root, dtype) for dtype in DTYPES}
     positions = [int(part) for part in options.positions.split(",")]
-    times = {f"position {at}": steps(sessions, at, 1, options.rounds) for at in positions}
-    times[f"prefill of {CHUNK}"] = steps(sessions, 0, CHUNK, max(5, options.rounds // 6))
+    with ExitStack() as opened:
+        sessions = {d: opened.enter_context(artifact(options, root, d)) for d in DTYPES}
+        times = {f"position {at}": steps(sessions, at, 1, options.rounds) for at in positions}
+        times[f"prefill of {CHUNK}"] = steps(sessions, 0, CHUNK, max(5, options.rounds // 6))
     return times
 
 

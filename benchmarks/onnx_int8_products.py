@@ -68,7 +68,9 @@ def per_token(codes: str, points: str) -> list[NodeProto]:
         node("Unsqueeze", ["wide_zeros", "last"], "zero_column"),
         node("Mul", ["zero_column", "minus_sums"], "correction"),
         node(
-            *("QGemm", ["q", "one", "byte_0", codes, "scale", points, "correction"], "unscaled"),
+            "QGemm",
+            ["q", "one", "byte_0", codes, "scale", points, "correction"],
+            "unscaled",
             MICROSOFT,
             transB=1,
         ),

@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 
 from edgeforge.artifact_manifest import facts_of
-from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import Model
 from edgeforge.planning.budget import Budget
-from edgeforge.planning.choose import choose_plan
+from edgeforge.planning.choose import PlanRequest, choose_plan
 from exporters.registry import TARGETS
 from quant.errors import QuantizationError
 from quant.plans.plan import QuantPlan, matrix_shape
@@ -35,14 +34,19 @@ def mixed_plan(model: Model, recipe: str, nbytes: int, targets: Sequence[str]) -
         QuantizationError: it is too small for all of them.
     """
     facts = facts_of(model.spec, model.spec.max_context)
-    options = ExportOptions(recipe=recipe, budget=Budget(max_size=nbytes))
+
+    def plan_for(target: str) -> QuantPlan:
+        budget = Budget(max_size=nbytes)
+        request = PlanRequest(recipe, [TARGETS[target]], facts=facts, budget=budget)
+        return choose_plan(model, request).plan
+
     *others, last = targets
     for target in others:
         try:
-            return choose_plan(model, options, [TARGETS[target]], facts).plan
+            return plan_for(target)
         except QuantizationError:
             continue
-    return choose_plan(model, options, [TARGETS[last]], facts).plan
+    return plan_for(last)
 
 
 def stored_bytes(model: Model, plan: QuantPlan, *, vectors: bool = True) -> int:

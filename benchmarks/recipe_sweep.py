@@ -73,7 +73,7 @@ def main() -> None:
     rows = []
     names = ROTATIONS if options.rotations == "all" else options.rotations.split(",")
     rotated = [rotate(model, name, program.context) for name in names if name]
-    forms = [("", model, program), *((f" {r.record['name']}", r.model, r.program) for r in rotated)]
+    forms = [("", model, program), *((f" {r.record.name}", r.model, r.program) for r in rotated)]
     for recipe, (rotation, own, traced) in itertools.product(options.recipes, forms):
         name = recipe + rotation
         plan = named(recipe).plan(own.weights.shapes(), own.weights.roles())

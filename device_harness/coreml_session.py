@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
 from device_harness.memory import resident_peak
-from device_harness.session import Logits, Tokens, check_tokens
+from device_harness.session import HostSession, Logits, Tokens, check_tokens
 from exporters.coreml import names
 from exporters.coreml.package import Interface, Package, open_package
 
@@ -48,7 +48,7 @@ class Runner(Protocol):
         """Outputs of one call; states are changed in place."""
 
 
-class CoremlSession:
+class CoremlSession(HostSession):
     """A Core ML artifact, its functions called in turn over the same caches.
 
     Args:
@@ -64,8 +64,6 @@ class CoremlSession:
         ExportError: the package cannot be read.
     """
 
-    options: ClassVar[tuple[str, ...]] = ("precision", "compute_units")
-
     def __init__(
         self,
         folder: Path,
@@ -77,15 +75,16 @@ class CoremlSession:
     ) -> None:
         self.context = context
         self._package = open_package(folder / names.PACKAGE)
-        self._runner = _choose_runner(self._package, threads, precision, compute_units)
-        self.runtime, self.limits = self._runner.runtime, self._runner.limits
+        runner = _choose_runner(self._package, threads, precision, compute_units)
+        self._held: Runner | None = runner
+        self.runtime, self.limits = runner.runtime, runner.limits
         functions = self._package.functions
         self._decode = names.DECODE if names.DECODE in functions else self._package.default_function
         self._prefill = names.PREFILL if names.PREFILL in functions else self._decode
         self._verify = names.VERIFY if names.VERIFY in functions else None
         self._interfaces = {name: self._package.interface(name) for name in functions}
         self._chunks = {name: _chunks(each) for name, each in self._interfaces.items()}
-        self._caches = self._new_caches()
+        self._caches: _Caches | None = self._new_caches()
         self._length = 0
 
     @property
@@ -104,11 +103,13 @@ class CoremlSession:
 
     def reset(self) -> None:
         """Forgets all positions."""
+        self._require_open()
         self._length = 0
 
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
         check_tokens(tokens, self._length + len(tokens), self.vocab_size, self.context)
+        assert self._caches is not None
         logits = self._run(tokens, self._length, self._caches, self._prefill)[-1]
         self._length += len(tokens)
         last: Logits = logits[-1]
@@ -118,6 +119,17 @@ class CoremlSession:
         """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``."""
         check_tokens(tokens, len(tokens), self.vocab_size, self.context)
         return np.concatenate(self._run(tokens, 0, self._new_caches(), self._verify))
+
+    def close(self) -> None:
+        """Lets go of the package's functions and the caches."""
+        super().close()
+        self._held = self._caches = None
+
+    @property
+    def _runner(self) -> Runner:
+        self._require_open()
+        assert self._held is not None
+        return self._held
 
     def _run(
         self, tokens: Tokens, position: int, caches: _Caches, chunked: str | None

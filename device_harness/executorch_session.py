@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
+import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from device_harness.errors import DeviceError
-from device_harness.session import Logits, Tokens, check_tokens
+from device_harness.session import HostSession, Logits, Tokens, check_tokens
 from exporters.errors import ExportError
 from exporters.executorch import installed
 from exporters.executorch.backends import backend_of
 from exporters.manifest import MANIFEST, Manifest
+from quant.processors import default_threads
 
 MODEL, GENERATE, VERIFY = "model.pte", "forward", "logits_all"
 
 
-class ExecutorchSession:
+class ExecutorchSession(HostSession):
     """A .pte in ExecuTorch's runtime with XNNPACK.
 
     Args:
@@ -39,9 +41,10 @@ class ExecutorchSession:
         _refuse_other_backends(folder)
         found = require_executorch()
         self.context = context
-        self._file, self._threads = folder / MODEL, threads or min(4, os.cpu_count() or 1)
+        self._file, self._threads = folder / MODEL, threads or default_threads()
         self.runtime = f"executorch {found} (XNNPACK on CPU, {self._threads} threads)"
         self._worker: subprocess.Popen[bytes] | None = None
+        self._ending: weakref.finalize[..., ExecutorchSession] | None = None
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
         self._constants: dict[str, list[int]] = {}
         self._length, self._loaded = 0, False
@@ -50,6 +53,7 @@ class ExecutorchSession:
 
     def _start(self) -> None:
         """Starts the runtime's process."""
+        self._require_open()
         if self._worker is not None:
             return
         from exporters.executorch.reader import read_weights
@@ -60,6 +64,8 @@ class ExecutorchSession:
             raise DeviceError(str(error)) from error
         weights = str(external.file) if external else ""
         self._worker = start_worker(str(self._file), weights, self._threads, self._said)
+        # A session that is dropped unclosed takes its process with it.
+        self._ending = weakref.finalize(self, _end, self._worker)
         answer = self._read_answer(f"loading {self._file}")
         constants = answer["constants"]
         assert isinstance(constants, dict)
@@ -83,11 +89,13 @@ class ExecutorchSession:
     @property
     def peak_bytes(self) -> int:
         """Peak resident memory so far of the process that runs the artifact."""
-        self._start()
+        if not self._closed:
+            self._start()
         return self._peak
 
     def reset(self) -> None:
         """Forgets all positions."""
+        self._require_open()
         self._length = 0
 
     def extend(self, tokens: Tokens) -> Logits:
@@ -118,17 +126,15 @@ class ExecutorchSession:
 
     def close(self) -> None:
         """Ends the runtime's process."""
-        if self._worker is not None:
-            worker, self._worker, self._loaded = self._worker, None, False
-            assert worker.stdin is not None and worker.stdout is not None
-            worker.stdin.close()
-            worker.stdout.close()
-            worker.kill()
-            worker.wait()
+        super().close()
+        self._stop()
+        self._said.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_worker", None) is not None:
-            self.close()
+    def _stop(self) -> None:
+        """Ends the runtime's process; `_start` starts another."""
+        if self._ending is not None:
+            self._ending()
+        self._worker, self._ending, self._loaded = None, None, False
 
     def _pieces(self, tokens: Tokens) -> list[Tokens]:
         limit = self._constants["get_max_seq_len"][0]
@@ -180,7 +186,7 @@ class ExecutorchSession:
         """
         assert self._worker is not None
         code = self._worker.wait()
-        self.close()
+        self._stop()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise DeviceError(f"ExecuTorch ended its process ({how}) in {what}{self._last_words()}")
 
@@ -191,9 +197,7 @@ class ExecutorchSession:
         return f": {kept[-1].strip()[:300]}" if kept else ""
 
 
-def start_worker(
-    file: str, weights: str, threads: int, said: IO[bytes]
-) -> subprocess.Popen[bytes]:
+def start_worker(file: str, weights: str, threads: int, said: IO[bytes]) -> subprocess.Popen[bytes]:
     """Starts a process that serves a program, as `device_harness.executorch_worker` describes.
 
     Args:
@@ -208,6 +212,16 @@ def start_worker(
         stdout=subprocess.PIPE,
         stderr=said,
     )
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """Ends a process and waits until it is gone."""
+    assert worker.stdin is not None and worker.stdout is not None
+    with suppress(BrokenPipeError):  # a request that an ended process never read
+        worker.stdin.close()
+    worker.stdout.close()
+    worker.kill()
+    worker.wait()
 
 
 def _refuse_other_backends(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,8 @@ import numpy.typing as npt
 
 from device_harness.errors import DeviceError
 from device_harness.memory import resident_peak
-from device_harness.session import Logits, Tokens, check_tokens
+from device_harness.session import HostSession, Logits, Tokens, check_tokens
+from quant.processors import default_threads
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 GENERATE, VERIFY = "model.onnx", "verify.onnx"
 
 
-class OnnxSession:
+class OnnxSession(HostSession):
     """An ONNX artifact in onnxruntime's CPU provider, its caches bound in place.
 
     Args:
@@ -41,7 +41,7 @@ class OnnxSession:
     def __init__(self, folder: Path, context: int, threads: int | None = None) -> None:
         import onnxruntime
 
-        self._folder, self._threads = folder, threads or min(4, os.cpu_count() or 1)
+        self._folder, self._threads = folder, threads or default_threads()
         self.context = context
         self.runtime = f"onnxruntime {onnxruntime.__version__} (CPU, {self._threads} threads)"
         self._generator: onnxruntime.InferenceSession | None = None
@@ -68,6 +68,7 @@ class OnnxSession:
 
     def load(self) -> None:
         """Loads the graph that generates and makes its caches; `extend` does it when needed."""
+        self._require_open()
         if self._generator is None:
             self._generator = self._open(GENERATE)
             self._caches = self._make_caches(self._generator)
@@ -100,6 +101,7 @@ class OnnxSession:
 
     def reset(self) -> None:
         """Forgets all positions."""
+        self._require_open()
         self._length = 0
 
     def extend(self, tokens: Tokens) -> Logits:
@@ -132,6 +134,7 @@ class OnnxSession:
 
         A stripped artifact gives them token by token, as an app would get them.
         """
+        self._require_open()
         if not (self._folder / VERIFY).is_file():
             return self._token_by_token(tokens)
         if self._verifier is None:
@@ -149,6 +152,12 @@ class OnnxSession:
         result = self._call(lambda: verifier.run(["logits"], feeds))
         logits: Logits = result[0][0]
         return logits
+
+    def close(self) -> None:
+        """Lets go of the graphs and the caches."""
+        super().close()
+        self._generator = self._verifier = None
+        self._caches, self._apart, self._buffers = {}, {}, []
 
     def _token_by_token(self, tokens: Tokens) -> Logits:
         self.load()

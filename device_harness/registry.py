@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from device_harness.coreml_session import CoremlSession
@@ -12,10 +13,25 @@ from device_harness.onnx_session import OnnxSession
 from device_harness.session import Session
 from exporters.manifest import Manifest
 
-RUNTIMES: dict[str, Callable[..., Session]] = {
-    "onnx": OnnxSession,
-    "executorch": ExecutorchSession,
-    "coreml": CoremlSession,
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs the artifacts of one target on this host.
+
+    Attributes:
+        open: takes the artifact's folder, its context and a number of threads or None, and the
+            options by keyword.
+        options: names of the options that ``open`` takes.
+    """
+
+    open: Callable[..., Session]
+    options: tuple[str, ...] = ()
+
+
+RUNTIMES: dict[str, Runtime] = {
+    "onnx": Runtime(OnnxSession),
+    "executorch": Runtime(ExecutorchSession),
+    "coreml": Runtime(CoremlSession, options=("precision", "compute_units")),
 }
 
 
@@ -25,7 +41,7 @@ def open_session(
     threads: int | None = None,
     options: Mapping[str, str | None] | None = None,
 ) -> Session:
-    """Opens an artifact in its runtime on this host.
+    """Opens an artifact in its runtime on this host; close it, or open it by ``with``.
 
     Args:
         folder: the artifact.
@@ -43,9 +59,9 @@ def open_session(
     runtime = RUNTIMES[manifest.target]
     given = {name: value for name, value in (options or {}).items() if value is not None}
     for name in given:
-        if name not in getattr(runtime, "options", ()):
+        if name not in runtime.options:
             raise DeviceError(
                 f"--{name.replace('_', '-')} means nothing to {manifest.target} artifacts: leave "
                 f"it out"
             )
-    return runtime(folder, manifest.context, threads, **given)
+    return runtime.open(folder, manifest.context, threads, **given)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ Tokens = npt.NDArray[np.int64]
 
 
 class Session(Protocol):
-    """One artifact, loaded."""
+    """One artifact, opened in a runtime; close it, or open it by ``with``."""
 
     @property
     def context(self) -> int:
@@ -27,6 +28,10 @@ class Session(Protocol):
     @property
     def runtime(self) -> str:
         """The runtime's name, version and threads, for reports."""
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What running the artifact here cannot tell of a device, a sentence each."""
 
     @property
     def peak_bytes(self) -> int:
@@ -47,6 +52,51 @@ class Session(Protocol):
 
         Leaves the positions of `extend` as they were.
         """
+
+    def close(self) -> None:
+        """Gives back memory and processes; closing again does nothing."""
+
+    def __enter__(self) -> Self:
+        """The session itself."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes it."""
+
+
+class HostSession:
+    """What the sessions on this host share: an end, after which they refuse to run."""
+
+    limits: tuple[str, ...] = ()
+    _closed = False
+
+    def close(self) -> None:
+        """Gives back memory and processes; closing again does nothing."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        """Refuses to go on after `close`.
+
+        Raises:
+            DeviceError: the session is closed.
+        """
+        if self._closed:
+            raise DeviceError("this session is closed: open the artifact again to run it")
 
 
 def check_tokens(tokens: Tokens, total: int, vocab_size: int, context: int) -> None:

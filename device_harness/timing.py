@@ -14,9 +14,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from device_harness.errors import DeviceError
 from exporters.errors import ExportError
+
+if TYPE_CHECKING:
+    from device_harness.session import Session
 
 
 @dataclass(frozen=True)
@@ -86,20 +90,24 @@ def measure(
     options: Mapping[str, str | None] | None = None,
 ) -> Timings:
     """Times an artifact in this process; arguments as `time_artifact`."""
-    import numpy as np
-
     from device_harness.registry import open_session
     from exporters.manifest import Manifest
 
     manifest = Manifest.read(folder)
-    session = open_session(folder, manifest, threads, options)
+    with open_session(folder, manifest, threads, options) as session:
+        return _time(session, manifest.context, prefill, decode)
+
+
+def _time(session: Session, context: int, prefill: int, decode: int) -> Timings:
+    import numpy as np
+
     before = session.peak_bytes
     started = time.perf_counter()
     vocab = session.vocab_size
     loaded = time.perf_counter() - started
     loaded_bytes = max(0, session.peak_bytes - before)
-    prefill = max(1, min(prefill, manifest.context // 2))
-    decode = max(1, min(decode, manifest.context - prefill - 1))
+    prefill = max(1, min(prefill, context // 2))
+    decode = max(1, min(decode, context - prefill - 1))
     tokens = np.random.default_rng(0).integers(0, vocab, prefill + decode, dtype=np.int64)
     firsts = []
     for _ in range(3):  # the first call also warms caches and thread pools

@@ -1,29 +1,27 @@
-"""The manifest of an artifact: what is known once its files are written."""
+"""What is written beside a model's files: its manifest, and the checkpoint's own configuration."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from edgeforge.calibration.text import (
-    Calibration,
-)
 from edgeforge.checkpoint.checkpoint import CheckpointDigest
+from edgeforge.export_options import ExportRun
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
-from edgeforge.planning.choose import Planned
-from exporters.manifest import Manifest, WeightRecord
-from exporters.target import ExportRequest, Lowered, ModelFacts, Target
+from edgeforge.trace_and_quantize import TracedAndQuantized
+from exporters.checks import not_applied
+from exporters.manifest import Manifest, record_files
+from exporters.manifest_records import ModelRecord, SourceRecord, WeightRecord
+from exporters.structure import to_json
+from exporters.target import Lowered, ModelFacts, Target
+from quant.plans.plan import QuantPlan
 from quant.store.store import WeightStore
 
-if TYPE_CHECKING:
-    pass
-
-
 _TOOLS = ("edgeforge", "torch", "onnx", "onnxruntime")
+_SIDECARS = ("config.json", "generation_config.json")
 
 
 def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
@@ -41,74 +39,101 @@ def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
     )
 
 
-def _copy_sidecars(checkpoint: Path, folder: Path) -> None:
-    """Keeps what says how the model is configured and sampled."""
-    for name in ("config.json", "generation_config.json"):
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, folder / name)
+def write_manifest(
+    run: ExportRun, target: Target, made: TracedAndQuantized, lowered: Lowered, folder: Path
+) -> None:
+    """Writes an artifact's manifest, once all of its other files are there.
 
-
-def _manifest(
-    model: Model,
-    digest: CheckpointDigest,
-    planned: Planned,
-    calibration: Calibration | None,
-    store: WeightStore,
-    target: Target,
-    request: ExportRequest,
-    lowered: Lowered,
-    passed_over: Sequence[str],
-) -> Manifest:
-    from edgeforge.model.rope import uses_long_set
-
-    checkpoint, spec, context = model.checkpoint, model.spec, request.facts.context
-    plan, notes = planned.plan, [*lowered.notes, *planned.notes]
-    if spec.rope.scaling == "longrope":
-        chosen = "long" if uses_long_set(spec.rope, context) else "short"
-        notes.append(
-            f"longrope: the {chosen} factors apply at every position, as the declared context of "
-            f"{context} tokens decides (the original context is {spec.rope.original_context})"
-        )
-    if calibration is not None:
-        notes.extend(calibration.notes)
-    notes.extend(passed_over)
-    shapes = {name: weight.shape for name, weight in spec.weights.items()}
-    return Manifest(
+    Args:
+        run: the export.
+        target: whose artifact it is.
+        made: the checkpoint's digest and the weights.
+        lowered: what the target wrote.
+        folder: the artifact.
+    """
+    for name in _SIDECARS:  # they say how the model is configured and sampled
+        if (run.model.checkpoint.path / name).is_file():
+            shutil.copyfile(run.model.checkpoint.path / name, folder / name)
+    spec, plan = run.model.spec, run.planned.plan
+    shapes = run.model.weights.shapes()
+    rotated, calibration = run.planned.rotated, run.calibration
+    Manifest(
         target=target.name,
         entry=lowered.entry,
         recipe=plan.recipe,
-        context=context,
-        source={
-            "model": checkpoint.source,
-            "path": str(checkpoint.path.resolve()),
-            "revision": checkpoint.revision,
-            "sha256": digest.sha256,
-            "files": {file.name: file.sha256 for file in digest.files},
-        },
-        model={**spec.summary(), "ignored_config": list(model.ignored_config)},
+        context=run.facts.context,
+        source=_source_record(run.model, made.digest),
+        model=_model_record(run.model),
         bits_per_weight=plan.bits_per_weight(shapes, spec.num_parameters),
-        weights={
-            name: WeightRecord(
-                shape=shapes[name],
-                format=assignment.format.name,
-                algorithm=assignment.algorithm,
-                relative_error=store.relative_error[name],
-                digest=store.digests[name],
-                activation=assignment.activation,
-            )
-            for name, assignment in plan.weights.items()
-        },
+        weights=_weight_records(plan, made.store, shapes),
         inputs=lowered.inputs,
         outputs=lowered.outputs,
         states=lowered.states,
-        notes=tuple(notes),
-        options=request.options.given(),
-        calibration={} if calibration is None else calibration.record(),
-        rotation=planned.rotation,
+        notes=_notes(run, target, lowered),
+        options=run.options.target.only(target.options).given(),
+        calibration=None if calibration is None else calibration.record(),
+        rotation=None if rotated is None else rotated.record,
         tools=versions(_TOOLS),
-    )
+        files=record_files(folder),
+        structure=to_json(target.structure(folder)),
+    ).write(folder)
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions by package name."""
-    return {name: version(name) for name in packages}
+    """Installed versions by package name; packages that are not installed are left out."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # not every target needs every package
+            continue
+    return found
+
+
+def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:
+    return SourceRecord(
+        model=model.checkpoint.source,
+        path=str(model.checkpoint.path.resolve()),
+        revision=model.checkpoint.revision,
+        sha256=digest.sha256,
+        files={file.name: file.sha256 for file in digest.files},
+    )
+
+
+def _model_record(model: Model) -> ModelRecord:
+    ignored = list(model.ignored_config)
+    return ModelRecord.from_json({**model.spec.summary(), "ignored_config": ignored})
+
+
+def _weight_records(
+    plan: QuantPlan, store: WeightStore, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, WeightRecord]:
+    return {
+        name: WeightRecord(
+            shape=shapes[name],
+            format=assignment.format.name,
+            algorithm=assignment.algorithm,
+            relative_error=store.relative_error[name],
+            digest=store.digests[name],
+            activation=assignment.activation,
+        )
+        for name, assignment in plan.weights.items()
+    }
+
+
+def _notes(run: ExportRun, target: Target, lowered: Lowered) -> tuple[str, ...]:
+    """What a user must know of an artifact, one sentence each."""
+    from edgeforge.model.rope import uses_long_set
+
+    rope, context = run.model.spec.rope, run.facts.context
+    notes = [*lowered.notes, *run.planned.notes]
+    if rope.scaling == "longrope":
+        chosen = "long" if uses_long_set(rope, context) else "short"
+        notes.append(
+            f"longrope: the {chosen} factors apply at every position, as the declared context of "
+            f"{context} tokens decides (the original context is {rope.original_context})"
+        )
+    if run.calibration is not None:
+        notes.extend(run.calibration.notes)
+    notes.extend(not_applied(run.options.target, target))
+    return tuple(notes)

@@ -1,47 +1,33 @@
-"""From a checkpoint to artifacts: one function, about one line a stage."""
+"""From a checkpoint to artifacts: one function, one line a stage."""
 
 from __future__ import annotations
 
-import gc
-import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING
 
-from edgeforge.artifact_manifest import _copy_sidecars, _manifest, facts_of
+from edgeforge.artifact_manifest import facts_of, write_manifest
 from edgeforge.cache import cache_dir
-from edgeforge.calibration.text import (
-    Calibration,
-    CalibrationRun,
-    calibration_for,
-)
-from edgeforge.checkpoint.checkpoint import CheckpointDigest
+from edgeforge.calibration.text import calibration_for
 from edgeforge.checkpoint.model_card import provenance
 from edgeforge.errors import UsageError
-from edgeforge.export_options import ExportOptions
+from edgeforge.export_options import ExportOptions, ExportRun, has_static_caches
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
 from edgeforge.output_folder import atomic_folder
-from edgeforge.planning.choose import choose_plan
-from edgeforge.stage_progress import Progress
-from edgeforge.weight_store import quantize
+from edgeforge.planning.choose import choose_plan, rotation_of
+from edgeforge.stage_progress import Progress, no_progress
+from edgeforge.trace_and_quantize import TracedAndQuantized, shared_interpreter, trace_and_quantize
 from exporters.checks import check_options, not_applied
-from exporters.manifest import Manifest, record_files
-from exporters.structure import to_json
 from exporters.target import ExportRequest, Target
-from quant.program.program import Program
-from quant.store.store import WeightStore
 
 if TYPE_CHECKING:
     from edgeforge.model.rotated_weights import Rotated
     from exporters.target import CacheRanges
+    from quant.program.program import Program
 
 # Longer contexts are a choice: their caches and tables cost memory on every phone.
 DEFAULT_CONTEXT = 4096
-_HAND_OVER_SECONDS = 0.0002
 
 
 def export(
@@ -49,7 +35,7 @@ def export(
     targets: Sequence[Target],
     out: Path,
     options: ExportOptions,
-    progress: Progress = lambda stage, done, size: None,
+    progress: Progress = no_progress,
 ) -> list[Path]:
     """Exports a checkpoint to every target from one trace and one quantization.
 
@@ -66,126 +52,42 @@ def export(
     Raises:
         EdgeForgeError: or a QuantizationError or ExportError; nothing is left half-written.
     """
+    # The declared context comes first: rotary tables, caches and memory all follow from it.
     context = choose_context(model.spec, options.context)
-    rotated = _rotated(model, options, context, progress)
+    # An option that no target takes is refused here, and one that only some take is told of.
+    apply_options(options, targets, progress)
+    # A rotation changes what every later stage reads, so it comes before all of them.
+    rotated = rotate_if_asked(model, options, context, progress)
     model = model if rotated is None else rotated.model
-    checkpoint, spec, weights = model.checkpoint, model.spec, model.weights
-    facts = facts_of(spec, context)
-    check_options(options.target, targets)
-    for note in (note for target in targets for note in not_applied(options.target, target)):
-        progress(note, 0, 0)
-    planned = choose_plan(model, options, targets, facts, progress, rotated)
-    plan = planned.plan
+    # The plan says what each weight becomes, so that it can be refused before a weight is read.
+    facts = facts_of(model.spec, context)
+    planned = choose_plan(model, options.plan_request(targets, facts, rotated), progress)
+    # Each target refuses now what its format, its kernels or the device's memory cannot hold.
     for target in targets:
-        target.check(plan, weights.shapes(), facts, options.target.only(target.options))
-    static = [target for target in targets if options.target.kv_cache in target.static_caches]
+        chosen = options.target.only(target.options)
+        target.check(planned.plan, model.weights.shapes(), facts, chosen)
+    # A calibration text that is too short, or the evaluation's own, is refused before the work too.
     calibration = calibration_for(
-        plan,
+        planned.plan,
         model,
         options.calibration,
         context,
         looked_at=planned.program is not None,
-        static_caches=bool(static),
+        static_caches=any(has_static_caches(target, options.target) for target in targets),
     )
-    with (
-        atomic_folder(out, options.force) as partial,
-        ThreadPoolExecutor(1) as background,
-        _set_at_exit() as left,
-        _cancelled_at_exit() as traced,
-    ):
-
-        def report(stage: str, done: int, size: int) -> None:
-            if left.is_set():  # the export has failed or was interrupted
-                raise CancelledError
-            progress(stage, done, size)
-
-        def hash_and_quantize() -> tuple[CheckpointDigest, WeightStore]:
-            digest = checkpoint.digest(lambda done, size: report("hash", done, size))
-            run = None
-            if calibration is not None:
-                run = CalibrationRun(model, calibration, traced.result, options.resume)
-            return digest, quantize(weights, digest, plan, options.threads, report, run)
-
-        # Tracing is Python and needs no weight; hashing and quantizing are neither.
-        quantizing = background.submit(hash_and_quantize)
-        progress("trace", 0, 0)
-        with shared_interpreter():
-            from edgeforge.model.trace import trace
-            from quant.program.dialect import check_float, check_quantized
-            from quant.program.rewrite import quantize_program
-
-            program = planned.program or (rotated.program if rotated else trace(spec, context))
-        check_float(program)
-        traced.set_result(program)
-        digest, store = quantizing.result()
-        program = quantize_program(program, plan)
-        check_quantized(program)
-        ranges = _cache_ranges(program, store, calibration, progress) if static else {}
-        folders = []
+    run = ExportRun(model, targets, options, facts, planned, calibration)
+    # Everything is written beside the output folder, which appears only when all of it is whole.
+    with atomic_folder(out, options.force) as partial:
+        # One trace and one quantization serve all targets.
+        made = trace_and_quantize(run, progress)
+        # The program now names integers and scales of the store in the place of float weights.
+        program = rewrite(run, made)
+        # Runtimes whose caches have fixed scales need to know how far keys and values reach.
+        ranges = ranges_of_caches(run, program, made, progress)
+        # Every target lowers the same program and copies the same integers.
         for target in targets:
-            progress(f"write {target.name}", 0, 0)
-            folder = partial if len(targets) == 1 else partial / target.name
-            folder.mkdir(exist_ok=True)
-            request = ExportRequest(
-                program,
-                store,
-                facts,
-                checkpoint.tokenizer_files,
-                checkpoint.generation_config,
-                options.target.only(target.options),
-                provenance(checkpoint),
-                ranges if target in static else {},
-            )
-            lowered = target.write(request, folder)
-            _copy_sidecars(checkpoint.path, folder)
-            passed_over = not_applied(options.target, target)
-            manifest = _manifest(
-                *(model, digest, planned, calibration, store, target, request, lowered),
-                passed_over,
-            )
-            structure = to_json(target.structure(folder))
-            found = {"files": record_files(folder), "structure": structure}
-            Manifest(**{**vars(manifest), **found}).write(folder)
-            folders.append(out if len(targets) == 1 else out / target.name)
-    return folders
-
-
-@contextmanager
-def shared_interpreter() -> Iterator[None]:
-    """Makes room for threads that work beside a long stretch of Python.
-
-    They need the interpreter for an instant between blocks, and would wait 5 ms for it each time.
-    The garbage collector would walk, again and again, what importing torch allocates.
-    """
-    was_on, interval = gc.isenabled(), sys.getswitchinterval()
-    gc.disable()
-    sys.setswitchinterval(_HAND_OVER_SECONDS)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
-        if was_on:
-            gc.enable()
-
-
-@contextmanager
-def _set_at_exit() -> Iterator[Event]:
-    """An event that is set once the block is left, in whichever way."""
-    event = Event()
-    try:
-        yield event
-    finally:
-        event.set()
-
-
-@contextmanager
-def _cancelled_at_exit() -> Iterator[Future[Program]]:
-    """A program to come; whoever waits for it is released once the block is left without it."""
-    future: Future[Program] = Future()
-    try:
-        yield future
-    finally:
-        future.cancel()
+            write_artifact(run, target, program, made, ranges, partial, progress)
+    return [folder_of(target, targets, out) for target in targets]
 
 
 def choose_context(spec: ModelSpec, asked: int | None) -> int:
@@ -203,13 +105,27 @@ def choose_context(spec: ModelSpec, asked: int | None) -> int:
     return asked
 
 
-def _rotated(
+def apply_options(options: ExportOptions, targets: Sequence[Target], progress: Progress) -> None:
+    """Checks the options of targets, and tells which of them a target passes over.
+
+    Raises:
+        ExportError: no target takes an option, or one does not know its value.
+    """
+    check_options(options.target, targets)
+    for target in targets:
+        for note in not_applied(options.target, target):
+            progress(note, 0, 0)
+
+
+def rotate_if_asked(
     model: Model, options: ExportOptions, context: int, progress: Progress
 ) -> Rotated | None:
-    """The rotated model, where one is asked for."""
-    from edgeforge.planning.choose import rotation_of
+    """The rotated model and its program, where a rotation is asked for.
 
-    name = rotation_of(options)
+    Raises:
+        UsageError: there is no such rotation, or the checkpoint holds integers.
+    """
+    name = rotation_of(options.recipe, options.rotation)
     if name is None:
         return None
     progress("trace", 0, 0)
@@ -218,16 +134,69 @@ def _rotated(
     return rotate(model, name, context)
 
 
-def _cache_ranges(
-    program: Program, store: WeightStore, calibration: Calibration | None, progress: Progress
+def rewrite(run: ExportRun, made: TracedAndQuantized) -> Program:
+    """The program in the quantized dialect, checked.
+
+    Raises:
+        DialectError: it is outside of that dialect.
+    """
+    from quant.program.dialect import check_quantized
+    from quant.program.rewrite import quantize_program
+
+    program = quantize_program(made.program, run.planned.plan)
+    check_quantized(program)
+    return program
+
+
+def ranges_of_caches(
+    run: ExportRun, program: Program, made: TracedAndQuantized, progress: Progress
 ) -> CacheRanges:
+    """How far keys and values reach on the calibration text; empty where no target asks for it."""
+    if not run.static_caches:
+        return {}
     from edgeforge.calibration.cache_ranges import cache_ranges
 
-    assert calibration is not None and calibration.blocks is not None
+    assert run.calibration is not None and run.calibration.blocks is not None
     return cache_ranges(
         program,
-        store,
-        calibration.blocks,
+        made.store,
+        run.calibration.blocks,
         cache_dir() / "cache-ranges",
         lambda done, size: progress("calibrate caches", done, size),
     )
+
+
+def write_artifact(
+    run: ExportRun,
+    target: Target,
+    program: Program,
+    made: TracedAndQuantized,
+    ranges: CacheRanges,
+    out: Path,
+    progress: Progress,
+) -> None:
+    """Writes one target's files and their manifest.
+
+    Raises:
+        ExportError: the target cannot write the program after all.
+    """
+    progress(f"write {target.name}", 0, 0)
+    folder = folder_of(target, run.targets, out)
+    folder.mkdir(exist_ok=True)
+    request = ExportRequest(
+        program=program,
+        store=made.store,
+        facts=run.facts,
+        tokenizer_files=run.model.checkpoint.tokenizer_files,
+        generation=run.model.checkpoint.generation_config,
+        options=run.options.target.only(target.options),
+        provenance=provenance(run.model.checkpoint),
+        cache_ranges=ranges if has_static_caches(target, run.options.target) else {},
+    )
+    lowered = target.write(request, folder)
+    write_manifest(run, target, made, lowered, folder)
+
+
+def folder_of(target: Target, targets: Sequence[Target], out: Path) -> Path:
+    """Where a target's artifact lies: the output folder itself where it is the only one."""
+    return out if len(targets) == 1 else out / target.name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from edgeforge.cache import cache_dir
 from edgeforge.calibration.text import (
@@ -14,9 +13,6 @@ from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.stage_progress import Progress
 from quant.plans.plan import QuantPlan
 from quant.store.store import WeightStore
-
-if TYPE_CHECKING:
-    pass
 
 
 def quantize(
@@ -43,7 +39,7 @@ def quantize(
 
     cache = cache_dir() / "stores"
     if not calibrated_weights(plan):
-        run = None  # a text for caches alone is nothing to weights
+        run = None  # Only the caches need this text; it must not change the store's key.
     text = "" if run is None else run.calibration.digest
     key = store_key(digest.sha256, weights.mapping_digest(), plan, text)
     found = find_store(cache, key)

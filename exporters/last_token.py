@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from quant.program.dialect import EMBEDDING, LAST, POINTWISE, QUANT_EMBEDDING
+from quant.program.dialect import EMBEDDING, LAST, POINTWISE, QUANT_EMBEDDING, check_lowered
 from quant.program.program import Program
 
 _LOOKUPS = (EMBEDDING, QUANT_EMBEDDING)
@@ -26,6 +26,9 @@ def keep_last_token(program: Program) -> Program:
     A node moves past the selection when all its users have and when it works position by
     position; so the head, the last norm, the last layer's feed-forward part and its output
     projection run for one token. Attention needs every position and stops it.
+
+    Raises:
+        DialectError: the result holds what no exporter knows, or more than one position's logits.
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -55,4 +58,6 @@ def keep_last_token(program: Program) -> Program:
         if hasattr(node.meta["val"], "shape"):
             node.meta["val"] = node.meta["val"][:, -1:]
     graph.lint()
-    return Program(graph, inputs, program.tables, program.context, program.vocab_size)
+    lowered = Program(graph, inputs, program.tables, program.context, program.vocab_size)
+    check_lowered(lowered)
+    return lowered

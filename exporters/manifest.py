@@ -6,43 +6,23 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Final, Protocol
 
 from exporters.errors import ExportError
+from exporters.manifest_records import (
+    CalibrationRecord,
+    FileRecord,
+    ModelRecord,
+    RotationRecord,
+    SourceRecord,
+    WeightRecord,
+    to_json,
+)
 
 MANIFEST = "edgeforge.json"
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """One file of an artifact: size in bytes, and SHA-256 as ``sha256sum`` prints it."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class WeightRecord:
-    """One stored weight.
-
-    Attributes:
-        shape: ``[out, in]`` or ``[n]``.
-        format: as `quant.formats.formats.parse_format` reads it.
-        algorithm: what chose the integers.
-        relative_error: L2 norm of the error over that of the weight.
-        digest: `quant.store.store.weight_digest`: equal over targets when the integers are.
-        activation: what happens to what enters it (`quant.formats.activations`); a scale for that
-            is in the digest.
-    """
-
-    shape: tuple[int, ...]
-    format: str
-    algorithm: str
-    relative_error: float
-    digest: str
-    activation: str = "none"
 
 
 @dataclass(frozen=True)
@@ -54,8 +34,8 @@ class Manifest:
         entry: the file a runtime opens.
         recipe: what the user asked for.
         context: declared context, tokens.
-        source: where the checkpoint came from: name, revision, digest.
-        model: the spec's dimensions.
+        source: the checkpoint.
+        model: its dimensions.
         bits_per_weight: stored bits over parameters.
         weights: every stored weight.
         inputs: of the entry, each ``dtype[dims]``.
@@ -66,8 +46,8 @@ class Manifest:
         files: every file but this one.
         options: what the target was asked beyond the recipe.
         structure: `exporters.structure.to_json` of what the files consist of.
-        calibration: the text, its tokens and their digest, where a quantizer looked at activations.
-        rotation: what the weights were rotated by before they were quantized, empty for nothing.
+        calibration: the text that a quantizer looked at activations on, if one did.
+        rotation: what the weights were rotated by before they were quantized, if by anything.
         schema_version: of this file.
     """
 
@@ -75,8 +55,8 @@ class Manifest:
     entry: str
     recipe: str
     context: int
-    source: Mapping[str, object]
-    model: Mapping[str, object]
+    source: SourceRecord
+    model: ModelRecord
     bits_per_weight: float
     weights: Mapping[str, WeightRecord]
     inputs: Mapping[str, str]
@@ -87,13 +67,22 @@ class Manifest:
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
     structure: Mapping[str, object] = field(default_factory=dict)
-    calibration: Mapping[str, object] = field(default_factory=dict)
-    rotation: Mapping[str, object] = field(default_factory=dict)
+    calibration: CalibrationRecord | None = None
+    rotation: RotationRecord | None = None
     schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, object]:
+        """The manifest as ``edgeforge.json`` holds it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in _RECORDS:
+            values[name] = to_json(values[name])
+        for name in _TABLES:
+            values[name] = {key: to_json(record) for key, record in values[name].items()}
+        return values
 
     def write(self, folder: Path) -> None:
         """Writes ``edgeforge.json``."""
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -117,15 +106,37 @@ class Manifest:
                 f"export the model again"
             )
         try:
-            data["files"] = {name: FileRecord(**row) for name, row in data["files"].items()}
-            data["weights"] = {
-                name: WeightRecord(**{**row, "shape": tuple(row["shape"])})
-                for name, row in data["weights"].items()
-            }
+            for name in ("calibration", "rotation"):  # older manifests do not have them
+                data.setdefault(name, {})
+            for name, record in _RECORDS.items():
+                data[name] = record.from_json(data[name])
+            for name, row in _TABLES.items():
+                data[name] = {key: row.from_json(value) for key, value in data[name].items()}
             data["notes"] = tuple(data["notes"])
             return cls(**data)
-        except (KeyError, TypeError, AttributeError) as error:
+        except KeyError as error:
+            raise ExportError(f"{path} is not a manifest: it has no {error}") from error
+        except (TypeError, AttributeError) as error:
             raise ExportError(f"{path} is not a manifest: {error}") from error
+
+
+class _Readable(Protocol):
+    """A record that reads back from JSON."""
+
+    @classmethod
+    def from_json(cls, data: object) -> object:
+        """The record, or None where it is empty."""
+
+
+_RECORDS: Final[Mapping[str, type[_Readable]]] = {
+    "source": SourceRecord,
+    "model": ModelRecord,
+    "calibration": CalibrationRecord,
+    "rotation": RotationRecord,
+}
+"""Fields of a manifest that are one record."""
+_TABLES: Final[Mapping[str, type[_Readable]]] = {"files": FileRecord, "weights": WeightRecord}
+"""Fields of a manifest that are records by name."""
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:

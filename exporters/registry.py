@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-
 from exporters.coreml.target import CoremlTarget
 from exporters.errors import ExportError
 from exporters.executorch.target import ExecutorchTarget
 from exporters.onnx.target import OnnxTarget
 from exporters.target import Target
+from quant.suggestion import did_you_mean
 
 TARGETS: dict[str, Target] = {
     "onnx": OnnxTarget(),
@@ -25,6 +24,5 @@ def find_target(name: str) -> Target:
     """
     if name in TARGETS:
         return TARGETS[name]
-    near = difflib.get_close_matches(name, TARGETS, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(name, TARGETS)
     raise ExportError(f"there is no target {name!r}{hint}; known: {', '.join(TARGETS)}")

@@ -48,11 +48,6 @@ class Parameter:
     convert: Converter
     required: bool
 
-    @property
-    def lazy(self) -> bool:
-        """Whether a weight is handed over unmade, so that no more of it is made than is needed."""
-        return self.kind is Weight
-
 
 @cache
 def parameters(operation: Operation) -> dict[str, Parameter]:

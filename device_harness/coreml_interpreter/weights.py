@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from device_harness.coreml_interpreter.values import Precision, held, round_to_half
+from device_harness.coreml_interpreter.values import held, round_to_half
 from exporters.coreml.constants import Constant, unpack_bits
 from quant.kernels import blocks
 from quant.kernels.blocks import Blocks
@@ -263,11 +263,13 @@ def _blocks_of(data: Constant, scale: Tensor, offset: Tensor | None, half: bool)
         return parts.reshape(-1, groups).repeat_interleave(repeat, 0).float().contiguous()
 
     return Blocks(
-        data.data.reshape(-1).view(np.uint8),
-        data.bits,
-        data.dtype.startswith("int"),
-        *(data.shape[0], inner, of_rows(scale)),
-        None if offset is None else of_rows(offset),
+        packed=data.data.reshape(-1).view(np.uint8),
+        bits=data.bits,
+        signed=data.dtype.startswith("int"),
+        rows=data.shape[0],
+        cols=inner,
+        scale=of_rows(scale),
+        offset=None if offset is None else of_rows(offset),
         half=half and not _exact_in_half(data, scale, offset),
     )
 
@@ -363,8 +365,3 @@ def look_up(indices: Tensor, tables: Tensor, axis: int) -> Tensor:
     shape = list(indices.shape)
     shape[axis] *= width
     return moved.reshape(shape)
-
-
-def precision_is_half(precision: Precision, dtype: str) -> bool:
-    """Whether results of a MIL type are rounded to float16."""
-    return precision is Precision.FP16 and dtype == "fp16"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from edgeforge.calibration.filling import Filling
 from edgeforge.calibration.rescaled import quantize_rescaled
 from edgeforge.calibration.sequential import quantize_sequentially
 from edgeforge.calibration.text import CalibrationRun
+from edgeforge.stage_progress import Progress
 from quant.plans.plan import QuantPlan, calibrated_weights
 from quant.store.fill import fill_store
 from quant.store.partial import PartialStore
@@ -19,7 +19,7 @@ def fill_calibrated(
     plan: QuantPlan,
     partial: PartialStore,
     threads: int | None,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> None:
     """Fills a store: what needs no calibration first, what needs float activations, then the rest.
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edgeforge.errors import UsageError
 from edgeforge.model.model import CALIBRATION_TEXT, DEMO, DEMO_FOLDER, HELDOUT, Model
 from edgeforge.tokenizer import Tokenizer, read_text
+from exporters.manifest_records import CalibrationRecord
 from quant.plans.plan import QuantPlan
 
 if TYPE_CHECKING:
@@ -65,21 +66,19 @@ class Calibration:
     blocks: tuple[tuple[int, ...], ...] | None = field(repr=False)
     notes: tuple[str, ...] = ()
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> CalibrationRecord:
         """What a manifest keeps."""
-        fields = asdict(self)
-        del fields["blocks"], fields["notes"]
-        return fields
+        return CalibrationRecord(self.source, self.tokens, self.length, self.seed, self.digest)
 
     @classmethod
-    def recorded(cls, record: Mapping[str, object]) -> Calibration:
+    def recorded(cls, record: CalibrationRecord) -> Calibration:
         """What `record` gave, its sequences not drawn yet."""
         return cls(
-            source=str(record["source"]),
-            tokens=int(str(record["tokens"])),
-            length=int(str(record["length"])),
-            seed=int(str(record["seed"])),
-            digest=str(record["digest"]),
+            source=record.source,
+            tokens=record.tokens,
+            length=record.length,
+            seed=record.seed,
+            digest=record.digest,
             blocks=None,
         )
 

@@ -6,7 +6,6 @@ read with ``pread`` straight into the caller's buffer, so a process holds only w
 
 from __future__ import annotations
 
-import difflib
 import os
 import threading
 from collections.abc import Iterable, Mapping
@@ -30,6 +29,7 @@ from edgeforge.checkpoint.layout import (
 )
 from edgeforge.checkpoint.tensor_entry import TensorEntry
 from edgeforge.errors import CheckpointError, UsageError
+from quant.suggestion import nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -220,8 +220,8 @@ class Checkpoint:
     def _entry(self, name: str, dtypes: Iterable[str], what: str) -> TensorEntry:
         entry = self.tensors.get(name)
         if entry is None:
-            near = difflib.get_close_matches(name, self.tensors, n=1)
-            hint = f"; the nearest is {near[0]}" if near else ""
+            near = nearest(name, self.tensors)
+            hint = "" if near is None else f"; the nearest is {near}"
             raise CheckpointError(f"{self.source} has no tensor {name}{hint}")
         if entry.dtype not in dtypes:
             raise CheckpointError(

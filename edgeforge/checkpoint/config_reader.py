@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 from edgeforge.errors import CheckpointError
+from quant.suggestion import nearest
 
 # Fields that say how a model was trained, stored, sampled or displayed, and never what it computes.
 _HARMLESS = frozenset(
@@ -129,8 +129,8 @@ class ConfigReader:
     def _required(self, field: str, default: object) -> object:
         value = self.get(field, default)
         if value is None:
-            near = difflib.get_close_matches(field, self._config, n=1)
-            hint = f" (it has {near[0]!r})" if near else ""
+            near = nearest(field, self._config)
+            hint = "" if near is None else f" (it has {near!r})"
             raise CheckpointError(f"{self.where} has no field {field!r}{hint}")
         return value
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from edgeforge.cache import cache_dir
 from edgeforge.checkpoint.json_text import reason
 from edgeforge.errors import CheckpointError
+from quant.processors import default_threads
 
 BLOCK_BYTES = 4 << 20
 _SCHEMA = 1
@@ -64,7 +65,7 @@ def digest_files(
         CheckpointError: A file cannot be read, or changed while it was read.
     """
     counter = _Counter(sum(_stat(path).st_size for _, path in files), progress)
-    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1, len(files)))) as pool:
+    with ThreadPoolExecutor(max(1, min(default_threads(), len(files)))) as pool:
         jobs = [(name, pool.submit(_digest_file, path, counter)) for name, path in files]
         try:
             found = [FileDigest(name, *job.result()) for name, job in jobs]

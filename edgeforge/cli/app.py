@@ -61,8 +61,8 @@ def export(
     max_kl: option.MaxKl = None,
     save_plan: option.SavePlan = None,
     calibration: option.Calibration = None,
-    calibration_tokens: option.CalibrationTokens = None,
-    calibration_length: option.CalibrationLength = None,
+    calibration_tokens: option.CalibrationTokens = 64 * 512,
+    calibration_length: option.CalibrationLength = 512,
     seed: option.CalibrationSeed = 0,
     resume: option.Resume = None,
     force: option.Force = False,
@@ -70,56 +70,46 @@ def export(
     quiet: option.Quiet = False,
 ) -> None:
     """Trace, quantize and write a model for one or more runtimes."""
-    from edgeforge.calibration.text import CalibrationOptions
+    from edgeforge import api
     from edgeforge.cli.progress import Reporter
     from edgeforge.cli.sizes import parse_size, size_text
-    from edgeforge.export_options import ExportOptions
-    from edgeforge.model.model import open_model
-    from edgeforge.pipeline import export as run_export
-    from edgeforge.planning.budget import Budget
-    from edgeforge.planning.choose import scale_name
     from exporters.manifest import Manifest
-    from exporters.options import TargetOptions
-    from exporters.registry import find_target
 
-    names = dict.fromkeys(name.strip() for name in target.split(","))
-    targets = [find_target(name) for name in names]
-    opened = open_model(
-        model, revision=revision, tokenizer=tokenizer, ignore_config=ignore_config or ()
-    )
-    target_options = TargetOptions(
-        strip=strip,
-        weights=weights,
-        profile=profile,
-        chunk=chunk,
-        cache_write=cache_write,
-        opset=opset,
-        lowering=lowering,
-        backend=backend,
-        kv_cache=kv_cache,
-        max_memory=None if max_memory is None else parse_size(max_memory),
-    )
-    text = CalibrationOptions(
-        calibration,
-        calibration_tokens or CalibrationOptions.tokens,
-        calibration_length or CalibrationOptions.length,
-        seed,
-    )
-    options = ExportOptions(
-        recipe,
-        context,
-        force,
-        threads,
-        target_options,
-        text,
-        resume,
-        scale_name(imported_scales),
-        Budget(bits_per_weight, None if max_size is None else parse_size(max_size), max_kl),
-        save_plan,
-        rotation,
-    )
     with Reporter(quiet) as progress:
-        folders = run_export(opened, targets, out, options, progress)
+        folders = api.export(
+            model,
+            out,
+            targets=[name.strip() for name in target.split(",")],
+            recipe=recipe,
+            rotation=rotation,
+            imported_scales=imported_scales,
+            context=context,
+            tokenizer=tokenizer,
+            revision=revision,
+            ignore_config=ignore_config or (),
+            strip=strip,
+            weights=weights,
+            profile=profile,
+            chunk=chunk,
+            cache_write=cache_write,
+            opset=opset,
+            lowering=lowering,
+            backend=backend,
+            kv_cache=kv_cache,
+            max_memory=None if max_memory is None else parse_size(max_memory),
+            bits_per_weight=bits_per_weight,
+            max_size=None if max_size is None else parse_size(max_size),
+            max_kl=max_kl,
+            save_plan=save_plan,
+            calibration=calibration,
+            calibration_tokens=calibration_tokens,
+            calibration_length=calibration_length,
+            seed=seed,
+            resume=resume,
+            force=force,
+            threads=threads,
+            progress=progress,
+        )
     for folder in folders:
         manifest = Manifest.read(folder)
         size = size_text(sum(record.size for record in manifest.files.values()))
@@ -170,8 +160,6 @@ def inspect(
     json: option.Json = False,
 ) -> None:
     """Show what an artifact holds and whether its files are as they were written."""
-    from dataclasses import asdict
-
     from edgeforge.cli.tables import inspect_tables, section_tables, weight_table
     from edgeforge.errors import CheckFailed
     from edgeforge.verification.verify import require_stored_weights
@@ -183,19 +171,19 @@ def inspect(
     problems = check_files(artifact, manifest)
     sections = () if problems else find_target(manifest.target).structure(artifact)
     if json:
-        _print_json({**asdict(manifest), "structure": to_json(sections), "problems": problems})
+        _print_json({**manifest.to_json(), "structure": to_json(sections), "problems": problems})
     else:
         source = manifest.source
-        print(f"{artifact}: {manifest.target} from {source['model']}, recipe {manifest.recipe}")
+        print(f"{artifact}: {manifest.target} from {source.model}, recipe {manifest.recipe}")
         print(
             f"context {manifest.context} tokens, {manifest.bits_per_weight:.3f} bits a weight, "
-            f"checkpoint sha256 {str(source['sha256'])[:16]}"
+            f"checkpoint sha256 {source.sha256[:16]}"
         )
         for kind in ("inputs", "outputs"):
             shown = ", ".join(f"{k}: {v}" for k, v in getattr(manifest, kind).items())
             print(f"{kind}: {shown}")
-        if manifest.rotation:
-            print(f"rotation: {manifest.rotation['name']}, seed {manifest.rotation['seed']}")
+        if manifest.rotation is not None:
+            print(f"rotation: {manifest.rotation.name}, seed {manifest.rotation.seed}")
         print(f"states: {len(manifest.states)} caches")
         for note in manifest.notes:
             print(f"note: {note}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-
 from edgeforge.errors import UsageError
+from quant.suggestion import did_you_mean
 
 
 def catalogue(what: str) -> dict[str, str]:
@@ -26,8 +25,7 @@ def catalogue(what: str) -> dict[str, str]:
         "coreml-operations": _coreml_operations,
     }
     if what not in kinds:
-        near = difflib.get_close_matches(what, kinds, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(what, kinds)
         raise UsageError(f"there is no list of {what!r}{hint}; known: {', '.join(kinds)}")
     return kinds[what]()
 

@@ -123,12 +123,9 @@ Calibration = Annotated[
         "default `demo`.",
     ),
 ]
-CalibrationTokens = Annotated[
-    int | None, typer.Option(min=1, help="How many tokens of it; by default 32768.")
-]
+CalibrationTokens = Annotated[int, typer.Option(min=1, help="How many tokens of it.")]
 CalibrationLength = Annotated[
-    int | None,
-    typer.Option(min=1, help="Tokens of a sequence; by default 512, the context at most."),
+    int, typer.Option(min=1, help="Tokens of a sequence; the context at most.")
 ]
 CalibrationSeed = Annotated[int, typer.Option(help="Which of its sequences are taken.")]
 Resume = Annotated[

@@ -95,11 +95,9 @@ def _cost_table(results: list[Evaluation]) -> list[Table]:
 
 
 def _table(title: str, results: list[Evaluation]) -> Table:
-    from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = _titled(title)
     table.add_column("")
     for result in results:
         table.add_column(escape(f"{result.target} {result.recipe}"), overflow="fold")
@@ -125,9 +123,7 @@ def _divergence_rows(results: list[Divergence]) -> list[tuple[str, list[str]]]:
 
 def inspect_tables(manifest: Manifest) -> list[Table]:
     """What an artifact holds: its files and the formats of its weights."""
-    from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
     formats: dict[str, Counter[str]] = {}
     for record in manifest.weights.values():
@@ -138,13 +134,13 @@ def inspect_tables(manifest: Manifest) -> list[Table]:
         row["weights"] += 1
         row["parameters"] += size
         row["worst"] = max(row["worst"], round(record.relative_error * 1e6))
-    summary = Table(title="Weights", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    summary = _titled("Weights")
     for heading in ("format", "tensors", "parameters", "largest relative error"):
         summary.add_column(heading)
     for name, row in formats.items():
         worst = f"{row['worst'] / 1e6:.2e}" if row["worst"] else "exact"
         summary.add_row(name, str(row["weights"]), f"{row['parameters']:,}", worst)
-    files = Table(title="Files", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    files = _titled("Files")
     for heading in ("file", "size", "SHA-256"):
         files.add_column(heading)
     for name, file in manifest.files.items():
@@ -154,15 +150,11 @@ def inspect_tables(manifest: Manifest) -> list[Table]:
 
 def section_tables(sections: tuple[Section, ...]) -> list[Table]:
     """What the artifact's files consist of, as its target reads them."""
-    from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
     tables = []
     for section in sections:
-        table = Table(
-            title=section.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-        )
+        table = _titled(section.title)
         for heading in section.columns:
             table.add_column("size" if heading == "bytes" else heading, overflow="fold")
         for row in section.rows:
@@ -181,11 +173,9 @@ def section_tables(sections: tuple[Section, ...]) -> list[Table]:
 
 def weight_table(manifest: Manifest) -> Table:
     """Every weight's shape, format and error."""
-    from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(title="Each weight", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = _titled("Each weight")
     for heading in ("weight", "shape", "format", "by", "relative error"):
         table.add_column(heading, overflow="fold")
     for name, record in manifest.weights.items():
@@ -193,3 +183,11 @@ def weight_table(manifest: Manifest) -> Table:
         shape = " x ".join(map(str, record.shape))
         table.add_row(escape(name), shape, record.format, record.algorithm, error)
     return table
+
+
+def _titled(title: str) -> Table:
+    """An empty table as all of them look: its title on the left, one line under the headings."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)

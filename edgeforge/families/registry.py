@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 
 from edgeforge.checkpoint.config_reader import ConfigReader
@@ -10,6 +9,7 @@ from edgeforge.checkpoint.imported.registry import FIELD, read_packing
 from edgeforge.errors import CheckpointError
 from edgeforge.families import llama, mistral, openelm, phi3
 from edgeforge.families.spec import ModelSpec
+from quant.suggestion import did_you_mean
 
 FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] = {
     "llama": llama.read_spec,
@@ -38,8 +38,7 @@ def read_spec(
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        near = difflib.get_close_matches(str(kind), FAMILIES, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(str(kind), FAMILIES)
         raise CheckpointError(
             f"config.json has the model_type {kind!r}; EdgeForge reads {', '.join(FAMILIES)}{hint}"
         )

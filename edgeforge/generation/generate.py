@@ -92,26 +92,26 @@ def generate(
             f"the prompt has {len(tokens)} tokens, which leaves no room in the artifact's context "
             f"of {manifest.context}"
         )
-    eos = manifest.model.get("eos")
-    run = Generation(
-        session=open_session(folder, manifest, threads),
-        prompt=tokens,
-        limit=max_tokens,
-        stop=frozenset(eos if isinstance(eos, list) else ()),
-        sampling=sampling,
-    )
     given: list[int] = []
-
-    def kept() -> Iterator[int]:
-        for token in run:
-            given.append(token)
-            yield token
-
     pieces = []
-    for piece in stream_text(tokenizer, kept()):
-        pieces.append(piece)
-        if emit is not None:
-            emit(piece)
+    with open_session(folder, manifest, threads) as session:
+        run = Generation(
+            session=session,
+            prompt=tokens,
+            limit=max_tokens,
+            stop=frozenset(manifest.model.eos),
+            sampling=sampling,
+        )
+
+        def kept() -> Iterator[int]:
+            for token in run:
+                given.append(token)
+                yield token
+
+        for piece in stream_text(tokenizer, kept()):
+            pieces.append(piece)
+            if emit is not None:
+                emit(piece)
     return Generated(
         "".join(pieces),
         tuple(given),
@@ -134,13 +134,13 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, manifest: Manifest) -> list
     except UnicodeEncodeError:
         raise UsageError("the prompt is not UTF-8 text") from None
     tokens = tokenizer.encode(prompt)
-    bos = manifest.model.get("bos")
-    if isinstance(bos, int) and tokens[:1] != [bos]:
+    bos = manifest.model.bos
+    if bos is not None and tokens[:1] != [bos]:
         tokens = [bos, *tokens]
     if not tokens:
         raise UsageError("the prompt is empty and the model has no token that begins a text")
-    vocab_size = manifest.model.get("vocab_size")
-    if isinstance(vocab_size, int) and max(tokens) >= vocab_size:
+    vocab_size = manifest.model.vocab_size
+    if max(tokens) >= vocab_size:
         raise UsageError(
             f"the tokenizer gives token {max(tokens)}, but the model has {vocab_size}: it is "
             f"another model's; export again with --tokenizer PATH"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +22,7 @@ from edgeforge.families.spec import ModelSpec, WeightSpec
 from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.model.model import Model
 from edgeforge.model.rotations import ROTATIONS, RotationKind, find_rotation
+from exporters.manifest_records import RotationRecord
 from quant.plans.plan import FLOAT32, QuantPlan, matrix_shape
 from quant.program.rotation_places import ResidualPlaces, ValuePlace, residual_places, value_places
 from quant.quantizers.hadamard import ROTATION_VERSION, Rotation, random_hadamard
@@ -50,13 +51,13 @@ class Rotated:
     Attributes:
         model: its spec and weights are of the rotated program.
         program: in the float dialect.
-        record: what a manifest keeps.
+        record: of the rotation, as a manifest keeps it.
         added: the matrix that the checkpoint's own model does not have, if any.
     """
 
     model: Model
     program: Program
-    record: Mapping[str, object]
+    record: RotationRecord
     added: str | None
 
     def notes(self, plan: QuantPlan) -> tuple[str, ...]:
@@ -65,7 +66,7 @@ class Rotated:
         Args:
             plan: of the rotated weights.
         """
-        name = str(self.record["name"])
+        name = self.record.name
         notes = [
             f"weights were rotated before they were quantized ({name}: {ROTATIONS[name].about}); "
             f"relative errors are of the rotated weights"
@@ -107,12 +108,12 @@ def rotate(model: Model, name: str, context: int, seed: int = SEED) -> Rotated:
     weights = RotatedWeights(
         model.weights, spec, places, value_places(program), f"{name}/{ROTATION_VERSION}/{seed}"
     )
-    record = {"name": name, "version": ROTATION_VERSION, "seed": seed}
+    record = RotationRecord(name, ROTATION_VERSION, seed)
     added = next((weight for weight in spec.weights if weight not in model.spec.weights), None)
     return Rotated(replace(model, spec=spec, weights=weights), program, record, added)
 
 
-def recorded_rotation(model: Model, record: Mapping[str, object], context: int) -> Rotated:
+def recorded_rotation(model: Model, record: RotationRecord, context: int) -> Rotated:
     """The rotated model that an artifact was made of.
 
     Args:
@@ -123,12 +124,12 @@ def recorded_rotation(model: Model, record: Mapping[str, object], context: int) 
     Raises:
         UsageError: it was rotated by another version.
     """
-    if record.get("version") != ROTATION_VERSION:
+    if record.version != ROTATION_VERSION:
         raise UsageError(
-            f"the artifact's rotation has version {record.get('version')!r}; this EdgeForge makes "
+            f"the artifact's rotation has version {record.version!r}; this EdgeForge makes "
             f"{ROTATION_VERSION}: export the model again"
         )
-    return rotate(model, str(record["name"]), context, int(str(record["seed"])))
+    return rotate(model, record.name, context, record.seed)
 
 
 def _rotated_spec(spec: ModelSpec, kind: RotationKind) -> ModelSpec:
@@ -185,21 +186,9 @@ class RotatedWeights(CheckpointWeights):
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows of a rotated weight: ``float32[stop - start, columns]``; a vector is one row."""
-        if name in self._norms:
-            return torch.ones(1, self.spec.weights[name].shape[0])
         if name in self._residual.writers:
             return self._whole(name)[start:stop].clone()
-        return self._rows(name, start, stop).float()
-
-    def exact_weight(self, name: str) -> torch.Tensor:
-        """A whole weight before it is rounded to float32: float64, of the spec's shape."""
-        weight = self.spec.weights[name]
-        if name in self._norms:
-            return torch.ones(weight.shape, dtype=torch.float64)
-        if name in self._residual.writers:
-            return torch.cat(list(self._blocks(name)), 1)
-        rows = 1 if len(weight.shape) == 1 else weight.shape[0]
-        return self._rows(name, 0, rows).reshape(weight.shape)
+        return self.exact_rows(name, start, stop).float()
 
     def float_rows(self, name: str, tokens: torch.Tensor) -> torch.Tensor:
         """Rows of an embedding as ``float32``: ``int64[b, t] -> [b, t, columns]``."""
@@ -235,8 +224,14 @@ class RotatedWeights(CheckpointWeights):
             rotated = heads.rotate_columns(rotated)
         return rotated
 
-    def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows of a weight that is read row by row, but for whole heads of values: float64."""
+    def exact_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows before they are rounded to float32: float64, as `read_rows` gives them.
+
+        Not of a weight that adds to the residual stream: see `exact_blocks`. Such rows are read one
+        by one, but for whole heads of values.
+        """
+        if name in self._norms:
+            return torch.ones(1, self.spec.weights[name].shape[0], dtype=torch.float64)
         place = self._makers.get(name)
         if place is None:
             return self._rotate_columns(name, self._read(name, start, stop))
@@ -255,8 +250,11 @@ class RotatedWeights(CheckpointWeights):
     def _values(self, place: ValuePlace) -> Rotation:
         return random_hadamard(place.width, f"{self._seed}/{place.maker}", place.kv_heads)
 
-    def _blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """Columns of a weight that adds to the residual stream, whose rows are mixed: float64."""
+    def exact_blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """Columns of a weight that adds to the residual stream, whose rows are mixed: float64.
+
+        Together they are the whole weight before it is rounded to float32.
+        """
         rows, columns = self.spec.weights[name].shape
         read = self._read(name, 0, rows)
         if name in self._readers or name in self._residual.readers:
@@ -271,5 +269,7 @@ class RotatedWeights(CheckpointWeights):
             if name not in self._kept:
                 while len(self._kept) >= _KEPT:
                     del self._kept[next(iter(self._kept))]
-                self._kept[name] = torch.cat([block.float() for block in self._blocks(name)], 1)
+                self._kept[name] = torch.cat(
+                    [block.float() for block in self.exact_blocks(name)], 1
+                )
             return self._kept[name]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from edgeforge.errors import UsageError
+from quant.suggestion import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,5 @@ def find_rotation(name: str) -> RotationKind:
     """
     if name in ROTATIONS:
         return ROTATIONS[name]
-    near = difflib.get_close_matches(name, ROTATIONS, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(name, ROTATIONS)
     raise UsageError(f"there is no rotation {name!r}{hint}; known: {', '.join(ROTATIONS)}")

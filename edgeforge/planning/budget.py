@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from edgeforge.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
-
 
 MIXED: Final = {"mixed": None, "mixed-gptq": "gptq-order"}
 """The recipes, each with the calibrated algorithm that fills the formats chosen, if any."""

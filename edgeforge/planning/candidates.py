@@ -11,7 +11,7 @@ from exporters.options import TargetOptions
 from exporters.target import ModelFacts, Target
 from quant.errors import QuantizationError
 from quant.formats.formats import FloatFormat, IntFormat, parse_format
-from quant.plans.algorithms import SIGNED
+from quant.plans.algorithms import CAST, SIGNED
 from quant.plans.plan import FLOAT32, Assignment, QuantPlan
 
 FORMATS: Final = (
@@ -61,7 +61,7 @@ def allowed_formats(
     """
     # Every profile of every target holds vectors in float32 and matrices in float16.
     plain = {
-        name: Assignment(FLOAT32 if len(shape) == 1 else FloatFormat("float16"), "cast")
+        name: Assignment(FLOAT32 if len(shape) == 1 else FloatFormat("float16"), CAST)
         for name, shape in shapes.items()
     }
     free = replace(options, max_memory=None)

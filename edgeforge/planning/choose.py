@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from edgeforge.calibration.text import CalibrationOptions
 from edgeforge.errors import UsageError
+from edgeforge.planning.budget import MIXED, Budget
+from edgeforge.stage_progress import Progress, no_progress
+from exporters.options import TargetOptions
+from quant.plans.algorithms import CAST
 
 if TYPE_CHECKING:
-    from edgeforge.export_options import ExportOptions
     from edgeforge.model.checkpoint_weights import CheckpointWeights
     from edgeforge.model.model import Model
     from edgeforge.model.rotated_weights import Rotated
@@ -29,17 +34,32 @@ PLANNED: Final = {
 """Recipes that look at the checkpoint; those of `quant.plans.recipes` look at names alone."""
 
 
-def scale_name(text: str) -> ScaleName:
-    """What imported scales are kept in, as the command line names it.
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a plan is chosen by.
 
-    Raises:
-        UsageError: neither of the two.
+    Attributes:
+        recipe: a name or a YAML file; None for `DEFAULT`, or for `AS_IS` where the checkpoint was
+            quantized before.
+        targets: that must hold the plan.
+        target_options: what they are asked beyond the recipe.
+        facts: of the model, for the targets; only mixed recipes need them.
+        calibration: the text that mixed recipes measure formats on.
+        imported_scales: what scales of imported weights are kept in.
+        budget: of a mixed recipe.
+        save_plan: file that the plan is written to as a recipe.
+        rotated: what the model comes from, where its weights are rotated.
     """
-    if text == "float16":
-        return "float16"
-    if text == "bfloat16":
-        return "bfloat16"
-    raise UsageError(f"--imported-scales {text} is not possible: take float16 or bfloat16")
+
+    recipe: str | None = None
+    targets: Sequence[Target] = ()
+    target_options: TargetOptions = field(default_factory=TargetOptions)
+    facts: ModelFacts | None = None
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    imported_scales: ScaleName = "float16"
+    budget: Budget = field(default_factory=Budget)
+    save_plan: Path | None = None
+    rotated: Rotated | None = None
 
 
 @dataclass(frozen=True)
@@ -50,75 +70,80 @@ class Planned:
         plan: by weight.
         notes: for the manifest, one sentence each.
         program: the float program, where making the plan needed it.
-        rotation: what a manifest keeps of the rotation of the weights, empty for none.
+        rotated: what the weights come from, where they are rotated.
     """
 
     plan: QuantPlan
     notes: tuple[str, ...] = ()
     program: Program | None = None
-    rotation: Mapping[str, object] = field(default_factory=dict)
+    rotated: Rotated | None = None
 
 
-def choose_plan(
-    model: Model,
-    options: ExportOptions,
-    targets: Sequence[Target],
-    facts: ModelFacts,
-    progress: Callable[[str, int, int], None] = lambda stage, done, size: None,
-    rotated: Rotated | None = None,
-) -> Planned:
+def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_progress) -> Planned:
     """The plan for a checkpoint; weights that it holds as integers always stay those integers.
 
     Args:
-        model: opened.
-        options: the recipe: a name or a YAML file; None for `DEFAULT`, or for `AS_IS` where the
-            checkpoint was quantized before. And what goes with it.
-        targets: that must hold it.
-        facts: for the targets.
+        model: opened; where weights are rotated, the rotated one.
+        request: the recipe, and what goes with it.
         progress: told of each stage.
-        rotated: what ``model`` comes from, where its weights are rotated.
 
     Raises:
         QuantizationError: no such recipe, or one that does not suit the model.
         UsageError: options that do not go together.
     """
-    from edgeforge.planning.budget import MIXED
     from edgeforge.planning.plan_file import check_plan_file, write_plan
+    from quant.plans.plan import QuantPlan
+
+    shapes, rotated = model.weights.shapes(), request.rotated
+    imported = _imported(model.weights, request.imported_scales)
+    name = request.recipe or (AS_IS if imported else DEFAULT)
+    request.budget.check(name)
+    check_plan_file(request.save_plan)
+    planned = _plan_of_recipe(name, model, request, imported, progress)
+    weights_of = {**planned.plan.weights, **imported}
+    rotation = "" if rotated is None else rotated.record.name
+    plan = QuantPlan(planned.plan.recipe, weights_of, rotation)
+    plan.check(shapes)
+    notes = (*planned.notes, *_import_notes(model.weights, plan))
+    if rotated is not None:
+        notes = (*notes, *rotated.notes(plan))
+    if request.save_plan is not None:
+        write_plan(plan, shapes, notes, request.save_plan)
+    return Planned(plan, notes, planned.program, rotated)
+
+
+def _plan_of_recipe(
+    name: str,
+    model: Model,
+    request: PlanRequest,
+    imported: Mapping[str, Assignment],
+    progress: Progress,
+) -> Planned:
+    """What a recipe makes of every weight, before imported ones take their place."""
     from quant.plans.plan import FLOAT32, Assignment, QuantPlan
     from quant.plans.recipes import find_recipe
 
-    weights = model.weights
-    shapes, imported = weights.shapes(), _imported(weights, options.imported_scales)
-    name = options.recipe or (AS_IS if imported else DEFAULT)
-    options.budget.check(name)
-    check_plan_file(options.save_plan)
     if name in MIXED:
-        planned = _mixed(model, name, options, targets, facts, imported, progress, rotated)
-    elif name == AS_IS:
-        if rotated is not None:
-            raise UsageError(
-                f"recipe {AS_IS} keeps every weight as the checkpoint has it, and a rotation "
-                f"changes them: leave one of the two out"
-            )
-        given = weights.stored_formats().items()
-        kept = {n: FLOAT32 if len(shapes[n]) == 1 else format for n, format in given}
-        planned = Planned(QuantPlan(AS_IS, {n: Assignment(f, "cast") for n, f in kept.items()}))
-    else:
-        planned = Planned(find_recipe(name, PLANNED).plan(shapes, weights.roles()))
-    rotation = {} if rotated is None else rotated.record
-    weights_of = {**planned.plan.weights, **imported}
-    plan = QuantPlan(planned.plan.recipe, weights_of, str(rotation.get("name", "")))
-    plan.check(shapes)
-    notes = (*planned.notes, *_import_notes(weights, plan))
-    if rotated is not None:
-        notes = (*notes, *rotated.notes(plan))
-    if options.save_plan is not None:
-        write_plan(plan, shapes, notes, options.save_plan)
-    return Planned(plan, notes, planned.program, rotation)
+        return _mixed(model, name, request, imported, progress)
+    shapes = model.weights.shapes()
+    if name != AS_IS:
+        return Planned(find_recipe(name, PLANNED).plan(shapes, model.weights.roles()))
+    if request.rotated is not None:
+        raise UsageError(
+            f"recipe {AS_IS} keeps every weight as the checkpoint has it, and a rotation changes "
+            f"them: leave one of the two out"
+        )
+    given = model.weights.stored_formats().items()
+    kept = {n: FLOAT32 if len(shapes[n]) == 1 else format for n, format in given}
+    return Planned(QuantPlan(AS_IS, {n: Assignment(f, CAST) for n, f in kept.items()}))
 
 
-def rotation_of(options: ExportOptions) -> str | None:
-    """The rotation that is asked for: by the option, or by a file of rules.
+def rotation_of(recipe: str | None, rotation: str | None) -> str | None:
+    """The rotation that is asked for: by the option, or by a recipe that is a file of rules.
+
+    Args:
+        recipe: a name or a YAML file.
+        rotation: the option's.
 
     Raises:
         UsageError: there is no such rotation, or the two contradict each other.
@@ -128,50 +153,47 @@ def rotation_of(options: ExportOptions) -> str | None:
     from quant.plans.recipes import find_recipe
 
     written = None
-    if options.recipe is not None and options.recipe.endswith((".yaml", ".yml")):
-        written = find_recipe(options.recipe).rotation
-    for name in (options.rotation, written):
+    if recipe is not None and recipe.endswith((".yaml", ".yml")):
+        written = find_recipe(recipe).rotation
+    for name in (rotation, written):
         if name is not None:
             find_rotation(name)
-    if options.rotation is not None and written not in (None, options.rotation):
+    if rotation is not None and written not in (None, rotation):
         raise UsageError(
-            f"--rotation {options.rotation} contradicts {options.recipe}, which says {written}: "
+            f"--rotation {rotation} contradicts {recipe}, which says {written}: "
             f"leave the option out"
         )
-    return options.rotation or written
+    return rotation or written
 
 
 def _mixed(
     model: Model,
     recipe: str,
-    options: ExportOptions,
-    targets: Sequence[Target],
-    facts: ModelFacts,
+    request: PlanRequest,
     imported: Mapping[str, Assignment],
-    progress: Callable[[str, int, int], None],
-    rotated: Rotated | None,
+    progress: Progress,
 ) -> Planned:
     """A plan under a budget."""
     from edgeforge.model.trace import trace
-    from edgeforge.planning.budget import MIXED
     from edgeforge.planning.candidates import allowed_formats
     from edgeforge.planning.mixed import mix, text_for
     from quant.plans.plan import FLOAT32, Assignment
     from quant.plans.recipes import norm_matrix
 
-    shapes = model.weights.shapes()
+    shapes, roles, facts = model.weights.shapes(), model.weights.roles(), request.facts
+    assert facts is not None
     candidates = allowed_formats(
-        shapes, facts, targets, options.target, signed=MIXED[recipe] is None
+        shapes, facts, request.targets, request.target_options, signed=MIXED[recipe] is None
     )
-    fixed = {n: Assignment(FLOAT32, "cast") for n, shape in shapes.items() if len(shape) == 1}
-    roles = model.weights.roles()
+    fixed = {n: Assignment(FLOAT32, CAST) for n, shape in shapes.items() if len(shape) == 1}
     fixed |= {name: norm_matrix() for name in candidates if roles[name] == "norm"}
     fixed.update(imported)
-    calibration = text_for(model, options.calibration, facts.context)
+    calibration = text_for(model, request.calibration, facts.context)
     progress("trace", 0, 0)
+    rotated = request.rotated
     program = trace(model.spec, facts.context) if rotated is None else rotated.program
     free = {name: given for name, given in candidates.items() if name not in fixed}
-    mixed = mix(model, recipe, options.budget, free, fixed, calibration, program, progress)
+    mixed = mix(model, recipe, request.budget, free, fixed, calibration, program, progress)
     return Planned(mixed.plan, mixed.notes, program)
 
 

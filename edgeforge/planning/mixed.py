@@ -7,7 +7,7 @@ Which formats a weight may take is what every chosen target can hold; what each 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -16,6 +16,7 @@ from edgeforge.cache import cache_dir
 from edgeforge.families.assembly import HEAD
 from edgeforge.planning.budget import MIXED, Budget
 from edgeforge.planning.candidates import LAST_RESORTS
+from edgeforge.stage_progress import Progress
 from quant.errors import QuantizationError
 from quant.plans.plan import Assignment, QuantPlan, matrix_shape
 
@@ -82,7 +83,7 @@ def mix(
     fixed: Mapping[str, Assignment],
     calibration: Calibration,
     program: Program,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Mixed:
     """Chooses the formats.
 

@@ -146,13 +146,13 @@ class _Forks:
         blocks: Sequence[Tensor],
         progress: Callable[[int, int], None],
     ) -> None:
-        self._weights, self._blocks, self._progress = weights, blocks, progress
-        self._replaced: dict[str, Tensor] = {}
+        self._weights, self._program, self._progress = weights, program, progress
+        self._blocks, self._head = blocks, program.output()
         self._kept: dict[str, Tensor] = {}
         self._keep = 4 * weights.spec.num_parameters <= _KEPT_WEIGHTS
-        self._walk = Walk(program, self._weight, self._rows)
-        self._head = program.output()
-        self._wanted = [logits.log_softmax(-1) for logits in self._finish(0, self._begin())]
+        self._walk = self._walk_with(lambda name: None)
+        logits = self._finish(self._walk, 0, self._begin())
+        self._wanted = [each.log_softmax(-1) for each in logits]
 
     def run(self, candidates: Candidates, method: Method) -> dict[str, dict[str, float]]:
         """Costs by weight and format name."""
@@ -176,26 +176,27 @@ class _Forks:
 
     def divergence_of(self, assignments: Mapping[str, Assignment]) -> float:
         """The divergence when all these weights are stored otherwise."""
-        self._replaced = _Lazily(self._weights, assignments)
-        try:
-            return self._divergence(self._finish(0, self._begin()))
-        finally:
-            self._replaced = {}
+
+        def stored(name: str) -> Tensor | None:
+            # Made when it is asked for and then forgotten: a plan's weights may not fit in memory.
+            if name not in assignments:
+                return None
+            return stored_values(self._weights.float_weight(name), assignments[name], name)
+
+        return self._divergence(self._finish(self._walk_with(stored), 0, self._begin()))
 
     def _fork(
         self, index: int, values: Sequence[Values], name: str, assignment: Assignment
     ) -> float:
-        self._replaced = {name: stored_values(self._weight_named(name), assignment, name)}
-        try:
-            return self._divergence(self._finish(index, [dict(known) for known in values]))
-        finally:
-            self._replaced = {}
+        stored = {name: stored_values(self._float_weight(name), assignment, name)}
+        walk = self._walk_with(stored.get)
+        return self._divergence(self._finish(walk, index, [dict(known) for known in values]))
 
     def _estimate(
         self, index: int, values: Sequence[Values], name: str, given: Sequence[Assignment]
     ) -> dict[str, float]:
         """One fork, for the candidate of middling error; the others by their errors' ratio."""
-        weight = self._weight_named(name)
+        weight = self._float_weight(name)
         entering = node_argument(self._walk.order[index], 0)
         errors = []
         for assignment in given:
@@ -209,14 +210,31 @@ class _Forks:
     def _begin(self) -> list[Values]:
         return [self._walk.begin(block) for block in self._blocks]
 
-    def _finish(self, index: int, values: Sequence[Values]) -> list[Tensor]:
+    def _walk_with(self, changed: Callable[[str], Tensor | None]) -> Walk:
+        """FLOAT's calls, with the weights that ``changed`` gives in place of the checkpoint's."""
+
+        def weight(given: Input) -> Tensor:
+            found = changed(given.name)
+            return self._float_weight(given.name) if found is None else found
+
+        def rows(name: str, tokens: Tensor) -> Tensor:
+            found = changed(name)
+            if found is not None:
+                return found[tokens]
+            if self._keep:
+                return self._float_weight(name)[tokens]
+            return self._weights.float_rows(name, tokens)
+
+        return Walk(self._program, weight, rows)
+
+    def _finish(self, walk: Walk, index: int, values: Sequence[Values]) -> list[Tensor]:
         """Logits by block, from the call ``index`` on."""
         with block_pool() as pool:
-            for node in self._walk.order[index:]:
+            for node in walk.order[index:]:
                 if node is self._head:
                     break
-                self._walk.advance(node, values, pool)
-            return [logits[0] for logits in pool.map(self._walk.prepare(self._head), values)]
+                walk.advance(node, values, pool)
+            return [logits[0] for logits in pool.map(walk.prepare(self._head), values)]
 
     def _divergence(self, found: Sequence[Tensor]) -> float:
         """Mean of KL(FLOAT || found) over all positions."""
@@ -233,36 +251,12 @@ class _Forks:
     def _weight_of(self, node: fx.Node) -> str | None:
         if node.target not in (dialect.LINEAR, dialect.EMBEDDING):
             return None
-        return self._walk.program.inputs[node_argument(node, 1).name].name
+        return self._program.inputs[node_argument(node, 1).name].name
 
-    def _weight(self, given: Input) -> Tensor:
-        return self._weight_named(given.name)
-
-    def _weight_named(self, name: str) -> Tensor:
-        if name in self._replaced:
-            return self._replaced[name]
+    def _float_weight(self, name: str) -> Tensor:
         if name in self._kept:
             return self._kept[name]
         weight = self._weights.float_weight(name)
         if self._keep:
             self._kept[name] = weight
         return weight
-
-    def _rows(self, name: str, tokens: Tensor) -> Tensor:
-        if name in self._replaced or self._keep:
-            return self._weight_named(name)[tokens]
-        return self._weights.float_rows(name, tokens)
-
-
-class _Lazily(dict[str, Tensor]):
-    """Weights as a plan stores them, each made when it is asked for and then forgotten."""
-
-    def __init__(self, weights: CheckpointWeights, assignments: Mapping[str, Assignment]) -> None:
-        super().__init__()
-        self._weights, self._assignments = weights, assignments
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._assignments
-
-    def __getitem__(self, name: str) -> Tensor:
-        return stored_values(self._weights.float_weight(name), self._assignments[name], name)

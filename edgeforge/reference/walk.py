@@ -12,16 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from device_harness.errors import DeviceError
 from quant.formats import packing
 from quant.formats.formats import PaletteFormat
 from quant.kernels import native
+from quant.kernels.threads import single_threaded_torch
 from quant.program import dialect
 from quant.program.calls import QuantizedCall
 from quant.program.program import Input, Program, node_argument
@@ -109,8 +107,7 @@ class Walk:
         if isinstance(format, PaletteFormat):
             unpacked = packing.look_up(codes, scale, format)
         else:
-            unpack = native.dequantize if native.available() else packing.dequantize
-            unpacked = unpack(codes, scale, zero_point, format)
+            unpacked = native.unpack(codes, scale, zero_point, format)
         return run_unpacked
 
     def _weights(self, node: fx.Node) -> dict[fx.Node, Tensor]:
@@ -187,109 +184,15 @@ class ReferenceRunner:
             yield run(known)[0]
 
 
-class ReferenceSession:
-    """A program as a session: the reference operators with caches that live from call to call.
-
-    Holds every weight it has read; meant for small models and for tests.
-
-    Args:
-        program: in the float or the quantized dialect.
-        read: gives each weight.
-    """
-
-    def __init__(self, program: Program, read: WeightReader) -> None:
-        self.program, self.context = program, program.context
-        self.vocab_size = program.vocab_size
-        self.runtime = f"torch {torch.__version__} (reference operators)"
-        self._fixed: dict[fx.Node, Tensor] = {}
-        for node in program.graph.nodes:
-            if node.op == "placeholder":
-                given = program.inputs[node.name]
-                if given.kind == "weight":
-                    self._fixed[node] = read(given)
-                elif given.kind == "table":
-                    self._fixed[node] = program.tables[given.name]
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets all positions."""
-        self._length = 0
-        for node, _ in self.program.placeholders("cache"):
-            self._fixed[node] = torch.zeros(node.meta["val"].shape)
-
-    def extend(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Appends ``int64[t]`` tokens and returns the last one's logits, ``float32[vocab]``.
-
-        Raises:
-            DeviceError: no token, a token outside the vocabulary, or past the context.
-        """
-        last: npt.NDArray[np.float32] = self.extend_all(tokens)[-1]
-        return last
-
-    def extend_all(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Appends ``int64[t]`` tokens and returns all their logits, ``float32[t, vocab]``.
-
-        Raises:
-            DeviceError: as `extend`.
-        """
-        self._check(tokens)
-        values: dict[fx.Node, object] = dict(self._fixed)
-        for node in self.program.graph.nodes:
-            if node.op == "placeholder" and node not in values:
-                kind = self.program.inputs[node.name].kind
-                values[node] = (
-                    torch.from_numpy(tokens).reshape(1, -1)
-                    if kind == "tokens"
-                    else torch.tensor([self._length])
-                )
-            elif node.op == "call_function":
-                arguments = _replace_nodes(node, values.__getitem__)
-                values[node] = node.target(*arguments)
-        self._length += len(tokens)
-        result = values[self.program.output()]
-        assert isinstance(result, Tensor)
-        logits: npt.NDArray[np.float32] = result[0].numpy()
-        return logits
-
-    def logits(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Logits of every position of a fresh text, ``float32[t, vocab]``; `extend` goes on after.
-
-        Raises:
-            DeviceError: as `extend`.
-        """
-        kept, length = dict(self._fixed), self._length
-        self.reset()
-        try:
-            return self.extend_all(tokens)
-        finally:
-            self._fixed, self._length = kept, length
-
-    def _check(self, tokens: npt.NDArray[np.int64]) -> None:
-        if not len(tokens):
-            raise DeviceError("there is no token to run")
-        for token in (int(tokens.min()), int(tokens.max())):
-            if not 0 <= token < self.vocab_size:
-                raise DeviceError(
-                    f"token {token} is outside the vocabulary of {self.vocab_size} tokens"
-                )
-        total = self._length + len(tokens)
-        if total > self.context:
-            raise DeviceError(
-                f"{total} tokens do not fit the program's context of {self.context}: shorten the "
-                f"text, or trace with a larger context"
-            )
-
-
 @contextmanager
 def block_pool() -> Iterator[ThreadPoolExecutor]:
     """Threads that take a block each: they never wait for each other within an operator."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(before, thread_name_prefix="reference") as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
+    count = torch.get_num_threads()
+    with (
+        single_threaded_torch(),
+        ThreadPoolExecutor(count, thread_name_prefix="reference") as pool,
+    ):
+        yield pool
 
 
 def _replace_nodes(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[object, ...]:

@@ -8,7 +8,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edgeforge.synth.shapes import make_divisible, tensor_shapes
+from edgeforge.families.openelm import make_divisible
+from edgeforge.synth.shapes import tensor_shapes
 
 Config = dict[str, object]
 

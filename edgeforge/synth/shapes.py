@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
+from edgeforge.families.openelm import make_divisible
+
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
@@ -11,16 +13,6 @@ def tensor_shapes(config: Mapping[str, object]) -> list[tuple[str, tuple[int, ..
     A tied head is absent. ``config`` is a complete config.json of a known family.
     """
     return list(_TENSORS[str(config["model_type"])](config))
-
-
-def make_divisible(value: float, divisor: int) -> int:
-    """The multiple of ``divisor`` nearest to ``value``, never below nine tenths of it.
-
-    >>> make_divisible(1280 * 0.73, 256)
-    1024
-    """
-    nearest = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return nearest + divisor if nearest < 0.9 * value else nearest
 
 
 def _int(config: Mapping[str, object], key: str) -> int:

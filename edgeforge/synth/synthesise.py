@@ -11,7 +11,6 @@ table of 65536 evenly spaced quantiles of the normal distribution by 16 random b
 cuts the tails at 4.3 deviations and is seven times faster than drawing them one by one.
 """
 
-import difflib
 import hashlib
 import json
 import math
@@ -32,6 +31,7 @@ import numpy.typing as npt
 from edgeforge.errors import UsageError
 from edgeforge.output_folder import atomic_folder
 from edgeforge.synth.presets import PRESETS, TINY_BOS, TINY_EOS, TINY_PAD, TINY_VOCAB, Preset
+from quant.suggestion import nearest
 
 __all__ = ["PRESETS", "Preset", "synthesise", "write_byte_tokenizer"]
 
@@ -140,8 +140,8 @@ def _byte_characters() -> list[str]:
 def _find(preset: str) -> Preset:
     if preset in PRESETS:
         return PRESETS[preset]
-    near = difflib.get_close_matches(preset.lower(), PRESETS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    near = nearest(preset.lower(), PRESETS)
+    hint = "" if near is None else f"did you mean {near}? "
     raise UsageError(f"there is no preset {preset!r}: {hint}known are {', '.join(PRESETS)}")
 
 

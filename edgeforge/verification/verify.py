@@ -12,6 +12,7 @@ from edgeforge.errors import CheckFailed, UsageError
 from edgeforge.model.model import CALIBRATION_TEXT, DEMO, DEMO_FOLDER, HELDOUT, Model, open_model
 from edgeforge.tokenizer import Tokenizer, read_text, split_blocks
 from exporters.manifest import MANIFEST, Manifest, check_files
+from exporters.manifest_records import CalibrationRecord
 from exporters.registry import find_target
 from quant.formats.activations import parse_activation
 from quant.formats.formats import parse_format
@@ -90,14 +91,18 @@ def verify(
         progress("time", 0, 0)
         timings = time_artifact(folder, threads=options.threads, options=options.runtime)
     reference, quantized = _references(manifest, model, progress)
-    session = open_session(folder, manifest, options.threads, options.runtime)
-    progress("compare", 0, len(blocks))
-    figures = compare(
-        blocks, reference, quantized, session, lambda done, size: progress("compare", done, size)
-    )
-    progress("generate", 0, 0)
-    prompts = greedy_prompts(blocks, _GREEDY_PROMPTS, manifest.context)
-    greedy_quantized, greedy_float = greedy_agreement(prompts, session, [quantized, reference])
+    with open_session(folder, manifest, options.threads, options.runtime) as session:
+        progress("compare", 0, len(blocks))
+        figures = compare(
+            blocks,
+            reference,
+            quantized,
+            session,
+            lambda done, size: progress("compare", done, size),
+        )
+        progress("generate", 0, 0)
+        prompts = greedy_prompts(blocks, _GREEDY_PROMPTS, manifest.context)
+        greedy_quantized, greedy_float = greedy_agreement(prompts, session, [quantized, reference])
     evaluation = Evaluation(
         target=manifest.target,
         recipe=manifest.recipe,
@@ -115,7 +120,7 @@ def verify(
         bits_per_weight=manifest.bits_per_weight,
         artifact_bytes=sum(record.size for record in manifest.files.values()),
         timings=timings,
-        limits=tuple(getattr(session, "limits", ())),
+        limits=session.limits,
     )
     evaluation.write(folder)
     return evaluation
@@ -151,17 +156,14 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
         CheckpointError: it is not there.
     """
     source = manifest.source
-    where, revision = checkpoint or str(source["path"]), None
-    if source["model"] == str(DEMO_FOLDER) and checkpoint is None:
+    where, revision = checkpoint or source.path, None
+    if source.model == str(DEMO_FOLDER) and checkpoint is None:
         where = DEMO
-    elif checkpoint is None and not Path(where).is_dir() and source.get("revision"):
-        where, revision = str(source["model"]), str(source["revision"])
-    ignored = manifest.model.get("ignored_config")
-    model = open_model(
-        where, revision=revision, ignore_config=ignored if isinstance(ignored, list) else ()
-    )
+    elif checkpoint is None and not Path(where).is_dir() and source.revision:
+        where, revision = source.model, source.revision
+    model = open_model(where, revision=revision, ignore_config=manifest.model.ignored_config)
     digest = model.checkpoint.digest()
-    if digest.sha256 != source["sha256"]:
+    if digest.sha256 != source.sha256:
         raise UsageError(
             f"{where} is not the checkpoint that the artifact was made of (its digest differs): "
             f"name the right one with --checkpoint"
@@ -192,17 +194,17 @@ def _blocks(
             f"the tokenizer gives token {max(tokens)}, but the model has {spec.vocab_size}: it is "
             f"another model's; export again with --tokenizer PATH"
         )
-    if manifest.calibration and path != HELDOUT:
-        _refuse_calibration_text(manifest, path)
+    if manifest.calibration is not None and path != HELDOUT:
+        _refuse_calibration_text(manifest.calibration, path)
     label = "the demo model's held-out text" if path == HELDOUT else path.name
     return split_blocks(tokens, length, spec.bos, limit), label
 
 
-def _refuse_calibration_text(manifest: Manifest, path: Path) -> None:
+def _refuse_calibration_text(record: CalibrationRecord, path: Path) -> None:
     """Refuses a text that the artifact was calibrated on; one that is gone cannot be compared."""
     from edgeforge.calibration.text import Calibration, shared_passage
 
-    calibration = Calibration.recorded(manifest.calibration)
+    calibration = Calibration.recorded(record)
     if calibration.source != DEMO and not Path(calibration.source).is_file():
         return
     source = CALIBRATION_TEXT if calibration.source == DEMO else Path(calibration.source)
@@ -233,15 +235,15 @@ def _references(
             )
             for name, record in manifest.weights.items()
         },
-        str(manifest.rotation.get("name", "")),
+        "" if manifest.rotation is None else manifest.rotation.name,
     )
     original = program = trace(model.spec, manifest.context)
     stored = model
-    if manifest.rotation:
+    if manifest.rotation is not None:
         rotated = recorded_rotation(model, manifest.rotation, manifest.context)
         stored, program = rotated.model, rotated.program
     run = None
-    if manifest.calibration:
+    if manifest.calibration is not None:
         calibration = Calibration.recorded(manifest.calibration)
         run = CalibrationRun(stored, calibration, lambda: program)
     store = quantize(stored.weights, model.checkpoint.digest(), plan, None, progress, run)

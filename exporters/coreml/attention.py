@@ -108,7 +108,10 @@ class Attention:
         mask = self._mask(window, groups)
         if state.style.wide and state.style.states and np.isclose(scale, stored**-0.5, rtol=1e-9):
             mixed = emitter.call(
-                *("scaled_dot_product_attention", f"{name}_mixed", "fp16", rows.shape),
+                "scaled_dot_product_attention",
+                f"{name}_mixed",
+                "fp16",
+                rows.shape,
                 query=rows,
                 key=keys,
                 value=values,
@@ -166,7 +169,10 @@ class Attention:
             begin, end = self._bounds()
             free = [True, True, False, True]
             updated = emitter.call(
-                *("slice_update", written, "fp16", cache.shape),
+                "slice_update",
+                written,
+                "fp16",
+                cache.shape,
                 x=old,
                 update=rows,
                 begin=begin,
@@ -211,7 +217,10 @@ class Attention:
             sums = hot
             if t != 1:
                 sums = emitter.call(
-                    *("reduce_sum", f"{name}_sums", "fp16", (1, 1, 1, self.context)),
+                    "reduce_sum",
+                    f"{name}_sums",
+                    "fp16",
+                    (1, 1, 1, self.context),
                     x=hot,
                     axes=[-2],
                     keep_dims=True,
@@ -247,7 +256,10 @@ class Attention:
         name = f"mask_window_{window}_groups_{groups}"
         if groups > 1:
             made = emitter.call(
-                *("tile", name, "fp16", (1, 1, -1 if t == -1 else groups * t, self.context)),
+                "tile",
+                name,
+                "fp16",
+                (1, 1, -1 if t == -1 else groups * t, self.context),
                 x=self._mask(window, 1),
                 reps=[1, 1, groups, 1],
             )
@@ -299,7 +311,10 @@ class Attention:
         def make(name: str) -> Value:
             shape = emitter.call("shape", f"{name}_shape", "int32", (2,), x=self.state.ids)
             return emitter.call(
-                *("gather", name, "int32", ()),
+                "gather",
+                name,
+                "int32",
+                (),
                 x=shape,
                 indices=1,
                 axis=0,

@@ -32,8 +32,10 @@ def check_formats(
         ExportError: says which weight, and what to use instead.
     """
     refuse_activation(
-        *(plan, TOKEN, "Core ML's quantize takes constant scales only"),
-        "activation int8-tensor, as recipe w8a8-static does",
+        plan,
+        TOKEN,
+        why="Core ML's quantize takes constant scales only",
+        use="activation int8-tensor, as recipe w8a8-static does",
     )
     for weight, assignment in plan.weights.items():
         format = assignment.format

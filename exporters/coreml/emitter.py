@@ -36,7 +36,10 @@ class Emitter(FunctionBuilder):
     def round_to_bytes(self, name: str, x: Value, scale: Value) -> Value:
         """Rounded to signed 8-bit integers, and back; what Core ML multiplies integers by."""
         codes = self.call(
-            *("quantize", f"{name}_codes", "int8", x.shape),
+            "quantize",
+            f"{name}_codes",
+            "int8",
+            x.shape,
             input=x,
             scale=scale,
             output_dtype="int8",
@@ -62,7 +65,10 @@ class Emitter(FunctionBuilder):
         shape = list(values[0].shape)
         shape[axis] = sum(value.shape[axis] for value in values)
         return self.call(
-            *("concat", name, values[0].dtype, tuple(shape)),
+            "concat",
+            name,
+            values[0].dtype,
+            tuple(shape),
             values=list(values),
             axis=axis,
             interleave=False,
@@ -89,7 +95,10 @@ class Emitter(FunctionBuilder):
         """Rows of a matrix, or numbers of a list: ``[n, ...], int32[a, ...] -> [a, ..., ...]``."""
         shape = (*rows.shape, *table.shape[1:])
         return self.call(
-            *("gather", name, table.dtype, shape),
+            "gather",
+            name,
+            table.dtype,
+            shape,
             x=table,
             indices=rows,
             axis=0,
@@ -110,7 +119,10 @@ class Emitter(FunctionBuilder):
         columns = y.shape[-2] if transpose_y else y.shape[-1]
         shape = (*broadcast(x.shape[:-2], y.shape[:-2]), rows, columns)
         return self.call(
-            *("matmul", name, x.dtype, shape),
+            "matmul",
+            name,
+            x.dtype,
+            shape,
             x=x,
             y=y,
             transpose_x=transpose_x,
@@ -130,7 +142,10 @@ class Emitter(FunctionBuilder):
         """``[1, t, width]`` to ``[1, 1, width]``."""
         free = [True, False, True]
         return self.call(
-            *("slice_by_index", name, x.dtype, (x.shape[0], 1, x.shape[2])),
+            "slice_by_index",
+            name,
+            x.dtype,
+            (x.shape[0], 1, x.shape[2]),
             x=x,
             begin=[0, -1, 0],
             end=[0, 0, 0],
@@ -144,7 +159,10 @@ class Emitter(FunctionBuilder):
         if not more:
             return x
         return self.call(
-            *("pad", name, x.dtype, (*x.shape[:-1], width)),
+            "pad",
+            name,
+            x.dtype,
+            (*x.shape[:-1], width),
             x=x,
             pad=[0] * (2 * len(x.shape) - 1) + [more],
             mode="constant",
@@ -157,7 +175,10 @@ class Emitter(FunctionBuilder):
             return x
         zeros, rank = [0] * len(x.shape), len(x.shape)
         return self.call(
-            *("slice_by_index", name, x.dtype, (*x.shape[:-1], width)),
+            "slice_by_index",
+            name,
+            x.dtype,
+            (*x.shape[:-1], width),
             x=x,
             begin=zeros,
             end=[*zeros[1:], width],

@@ -69,7 +69,10 @@ class WeightBank:
         exponents = self._exponents_of(weight)
         signed = SIGNED_NIBBLES if format.bits == 4 else SIGNED
         data = self._file_value(
-            *(weight, "codes", f"{'' if format.symmetric else 'u'}int{format.bits}", shape),
+            weight,
+            "codes",
+            f"{'' if format.symmetric else 'u'}int{format.bits}",
+            shape,
             signed if format.symmetric else None,
         )
         groups = extents["scale"].shape

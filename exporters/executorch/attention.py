@@ -83,13 +83,22 @@ def _integers(state: MethodLowering, value: int, dims: list[int]) -> list[_Part]
     method.call(
         "quantized_decomposed::choose_qparams_per_token_asymmetric",
         "out",
-        *(value, int8, scale, zero_point, method.tensors([scale, zero_point])),
+        value,
+        int8,
+        scale,
+        zero_point,
+        method.tensors([scale, zero_point]),
     )
     codes = made("int8", width)
     method.call(
         "quantized_decomposed::quantize_per_token",
         "out",
-        *(value, scale, zero_point, method.integer(-128), method.integer(127), int8),
+        value,
+        scale,
+        zero_point,
+        method.integer(-128),
+        method.integer(127),
+        int8,
         out=codes,
     )
     parts = [_Part(codes, "int8", width)]

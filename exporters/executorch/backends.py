@@ -76,8 +76,11 @@ def check_backend(plan: QuantPlan, options: TargetOptions) -> None:
         require_executorch(f"{flag} lowers with it")
         for activation in (TOKEN, TENSOR):
             refuse_activation(
-                *(plan, activation, f"{flag} promises nothing of activations"),
-                "EdgeForge's own lowering for XNNPACK, or a recipe of weights alone such as int8",
+                plan,
+                activation,
+                why=f"{flag} promises nothing of activations",
+                use="EdgeForge's own lowering for XNNPACK, or a recipe of weights alone such as "
+                "int8",
             )
         for module, install in (backend.packages or {}).items():
             if find_spec(module) is None:

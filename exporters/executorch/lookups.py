@@ -63,8 +63,11 @@ def quant_embedding(state: MethodLowering, node: fx.Node) -> None:
             "float32" if wide else "bfloat16",
             extents["scale"].shape,
         ),
-        *(method.none(), method.integer(-half), method.integer(half - 1)),
-        *(state.ids, method.integer(SCALAR_TYPES["float32"][0])),
+        method.none(),
+        method.integer(-half),
+        method.integer(half - 1),
+        state.ids,
+        method.integer(SCALAR_TYPES["float32"][0]),
         out=out,
     )
 

@@ -133,7 +133,11 @@ class MethodLowering:
         method.call(
             "aten::slice_copy",
             "Tensor_out",
-            *(source, method.integer(axis), start, end, method.integer(1)),
+            source,
+            method.integer(axis),
+            start,
+            end,
+            method.integer(1),
             out=out,
         )
 

@@ -73,8 +73,10 @@ class ExecutorchTarget:
         refuse_palettes(plan, BACKENDS[options.backend or XNNPACK].title)
         check_backend(plan, options)
         refuse_activation(
-            *(plan, TENSOR, "XNNPACK's products by fixed scales would round their results too"),
-            "activation int8-token, as recipe w8a8 does",
+            plan,
+            TENSOR,
+            why="XNNPACK's products by fixed scales would round their results too",
+            use="activation int8-token, as recipe w8a8 does",
         )
         footprint = estimate(plan, shapes, facts, _costs(facts, options))
         check_memory(self.name, footprint, facts.context, options.max_memory)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from exporters.target import ExportRequest
+from quant.processors import default_threads
 
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 
@@ -29,7 +29,7 @@ def genai_config(request: ExportRequest, filename: str) -> dict[str, object]:
             # Without this onnxruntime-genai takes one thread.
             "session_options": {
                 "log_id": "onnxruntime-genai",
-                "intra_op_num_threads": min(4, os.cpu_count() or 1),
+                "intra_op_num_threads": default_threads(),
                 "provider_options": [],
             },
             "hidden_size": facts.hidden_size,

@@ -127,7 +127,9 @@ def _product(
     weight, format = weight_of(state, node)
     rows, columns = matrix_of(node, format)
     codes = builder.stored(
-        *(f"{weight}.rows", state.store.extents(weight)["codes"], (rows, columns)),
+        f"{weight}.rows",
+        state.store.extents(weight)["codes"],
+        (rows, columns),
         (weight, "codes"),
     )
     scale = f"{weight}.row_scale"

@@ -7,11 +7,11 @@ as operators of `quant.program.ops`, so that QUANTIZED computes what was promise
 
 from __future__ import annotations
 
-import difflib
 from typing import Final, Literal
 
 from quant.errors import QuantizationError
 from quant.formats.formats import TensorLayout
+from quant.suggestion import did_you_mean
 
 Activation = Literal["none", "int8-token", "int8-tensor"]
 
@@ -37,8 +37,7 @@ def parse_activation(name: str) -> Activation:
         QuantizationError: there is none of this name.
     """
     if name not in ACTIVATIONS:
-        near = difflib.get_close_matches(name, ACTIVATIONS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(name, ACTIVATIONS)
         raise QuantizationError(
             f"there is no activation {name!r}{hint}; known: {', '.join(ACTIVATIONS)}"
         )

@@ -8,13 +8,13 @@ where a symmetric format has the implicit zero point ``2 ** (bits - 1)``. In a p
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from quant.errors import QuantizationError
+from quant.suggestion import nearest
 
 FloatName = Literal["float32", "float16", "bfloat16"]
 ScaleName = Literal["bfloat16", "float16"]
@@ -355,8 +355,8 @@ def parse_format(name: str) -> WeightFormat:
     for bits in _PALETTE_BITS:
         if match is not None and int(match[1]) == bits:
             return PaletteFormat(bits, None if match[3] is None else int(match[3]))
-    near = difflib.get_close_matches(name, _USUAL_NAMES, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
+    near = nearest(name, _USUAL_NAMES)
+    meant = "" if near is None else f"; did you mean {near}?"
     raise QuantizationError(
         f"{name!r} is not a weight format: allowed are int2 to int8 with -g<group_size> or -pc "
         f"(per channel) and an optional -asym, such as int4-g32, int2-g64-asym and int8-pc; lut2, "

@@ -67,8 +67,15 @@ class Blocks:
         def work(first: int, last: int) -> None:
             codes, values = np.empty(self.cols, np.uint8), np.empty(self.cols, np.float32)
             _loaded().edgeforge_block_product(
-                *(ctypes.byref(self._message), first, last, given.data_ptr(), len(given)),
-                *(codes.ctypes.data, values.ctypes.data, out.data_ptr(), self.rows),
+                ctypes.byref(self._message),
+                first,
+                last,
+                given.data_ptr(),
+                len(given),
+                codes.ctypes.data,
+                values.ctypes.data,
+                out.data_ptr(),
+                self.rows,
             )
 
         _over_rows(work, 0, self.rows)
@@ -78,10 +85,15 @@ class Blocks:
     def _message(self) -> _Message:
         groups = self.scale.shape[-1]
         return _Message(
-            *(self.packed.ctypes.data, self.scale.data_ptr()),
-            None if self.offset is None else self.offset.data_ptr(),
-            *(self.cols, self.cols // (1 if self.table_rows else groups), self.table_rows),
-            *(self.bits, int(self.signed), int(self.half)),
+            packed=self.packed.ctypes.data,
+            scale=self.scale.data_ptr(),
+            offset=None if self.offset is None else self.offset.data_ptr(),
+            cols=self.cols,
+            group=self.cols // (1 if self.table_rows else groups),
+            table_rows=self.table_rows,
+            bits=self.bits,
+            is_signed=int(self.signed),
+            half=int(self.half),
         )
 
 

@@ -161,14 +161,33 @@ def quantize_rows(
     size = fmt.columns_per_group(cols)
     sums = (ctypes.c_double * 2)()
     bad_row = _loaded().edgeforge_quantize_rows(
-        *(weight.data_ptr(), _WEIGHT_KIND[weight.dtype], rows, cols, size),
-        *(fmt.bits, int(fmt.symmetric), *interval(fmt, size)),
-        *(codes.data_ptr(), scale.data_ptr()),
-        *(None if zero_point is None else zero_point.data_ptr(), ctypes.addressof(sums)),
+        weight.data_ptr(),
+        _WEIGHT_KIND[weight.dtype],
+        rows,
+        cols,
+        size,
+        fmt.bits,
+        int(fmt.symmetric),
+        *interval(fmt, size),
+        codes.data_ptr(),
+        scale.data_ptr(),
+        None if zero_point is None else zero_point.data_ptr(),
+        ctypes.addressof(sums),
     )
     if bad_row == _OUT_OF_MEMORY:
         raise MemoryError(f"no memory to quantize rows of {cols} columns")
     return Outcome(sums[0], sums[1], None if bad_row < 0 else bad_row)
+
+
+def unpack(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    fmt: IntFormat,
+) -> torch.Tensor:
+    """`dequantize` where the kernels were built, ``quant.formats.packing.dequantize`` elsewhere."""
+    by = dequantize if available() else packing.dequantize
+    return by(codes, scale, zero_point, fmt)
 
 
 def dequantize(
@@ -206,8 +225,14 @@ def dequantize(
     if fmt.scale_dtype != "bfloat16":  # the kernel reads bfloat16
         return values.copy_(packing.dequantize(codes, scale, points, fmt))
     _loaded().edgeforge_dequantize_rows(
-        *(_address(given["codes"]), _address(given["scale"]), _address(points)),
-        *(rows, cols, fmt.columns_per_group(cols), fmt.bits, values.data_ptr()),
+        _address(given["codes"]),
+        _address(given["scale"]),
+        _address(points),
+        rows,
+        cols,
+        fmt.columns_per_group(cols),
+        fmt.bits,
+        values.data_ptr(),
     )
     return values
 
@@ -257,10 +282,19 @@ def _round_columns(
 ) -> None:
     cols, rows = columns.wanted.shape
     task = _Rounding(
-        *(rows, cols, group_size, columns.shares.stride(0)),
-        *(columns.wanted.data_ptr(), columns.weight.data_ptr(), columns.shares.data_ptr()),
-        *(columns.places.data_ptr(), _address(scale), _address(zero), max_code),
-        *(columns.codes.data_ptr(), columns.errors.data_ptr()),
+        rows=rows,
+        cols=cols,
+        group=group_size,
+        stride=columns.shares.stride(0),
+        wanted=columns.wanted.data_ptr(),
+        weight=columns.weight.data_ptr(),
+        shares=columns.shares.data_ptr(),
+        places=columns.places.data_ptr(),
+        scale=_address(scale),
+        zero=_address(zero),
+        max_code=max_code,
+        codes=columns.codes.data_ptr(),
+        errors=columns.errors.data_ptr(),
     )
     if _loaded().edgeforge_round_columns(task, tables) == _OUT_OF_MEMORY:
         raise MemoryError(f"no memory to round {cols} columns")

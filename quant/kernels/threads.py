@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+
+from quant.processors import default_threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,7 +39,7 @@ def run_all(
     Returns:
         The results in the items' order; the first error is raised, and what has not begun is left.
     """
-    count = threads or min(4, os.cpu_count() or 1)
+    count = threads or default_threads()
     with single_threaded_torch(), ThreadPoolExecutor(count, thread_name_prefix="rows") as pool:
         pending = [pool.submit(work, item) for item in items]
         try:

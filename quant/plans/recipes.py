@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -11,8 +10,9 @@ from pathlib import Path
 from quant.errors import QuantizationError
 from quant.formats.activations import NONE, TENSOR, TOKEN, Activation, parse_activation
 from quant.formats.formats import FloatFormat, WeightFormat, parse_format
-from quant.plans.algorithms import SIGNED
+from quant.plans.algorithms import CAST, SIGNED
 from quant.plans.plan import FLOAT32, Assignment, QuantPlan, is_quantized, matrix_shape
+from quant.suggestion import did_you_mean, nearest
 
 _ROLES = ("*", "head", "embedding", "linear")
 
@@ -83,7 +83,7 @@ class Recipe:
         tied = "head" not in roles.values()
         for name, shape in shapes.items():
             if len(shape) == 1:
-                weights[name] = Assignment(FLOAT32, "cast")
+                weights[name] = Assignment(FLOAT32, CAST)
                 continue
             rule = next((r for r in self.rules if _matches(r, name, roles[name])), None)
             if rule is None:
@@ -122,8 +122,7 @@ class Recipe:
             return
         known = known_algorithms()
         if rule.algorithm not in known:
-            near = difflib.get_close_matches(rule.algorithm, known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(rule.algorithm, known)
             raise QuantizationError(
                 f"recipe {self.name}: there is no algorithm {rule.algorithm!r}{hint}; known: "
                 f"{', '.join(known)}"
@@ -138,8 +137,9 @@ class Recipe:
                 )
 
     def _refuse_unused(self, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        near = difflib.get_close_matches(rule.match, shapes, n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        # A pattern with stars is less like a name than a name with a typing error is.
+        near = nearest(rule.match, shapes, cutoff=0.3)
+        hint = "" if near is None else f"; did you mean {near!r}?"
         raise QuantizationError(
             f"recipe {self.name}: no weight is left for the rule {rule.match!r}{hint}"
         )
@@ -150,7 +150,7 @@ def norm_matrix(format: WeightFormat | None = None) -> Assignment:
 
     It is close to a multiple of the identity: integers would spend their range on the diagonal.
     """
-    return Assignment(format if isinstance(format, FloatFormat) else FloatFormat("float16"), "cast")
+    return Assignment(format if isinstance(format, FloatFormat) else FloatFormat("float16"), CAST)
 
 
 def _matches(rule: Rule, name: str, role: str) -> bool:
@@ -226,11 +226,13 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int4-pc", "int4-pc", "4 bits, one scale a row: the smallest, the least exact"),
         _uniform("int8", "int8-pc", "8 bits, one scale a row"),
         _rounded(
-            *("w8a8", TOKEN, "smoothquant"), "int8, what enters rounded per token: ONNX, ExecuTorch"
+            "w8a8", TOKEN, "smoothquant", "int8, what enters rounded per token: ONNX, ExecuTorch"
         ),
         # One scale for all tokens feels outliers more: there the searched exponent paid.
         _rounded(
-            *("w8a8-static", TENSOR, "smoothquant-search"),
+            "w8a8-static",
+            TENSOR,
+            "smoothquant-search",
             "int8, what enters rounded by fixed scales: ONNX, Core ML",
         ),
         _uniform("int8-g32", "int8-g32", "8 bits, groups of 32"),
@@ -296,8 +298,7 @@ def find_recipe(name: str, others: Iterable[str] = ()) -> Recipe:
     if path.suffix in (".yaml", ".yml"):
         return _read_recipe(path)
     known = [*RECIPES, *others]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(name, known)
     raise QuantizationError(
         f"there is no recipe {name!r}{hint}; known: {', '.join(known)}, or a .yaml file of rules"
     )

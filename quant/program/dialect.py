@@ -68,6 +68,20 @@ def check_float(program: Program) -> None:
 def check_quantized(program: Program) -> None:
     """Checks a program after the rewrite; arguments as `check_float`."""
     _check(program, QUANTIZED_DIALECT, "quantized")
+    _check_operands(program)
+
+
+def check_lowered(program: Program) -> None:
+    """Checks a program that `exporters.last_token` changed; arguments as `check_float`."""
+    _check(program, LOWERED_DIALECT, "lowered")
+    _check_operands(program)
+    shape = shape_of(program.output())
+    if shape[1] != 1:
+        raise DialectError(f"the lowered program returns shape {shape}, not one position's logits")
+
+
+def _check_operands(program: Program) -> None:
+    """Quantized operators read the parts of a weight that their format has."""
     for node in program.graph.nodes:
         if node.target in (QUANT_LINEAR, QUANT_EMBEDDING):
             for index, part in enumerate(_parts(node), start=1):

@@ -26,6 +26,7 @@ import torch
 from quant.errors import QuantizationError
 from quant.formats.formats import PaletteFormat
 from quant.formats.packing import pack_bits
+from quant.quantizers.damaged_rows import damage
 from quant.quantizers.optimal_clusters import Doubles, Integers, Singles, bin_ends, optimal_ends
 
 LARGEST: Final = 65504.0
@@ -328,16 +329,7 @@ def _check_values(wide: torch.Tensor, label: str, first_row: int) -> None:
         return
     row = int(bad[0])
     values, number = wide[row], first_row + row
-    if bool(values.isnan().any()):
-        problem = "NaN"
-    elif bool(values.isinf().any()):
-        problem = "an infinite value"
-    else:
-        raise QuantizationError(
-            f"{label} has values up to {float(values.abs().max()):g} in row {number}, beyond the "
-            f"range of a palette's float16 entries: keep it fp32"
-        )
-    raise QuantizationError(
-        f"{label} has {problem} in row {number}; only finite weights can be stored: the "
-        f"checkpoint is damaged or overflowed when it was saved"
+    raise damage(values, label, number, "stored") or QuantizationError(
+        f"{label} has values up to {float(values.abs().max()):g} in row {number}, beyond the "
+        f"range of a palette's float16 entries: keep it fp32"
     )

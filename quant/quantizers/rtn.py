@@ -24,6 +24,7 @@ from quant.errors import QuantizationError
 from quant.formats.formats import IntFormat
 from quant.formats.packing import pack_codes
 from quant.kernels import native
+from quant.quantizers.damaged_rows import damage
 
 Backend = Literal["native", "torch"]
 Buffer = torch.Tensor | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -236,18 +237,9 @@ def _buffer(buffer: Buffer, part: str, shape: tuple[int, ...], dtype: torch.dtyp
 
 def _bad_row(row: torch.Tensor, fmt: IntFormat, label: str, number: int) -> QuantizationError:
     values = row.to(torch.float32)
-    if bool(torch.isnan(values).any()):
-        problem = "NaN"
-    elif bool(torch.isinf(values).any()):
-        problem = "an infinite value"
-    else:
-        return QuantizationError(
-            f"{label} has values up to {float(values.abs().max()):.3g} in row {number}; a scale of "
-            f"{fmt.name} would exceed {LARGEST_SCALE:g}, the largest float16: keep it fp32"
-        )
-    return QuantizationError(
-        f"{label} has {problem} in row {number}; only finite weights can be quantized: "
-        "the checkpoint is damaged or overflowed when it was saved"
+    return damage(values, label, number, "quantized") or QuantizationError(
+        f"{label} has values up to {float(values.abs().max()):.3g} in row {number}; a scale of "
+        f"{fmt.name} would exceed {LARGEST_SCALE:g}, the largest float16: keep it fp32"
     )
 
 

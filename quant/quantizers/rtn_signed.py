@@ -13,7 +13,6 @@ from typing import Final
 
 import torch
 
-from quant.formats import packing
 from quant.formats.formats import IntFormat
 from quant.kernels import native
 from quant.quantizers.rtn import RTN, QuantizedRows
@@ -61,6 +60,5 @@ class SignedRoundToNearest:
 
 def _errors(values: torch.Tensor, made: QuantizedRows, fmt: IntFormat) -> torch.Tensor:
     """Sum of squared errors of each group, ``float32[rows, groups]``."""
-    unpack = native.dequantize if native.available() else packing.dequantize
-    change = unpack(made.codes, made.scale, None, fmt) - values
+    change = native.unpack(made.codes, made.scale, None, fmt) - values
     return change.reshape(*made.scale.shape, -1).square().sum(-1)

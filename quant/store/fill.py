@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -16,8 +15,11 @@ from quant.errors import QuantizationError
 from quant.formats import packing
 from quant.formats.formats import FloatFormat, IntFormat, PaletteFormat
 from quant.kernels import native
+from quant.kernels.threads import single_threaded_torch
 from quant.plans.algorithms import IMPORTED
 from quant.plans.plan import Assignment, QuantPlan, matrix_shape
+from quant.processors import default_threads
+from quant.quantizers.damaged_rows import damage
 from quant.quantizers.kmeans import PalettizedRows
 from quant.quantizers.registry import PALETTIZERS, QUANTIZERS, Palettizer
 from quant.quantizers.rtn import QuantizedRows
@@ -102,16 +104,13 @@ def fill_store(
             if progress is not None:
                 progress((chunk.stop - chunk.start) * chunk.columns)
 
-    count = threads or min(4, os.cpu_count() or 1)
-    # Torch's threads wait for each other in every operator; ours never do.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(count, thread_name_prefix="quantize") as pool:
-            tables = _whole_tables(source, chunks, pool)
-            _run(pool, [pool.submit(work, chunk) for chunk in chunks])
-    finally:
-        torch.set_num_threads(before)
+    count = threads or default_threads()
+    with (
+        single_threaded_torch(),
+        ThreadPoolExecutor(count, thread_name_prefix="quantize") as pool,
+    ):
+        tables = _whole_tables(source, chunks, pool)
+        _run(pool, [pool.submit(work, chunk) for chunk in chunks])
     for weight, chunk_costs in costs.items():
         # Exact sums, for chunks come in any order and the notes must not depend on it.
         squared_error, squared_norm = map(math.fsum, zip(*chunk_costs, strict=True))
@@ -259,8 +258,7 @@ def stored_values(weight: torch.Tensor, assignment: Assignment, name: str = "") 
         colours = PALETTIZERS[assignment.algorithm].quantize_groups(weight, format, name=name)
         return packing.look_up(colours.codes, colours.lut, format)
     made = QUANTIZERS[assignment.algorithm].quantize_rows(weight, format, name=name)
-    unpack = native.dequantize if native.available() else packing.dequantize
-    return unpack(made.codes, made.scale, made.zero_point, format)
+    return native.unpack(made.codes, made.scale, made.zero_point, format)
 
 
 def cast_rows(
@@ -284,18 +282,9 @@ def cast_rows(
     if len(bad):
         row = int(bad[0])
         values, number = wide[row], first_row + row
-        if bool(values.isnan().any()):
-            problem = "NaN"
-        elif bool(values.isinf().any()):
-            problem = "an infinite value"
-        else:
-            raise QuantizationError(
-                f"{name} has values up to {float(values.abs().max()):g} in row {number}, beyond "
-                f"the range of {format.dtype}: keep it fp32"
-            )
-        raise QuantizationError(
-            f"{name} has {problem} in row {number}; only finite weights can be stored: the "
-            f"checkpoint is damaged or overflowed when it was saved"
+        raise damage(values, name, number, "stored") or QuantizationError(
+            f"{name} has values up to {float(values.abs().max()):g} in row {number}, beyond "
+            f"the range of {format.dtype}: keep it fp32"
         )
     error = cast.float() - wide
     return cast, float(error.square().sum()), float(wide.square().sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -45,27 +46,34 @@ def tokens():
     return np.random.default_rng(0).integers(0, 256, 40)
 
 
-def opened(folder: Path, **options: str) -> CoremlSession:
-    session = open_session(folder, Manifest.read(folder), 1, options)
-    assert isinstance(session, CoremlSession)
-    return session
+@pytest.fixture(scope="module")
+def opened():
+    """Opens artifacts, which stay open to the end of this file."""
+    with ExitStack() as sessions:
+
+        def opened(folder: Path, **options: str) -> CoremlSession:
+            session = open_session(folder, Manifest.read(folder), 1, options)
+            assert isinstance(session, CoremlSession)
+            return sessions.enter_context(session)
+
+        yield opened
 
 
 @pytest.fixture(scope="module")
-def wanted(export, tokens):
+def wanted(opened, export, tokens):
     """Logits of every position, token by token."""
     session = opened(export("chunk16", chunk="16"), precision="fp32")
     return np.stack([session.extend(tokens[i : i + 1]) for i in range(len(tokens))])
 
 
-def test_chunks_and_the_rest_give_what_single_tokens_give(export, tokens, wanted):
+def test_chunks_and_the_rest_give_what_single_tokens_give(opened, export, tokens, wanted):
     session = opened(export("chunk16", chunk="16"), precision="fp32")
     np.testing.assert_allclose(session.logits(tokens), wanted, atol=1e-4)  # 16 + 16 + 8 of one
     np.testing.assert_allclose(session.extend(tokens[:37]), wanted[36], atol=1e-4)
     np.testing.assert_allclose(session.extend(tokens[37:]), wanted[39], atol=1e-4)
 
 
-def test_a_text_leaves_the_positions_of_another_alone(export, tokens, wanted):
+def test_a_text_leaves_the_positions_of_another_alone(opened, export, tokens, wanted):
     session = opened(export("chunk16", chunk="16"), precision="fp32")
     session.extend(tokens[:20])
     session.logits(tokens[::-1].copy())
@@ -82,13 +90,13 @@ def test_a_text_leaves_the_positions_of_another_alone(export, tokens, wanted):
         ("onehot", {"chunk": "16", "cache_write": "onehot"}),
     ],
 )
-def test_other_forms_of_a_package(export, tokens, wanted, name, options):
+def test_other_forms_of_a_package(opened, export, tokens, wanted, name, options):
     session = opened(export(name, **options), precision="fp32")
     np.testing.assert_allclose(session.extend(tokens[:39]), wanted[38], atol=1e-4)
     np.testing.assert_allclose(session.logits(tokens), wanted, atol=1e-4)
 
 
-def test_caches_that_are_inputs_and_outputs(export, tokens):
+def test_caches_that_are_inputs_and_outputs(opened, export, tokens):
     """iOS 17 has no states: one function takes the caches and gives them back."""
     new = opened(export("new", recipe="fp16", chunk="16"), precision="fp32")
     old = opened(export("old", recipe="fp16", opset="ios17", chunk="16"), precision="fp32")
@@ -97,7 +105,7 @@ def test_caches_that_are_inputs_and_outputs(export, tokens):
         np.testing.assert_allclose(old.extend(part), new.extend(part), atol=1e-4)
 
 
-def test_what_ran_it_is_said(export):
+def test_what_ran_it_is_said(opened, export):
     session = opened(export("chunk16", chunk="16"))
     assert session.runtime == (
         "EdgeForge's interpreter of the Core ML package (fp16 rounding), not Apple's runtime"
@@ -106,7 +114,7 @@ def test_what_ran_it_is_said(export):
     assert any("speed" in limit for limit in session.limits)
 
 
-def test_tokens_and_options_that_are_refused(export, tokens):
+def test_tokens_and_options_that_are_refused(opened, export, tokens):
     folder = export("chunk16", chunk="16")
     session = opened(folder)
     for given, words in (
@@ -125,7 +133,7 @@ def test_tokens_and_options_that_are_refused(export, tokens):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there, Apple's runtime takes them")
-def test_compute_units_need_a_mac(export):
+def test_compute_units_need_a_mac(opened, export):
     with pytest.raises(DeviceError, match="needs macOS 15 and coremltools"):
         opened(export("chunk16", chunk="16"), compute_units="cpu")
 
@@ -152,7 +160,7 @@ def test_apples_states_follow_a_text_from_function_to_function():
     assert states.of("prefill", model).read_state("k") == 8
 
 
-def test_on_a_mac_apples_runtime_is_taken(export, monkeypatch):
+def test_on_a_mac_apples_runtime_is_taken(opened, export, monkeypatch):
     made = []
     monkeypatch.setattr(coreml_session.sys, "platform", "darwin")
     monkeypatch.setattr(AppleRunner, "__init__", lambda self, package, units: made.append(units))

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,21 +41,20 @@ def pte(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def session(pte):
-    opened = open_session(pte, Manifest.read(pte), 1)
-    assert isinstance(opened, ExecutorchSession)
-    yield opened
-    opened.close()
+    with open_session(pte, Manifest.read(pte), 1) as opened:
+        assert isinstance(opened, ExecutorchSession)
+        yield opened
 
 
 def workers() -> set[int]:
     """The processes that sessions of this process have started, by number."""
-    ours = f"PPid:\t{os.getpid()}\n"
-    return {
-        int(status.parent.name)
-        for status in Path("/proc").glob("[0-9]*/status")
-        if ours in status.read_text()
-        and b"executorch_worker" in (status.parent / "cmdline").read_bytes()
-    }
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            ours = f"PPid:\t{os.getpid()}\n" in (process / "status").read_text()
+            if ours and b"executorch_worker" in (process / "cmdline").read_bytes():
+                found.add(int(process.name))
+    return found
 
 
 def test_what_it_says_of_itself(session):
@@ -146,12 +146,11 @@ def test_tokens_of_any_stride(session):
 def test_threads_are_as_asked(pte):
     for threads in (1, 3):
         others = workers()
-        session = ExecutorchSession(pte, 160, threads)
-        assert f"{threads} threads" in session.runtime
-        session.load()
-        (worker,) = workers() - others
-        with_pool = len(os.listdir(f"/proc/{worker}/task"))
-        session.close()
+        with ExecutorchSession(pte, 160, threads) as session:
+            assert f"{threads} threads" in session.runtime
+            session.load()
+            (worker,) = workers() - others
+            with_pool = len(os.listdir(f"/proc/{worker}/task"))
         if threads == 1:
             alone = with_pool
     assert with_pool == alone + 2
@@ -159,29 +158,27 @@ def test_threads_are_as_asked(pte):
 
 def test_a_runtime_that_dies_is_named_with_what_it_did(pte):
     others = workers()
-    session = ExecutorchSession(pte, 160, 1)
-    session.extend(TOKENS[:4])
-    (worker,) = workers() - others
-    os.kill(worker, signal.SIGABRT)
-    with pytest.raises(DeviceError) as caught:
-        session.extend(TOKENS[4:7])
-    words = "ExecuTorch ended its process (SIGABRT) in forward with 3 tokens at position 4"
-    assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
-    # The next call starts it again; the text it held is gone, so it must begin anew.
-    session.reset()
-    assert session.extend(TOKENS[:4]).shape == (512,)
-    session.close()
+    with ExecutorchSession(pte, 160, 1) as session:
+        session.extend(TOKENS[:4])
+        (worker,) = workers() - others
+        os.kill(worker, signal.SIGABRT)
+        with pytest.raises(DeviceError) as caught:
+            session.extend(TOKENS[4:7])
+        words = "ExecuTorch ended its process (SIGABRT) in forward with 3 tokens at position 4"
+        assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
+        # The next call starts it again; the text it held is gone, so it must begin anew.
+        session.reset()
+        assert session.extend(TOKENS[:4]).shape == (512,)
 
 
 def test_an_abort_of_the_runtime_itself(pte):
     # The session is told of a larger context than the caches hold: it refuses nothing, and the
     # kernel ends.
-    session = ExecutorchSession(pte, 400, 1)
-    session.extend(TOKENS[:100])
-    with pytest.raises(DeviceError, match=r"ExecuTorch (ended its process|failed)") as caught:
+    with ExecutorchSession(pte, 400, 1) as session:
         session.extend(TOKENS[:100])
+        with pytest.raises(DeviceError, match=r"ExecuTorch (ended its process|failed)") as caught:
+            session.extend(TOKENS[:100])
     assert "forward with 100 tokens at position 100" in str(caught.value)
-    session.close()
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "tables"])
@@ -196,16 +193,17 @@ def test_damaged_files_end_in_a_sentence(pte, tmp_path, damage):
     else:
         data[300:1500] = bytes(range(200)) * 6
     (copy / "model.pte").write_bytes(data)
-    session = ExecutorchSession(copy, 160, 1)
-    with pytest.raises(DeviceError) as caught:
+    with ExecutorchSession(copy, 160, 1) as session, pytest.raises(DeviceError) as caught:
         session.extend(TOKENS[:4])
     assert "ExecuTorch" in str(caught.value) and "\n" not in str(caught.value)
-    session.close()
 
 
 def test_a_missing_file(tmp_path):
-    session = ExecutorchSession(tmp_path, 160, 1)
-    with pytest.raises(DeviceError, match=r"ExecuTorch failed in loading .*model\.pte"):
+    words = r"ExecuTorch failed in loading .*model\.pte"
+    with (
+        ExecutorchSession(tmp_path, 160, 1) as session,
+        pytest.raises(DeviceError, match=words),
+    ):
         session.load()
 
 

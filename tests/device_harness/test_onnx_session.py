@@ -20,7 +20,8 @@ TOKENS = np.random.default_rng(3).integers(0, 512, 64, dtype=np.int64)
 
 @pytest.fixture(scope="module")
 def session(artifact):
-    return OnnxSession(artifact, 64, 1)
+    with OnnxSession(artifact, 64, 1) as opened:
+        yield opened
 
 
 def test_what_it_says_of_itself(session):

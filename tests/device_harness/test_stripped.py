@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 
@@ -33,8 +35,15 @@ def pair(request, tmp_path_factory):
         yield root / "whole", root / "stripped"
 
 
-def opened(folder):
-    return open_session(folder, Manifest.read(folder), 1)
+@pytest.fixture
+def opened():
+    """Opens artifacts until the test ends."""
+    with ExitStack() as sessions:
+
+        def opened(folder):
+            return sessions.enter_context(open_session(folder, Manifest.read(folder), 1))
+
+        yield opened
 
 
 def test_it_is_smaller_and_says_what_is_gone(pair):
@@ -50,7 +59,7 @@ def test_it_stores_the_same_weights(pair):
     assert target.stored_digests(pair[0]) == target.stored_digests(pair[1])
 
 
-def test_every_position_is_what_an_app_would_get(pair):
+def test_every_position_is_what_an_app_would_get(pair, opened):
     session = opened(pair[1])
     app = [session.extend(TOKENS[at : at + 1]) for at in range(30)]
     found = session.logits(TOKENS[:30])
@@ -61,7 +70,7 @@ def test_every_position_is_what_an_app_would_get(pair):
     assert np.abs(every - found).max() < 0.02 * np.ptp(every)
 
 
-def test_the_running_text_is_left_alone(pair):
+def test_the_running_text_is_left_alone(pair, opened):
     session = opened(pair[1])
     session.extend(TOKENS[:10])
     wanted = session.extend(TOKENS[10:11])
@@ -74,7 +83,7 @@ def test_the_running_text_is_left_alone(pair):
     assert (session.logits(TOKENS[20:64]) == first).all()
 
 
-def test_what_is_refused_is_refused_here_too(pair):
+def test_what_is_refused_is_refused_here_too(pair, opened):
     session = opened(pair[1])
     with pytest.raises(DeviceError, match="65 tokens do not fit the artifact's context of 64"):
         session.logits(np.r_[TOKENS, 1])

@@ -87,10 +87,10 @@ def test_the_artifact_says_what_it_was_made_of(model, checkpoint, tmp_path):
     manifest = Manifest.read(out)
     assert (manifest.target, manifest.recipe, manifest.context) == ("onnx", "int4-g32-asym", 48)
     assert manifest.entry == "model.onnx" and (out / manifest.entry).is_file()
-    assert manifest.source["path"] == str(checkpoint.resolve())
-    assert manifest.source["sha256"] == model.checkpoint.digest().sha256
-    assert manifest.model["num_parameters"] == 500704
-    assert manifest.model["layers"][2]["num_heads"] == 8
+    assert manifest.source.path == str(checkpoint.resolve())
+    assert manifest.source.sha256 == model.checkpoint.digest().sha256
+    assert manifest.model.summary["num_parameters"] == 500704
+    assert manifest.model.summary["layers"][2]["num_heads"] == 8
     # 4 bits, and for 32 weights a scale of 16 bits and a zero point of 4; norms are float32.
     assert 4.625 < manifest.bits_per_weight < 4.75
     assert any("8 bits" in note for note in manifest.notes)

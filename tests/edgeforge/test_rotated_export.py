@@ -19,6 +19,7 @@ from edgeforge.pipeline import export
 from edgeforge.planning.budget import Budget
 from edgeforge.verification.verify import VerifyOptions, verify
 from exporters.manifest import Manifest
+from exporters.manifest_records import RotationRecord
 from exporters.registry import find_target
 from quant.errors import QuantizationError
 from quant.formats.formats import parse_format
@@ -70,7 +71,7 @@ def test_artifacts_of_all_targets_hold_and_run_the_rotated_program(artifacts):
 
 def test_the_manifest_says_what_was_rotated_and_what_it_costs(artifacts):
     manifest, plain = (Manifest.read(artifacts[name]) for name in ("onnx", "plain"))
-    assert manifest.rotation == {"name": "hadamard", "version": 1, "seed": 0}
+    assert manifest.rotation == RotationRecord("hadamard", version=1, seed=0)
     assert plain.rotation == {} and not any("rotated" in note for note in plain.notes)
     assert any("weights were rotated before they were quantized" in n for n in manifest.notes)
     assert any(
@@ -79,7 +80,7 @@ def test_the_manifest_says_what_was_rotated_and_what_it_costs(artifacts):
     matrix = manifest.weights["model.norm_matrix.weight"]
     assert (matrix.format, matrix.shape, matrix.algorithm) == ("fp16", (256, 256), "cast")
     parameters = plain.model["num_parameters"]
-    assert manifest.model["num_parameters"] == parameters
+    assert manifest.model.summary["num_parameters"] == parameters
     added = (manifest.bits_per_weight - plain.bits_per_weight) * parameters / 8
     assert added == pytest.approx(131072)
     norms = {n: r for n, r in manifest.weights.items() if n.endswith("layernorm.weight")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import edgeforge.pipeline as pipeline
+import edgeforge.trace_and_quantize as trace_and_quantize
 from edgeforge.export_options import ExportOptions
 from edgeforge.pipeline import export
 from exporters.errors import ExportError
@@ -82,7 +82,7 @@ def test_refused_before_any_work(target, cache, tmp_path, monkeypatch, checkpoin
     model = checkpoint_of(llama_config())
     with monkeypatch.context() as patch:
         patch.setattr(type(model.checkpoint), "digest", work)
-        patch.setattr(pipeline, "quantize", work)
+        patch.setattr(trace_and_quantize, "quantize", work)
         asked = TargetOptions(max_memory=1_500_000)
         options = ExportOptions("int4", context=4096, target=asked)
         words = rf"^{target} would need .* export with --context \d+ or less$"

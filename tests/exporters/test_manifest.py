@@ -11,22 +11,18 @@ from pathlib import Path
 import pytest
 
 from exporters.errors import ExportError
-from exporters.manifest import (
-    MANIFEST,
-    FileRecord,
-    Manifest,
-    WeightRecord,
-    check_files,
-    record_files,
-)
+from exporters.manifest import MANIFEST, Manifest, check_files, record_files
+from exporters.manifest_records import FileRecord, ModelRecord, SourceRecord, WeightRecord
 
 PLAIN = Manifest(
     target="onnx",
     entry="model.onnx",
     recipe="int4",
     context=64,
-    source={"model": "größe/модель", "revision": None, "files": {"a": "b"}},
-    model={"hidden_size": 4, "eos": [1, 2], "layers": [{"num_heads": 1}]},
+    source=SourceRecord("größe/модель", "/models/größe", None, "ab", {"a": "b"}),
+    model=ModelRecord.from_json(
+        {"vocab_size": 8, "hidden_size": 4, "eos": [1, 2], "layers": [{"num_heads": 1}]}
+    ),
     bits_per_weight=4.5,
     weights={"w": WeightRecord((2, 4), "int4-g32", "rtn", 0.125, "00ff")},
     inputs={"input_ids": "int64[b, t]"},
@@ -81,7 +77,7 @@ def test_a_real_one_reads_back_equal(build, openelm_config, tmp_path):
         ("\ufeff\x00", "cannot be read: "),
         ("[]", "has schema version None; this EdgeForge reads 1: export the model again"),
         ('{"schema_version": 2}', "has schema version 2; this EdgeForge reads 1"),
-        ('{"schema_version": 1}', "is not a manifest: 'files'"),
+        ('{"schema_version": 1}', "is not a manifest: it has no 'source'"),
         ('{"schema_version": 1, "files": [], "weights": {}, "notes": []}', "is not a manifest: "),
         ('{"schema_version": 1, "files": {"a": {}}, "weights": {}, "notes": []}', "not a manifest"),
         ('{"schema_version": 1, "files": {}, "weights": {}, "notes": []}', "is not a manifest: "),
@@ -136,3 +132,37 @@ def test_files_that_changed_went_or_shrank(folder, tmp_path):
         "model.onnx is missing",
         "tökenizer files/vocab is missing",
     ]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("source",), []),
+        (("source", "model"), 1),
+        (("source", "revision"), 1),
+        (("source", "files"), []),
+        (("model", "vocab_size"), "8"),
+        (("model", "bos"), True),
+        (("model", "eos"), [1, "2"]),
+        (("model", "ignored_config"), "all"),
+        (("weights", "w", "shape"), [2, 4.5]),
+        (("weights", "w", "relative_error"), None),
+        (("weights", "w", "digest"), 0),
+        (("files", "model.onnx", "size"), 1.5),
+        (("files", "model.onnx", "sha256"), None),
+        (("calibration",), {"source": "demo", "tokens": "many"}),
+        (("rotation",), {"name": "hadamard", "version": "1", "seed": 0}),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_in_one_sentence(tmp_path, place, value):
+    PLAIN.write(tmp_path)
+    data = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
+    *path, last = place
+    row = data
+    for key in path:
+        row = row[key]
+    row[last] = value
+    (tmp_path / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(ExportError, match="is not a manifest: ") as caught:
+        Manifest.read(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-import edgeforge.pipeline as pipeline
+import edgeforge.trace_and_quantize as trace_and_quantize
 from edgeforge.calibration.text import CalibrationOptions
 from edgeforge.export_options import ExportOptions
 from edgeforge.pipeline import export
@@ -155,7 +155,7 @@ def refused(cache, tmp_path, monkeypatch, checkpoint_of, llama_config):
     def refused(target: str, rule: str, **asked: str) -> str:
         model = checkpoint_of(llama_config())
         monkeypatch.setattr(type(model.checkpoint), "digest", work)
-        monkeypatch.setattr(pipeline, "quantize", work)
+        monkeypatch.setattr(trace_and_quantize, "quantize", work)
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(f"- {{match: '{ONE}', {rule}}}\n- {{match: '*', format: fp16}}\n")
         options = ExportOptions(str(recipe), target=TargetOptions(**asked))

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import fx
 
 from edgeforge.model import trace
 from edgeforge.model.model import Model, open_model
-from edgeforge.reference.walk import ReferenceRunner, ReferenceSession
+from edgeforge.reference.walk import ReferenceRunner, WeightReader
 from quant.program.dialect import check_float
+from quant.program.program import Program
 
 # The bound on FLOAT logits: this share of the range of the oracle's.
 TOLERANCE = 2e-4
@@ -20,6 +22,48 @@ def model(folder: Path, **options) -> Model:
 
 def reader(opened: Model):
     return lambda given: opened.weights.float_weight(given.name)
+
+
+class ReferenceSession:
+    """A program's own operators, with caches that live from call to call; it holds every weight."""
+
+    def __init__(self, program: Program, read: WeightReader) -> None:
+        self.program = program
+        self._fixed: dict[fx.Node, torch.Tensor] = {}
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                given = program.inputs[node.name]
+                if given.kind == "weight":
+                    self._fixed[node] = read(given)
+                elif given.kind == "table":
+                    self._fixed[node] = program.tables[given.name]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all positions."""
+        self._length = 0
+        for node, _ in self.program.placeholders("cache"):
+            self._fixed[node] = torch.zeros(node.meta["val"].shape)
+
+    def extend(self, tokens: np.ndarray) -> np.ndarray:
+        """Appends ``int64[t]`` tokens and returns all their logits, ``float32[t, vocab]``."""
+        given = {
+            "tokens": torch.from_numpy(tokens).reshape(1, -1),
+            "position": torch.tensor([self._length]),
+        }
+        values: dict[fx.Node, object] = dict(self._fixed)
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder" and node not in values:
+                values[node] = given[self.program.inputs[node.name].kind]
+            elif node.op == "call_function":
+                values[node] = node.target(*fx.node.map_arg(node.args, values.__getitem__))
+        self._length += len(tokens)
+        return values[self.program.output()][0].numpy()
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """Logits of every position of a fresh text, ``float32[t, vocab]``."""
+        self.reset()
+        return self.extend(tokens)
 
 
 def session(opened: Model, context: int) -> ReferenceSession:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 
 from edgeforge.checkpoint.config_reader import ConfigReader
@@ -11,6 +10,7 @@ from edgeforge.checkpoint.imported.compressed_tensors import read_compressed_ten
 from edgeforge.checkpoint.imported.gptq import read_gptq
 from edgeforge.checkpoint.imported.packing import Packing
 from edgeforge.errors import CheckpointError
+from quant.suggestion import did_you_mean
 
 FIELD = "quantization_config"
 
@@ -37,8 +37,7 @@ def read_packing(config: Mapping[str, object], ignore: Iterable[str] = ()) -> Pa
     assert reader is not None
     method = reader.get("quant_method")
     if method not in METHODS:
-        near = difflib.get_close_matches(str(method), METHODS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(str(method), METHODS)
         raise CheckpointError(
             f"config.json has a {FIELD}: the checkpoint is already quantized, by the quant_method "
             f"{method!r}{hint}; EdgeForge imports {', '.join(METHODS)}: give one of these, or the "

@@ -83,7 +83,10 @@ def cache_step(f: FunctionBuilder, read_old: bool) -> list[Value]:
     begin = f.call("concat", "begin", "int32", (2,), values=[at, zero], axis=0, interleave=False)
     ends = f.call("concat", "ends", "int32", (2,), values=[end, zero], axis=0, interleave=False)
     new = f.call(
-        *("slice_update", "new", "fp16", (4, 3)),
+        "slice_update",
+        "new",
+        "fp16",
+        (4, 3),
         x=old,
         update=row,
         begin=begin,

@@ -41,12 +41,7 @@ def artifact(cache, tmp_path_factory) -> Path:
 def test_the_manifest_says_on_what_it_was_calibrated(artifact):
     manifest = Manifest.read(artifact)
     record = manifest.calibration
-    assert (record["source"], record["tokens"], record["length"], record["seed"]) == (
-        "demo",
-        1024,
-        64,
-        0,
-    )
+    assert (record.source, record.tokens, record.length, record.seed) == ("demo", 1024, 64, 0)
     algorithms = {row.algorithm for row in manifest.weights.values()}
     assert algorithms == {"gptq-order", "cast"}
 

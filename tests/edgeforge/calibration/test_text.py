@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_what_a_manifest_keeps_draws_the_same_again(demo):
     recorded = Calibration.recorded(drawn.record())
     assert recorded.blocks is None and recorded.digest == drawn.digest
     assert recorded.drawn(demo, 64) == drawn
-    changed = Calibration.recorded({**drawn.record(), "digest": "0" * 64})
+    changed = Calibration.recorded(replace(drawn.record(), digest="0" * 64))
     with pytest.raises(UsageError, match="the calibration text demo is not what"):
         changed.drawn(demo, 64)
 

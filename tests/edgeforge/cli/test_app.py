@@ -70,8 +70,8 @@ def in_a_process(*arguments: object, **options) -> subprocess.CompletedProcess:
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; sys.argv = ['edgeforge', '--help']\n"
-        "from edgeforge import cli\n"
-        "try: cli.main()\n"
+        "from edgeforge.cli import app\n"
+        "try: app.main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'numpy', 'safetensors', 'tokenizers', 'rich',"
         " 'huggingface_hub', 'yaml', 'transformers'}\n"

@@ -131,7 +131,7 @@ def test_operations_are_listed(run, monkeypatch, capfd):
 def test_the_documentation_lists_what_the_interpreter_runs():
     from edgeforge.cli.catalogue import catalogue
 
-    text = (Path(cli.__file__).parent.parent / "docs" / "coreml-interpreter.md").read_text()
+    text = (Path(cli.__file__).parents[2] / "docs" / "coreml-interpreter.md").read_text()
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     groups: dict[str, list[str]] = {}
     for name, group in catalogue("coreml-operations").items():

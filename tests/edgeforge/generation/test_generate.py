@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 
 import device_harness.registry
+from device_harness.errors import DeviceError
+from device_harness.session import HostSession
 from edgeforge.errors import CheckpointError, UsageError
 from edgeforge.generation.generate import generate
 from edgeforge.synth.synthesise import write_byte_tokenizer
 from exporters.errors import ExportError
 from exporters.manifest import Manifest
+from exporters.manifest_records import ModelRecord, SourceRecord
 
 BOS, EOS, VOCAB, CONTEXT = 256, 257, 512, 64
 
 
-class Script:
+class Script(HostSession):
     """A session that says its text whatever it is given, one byte after the other."""
 
     def __init__(self, text: str, then: int = EOS) -> None:
@@ -45,8 +48,8 @@ def artifact(tmp_path):
             entry="model.onnx",
             recipe="fp32",
             context=CONTEXT,
-            source={},
-            model={"bos": BOS, "eos": [EOS], "vocab_size": VOCAB, **model},
+            source=SourceRecord("", "", None, "", {}),
+            model=ModelRecord.from_json({"bos": BOS, "eos": [EOS], "vocab_size": VOCAB, **model}),
             bits_per_weight=32.0,
             weights={},
             inputs={},
@@ -84,6 +87,8 @@ def test_a_prompt_is_continued_until_the_model_ends_the_text(artifact, say):
     assert (result.prompt_tokens, result.stopped) == (4, "stop")
     assert "the model ended the text" in result.summary()
     assert result.first_token_seconds > 0
+    with pytest.raises(DeviceError, match="this session is closed"):
+        session._require_open()
 
 
 def test_a_character_cut_off_by_the_limit_comes_last(artifact, say):

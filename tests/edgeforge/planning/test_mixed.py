@@ -14,7 +14,7 @@ from edgeforge.model.trace import trace
 from edgeforge.pipeline import export
 from edgeforge.planning.budget import Budget
 from edgeforge.planning.candidates import LAST_RESORTS, allowed_formats
-from edgeforge.planning.choose import choose_plan
+from edgeforge.planning.choose import PlanRequest, choose_plan
 from edgeforge.planning.mixed import mix, text_for
 from edgeforge.planning.plan_file import write_plan
 from edgeforge.synth.synthesise import synthesise
@@ -197,9 +197,9 @@ def test_the_smallest_possible_is_said_and_is_possible(mixed):
     ],
 )
 def test_a_budget_goes_with_a_mixed_recipe(model, recipe, budget, words):
-    options = ExportOptions(recipe, budget=Budget(**budget))
+    request = PlanRequest(recipe, budget=Budget(**budget))
     with pytest.raises(UsageError) as refused:
-        choose_plan(model, options, [], None)
+        choose_plan(model, request)
     assert all(word in str(refused.value) for word in words), refused.value
 
 
@@ -238,9 +238,9 @@ def test_a_saved_plan_says_what_happens_to_activations(model, tmp_path):
 
 
 def test_a_plan_is_saved_as_yaml_alone(model, tmp_path):
-    options = ExportOptions("int8", save_plan=tmp_path / "plan.json")
+    request = PlanRequest("int8", save_plan=tmp_path / "plan.json")
     with pytest.raises(UsageError, match=r"ends in \.yaml"):
-        choose_plan(model, options, [], None)
+        choose_plan(model, request)
 
 
 def test_a_model_without_a_tokenizer_is_measured_on_random_tokens(tmp_path):

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from device_harness.errors import DeviceError
 from edgeforge.model.trace import trace
-from edgeforge.reference.walk import ReferenceRunner
+from edgeforge.reference.walk import ReferenceRunner, store_reader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,29 +65,8 @@ def test_a_text_in_chunks_is_the_text_in_one_pass(cuts, opened, session, traced)
     expected = opened[1](tokens)
     session.reset()
     ends = np.cumsum(cuts)
-    chunks = [session.extend_all(tokens[end - n : end]) for end, n in zip(ends, cuts, strict=True)]
+    chunks = [session.extend(tokens[end - n : end]) for end, n in zip(ends, cuts, strict=True)]
     assert traced.difference(np.concatenate(chunks), expected) < 1e-5
-    session.reset()
-    for end, n in zip(ends, cuts, strict=True):
-        last = session.extend(tokens[end - n : end])
-        assert np.abs(last - expected[end - 1]).max() < 1e-5 * np.ptp(expected)
-
-
-def test_scoring_a_text_leaves_the_positions_as_they_were(opened, session, traced):
-    tokens, other = traced.tokens(20, 53), traced.tokens(30, 53, seed=9)
-    session.reset()
-    before = session.extend(tokens[:10])
-    assert traced.difference(session.logits(other), opened[1](other)) < 1e-5
-    after = session.extend_all(tokens[10:])
-    assert traced.difference(np.vstack([before, after]), opened[1](tokens)[9:]) < 1e-5
-
-
-def test_a_reset_forgets(opened, session, traced):
-    tokens = traced.tokens(12, 53)
-    session.reset()
-    session.extend(traced.tokens(CONTEXT, 53, seed=4))
-    session.reset()
-    assert traced.difference(session.extend_all(tokens), opened[1](tokens)) < 1e-5
 
 
 def test_blocks_of_several_lengths_at_once(opened, traced, monkeypatch):
@@ -148,39 +126,8 @@ def test_each_weight_is_read_once_for_all_blocks(opened, traced):
     assert sorted(read) == sorted(expected)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "words"),
-    [
-        ([], "no token"),
-        ([1, 53], "token 53 is outside the vocabulary of 53"),
-        ([-1], "token -1"),
-        ([0] * (CONTEXT + 1), f"tokens do not fit the program's context of {CONTEXT}"),
-    ],
-)
-def test_tokens_that_do_not_fit_are_refused_and_change_nothing(tokens, words, session, traced):
-    good = traced.tokens(8, 53)
-    expected = session.logits(good)
-    session.reset()
-    session.extend(good[:4])
-    for attempt in (session.extend, session.extend_all, session.logits):
-        with pytest.raises(DeviceError, match=words):
-            attempt(np.array(tokens, np.int64))
-    assert np.abs(session.extend_all(good[4:]) - expected[4:]).max() < 1e-5 * np.ptp(expected)
-
-
-def test_the_context_counts_what_is_already_there(session, traced):
-    session.reset()
-    session.extend(traced.tokens(CONTEXT - 1, 53))
-    with pytest.raises(DeviceError, match="33 tokens"):
-        session.extend(np.array([1, 2]))
-    session.extend(np.array([1]))
-    with pytest.raises(DeviceError, match="33 tokens"):
-        session.extend(np.array([1]))
-
-
 def test_palettes_are_exact_in_the_runner_and_the_session(tmp_path, hugging_face, traced):
     """The quantized program gives what the float one gives on the tables' entries."""
-    from edgeforge.reference.walk import ReferenceSession, store_reader
     from quant.plans.recipes import Recipe, Rule
     from quant.program.rewrite import quantize_program
     from quant.store.fill import fill_store
@@ -221,7 +168,7 @@ def test_palettes_are_exact_in_the_runner_and_the_session(tmp_path, hugging_face
     quantized = quantize_program(program, plan)
     found = next(ReferenceRunner(quantized, store_reader(store)).logits(blocks))
     assert torch.equal(found, expected)
-    session = ReferenceSession(quantized, store_reader(store))
+    session = traced.ReferenceSession(quantized, store_reader(store))
     assert traced.difference(session.logits(tokens), expected.numpy()) < 1e-5
     plain = ReferenceRunner(program, lambda given: model.weights.float_weight(given.name))
     assert traced.difference(next(plain.logits(blocks)).numpy(), expected.numpy()) > 1e-4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import edgeforge.pipeline as pipeline
+import edgeforge.trace_and_quantize as trace_and_quantize
 from edgeforge.export_options import ExportOptions
 from edgeforge.pipeline import export
 from exporters.errors import ExportError
@@ -22,7 +22,7 @@ def refused(cache, tmp_path, monkeypatch, checkpoint_of, llama_config):
     def refused(format="fp16", algorithm="", **asked):
         model = checkpoint_of(llama_config())
         monkeypatch.setattr(type(model.checkpoint), "digest", work)
-        monkeypatch.setattr(pipeline, "quantize", work)
+        monkeypatch.setattr(trace_and_quantize, "quantize", work)
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(f"- {{match: '*', format: {format}{algorithm}}}\n")
         out = tmp_path / "out"

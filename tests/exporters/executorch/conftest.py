@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ def pte(build):
     return pte
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def forked_workers() -> Iterator[None]:
     """Sessions' processes are forked from one that has the runtime, in place of started anew."""
     with pytest.MonkeyPatch.context() as patch:
@@ -37,16 +36,11 @@ def forked_workers() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def opened(folder: Path, context: int = 48) -> Iterator[ExecutorchSession]:
-    session = ExecutorchSession(folder, context, 1)
-    try:
-        yield session
-    finally:
-        session.close()
-
-
 @pytest.fixture(scope="session")
 def run_pte():
     """Opens an artifact in ExecuTorch for the length of a ``with``."""
-    return opened
+
+    def run_pte(folder: Path, context: int = 48) -> ExecutorchSession:
+        return ExecutorchSession(folder, context, 1)
+
+    return run_pte

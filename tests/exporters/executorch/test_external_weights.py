@@ -11,7 +11,7 @@ import torch
 from device_harness.errors import DeviceError
 from device_harness.executorch_worker import load_method, load_runtime
 from exporters.errors import ExportError
-from exporters.executorch import lowering
+from exporters.executorch import state
 from exporters.executorch.ptd_file import MARK
 from exporters.executorch.reader import read_parts, read_pte
 from exporters.registry import find_target
@@ -36,7 +36,7 @@ def pair(request, pte, llama_config):
     config = llama_config(tie_word_embeddings=tied, rms_norm_eps=3e-5 if small else 4e-5, **DIMS)
     with pytest.MonkeyPatch.context() as patch:
         if not small:
-            patch.setattr(lowering, "SMALL", 0)
+            patch.setattr(state, "SMALL", 0)
         return pte(config, format), pte(config, format, weights="external"), tied and not small
 
 
@@ -144,7 +144,7 @@ def test_one_flipped_bit_is_seen(pair, tmp_path):
 def test_the_columns_of_a_pair_are_exchanged_back(pte, run_pte, llama_config, tmp_path, tokens):
     """Against QUANTIZED, whose pairs are in order."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowering, "SMALL", 0)
+        patch.setattr(state, "SMALL", 0)
         recipe = tmp_path / "r.yaml"
         recipe.write_text("- {match: embedding, format: int4-g32}\n- {match: '*', format: fp32}\n")
         made = pte(llama_config(tie_word_embeddings=True, **DIMS), str(recipe), weights="external")

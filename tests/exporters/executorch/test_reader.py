@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from exporters.errors import ExportError
-from exporters.executorch import lowering
+from exporters.executorch import state
 from exporters.executorch.reader import read_parts, read_pte
 from exporters.registry import find_target
 
@@ -62,7 +62,7 @@ def test_one_flipped_bit_is_seen_wherever_it_is(artifact, tmp_path):
 @pytest.mark.parametrize("format", ["int4-g32", "int8-pc"])
 def test_the_layouts_as_executorch_defines_them(pte, llama_config, monkeypatch, format):
     """Asymmetric codes, unpacked here from the file's bytes by hand and by ExecuTorch's kernel."""
-    monkeypatch.setattr(lowering, "SMALL", 0)
+    monkeypatch.setattr(state, "SMALL", 0)
     config = llama_config(tie_word_embeddings=True, rms_norm_eps=2e-5, **DIMS)
     made = pte(config, format)
     data = (made.folder / "model.pte").read_bytes()
@@ -100,8 +100,12 @@ def test_the_layouts_as_executorch_defines_them(pte, llama_config, monkeypatch, 
     table = torch.from_numpy(rows.reshape(len(values), -1).copy())
     half = 2 ** (bits - 1)
     found = look_up.dtype(
-        *(table if bits == 4 else table.view(torch.int8), torch.from_numpy(scale), None),
-        *(-half, half - 1, torch.arange(len(values))),
+        table if bits == 4 else table.view(torch.int8),
+        torch.from_numpy(scale),
+        None,
+        -half,
+        half - 1,
+        torch.arange(len(values)),
         dtype=torch.float32,
     ).numpy()
     wanted = values.reshape(*scale.shape, -1) * scale[..., None]

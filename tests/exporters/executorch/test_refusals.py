@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import edgeforge.pipeline as pipeline
+import edgeforge.trace_and_quantize as trace_and_quantize
 from edgeforge.export_options import ExportOptions
 from edgeforge.pipeline import export
 from exporters.errors import ExportError
@@ -59,7 +59,7 @@ def test_formats(cache, tmp_path, monkeypatch, checkpoint_of, llama_config, form
 
     model = checkpoint_of(llama_config(**WIDE))
     monkeypatch.setattr(type(model.checkpoint), "digest", work)
-    monkeypatch.setattr(pipeline, "quantize", work)
+    monkeypatch.setattr(trace_and_quantize, "quantize", work)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"- {{match: '*', format: {format}}}\n")
     out = tmp_path / "out"

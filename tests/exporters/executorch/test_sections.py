@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from exporters.executorch import lowering
+from exporters.executorch import state
 from exporters.executorch.reader import read_parts, read_pte
 from exporters.executorch.structure import structure_of
 from exporters.executorch.tensors import file_tensors
@@ -21,7 +21,7 @@ def artifact(pte, llama_config, tmp_path_factory):
         "- {match: '*down*', format: fp16}\n- {match: '*', format: int4-g32}\n"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowering, "SMALL", 0)
+        patch.setattr(state, "SMALL", 0)
         yield pte(llama_config(rms_norm_eps=3e-5), str(recipe))
 
 

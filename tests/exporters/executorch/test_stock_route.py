@@ -15,7 +15,7 @@ import torch
 
 from device_harness.executorch_worker import load_runtime
 from exporters.errors import ExportError
-from exporters.executorch import installed, lowering
+from exporters.executorch import installed, state
 from exporters.executorch.reader import read_pte
 from exporters.executorch.stock.names import NAMES
 from exporters.executorch.tensors import file_tensors
@@ -69,7 +69,7 @@ def logits(file, tokens, name):
 def test_equal_to_the_stock_route(pte, tokens, monkeypatch, request, family):
     config, recipe = request.getfixturevalue(family)
     # The stock route has no product of 4-bit weights with float32 activations.
-    monkeypatch.setattr(lowering, "SMALL", 0)
+    monkeypatch.setattr(state, "SMALL", 0)
     ours = pte(config, recipe, 47)  # a context of its own: not an artifact with another SMALL
     stock = pte(config, recipe, 47, lowering="stock")
     for name, shape in (("logits_all", (40, 320)), ("forward", (4, 320))):

@@ -70,7 +70,7 @@ def session_greedy(folder: Path, prompt: list[int], count: int) -> list[int]:
     session = OnnxSession(folder, manifest.context)
     logits = session.extend(np.array(prompt, np.int64))
     tokens: list[int] = []
-    while len(tokens) < count and (token := int(logits.argmax())) not in manifest.model["eos"]:
+    while len(tokens) < count and (token := int(logits.argmax())) not in manifest.model.eos:
         tokens.append(token)
         logits = session.extend(np.array([token], np.int64))
     return tokens
@@ -128,12 +128,12 @@ def test_the_configuration_says_what_the_model_is(demo):
     manifest = Manifest.read(demo)
     config = json.loads((demo / "genai_config.json").read_text())
     decoder = config["model"]["decoder"]
-    assert config["model"]["vocab_size"] == manifest.model["vocab_size"]
+    assert config["model"]["vocab_size"] == manifest.model.vocab_size
     assert config["model"]["context_length"] == config["search"]["max_length"] == 256
-    assert config["model"]["bos_token_id"] == manifest.model["bos"]
-    assert config["model"]["eos_token_id"] == list(manifest.model["eos"])
+    assert config["model"]["bos_token_id"] == manifest.model.bos
+    assert config["model"]["eos_token_id"] == list(manifest.model.eos)
     assert decoder["filename"] == manifest.entry == "model.onnx"
-    assert decoder["num_hidden_layers"] == len(manifest.model["layers"])
+    assert decoder["num_hidden_layers"] == len(manifest.model.summary["layers"])
     assert decoder["session_options"]["intra_op_num_threads"] == min(4, os.cpu_count())
 
 

@@ -192,8 +192,8 @@ def test_the_manifest_says_it(build, llama_config):
     assert manifest.options == {"kv_cache": "int8"}
     assert manifest.states["past_key_values.0.key"] == "int8[batch_size, 2, past_length, 16]"
     assert any("static scales, one for each key/value head" in note for note in manifest.notes)
-    assert manifest.calibration["source"] == "demo"
-    assert 8192 - 48 < manifest.calibration["tokens"] <= 8192
+    assert manifest.calibration.source == "demo"
+    assert 8192 - 48 < manifest.calibration.tokens <= 8192
     rows = manifest.structure["Caches"]
     assert {row["graph"]: (row["type"], row["caches"]) for row in rows} == {
         "model.onnx": ("int8", 4),

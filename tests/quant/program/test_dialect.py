@@ -6,7 +6,7 @@ from torch import fx
 
 from quant.errors import QuantizationError
 from quant.program import dialect
-from quant.program.dialect import DialectError, check_float, check_quantized
+from quant.program.dialect import DialectError, check_float, check_lowered, check_quantized
 from quant.program.program import Input, Program, node_argument, shape_of
 
 VOCAB = 6
@@ -56,7 +56,11 @@ def test_a_foreign_operator_is_refused_by_name():
     made = Builder()
     y = made.call(dialect.LINEAR, made.x, made.weight)
     program = made.program(made.call(torch.ops.aten.gelu.default, y))
-    for check, label in ((check_float, "float"), (check_quantized, "quantized")):
+    for check, label in (
+        (check_float, "float"),
+        (check_quantized, "quantized"),
+        (check_lowered, "lowered"),
+    ):
         with pytest.raises(DialectError, match=rf"the {label} program calls aten\.gelu\.default"):
             check(program)
 
@@ -78,6 +82,18 @@ def test_the_last_tokens_slice_is_in_the_lowered_dialect_only():
     program = made.program(made.call(dialect.LAST, y, 1, -1, 2**63 - 1))
     with pytest.raises(DialectError, match="slice"):
         check_quantized(program)
+
+
+def test_the_lowered_program_gives_one_position():
+    made = Builder()
+    y = made.call(dialect.LINEAR, made.x, made.weight)
+    last = made.call(dialect.LAST, y, 1, -1, 2**63 - 1, shape=(1, 1, VOCAB))
+    check_lowered(made.program(last))
+    made = Builder()
+    every = made.program(made.call(dialect.LINEAR, made.x, made.weight))
+    check_quantized(every)
+    with pytest.raises(DialectError, match=r"the lowered program returns shape .* not one posit"):
+        check_lowered(every)
 
 
 def test_keyword_arguments_are_refused():

@@ -7,10 +7,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgeforge.errors import CheckpointError, UsageError
-from edgeforge.export_options import ExportOptions
+from edgeforge.export_options import ExportOptions, scale_name
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
-from edgeforge.planning.choose import choose_plan, scale_name
+from edgeforge.planning.choose import PlanRequest, choose_plan
 from edgeforge.verification.verify import VerifyOptions, verify
 from exporters.errors import ExportError
 from exporters.manifest import Manifest
@@ -140,7 +140,7 @@ def test_rounded_scales_keep_the_integers_and_say_their_error(damaged, tmp_path,
 
 def test_as_is_keeps_floats_in_their_dtype(tmp_path, packed_checkpoints):
     model = open_model("demo")
-    plan = choose_plan(model, ExportOptions("as-is"), [], None).plan
+    plan = choose_plan(model, PlanRequest("as-is")).plan
     formats = {weight: a.format.name for weight, a in plan.weights.items()}
     assert formats["model.embed_tokens.weight"] == "bf16"
     assert formats["model.norm.weight"] == "fp32"

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
-from edgeforge.planning.choose import choose_plan
+from edgeforge.planning.choose import PlanRequest, choose_plan
 from edgeforge.verification.verify import VerifyOptions, verify
 from edgeforge.weight_store import quantize
 from exporters.coreml import names
@@ -95,7 +95,7 @@ def test_the_store_holds_the_checkpoints_integers(checkpoint, case, tmp_path, mo
     monkeypatch.setenv("EDGEFORGE_CACHE", str(tmp_path / "cache"))
     folder, layers = checkpoint("llama", case)
     model = open_model(str(folder))
-    plan = choose_plan(model, ExportOptions(), [], None).plan
+    plan = choose_plan(model, PlanRequest()).plan
     store = quantize(model.weights, model.checkpoint.digest(), plan, 1, lambda *_: None)
     assert all(error == 0 for error in store.relative_error.values())
     bits = 8 if "8" in case else 4
