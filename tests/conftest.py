@@ -1,12 +1,71 @@
-"""What every test shares: PyTorch's share of the cores, traces, and the mark `artifact`."""
+"""What every test shares: the mark `artifact`, groups for workers, threads, and traces."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parent.parent
+# Fixtures of a conftest.py that export a model, and the one that runs a command line.
+WRITERS = frozenset({"artifact", "build", "edgeforge", "sound_artifact"})
+# Files whose tests start command lines by themselves.
+STARTERS = ("tests/examples/test_scripts.py",)
+# Folders whose tests take long, which begin first: what is short fills the end evenly.
+LONG = ("tests/exporters/", "tests/edgeforge/", "tests/device_harness/", "tests/")
+# One worker takes the files of a group, for they share what is expensive to make; any other file is
+# a group of its own.
+GROUPS = {
+    "tests/exporters/onnx/test_float_artifacts.py": "float artifacts",
+    "tests/exporters/coreml/test_float_artifacts.py": "float artifacts",
+    "tests/exporters/executorch/test_float_artifacts.py": "float artifacts",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Applies the mark `artifact`, so that nobody has to remember it, and groups for workers.
+
+    `make check` runs what is not marked. Marked is every test of a file that imports what exports,
+    and every test that uses a fixture that does; `pytest_runtest_protocol` refuses an artifact to
+    all others.
+    """
+    for item in items:
+        file = item.path.relative_to(ROOT).as_posix()
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if file in STARTERS or fixtures & WRITERS or _imports_export(item):
+            item.add_marker("artifact")
+        item.add_marker(pytest.mark.xdist_group(GROUPS.get(file, file)))
+    items.sort(key=lambda item: _place(item.path.relative_to(ROOT).as_posix()))
+
+
+def _imports_export(item: pytest.Item) -> bool:
+    pipeline = sys.modules.get("edgeforge.pipeline")
+    exporting = (sys.modules.get("edgeforge.api"), getattr(pipeline, "export", None))
+    module = getattr(item, "module", None)
+    imported = vars(module).values() if module is not None else ()
+    return any(value is not None and any(value is e for e in exporting) for value in imported)
+
+
+def _place(file: str) -> int:
+    return next((at for at, folder in enumerate(LONG) if file.startswith(folder)), len(LONG))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Refuses to write an artifact for a test that lacks the mark."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("this test writes an artifact: see `artifact` in tests/conftest.py")
+
+    with pytest.MonkeyPatch.context() as patch:
+        pipeline = sys.modules.get("edgeforge.pipeline")
+        if pipeline is not None and item.get_closest_marker("artifact") is None:
+            patch.setattr(pipeline, "atomic_folder", refused)
+        return (yield)
 
 
 def _on_threads(count: int) -> Iterator[None]:

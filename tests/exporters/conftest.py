@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from device_harness import executorch_session
 from edgeforge.export_options import ExportOptions
 from edgeforge.model import trace
 from edgeforge.model.model import Model, open_model
@@ -27,6 +28,7 @@ from quant.plans.recipes import find_recipe
 from quant.program.program import Program
 from quant.program.rewrite import quantize_program
 from quant.store.store import WeightStore
+from tests.exporters.executorch.forked_worker import ForkedWorker
 
 Config = dict[str, object]
 
@@ -217,6 +219,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("EDGEFORGE_CACHE", str(folder))
         yield folder
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Sessions' processes are forked from one that has the runtime, in place of started anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executorch_session, "start_worker", ForkedWorker)
+        yield
 
 
 Build = Callable[..., Exported]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from device_harness import executorch_session
 from device_harness.executorch_session import ExecutorchSession
 from exporters.executorch import target
 from exporters.options import TargetOptions
-from tests.exporters.executorch.forked_worker import ForkedWorker
 
 CHUNK = 16  # so that the 48 tokens of a context take three runs
 
@@ -26,14 +23,6 @@ def pte(build):
             return build(config, recipe, context, "executorch", TargetOptions(**options))
 
     return pte
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forked_workers() -> Iterator[None]:
-    """Sessions' processes are forked from one that has the runtime, in place of started anew."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executorch_session, "start_worker", ForkedWorker)
-        yield
 
 
 @pytest.fixture(scope="session")
