@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -26,6 +27,7 @@ GROUPS = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Applies the mark `artifact`, so that nobody has to remember it, and groups for workers.
 
@@ -130,4 +132,17 @@ def traced_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "trace", kept)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compared_once() -> Iterator[None]:
+    """Two texts are searched for a shared passage once a run, which takes a second for those here.
+
+    The search depends on nothing but its arguments.
+    """
+    from edgeforge.calibration import text
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "shared_passage", functools.cache(text.shared_passage))
         yield
