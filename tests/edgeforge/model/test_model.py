@@ -5,13 +5,12 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from edgeforge.errors import CheckpointError
 from edgeforge.model.model import DEMO_FOLDER, open_model
 from edgeforge.synth.synthesise import PRESETS, synthesise
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "safetensors")
 

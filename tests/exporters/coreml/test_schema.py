@@ -40,7 +40,7 @@ def find(files, path):
     return found
 
 
-NAMES = [line.split()[0] for line in schema._MESSAGES.strip().splitlines()]
+NAMES = list(schema.messages())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "Empty"])
