@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeforge.verification.evaluation import Evaluation
+    from edgeforge.verification.intervals import DivergenceIntervals, Interval, Intervals
     from edgeforge.verification.metrics import Divergence
     from exporters.manifest import Manifest
     from exporters.structure import Section
@@ -18,28 +19,33 @@ if TYPE_CHECKING:
 
 def evaluation_tables(results: list[Evaluation]) -> list[Table]:
     """Accuracy and cost, one column an artifact."""
-    from rich.markup import escape
-
     accuracy = _table("Accuracy", results)
+    known = [result.intervals for result in results]
     rows: list[tuple[str, list[str]]] = [
-        ("tokens", [f"{r.tokens} of {escape(r.text)}" for r in results]),
-        ("perplexity FLOAT", [f"{r.perplexity['float'].value:.4f}" for r in results]),
-        ("perplexity QUANTIZED", [f"{r.perplexity['quantized'].value:.4f}" for r in results]),
-        (
-            "perplexity ARTIFACT",
-            [
-                f"{r.perplexity['artifact'].value:.4f}  (x {r.perplexity_ratio:.4f})"
-                for r in results
-            ],
-        ),
+        ("tokens", [_tokens_cell(result) for result in results]),
+        ("intervals [ ]", [_intervals_cell(each) for each in known]),
     ]
+    for name in ("float", "quantized", "artifact"):
+        figures = [
+            f"{result.perplexity[name].value:.4f}"
+            + _interval(None if each is None else each.perplexity[name], ".4f")
+            for result, each in zip(results, known, strict=True)
+        ]
+        rows.append((f"perplexity {name.upper()}", figures))
+    ratios = [
+        f"{result.perplexity_ratio:.4f}"
+        + _interval(None if each is None else each.perplexity_ratio, ".4f")
+        for result, each in zip(results, known, strict=True)
+    ]
+    rows.append(("perplexity ARTIFACT / FLOAT", ratios))
     for title, pick in (
         ("quantization error: QUANTIZED against FLOAT", "quantization"),
         ("lowering error: ARTIFACT against QUANTIZED", "lowering"),
         ("total: ARTIFACT against FLOAT", "total"),
     ):
         rows.append((f"[bold]{title}[/bold]", ["" for _ in results]))
-        rows.extend(_divergence_rows([getattr(r, pick) for r in results]))
+        intervals = [None if each is None else getattr(each, pick) for each in known]
+        rows.extend(_divergence_rows([getattr(r, pick) for r in results], intervals))
     rows.append(("[bold]greedy text[/bold]", ["" for _ in results]))
     for label, pick in (("QUANTIZED", "greedy_quantized"), ("FLOAT", "greedy_float")):
         agreements = [getattr(r, pick) for r in results]
@@ -104,16 +110,44 @@ def _table(title: str, results: list[Evaluation]) -> Table:
     return table
 
 
-def _divergence_rows(results: list[Divergence]) -> list[tuple[str, list[str]]]:
+def _tokens_cell(result: Evaluation) -> str:
+    from rich.markup import escape
+
+    whole = "" if result.tokens >= result.text_tokens else f" (of {result.text_tokens})"
+    return f"{result.tokens}{whole} of {escape(result.text)}"
+
+
+def _intervals_cell(intervals: Intervals | None) -> str:
+    if intervals is None:
+        return "none: too few blocks"
+    unit = {0.5: "half blocks", 1: "blocks"}.get(
+        intervals.unit_blocks, f"runs of {intervals.unit_blocks:.0f} blocks"
+    )
+    return f"{intervals.level:.0%}, {intervals.resamples} draws of {intervals.units} {unit}"
+
+
+def _interval(interval: Interval | None, form: str) -> str:
+    """What stands behind a mean; a bracket in rich's markup is escaped."""
+    if interval is None:
+        return ""
+    return rf"  \[{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def _divergence_rows(
+    results: list[Divergence], intervals: list[DivergenceIntervals | None]
+) -> list[tuple[str, list[str]]]:
+    def means(name: str, form: str) -> list[str]:
+        return [
+            f"{getattr(result, name):{form}}"
+            + _interval(None if each is None else getattr(each, name), form)
+            for result, each in zip(results, intervals, strict=True)
+        ]
+
     return [
-        (
-            "  KL mean / p99 / max",
-            [f"{d.kl_mean:.2e} / {d.kl_p99:.2e} / {d.kl_max:.2e}" for d in results],
-        ),
-        (
-            "  top-1 agreement, top-5 overlap",
-            [f"{d.top1_agreement:.2%}, {d.top5_overlap:.2%}" for d in results],
-        ),
+        ("  KL mean", means("kl_mean", ".2e")),
+        ("  KL p99 / max", [f"{d.kl_p99:.2e} / {d.kl_max:.2e}" for d in results]),
+        ("  top-1 agreement", means("top1_agreement", ".2%")),
+        ("  top-5 overlap", means("top5_overlap", ".2%")),
         (
             "  largest logit difference",
             [f"{d.max_difference:.3g}  ({d.relative_difference:.1e} of range)" for d in results],

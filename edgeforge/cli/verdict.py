@@ -35,10 +35,10 @@ _HEADING, _GOOD, _BAD = "bold", "bold green", "bold red"
 _MEANING = (
     "SOUND means that every stored weight equals the weight store's, bit for bit, that the "
     "artifact ran here, and that all its logits are finite numbers. It sets no bound on quality: "
-    "the figures below tell how close it is."
+    "the figures tell how close it is."
 )
 _TERMS = (
-    "FLOAT is the checkpoint as it was; KL is how far probabilities are from it, in nats a token.",
+    "FLOAT is the checkpoint as it was. KL is in nats a token.",
     "Quantization error: what rounding the weights costs.",
     "Lowering error: what the runtime's own arithmetic adds.",
 )
@@ -78,7 +78,8 @@ def print_results(
     for table in evaluation_tables(list(results.values())):
         # A log or a pipe has no width: there the table is as wide as its longest cells.
         if not console.is_terminal:
-            console.width = console.measure(table).maximum
+            wide = console.options.update(max_width=10_000)
+            console.width = console.measure(table, options=wide).maximum
         console.print(table)
     for text in limit_lines(list(results.values())):
         print(text)
@@ -89,12 +90,8 @@ def summary_lines(results: Mapping[Path, Evaluation], asked: Sequence[Path]) -> 
     from rich.text import Text
 
     evaluations = list(results.values())
-    lines = [*verdict_lines(results), Text(), *_wrapped(_MEANING), Text()]
-    lines += _figure_lines(results)
-    lines.append(Text())
-    for term in _TERMS:
-        lines += _wrapped(term, hanging=2)
-    for sentence in _measured_on(evaluations):
+    lines = [*verdict_lines(results), Text(), *_figure_lines(results), Text()]
+    for sentence in (*_TERMS, *_measured_on(evaluations), _MEANING):
         lines += _wrapped(sentence, hanging=2)
     for label, result in zip(_labels(results), evaluations, strict=True):
         if result.limits:
@@ -226,7 +223,9 @@ def _next_lines(results: list[Evaluation], asked: Sequence[Path]) -> list[Text]:
     """The commands that tell more."""
     from rich.text import Text
 
-    options = {"--full": "every figure, and what is not known"}
+    options = {"--full": "every figure"}
+    if any(result.limits for result in results):
+        options["--full"] += "; the interpreter's limits"
     if any(result.tokens < result.text_tokens for result in results):
         options["--tokens all"] = "every token of the text"
     folders = " ".join(shlex.quote(str(folder)) for folder in asked)

@@ -11,7 +11,7 @@ import pytest
 
 import edgeforge.calibration.fill
 from edgeforge.calibration.text import CalibrationOptions
-from edgeforge.cli import app as cli
+from edgeforge.cli import entry as cli
 from edgeforge.errors import UsageError
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model

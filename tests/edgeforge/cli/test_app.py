@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("cache")
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; sys.argv = ['edgeforge', '--help']\n"
-        "from edgeforge.cli import app\n"
-        "try: app.main()\n"
+        "from edgeforge.cli import entry\n"
+        "try: entry.main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'numpy', 'safetensors', 'tokenizers', 'rich',"
         " 'huggingface_hub', 'yaml', 'transformers'}\n"
@@ -111,6 +111,7 @@ def test_no_arguments_show_the_help(edgeforge):
         (["run", "x", "-p", "y", "--temperature", "hot"], "Invalid value for '--temperature': "),
         (["verify", "x", "--threads", "0"], "Invalid value for '--threads': "),
         (["verify", "x", "--tokens", "1"], "Invalid value for '--tokens': "),
+        (["verify", "x", "--tokens", "few"], "'few' is neither a number of tokens, 2 or more, nor"),
         (["list", "families", "recipes"], "Got unexpected extra argument"),
         (["list", "zzz"], "there is no list of 'zzz'; known: families, recipes"),
         (["synth", "opnelm-270m", "-o", "y"], "did you mean openelm-270m?"),
@@ -216,10 +217,10 @@ def test_verify_prints_one_table_for_several_artifacts(edgeforge, artifact, chec
     fp16 = tmp_path / "all" / "b-fp16"
     api.export(checkpoint, fp16, recipe="fp16")
     (tmp_path / "all" / "a-int4").symlink_to(artifact)
-    shown = edgeforge("verify", tmp_path / "all", *VERIFY)
+    shown = edgeforge("verify", tmp_path / "all", *VERIFY, "--full")
     assert shown.code == 0 and shown.err == ""
     assert shown.out.count("Accuracy") == shown.out.count("Cost on this machine") == 1
-    heading = next(line for line in shown.out.splitlines() if "onnx int4" in line)
+    heading = next(line for line in shown.out.splitlines() if line.count("onnx") == 2)
     assert heading.index("onnx int4") < heading.index("onnx fp16")
     data = edgeforge("verify", tmp_path / "all" / "a-int4", fp16, *VERIFY, "--json")
     assert data.code == 0 and data.err == ""
@@ -228,6 +229,31 @@ def test_verify_prints_one_table_for_several_artifacts(edgeforge, artifact, chec
     assert reports[1] == json.loads((fp16 / "report.json").read_text())
     assert reports[0]["stored_weights_equal"] is True
     assert reports[0]["tokens"] >= 300 and reports[0]["timings"] is None
+
+
+def test_verify_begins_with_a_verdict_and_says_what_it_looked_at(edgeforge, artifact):
+    shown = edgeforge("verify", artifact, *VERIFY)
+    lines = shown.out.splitlines()
+    assert re.fullmatch(
+        r"onnx  SOUND  weights bit-exact; ran in onnxruntime; perplexity x \d\.\d{3}", lines[0]
+    )
+    assert max(map(len, lines)) <= 80 and "\x1b" not in shown.out
+    told = " ".join(shown.out.split())
+    assert re.search(r"Measured on 300 of the [\d,]+ tokens of the demo model's held-out", told)
+    assert "--tokens all" in told and "Accuracy" not in told
+
+
+def test_verify_takes_every_token_of_a_text(edgeforge, artifact, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a sentence. " * 200, encoding="utf-8")
+    command = ("verify", artifact, "--no-timed", "-q", "--text", text)
+    (some,) = json.loads(edgeforge(*command, "--tokens", "700", "--json").out)
+    (every,) = json.loads(edgeforge(*command, "--tokens", "all", "--json").out)
+    assert some["tokens"] == 700 and every["tokens"] == some["text_tokens"] == 2405
+    assert some["intervals"] is None and every["intervals"]["units"] == 10
+    shown = edgeforge(*command, "--tokens", "all")
+    assert "Measured on all 2,405 tokens of text.txt." in shown.out
+    assert "--tokens all" not in shown.out
 
 
 def test_verify_times_an_artifact(edgeforge, artifact):
@@ -251,9 +277,13 @@ def test_names_with_brackets_are_shown_as_they_are(edgeforge, checkpoint, tmp_pa
     text.write_text("some text")
     out = tmp_path / "out"
     assert edgeforge("export", checkpoint, "-o", out, "-q", "--recipe", recipe).code == 0
-    shown = edgeforge("verify", out, "--no-timed", "-q", "--text", text)
+    command = ("verify", out, "--no-timed", "-q", "--text", text)
+    shown = edgeforge(*command, "--full")
     assert shown.code == 0
     assert "onnx [bold]mine" in shown.out and "of t[red].txt" in shown.out
+    shown = edgeforge(*command)
+    assert shown.code == 0
+    assert "recipe [bold]mine" in shown.out and "of t[red].txt" in shown.out
 
 
 def test_verify_finds_a_checkpoint_that_moved(edgeforge, artifact, checkpoint, tmp_path):

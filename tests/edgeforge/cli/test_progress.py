@@ -44,6 +44,35 @@ def test_lines_tell_each_stage_and_its_share_every_few_seconds(capfd, clock):
     ]
 
 
+def test_a_stage_that_begins_again_is_told_again(capfd, clock):
+    with Reporter() as report:
+        for _ in range(2):
+            report("compare", 0, 4)
+            clock[0] += 10
+            report("compare", 2, 4)
+            report("generate", 0, 0)
+    assert capfd.readouterr().err.splitlines() == [
+        "    0.0 s  compare",
+        "   10.0 s  compare: 50% of 4, about 10 s left",
+        "   10.0 s  generate",
+        "   10.0 s  compare",
+        "   20.0 s  compare: 50% of 4, about 10 s left",
+    ]
+
+
+def test_a_bar_that_begins_again_is_shown_again(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Reporter() as report:
+        report("compare", 0, 40)
+        report("compare", 30, 40)
+        report("generate", 0, 8)
+        report("compare", 0, 40)
+        report("compare", 20, 40)
+        visible = [task.description for task in report._bar.tasks if task.visible]
+        assert visible == ["compare"]
+
+
 def test_quiet_says_nothing(capfd, monkeypatch):
     with Reporter(quiet=True) as report:
         report("trace", 1, 2)

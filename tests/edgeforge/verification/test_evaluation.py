@@ -1,207 +1,31 @@
-"""Evaluations: the errors of quantization and of lowering, apart, and a report that reads back."""
+"""The report of an evaluation reads back."""
 
 from __future__ import annotations
 
 import json
-import math
-import shutil
-from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-import torch
 
-import edgeforge.model.model
-from device_harness.onnx_session import OnnxSession
-from edgeforge.export_options import ExportOptions
-from edgeforge.model.model import open_model
-from edgeforge.pipeline import export
-from edgeforge.tokenizer import Tokenizer, read_text, split_blocks
-from edgeforge.verification.evaluation import (
-    Comparison,
-    Evaluation,
-    GreedyAgreement,
-    compare,
-    greedy_agreement,
-    greedy_prompts,
-)
+from edgeforge.verification.evaluation import Evaluation
+from edgeforge.verification.greedy import GreedyAgreement
+from edgeforge.verification.intervals import DivergenceIntervals, Interval, Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
-from edgeforge.verification.verify import _references
-from exporters.manifest import Manifest
-from exporters.registry import find_target
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEFORGE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """Exports the demo model by a recipe, once."""
-    root = tmp_path_factory.mktemp("demo")
-
-    def demo(recipe: str) -> Path:
-        out = root / recipe
-        if not out.exists():
-            model = open_model(edgeforge.model.model.DEMO)
-            export(model, [find_target("onnx")], out, ExportOptions(recipe, context=512))
-        return out
-
-    return demo
-
-
-def held_out_blocks(folder: Path, count: int, length: int = 256) -> list[list[int]]:
-    tokens = Tokenizer(folder / "tokenizer.json", "demo").encode(
-        read_text(edgeforge.model.model.HELDOUT), special=False
-    )
-    blocks = split_blocks(tokens, length, 1)
-    return blocks[:: len(blocks) // count][:count]
-
-
-def compared(folder: Path, blocks: list[list[int]]) -> Comparison:
-    manifest = Manifest.read(folder)
-    model = open_model(edgeforge.model.model.DEMO)
-    reference, quantized = _references(manifest, model, lambda stage, done, size: None)
-    session = OnnxSession(folder, manifest.context)
-    return compare(blocks, reference, quantized, session, lambda done, size: None)
-
-
-def test_int4_costs_what_it_may(demo):
-    blocks = held_out_blocks(demo("int4"), 9, 512)
-    assert sum(map(len, blocks)) >= 4096
-    found = compared(demo("int4"), blocks)
-    assert found.lowering.tokens == sum(map(len, blocks))
-    # Activations are rounded to 8 bits inside the kernel: that is all that lowering changes.
-    assert found.lowering.top1_agreement >= 0.99
-    assert 0 < found.lowering.kl_mean <= 1e-3
-    # What 4 bits cost is another figure, and the larger one.
-    assert found.quantization.kl_mean > 3 * found.lowering.kl_mean
-    assert found.quantization.top1_agreement < found.lowering.top1_agreement
-    # The total is both of them together.
-    assert found.total.kl_mean > 0.5 * found.quantization.kl_mean
-    perplexity = {name: figure.value for name, figure in found.perplexity.items()}
-    assert set(perplexity) == {"float", "quantized", "artifact"}
-    assert 1 < perplexity["artifact"] / perplexity["float"] < 1.1
-    assert perplexity["artifact"] == pytest.approx(perplexity["quantized"], rel=2e-3)
-    assert found.perplexity["float"].tokens == sum(len(block) - 1 for block in blocks)
-
-
-@pytest.mark.parametrize("recipe", ["fp32", "fp16"])
-def test_float_artifacts_are_the_checkpoint(demo, recipe):
-    found = compared(demo(recipe), held_out_blocks(demo(recipe), 4))
-    assert found.total.relative_difference <= 1e-3
-    assert found.lowering.relative_difference <= 1e-4
-    # The checkpoint is bfloat16, which float32 holds exactly.
-    assert (found.quantization.kl_max == 0) == (recipe == "fp32")
-    assert found.total.top1_agreement > 0.999
-
-
-def test_a_broken_artifact_shows_as_lowering_error(demo, tmp_path):
-    broken = tmp_path / "broken"
-    shutil.copytree(demo("int4"), broken)
-    model = onnx.load(broken / "verify.onnx", load_external_data=False)
-    (scale,) = (
-        tensor
-        for tensor in model.graph.initializer
-        if tensor.name == "model.layers.2.mlp.gate_up_proj.weight.scale_bf16"
-    )
-    place = {entry.key: entry.value for entry in scale.external_data}
-    with (broken / "model.onnx.data").open("r+b") as stream:
-        stream.seek(int(place["offset"]))
-        bits = np.frombuffer(stream.read(int(place["length"])), np.uint16)
-        doubled = (bits + (1 << 7)).astype(np.uint16)  # one more in the exponent
-        stream.seek(int(place["offset"]))
-        stream.write(doubled.tobytes())
-    blocks = held_out_blocks(broken, 2, 128)
-    whole, bad = compared(demo("int4"), blocks), compared(broken, blocks)
-    assert bad.quantization == whole.quantization
-    assert bad.lowering.kl_mean > 50 * whole.lowering.kl_mean
-    assert bad.lowering.top1_agreement < 0.9
-    assert bad.total.kl_mean > 2 * whole.total.kl_mean
-
-
-class Table:
-    """A model that knows only the last token: its logits are a row of a table."""
-
-    context, vocab_size, runtime = 12, 5, "a table"
-
-    def __init__(self, table: np.ndarray) -> None:
-        self.table = table.astype(np.float32)
-        self.calls: list[int] = []
-
-    def reset(self) -> None:
-        self.calls.append(0)
-
-    def extend(self, tokens: np.ndarray) -> np.ndarray:
-        self.calls.append(len(tokens))
-        return self.table[tokens[-1]]
-
-    def logits(self, tokens):
-        if isinstance(tokens, np.ndarray):
-            return self.table[tokens]
-        return (torch.from_numpy(self.table[block.numpy()]) for block in tokens)
-
-
-def successor(*after: int) -> np.ndarray:
-    """A table in which each token is followed by the one given."""
-    return 9 * np.eye(5)[list(after)]
-
-
-def test_greedy_agreement_counts_tokens_before_the_first_difference():
-    artifact = Table(successor(1, 2, 3, 4, 0))
-    same, other = Table(successor(1, 2, 3, 4, 0)), Table(successor(1, 2, 3, 0, 0))
-    found = greedy_agreement([[0], [3], [0, 1]], artifact, [same, other])
-    # Contexts of 12 leave 11, 11 and 10 tokens; the other differs after the token 3.
-    assert found[0] == GreedyAgreement(3, 11, (11 + 11 + 10) / 3)
-    assert found[1] == GreedyAgreement(3, 11, (3 + 0 + 2) / 3)
-    # As an app runs it: the prompt at once, then token by token.
-    assert artifact.calls[:4] == [0, 1, 1, 1] and artifact.calls.count(2) == 1
-
-
-def test_compare_holds_the_right_ones_against_each_other():
-    draw = np.random.default_rng(0)
-    tables = [draw.normal(size=(5, 5)) for _ in range(3)]
-    reference, quantized, artifact = map(Table, tables)
-    blocks = [[0, 1, 2, 3, 4], [2, 2, 1]]
-    seen = []
-    found = compare(
-        blocks, reference, quantized, artifact, lambda done, size: seen.append((done, size))
-    )
-    assert seen == [(1, 2), (2, 2)]
-
-    def log_p(table):
-        rows = table.astype(np.float32).astype(np.float64)[[0, 1, 2, 3, 4, 2, 2, 1]]
-        return rows - np.log(np.exp(rows).sum(-1, keepdims=True))
-
-    def kl(a, b):
-        return float((np.exp(log_p(a)) * (log_p(a) - log_p(b))).sum(-1).mean())
-
-    assert found.quantization.kl_mean == pytest.approx(kl(tables[0], tables[1]), rel=1e-4)
-    assert found.lowering.kl_mean == pytest.approx(kl(tables[1], tables[2]), rel=1e-4)
-    assert found.total.kl_mean == pytest.approx(kl(tables[0], tables[2]), rel=1e-4)
-    # The last token of a block predicts nothing that is known.
-    predicted = [(0, 1), (1, 2), (2, 3), (3, 4), (5, 2), (6, 1)]
-    for name, table in zip(("float", "quantized", "artifact"), tables, strict=True):
-        loss = -np.mean([log_p(table)[at, token] for at, token in predicted])
-        assert found.perplexity[name].tokens == 6
-        assert found.perplexity[name].value == pytest.approx(math.exp(loss), rel=1e-5)
-
-
-def test_prompts_are_spread_over_the_text():
-    blocks = [list(range(100 * i, 100 * i + 50)) for i in range(20)]
-    prompts = greedy_prompts(blocks, 8, 1024)
-    assert [prompt[0] for prompt in prompts] == [100 * i for i in range(0, 16, 2)]
-    assert all(len(prompt) == 16 for prompt in prompts)
-    assert all(len(prompt) == 4 for prompt in greedy_prompts(blocks, 8, 8))
-    assert len(greedy_prompts(blocks[:3], 8, 1024)) == 3
 
 
 def test_the_report_reads_back_as_json(tmp_path):
     divergence = Divergence(10, 0.1, 0.2, 0.3, 0.9, 0.8, 1.5, 0.5, 30.0)
+    three = DivergenceIntervals(Interval(0.05, 0.15), Interval(0.8, 1.0), Interval(0.7, 0.9))
+    intervals = Intervals(
+        level=0.95,
+        unit_blocks=1,
+        units=16,
+        resamples=4000,
+        perplexity={"float": Interval(9.0, 11.5)},
+        perplexity_ratio=Interval(1.05, 1.15),
+        quantization=three,
+        lowering=three,
+        total=three,
+    )
     evaluation = Evaluation(
         target="onnx",
         recipe="int4",
@@ -209,10 +33,13 @@ def test_the_report_reads_back_as_json(tmp_path):
         text="größe.txt",
         tokens=10,
         block=5,
+        text_tokens=40,
         perplexity={name: Perplexity(v, 8) for name, v in (("float", 10.0), ("artifact", 11.0))},
         quantization=divergence,
         lowering=divergence,
         total=divergence,
+        intervals=intervals,
+        not_finite=(),
         greedy_quantized=GreedyAgreement(8, 48, 40.5),
         greedy_float=GreedyAgreement(8, 48, 4.5),
         stored_weights_equal=True,
@@ -228,5 +55,8 @@ def test_the_report_reads_back_as_json(tmp_path):
     assert data["perplexity_ratio"] == pytest.approx(1.1)
     assert data["text"] == "größe.txt"
     assert data["lowering"]["kl_p99"] == 0.2
+    assert data["text_tokens"] == 40 and data["not_finite"] == []
+    assert data["intervals"]["perplexity_ratio"] == {"low": 1.05, "high": 1.15}
+    assert data["intervals"]["lowering"]["kl_mean"] == {"low": 0.05, "high": 0.15}
     assert data["greedy_quantized"]["same"] == 40.5
     assert data == json.loads(json.dumps(evaluation.to_json()))

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from edgeforge.errors import CheckpointError, UsageError
+from edgeforge.errors import CheckFailed, CheckpointError, UsageError
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
-from edgeforge.verification.verify import VerifyOptions, reopen, verify
+from edgeforge.verification.verify import VerifyOptions, reopen, verify, verify_together
 from exporters.manifest import Manifest
 from exporters.registry import find_target
 
@@ -31,7 +31,7 @@ def exported(tmp_path, **fields):
 
 def test_a_field_vouched_for_at_export_is_vouched_for_at_verify(tmp_path):
     out = exported(tmp_path, some_new_field=3)
-    assert Manifest.read(out).model["ignored_config"] == ["some_new_field"]
+    assert Manifest.read(out).model.ignored_config == ("some_new_field",)
     evaluation = verify(out, VerifyOptions(tokens=100, timed=False))
     assert evaluation.lowering.kl_mean < 1e-2
 
@@ -49,3 +49,81 @@ def test_a_checkpoint_that_moved_is_asked_for(tmp_path):
     with pytest.raises(CheckpointError, match="model"):
         reopen(Manifest.read(out), None)
     assert reopen(Manifest.read(out), str(tmp_path / "elsewhere")).spec.model_type == "llama"
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """One checkpoint by one recipe for two targets, and by another recipe."""
+    model = open_model(str(synthesise("tiny-llama", tmp_path / "model")))
+    options = ExportOptions(context=64)
+    folders = export(
+        model, [find_target("onnx"), find_target("coreml")], tmp_path / "both", options
+    )
+    folders += export(
+        model, [find_target("onnx")], tmp_path / "other", ExportOptions("int8", context=64)
+    )
+    return folders
+
+
+def test_artifacts_of_one_export_share_their_references(pair, monkeypatch):
+    from edgeforge.verification import verify as module
+
+    made = []
+    references = module._references
+    monkeypatch.setattr(
+        module, "_references", lambda m, *rest: made.append(m.recipe) or references(m, *rest)
+    )
+    options, stages = VerifyOptions(tokens=600, timed=False), []
+    onnx, coreml, other = verify_together(
+        [pair[0], pair[1], pair[2]], options, lambda stage, done, size: stages.append((stage, done))
+    )
+    assert made == ["int4", "int8"]
+    # In the order asked for, each with a report of its own.
+    assert [found.target for found in (onnx, coreml, other)] == ["onnx", "coreml", "onnx"]
+    for folder, found in zip(pair, (onnx, coreml, other), strict=True):
+        assert json.loads((folder / "report.json").read_text()) == json.loads(
+            json.dumps(found.to_json())
+        )
+    assert onnx.tokens == coreml.tokens == other.tokens == 600
+    assert onnx.quantization == coreml.quantization != other.quantization
+    assert onnx.perplexity["float"] == coreml.perplexity["float"] == other.perplexity["float"]
+    assert onnx.lowering != coreml.lowering
+    # As if each had been verified alone.
+    for folder, found in zip(pair, (onnx, coreml, other), strict=True):
+        alone = verify(folder, options)
+        assert alone.quantization == found.quantization
+        assert alone.lowering.kl_mean == pytest.approx(found.lowering.kl_mean, rel=0.05, abs=1e-9)
+        assert alone.greedy_float == found.greedy_float
+        assert alone.intervals.quantization == found.intervals.quantization
+    assert [stage for stage, done in stages if done == 0 and stage == "compare"] == ["compare"] * 2
+
+
+def test_a_large_models_artifacts_are_open_one_at_a_time(pair, monkeypatch):
+    from edgeforge.verification import each_session
+    from edgeforge.verification import verify as module
+
+    opened = []
+    real = each_session.open_sessions
+    monkeypatch.setattr(
+        each_session,
+        "open_sessions",
+        lambda artifacts, *rest: opened.append(len(artifacts)) or real(artifacts, *rest),
+    )
+    options = VerifyOptions(tokens=128, timed=False)
+    verify_together(pair[:2], options)
+    monkeypatch.setattr(module, "LARGE_MODEL", 1000)
+    verify_together(pair[:2], options)
+    assert opened == [2, 1, 1]
+
+
+def test_no_artifact_is_run_before_the_files_of_all_are_checked(pair):
+    file = pair[1] / "tokenizer.json"
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(CheckFailed, match=r"tokenizer\.json has"):
+        verify_together(pair, VerifyOptions(tokens=128, timed=False))
+    assert not any((folder / "report.json").exists() for folder in pair)
+
+
+def test_the_number_of_tokens_is_checked_where_no_command_line_did(tmp_path):
+    with pytest.raises(UsageError, match="1 is neither a number of tokens"):
+        verify(tmp_path, VerifyOptions(tokens=1))

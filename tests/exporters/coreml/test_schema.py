@@ -49,7 +49,7 @@ def is_repeated(field: Any) -> bool:
     return bool(field.label == field.LABEL_REPEATED)
 
 
-NAMES = [line.split()[0] for line in schema._MESSAGES.strip().splitlines()]
+NAMES = list(schema.messages())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "Empty"])

@@ -1,0 +1,105 @@
+"""Which tokens are looked at: spread over the text, the same ones each time."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeforge.errors import UsageError
+from edgeforge.model.model import DEMO_FOLDER, HELDOUT, open_model
+from edgeforge.tokenizer import Tokenizer, read_text, split_blocks
+from edgeforge.verification.sample import (
+    check_tokens,
+    choose_sample,
+    parse_tokens,
+    spread_blocks,
+)
+
+SPEC = SimpleNamespace(vocab_size=3072, bos=1, num_parameters=4_000_000)
+
+
+@pytest.fixture(scope="module")
+def heldout() -> list[int]:
+    tokenizer = Tokenizer(DEMO_FOLDER / "tokenizer.json", "demo")
+    return tokenizer.encode(read_text(HELDOUT), special=False)
+
+
+def chosen(tokens, spec=SPEC, context=1024):
+    return choose_sample(DEMO_FOLDER, spec, context, None, tokens, None)
+
+
+def test_the_default_is_8192_tokens_from_all_over_the_text(heldout):
+    spec = open_model("demo").spec
+    sample = chosen(None, spec)
+    assert sample.tokens == 8192 and set(map(len, sample.blocks)) == {512}
+    every = split_blocks(heldout, 512, spec.bos)
+    assert sample.available == sum(map(len, every))
+    assert all(block[0] == spec.bos for block in sample.blocks)
+    assert sample.blocks[0] == every[0]
+    assert sample.blocks[-1][1:] == heldout[-511:]
+    # What lies between two blocks is as long everywhere.
+    text = ",".join(map(str, heldout)) + ","
+    places = []
+    for block in sample.blocks:
+        before, found, _ = text.partition(",".join(map(str, block[1:])) + ",")
+        assert found
+        places.append(before.count(","))
+    steps = {after - at for at, after in itertools.pairwise(places)}
+    assert max(steps) - min(steps) <= 1 and min(steps) > 8000
+    assert chosen(8192, spec) == sample == chosen(None, spec)
+
+
+def test_all_is_every_token(heldout):
+    sample = chosen("all")
+    assert sample.blocks == split_blocks(heldout, 512, 1)
+    assert sample.tokens == sample.available
+    assert chosen(10**9) == sample
+
+
+def test_a_large_model_gets_less_from_all_over_the_text_too(heldout):
+    sample = chosen(None, SimpleNamespace(vocab_size=3072, bos=1, num_parameters=50_000_001))
+    assert sample.tokens == 2048 and len(sample.blocks) == 4
+    assert sample.blocks[-1][1:] == heldout[-511:]
+
+
+def test_a_short_context_has_shorter_blocks():
+    assert {len(block) for block in chosen(1024, context=128).blocks} == {128}
+
+
+@given(st.integers(2, 300), st.integers(2, 40), st.sampled_from([None, 999]), st.integers(2, 400))
+@settings(max_examples=200, deadline=None)
+def test_blocks_lie_apart_and_hold_what_was_asked_for(size, length, bos, count):
+    tokens = list(range(size))
+    available = sum(map(len, split_blocks(tokens, length, bos)))
+    if count >= available:
+        return
+    blocks = spread_blocks(tokens, length, bos, count)
+    found = sum(map(len, blocks))
+    # A rest of a single token is no block.
+    assert found == count or (found == count - 1 and count % length == 1)
+    head = [] if bos is None else [bos]
+    parts = [block[len(head) :] for block in blocks]
+    assert all(2 <= len(block) <= length and block[: len(head)] == head for block in blocks)
+    assert all(part == list(range(part[0], part[0] + len(part))) for part in parts)
+    assert all(a[-1] < b[0] for a, b in itertools.pairwise(parts))
+    gaps = [b[0] - a[-1] - 1 for a, b in itertools.pairwise(parts)]
+    if gaps:
+        assert (parts[0][0], parts[-1][-1]) == (0, size - 1)
+        assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("text", ["1", "0", "-5", "many", "", "8192.0", "8k", "All", "1e3", "²"])
+def test_what_is_no_number_of_tokens(text):
+    with pytest.raises(UsageError, match="is neither a number of tokens, 2 or more, nor 'all'"):
+        parse_tokens(text)
+
+
+def test_numbers_of_tokens():
+    assert [parse_tokens(text) for text in ("2", "8192", "all", None)] == [2, 8192, "all", None]
+    for bad in (1, -1, "some", True, 2.5):
+        with pytest.raises(UsageError, match="is neither a number"):
+            check_tokens(bad)
