@@ -125,8 +125,9 @@ def _verdict(result: Evaluation) -> tuple[str, str, list[str]]:
     # `verify` ends before it comes here when a weight differs.
     weights = "weights bit-exact"
     if result.not_finite:
-        models = _joined([name.upper() for name in result.not_finite])
-        return "NOT FINITE", _BAD, [f"{models} gave NaN or infinite logits", weights]
+        # The first of FLOAT, QUANTIZED and ARTIFACT is where it begins.
+        model = result.not_finite[0].upper()
+        return "NOT FINITE", _BAD, [f"{model} gave NaN or infinite logits", weights]
     runtime = result.runtime.split(" (")[0].split(" ")[0]
     ran = "ran in an interpreter" if result.limits else f"ran in {runtime}"
     return "SOUND", _GOOD, [weights, ran, f"perplexity x {result.perplexity_ratio:.3f}"]
@@ -306,10 +307,6 @@ def short(value: float) -> str:
         return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
     digits, power = f"{value:.2e}".split("e")
     return f"{digits}e{int(power)}"
-
-
-def _joined(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _console() -> Console:

@@ -220,7 +220,7 @@ def test_verify_prints_one_table_for_several_artifacts(edgeforge, artifact, chec
     shown = edgeforge("verify", tmp_path / "all", *VERIFY, "--full")
     assert shown.code == 0 and shown.err == ""
     assert shown.out.count("Accuracy") == shown.out.count("Cost on this machine") == 1
-    heading = next(line for line in shown.out.splitlines() if line.count("onnx") == 2)
+    heading = next(line for line in shown.out.splitlines() if "int4" in line and "fp16" in line)
     assert heading.index("onnx int4") < heading.index("onnx fp16")
     data = edgeforge("verify", tmp_path / "all" / "a-int4", fp16, *VERIFY, "--json")
     assert data.code == 0 and data.err == ""

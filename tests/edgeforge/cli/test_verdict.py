@@ -181,8 +181,12 @@ def test_what_is_not_finite_is_the_verdict():
     )
     assert any(line.endswith(" inf") for line in lines)
     assert not any("[nan" in line for line in lines)
-    everything = replace(bad, not_finite=("float", "quantized", "artifact"))
-    assert "NOT FINITE  FLOAT, QUANTIZED and ARTIFACT gave NaN" in plain(everything)[0]
+    for where in ("float", "quantized"):
+        first = replace(bad, target="executorch", not_finite=(where, "artifact"))
+        assert plain(first)[0] == (
+            f"executorch  NOT FINITE  {where.upper()} gave NaN or infinite logits; "
+            "weights bit-exact"
+        )
 
 
 def test_what_is_not_known_is_not_printed():
