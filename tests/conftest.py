@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Fixtures of a conftest.py that export a model, and the one that runs a command line.
-WRITERS = frozenset({"artifact", "build", "edgeforge", "sound_artifact"})
+# Fixtures that export a model, and the one that runs a command line.
+WRITERS = frozenset({"artifact", "artifacts", "build", "edgeforge", "sound_artifact"})
 # Files whose tests start command lines by themselves.
 STARTERS = ("tests/examples/test_scripts.py",)
 # Folders whose tests take long, which begin first: what is short fills the end evenly.
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _imports_export(item: pytest.Item) -> bool:
     pipeline = sys.modules.get("edgeforge.pipeline")
-    exporting = (sys.modules.get("edgeforge.api"), getattr(pipeline, "export", None))
+    exporting = (sys.modules.get("edgeforge.api"), pipeline, getattr(pipeline, "export", None))
     module = getattr(item, "module", None)
     imported = vars(module).values() if module is not None else ()
     return any(value is not None and any(value is e for e in exporting) for value in imported)

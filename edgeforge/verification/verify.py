@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgeforge.reference.walk import ReferenceRunner
     from edgeforge.verification.evaluation import Evaluation
 
-_GREEDY_PROMPTS = 8
+GREEDY_PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _evaluate(
     from edgeforge.verification.greedy import greedy_agreement, greedy_prompts
 
     sample, context = group.sample, group.artifacts[0].manifest.context
-    reference, quantized = _references(group.artifacts[0].manifest, group.model, progress)
+    reference, quantized = references(group.artifacts[0].manifest, group.model, progress)
     opening = open_sessions(
         [(artifact.folder, artifact.manifest) for artifact in group.artifacts],
         options.threads,
@@ -208,7 +208,7 @@ def _evaluate(
             lambda done, size: progress("compare", done, size),
         )
         agreements = greedy_agreement(
-            greedy_prompts(sample.blocks, _GREEDY_PROMPTS, context),
+            greedy_prompts(sample.blocks, GREEDY_PROMPTS, context),
             sessions,
             [quantized, reference],
             lambda done, size: progress("generate", done, size),
@@ -290,7 +290,7 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
     return model
 
 
-def _references(
+def references(
     manifest: Manifest, model: Model, progress: Progress
 ) -> tuple[ReferenceRunner, ReferenceRunner]:
     """FLOAT from the checkpoint and QUANTIZED from the store, which may be of rotated weights."""

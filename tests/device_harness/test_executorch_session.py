@@ -6,8 +6,6 @@ import importlib.metadata
 import os
 import shutil
 import signal
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,17 +42,6 @@ def session(pte):
     with open_session(pte, Manifest.read(pte), 1) as opened:
         assert isinstance(opened, ExecutorchSession)
         yield opened
-
-
-def workers() -> set[int]:
-    """The processes that sessions of this process have started, by number."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
-            ours = f"PPid:\t{os.getpid()}\n" in (process / "status").read_text()
-            if ours and b"executorch_worker" in (process / "cmdline").read_bytes():
-                found.add(int(process.name))
-    return found
 
 
 def test_what_it_says_of_itself(session):
@@ -143,7 +130,7 @@ def test_tokens_of_any_stride(session):
     assert (session.extend(TOKENS[:20:2]) == wanted).all()
 
 
-def test_threads_are_as_asked(pte):
+def test_threads_are_as_asked(pte, workers):
     for threads in (1, 3):
         others = workers()
         with ExecutorchSession(pte, 160, threads) as session:
@@ -156,7 +143,7 @@ def test_threads_are_as_asked(pte):
     assert with_pool == alone + 2
 
 
-def test_a_runtime_that_dies_is_named_with_what_it_did(pte):
+def test_a_runtime_that_dies_is_named_with_what_it_did(pte, workers):
     others = workers()
     with ExecutorchSession(pte, 160, 1) as session:
         session.extend(TOKENS[:4])

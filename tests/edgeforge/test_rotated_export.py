@@ -33,7 +33,7 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEFORGE_CACHE", str(folder))
-        patch.setattr("edgeforge.verification.verify._GREEDY_PROMPTS", 1)
+        patch.setattr("edgeforge.verification.verify.GREEDY_PROMPTS", 1)
         yield folder
 
 

@@ -41,19 +41,23 @@ class ForkedWorker:
             daemon=True,
         )
         self._process.start()
+        self._code: int | None = None
         theirs.close()
         self.pid = self._process.pid
         self.stdin, self.stdout = ours.makefile("wb"), ours.makefile("rb")
         ours.close()  # the files keep it open
 
     def kill(self) -> None:
-        self._process.kill()
+        if self._code is None:
+            self._process.kill()
 
     def wait(self) -> int:
-        self._process.join()
-        code = self._process.exitcode
-        assert code is not None
-        return code
+        if self._code is None:
+            self._process.join()
+            self._code = self._process.exitcode
+            self._process.close()
+        assert self._code is not None
+        return self._code
 
 
 class _Passed:
