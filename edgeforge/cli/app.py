@@ -232,7 +232,7 @@ def coreml_run(
     compare: option.Compare = None,
     tolerance: option.Tolerance = None,
     max_iterations: option.MaxIterations = None,
-    threads: option.Threads = None,
+    threads: option.InterpreterThreads = None,
     json: option.Json = False,
 ) -> None:
     """Describe a Core ML package, or run it without Core ML and compare its outputs."""
