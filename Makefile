@@ -44,10 +44,10 @@ demo: $(RUN)  ## Export the demo model at int4, verify it, print the table.
 	$(BIN)/edgeforge run $(DEMO_OUT)/executorch --prompt "The function returns" --max-tokens 48
 
 check: $(DEV)  ## Run the units and contracts: no test that writes or runs whole artifacts.
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not artifact"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not artifact"
 
 test: $(DEV)  ## Run the whole suite.
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 lint: $(DEV)  ## ruff, mypy and the order of the floors.
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import tempfile
 import weakref
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -62,13 +63,7 @@ class ExecutorchSession(HostSession):
         except ExportError as error:
             raise DeviceError(str(error)) from error
         weights = str(external.file) if external else ""
-        command = [sys.executable, "-m", "device_harness.executorch_worker"]
-        self._worker = subprocess.Popen(
-            [*command, str(self._file), weights, str(self._threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-        )
+        self._worker = start_worker(str(self._file), weights, self._threads, self._said)
         # When a session is garbage-collected without `close`, this ends its process.
         self._ending = weakref.finalize(self, _end, self._worker)
         answer = self._read_answer(f"loading {self._file}")
@@ -196,6 +191,23 @@ class ExecutorchSession(HostSession):
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         kept = [line for line in lines if "cpuinfo" not in line]
         return f": {kept[-1].strip()[:300]}" if kept else ""
+
+
+def start_worker(file: str, weights: str, threads: int, said: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Starts a process that serves a program, as `device_harness.executorch_worker` describes.
+
+    Args:
+        file: the .pte.
+        weights: the .ptd; empty for none.
+        threads: for the runtime.
+        said: takes what the runtime prints.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "device_harness.executorch_worker", file, weights, str(threads)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=said,
+    )
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:

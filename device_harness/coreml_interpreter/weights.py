@@ -49,6 +49,9 @@ class Weight(ABC):
     Args:
         shape: ``[rows, ...]``.
         budget: the budget that all weights of a package share.
+
+    Attributes:
+        blocks: the packed integers as the compiled kernels take them; None where they do not.
     """
 
     def __init__(self, shape: tuple[int, ...], budget: Budget) -> None:
@@ -56,7 +59,7 @@ class Weight(ABC):
         self._budget = budget
         self._kept: Tensor | None = None
         self._refused = False
-        self._blocks: Blocks | None = None
+        self.blocks: Blocks | None = None
 
     @abstractmethod
     def make(self, start: int, stop: int) -> Tensor:
@@ -90,8 +93,8 @@ class Weight(ABC):
         """``x @ self.T + bias`` for ``x [..., columns]``: float32 ``[..., rows]``."""
         rows, columns = self.shape
         flat = x.reshape(-1, columns)
-        if self._kept is None and self._blocks and len(flat) <= _FEW_ROWS and self._large:
-            product = self._blocks.product(flat).reshape(*x.shape[:-1], rows)
+        if self._kept is None and self.blocks and len(flat) <= _FEW_ROWS and self._large:
+            product = self.blocks.product(flat).reshape(*x.shape[:-1], rows)
             return product if bias is None else product + bias
         if self._kept is None and 4 * rows * columns <= self._budget.left:
             self.tensor()
@@ -199,12 +202,12 @@ class BlockWeight(Weight):
         super().__init__(data.shape, budget)
         self._data, self._scale, self._offset, self._half = data, scale, offset, half
         self._block = data.shape[0] // scale.shape[0]
-        self._blocks = _blocks_of(data, scale, offset, half)
+        self.blocks = _blocks_of(data, scale, offset, half)
 
     def make(self, start: int, stop: int) -> Tensor:
         """Rows from ``start`` to ``stop``."""
-        if self._blocks:
-            return self._blocks.dequantize(start, stop).reshape(stop - start, *self.shape[1:])
+        if self.blocks:
+            return self.blocks.dequantize(start, stop).reshape(stop - start, *self.shape[1:])
         values = code_rows(self._data, start, stop).to(torch.float32)
         scale = self._of_rows(self._scale, start, stop)
         offset = None if self._offset is None else self._of_rows(self._offset, start, stop)
@@ -235,12 +238,12 @@ class LookupWeight(Weight):
         self._indices = indices
         self._tables = round_to_half(tables) if half else tables
         self._block = indices.shape[0] // tables.shape[0]
-        self._blocks = _tables_of(indices, self._tables)
+        self.blocks = _tables_of(indices, self._tables)
 
     def make(self, start: int, stop: int) -> Tensor:
         """Rows from ``start`` to ``stop``."""
-        if self._blocks:
-            return self._blocks.dequantize(start, stop).reshape(stop - start, *self.shape[1:])
+        if self.blocks:
+            return self.blocks.dequantize(start, stop).reshape(stop - start, *self.shape[1:])
         codes = code_rows(self._indices, start, stop)
         first = start // self._block
         tables = self._tables[first : (stop - 1) // self._block + 1]

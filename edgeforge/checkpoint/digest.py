@@ -124,7 +124,7 @@ def _digest_file(path: Path, counter: _Counter) -> tuple[int, str]:
     if known is not None:
         counter.add(before.st_size)
         return before.st_size, known
-    found = _hash(path, before.st_size, counter)
+    found = hash_file(path, before.st_size, counter)
     if _identity(path, _stat(path)) != identity:
         raise CheckpointError(
             f"{path} changed while it was read: wait until the program that writes it is done"
@@ -133,8 +133,12 @@ def _digest_file(path: Path, counter: _Counter) -> tuple[int, str]:
     return before.st_size, found
 
 
-def _hash(path: Path, size: int, counter: _Counter) -> str:
-    """Hash the first ``size`` bytes only: a file that grows meanwhile might never end."""
+def hash_file(path: Path, size: int, counter: _Counter) -> str:
+    """SHA-256 of the first ``size`` bytes, so that a file that grows meanwhile still has an end.
+
+    Raises:
+        CheckpointError: The file cannot be read, or another thread failed meanwhile.
+    """
     state = hashlib.sha256()
     block = memoryview(bytearray(BLOCK_BYTES))
     try:

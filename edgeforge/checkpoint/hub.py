@@ -119,12 +119,15 @@ def _snapshot(hub_id: str, revision: str | None, patterns: Sequence[str]) -> Pat
     import huggingface_hub
     from huggingface_hub import errors
 
+    # Older versions have no such error: they return the folder as it is, which `_missing_weights`
+    # looks through.
+    incomplete = getattr(errors, "IncompleteSnapshotError", ())
     title = _title(hub_id, revision)
     try:
         folder = huggingface_hub.snapshot_download(
             hub_id, revision=revision, allow_patterns=list(patterns)
         )
-    except errors.IncompleteSnapshotError as error:
+    except incomplete as error:
         names = re.search(r"missing \((.*?)\)\.", str(error))
         raise _incomplete(
             hub_id, revision, Path(error.snapshot_path), names[1] if names else "some files"

@@ -263,6 +263,10 @@ Tolerance = Annotated[
         "code is 1 if an output differs by more.",
     ),
 ]
+InterpreterThreads = Annotated[
+    int | None,
+    typer.Option(min=1, max=256, help="Number of threads; by default PyTorch's own number."),
+]
 MaxIterations = Annotated[
     int | None,
     typer.Option(min=1, help="Largest number of iterations of one loop; by default 100000."),

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from edgeforge.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 def size_text(size: int) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _READABLE = ("bfloat16", "float16", "float32")
 
 # Elements that `_check_head` compares at a time.
-_COMPARED_WEIGHTS = 1 << 22
+COMPARED_WEIGHTS = 1 << 22
 
 
 class CheckpointWeights:
@@ -165,7 +165,7 @@ def _check_head(checkpoint: Checkpoint, spec: ModelSpec) -> None:
         return
     (embedding,) = spec.weights[EMBEDDING].pieces
     rows, columns = embedding.shape
-    step = max(1, _COMPARED_WEIGHTS // columns)
+    step = max(1, COMPARED_WEIGHTS // columns)
     head, stored = checkpoint.tensors[HEAD], checkpoint.tensors[embedding.tensor]
     same = (head.shape, head.dtype) == (stored.shape, stored.dtype) and all(
         checkpoint.read_rows(HEAD, at, min(at + step, rows)).tobytes()

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgeforge.errors import UsageError
 from quant.formats.activations import NONE
 from quant.plans.algorithms import IMPORTED
 from quant.plans.plan import Assignment, QuantPlan
-
-if TYPE_CHECKING:
-    pass
 
 
 def write_plan(

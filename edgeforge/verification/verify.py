@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgeforge.reference.walk import ReferenceRunner
     from edgeforge.verification.evaluation import Evaluation
 
-_GREEDY_PROMPTS = 8
+GREEDY_PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _evaluate(
     )
     with opening as sessions:
         with starting(sessions):
-            reference, quantized = _references(group.artifacts[0].manifest, group.model, progress)
+            reference, quantized = references(group.artifacts[0].manifest, group.model, progress)
         comparisons = compare(
             sample.blocks,
             reference,
@@ -209,7 +209,7 @@ def _evaluate(
             lambda done, size: progress("compare", done, size),
         )
         agreements = greedy_agreement(
-            greedy_prompts(sample.blocks, _GREEDY_PROMPTS, context),
+            greedy_prompts(sample.blocks, GREEDY_PROMPTS, context),
             sessions,
             [quantized, reference],
             lambda done, size: progress("generate", done, size),
@@ -291,7 +291,7 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
     return model
 
 
-def _references(
+def references(
     manifest: Manifest, model: Model, progress: Progress
 ) -> tuple[ReferenceRunner, ReferenceRunner]:
     """FLOAT from the checkpoint and QUANTIZED from the store, which may be of rotated weights."""

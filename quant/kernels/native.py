@@ -316,12 +316,13 @@ def _round_columns(
 
 
 def _loaded() -> ctypes.CDLL:
-    library = _library()
-    if library is None:
+    if not available():
         raise QuantizationError(
             "the compiled kernels were not built: install EdgeForge again where a C compiler is "
             "available, or use the torch backend"
         )
+    library = _library()
+    assert library is not None, "available() says so"
     return library
 
 

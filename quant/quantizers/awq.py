@@ -25,7 +25,7 @@ from quant.quantizers.scale_search import rescaled_rounding, search_scales
 
 EXPONENTS: Final = 20
 # Multiplications that one try of the search may take: of a wide matrix it samples fewer rows.
-_SEARCH_PRODUCTS: Final = 1 << 33
+SEARCH_PRODUCTS: Final = 1 << 33
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Awq:
             float32 ``[cols]``, all ones where no exponent is better than 0.
         """
         rows, cols = weight.shape
-        wanted = max(64, _SEARCH_PRODUCTS // cols**2)
+        wanted = max(64, SEARCH_PRODUCTS // cols**2)
         sample = weight[:: max(1, rows // wanted)].contiguous()
         magnitude = _tied_magnitude(inputs.moment, ties)
         wide = inputs.moment.float()

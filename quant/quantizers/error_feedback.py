@@ -24,10 +24,10 @@ import torch
 from quant.errors import QuantizationError
 
 # Above this width a float64 factor takes too much time and memory: float32 is tried first.
-_WIDEST_DOUBLE: Final = 4096
+WIDEST_DOUBLE: Final = 4096
 _LARGEST_DAMPING: Final = 100.0
 # A matrix is reordered about so many elements at a time, so that they stay in a core's cache.
-_TOGETHER: Final = 1 << 16
+TOGETHER: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def error_feedback(
     order = torch.argsort(diagonal, descending=True, stable=True) if by_activation else None
     # R R^T with R upper triangular is a Cholesky factorisation from the last column to the first.
     backwards = (torch.arange(size) if order is None else order).flip(0)
-    dtypes = [torch.float64] if size <= _WIDEST_DOUBLE else [torch.float32, torch.float64]
+    dtypes = [torch.float64] if size <= WIDEST_DOUBLE else [torch.float32, torch.float64]
     while True:
         damped = (diagonal + damping * mean)[backwards]
         for dtype in dtypes:
@@ -142,7 +142,7 @@ def _factor(
     Returns None where there is no factor in the given dtype.
     """
     held = torch.empty(moment.shape, dtype=dtype)
-    step = max(1, _TOGETHER // len(moment))
+    step = max(1, TOGETHER // len(moment))
     for start in range(0, len(moment), step):
         stop = start + step
         held[start:stop] = moment[order[start:stop]][:, order]
@@ -164,7 +164,7 @@ def _room(moment: torch.Tensor) -> torch.Tensor:
 def _turn_around(matrix: torch.Tensor) -> None:
     """Reverses rows and columns in place."""
     size = len(matrix)
-    step = max(1, _TOGETHER // size)
+    step = max(1, TOGETHER // size)
     for start in range(0, size // 2, step):
         stop = min(start + step, size // 2)
         first, last = matrix[start:stop], matrix[size - stop : size - start]

@@ -29,9 +29,9 @@ from quant.quantizers.kmeans_weighted import weighted_tables
 from quant.quantizers.rtn import QuantizedRows
 
 # Columns in a block: one matrix product adds the errors of all earlier blocks to the whole block.
-_BLOCK: Final = 128
+BLOCK_COLUMNS: Final = 128
 # Rows in a chunk; fixed, so that the result does not depend on the number of threads.
-_ROWS: Final = 512
+ROWS_AT_ONCE: Final = 512
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Gptq:
         feedback = self._feedback(moment, cols, label)
 
         def quantize(start: int) -> QuantizedRows:
-            some = weight[start : start + _ROWS]
+            some = weight[start : start + ROWS_AT_ONCE]
             grid = IntegerGrid(
                 fmt, len(some), cols, name=label, first_row=start, signed=self.signed
             )
@@ -89,7 +89,7 @@ class Gptq:
                 pack_codes(carried.codes, fmt), *grid.parts(), *carried.squared_sums
             )
 
-        return QuantizedRows.joined(run_all(quantize, range(0, rows, _ROWS), threads))
+        return QuantizedRows.joined(run_all(quantize, range(0, rows, ROWS_AT_ONCE), threads))
 
     def palettize_matrix(
         self,
@@ -108,7 +108,7 @@ class Gptq:
         lut = weighted_tables(weight, fmt, feedback.importance(), name=label, threads=threads)
         tables = lut.float()
         group = fmt.rows_per_group or rows
-        step = max(1, _ROWS // group) * group if group < rows else _ROWS
+        step = max(1, ROWS_AT_ONCE // group) * group if group < rows else ROWS_AT_ONCE
 
         def palettize(start: int) -> PalettizedRows:
             some = weight[start : start + step]
@@ -155,7 +155,7 @@ def _carry_errors(weight: torch.Tensor, feedback: Feedback, grid: Grid) -> _Carr
     codes = torch.empty(cols, rows, dtype=torch.uint8)
     errors = torch.empty(cols, rows)
     # Groups that are fitted in turn need up-to-date weights, so a block holds whole groups.
-    block = size * max(1, _BLOCK // size) if fits_in_turn else _BLOCK
+    block = size * max(1, BLOCK_COLUMNS // size) if fits_in_turn else BLOCK_COLUMNS
     for start in range(0, cols, block):
         stop = min(start + block, cols)
         known = feedback.shares[start:stop, :start]

@@ -10,7 +10,7 @@ import torch
 from quant.errors import QuantizationError
 
 # Columns in a panel of products. The matrix is symmetric, so panels below the diagonal are skipped.
-_PANEL: Final = 1024
+PANEL: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class SecondMoment:
 
     def add(self, x: torch.Tensor) -> None:
         """Adds the inputs of some tokens, ``float32[tokens, columns]``."""
-        for start in range(0, self.columns, _PANEL):
-            stop = min(start + _PANEL, self.columns)
+        for start in range(0, self.columns, PANEL):
+            stop = min(start + PANEL, self.columns)
             self._upper[:stop, start:stop] += x[:, :stop].t() @ x[:, start:stop]
         for reach in (x.amax(0), -x.amin(0)):  # x.abs() would copy the inputs
             self._largest = torch.maximum(self._largest, reach)
@@ -74,7 +74,7 @@ class SecondMoment:
         """
         whole, self._upper = self._upper, torch.empty(0)
         whole /= max(1, self.tokens)
-        for start in range(0, self.columns, _PANEL):
-            stop = min(start + _PANEL, self.columns)
+        for start in range(0, self.columns, PANEL):
+            stop = min(start + PANEL, self.columns)
             whole[start:stop, :start] = whole[:start, start:stop].t()
         return whole

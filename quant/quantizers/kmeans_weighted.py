@@ -21,7 +21,7 @@ from quant.quantizers.input_statistics import check_moment
 from quant.quantizers.kmeans import KMeans, PalettizedRows
 
 _KMEANS: Final = KMeans()
-_CHUNK_WEIGHTS: Final = 1 << 20
+CHUNK_WEIGHTS: Final = 1 << 20
 
 
 class WeightedKMeans:
@@ -117,4 +117,4 @@ def weighted_tables(
 def _step(weight: torch.Tensor, fmt: PaletteFormat) -> int:
     """Returns the number of rows that are palettized together, a multiple of a table's rows."""
     group = fmt.rows_per_group or 1
-    return group * max(1, _CHUNK_WEIGHTS // (weight.shape[1] * group))
+    return group * max(1, CHUNK_WEIGHTS // (weight.shape[1] * group))

@@ -17,7 +17,7 @@ from quant.quantizers.rtn import RTN, QuantizedRows
 _RATIOS: Final = tuple(0.70 + 0.03 * step for step in range(16))
 
 
-_CHUNK_WEIGHTS: Final = 1 << 20
+CHUNK_WEIGHTS: Final = 1 << 20
 
 
 def rescaled_rounding(
@@ -61,7 +61,7 @@ def search_scales(
         QuantizationError: the format cannot hold the weight; the message names weight and row.
     """
     rows, cols = weight.shape
-    step = max(1, _CHUNK_WEIGHTS // cols)
+    step = max(1, CHUNK_WEIGHTS // cols)
     parts = run_all(
         lambda at: _search_rows(weight[at : at + step], cost, fmt, name, at),
         range(0, rows, step),

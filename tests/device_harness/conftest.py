@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,22 @@ from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
 from exporters.registry import find_target
+
+
+@pytest.fixture(scope="session")
+def workers() -> Callable[[], set[int]]:
+    """Tells which processes of ExecuTorch this one has started and not yet ended, by number."""
+
+    def workers() -> set[int]:
+        found = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                ours = f"PPid:\t{os.getpid()}\n" in (process / "status").read_text()
+                if ours and b"executorch_worker" in (process / "cmdline").read_bytes():
+                    found.add(int(process.name))
+        return found
+
+    return workers
 
 
 @pytest.fixture(scope="session")

@@ -130,21 +130,25 @@ def test_tokens_of_any_stride(session):
     assert (session.extend(TOKENS[:20:2]) == wanted).all()
 
 
-def test_threads_are_as_asked(pte):
+def test_threads_are_as_asked(pte, workers):
     for threads in (1, 3):
+        others = workers()
         with ExecutorchSession(pte, 160, threads) as session:
             assert f"{threads} threads" in session.runtime
             session.load()
-            with_pool = len(os.listdir(f"/proc/{session._worker.pid}/task"))
+            (worker,) = workers() - others
+            with_pool = len(os.listdir(f"/proc/{worker}/task"))
         if threads == 1:
             alone = with_pool
     assert with_pool == alone + 2
 
 
-def test_a_runtime_that_dies_is_named_with_what_it_did(pte):
+def test_a_runtime_that_dies_is_named_with_what_it_did(pte, workers):
+    others = workers()
     with ExecutorchSession(pte, 160, 1) as session:
         session.extend(TOKENS[:4])
-        os.kill(session._worker.pid, signal.SIGABRT)
+        (worker,) = workers() - others
+        os.kill(worker, signal.SIGABRT)
         with pytest.raises(DeviceError) as caught:
             session.extend(TOKENS[4:7])
         words = "ExecuTorch ended its process (SIGABRT) in forward with 3 tokens at position 4"
@@ -154,12 +158,13 @@ def test_a_runtime_that_dies_is_named_with_what_it_did(pte):
         assert session.extend(TOKENS[:4]).shape == (512,)
 
 
-def test_an_abort_of_the_runtime_itself(pte, monkeypatch):
-    with ExecutorchSession(pte, 160, 1) as session:
-        session.load()
-        # More tokens than the caches hold: past this project's own refusal, the kernel ends.
+def test_an_abort_of_the_runtime_itself(pte):
+    # The session is told of a larger context than the caches hold: it refuses nothing, and the
+    # kernel ends.
+    with ExecutorchSession(pte, 400, 1) as session:
+        session.extend(TOKENS[:100])
         with pytest.raises(DeviceError, match=r"ExecuTorch (ended its process|failed)") as caught:
-            session._ask("forward", TOKENS[:100], 100)
+            session.extend(TOKENS[:100])
     assert "forward with 100 tokens at position 100" in str(caught.value)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,13 +40,6 @@ def folder(request, artifacts) -> Path:
 
 def opened(folder: Path, **options: str) -> Session:
     return open_session(folder, Manifest.read(folder), 1, options)
-
-
-def worker_of(session: Session) -> subprocess.Popen[bytes]:
-    session.extend(TOKENS)
-    worker = session._worker
-    assert worker.poll() is None
-    return worker
 
 
 def is_running(process: int) -> bool:
@@ -123,15 +115,19 @@ def test_loaded_by_the_public_function_it_needs_no_with(folder):
         assert (again.extend(TOKENS) == alone).all()
 
 
-def test_executorchs_process_is_gone_once_it_is_closed(artifacts):
+def test_executorchs_process_is_gone_once_it_is_closed(artifacts, workers):
+    others = workers()
     with opened(artifacts["executorch"]) as session:
-        worker = worker_of(session)
-    assert worker.returncode is not None and not is_running(worker.pid)
+        session.extend(TOKENS)
+        (process,) = workers() - others
+    assert not is_running(process)
 
 
-def test_executorchs_process_goes_with_a_session_that_is_dropped(artifacts):
+def test_executorchs_process_goes_with_a_session_that_is_dropped(artifacts, workers):
+    others = workers()
     session = opened(artifacts["executorch"])
-    process = worker_of(session).pid
+    session.extend(TOKENS)
+    (process,) = workers() - others
     del session
     gc.collect()
     assert not is_running(process)

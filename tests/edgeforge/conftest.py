@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from edgeforge.cli import app as cli
+from edgeforge.cli import entry as cli
 
 _ORACLES = Path(__file__).parent.parent / "oracles"
 

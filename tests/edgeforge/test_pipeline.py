@@ -13,6 +13,7 @@ import pytest
 import quant.store.fill
 from edgeforge.errors import UsageError
 from edgeforge.export_options import ExportOptions
+from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.model.model import Model, open_model
 from edgeforge.pipeline import DEFAULT_CONTEXT, choose_context, export
 from edgeforge.synth.synthesise import synthesise
@@ -162,7 +163,7 @@ def test_a_failing_target_leaves_nothing(model, tmp_path, error):
 def test_failing_to_quantize_leaves_neither_store_nor_artifact(
     model, tmp_path, cache, monkeypatch, error
 ):
-    real = quant.store.fill._store_chunk
+    real = CheckpointWeights.read_rows
     count = 0
 
     def failing(*arguments):
@@ -172,7 +173,7 @@ def test_failing_to_quantize_leaves_neither_store_nor_artifact(
             raise error("midway")
         return real(*arguments)
 
-    monkeypatch.setattr(quant.store.fill, "_store_chunk", failing)
+    monkeypatch.setattr(CheckpointWeights, "read_rows", failing)
     with pytest.raises(error, match="midway"):
         export(model, [OnnxTarget()], tmp_path / "out", SHORT)
     assert not (tmp_path / "out").exists()

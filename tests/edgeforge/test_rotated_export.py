@@ -11,7 +11,7 @@ import pytest
 
 import edgeforge.calibration.fill
 from edgeforge.calibration.text import CalibrationOptions
-from edgeforge.cli import app as cli
+from edgeforge.cli import entry as cli
 from edgeforge.errors import UsageError
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
@@ -33,7 +33,7 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEFORGE_CACHE", str(folder))
-        patch.setattr("edgeforge.verification.verify._GREEDY_PROMPTS", 1)
+        patch.setattr("edgeforge.verification.verify.GREEDY_PROMPTS", 1)
         yield folder
 
 
@@ -79,7 +79,7 @@ def test_the_manifest_says_what_was_rotated_and_what_it_costs(artifacts):
     )
     matrix = manifest.weights["model.norm_matrix.weight"]
     assert (matrix.format, matrix.shape, matrix.algorithm) == ("fp16", (256, 256), "cast")
-    parameters = plain.model.summary["num_parameters"]
+    parameters = plain.model["num_parameters"]
     assert manifest.model.summary["num_parameters"] == parameters
     added = (manifest.bits_per_weight - plain.bits_per_weight) * parameters / 8
     assert added == pytest.approx(131072)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from device_harness import executorch_session
 from edgeforge.export_options import ExportOptions
+from edgeforge.model import trace
 from edgeforge.model.model import Model, open_model
-from edgeforge.model.trace import trace
 from edgeforge.pipeline import export
 from edgeforge.reference.walk import ReferenceRunner, store_reader
 from edgeforge.synth.shapes import tensor_shapes
@@ -27,6 +28,7 @@ from quant.plans.recipes import find_recipe
 from quant.program.program import Program
 from quant.program.rewrite import quantize_program
 from quant.store.store import WeightStore
+from tests.exporters.executorch.forked_worker import ForkedWorker
 
 Config = dict[str, object]
 
@@ -148,6 +150,18 @@ CASES: dict[str, Config] = {
     "openelm-no-qk-norm": openelm([2, 4], [1, 2], normalize_qk_projections=False),
 }
 
+# Six of them that still take every way through the lowerings. What the others add is another number
+# (a window's or a head's width, a count of heads, the entries of the rotary tables), and the one
+# test of every target that runs all cases shows it.
+DISTINCT = (
+    "llama-3-rope",  # q, k and v of one product, rotated in the attention; scaled rope; tied
+    "llama-head-24-3-1",  # rotated before the attention, whose widths are too narrow; one kv head
+    "mistral-window-7",  # a window, and two query heads for each kv head
+    "phi3-half-rotary",  # half of a head rotated, in the attention; fused gate and up; untied
+    "phi3-half-rotary-head-40",  # part of a head rotated, before the attention
+    "openelm-uneven",  # other counts of heads in every layer, and norms of q and k
+)
+
 
 def write_checkpoint(folder: Path, config: Config, seed: int = 0) -> Path:
     """A Hugging Face folder of random float32 weights, skewed so that asymmetry shows."""
@@ -207,6 +221,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Sessions' processes are forked from one that has the runtime, in place of started anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executorch_session, "start_worker", ForkedWorker)
+        yield
+
+
 Build = Callable[..., Exported]
 
 
@@ -254,7 +276,7 @@ def build(
             store = quantize(
                 weights, model.checkpoint.digest(), plan, 2, lambda stage, done, size: None
             )
-            traced = trace(model.spec, context)
+            traced = trace.trace(model.spec, context)
             program = quantize_program(traced, plan)
             made[key] = Exported(out, Manifest.read(out), model, traced, program, store)
         return made[key]
@@ -285,10 +307,22 @@ def case(request: pytest.FixtureRequest) -> Config:
     return CASES[request.param]
 
 
+@pytest.fixture(scope="session", params=DISTINCT)
+def distinct_case(request: pytest.FixtureRequest) -> Config:
+    """A case of each way through the lowerings."""
+    return CASES[request.param]
+
+
 @pytest.fixture
 def exported(case: Config, build: Build) -> Exported:
     """Every case as float32: the artifact must equal FLOAT."""
     return build(case)
+
+
+@pytest.fixture
+def exported_distinct(distinct_case: Config, build: Build) -> Exported:
+    """As `exported`, of six cases."""
+    return build(distinct_case)
 
 
 @pytest.fixture(scope="session")

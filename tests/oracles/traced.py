@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import fx
 
+from edgeforge.model import trace
 from edgeforge.model.model import Model, open_model
-from edgeforge.model.trace import trace
 from edgeforge.reference.walk import ReferenceRunner, WeightReader
 from quant.program.dialect import check_float
 from quant.program.program import Program
@@ -67,14 +67,14 @@ class ReferenceSession:
 
 
 def session(opened: Model, context: int) -> ReferenceSession:
-    program = trace(opened.spec, context)
+    program = trace.trace(opened.spec, context)
     check_float(program)
     return ReferenceSession(program, reader(opened))
 
 
 def runner(opened: Model, context: int) -> ReferenceRunner:
     return ReferenceRunner(
-        trace(opened.spec, context), reader(opened), rows=opened.weights.float_rows
+        trace.trace(opened.spec, context), reader(opened), rows=opened.weights.float_rows
     )
 
 

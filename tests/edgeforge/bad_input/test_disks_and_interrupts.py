@@ -103,7 +103,7 @@ def test_an_interrupt_halfway_leaves_nothing(large, tmp_path, cache, nothing_is_
         [
             sys.executable,
             "-m",
-            "edgeforge.cli.app",
+            "edgeforge.cli.entry",
             *map(str, command),
             "--recipe",
             "int4-g32-asym",

@@ -118,7 +118,15 @@ def test_a_hub_id_offline_says_what_is_missing(tmp_path, nothing_is_left):
         "EDGEFORGE_CACHE": str(tmp_path / "cache"),
     }
     shown = subprocess.run(
-        [sys.executable, "-m", "edgeforge.cli.app", "export", "org/model", "-o", tmp_path / "out"],
+        [
+            sys.executable,
+            "-m",
+            "edgeforge.cli.entry",
+            "export",
+            "org/model",
+            "-o",
+            tmp_path / "out",
+        ],
         env=environment,
         capture_output=True,
         text=True,

@@ -79,7 +79,7 @@ def test_what_was_measured_is_not_measured_again(made, tmp_path, monkeypatch):
         raise AssertionError("measured again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ranges_module, "_measure", work)
+        patch.setattr(ranges_module, "store_reader", work)
         again = cache_ranges(program, store, BLOCKS, tmp_path)
         assert again.keys() == first.keys()
         assert all((again[name] == first[name]).all() for name in first)

@@ -34,13 +34,13 @@ def folder(tmp_path) -> Path:
 def hashed(monkeypatch) -> list[str]:
     """Names of the files that are really read."""
     names: list[str] = []
-    real = digest_module._hash
+    real = digest_module.hash_file
 
     def hash_and_note(path, *rest):
         names.append(path.name)
         return real(path, *rest)
 
-    monkeypatch.setattr(digest_module, "_hash", hash_and_note)
+    monkeypatch.setattr(digest_module, "hash_file", hash_and_note)
     return names
 
 

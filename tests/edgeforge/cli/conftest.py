@@ -38,7 +38,7 @@ def in_a_process():
 
     def run(*arguments: object, **options) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "-m", "edgeforge.cli.app", *map(str, arguments)],
+            [sys.executable, "-m", "edgeforge.cli.entry", *map(str, arguments)],
             capture_output=True,
             timeout=120,
             **options,

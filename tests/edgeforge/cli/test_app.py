@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("cache")
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; sys.argv = ['edgeforge', '--help']\n"
-        "from edgeforge.cli import app\n"
-        "try: app.main()\n"
+        "from edgeforge.cli import entry\n"
+        "try: entry.main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'numpy', 'safetensors', 'tokenizers', 'rich',"
         " 'huggingface_hub', 'yaml', 'transformers'}\n"

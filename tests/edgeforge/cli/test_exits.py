@@ -118,7 +118,7 @@ def test_a_reader_that_leaves_is_no_error():
     os.close(reader)
     with os.fdopen(writer, "wb") as stream:
         shown = subprocess.run(
-            [sys.executable, "-m", "edgeforge.cli.app", "list", "presets"],
+            [sys.executable, "-m", "edgeforge.cli.entry", "list", "presets"],
             stdout=stream,
             stderr=subprocess.PIPE,
             timeout=60,
@@ -130,7 +130,7 @@ def test_a_reader_that_leaves_is_no_error():
 def test_a_full_disk_under_stdout_is_an_error():
     with open("/dev/full", "wb") as full:
         shown = subprocess.run(
-            [sys.executable, "-m", "edgeforge.cli.app", "list", "presets"],
+            [sys.executable, "-m", "edgeforge.cli.entry", "list", "presets"],
             stdout=full,
             stderr=subprocess.PIPE,
             timeout=60,

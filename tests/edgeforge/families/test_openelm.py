@@ -1,13 +1,12 @@
 """OpenELM: logits against NumPy written from the paper; dimensions against the released models."""
 
 import pytest
-import torch
 
 from edgeforge.errors import CheckpointError
 from edgeforge.families.registry import read_spec
 from edgeforge.synth.synthesise import PRESETS
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BASE = {
     "model_type": "openelm",

@@ -10,7 +10,7 @@ import torch
 from edgeforge.families.registry import read_spec
 from edgeforge.synth.synthesise import PRESETS
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LLAMA_2_7B = {
     "_name_or_path": "meta-llama/Llama-2-7b-hf",

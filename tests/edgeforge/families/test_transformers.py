@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LLAMA = {
     "model_type": "llama",

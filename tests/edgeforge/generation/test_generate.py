@@ -39,7 +39,7 @@ class Script(HostSession):
 
 
 @pytest.fixture
-def artifact(tmp_path):
+def described(tmp_path):
     """What `generate` reads of an artifact: a manifest and a byte tokenizer."""
 
     def write(**model):
@@ -76,10 +76,10 @@ def say(monkeypatch):
     return put
 
 
-def test_a_prompt_is_continued_until_the_model_ends_the_text(artifact, say):
+def test_a_prompt_is_continued_until_the_model_ends_the_text(described, say):
     session = say("ève €5")
     pieces: list[str] = []
-    result = generate(artifact(), "né", emit=pieces.append)
+    result = generate(described(), "né", emit=pieces.append)
     assert session.given[:4] == [BOS, *"né".encode()]
     assert result.text == "".join(pieces) == "ève €5"
     assert pieces == list("ève €5")
@@ -91,35 +91,35 @@ def test_a_prompt_is_continued_until_the_model_ends_the_text(artifact, say):
         session._require_open()
 
 
-def test_a_character_cut_off_by_the_limit_comes_last(artifact, say):
+def test_a_character_cut_off_by_the_limit_comes_last(described, say):
     say("a€")
     pieces: list[str] = []
-    result = generate(artifact(), "x", max_tokens=3, emit=pieces.append)
+    result = generate(described(), "x", max_tokens=3, emit=pieces.append)
     assert pieces == ["a", "\ufffd"] and result.stopped == "limit"
     assert "as many as asked for" in result.summary()
 
 
-def test_a_full_context_is_the_reason_it_ends(artifact, say):
+def test_a_full_context_is_the_reason_it_ends(described, say):
     say("y" * 500)
-    result = generate(artifact(), "x" * 20, max_tokens=400)
+    result = generate(described(), "x" * 20, max_tokens=400)
     assert result.stopped == "context" and result.text == "y" * (CONTEXT - 20)
     assert "the context is full" in result.summary()
 
 
-def test_a_prompt_of_the_whole_context_is_refused(artifact, say):
+def test_a_prompt_of_the_whole_context_is_refused(described, say):
     session = say("y")
     words = rf"the prompt has {CONTEXT} tokens.*context of {CONTEXT}"
     with pytest.raises(UsageError, match=words):
-        generate(artifact(), "x" * (CONTEXT - 1))
+        generate(described(), "x" * (CONTEXT - 1))
     assert not session.given
-    assert generate(artifact(), "x" * (CONTEXT - 2)).text == "y"
+    assert generate(described(), "x" * (CONTEXT - 2)).text == "y"
 
 
-def test_an_empty_prompt_needs_a_token_that_begins_a_text(artifact, say):
+def test_an_empty_prompt_needs_a_token_that_begins_a_text(described, say):
     session = say("y")
-    generate(artifact(), "")
+    generate(described(), "")
     assert session.given[0] == BOS
-    folder = artifact(bos=None)
+    folder = described(bos=None)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["post_processor"] = None
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
@@ -127,32 +127,32 @@ def test_an_empty_prompt_needs_a_token_that_begins_a_text(artifact, say):
         generate(folder, "")
 
 
-def test_the_first_token_is_put_in_front_once(artifact, say):
+def test_the_first_token_is_put_in_front_once(described, say):
     session = say("y")
-    folder = artifact(bos=300)
+    folder = described(bos=300)
     generate(folder, "a")
     assert session.given[:3] == [300, BOS, 97]
-    generate(artifact(bos=BOS), "a")
+    generate(described(bos=BOS), "a")
     assert session.given[:2] == [BOS, 97]
 
 
-def test_every_token_that_ends_a_text_does(artifact, say):
+def test_every_token_that_ends_a_text_does(described, say):
     say("ab", then=300)
-    assert generate(artifact(eos=[EOS, 300]), "x").stopped == "stop"
-    assert generate(artifact(eos=[]), "x", max_tokens=5).stopped == "limit"
+    assert generate(described(eos=[EOS, 300]), "x").stopped == "stop"
+    assert generate(described(eos=[]), "x", max_tokens=5).stopped == "limit"
 
 
-def test_another_models_tokenizer_is_refused(artifact, say):
+def test_another_models_tokenizer_is_refused(described, say):
     session = say("y")
     with pytest.raises(UsageError, match=r"gives token 256, but the model has 200.*--tokenizer"):
-        generate(artifact(vocab_size=200), "x")
+        generate(described(vocab_size=200), "x")
     assert not session.given
 
 
-def test_a_prompt_that_is_no_text_is_refused(artifact, say):
+def test_a_prompt_that_is_no_text_is_refused(described, say):
     say("y")
     with pytest.raises(UsageError, match="the prompt is not UTF-8"):
-        generate(artifact(), "caf\udce9")
+        generate(described(), "caf\udce9")
 
 
 def test_bad_options_are_refused_before_anything_is_opened(tmp_path):
@@ -167,17 +167,17 @@ def test_a_folder_that_is_no_artifact_is_refused(tmp_path):
         generate(tmp_path, "x")
 
 
-def test_no_tokenizer_is_refused(artifact, say):
+def test_no_tokenizer_is_refused(described, say):
     say("y")
-    folder = artifact()
+    folder = described()
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json.*--tokenizer PATH"):
         generate(folder, "x")
 
 
-def test_what_json_shows_is_what_was_given(artifact, say):
+def test_what_json_shows_is_what_was_given(described, say):
     say("abc")
-    result = generate(artifact(), "x")
+    result = generate(described(), "x")
     data = json.loads(json.dumps(result.to_json()))
     assert data["text"] == "abc" and data["tokens"] == [97, 98, 99]
     assert data["stopped"] == "stop" and data["prompt_tokens"] == 2

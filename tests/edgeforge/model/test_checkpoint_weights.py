@@ -14,7 +14,7 @@ from edgeforge.errors import CheckpointError
 from edgeforge.families.registry import read_spec
 from edgeforge.model.checkpoint_weights import CheckpointWeights
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 HIDDEN, HEAD, HEADS, KV, FFN, VOCAB = 12, 4, 3, 1, 7, 11
 CONFIG = {
@@ -220,7 +220,7 @@ def test_a_tied_head_that_is_also_stored_must_be_the_embedding(tmp_path):
 
 
 def test_a_large_stored_head_is_compared_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgeforge.model.checkpoint_weights._COMPARED_WEIGHTS", 2 * HIDDEN)
+    monkeypatch.setattr("edgeforge.model.checkpoint_weights.COMPARED_WEIGHTS", 2 * HIDDEN)
     held = tensors()
     held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
     open_weights(tmp_path, held, tie_word_embeddings=True)

@@ -5,13 +5,12 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from edgeforge.errors import CheckpointError
 from edgeforge.model.model import DEMO_FOLDER, open_model
 from edgeforge.synth.synthesise import PRESETS, synthesise
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "safetensors")
 
@@ -75,7 +74,7 @@ def test_demo_names_the_model_that_ships_unless_a_folder_has_the_name(tmp_path, 
         "import edgeforge.model.model, edgeforge.model.checkpoint_weights\n"
         "import edgeforge.checkpoint.checkpoint",
         "import sys; sys.argv = ['edgeforge', '--help']\n"
-        "from edgeforge.cli.app import main\n"
+        "from edgeforge.cli.entry import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code",
     ],

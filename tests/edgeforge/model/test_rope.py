@@ -16,7 +16,7 @@ from edgeforge.families.spec import RopeSpec
 from edgeforge.model.rope import inverse_frequencies, tables, uses_long_set
 from edgeforge.synth.synthesise import PRESETS
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SCALED = [name for name, preset in PRESETS.items() if preset.config.get("rope_scaling")]
 

@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from edgeforge.families.registry import FAMILIES, read_spec
 from edgeforge.model.trace import trace
@@ -12,7 +11,7 @@ from edgeforge.synth.synthesise import PRESETS
 from quant.program.dialect import FLOAT_DIALECT, check_float
 from quant.program.program import node_argument, shape_of
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = [name for name in PRESETS if name.startswith("tiny-")]
 

@@ -1,10 +1,15 @@
 """The reference runner and session: however a text is cut, its logits are those of one pass."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(1)
+from edgeforge.model.trace import trace
+from edgeforge.reference.walk import ReferenceRunner, store_reader
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 OPENELM = {
     "model_type": "openelm",
@@ -81,10 +86,29 @@ def test_blocks_of_several_lengths_at_once(opened, traced, monkeypatch):
     assert list(runner.logits([])) == []
 
 
-def test_each_weight_is_read_once_for_all_blocks(opened, traced):
-    from edgeforge.model.trace import trace
-    from edgeforge.reference.walk import ReferenceRunner
+@pytest.mark.usefixtures("four_threads")
+def test_four_blocks_at_once_give_what_each_gives_alone(opened, traced):
+    model, _ = opened
+    program = trace(model.spec, CONTEXT)
+    tables_read = threading.Barrier(4)
 
+    def rows(name, tokens):
+        # The first call looks tokens up: no block goes on before four threads have one each.
+        tables_read.wait(30)
+        return model.weights.float_rows(name, tokens)
+
+    def reader(given):
+        return model.weights.float_weight(given.name)
+
+    blocks = [torch.from_numpy(traced.tokens(n, 53, seed=n)) for n in (9, 1, CONTEXT, 2)] * 3
+    together = list(ReferenceRunner(program, reader, rows=rows).logits(blocks))
+    torch.set_num_threads(1)
+    alone = ReferenceRunner(program, reader, rows=model.weights.float_rows)
+    wanted = [next(alone.logits([block])) for block in blocks]
+    assert all(torch.equal(a, b) for a, b in zip(together, wanted, strict=True))
+
+
+def test_each_weight_is_read_once_for_all_blocks(opened, traced):
     model, _ = opened
     read = []
 
@@ -104,8 +128,6 @@ def test_each_weight_is_read_once_for_all_blocks(opened, traced):
 
 def test_palettes_are_exact_in_the_runner_and_the_session(tmp_path, hugging_face, traced):
     """The quantized program gives what the float one gives on the tables' entries."""
-    from edgeforge.model.trace import trace
-    from edgeforge.reference.walk import ReferenceRunner, store_reader
     from quant.plans.recipes import Recipe, Rule
     from quant.program.rewrite import quantize_program
     from quant.store.cached import new_store

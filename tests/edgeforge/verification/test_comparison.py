@@ -18,7 +18,7 @@ from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.tokenizer import Tokenizer, read_text, split_blocks
 from edgeforge.verification.comparison import Comparison, compare
-from edgeforge.verification.verify import _references
+from edgeforge.verification.verify import references
 from exporters.manifest import Manifest
 from exporters.registry import find_target
 
@@ -56,7 +56,7 @@ def held_out_blocks(folder: Path, count: int, length: int = 256) -> list[list[in
 def compared(folder: Path, blocks: list[list[int]]) -> Comparison:
     manifest = Manifest.read(folder)
     model = open_model(edgeforge.model.model.DEMO)
-    reference, quantized = _references(manifest, model, lambda stage, done, size: None)
+    reference, quantized = references(manifest, model, lambda stage, done, size: None)
     session = OnnxSession(folder, manifest.context)
     (found,) = compare(blocks, reference, quantized, [session], lambda done, size: None)
     return found

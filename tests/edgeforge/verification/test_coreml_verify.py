@@ -22,7 +22,7 @@ def artifact(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def one_prompt(monkeypatch):
-    monkeypatch.setattr("edgeforge.verification.verify._GREEDY_PROMPTS", 1)
+    monkeypatch.setattr("edgeforge.verification.verify.GREEDY_PROMPTS", 1)
 
 
 def verified(folder, precision=None):

@@ -69,9 +69,9 @@ def test_artifacts_of_one_export_share_their_references(pair, monkeypatch):
     from edgeforge.verification import verify as module
 
     made = []
-    references = module._references
+    references = module.references
     monkeypatch.setattr(
-        module, "_references", lambda m, *rest: made.append(m.recipe) or references(m, *rest)
+        module, "references", lambda m, *rest: made.append(m.recipe) or references(m, *rest)
     )
     options, stages = VerifyOptions(tokens=600, timed=False), []
     onnx, coreml, other = verify_together(

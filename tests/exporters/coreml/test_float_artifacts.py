@@ -12,12 +12,8 @@ def largest_error(found, wanted):
     return np.abs(found - wanted).max() / (wanted.max() - wanted.min())
 
 
-@pytest.fixture
-def float_package(case, package):
-    return package(case)
-
-
-def test_every_position_of_a_full_context(float_package, run_package, tokens):
+def test_every_position_of_a_full_context(case, package, run_package, tokens):
+    float_package = package(case)
     text = tokens[:48]
     wanted = float_package.float_logits(text)
     session = run_package(float_package.folder)
@@ -27,8 +23,8 @@ def test_every_position_of_a_full_context(float_package, run_package, tokens):
     assert largest_error(np.stack(found), wanted[[15, 18, 34]]) < 5e-6
 
 
-def test_coremltools_reopens_it_and_infers_the_same_types(float_package, reopen):
-    spec, program = reopen(float_package.folder)
+def test_coremltools_reopens_it_and_infers_the_same_types(distinct_case, package, reopen):
+    spec, program = reopen(package(distinct_case).folder)
     assert spec.specificationVersion == 9
     assert set(program.functions) == {names.DECODE, names.PREFILL, names.VERIFY}
     lengths = {names.DECODE: (1, 1), names.PREFILL: (16, 1), names.VERIFY: (16, 16)}

@@ -165,6 +165,13 @@ def test_every_blob_type_has_its_own_number() -> None:
     assert len(set(BLOB_TYPES.values())) == len(BLOB_TYPES)
 
 
+def is_repeated(field: Any) -> bool:
+    """Whether a field is a list; versions of protobuf before 6.31 say it by a label alone."""
+    if hasattr(field, "is_repeated"):
+        return bool(field.is_repeated)
+    return bool(field.label == field.LABEL_REPEATED)
+
+
 def fields_of(message: Any) -> list[tuple[Any, Any]]:
     """Every field that is set, of a message and those within it."""
     found = []
@@ -172,7 +179,7 @@ def fields_of(message: Any) -> list[tuple[Any, Any]]:
         found.append((message, field))
         if field.type != field.TYPE_MESSAGE:
             continue
-        if not field.is_repeated:
+        if not is_repeated(field):
             found += fields_of(value)
         elif field.message_type.GetOptions().map_entry:
             for key in value:
@@ -186,7 +193,7 @@ def fields_of(message: Any) -> list[tuple[Any, Any]]:
 def change(message: Any, field: Any, data: st.DataObject) -> None:
     """Gives a field another value, takes something out of it, or doubles it."""
     values = getattr(message, field.name)
-    if field.type == field.TYPE_MESSAGE and field.is_repeated:
+    if field.type == field.TYPE_MESSAGE and is_repeated(field):
         if field.message_type.GetOptions().map_entry:
             key = data.draw(st.sampled_from(sorted(values)))
             if data.draw(st.booleans()):
@@ -207,7 +214,7 @@ def change(message: Any, field: Any, data: st.DataObject) -> None:
         }
         number = (0, 1, 2, 5, 10, 11, 21, 23, 25, 64, 1 << 20)
         value = data.draw(st.sampled_from(kinds.get(field.type, number)))
-        if field.is_repeated:
+        if is_repeated(field):
             values[0] = value
         else:
             setattr(message, field.name, value)

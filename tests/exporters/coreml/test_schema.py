@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from exporters.coreml import schema
@@ -40,7 +42,14 @@ def find(files, path):
     return found
 
 
-NAMES = [line.split()[0] for line in schema._MESSAGES.strip().splitlines()]
+def is_repeated(field: Any) -> bool:
+    """Whether a field is a list; versions of protobuf before 6.31 say it by a label alone."""
+    if hasattr(field, "is_repeated"):
+        return bool(field.is_repeated)
+    return bool(field.label == field.LABEL_REPEATED)
+
+
+NAMES = list(schema.messages())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "Empty"])
@@ -51,7 +60,7 @@ def test_fields_are_those_of_coremltools(apple, name):
     for field in ours.fields:
         other = by_number[field.number]
         assert field.name == other.name
-        assert field.is_repeated == other.is_repeated
+        assert is_repeated(field) == is_repeated(other)
         assert (field.containing_oneof is None) == (other.containing_oneof is None)
         if field.type == 12 and other.type == 11:
             continue  # a kind that is only told apart, not read

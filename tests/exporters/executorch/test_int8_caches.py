@@ -11,7 +11,7 @@ from device_harness.errors import DeviceError
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import DEMO, open_model
 from edgeforge.pipeline import export
-from edgeforge.reference.walk import ReferenceRunner, Walk, store_reader
+from edgeforge.reference.walk import Walk, block_pool, store_reader
 from edgeforge.verification.verify import VerifyOptions, verify
 from exporters.errors import ExportError
 from exporters.executorch.reader import read_pte
@@ -37,23 +37,22 @@ class RoundedCaches(Walk):
     """QUANTIZED, but attention computes with rounded queries, keys and values."""
 
     def prepare(self, node):
+        run = super().prepare(node)
         if node.target is not dialect.ATTENTION:
-            return super().prepare(node)
-        weights = self._weights(node)
-
-        def run(values):
-            arguments = self._arguments(node, values, weights)
-            with torch.no_grad():
-                return node.target(*map(rounded, arguments[:3]), *arguments[3:])
-
-        return run
+            return run
+        return lambda values: run(
+            {**values, **{source: rounded(values[source]) for source in node.args[:3]}}
+        )
 
 
 def rounded_logits(made, tokens):
     read = store_reader(made.store)
-    runner = ReferenceRunner(made.program, read)
-    runner._walk = RoundedCaches(made.program, read)
-    return next(runner.logits([torch.from_numpy(tokens)])).numpy()
+    walk = RoundedCaches(made.program, read)
+    values = walk.begin(torch.from_numpy(tokens))
+    with block_pool() as pool:
+        for node in walk.order:
+            walk.advance(node, [values], pool)
+    return values[made.program.output()][0].numpy()
 
 
 def rms(error):

@@ -19,16 +19,11 @@ def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
     assert np.abs(found - wanted).max() < CLOSE * np.ptp(wanted)
 
 
-def test_logits_of_every_position(exported, tokens):
+def test_every_position_and_prefill_then_decode_to_the_last(exported, tokens):
     session = OnnxSession(exported.folder, exported.manifest.context, 1)
     for length in (1, 40, 48):
         wanted = exported.float_logits(tokens[:length])
         assert_close(session.logits(tokens[:length]), wanted)
-
-
-def test_prefill_then_decode_to_the_last_position(exported, tokens):
-    session = OnnxSession(exported.folder, exported.manifest.context, 1)
-    wanted = exported.float_logits(tokens[:48])
     assert_close(session.extend(tokens[:40]), wanted[39])
     for at in range(40, 48):
         assert_close(session.extend(tokens[at : at + 1]), wanted[at])
@@ -39,7 +34,8 @@ def test_prefill_then_decode_to_the_last_position(exported, tokens):
     assert_close(session.extend(tokens[:5]), wanted[4])
 
 
-def test_a_prompt_in_chunks(exported, tokens):
+def test_a_prompt_in_chunks(exported_distinct, tokens):
+    exported = exported_distinct
     session = OnnxSession(exported.folder, exported.manifest.context, 1)
     wanted = exported.float_logits(tokens[:48])
     at = 0
@@ -67,8 +63,8 @@ def plain_run(
 
 
 @pytest.mark.parametrize("graph", ["model.onnx", "verify.onnx"])
-def test_a_batch_gives_what_its_rows_give_alone(exported, tokens, graph):
-    path = exported.folder / graph
+def test_a_batch_gives_what_its_rows_give_alone(exported_distinct, tokens, graph):
+    path = exported_distinct.folder / graph
     both = np.stack([tokens[:20], tokens[20:40]])
     mask = np.ones((2, 20), np.int64)
     together = plain_run(path, both, mask)
@@ -82,7 +78,8 @@ def test_a_batch_gives_what_its_rows_give_alone(exported, tokens, graph):
         assert_close(decoded[i : i + 1], wanted)
 
 
-def test_a_batch_of_unequal_prompts_padded_on_the_right(exported, tokens):
+def test_a_batch_of_unequal_prompts_padded_on_the_right(exported_distinct, tokens):
+    exported = exported_distinct
     path = exported.folder / "verify.onnx"
     rows = np.stack([tokens[:20], np.r_[tokens[20:32], np.zeros(8, np.int64)]])
     mask = np.ones((2, 20), np.int64)

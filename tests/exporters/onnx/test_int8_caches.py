@@ -19,7 +19,7 @@ from edgeforge.errors import UsageError
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import CALIBRATION_TEXT, DEMO, HELDOUT, open_model
 from edgeforge.pipeline import export
-from edgeforge.reference.walk import ReferenceRunner, Walk, store_reader
+from edgeforge.reference.walk import Walk, block_pool, store_reader
 from edgeforge.verification.verify import VerifyOptions, verify
 from exporters.errors import ExportError
 from exporters.manifest import Manifest
@@ -92,9 +92,12 @@ class RoundedCaches(Walk):
 
 def rounded_logits(made, folder, tokens) -> np.ndarray:
     read = store_reader(made.store)
-    runner = ReferenceRunner(made.program, read)
-    runner._walk = RoundedCaches(made.program, read, scales_in(folder / "model.onnx"))
-    return next(runner.logits([torch.from_numpy(tokens)])).numpy()
+    walk = RoundedCaches(made.program, read, scales_in(folder / "model.onnx"))
+    values = walk.begin(torch.from_numpy(tokens))
+    with block_pool() as pool:
+        for node in walk.order:
+            walk.advance(node, [values], pool)
+    return values[made.program.output()][0].numpy()
 
 
 @pytest.fixture(

@@ -212,9 +212,9 @@ def test_both_graphs_give_the_same_logits(build, openelm_config, recipe, tokens)
     assert np.abs(last - every[-1]).max() < 1e-5 * np.ptp(every)
 
 
-def test_the_checker_passes_both_graphs_in_full(exported):
+def test_the_checker_passes_both_graphs_in_full(exported_distinct):
     for graph in GRAPHS:
-        onnx.checker.check_model(str(exported.folder / graph), full_check=True)
+        onnx.checker.check_model(str(exported_distinct.folder / graph), full_check=True)
 
 
 @pytest.mark.parametrize("recipe", ["int4-g32-asym", "int4-pc-asym", "int8", "fp16"])

@@ -15,6 +15,7 @@ from device_harness.coreml_interpreter.weights import (
 )
 from exporters.coreml.constants import Constant
 from quant.kernels import blocks
+from quant.kernels.blocks import Blocks
 
 pytestmark = pytest.mark.skipif(
     not blocks.available(), reason="the compiled kernels were not built"
@@ -36,7 +37,7 @@ def test_tables(bits: int, half: bool) -> None:
     constant = Constant(f"uint{bits}", codes.shape, data)
     weight = LookupWeight(constant, tables, half, Budget(0))
     wanted = look_up(torch.from_numpy(codes), tables.half().float() if half else tables, 0)
-    assert weight._blocks is not None
+    assert weight.blocks is not None
     assert torch.equal(weight.make(0, 24), wanted)
     assert torch.equal(weight.make(5, 19), wanted[5:19])
 
@@ -55,19 +56,36 @@ def test_scales(dtype: str, groups: tuple[int, int], offset: bool, half: bool) -
     constant = Constant(
         dtype, codes.shape, packed(codes, 4) if bits == 4 else codes.view(np.dtype(dtype))
     )
-    weight = BlockWeight(constant, scale, offsets, half, Budget(0))
-    values = constant.codes().astype(np.float32)
-    wanted = shift_scale(torch.from_numpy(values), scale, offsets)
-    wanted = wanted.half().float() if half else wanted
-    assert weight._blocks is not None
-    assert torch.equal(weight.make(0, 24), wanted)
-    if not bool(wanted.isfinite().all()):
-        return  # as some are past float16's largest, products with them say nothing
+    values = torch.from_numpy(constant.codes().astype(np.float32))
+
+    def checked(scale: torch.Tensor) -> tuple[Blocks, torch.Tensor]:
+        weight = BlockWeight(constant, scale, offsets, half, Budget(0))
+        wanted = shift_scale(values, scale, offsets)
+        wanted = wanted.half().float() if half else wanted
+        assert weight.blocks is not None
+        assert torch.equal(weight.make(0, 24), wanted)
+        return weight.blocks, wanted
+
+    made, wanted = checked(scale)
+    if half:
+        # Numbers past float16's largest are infinite, and products with those say nothing: once
+        # more with scales by which the largest integer, 255 + 9, stays finite.
+        made, wanted = checked(scale.clamp(max=65504 / 264))
+        assert bool(wanted.isfinite().all())
     x = torch.from_numpy(rng.normal(size=(3, 40)).astype(np.float32))
     exact = x.double() @ wanted.double().T
     torch.testing.assert_close(
-        weight._blocks.product(x).double(), exact, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
+        made.product(x).double(), exact, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
     )
+
+
+def test_what_float16_cannot_hold_is_infinite() -> None:
+    constant = Constant("int8", (2, 3), np.array([[1, -1, 100], [-100, 8, 0]], np.int8))
+    scale = torch.tensor([[65504.0], [10000.0]])
+    weight = BlockWeight(constant, scale, None, True, Budget(0))
+    assert weight.blocks is not None
+    most, inf = 65504.0, float("inf")
+    assert weight.make(0, 2).tolist() == [[most, -most, inf], [-inf, inf, 0.0]]
 
 
 def test_four_bits_by_bfloat16_scales_need_no_rounding() -> None:
@@ -77,4 +95,4 @@ def test_four_bits_by_bfloat16_scales_need_no_rounding() -> None:
     assert torch.equal(products.half().float(), products)
     constant = Constant("int4", (64, 128), np.zeros(64 * 64, np.uint8))
     weight = BlockWeight(constant, scale, None, True, Budget(0))
-    assert weight._blocks is not None and not weight._blocks.half
+    assert weight.blocks is not None and not weight.blocks.half

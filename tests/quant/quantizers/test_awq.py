@@ -62,7 +62,7 @@ def test_a_sample_of_rows_stands_for_a_wide_matrix(monkeypatch):
     whole = Awq().column_factors(
         weight, InputStatistics(moment, torch.ones(64)), fmt, torch.arange(64)
     )
-    monkeypatch.setattr(awq, "_SEARCH_PRODUCTS", 0)
+    monkeypatch.setattr(awq, "SEARCH_PRODUCTS", 0)
     sample = Awq().column_factors(
         weight, InputStatistics(moment, torch.ones(64)), fmt, torch.arange(64)
     )

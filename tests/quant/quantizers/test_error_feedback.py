@@ -33,8 +33,8 @@ def columns_in_turn(moment: torch.Tensor, by_activation: bool) -> np.ndarray:
 @pytest.mark.parametrize("by_activation", [False, True])
 @pytest.mark.parametrize("size", [1, 31, 200])
 def test_shares_do_what_the_papers_inverse_does(monkeypatch, size, by_activation, widest):
-    monkeypatch.setattr(feedback, "_TOGETHER", 1400)
-    monkeypatch.setattr(feedback, "_WIDEST_DOUBLE", widest)
+    monkeypatch.setattr(feedback, "TOGETHER", 1400)
+    monkeypatch.setattr(feedback, "WIDEST_DOUBLE", widest)
     moment = second_moment(size)
     damped = columns_in_turn(moment, by_activation) + 0.01 * np.trace(moment) / size * np.eye(size)
     inverse = np.linalg.cholesky(np.linalg.inv(damped)).T
@@ -66,7 +66,7 @@ def test_columns_cost_what_later_ones_cannot_take_over(by_activation):
 
 
 def test_float64_takes_over_where_float32_has_no_factor(monkeypatch):
-    monkeypatch.setattr(feedback, "_WIDEST_DOUBLE", 0)
+    monkeypatch.setattr(feedback, "WIDEST_DOUBLE", 0)
     draw = torch.Generator().manual_seed(4)
     narrow = torch.randn(64, 3, generator=draw).double()
     moment = narrow @ narrow.t() + 1e-7 * torch.eye(64, dtype=torch.float64)

@@ -89,6 +89,17 @@ def test_scales_of_either_sign_are_the_papers_on_that_grid(gptq_numpy, format):
     assert error < output_error(weight, plain, fmt, x)
 
 
+@pytest.mark.parametrize("format", ["int4-g32-asym", "int8-g64-asym", "int3-pc-asym"])
+def test_zero_points_leave_the_sign_nothing_to_do(format):
+    fmt = parse_format(format)
+    weight, _, moment = layer(12, 128, seed=8)
+    signed = Gptq("gptq-signed", True, signed=True).quantize_matrix(weight, moment.clone(), fmt)
+    plain = Gptq("gptq-order", True).quantize_matrix(weight, moment, fmt)
+    assert torch.equal(signed.codes, plain.codes)
+    assert torch.equal(signed.scale, plain.scale)
+    assert torch.equal(signed.zero_point, plain.zero_point)
+
+
 @pytest.mark.parametrize("order", [False, True])
 def test_the_output_error_is_far_below_that_of_rounding(order):
     fmt = parse_format("int4-g32")
@@ -102,8 +113,8 @@ def test_blocks_and_chunks_of_rows_change_nothing(monkeypatch):
     fmt = parse_format("int4-g32")
     weight, _, moment = layer(40, 192, seed=2)
     whole = Gptq().quantize_matrix(weight, moment.clone(), fmt)
-    monkeypatch.setattr(gptq, "_ROWS", 7)
-    monkeypatch.setattr(gptq, "_BLOCK", 32)
+    monkeypatch.setattr(gptq, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(gptq, "BLOCK_COLUMNS", 32)
     cut = Gptq().quantize_matrix(weight, moment.clone(), fmt, threads=3)
     differ = (whole.codes != cut.codes).any(1).float().mean()
     assert differ <= 0.1  # sums in another order may break a tie otherwise

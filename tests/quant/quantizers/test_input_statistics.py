@@ -10,7 +10,7 @@ from quant.quantizers.input_statistics import SecondMoment
 
 @pytest.mark.parametrize("panel", [1024, 16])
 def test_the_mean_is_numpys(monkeypatch, panel):
-    monkeypatch.setattr(second_moment, "_PANEL", panel)
+    monkeypatch.setattr(second_moment, "PANEL", panel)
     x = torch.randn(100, 40, generator=torch.Generator().manual_seed(0))
     collected = SecondMoment(40)
     for part in x.split((1, 60, 39)):

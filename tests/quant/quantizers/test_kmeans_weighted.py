@@ -93,8 +93,8 @@ def test_chunks_of_rows_change_nothing(name, format, monkeypatch):
     fmt = parse_format(format)
     weight, _, moment = layer(48, 64, seed=2)
     whole = CALIBRATED_PALETTIZERS[name].palettize_matrix(weight, moment.clone(), fmt)
-    monkeypatch.setattr(weighted_kmeans, "_CHUNK_WEIGHTS", 64 * 12)
-    monkeypatch.setattr(gptq, "_ROWS", 12)
+    monkeypatch.setattr(weighted_kmeans, "CHUNK_WEIGHTS", 64 * 12)
+    monkeypatch.setattr(gptq, "ROWS_AT_ONCE", 12)
     cut = CALIBRATED_PALETTIZERS[name].palettize_matrix(weight, moment, fmt, threads=3)
     assert torch.equal(whole.lut, cut.lut)
     assert (whole.codes != cut.codes).any(1).float().mean() <= 0.1  # ties in another order of sums

@@ -55,8 +55,11 @@ def test_the_numbers_are_those_of_the_formula(format, law):
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("name", ["rtn", "rtn-signed"])
+@pytest.mark.parametrize(
+    ("name", "format"),
+    # With zero points rtn-signed is rtn: `test_rtn_signed` shows it.
+    [("rtn", f) for f in FORMATS] + [("rtn-signed", f) for f in FORMATS if "asym" not in f],
+)
 def test_a_search_is_never_worse_on_any_row(name, format, law):
     fmt, weight = parse_format(format), drawn(law, 24, 256)
     plain = row_errors(weight, PLAIN.quantize_rows(weight, fmt), fmt)

@@ -43,9 +43,12 @@ def test_the_side_with_the_larger_weights_gets_the_extra_code():
     assert RTN.quantize_rows(weight, fmt).squared_error > 0
 
 
-def test_zero_points_leave_the_sign_nothing_to_do():
-    fmt = parse_format("int4-g32-asym")
+@pytest.mark.parametrize("format", ["int4-g32-asym", "int8-g64-asym", "int3-pc-asym"])
+def test_zero_points_leave_the_sign_nothing_to_do(format):
+    fmt = parse_format(format)
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(4))
     signed, plain = SIGNED.quantize_rows(weight, fmt), RTN.quantize_rows(weight, fmt)
     assert torch.equal(signed.codes, plain.codes)
     assert torch.equal(signed.scale, plain.scale)
+    assert torch.equal(signed.zero_point, plain.zero_point)
+    assert (signed.squared_error, signed.squared_norm) == (plain.squared_error, plain.squared_norm)

@@ -108,7 +108,7 @@ def test_integers_are_the_nearest_of_scales_that_suit_the_inputs(layer, monkeypa
     s = SmoothQuant().column_factors(weight, gathered(x), INT8, torch.arange(COLUMNS))
     moment, scaled = gathered(x / s).moment, weight * s
     whole = SmoothQuant().quantize_matrix(scaled, moment, INT8)
-    monkeypatch.setattr("quant.quantizers.scale_search._CHUNK_WEIGHTS", 7 * COLUMNS)
+    monkeypatch.setattr("quant.quantizers.scale_search.CHUNK_WEIGHTS", 7 * COLUMNS)
     made = SmoothQuant().quantize_matrix(scaled, moment, INT8)
     assert torch.equal(made.codes, whole.codes) and torch.equal(made.scale, whole.scale)
     nearest = (scaled / made.scale.float()).round().clamp(-128, 127) + 128

@@ -193,7 +193,6 @@ def test_a_full_disk_is_met_before_the_work(tmp_path):
 
 
 def test_a_disk_that_fills_up_at_the_notes_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("quant.store.writer._reserve", lambda descriptor, nbytes: None)
     with (
         ExitStack() as full,
         pytest.raises(StoreFullError),

@@ -1,6 +1,8 @@
 """Weight stores: their bytes, their parts, the notes and digests beside them."""
 
 import hashlib
+import math
+import threading
 
 import numpy as np
 import pytest
@@ -23,19 +25,57 @@ def test_bytes_and_notes_do_not_depend_on_threads_or_chunks(tmp_path, monkeypatc
     assert found.relative_error == pytest.approx(expected.relative_error, rel=1e-5)
 
 
+class LateFirst(Source):
+    """The first row of a weight is there when the last is asked for: its chunk comes last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last_asked = {name: threading.Event() for name in SHAPES}
+        self.order: list[tuple[str, int]] = []
+
+    def read_rows(self, name, start, stop):
+        rows = super().read_rows(name, start, stop)
+        if stop == math.prod(SHAPES[name]) // 64:
+            self.last_asked[name].set()
+        elif start == 0:
+            assert self.last_asked[name].wait(30)
+        self.order.append((name, start))
+        return rows
+
+
 def test_notes_do_not_depend_on_the_order_of_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "CHUNK_WEIGHTS", 64)
-    monkeypatch.setattr(quantize, "_chunks", reversed_chunks(quantize._chunks))
-    backwards = make(tmp_path / "backwards", threads=1)
-    monkeypatch.undo()
-    monkeypatch.setattr(quantize, "CHUNK_WEIGHTS", 64)
-    forwards = make(tmp_path / "forwards", threads=2)
-    texts = [(store.folder / "store.json").read_text() for store in (backwards, forwards)]
+    late = LateFirst()
+    turned = make(tmp_path / "turned", late, threads=2)
+    embed = [start for name, start in late.order if name == "embed"]
+    assert embed.index(0) >= 38 and embed[:38] == list(range(1, 39))
+    forwards = make(tmp_path / "forwards", threads=1)
+    texts = [(store.folder / "store.json").read_text() for store in (turned, forwards)]
     assert texts[0] == texts[1]
 
 
-def reversed_chunks(chunks):
-    return lambda plan, shapes: reversed(list(chunks(plan, shapes)))
+class Together(Source):
+    """Four threads must have asked for rows before the first gets any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.barrier = threading.Barrier(4)
+        self.met = threading.local()
+
+    def read_rows(self, name, start, stop):
+        if not getattr(self.met, "others", False):
+            self.barrier.wait(30)
+            self.met.others = True
+        return super().read_rows(name, start, stop)
+
+
+def test_four_threads_at_once_make_the_bytes_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantize, "CHUNK_WEIGHTS", 64)
+    alone = make(tmp_path / "alone", threads=1)
+    for attempt in range(5):
+        together = make(tmp_path / f"together {attempt}", Together(), threads=4)
+        assert together.file.read_bytes() == alone.file.read_bytes()
+        assert together.relative_error == alone.relative_error
 
 
 def test_parts_equal_the_weight_quantized_whole(tmp_path, monkeypatch):

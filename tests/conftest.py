@@ -1,0 +1,148 @@
+"""What every test shares: the mark `artifact`, groups for workers, threads, and traces."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Fixtures that export a model, and the one that runs a command line.
+WRITERS = frozenset({"artifact", "artifacts", "build", "edgeforge", "sound_artifact"})
+# Files whose tests start command lines by themselves.
+STARTERS = ("tests/examples/test_scripts.py",)
+# Folders whose tests take long, which begin first: what is short fills the end evenly.
+LONG = ("tests/exporters/", "tests/edgeforge/", "tests/device_harness/", "tests/")
+# One worker takes the files of a group, for they share what is expensive to make; any other file is
+# a group of its own.
+GROUPS = {
+    "tests/exporters/onnx/test_float_artifacts.py": "float artifacts",
+    "tests/exporters/coreml/test_float_artifacts.py": "float artifacts",
+    "tests/exporters/executorch/test_float_artifacts.py": "float artifacts",
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Applies the mark `artifact`, so that nobody has to remember it, and groups for workers.
+
+    `make check` runs what is not marked. Marked is every test of a file that imports what exports,
+    and every test that uses a fixture that does; `pytest_runtest_protocol` refuses an artifact to
+    all others.
+    """
+    for item in items:
+        file = item.path.relative_to(ROOT).as_posix()
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if file in STARTERS or fixtures & WRITERS or _imports_export(item):
+            item.add_marker("artifact")
+        item.add_marker(pytest.mark.xdist_group(GROUPS.get(file, file)))
+    items.sort(key=lambda item: _place(item.path.relative_to(ROOT).as_posix()))
+
+
+def _imports_export(item: pytest.Item) -> bool:
+    pipeline = sys.modules.get("edgeforge.pipeline")
+    exporting = (sys.modules.get("edgeforge.api"), pipeline, getattr(pipeline, "export", None))
+    module = getattr(item, "module", None)
+    imported = vars(module).values() if module is not None else ()
+    return any(value is not None and any(value is e for e in exporting) for value in imported)
+
+
+def _place(file: str) -> int:
+    return next((at for at, folder in enumerate(LONG) if file.startswith(folder)), len(LONG))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Refuses to write an artifact for a test that lacks the mark."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("this test writes an artifact: see `artifact` in tests/conftest.py")
+
+    with pytest.MonkeyPatch.context() as patch:
+        pipeline = sys.modules.get("edgeforge.pipeline")
+        if pipeline is not None and item.get_closest_marker("artifact") is None:
+            patch.setattr(pipeline, "atomic_folder", refused)
+        return (yield)
+
+
+def _on_threads(count: int) -> Iterator[None]:
+    """PyTorch on some threads while a fixture lasts; afterwards as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def share_of_the_cores() -> Iterator[None]:
+    """PyTorch takes this worker's share of the cores.
+
+    Its threads wait for each other in every operator: two workers that took all cores each would
+    wait for most of the run.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    yield from _on_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: models of a few thousand weights run fastest so."""
+    yield from _on_threads(1)
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    """PyTorch on four threads, however many cores there are."""
+    yield from _on_threads(4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """What the pipeline traces is traced once a run for each model and context.
+
+    Tracing takes four fifths of the time of a small model's export and knows nothing of targets and
+    formats. Nothing may change a program that it was given, which is checked whenever one is given
+    again. `test_trace` traces anew.
+    """
+    from edgeforge.model import trace as module
+
+    trace, lock = module.trace, threading.Lock()
+    made: dict[str, tuple[object, str]] = {}
+
+    def words(program) -> str:
+        nodes = "\n".join(str(node.format_node()) for node in program.graph.nodes)
+        return f"{nodes}\n{program.inputs}"
+
+    def kept(spec, context):
+        key = f"{spec!r} {context}"
+        with lock:
+            if key not in made:
+                program = trace(spec, context)
+                made[key] = program, words(program)
+            program, before = made[key]
+        assert words(program) == before, "a stage has changed the program that it was given"
+        return program
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "trace", kept)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compared_once() -> Iterator[None]:
+    """Two texts are searched for a shared passage once a run, which takes a second for those here.
+
+    The search depends on nothing but its arguments.
+    """
+    from edgeforge.calibration import text
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "shared_passage", functools.cache(text.shared_passage))
+        yield
