@@ -79,7 +79,7 @@ def test_the_manifest_says_what_was_rotated_and_what_it_costs(artifacts):
     )
     matrix = manifest.weights["model.norm_matrix.weight"]
     assert (matrix.format, matrix.shape, matrix.algorithm) == ("fp16", (256, 256), "cast")
-    parameters = plain.model["num_parameters"]
+    parameters = plain.model.summary["num_parameters"]
     assert manifest.model.summary["num_parameters"] == parameters
     added = (manifest.bits_per_weight - plain.bits_per_weight) * parameters / 8
     assert added == pytest.approx(131072)
