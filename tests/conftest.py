@@ -14,8 +14,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Fixtures that export a model, and the one that runs a command line.
 WRITERS = frozenset({"artifact", "artifacts", "build", "edgeforge", "sound_artifact"})
-# Files whose tests start command lines by themselves.
-STARTERS = ("tests/examples/test_scripts.py",)
+# Files and folders whose tests start command lines, or run whole packages, by themselves.
+RUNNERS = (
+    "tests/examples/test_scripts.py",
+    "tests/edgeforge/bad_input/",
+    "tests/device_harness/coreml_interpreter/test_converted.py",
+)
 # Folders whose tests take long, which begin first: what is short fills the end evenly.
 LONG = ("tests/exporters/", "tests/edgeforge/", "tests/device_harness/", "tests/")
 # One worker takes the files of a group, for they share what is expensive to make; any other file is
@@ -27,9 +31,8 @@ GROUPS = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Applies the mark `artifact`, so that nobody has to remember it, and groups for workers.
+    """Applies the mark `artifact`, so that nobody has to remember it, and begins with what is long.
 
     `make check` runs what is not marked. Marked is every test of a file that imports what exports,
     and every test that uses a fixture that does; `pytest_runtest_protocol` refuses an artifact to
@@ -38,10 +41,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         file = item.path.relative_to(ROOT).as_posix()
         fixtures = set(getattr(item, "fixturenames", ()))
-        if file in STARTERS or fixtures & WRITERS or _imports_export(item):
+        if file.startswith(RUNNERS) or fixtures & WRITERS or _imports_export(item):
             item.add_marker("artifact")
-        item.add_marker(pytest.mark.xdist_group(GROUPS.get(file, file)))
     items.sort(key=lambda item: _place(item.path.relative_to(ROOT).as_posix()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """Gives a worker whole groups of `GROUPS`, or whole files, where groups are asked for.
+
+    Fixtures of a file are made once then. The marks ``xdist_group`` would say the same, but what
+    xdist 3.8 writes them into is not looked at by pytest 9.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return GROUPS.get(file, file)
+
+    return ByGroup(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 def _imports_export(item: pytest.Item) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import edgeforge.pipeline as pipeline
 from device_harness.executorch_worker import load_runtime
 from exporters.errors import ExportError
 from exporters.executorch import installed, state
@@ -153,7 +154,6 @@ def test_names_that_are_damaged(pte, llama, tmp_path):
 
 
 def test_executorch_missing(checkpoint_of, cache, llama_config, tmp_path, monkeypatch):
-    import edgeforge.pipeline as pipeline
     from exporters.options import TargetOptions
 
     def missing(name):
@@ -174,7 +174,6 @@ def test_executorch_missing(checkpoint_of, cache, llama_config, tmp_path, monkey
 
 def test_parts_of_the_exporter_missing(checkpoint_of, cache, llama_config, tmp_path, monkeypatch):
     """ExecuTorch may be installed without the packages that only its exporter imports."""
-    import edgeforge.pipeline as pipeline
     from exporters.options import TargetOptions
 
     monkeypatch.setitem(sys.modules, "executorch.exir", None)
