@@ -22,12 +22,15 @@ RUNNERS = (
 )
 # Folders whose tests take long, which begin first: what is short fills the end evenly.
 LONG = ("tests/exporters/", "tests/edgeforge/", "tests/device_harness/", "tests/")
-# One worker takes the files of a group, for they share what is expensive to make; any other file is
-# a group of its own.
+# One worker takes the files of a group, for they share what is expensive to make or to import; any
+# other file is a group of its own.
 GROUPS = {
-    "tests/exporters/onnx/test_float_artifacts.py": "float artifacts",
-    "tests/exporters/coreml/test_float_artifacts.py": "float artifacts",
-    "tests/exporters/executorch/test_float_artifacts.py": "float artifacts",
+    "tests/exporters/onnx/test_float_artifacts.py": "coremltools and traces of every case",
+    "tests/exporters/executorch/test_float_artifacts.py": "coremltools and traces of every case",
+    "tests/exporters/coreml/": "coremltools and traces of every case",
+    "tests/device_harness/coreml_interpreter/": "coremltools and traces of every case",
+    "tests/exporters/executorch/test_stock_route.py": "ExecuTorch's exporter",
+    "tests/exporters/executorch/test_backends.py": "ExecuTorch's exporter",
 }
 
 
@@ -58,7 +61,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | 
     class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::", 1)[0]
-            return GROUPS.get(file, file)
+            return next((GROUPS[path] for path in GROUPS if file.startswith(path)), file)
 
     return ByGroup(config, log) if config.getvalue("dist") == "loadgroup" else None
 

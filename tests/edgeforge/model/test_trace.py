@@ -105,6 +105,7 @@ def test_the_same_spec_gives_the_same_program(programs):
     assert again.inputs == program.inputs
 
 
+@pytest.mark.artifact
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
 def test_tracing_eight_billion_weights_allocates_none():
     script = """

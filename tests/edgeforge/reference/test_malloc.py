@@ -44,6 +44,7 @@ def _left(mode: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.artifact
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of memory")
 def test_large_blocks_that_were_freed_are_the_systems_again() -> None:
     left = _left("returned")
