@@ -110,7 +110,7 @@ def test_a_missing_index_of_groups_is_no_damage(damaged):
     [
         ("gptq-symmetric", "float16", ["holds scales as bfloat16", "--imported-scales bfloat16"]),
         ("gptq-asymmetric", "bfloat16", ["ignores zero points"]),
-        ("gptq-8-bits", "bfloat16", ["8-bit integers only with one scale a row"]),
+        ("gptq-8-bits", "bfloat16", ["only with one scale a row"]),
     ],
 )
 def test_a_target_refuses_what_it_would_get_wrong(damaged, tmp_path, case, scales, words):
