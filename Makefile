@@ -12,8 +12,10 @@ LOCKS := build/locks
 DEMO_OUT ?= out/demo
 WORKERS ?= auto
 
-# Byte-compiling everything takes longer than the rest of the installation; Python compiles what it
-# imports when it first does.
+# Byte-compiling everything takes longer than the rest of the installation. Python compiles what it
+# imports when it first does, and keeps it, unless a variable forbids that: torch would then be
+# compiled anew by every command.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help setup demo check test lint docs format lock clean
