@@ -36,7 +36,10 @@ def apple():
 
 def find(files, path):
     head, *rest = path.split(".")
-    (found,) = [f.message_types_by_name[head] for f in files if head in f.message_types_by_name]
+    named = [f.message_types_by_name[head] for f in files if head in f.message_types_by_name]
+    # Old versions of protobuf list a message in every file that imports its file publicly, too.
+    assert len({each.full_name for each in named}) == 1
+    found = named[0]
     for name in rest:
         found = found.nested_types_by_name[name]
     return found
