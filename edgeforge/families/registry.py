@@ -8,6 +8,7 @@ from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.checkpoint.imported.registry import FIELD, read_packing
 from edgeforge.errors import CheckpointError
 from edgeforge.families import llama, mistral, openelm, phi3
+from edgeforge.families.neutral_fields import check_causal, check_neutral_fields
 from edgeforge.families.spec import ModelSpec
 from quant.suggestion import did_you_mean
 
@@ -45,6 +46,8 @@ def read_spec(
     read_packing(config, ignore)
     reader = ConfigReader(config, ignore)
     reader.get(FIELD)
+    check_causal(reader)
     spec = FAMILIES[kind](reader, generation or {})
+    check_neutral_fields(reader, spec)
     reader.finish()
     return spec
