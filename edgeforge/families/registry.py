@@ -19,6 +19,9 @@ FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] =
     "phi3": phi3.read_spec,
 }
 
+# Released types whose names are one letter away from a family's: they are not misspelt.
+_OTHER_TYPES = ("llava", "mixtral", "mllama")
+
 
 def read_spec(
     config: Mapping[str, object],
@@ -39,9 +42,9 @@ def read_spec(
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        hint = did_you_mean(str(kind), FAMILIES)
         raise CheckpointError(
-            f"config.json has the model_type {kind!r}; EdgeForge reads {', '.join(FAMILIES)}{hint}"
+            f"config.json has the model_type {kind!r}; EdgeForge reads {', '.join(FAMILIES)}"
+            f"{_hint(str(kind))}"
         )
     read_packing(config, ignore)
     reader = ConfigReader(config, ignore)
@@ -51,3 +54,15 @@ def read_spec(
     check_neutral_fields(reader, spec)
     reader.finish()
     return spec
+
+
+def _hint(kind: str) -> str:
+    """Returns a remark that names the family that ``kind`` misspells; empty when there is none."""
+    if kind.lower() in _OTHER_TYPES:
+        return ""
+
+    def number(name: str) -> str:
+        return "".join(filter(str.isdigit, name))
+
+    # A number is part of a type's name, and another number another type.
+    return did_you_mean(kind, [name for name in FAMILIES if number(name) == number(kind)])
