@@ -326,7 +326,14 @@ def _emit(piece: str) -> None:
 def _print_warnings(manifests: Sequence[Manifest]) -> None:
     """Prints each warning once, on stderr, with the targets that it concerns if not all."""
     from edgeforge.cli.exits import one_line
+    from quant.kernels import native
 
+    if not native.available():
+        print(
+            "warning: quantization ran without compiled kernels, with the same results but slowly: "
+            "`edgeforge doctor` says how to get them",
+            file=sys.stderr,
+        )
     for warning in dict.fromkeys(each for manifest in manifests for each in manifest.warnings):
         concerned = [manifest.target for manifest in manifests if warning in manifest.warnings]
         where = f"{', '.join(concerned)}: " if len(concerned) < len(manifests) else ""

@@ -10,6 +10,7 @@ import pytest
 
 from edgeforge.synth.synthesise import synthesise
 from exporters.manifest import Manifest
+from quant.kernels import native
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +108,9 @@ def test_formats_chosen_on_random_tokens_are_told(edgeforge, checkpoint, tmp_pat
     )
     assert done.code == 0, done.err
     assert "warning: the formats were chosen by their errors on random tokens" in done.err
+
+
+def test_slow_kernels_are_told(edgeforge, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "available", lambda: False)
+    (warning,), _ = exported(edgeforge, checkpoint, tmp_path / "out")
+    assert "without compiled kernels" in warning and "edgeforge doctor" in warning
