@@ -16,8 +16,6 @@ from quant.formats.formats import FloatFormat, IntFormat, PaletteFormat, WeightF
 from quant.plans.algorithms import CAST, IMPORTED, POSITIVE, algorithms_for
 from quant.plans.plan import Assignment, QuantPlan, matrix_shape
 
-# Options that a format may be refused for, with the value that refuses least.
-_OPTIONS: Final = (("profile", "gpu"), ("opset", "ios18"), ("backend", "xnnpack"))
 # Narrower groups take more bytes for scales than 8-bit integers take.
 _LEAST_GROUP: Final = 8
 _MOST_GROUP: Final = 256
@@ -124,13 +122,14 @@ class PlanCheck:
 
     def _options(self, weights: Mapping[str, Assignment]) -> list[str]:
         """Returns the options under which the weights could stay as they are."""
-        found = []
-        for name, value in _OPTIONS:
-            if getattr(self.options, name) in (None, value):
-                continue
-            if replace(self, options=replace(self.options, **{name: value}))._holds(weights):
-                found.append(f"--{name.replace('_', '-')} {value}")
-        return found
+        asked, found = self.options, {}
+        if asked.profile is not None:
+            found["--profile gpu"] = replace(asked, profile="gpu")
+        if asked.opset is not None:
+            found["--opset ios18"] = replace(asked, opset="ios18")
+        if asked.backend is not None:
+            found["--backend xnnpack"] = replace(asked, backend="xnnpack")
+        return [text for text, way in found.items() if replace(self, options=way)._holds(weights)]
 
     def _ways_of_imported(self, name: str, given: Assignment) -> list[str]:
         if isinstance(given.format, IntFormat):
