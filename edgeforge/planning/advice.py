@@ -14,7 +14,7 @@ from quant.errors import FormatRefused, QuantizationError
 from quant.formats.activations import ACTIVATIONS, NONE, TENSOR, TOKEN
 from quant.formats.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat, parse_format
 from quant.plans.algorithms import CAST, IMPORTED, POSITIVE, algorithms_for
-from quant.plans.plan import Assignment, QuantPlan, matrix_shape
+from quant.plans.plan import FLOAT32, Assignment, QuantPlan, matrix_shape
 
 # Narrower groups take more bytes for scales than 8-bit integers take.
 _LEAST_GROUP: Final = 8
@@ -50,6 +50,20 @@ class PlanCheck:
             self._ask(plan.weights)
         except (FormatRefused, WeightRefused) as error:
             raise self._advice(plan) or error from error
+
+    def beyond_range(self, error: FormatRefused, plan: QuantPlan) -> FormatRefused:
+        """Returns the refusal of a value that only float32 holds, with advice that targets accept.
+
+        Args:
+            error: the refusal as quantizing raised it.
+            plan: the plan that was carried out.
+        """
+        wide = {EMBEDDING: Assignment(FLOAT32, CAST)}
+        rounded = any(given.activation != NONE for given in plan.weights.values())
+        ways = ["fp32", *(["activation none"] if rounded else [])]
+        if not self._holds(wide):
+            ways += self._options(wide)
+        return FormatRefused(error.problem, f"keep it {' with '.join(ways)}")
 
     def refusal(self, given: Mapping[str, Assignment]) -> FormatRefused | WeightRefused | None:
         """Returns why some weights cannot have their assignments; None where they can."""
