@@ -228,6 +228,8 @@ def _like(format: WeightFormat, rows: int, columns: int) -> Iterator[WeightForma
             yield from _integers(wider, [*row, *sizes, None], format.symmetric)
         yield from palettes
         yield from _integers(wider, [*row, *sizes], format.symmetric)
+        if format.bits == 8:
+            yield from _integers(4, sizes, symmetric=True)
 
 
 def _group_sizes(group_size: int | None, columns: int) -> list[int]:
