@@ -11,6 +11,7 @@ from typing import Final
 # Names of so many characters may have two slips, and shorter ones than the second number none.
 _LONG: Final = 12
 _SHORT: Final = 3
+_LONGEST: Final = 200
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -29,6 +30,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     True
     """
     given = _plain(name)
+    if len(given) > _LONGEST:  # no name is as long, and a pattern with stars would take long
+        return None
     allowed = 0 if len(given) < _SHORT else 1 if len(given) < _LONG else 2
     best = None
     for candidate in known:
