@@ -16,6 +16,7 @@ from edgeforge.export_warnings import warnings_of, warnings_of_target
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
 from edgeforge.output_folder import atomic_folder
+from edgeforge.planning.advice import check_targets
 from edgeforge.planning.choose import choose_plan, rotation_of
 from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.trace_and_quantize import TracedAndQuantized, shared_interpreter, trace_and_quantize
@@ -67,9 +68,7 @@ def export(
     facts = facts_of(model.spec, context)
     planned = choose_plan(model, options.plan_request(targets, facts, rotated), progress)
     # Each target refuses a plan that its format, its kernels or the device's memory cannot hold.
-    for target in targets:
-        chosen = options.target.only(target.options)
-        target.check(planned.plan, model.weights.shapes(), facts, chosen)
+    check_targets(planned.plan, model.weights.shapes(), targets, facts, options.target)
     # A calibration text that is too short or overlaps the held-out text is refused early as well.
     calibration = calibration_for(
         planned.plan,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from edgeforge.families.assembly import EMBEDDING
-from exporters.errors import ExportError, WeightRefused
+from exporters.errors import ExportError, MemoryRefused, WeightRefused
 from exporters.options import TargetOptions
 from exporters.target import ModelFacts, Target
 from quant.errors import FormatRefused, QuantizationError
@@ -157,6 +157,31 @@ class PlanCheck:
             "give the original checkpoint, whose weights can get another format",
             *(f"use {option}" for option in self._options({name: given})),
         ]
+
+
+def check_targets(
+    plan: QuantPlan,
+    shapes: Mapping[str, tuple[int, ...]],
+    targets: Sequence[Target],
+    facts: ModelFacts,
+    options: TargetOptions,
+) -> None:
+    """Refuses a plan that a target cannot hold, or a context that does not fit the memory.
+
+    Where the memory of several targets does not suffice, the message is the one whose context fits
+    all of them.
+
+    Raises:
+        ExportError: a target cannot hold the plan.
+    """
+    refused = []
+    for target in targets:
+        try:
+            target.check(plan, shapes, facts, options.only(target.options))
+        except MemoryRefused as error:
+            refused.append(error)
+    if refused:
+        raise min(refused, key=lambda error: error.largest)
 
 
 def _listed(ways: Sequence[str]) -> str:

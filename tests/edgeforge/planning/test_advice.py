@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgeforge.planning.advice import PlanCheck
+from edgeforge.planning.advice import PlanCheck, check_targets
 from exporters.errors import ExportError
 from exporters.options import TargetOptions
 from exporters.registry import TARGETS, find_target
@@ -190,3 +190,31 @@ def test_what_no_weight_is_at_fault_for_is_refused_as_it_is():
         PlanCheck(shapes, [find_target("onnx")], odd, TargetOptions()).run(plan_of("int8", shapes))
     with pytest.raises(QuantizationError, match="use lut4-gc16 or keep it int8-pc"):
         PlanCheck(shapes_of(172), (), None, TargetOptions()).run(plan_of("int4", shapes_of(172)))
+
+
+@pytest.mark.parametrize(
+    ("names", "asked"),
+    [
+        (ALL, {}),
+        (("onnx", "executorch"), {"kv_cache": "int8"}),
+        (("coreml",), {"profile": "ane"}),
+        (("coreml",), {"opset": "ios17", "chunk": "16,256"}),
+        (ALL, {"profile": "ane"}),
+    ],
+)
+def test_a_context_that_is_proposed_fits_every_target(names, asked):
+    shapes = shapes_of(128)
+    plan = plan_of("fp16", shapes)
+    targets, long = [find_target(name) for name in names], replace(FACTS, context=4096)
+    proposed = set()
+    for memory in range(500_000, 30_000_000, 173_000):
+        options = TargetOptions(max_memory=memory, **asked)
+        try:
+            check_targets(plan, shapes, targets, long, options)
+        except ExportError as error:
+            found = re.search(r"--context (\d+) or less", str(error))
+            if found is None:
+                continue
+            proposed.add(int(found[1]))
+            check_targets(plan, shapes, targets, replace(FACTS, context=int(found[1])), options)
+    assert len(proposed) > 5
