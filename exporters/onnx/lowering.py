@@ -182,7 +182,9 @@ def _last(state: Lowering, node: fx.Node) -> None:
     holds padding.
     """
     indices = _last_token(state.builder)
-    state.builder.node("GatherND", [state.operand(node, 0), indices], state.name(node), batch_dims=1)
+    state.builder.node(
+        "GatherND", [state.operand(node, 0), indices], state.name(node), batch_dims=1
+    )
 
 
 def _last_token(builder: GraphBuilder) -> str:
