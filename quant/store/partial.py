@@ -23,7 +23,7 @@ from quant.plans.plan import QuantPlan
 from quant.sealed_json import seal, unseal
 from quant.store.cached import or_explained
 from quant.store.store import STORE_FILES, file_blocks, readable
-from quant.store.writer import HEADER_START, StoreWriter
+from quant.store.writer import StoreWriter
 
 JOURNAL_VERSION: Final = 1
 _JOURNAL, _LOCK = "progress.json", "lock"
@@ -215,8 +215,8 @@ def partial_store(
 
     Raises:
         StoreFullError: there is no room for the store.
-        StoreDamagedError: the folder that the user named holds damaged partial results, or files
-            of a store that are not this one's. In the cache they are removed.
+        StoreDamagedError: the folder that the user named holds damaged partial results. In the
+            cache they are removed and made again.
         StoreUnreadableError: the system does not let the partial results be read.
         QuantizationError: the folder holds partial results of another store, another process
             works there, or it cannot be written.
@@ -262,8 +262,6 @@ def _open(
         return PartialStore(where, key, plan, shapes, tell)
 
     try:
-        if not own:
-            readable(where, lambda: _refuse_strangers(where))
         return or_explained(where, opened)
     except StoreDamagedError as damage:
         if not own:
@@ -274,23 +272,6 @@ def _open(
             path.unlink(missing_ok=True)
         tell(f"damaged partial results were removed and are made again: {damage}")
         return or_explained(where, opened)
-
-
-def _refuse_strangers(folder: Path) -> None:
-    """Refuses a folder whose files have the names of a store's but were not written here.
-
-    Without a journal, a run begins anew and replaces such files.
-    """
-    if (folder / _JOURNAL).exists():
-        return
-    weights, notes = (folder / name for name in STORE_FILES)
-    strange = notes if os.path.lexists(notes) else None
-    if os.path.lexists(weights):
-        with weights.open("rb") as stream:
-            if stream.read(8 + len(HEADER_START))[8:] != HEADER_START:
-                strange = weights
-    if strange is not None:
-        raise StoreDamagedError(f"{strange} is not of partial results")
 
 
 @contextmanager

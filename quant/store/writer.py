@@ -27,8 +27,6 @@ from quant.store.store import (
 )
 
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8"}
-# How the header of every store begins.
-HEADER_START = b'{"__metadata__":{"format":"edgeforge"'
 # Wide elements come first: then every part is aligned to its element size without padding.
 _ORDER = ("float32", "float16", "bfloat16", "uint8")
 

@@ -188,18 +188,6 @@ def test_partial_results_that_cannot_be_read_now_are_left(tmp_path):
     assert refused
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "store.json"])
-def test_a_strangers_file_in_a_folder_of_the_users_is_not_replaced(tmp_path, name):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / name).write_text("mine")
-    with (
-        pytest.raises(StoreDamagedError, match=f"{name} is not of partial results: name another"),
-        partial_store(tmp_path / "cache", "key", PLAN, SHAPES, tmp_path / "mine"),
-    ):
-        pass
-    assert (tmp_path / "mine" / name).read_text() == "mine"
-
-
 def test_a_file_cut_short_is_named(tmp_path):
     leave_half_done(tmp_path / "cache", tmp_path / "partial")
     file = tmp_path / "partial" / "weights.safetensors"
