@@ -131,12 +131,12 @@ class PartialStore:
             raise StoreDamagedError(f"{self.folder / _JOURNAL} is damaged ({error})") from error
         # Journals of older versions have no checksums.
         self._checksums = journal.get("checksums", {})
-        for weight, error in done.items():
+        for weight, relative_error in done.items():
             if weight in self._checksums and (
                 self.writer.checksums(weight) != self._checksums[weight]
             ):
                 raise StoreDamagedError(f"{self.folder} holds {weight} otherwise than it was kept")
-            self.note(weight, error)
+            self.note(weight, relative_error)
         self._boundary_checksum = journal.get("boundary_checksum")
         if self.boundary is None or self._boundary_checksum is None:
             return
