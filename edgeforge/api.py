@@ -178,7 +178,10 @@ def verify(
             ``cpu-and-ne``.
 
     Raises:
-        CheckFailed: files were changed, or their integers and scales are not the store's.
+        CheckFailed: files were changed; their integers and scales are not what the manifest
+            records, or not the weight store's; or logits are NaN or infinite. In the last two cases
+            it is an `edgeforge.verification.soundness.UnsoundError`, whose ``evaluations`` hold the
+            figures.
         UsageError: ``tokens`` is neither a number of at least 2 nor ``all``.
     """
     from edgeforge.verification.verify import VerifyOptions
@@ -215,18 +218,21 @@ def bench(
         compute_units: compute units of Core ML on a Mac, as `verify` takes them.
 
     Raises:
+        LogitsNotFiniteError: the artifact gives NaN or infinite logits.
         DeviceError: the artifact's runtime is not installed, or failed.
         ExportError: the folder is no artifact.
     """
     from device_harness.timing import time_artifact
 
-    return time_artifact(
+    timings = time_artifact(
         Path(artifact),
         threads=threads,
         prefill=prefill,
         decode=decode,
         options={"precision": precision, "compute_units": compute_units},
     )
+    timings.require_finite()
+    return timings
 
 
 def load(

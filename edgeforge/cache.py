@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from quant.sealed_json import seal, unseal
 
 
 def cache_dir() -> Path:
@@ -17,3 +22,29 @@ def cache_dir() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
     return root / "edgeforge"
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """Returns what `write_record` wrote, None where the file is missing, damaged or unreadable.
+
+    What is None is computed again, and nothing is removed.
+    """
+    try:
+        return unseal(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_record(file: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON values, whole or not at all, with a digest by which damage is known.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial-{os.getpid()}-{threading.get_ident()}")
+    try:
+        partial.write_text(seal(content), encoding="utf-8")
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)

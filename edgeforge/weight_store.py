@@ -34,8 +34,8 @@ def quantize(
         run: the calibration; None where the plan needs none.
 
     Raises:
-        QuantizationError: a weight cannot be quantized, or the folder of partial results belongs
-            to another store.
+        QuantizationError: a weight cannot be quantized, the folder of partial results belongs
+            to another store, or the cache cannot be read or written.
     """
     from quant.plans.plan import calibrated_weights
     from quant.store.cached import find_store, new_store, store_key
@@ -47,7 +47,11 @@ def quantize(
         run = None
     text = "" if run is None else run.calibration.digest
     key = store_key(digest.sha256, weights.mapping_digest(), plan, text)
-    found = find_store(cache, key)
+
+    def tell(note: str) -> None:
+        progress(note, 0, 0)
+
+    found = find_store(cache, key, tell)
     if found is not None:
         progress("quantize (cached)", 1, 1)
         return found
@@ -66,6 +70,6 @@ def quantize(
     from edgeforge.calibration.fill import fill_calibrated
     from quant.store.partial import partial_store
 
-    with partial_store(cache, key, plan, weights.shapes(), run.resume) as partial:
+    with partial_store(cache, key, plan, weights.shapes(), run.resume, tell) as partial:
         fill_calibrated(run, plan, partial, threads, progress)
     return WeightStore(cache / key)

@@ -153,6 +153,7 @@ def verify(
     from edgeforge.cli.progress import Reporter
     from edgeforge.cli.verdict import print_results
     from edgeforge.verification.sample import parse_tokens
+    from edgeforge.verification.soundness import require_sound
     from edgeforge.verification.verify import VerifyOptions, find_artifacts, verify_together
 
     options = VerifyOptions(
@@ -170,6 +171,7 @@ def verify(
         _print_json([result.to_json() for result in results])
     else:
         print_results(dict(zip(folders, results, strict=True)), artifacts, full=full)
+    require_sound(folders, results)
 
 
 @app.command()
@@ -192,7 +194,9 @@ def inspect(
             _console().print(table)
     report.require_whole()
     if not json:
-        print("all files are as written; integers and scales read back equal the store's")
+        print(
+            "all files are as written; integers and scales read back equal the manifest's digests"
+        )
 
 
 @app.command()

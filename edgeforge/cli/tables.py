@@ -58,7 +58,12 @@ def evaluation_tables(results: list[Evaluation]) -> list[Table]:
     rows.append(
         (
             "stored integers and scales",
-            ["equal to the store's, bit for bit" for r in results if r.stored_weights_equal],
+            [
+                "equal to the store's, bit for bit"
+                if r.stored_weights_equal
+                else f"{len(r.weights_unlike_store)} weights unlike the store's"
+                for r in results
+            ],
         )
     )
     for label, cells in rows:

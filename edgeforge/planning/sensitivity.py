@@ -24,6 +24,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, fx
 
+from edgeforge.cache import read_record, write_record
 from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.reference.walk import Values, Walk, block_pool
 from quant.plans.plan import Assignment
@@ -31,7 +32,7 @@ from quant.program import dialect
 from quant.program.program import Input, Program, node_argument
 from quant.store.fill import stored_values
 
-SENSITIVITY_VERSION: Final = 1
+SENSITIVITY_VERSION: Final = 2
 # In models with more parameters, formats are estimated from one measured fork per weight.
 MEASURED_PARAMETERS: Final = 50_000_000
 # Weights stay in memory between forks if all of them in float32 take at most this many bytes.
@@ -99,10 +100,7 @@ def sensitivity(
     tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
     costs = _Forks(weights, program, tokens, progress).run(candidates, method)
     made = Sensitivity(costs, method, sum(map(len, tokens)))
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(made)), encoding="utf-8")
-    partial.replace(file)
+    write_record(file, asdict(made))
     return made
 
 
@@ -126,10 +124,10 @@ def plan_divergence(
 
 
 def _read(file: Path, candidates: Candidates) -> Sensitivity | None:
-    try:
-        found = Sensitivity(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    record = read_record(file)
+    if record is None:
         return None
+    found = Sensitivity(**record)
     whole = found.version == SENSITIVITY_VERSION and all(
         {a.format.name for a in given} <= found.costs.get(name, {}).keys()
         for name, given in candidates.items()

@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from quant.errors import QuantizationError, StoreFullError
+from quant.errors import QuantizationError, StoreDamagedError, StoreFullError
 from quant.plans.plan import QuantPlan
-from quant.store.store import NOTES_FILE, STORE_VERSION, WeightStore
+from quant.store.store import NOTES_FILE, STORE_VERSION, WeightStore, readable
 from quant.store.writer import StoreWriter
 
 Result = TypeVar("Result")
@@ -114,28 +114,47 @@ def or_explained(cache: Path, work: Callable[[], Result]) -> Result:
     )
 
 
-def find_store(cache: Path, key: str) -> WeightStore | None:
+def find_store(
+    cache: Path, key: str, tell: Callable[[str], None] = lambda note: None
+) -> WeightStore | None:
     """Returns the finished store of this key, or None; removes a damaged one.
 
-    It detects damage that changes a file's size, such as a full disk or an interrupted copy.
+    All stored parts are read and held against their checksums. Only a store that is not as it was
+    written is removed, never one that the system does not let be read now.
+
+    Args:
+        cache: folder of stores.
+        key: the store's key, as `store_key` returns it.
+        tell: called with a sentence for the user when a damaged store was removed.
 
     Raises:
+        StoreUnreadableError: the system does not let the store be read.
         QuantizationError: a damaged store cannot be removed.
     """
     folder = cache / key
-    if not folder.exists():
+    if not readable(folder, folder.exists):
         return None
     try:
-        return WeightStore(folder)
-    except QuantizationError as damage:
-        away = cache / f".{key}.partial-damaged-{os.getpid()}-{threading.get_ident()}"
-        try:
-            folder.rename(away)
-        except FileNotFoundError:  # another process has already removed it
-            return None
-        except OSError as error:
-            raise QuantizationError(
-                f"{damage}, and it cannot be removed ({error.strerror}): remove it yourself"
-            ) from error
-        shutil.rmtree(away, ignore_errors=True)
+        store = WeightStore(folder)
+        store.check()
+        return store
+    except StoreDamagedError as damage:
+        if not _remove_damaged(folder, damage):
+            return None  # another process has already removed it
+        tell(f"a damaged weight store was removed and is made again: {damage}")
         return None
+
+
+def _remove_damaged(folder: Path, damage: StoreDamagedError) -> bool:
+    """Removes a damaged store; returns whether it was still there."""
+    away = folder.parent / f".{folder.name}.partial-damaged-{os.getpid()}-{threading.get_ident()}"
+    try:
+        folder.rename(away)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise QuantizationError(
+            f"{damage}, and it cannot be removed ({error.strerror}): remove it yourself"
+        ) from error
+    shutil.rmtree(away, ignore_errors=True)
+    return True

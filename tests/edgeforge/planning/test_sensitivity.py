@@ -173,3 +173,10 @@ def test_a_damaged_cache_is_measured_again(model, program, blocks, candidates, m
     (file,) = tmp_path.iterdir()
     file.write_text("{")
     assert ask() == first
+    # A cost in which one digit is another one is not believed either.
+    whole = file.read_text()
+    (cost,) = first.costs[name].values()
+    assert str(cost) in whole
+    file.write_text(whole.replace(str(cost), "0.25"))
+    assert ask() == first
+    assert file.read_text() == whole
