@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
+from edgeforge.checkpoint.adapters import refuse_adapter
 from edgeforge.checkpoint.digest import CheckpointDigest, FileDigest, Progress, digest_files
 from edgeforge.checkpoint.json_text import MAX_CONFIG_BYTES, parse_object, read_small_file, reason
 from edgeforge.checkpoint.layout import (
@@ -28,6 +29,7 @@ from edgeforge.checkpoint.layout import (
     find_tokenizer_files,
     find_weights,
 )
+from edgeforge.checkpoint.other_formats import name_other_format
 from edgeforge.checkpoint.tensor_entry import TensorEntry
 from edgeforge.errors import CheckpointError, UsageError
 from quant.suggestion import nearest
@@ -102,7 +104,7 @@ class Checkpoint:
             UsageError: ``revision`` is given with a folder.
         """
         folder, commit = _resolve(str(source), revision)
-        layout = _require_weights(folder)
+        layout = _require_weights(folder, str(source))
         files = find_tokenizer_files(folder) if tokenizer is None else _tokenizer(str(tokenizer))
         return cls(folder, str(source), commit, layout, files)
 
@@ -273,6 +275,9 @@ def _resolve(source: str, revision: str | None) -> tuple[Path, str | None]:
             )
         return folder, None
     if exists and source:
+        other = name_other_format([folder.name])
+        if other is not None and folder.suffix not in (".safetensors", ".bin", ".pt"):
+            raise CheckpointError(f"{source} is not the folder of a checkpoint: it is {other}")
         raise CheckpointError(
             f"{source} is a file; name the folder that holds it together with {CONFIG}"
         )
@@ -286,9 +291,10 @@ def _resolve(source: str, revision: str | None) -> tuple[Path, str | None]:
     return snapshot, hub.commit_of(snapshot)
 
 
-def _require_weights(folder: Path) -> WeightLayout:
+def _require_weights(folder: Path, source: str) -> WeightLayout:
     try:
         layout = find_weights(folder)
+        refuse_adapter(folder, source, layout is not None)
         if layout is not None:
             for name in layout.files:
                 if not (folder / name).is_file():
@@ -296,18 +302,21 @@ def _require_weights(folder: Path) -> WeightLayout:
                         f"{folder / name} is missing, though the index lists it: download it again"
                     )
             return layout
-        if not (folder / CONFIG).exists():
-            raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG}")
-        others = sorted(p.name for p in folder.iterdir() if p.suffix in _WEIGHT_SUFFIXES)
+        has_config = (folder / CONFIG).exists()
+        held = [path.name for path in folder.iterdir() if path.is_file() or path.is_dir()]
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {reason(error)}") from error
-    found = f"; it has {', '.join(others[:5])}" if others else ""
+    other = name_other_format([folder.name, *held] if folder.suffix in _PACKAGES else held)
+    found = "" if other is None else f"; it has {other}"
+    if not has_config:
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG}{found}")
     raise CheckpointError(
         f"{folder} has no weights: {SAFETENSORS}, {SAFETENSORS_INDEX} or {TORCH} is needed{found}"
     )
 
 
-_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+# Folders that are themselves a model in another format.
+_PACKAGES = (".mlpackage", ".mlmodelc")
 
 
 def _tokenizer(source: str) -> dict[str, Path]:

@@ -20,6 +20,7 @@ app = typer.Typer(
     help="Compiles language models for phones: one trace, one quantization, verified artifacts.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    suggest_commands=False,  # `edgeforge.cli.exits` suggests, and only for slips of typing
 )
 
 

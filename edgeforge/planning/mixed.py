@@ -173,7 +173,7 @@ def _offered(
         QuantizationError: the budget cannot be met even with the last resorts.
     """
     usual = {
-        name: [a for a in given if a.format.name not in LAST_RESORTS]
+        name: [a for a in given if a.format.name not in LAST_RESORTS] or list(given)
         for name, given in candidates.items()
     }
     if budget.max_kl is not None:

@@ -105,7 +105,12 @@ def test_no_arguments_show_the_help(edgeforge):
         (["exprot"], "No such command 'exprot'. Did you mean 'export'? (see 'edgeforge --help')"),
         (["export"], "Missing argument 'model' (see 'edgeforge export --help')"),
         (["export", "x"], "Missing option '--out' / '-o' (see 'edgeforge export --help')"),
-        (["export", "x", "-o", "y", "--recpie", "int4"], "No such option: --recpie"),
+        (["zebra"], "No such command 'zebra' (see 'edgeforge --help')"),
+        (
+            ["export", "x", "-o", "y", "--recpie", "int4"],
+            "No such option: --recpie. Did you mean '--recipe'? (see",
+        ),
+        (["verify", "x", "--recipe", "int4"], "No such option: --recipe (see 'edgeforge verify"),
         (["run", "x", "-p", "y", "-n", "0"], "Invalid value for '--max-tokens' / '-n': "),
         (["run", "x", "-p", "y", "--seed", "-1"], "Invalid value for '--seed': "),
         (["run", "x", "-p", "y", "--temperature", "hot"], "Invalid value for '--temperature': "),
