@@ -25,6 +25,7 @@ from torch import Tensor, fx
 from edgeforge.reference.segments import MEMORY_BOUND, Stretches, tokens_of
 from edgeforge.reference.walk import Values, Walk, WeightReader, store_reader
 from quant.errors import QuantizationError
+from quant.input_files import open_input
 from quant.program import dialect
 from quant.program.program import Program, node_argument, shape_of
 from quant.store.store import WeightStore
@@ -185,7 +186,7 @@ def _key(program: Program, store: WeightStore, blocks: Sequence[Sequence[int]]) 
 def _read(file: Path, program: Program) -> CacheRanges | None:
     """Returns ranges that were measured before, or None where the file is missing or damaged."""
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with open_input(file) as stream, np.load(stream, allow_pickle=False) as stored:
             found = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

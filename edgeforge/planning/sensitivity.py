@@ -19,13 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, fx
 
 from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.reference.walk import Values, Walk, block_pool
+from quant.input_files import read_input
+from quant.json_input import parse_json
 from quant.plans.plan import Assignment
 from quant.program import dialect
 from quant.program.program import Input, Program, node_argument
@@ -35,6 +37,7 @@ SENSITIVITY_VERSION: Final = 1
 # In models with more parameters, formats are estimated from one measured fork per weight.
 MEASURED_PARAMETERS: Final = 50_000_000
 # Weights stay in memory between forks if all of them in float32 take at most this many bytes.
+_LARGEST_FILE: Final = 64 << 20
 _KEPT_WEIGHTS: Final = 256 << 20
 
 Method = Literal["measured", "estimated"]
@@ -127,13 +130,15 @@ def plan_divergence(
 
 def _read(file: Path, candidates: Candidates) -> Sensitivity | None:
     try:
-        found = Sensitivity(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        read: Any = parse_json(read_input(file, _LARGEST_FILE))
+        found = Sensitivity(**read)
+        whole = found.version == SENSITIVITY_VERSION and all(
+            isinstance(found.costs[name][a.format.name], int | float)
+            for name, given in candidates.items()
+            for a in given
+        )
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return None
-    whole = found.version == SENSITIVITY_VERSION and all(
-        {a.format.name for a in given} <= found.costs.get(name, {}).keys()
-        for name, given in candidates.items()
-    )
     return found if whole else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from device_harness.timing import Timings
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
+from quant.json_output import json_text
 
 REPORT = "report.json"
 REPORT_VERSION = 1
@@ -78,6 +78,6 @@ class Evaluation:
     def write(self, folder: Path) -> Path:
         """Writes ``report.json`` beside the artifact's files, whole or not at all."""
         partial, final = folder / f".{REPORT}.partial", folder / REPORT
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json_text(self.to_json()) + "\n", encoding="utf-8")
         partial.replace(final)
         return final

@@ -19,6 +19,8 @@ from typing import Any, Final
 import torch
 
 from quant.errors import QuantizationError
+from quant.input_files import read_input
+from quant.json_input import parse_json
 from quant.plans.plan import QuantPlan
 from quant.store.cached import or_explained
 from quant.store.store import STORE_FILES
@@ -26,6 +28,9 @@ from quant.store.writer import StoreWriter
 
 JOURNAL_VERSION: Final = 1
 _JOURNAL, _LOCK = "progress.json", "lock"
+# Two names in turn: the journal must never name a file that is half written.
+_BOUNDARIES = ("boundary-0.bin", "boundary-1.bin")
+_LARGEST_JOURNAL: Final = 64 << 20
 
 
 class PartialStore:
@@ -92,9 +97,8 @@ class PartialStore:
             facts: where the boundary is, as JSON values.
             tensors: the state there, float32.
         """
-        # Two file names in turn: the journal must never name a file that is half written.
         before = None if self.boundary is None else str(self.boundary["file"])
-        name = "boundary-1.bin" if before == "boundary-0.bin" else "boundary-0.bin"
+        name = _BOUNDARIES[1 if before == _BOUNDARIES[0] else 0]
         with (self.folder / name).open("wb") as stream:
             for tensor in tensors:
                 stream.write(tensor.contiguous().view(torch.uint8).numpy().data)
@@ -113,8 +117,12 @@ class PartialStore:
         if not path.exists():
             return None
         try:
-            journal: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            journal: Any = parse_json(read_input(path, _LARGEST_JOURNAL))
             version, key = journal["version"], journal["key"]
+            done, boundary = journal["done"], journal["boundary"]
+            ours = version == JOURNAL_VERSION and key == self._key
+            if ours and not _is_sound(done, boundary):
+                raise ValueError("it does not say what is done")
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise QuantizationError(
                 f"{path} is not a journal of partial results ({error}): name another folder, or "
@@ -125,7 +133,16 @@ class PartialStore:
                 f"{self.folder} holds partial results of another model, recipe, rotation or "
                 f"calibration: name another folder, or remove this one"
             )
-        return journal
+        return dict(journal)
+
+
+def _is_sound(done: object, boundary: object) -> bool:
+    """Whether a journal's facts have their types; a boundary's file must be one of ours."""
+    numbers = isinstance(done, dict) and all(
+        isinstance(each, float | int) for each in done.values()
+    )
+    named = boundary is None or (isinstance(boundary, dict) and boundary.get("file") in _BOUNDARIES)
+    return numbers and named
 
 
 @contextmanager
