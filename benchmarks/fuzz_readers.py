@@ -36,8 +36,8 @@ COLUMNS = ("accepted", "sentence", "traceback", "too long", "too much memory", "
 RECIPE = """# a plan
 rotation: hadamard
 rules:
-- {match: 'model.layers.0.*', format: int8-pc}
 - {match: '*.down_proj.weight', format: int4-g32 | int8-pc, algorithm: gptq-order}
+- {match: 'model.layers.0.*', format: int8-pc}
 - {match: '*', format: int4-g32, activation: none}
 """
 
@@ -100,9 +100,10 @@ def _checkpoint(folder: Path) -> None:
 def _recipe(folder: Path) -> None:
     from quant.plans.recipes import find_recipe
 
-    names = ["model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight", "lm_head.weight"]
-    roles = dict(zip(names, ("embedding", "linear", "head"), strict=True))
-    find_recipe(str(folder / "recipe.yaml")).plan(dict.fromkeys(names, (64, 64)), roles)
+    layer = "model.layers.0.mlp"
+    roles = {f"{layer}.{name}_proj.weight": "linear" for name in ("gate", "down")}
+    roles |= {"model.embed_tokens.weight": "embedding", "lm_head.weight": "head"}
+    find_recipe(str(folder / "recipe.yaml")).plan(dict.fromkeys(roles, (64, 64)), roles)
 
 
 def _calibration(folder: Path) -> None:

@@ -34,7 +34,8 @@ class RunRequest:
         precision: ``fp16`` or ``fp32``.
         compare: an ``.npz`` file with which the last call's outputs are compared.
         tolerance: largest difference that passes, relative to the range of the values.
-        iterations: largest number of iterations of a loop; None for the interpreter's default.
+        iterations: largest number of iterations of all loops of a call; None for the interpreter's
+            default.
         threads: number of PyTorch's threads; None leaves it as it is.
     """
 

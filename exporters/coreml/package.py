@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from exporters.coreml.blob_file import BlobFile
-from exporters.coreml.schema import ARRAY_TYPE_NAMES, DATA_TYPE_NAMES, new
+from exporters.coreml.schema import ARRAY_TYPE_NAMES, DATA_TYPE_NAMES, IMAGE_LAYOUTS, new
 from exporters.errors import ExportError
 from quant.input_files import read_input
 from quant.json_input import JsonError, parse_json
@@ -57,6 +57,7 @@ class Feature:
         ranges: the smallest and the largest size of each dimension (None for no limit), when the
             description gives ranges.
         optional: whether a call may leave it out.
+        layout: an image's colours and their order, such as ``BGR``; empty for all other kinds.
     """
 
     name: str
@@ -66,11 +67,13 @@ class Feature:
     shapes: tuple[tuple[int, ...], ...] = ()
     ranges: tuple[tuple[int, int | None], ...] = ()
     optional: bool = False
+    layout: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.dtype or self.kind}{list(self.shape) if self.shape else ''}"
-        if self.shapes:
-            text += ", or ".join(["", *(str(list(shape)) for shape in self.shapes)])
+        what = f"{self.layout} image" if self.layout else self.dtype or self.kind
+        text = f"{what}{list(self.shape) if self.shape else ''}"
+        others = (str(list(shape)) for shape in self.shapes if shape != self.shape)
+        text += ", or ".join(["", *others])
         if self.ranges:
             ends = (f"{low} to {'any' if high is None else high}" for low, high in self.ranges)
             text += f" of {' x '.join(ends)}"
@@ -346,9 +349,29 @@ def _feature(message: Any) -> Feature:
     if kind == "stateType":
         return _array(name, "state", message.type.stateType.arrayType, optional)
     if kind == "imageType":
-        image = message.type.imageType
-        return Feature(name, "image", "", (int(image.height), int(image.width)), optional=optional)
+        return _image(name, message.type.imageType, optional)
     return Feature(name, kind.removesuffix("Type"), optional=optional)
+
+
+def _image(name: str, image: Any, optional: bool) -> Feature:
+    flexible = image.WhichOneof("SizeFlexibility")
+    shapes: tuple[tuple[int, ...], ...] = ()
+    ranges: tuple[tuple[int, int | None], ...] = ()
+    if flexible == "enumeratedSizes":
+        sizes = image.enumeratedSizes.sizes
+        shapes = tuple((int(size.height), int(size.width)) for size in sizes)
+    elif flexible == "imageSizeRange":
+        ranges = _ranges((image.imageSizeRange.heightRange, image.imageSizeRange.widthRange))
+    layout = IMAGE_LAYOUTS.get(image.colorSpace, f"layout {image.colorSpace}")
+    shape = int(image.height), int(image.width)
+    return Feature(name, "image", "", shape, shapes, ranges, optional, layout)
+
+
+def _ranges(sizes: Iterable[Any]) -> tuple[tuple[int, int | None], ...]:
+    return tuple(
+        (int(each.lowerBound), None if each.upperBound < 0 else int(each.upperBound))
+        for each in sizes
+    )
 
 
 def _array(name: str, kind: str, array: Any, optional: bool) -> Feature:
@@ -362,10 +385,7 @@ def _array(name: str, kind: str, array: Any, optional: bool) -> Feature:
             tuple(int(dim) for dim in each.shape) for each in array.enumeratedShapes.shapes
         )
     elif flexible == "shapeRange":
-        ranges = tuple(
-            (int(each.lowerBound), None if each.upperBound < 0 else int(each.upperBound))
-            for each in array.shapeRange.sizeRanges
-        )
+        ranges = _ranges(array.shapeRange.sizeRanges)
     return Feature(name, kind, dtype, shape, shapes, ranges, optional)
 
 
