@@ -176,6 +176,61 @@ def yaml_text(data: bytes, draw: random.Random) -> bytes:
     return data[:start] + draw.choice(YAML).encode() + data[end:]
 
 
+def external_data(data: bytes, draw: random.Random) -> bytes:
+    """Changes where a tensor of an ONNX graph lies, or what it is called or how large it is."""
+    import onnx
+
+    model = onnx.ModelProto.FromString(data)
+    apart = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    tensor = draw.choice(apart)
+    how = draw.randrange(4)
+    if how == 0:
+        tensor.dims.append(draw.choice((0, 2**31, 2**62, 2**63 - 1, -1)))
+    elif how == 1:
+        tensor.name = draw.choice(apart).name
+    elif how == 2:
+        del tensor.external_data[draw.randrange(len(tensor.external_data))]
+    else:
+        entry = draw.choice(tensor.external_data)
+        number = str(draw.choice(NUMBERS))
+        places = ("/etc/passwd", "../../../etc/passwd", "/dev/zero", "model.onnx", "", "a\n\x1b[2J")
+        entry.value = draw.choice((number, number, "9" * 5_000, "\u0663", "-1", *places))
+    return bytes(model.SerializeToString())
+
+
+def mil_program(data: bytes, draw: random.Random) -> bytes:
+    """Changes a type, a constant, a name or an argument of a Core ML program."""
+    from exporters.coreml.schema import messages
+
+    model = messages()["Model"].FromString(data)
+    function = draw.choice(list(model.mlProgram.functions.values()))
+    (block,) = function.block_specializations.values()
+    operation = draw.choice(block.operations)
+    kinds = [output.type for output in operation.outputs]
+    kinds += [value.type for value in operation.attributes.values()]
+    kind, how = draw.choice(kinds or [messages()["ValueType"]()]), draw.randrange(7)
+    if how == 0 and kind.tensorType.dimensions:
+        size = draw.choice(NUMBERS) % 2**64
+        draw.choice(kind.tensorType.dimensions).constant.size = size
+    elif how == 1:
+        kind.tensorType.dataType = draw.choice((0, 1, 2, 10, 11, 23, 25, 33, 99))
+    elif how == 2:
+        value = operation.attributes["val"]
+        value.type.tensorType.dimensions.add().constant.size = draw.choice((2**31, 2**62, 3))
+        value.immediateValue.tensor.floats.values.append(1)
+    elif how == 3:
+        operation.type = draw.choice(("const", "while_loop", "tile", "fill", "x", "linear"))
+    elif how == 4:
+        operation.inputs[draw.choice(("x", "shape", "y", "making"))].arguments.add(name="x")
+    elif how == 5:
+        for value in operation.attributes.values():
+            value.blobFileValue.offset = draw.choice(NUMBERS) % 2**64
+            value.blobFileValue.fileName = draw.choice(("@model_path/weights/weight.bin", "../x"))
+    else:
+        function.inputs.add(name="s", type=kind)
+    return bytes(model.SerializeToString())
+
+
 def special_file(path: Path, draw: random.Random) -> None:
     """Puts something that is no regular file in a file's place."""
     path.unlink()
@@ -193,5 +248,7 @@ BYTES: tuple[Mutation, ...] = (
     *(flip_bit, flip_bit, set_number, set_number, cut, leave_out, say_twice, put_in, stranger),
     *(spoil_header, spoil_header),
 )
+ONNX: tuple[Mutation, ...] = (*([external_data] * 8), *BYTES)
+MIL: tuple[Mutation, ...] = (*([mil_program] * 12), *BYTES)
 JSON: tuple[Mutation, ...] = (*([json_value] * 8), json_text, flip_bit, cut, stranger)
 YAML_TEXT: tuple[Mutation, ...] = (*([yaml_text] * 6), flip_bit, cut, stranger)

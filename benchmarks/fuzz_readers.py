@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuzz_mutations import BYTES, JSON, YAML_TEXT, Mutation, special_file
+from fuzz_mutations import BYTES, JSON, MIL, ONNX, YAML_TEXT, Mutation, special_file
 
 SECONDS = 10
 MEMORY = 1 << 30
@@ -133,13 +133,19 @@ KINDS: dict[str, Kind] = {
     "manifest of ONNX": Kind("onnx", ("edgeforge.json",), JSON, INSPECT),
     "manifest of Core ML": Kind("coreml", ("edgeforge.json",), JSON, INSPECT),
     "manifest of ExecuTorch": Kind("executorch", ("edgeforge.json",), JSON, INSPECT),
-    "ONNX graph": Kind("onnx", ("model.onnx", "verify.onnx"), BYTES, INSPECT, True),
-    "Core ML model": Kind("coreml", (MLMODEL,), BYTES, INSPECT, True),
+    "ONNX graph": Kind("onnx", ("model.onnx", "verify.onnx"), ONNX, INSPECT, True),
+    "Core ML model": Kind("coreml", (MLMODEL,), MIL, INSPECT, True),
     "Core ML weights": Kind("coreml", (WEIGHT_BIN,), BYTES, INSPECT, True),
     "Core ML package": Kind("coreml", ("model.mlpackage/Manifest.json",), JSON, INSPECT, True),
     "Core ML run": Kind(
         "package",
-        ("p.mlpackage/Data/com.apple.CoreML/model.mlmodel", "in.npz"),
+        ("p.mlpackage/Data/com.apple.CoreML/model.mlmodel",),
+        MIL,
+        command("coreml-run", "@/p.mlpackage", "--inputs", "@/in.npz", "--json"),
+    ),
+    "inputs of coreml-run": Kind(
+        "package",
+        ("in.npz",),
         BYTES,
         command("coreml-run", "@/p.mlpackage", "--inputs", "@/in.npz", "--json"),
     ),
@@ -248,7 +254,10 @@ class Outcome:
 
 
 def spoil(kind: Kind, copy: Path, draw: random.Random) -> str:
-    """Spoils one file of a copy and returns how."""
+    """Spoils one file of a copy and returns how.
+
+    A file that is spoiled twice over could not be parsed, so each has one fault.
+    """
     file = copy / draw.choice(kind.files)
     if draw.randrange(SPECIAL) == 0:
         special_file(file, draw)

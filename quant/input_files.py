@@ -71,12 +71,11 @@ def read_input(path: Path, limit: int) -> bytes:
         OSError: the file cannot be read, is no regular file, or is larger.
     """
     with open_input(path) as stream:
-        content = stream.read(limit + 1)
-    if len(content) > limit:
-        size = max(len(content), os.stat(path).st_size)
-        reason = f"it has {size} bytes, and at most {limit} are read of such a file"
-        raise TooLargeError(errno.EINVAL, reason, str(path))
-    return content
+        size = os.fstat(stream.fileno()).st_size
+        if size > limit:
+            reason = f"it has {size} bytes, and at most {limit} are read of such a file"
+            raise TooLargeError(errno.EINVAL, reason, str(path))
+        return stream.read(size)  # a reader makes room for as much as it is asked for
 
 
 def is_inside(name: str) -> bool:

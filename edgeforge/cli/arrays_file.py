@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,7 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Arrays:
     return found
 
 
-def _check_header(member: zipfile.ZipInfo, stream: BinaryIO) -> None:
+def _check_header(member: zipfile.ZipInfo, stream: IO[bytes]) -> None:
     """Compares what a header claims with what its member holds: NumPy would first make room."""
     version = np.lib.format.read_magic(stream)
     readers = {
@@ -74,6 +74,6 @@ def _check_header(member: zipfile.ZipInfo, stream: BinaryIO) -> None:
     shape, _, dtype = readers[version](stream)
     if dtype.hasobject or math.prod(shape) * dtype.itemsize > member.file_size:
         raise ValueError(
-            f"the array {quoted(member.filename)} claims {dtype}{list(shape)[:8]} in "
+            f"the array {quoted(member.filename)} claims {dtype}{quoted(shape)} in "
             f"{member.file_size} bytes"
         )
