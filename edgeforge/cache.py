@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from quant.input_files import read_input
 from quant.sealed_json import seal, unseal
+
+_LARGEST_RECORD = 1 << 28
 
 
 def cache_dir() -> Path:
@@ -30,7 +33,7 @@ def read_record(file: Path) -> dict[str, Any] | None:
     What is None is computed again, and nothing is removed.
     """
     try:
-        return unseal(file.read_text(encoding="utf-8"))
+        return unseal(read_input(file, _LARGEST_RECORD))
     except (OSError, ValueError):
         return None
 

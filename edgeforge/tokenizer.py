@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 from edgeforge.errors import CheckpointError, UsageError
+from quant.input_files import read_input
 
 _HALF = "\ufffd"  # the replacement character: an incomplete UTF-8 sequence decodes to it
+LARGEST_TEXT = 1 << 30
 _TAIL = 16  # tokens at the end of the text that are decoded again with each new one
 
 
@@ -91,7 +94,8 @@ def read_text(path: Path) -> str:
         UsageError: the file cannot be read, is not UTF-8, or holds only white space.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = BytesIO(read_input(path, LARGEST_TEXT))
+        text = TextIOWrapper(content, encoding="utf-8").read()  # a line ends alike on all systems
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

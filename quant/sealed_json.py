@@ -16,6 +16,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from quant.json_input import parse_json
+
 SEAL = "sha256"
 
 
@@ -24,7 +26,7 @@ def seal(content: Mapping[str, Any], indent: int | None = None) -> str:
     return json.dumps({**content, SEAL: _digest(content)}, indent=indent)
 
 
-def unseal(text: str, *, unsealed_too: bool = False) -> dict[str, Any]:
+def unseal(text: str | bytes, *, unsealed_too: bool = False) -> dict[str, Any]:
     """Returns the content of a text that `seal` made.
 
     Args:
@@ -34,10 +36,8 @@ def unseal(text: str, *, unsealed_too: bool = False) -> dict[str, Any]:
     Raises:
         ValueError: the text is no JSON object, has no digest, or another one.
     """
-    try:
-        content = json.loads(text)
-    except RecursionError:
-        raise ValueError("its JSON is nested too deeply") from None
+    given = text.encode() if isinstance(text, str) else text
+    content = parse_json(given, strict=False)
     if not isinstance(content, dict):
         raise ValueError("it is no JSON object")
     digest = content.pop(SEAL, None)

@@ -11,10 +11,16 @@ import torch
 
 from device_harness.coreml_interpreter.arguments import tensor_of
 from device_harness.coreml_interpreter.binding import Binder
-from device_harness.coreml_interpreter.limits import Limits, limited
+from device_harness.coreml_interpreter.limits import Limits, check_states, limited
 from device_harness.coreml_interpreter.states import State
 from device_harness.coreml_interpreter.steps import Program, Watch, run_program
-from device_harness.coreml_interpreter.values import Precision, given_tensor, outside, round_to_half
+from device_harness.coreml_interpreter.values import (
+    Precision,
+    given_tensor,
+    outside,
+    round_to_half,
+    storage,
+)
 from device_harness.coreml_interpreter.weights import Budget
 from device_harness.errors import DeviceError
 from exporters.coreml.package import Feature, Package, TensorType, tensor_type
@@ -80,8 +86,13 @@ class Interpreter:
         Raises:
             DeviceError: a state is too large, or its type is unknown.
         """
+        kinds = self.states(function)
         with limited(self._limits):
-            return {name: State(name, kind) for name, kind in self.states(function).items()}
+            check_states(
+                (tuple(dim or 0 for dim in kind.shape) for kind in kinds.values()),
+                (storage(kind.dtype, f"state {name}").itemsize for name, kind in kinds.items()),
+            )
+            return {name: State(name, kind) for name, kind in kinds.items()}
 
     def bind(self, function: str | None = None) -> Program:
         """Binds a function, if that is not done yet, and returns its steps.

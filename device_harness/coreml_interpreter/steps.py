@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from device_harness.coreml_interpreter.arguments import tensor_of
+from device_harness.coreml_interpreter.limits import count_freed, count_made
 from device_harness.coreml_interpreter.ops.kinds import Operation
 from device_harness.coreml_interpreter.values import round_to_half
 from device_harness.errors import DeviceError
@@ -107,6 +110,10 @@ def run_steps(steps: list[Step], slots: list[Any], watch: Watch | None = None) -
                         f"its result has shape {list(value.shape)} where the program says "
                         f"{list(result.shape)}"
                     )
+                before = slots[result.slot]
+                if isinstance(before, Tensor):  # an iteration's value takes the place of the last
+                    count_freed(before)
+                count_made(value)
                 slots[result.slot] = value
         except (DeviceError, ExportError) as error:
             if str(error).startswith("in "):
@@ -119,6 +126,8 @@ def run_steps(steps: list[Step], slots: list[Any], watch: Watch | None = None) -
         if watch is not None:
             watch(step, arguments, [slots[result.slot] for result in step.results])
         for slot in step.frees:
+            if isinstance(slots[slot], Tensor):
+                count_freed(slots[slot])
             slots[slot] = None
 
 

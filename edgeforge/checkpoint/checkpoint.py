@@ -32,6 +32,7 @@ from edgeforge.checkpoint.layout import (
 from edgeforge.checkpoint.other_formats import name_other_format
 from edgeforge.checkpoint.tensor_entry import TensorEntry
 from edgeforge.errors import CheckpointError, UsageError
+from quant.input_files import open_descriptor
 from quant.suggestion import nearest
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ class Checkpoint:
     def _descriptor(self, path: Path) -> int:
         with self._lock:
             if path not in self._descriptors:
-                self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._descriptors[path] = open_descriptor(path)
             return self._descriptors[path]
 
     def _fill(self, entry: TensorEntry, offset: int, target: memoryview) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from edgeforge.cache import cache_dir, read_record, write_record
 from edgeforge.checkpoint.json_text import reason
 from edgeforge.errors import CheckpointError
+from quant.input_files import open_input
 from quant.processors import default_threads
 
 BLOCK_BYTES = 4 << 20
@@ -146,7 +147,7 @@ def hash_file(path: Path, size: int, counter: _Counter) -> str:
     state = hashlib.sha256()
     block = memoryview(bytearray(BLOCK_BYTES))
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_input(path) as file:
             while size and not counter.stopped:
                 count = file.readinto(block[:size])
                 if not count:

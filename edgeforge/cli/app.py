@@ -346,9 +346,9 @@ def _print_warnings(manifests: Sequence[Manifest]) -> None:
 
 
 def _print_json(value: object) -> None:
-    import json
+    from quant.json_output import json_text
 
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json_text(value))
 
 
 def _console() -> Console:

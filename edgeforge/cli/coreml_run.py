@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeforge.cli.arrays_file import Arrays, read_arrays
 from edgeforge.errors import CheckFailed, UsageError
 from exporters.coreml.package import Feature, Package, open_package
 from exporters.coreml.structure import weight_formats
 
 if TYPE_CHECKING:
     from device_harness.coreml_interpreter.values import Precision
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,8 @@ class RunRequest:
         precision: ``fp16`` or ``fp32``.
         compare: an ``.npz`` file with which the last call's outputs are compared.
         tolerance: largest difference that passes, relative to the range of the values.
-        iterations: largest number of iterations of a loop; None for the interpreter's default.
+        iterations: largest number of iterations of all loops of a call; None for the interpreter's
+            default.
         threads: number of PyTorch's threads; None leaves it as it is.
     """
 
@@ -142,7 +141,7 @@ def run(request: RunRequest, package: Package) -> Arrays:
     for inputs, outputs, function in calls:
         for name, state in interpreter.make_states(function).items():
             states.setdefault(name, state)
-        found = interpreter.run(_read(inputs), function, states)
+        found = interpreter.run(read_arrays(inputs), function, states)
         if outputs is not None:
             _write(outputs, found)
     return found
@@ -154,7 +153,7 @@ def differences(found: Arrays, other: Path) -> list[Difference]:
     Raises:
         UsageError: they share no name, or an output has another shape in the file.
     """
-    wanted = _read(other)
+    wanted = read_arrays(other)
     shared = [name for name in found if name in wanted]
     if not shared:
         raise UsageError(
@@ -254,20 +253,6 @@ def _precision(name: str) -> Precision:
     if name not in known:
         raise UsageError(f"there is no precision {name}; known: {', '.join(known)}")
     return Precision(name)
-
-
-def _read(path: Path) -> Arrays:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise UsageError(f"{path} holds one array without a name; save it with numpy.savez")
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise UsageError(f"there is no file {path}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{path} is not an .npz file of numbers: {error}") from error
 
 
 def _write(path: Path, arrays: Arrays) -> None:

@@ -269,7 +269,9 @@ InterpreterThreads = Annotated[
 ]
 MaxIterations = Annotated[
     int | None,
-    typer.Option(min=1, help="Largest number of iterations of one loop; by default 100000."),
+    typer.Option(
+        min=1, help="Largest number of iterations of all loops of a call; by default 100000."
+    ),
 ]
 
 # Of `list`.

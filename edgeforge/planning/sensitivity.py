@@ -36,6 +36,7 @@ SENSITIVITY_VERSION: Final = 2
 # In models with more parameters, formats are estimated from one measured fork per weight.
 MEASURED_PARAMETERS: Final = 50_000_000
 # Weights stay in memory between forks if all of them in float32 take at most this many bytes.
+_LARGEST_FILE: Final = 64 << 20
 _KEPT_WEIGHTS: Final = 256 << 20
 
 Method = Literal["measured", "estimated"]
@@ -127,11 +128,15 @@ def _read(file: Path, candidates: Candidates) -> Sensitivity | None:
     record = read_record(file)
     if record is None:
         return None
-    found = Sensitivity(**record)
-    whole = found.version == SENSITIVITY_VERSION and all(
-        {a.format.name for a in given} <= found.costs.get(name, {}).keys()
-        for name, given in candidates.items()
-    )
+    try:
+        found = Sensitivity(**record)
+        whole = found.version == SENSITIVITY_VERSION and all(
+            isinstance(found.costs[name][a.format.name], int | float)
+            for name, given in candidates.items()
+            for a in given
+        )
+    except (TypeError, LookupError, AttributeError):
+        return None
     return found if whole else None
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from edgeforge.verification.finite import NotFinite
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
+from quant.json_output import json_text
 
 REPORT = "report.json"
 REPORT_VERSION = 2
@@ -80,23 +79,12 @@ class Evaluation:
         return self.perplexity["artifact"].value / self.perplexity["float"].value
 
     def to_json(self) -> dict[str, object]:
-        """The report as ``report.json`` holds it: None stands for numbers that are not finite."""
-        found = _strict({**asdict(self), "perplexity_ratio": self.perplexity_ratio})
-        assert isinstance(found, dict)
-        return found
+        """The report as ``report.json`` holds it, where null stands for what is not finite."""
+        return {**asdict(self), "perplexity_ratio": self.perplexity_ratio}
 
     def write(self, folder: Path) -> Path:
         """Writes ``report.json`` beside the artifact's files, whole or not at all."""
         partial, final = folder / f".{REPORT}.partial", folder / REPORT
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json_text(self.to_json()) + "\n", encoding="utf-8")
         partial.replace(final)
         return final
-
-
-def _strict(value: object) -> object:
-    """Returns a value with None for NaN and infinity, which JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,6 +19,7 @@ from typing import Any, Final
 import torch
 
 from quant.errors import QuantizationError, StoreDamagedError
+from quant.input_files import NotRegularError, read_input
 from quant.plans.plan import QuantPlan
 from quant.sealed_json import seal, unseal
 from quant.store.cached import or_explained
@@ -27,6 +28,9 @@ from quant.store.writer import StoreWriter
 
 JOURNAL_VERSION: Final = 1
 _JOURNAL, _LOCK = "progress.json", "lock"
+# Two names in turn: the journal must never name a file that is half written.
+_BOUNDARIES = ("boundary-0.bin", "boundary-1.bin")
+_LARGEST_JOURNAL: Final = 64 << 20
 
 
 class PartialStore:
@@ -100,9 +104,8 @@ class PartialStore:
             facts: where the boundary is, as JSON values.
             tensors: the state there, float32.
         """
-        # Two file names in turn: the journal must never name a file that is half written.
         before = None if self.boundary is None else str(self.boundary["file"])
-        name = "boundary-1.bin" if before == "boundary-0.bin" else "boundary-0.bin"
+        name = _BOUNDARIES[1 if before == _BOUNDARIES[0] else 0]
         self._boundary_checksum = 0
         with (self.folder / name).open("wb") as stream:
             for tensor in tensors:
@@ -165,9 +168,13 @@ class PartialStore:
         if not path.exists():
             return None
         try:
-            journal = unseal(path.read_text(encoding="utf-8"), unsealed_too=True)
+            journal = unseal(read_input(path, _LARGEST_JOURNAL), unsealed_too=True)
             version, key = journal["version"], journal["key"]
-        except (ValueError, LookupError, IsADirectoryError) as error:
+            done, boundary = journal["done"], journal["boundary"]
+            ours = version == JOURNAL_VERSION and key == self._key
+            if ours and not _is_sound(done, boundary):
+                raise ValueError("it does not say what is done")
+        except (ValueError, LookupError, IsADirectoryError, NotRegularError) as error:
             raise StoreDamagedError(
                 f"{path} is not a journal of partial results ({error})"
             ) from error
@@ -176,7 +183,16 @@ class PartialStore:
                 f"{self.folder} holds partial results of another model, recipe, rotation or "
                 f"calibration: name another folder, or remove this one"
             )
-        return journal
+        return dict(journal)
+
+
+def _is_sound(done: object, boundary: object) -> bool:
+    """Whether a journal's facts have their types; a boundary's file must be one of ours."""
+    numbers = isinstance(done, dict) and all(
+        isinstance(each, float | int) for each in done.values()
+    )
+    named = boundary is None or (isinstance(boundary, dict) and boundary.get("file") in _BOUNDARIES)
+    return numbers and named
 
 
 def _checksum_of(file: Path) -> int | None:

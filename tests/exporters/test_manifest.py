@@ -77,7 +77,7 @@ def test_a_real_one_reads_back_equal(build, openelm_config, tmp_path):
         ("\ufeff\x00", "cannot be read: "),
         ("[]", "has schema version None; this EdgeForge reads 1: export the model again"),
         ('{"schema_version": 2}', "has schema version 2; this EdgeForge reads 1"),
-        ('{"schema_version": 1}', "is not a manifest: it has no field 'source'"),
+        ('{"schema_version": 1}', "is not a manifest: it has no field 'target'"),
         ('{"schema_version": 1, "files": [], "weights": {}, "notes": []}', "is not a manifest: "),
         ('{"schema_version": 1, "files": {"a": {}}, "weights": {}, "notes": []}', "not a manifest"),
         ('{"schema_version": 1, "files": {}, "weights": {}, "notes": []}', "is not a manifest: "),

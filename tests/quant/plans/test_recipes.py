@@ -215,7 +215,10 @@ def test_a_matrix_in_a_norms_place_is_never_integers():
         (b"rules: 3", "must be a list of rules"),
         (b"ruels: []", "must be a list of rules"),
         (b"{rules: [{match: '*', format: fp16}], default: int4}", "must be a list of rules"),
-        (b"{rules: [{match: '*', format: fp16}], rotation: 3}", "rotation must be a name, found 3"),
+        (
+            b"{rules: [{match: '*', format: fp16}], rotation: [3]}",
+            "rotation must be a name, found .*3",
+        ),
         (b"rotation: hadamard", "must be a list of rules"),
         (b"- int4", "rule 1 must have match and format"),
         (b"- {match: '*'}", "rule 1 must have match and format"),
