@@ -11,11 +11,14 @@ from edgeforge.cache import cache_dir
 from edgeforge.calibration.text import calibration_for
 from edgeforge.checkpoint.model_card import provenance
 from edgeforge.errors import UsageError
+from edgeforge.export_inputs import inputs_of
 from edgeforge.export_options import ExportOptions, ExportRun, has_static_caches
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
-from edgeforge.output_folder import atomic_folder
+from edgeforge.output_folder.atomic import atomic_folder, check_output
+from edgeforge.output_folder.inputs import Input
 from edgeforge.planning.choose import choose_plan, rotation_of
+from edgeforge.planning.plan_file import check_plan_file
 from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.trace_and_quantize import TracedAndQuantized, shared_interpreter, trace_and_quantize
 from exporters.checks import check_options, not_applied
@@ -55,7 +58,13 @@ def export(
         QuantizationError: the recipe or a weight is refused.
         ExportError: a target cannot write the model.
     """
-    # The declared context comes first: rotary tables, caches and memory all follow from it.
+    # What is read is listed first: no output may replace it, and it may not change from here on.
+    inputs = inputs_of(model, options)
+    check_output(out, options.force, inputs.inputs)
+    check_plan_file(options.save_plan, (*inputs.inputs, Input("the output folder", out, whole=True)))
+    for note in model.checkpoint.notes:
+        progress(note, 0, 0)
+    # The declared context follows: rotary tables, caches and memory all depend on it.
     context = choose_context(model.spec, options.context)
     # Options that no target takes are refused here; those that only some take become notes.
     apply_options(options, targets, progress)
@@ -78,9 +87,11 @@ def export(
         looked_at=planned.program is not None,
         static_caches=any(has_static_caches(target, options.target) for target in targets),
     )
-    run = ExportRun(model, targets, options, facts, planned, calibration)
+    run = ExportRun(
+        model, targets, options, facts, planned, calibration, inputs.require_unchanged
+    )
     # Files go to a temporary folder beside ``out``, which takes its name when all are complete.
-    with atomic_folder(out, options.force) as partial:
+    with atomic_folder(out, options.force, inputs=inputs.inputs) as partial:
         # One trace and one quantization serve all targets.
         made = trace_and_quantize(run, progress)
         # The program now refers to integers and scales in the store instead of float weights.
@@ -90,6 +101,8 @@ def export(
         # Every target lowers the same program and copies the same integers.
         for target in targets:
             write_artifact(run, target, program, made, ranges, partial, progress)
+        # Digests, weights and copied files are of the same bytes only if nothing changed meanwhile.
+        inputs.require_unchanged()
     return [folder_of(target, targets, out) for target in targets]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from edgeforge.cache import cache_dir
 from edgeforge.calibration.text import (
@@ -22,6 +23,8 @@ def quantize(
     threads: int | None,
     progress: Progress,
     run: CalibrationRun | None = None,
+    *,
+    unchanged: Callable[[], None] | None = None,
 ) -> WeightStore:
     """Returns the store of this checkpoint, plan and calibration, from the cache or made now.
 
@@ -32,8 +35,11 @@ def quantize(
         threads: number of threads; None for one per processor, at most four.
         progress: called as each stage advances.
         run: the calibration; None where the plan needs none.
+        unchanged: refuses the work if what is read has changed; None for the checkpoint's own. It
+            is called before results get a name under which they would be found again.
 
     Raises:
+        CheckpointError: the checkpoint changed while it was read.
         QuantizationError: a weight cannot be quantized, or the folder of partial results belongs
             to another store.
     """
@@ -41,6 +47,7 @@ def quantize(
     from quant.store.cached import find_store, new_store, store_key
     from quant.store.fill import fill_store
 
+    unchanged = unchanged or weights.checkpoint.require_unchanged
     cache = cache_dir() / "stores"
     if not calibrated_weights(plan):
         # Only static caches use this text, so it must not change the store's key.
@@ -59,13 +66,14 @@ def quantize(
         progress("quantize", done, size)
 
     if run is None:
-        with new_store(cache, key, plan, weights.shapes()) as writer:
+        with new_store(cache, key, plan, weights.shapes(), unchanged) as writer:
             fill_store(weights, plan, writer, threads=threads, progress=advance)
         return WeightStore(cache / key)
 
     from edgeforge.calibration.fill import fill_calibrated
     from quant.store.partial import partial_store
 
-    with partial_store(cache, key, plan, weights.shapes(), run.resume) as partial:
+    shapes = weights.shapes()
+    with partial_store(cache, key, plan, shapes, run.resume, unchanged) as partial:
         fill_calibrated(run, plan, partial, threads, progress)
     return WeightStore(cache / key)

@@ -7,13 +7,13 @@ import hashlib
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from quant.errors import QuantizationError, StoreFullError
+from quant.locked_folders import LockedFolder, left_over, make_locked
 from quant.plans.plan import QuantPlan
 from quant.store.store import NOTES_FILE, STORE_VERSION, WeightStore
 from quant.store.writer import StoreWriter
@@ -21,7 +21,6 @@ from quant.store.writer import StoreWriter
 Result = TypeVar("Result")
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_STALE_SECONDS = 24 * 3600  # no store takes a day: the writer of an older folder was killed
 
 
 def store_key(
@@ -42,7 +41,11 @@ def store_key(
 
 @contextmanager
 def new_store(
-    cache: Path, key: str, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]
+    cache: Path,
+    key: str,
+    plan: QuantPlan,
+    shapes: Mapping[str, tuple[int, ...]],
+    unchanged: Callable[[], None] = lambda: None,
 ) -> Iterator[StoreWriter]:
     """Opens a writer; its store moves to ``cache / key`` when the block ends without an error.
 
@@ -53,20 +56,24 @@ def new_store(
         key: the store's key, as `store_key` returns it.
         plan: formats by weight name.
         shapes: shape by weight name.
+        unchanged: raises an error if the weights' source is no longer what the key says; it is
+            called before the store gets its name.
 
     Raises:
         StoreFullError: there is no room for the store.
         QuantizationError: the cache folder cannot be written.
     """
-    partial = cache / f".{key}.partial-{os.getpid()}-{threading.get_ident()}"
+    held = or_explained(cache, lambda: unfinished(cache, key))
+    partial = held.path
     try:
-        writer = or_explained(cache, lambda: _open_writer(partial, plan, shapes))
+        writer = or_explained(cache, lambda: StoreWriter(partial, plan, shapes))
         try:
             yield writer
         except BaseException:
             writer.abandon()
             raise
         or_explained(cache, writer.finish)
+        unchanged()
         final = cache / key
         try:
             partial.rename(final)
@@ -75,18 +82,21 @@ def new_store(
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        held.release()
 
 
-def _open_writer(
-    partial: Path, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]
-) -> StoreWriter:
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    for other in partial.parent.glob(".*.partial-*"):
-        with suppress(OSError):
-            if time.time() - other.stat().st_mtime > _STALE_SECONDS:
+def unfinished(cache: Path, key: str) -> LockedFolder:
+    """Makes a folder for a store that is not finished; removes those that killed processes left.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    for other in cache.glob(".*.partial-*"):
+        with left_over(other) as free:
+            if free:
                 shutil.rmtree(other, ignore_errors=True)
-    partial.mkdir()
-    return StoreWriter(partial, plan, shapes)
+    return make_locked(cache, f".{key}.partial-{os.getpid()}-{threading.get_ident()}")
 
 
 def or_explained(cache: Path, work: Callable[[], Result]) -> Result:

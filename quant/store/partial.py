@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +19,13 @@ import torch
 
 from quant.errors import QuantizationError
 from quant.plans.plan import QuantPlan
-from quant.store.cached import or_explained
+from quant.store.cached import or_explained, unfinished
 from quant.store.store import STORE_FILES
 from quant.store.writer import StoreWriter
 
 JOURNAL_VERSION: Final = 1
 _JOURNAL, _LOCK = "progress.json", "lock"
+_BOUNDARIES: Final = ("boundary-0.bin", "boundary-1.bin")
 
 
 class PartialStore:
@@ -36,6 +36,8 @@ class PartialStore:
         key: the store's key.
         plan: formats by weight name.
         shapes: shape by weight name.
+        unchanged: raises an error if the weights' source is no longer what the key says; it is
+            called before a journal is written, for a later run trusts what a journal notes.
 
     Attributes:
         writer: the store's writer.
@@ -47,9 +49,14 @@ class PartialStore:
     """
 
     def __init__(
-        self, folder: Path, key: str, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        folder: Path,
+        key: str,
+        plan: QuantPlan,
+        shapes: Mapping[str, tuple[int, ...]],
+        unchanged: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folder, self._key = folder, key
+        self.folder, self._key, self._unchanged = folder, key, unchanged
         self.done: dict[str, float] = {}
         self.boundary: dict[str, object] | None = None
         journal = self._read_journal()
@@ -75,6 +82,7 @@ class PartialStore:
     def keep(self) -> None:
         """Writes the journal, so that a later run does not repeat the weights noted so far."""
         self.writer.sync()
+        self._unchanged()
         journal = {
             "version": JOURNAL_VERSION,
             "key": self._key,
@@ -94,7 +102,7 @@ class PartialStore:
         """
         # Two file names in turn: the journal must never name a file that is half written.
         before = None if self.boundary is None else str(self.boundary["file"])
-        name = "boundary-1.bin" if before == "boundary-0.bin" else "boundary-0.bin"
+        name = _BOUNDARIES[before == _BOUNDARIES[0]]
         with (self.folder / name).open("wb") as stream:
             for tensor in tensors:
                 stream.write(tensor.contiguous().view(torch.uint8).numpy().data)
@@ -135,6 +143,7 @@ def partial_store(
     plan: QuantPlan,
     shapes: Mapping[str, tuple[int, ...]],
     folder: Path | None = None,
+    unchanged: Callable[[], None] = lambda: None,
 ) -> Iterator[PartialStore]:
     """Opens a partial store; it moves to ``cache / key`` when the block ends without an error.
 
@@ -147,26 +156,31 @@ def partial_store(
         shapes: shape by weight name.
         folder: where partial results are kept and looked for; by default a folder in the cache
             whose name contains the key.
+        unchanged: raises an error if the weights' source is no longer what the key says; it is
+            called before the store gets its name and before partial results are kept.
 
     Raises:
         StoreFullError: there is no room for the store.
-        QuantizationError: the folder holds partial results of another store, another process
-            works there, or it cannot be written.
+        QuantizationError: the folder holds partial results of another store or what EdgeForge did
+            not write, another process works there, or it cannot be written.
     """
     where = folder or cache / f".{key}.resume"
     or_explained(cache, lambda: cache.mkdir(parents=True, exist_ok=True))
     or_explained(where, lambda: where.mkdir(parents=True, exist_ok=True))
+    if folder is not None:
+        or_explained(where, lambda: _refuse_strange(where))
     with _locked(where):
-        store = or_explained(where, lambda: PartialStore(where, key, plan, shapes))
+        store = or_explained(where, lambda: PartialStore(where, key, plan, shapes, unchanged))
         try:
             yield store
         except BaseException:
             store.writer.abandon()
             raise
         or_explained(where, store.writer.finish)
-        whole = cache / f".{key}.partial-{os.getpid()}-{threading.get_ident()}"
+        unchanged()
+        held = or_explained(cache, lambda: unfinished(cache, key))
+        whole = held.path
         try:
-            whole.mkdir()
             for name in STORE_FILES:
                 shutil.move(where / name, whole / name)
             try:
@@ -176,6 +190,7 @@ def partial_store(
                     raise
         finally:
             shutil.rmtree(whole, ignore_errors=True)
+            held.release()
         _clear(where, folder is None)
 
 
@@ -191,7 +206,9 @@ def _locked(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows has no flock: nothing guards the folder there
         yield
         return
-    with (folder / _LOCK).open("w") as stream:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = or_explained(folder, lambda: os.open(folder / _LOCK, flags, 0o644))
+    with os.fdopen(descriptor, "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -201,10 +218,24 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _refuse_strange(folder: Path) -> None:
+    """Refuses a folder that the user named and in which no partial results were kept before.
+
+    Raises:
+        QuantizationError: names a file that lies there.
+    """
+    found = sorted(path.name for path in folder.iterdir())
+    if found and not {_JOURNAL, _LOCK} & set(found):
+        raise QuantizationError(
+            f"{folder} holds {found[0]}, which EdgeForge did not write, so partial results are not "
+            f"kept there: name another folder for --resume"
+        )
+
+
 def _clear(folder: Path, whole: bool) -> None:
     """Removes the folder, or, where the user named it, only the files that were put there."""
     if whole:
         shutil.rmtree(folder, ignore_errors=True)
         return
-    for path in (*folder.glob("boundary-*.bin"), folder / _JOURNAL, folder / _LOCK):
-        path.unlink(missing_ok=True)
+    for name in (*_BOUNDARIES, _JOURNAL, _LOCK):
+        (folder / name).unlink(missing_ok=True)
