@@ -118,7 +118,7 @@ def _check_final(final: Path, force: bool) -> None:
         if strange is not None:
             raise UsageError(
                 f"{final} holds {strange}, which EdgeForge did not write there, so --force does "
-                f"not replace the folder: choose another one, or move that file away"
+                f"not replace it: choose another folder, or move what is yours away"
             )
     except OSError as error:
         raise UsageError(f"{final} cannot be used for output: {error.strerror}") from error
