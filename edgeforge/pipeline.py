@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeforge.artifact_manifest import facts_of, write_manifest
-from edgeforge.cache import cache_dir
+from edgeforge.cache import writable_cache
 from edgeforge.calibration.text import calibration_for
 from edgeforge.checkpoint.model_card import provenance
 from edgeforge.errors import UsageError
@@ -61,7 +61,9 @@ def export(
     # What is read is listed first: no output may replace it, and it may not change from here on.
     inputs = inputs_of(model, options)
     check_output(out, options.force, inputs.inputs)
-    check_plan_file(options.save_plan, (*inputs.inputs, Input("the output folder", out, whole=True)))
+    check_plan_file(
+        options.save_plan, (*inputs.inputs, Input("the output folder", out, whole=True))
+    )
     for note in model.checkpoint.notes:
         progress(note, 0, 0)
     # The declared context follows: rotary tables, caches and memory all depend on it.
@@ -87,9 +89,7 @@ def export(
         looked_at=planned.program is not None,
         static_caches=any(has_static_caches(target, options.target) for target in targets),
     )
-    run = ExportRun(
-        model, targets, options, facts, planned, calibration, inputs.require_unchanged
-    )
+    run = ExportRun(model, targets, options, facts, planned, calibration, inputs.require_unchanged)
     # Files go to a temporary folder beside ``out``, which takes its name when all are complete.
     with atomic_folder(out, options.force, inputs=inputs.inputs) as partial:
         # One trace and one quantization serve all targets.
@@ -178,7 +178,7 @@ def ranges_of_caches(
         program,
         made.store,
         run.calibration.blocks,
-        cache_dir() / "cache-ranges",
+        writable_cache() / "cache-ranges",
         lambda done, size: progress("calibrate caches", done, size),
     )
 

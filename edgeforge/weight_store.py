@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from edgeforge.cache import cache_dir
+from edgeforge.cache import cache_dir, cache_note, writable_cache
 from edgeforge.calibration.text import (
     CalibrationRun,
 )
 from edgeforge.checkpoint.checkpoint import CheckpointDigest
 from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.stage_progress import Progress
+from quant.errors import QuantizationError
 from quant.plans.plan import QuantPlan
 from quant.store.store import WeightStore
 
@@ -48,13 +49,16 @@ def quantize(
     from quant.store.fill import fill_store
 
     unchanged = unchanged or weights.checkpoint.require_unchanged
-    cache = cache_dir() / "stores"
+    cache = writable_cache() / "stores"
+    note = cache_note()
+    if note is not None:
+        progress(note, 0, 0)
     if not calibrated_weights(plan):
         # Only static caches use this text, so it must not change the store's key.
         run = None
     text = "" if run is None else run.calibration.digest
     key = store_key(digest.sha256, weights.mapping_digest(), plan, text)
-    found = find_store(cache, key)
+    found = (None if note is None else _shared_store(key)) or find_store(cache, key)
     if found is not None:
         progress("quantize (cached)", 1, 1)
         return found
@@ -77,3 +81,13 @@ def quantize(
     with partial_store(cache, key, plan, shapes, run.resume, unchanged) as partial:
         fill_calibrated(run, plan, partial, threads, progress)
     return WeightStore(cache / key)
+
+
+def _shared_store(key: str) -> WeightStore | None:
+    """Returns a store of a cache that can only be read; a damaged one there is passed over."""
+    from quant.store.cached import find_store
+
+    try:
+        return find_store(cache_dir() / "stores", key)
+    except QuantizationError:
+        return None

@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -78,6 +80,33 @@ def left_over(folder: Path) -> Iterator[bool]:
     finally:
         if held is not None:
             held.release()
+
+
+@contextmanager
+def unfinished(parent: Path, name: str) -> Iterator[Path]:
+    """Makes a locked folder ``.NAME.partial-...`` that is removed when the block ends.
+
+    Those that killed processes left in the same parent are removed first. The block may rename the
+    folder, which then stays.
+
+    Args:
+        parent: a folder of EdgeForge's own, such as one of the cache; it is made if need be.
+        name: what is going to be made.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for other in parent.glob(".*.partial-*"):
+        with left_over(other) as free:
+            if free:
+                shutil.rmtree(other, ignore_errors=True)
+    held = make_locked(parent, f".{name}.partial-{os.getpid()}-{threading.get_ident()}")
+    try:
+        yield held.path
+    finally:
+        shutil.rmtree(held.path, ignore_errors=True)
+        held.release()
 
 
 def _lock(folder: Path) -> int | None:

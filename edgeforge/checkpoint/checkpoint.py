@@ -235,7 +235,7 @@ class Checkpoint:
 
     @property
     def sidecars(self) -> dict[str, Path]:
-        """Files to copy beside a model, by name: those of the configuration that do not lead out."""
+        """The configuration's files that an artifact gets copies of, by name; none leads out."""
         present = {name: self.path / name for name in (CONFIG, GENERATION_CONFIG)}
         return {
             name: path

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from device_harness.timing import Timings
+from edgeforge.output_folder.whole_file import whole_file
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
@@ -77,7 +78,6 @@ class Evaluation:
 
     def write(self, folder: Path) -> Path:
         """Writes ``report.json`` beside the artifact's files, whole or not at all."""
-        partial, final = folder / f".{REPORT}.partial", folder / REPORT
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(final)
-        return final
+        with whole_file(folder / REPORT) as stream:
+            stream.write((json.dumps(self.to_json(), indent=1) + "\n").encode())
+        return folder / REPORT

@@ -8,12 +8,12 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from quant.errors import QuantizationError, StoreFullError
-from quant.locked_folders import LockedFolder, left_over, make_locked
+from quant.locked_folders import unfinished
 from quant.plans.plan import QuantPlan
 from quant.store.store import NOTES_FILE, STORE_VERSION, WeightStore
 from quant.store.writer import StoreWriter
@@ -63,9 +63,8 @@ def new_store(
         StoreFullError: there is no room for the store.
         QuantizationError: the cache folder cannot be written.
     """
-    held = or_explained(cache, lambda: unfinished(cache, key))
-    partial = held.path
-    try:
+    with ExitStack() as stack:
+        partial = or_explained(cache, lambda: stack.enter_context(unfinished(cache, key)))
         writer = or_explained(cache, lambda: StoreWriter(partial, plan, shapes))
         try:
             yield writer
@@ -80,23 +79,6 @@ def new_store(
         except OSError:  # another process was faster; the bytes of its store are the same
             if not (final / NOTES_FILE).is_file():
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        held.release()
-
-
-def unfinished(cache: Path, key: str) -> LockedFolder:
-    """Makes a folder for a store that is not finished; removes those that killed processes left.
-
-    Raises:
-        OSError: the folder cannot be made.
-    """
-    cache.mkdir(parents=True, exist_ok=True)
-    for other in cache.glob(".*.partial-*"):
-        with left_over(other) as free:
-            if free:
-                shutil.rmtree(other, ignore_errors=True)
-    return make_locked(cache, f".{key}.partial-{os.getpid()}-{threading.get_ident()}")
 
 
 def or_explained(cache: Path, work: Callable[[], Result]) -> Result:

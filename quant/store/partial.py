@@ -11,15 +11,16 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from quant.errors import QuantizationError
+from quant.locked_folders import unfinished
 from quant.plans.plan import QuantPlan
-from quant.store.cached import or_explained, unfinished
+from quant.store.cached import or_explained
 from quant.store.store import STORE_FILES
 from quant.store.writer import StoreWriter
 
@@ -178,9 +179,8 @@ def partial_store(
             raise
         or_explained(where, store.writer.finish)
         unchanged()
-        held = or_explained(cache, lambda: unfinished(cache, key))
-        whole = held.path
-        try:
+        with ExitStack() as stack:
+            whole = or_explained(cache, lambda: stack.enter_context(unfinished(cache, key)))
             for name in STORE_FILES:
                 shutil.move(where / name, whole / name)
             try:
@@ -188,9 +188,6 @@ def partial_store(
             except OSError:  # another process was faster; the bytes of its store are the same
                 if not (cache / key / STORE_FILES[1]).is_file():
                     raise
-        finally:
-            shutil.rmtree(whole, ignore_errors=True)
-            held.release()
         _clear(where, folder is None)
 
 
