@@ -16,7 +16,6 @@ from edgeforge.export_options import ExportOptions, ExportRun, has_static_caches
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
 from edgeforge.output_folder.atomic import atomic_folder, check_output
-from edgeforge.output_folder.inputs import Input
 from edgeforge.planning.choose import choose_plan, rotation_of
 from edgeforge.planning.plan_file import check_plan_file
 from edgeforge.stage_progress import Progress, no_progress
@@ -61,9 +60,7 @@ def export(
     # What is read is listed first: no output may replace it, and it may not change from here on.
     inputs = inputs_of(model, options)
     check_output(out, options.force, inputs.inputs)
-    check_plan_file(
-        options.save_plan, (*inputs.inputs, Input("the output folder", out, whole=True))
-    )
+    check_plan_file(options.save_plan, inputs.inputs, out)
     for note in model.checkpoint.notes:
         progress(note, 0, 0)
     # The declared context follows: rotary tables, caches and memory all depend on it.

@@ -1,8 +1,8 @@
 """Folders that are locked while their process writes them, so that those of killed ones are known.
 
 The lock lies on the folder itself (``flock`` of its descriptor), so it leaves no file behind, moves
-with the folder when that is renamed, and ends with the process however that ends. A process's number
-alone would say nothing: another process may have it by now.
+with the folder when that is renamed, and ends with the process however that ends. A process's
+number alone would say nothing: another process may have it by now.
 """
 
 from __future__ import annotations

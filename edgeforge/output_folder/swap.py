@@ -33,7 +33,9 @@ def put_in_place(partial: Path, final: Path) -> None:
     replaced = final.is_dir() and any(final.iterdir())
     held = lock(final) if replaced else None
     try:
-        old = _replace(partial, final) if replaced else _rename(partial, final)
+        old = _replace(partial, final) if replaced else None
+        if not replaced:  # the path is free, or that of an empty folder
+            os.rename(partial, final)
         with suppress(OSError):  # not every file system flushes folders
             _flush(final.parent)
         if old is not None:
@@ -89,11 +91,6 @@ def _strange_or_none(folder: Path) -> str | None:
         return strange_file(folder)
     except OSError:
         return None
-
-
-def _rename(partial: Path, final: Path) -> None:
-    """Takes a path that is free, or that of an empty folder."""
-    os.rename(partial, final)
 
 
 def _replace(partial: Path, final: Path) -> Path:

@@ -67,12 +67,15 @@ def write_plan(
         raise UsageError(f"--save-plan {file} cannot be written: {error.strerror}") from error
 
 
-def check_plan_file(file: Path | None, inputs: Sequence[Input] = ()) -> None:
+def check_plan_file(
+    file: Path | None, inputs: Sequence[Input] = (), out: Path | None = None
+) -> None:
     """Refuses, before any work, a file that could not be read back as a recipe or is a user's.
 
     Args:
         file: the file to write, if any.
         inputs: what the file may neither be nor lie in.
+        out: the output folder, which is put in place as a whole later.
 
     Raises:
         UsageError: the file's name does not end in ``.yaml`` or ``.yml``, or it is an input, or
@@ -84,7 +87,8 @@ def check_plan_file(file: Path | None, inputs: Sequence[Input] = ()) -> None:
         return
     if file.suffix not in (".yaml", ".yml"):
         raise UsageError(f"--save-plan {file} is not possible: a recipe's file ends in .yaml")
-    refuse_inputs(file, inputs, "--save-plan")
+    whole = () if out is None else (Input("the output folder", out, whole=True),)
+    refuse_inputs(file, (*inputs, *whole), "--save-plan")
     if not os.path.lexists(file):
         return
     try:

@@ -208,7 +208,7 @@ def run_kills(
             prepare(case, earlier)
             user = digests(base / "user")
             if turn % 2:
-                kill = Kill(seconds=draw.uniform(0, seconds))
+                kill = Kill(seconds=draw.uniform(0, 0.9 * seconds))
             else:
                 # The last operations, of the swap, are the most delicate.
                 early = draw.random() < 0.5
@@ -248,7 +248,7 @@ def prepare(case: Case, earlier: Case) -> dict[str, str]:
 
 
 def trace_once(model: Path) -> None:
-    """Traces the model here, before any fork: it takes most of an export's time and writes nothing."""
+    """Traces the model before any fork: that takes most of an export's time and writes nothing."""
     trace = trace_module.trace
     traced = trace(open_model(str(model)).spec, CONTEXT)
     trace_module.trace = lambda spec, context: traced

@@ -1,4 +1,4 @@
-"""A sample of `tests/edgeforge/killed_exports.py`: exports killed by SIGKILL, over an old artifact."""
+"""A sample of `tests/edgeforge/killed_exports.py`: SIGKILL while an old artifact is replaced."""
 
 from __future__ import annotations
 
