@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 FOLDERS = ("stores", "digests", "sensitivities", "cache-ranges")
@@ -66,5 +67,11 @@ def _private_folder() -> Path:
         status = folder.lstat()
         is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
         if not is_ours or status.st_mode & 0o022:
-            return Path(tempfile.mkdtemp(prefix="edgeforge-"))
+            return _new_folder(tempfile.gettempdir())
     return folder
+
+
+@lru_cache
+def _new_folder(temporary: str) -> Path:
+    """Return a folder of a new name, the same one until this process ends."""
+    return Path(tempfile.mkdtemp(prefix="edgeforge-", dir=temporary))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,20 @@ class ExportInputs:
     inputs: tuple[Input, ...]
     beside: SourceFiles
     model: Model
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Refuses, when the block ends, what is not as it was; that explains an error in it, too.
+
+        Raises:
+            EdgeForgeError: as `require_unchanged`.
+        """
+        try:
+            yield
+        except Exception:
+            self.require_unchanged()
+            raise
+        self.require_unchanged()
 
     def require_unchanged(self) -> None:
         """Refuses what is not as it was when it was first looked at.

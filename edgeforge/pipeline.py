@@ -88,7 +88,11 @@ def export(
     )
     run = ExportRun(model, targets, options, facts, planned, calibration, inputs.require_unchanged)
     # Files go to a temporary folder beside ``out``, which takes its name when all are complete.
-    with atomic_folder(out, options.force, inputs=inputs.inputs) as partial:
+    with (
+        atomic_folder(out, options.force, inputs=inputs.inputs) as partial,
+        # Digests, weights and copied files are of the same bytes only if nothing changes meanwhile.
+        inputs.unchanged(),
+    ):
         # One trace and one quantization serve all targets.
         made = trace_and_quantize(run, progress)
         # The program now refers to integers and scales in the store instead of float weights.
@@ -98,8 +102,6 @@ def export(
         # Every target lowers the same program and copies the same integers.
         for target in targets:
             write_artifact(run, target, program, made, ranges, partial, progress)
-        # Digests, weights and copied files are of the same bytes only if nothing changed meanwhile.
-        inputs.require_unchanged()
     return [folder_of(target, targets, out) for target in targets]
 
 

@@ -60,7 +60,9 @@ def test_a_file_may_lie_beside_the_output_but_not_in_it(model, tmp_path):
 def test_a_hard_link_is_the_same_file(model, tmp_path):
     os.link(tmp_path / "models" / "text.txt", tmp_path / "other.txt")
     with pytest.raises(UsageError, match="is the calibration text"):
-        refuse_inputs(tmp_path / "other.txt", [Input("the calibration text", model.parent / "text.txt")])
+        refuse_inputs(
+            tmp_path / "other.txt", [Input("the calibration text", model.parent / "text.txt")]
+        )
 
 
 def test_what_is_not_there_yet_is_compared_by_its_path(tmp_path):
