@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from edgeforge.cache import cache_dir, cache_note, writable_cache
+from edgeforge.cache import cache_dir, writable_cache
 from edgeforge.calibration.text import (
     CalibrationRun,
 )
@@ -50,15 +50,12 @@ def quantize(
 
     unchanged = unchanged or weights.checkpoint.require_unchanged
     cache = writable_cache() / "stores"
-    note = cache_note()
-    if note is not None:
-        progress(note, 0, 0)
     if not calibrated_weights(plan):
         # Only static caches use this text, so it must not change the store's key.
         run = None
     text = "" if run is None else run.calibration.digest
     key = store_key(digest.sha256, weights.mapping_digest(), plan, text)
-    found = (None if note is None else _shared_store(key)) or find_store(cache, key)
+    found = _shared_store(key) or find_store(cache, key)
     if found is not None:
         progress("quantize (cached)", 1, 1)
         return found
@@ -87,6 +84,8 @@ def _shared_store(key: str) -> WeightStore | None:
     """Returns a store of a cache that can only be read; a damaged one there is passed over."""
     from quant.store.cached import find_store
 
+    if writable_cache() == cache_dir():
+        return None
     try:
         return find_store(cache_dir() / "stores", key)
     except QuantizationError:

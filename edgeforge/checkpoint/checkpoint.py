@@ -64,7 +64,7 @@ class Checkpoint:
         tokenizer_files: The tokenizer files that are present, by name.
         source_files: All files that are read, which must stay as they were when the checkpoint was
             opened.
-        notes: What a user must know, one sentence each.
+        warnings: What a user must know, one sentence each.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Checkpoint:
         self.path = path
         self.source = source
         self.revision = revision
-        self.notes: tuple[str, ...] = ()
+        self.warnings: tuple[str, ...] = ()
         self.source_files = source_files
         source_files.watch((*(path / name for name in layout.files), *tokenizer_files.values()))
         self.config = _read_config(path / CONFIG)
@@ -124,7 +124,7 @@ class Checkpoint:
             where, files = _tokenizer(str(tokenizer))
         opened = cls(folder, str(source), commit, layout, files, watched)
         absent = (name for name in TOKENIZER_FILES if name not in files)
-        opened.notes = (
+        opened.warnings = (
             *left_out(folder, (CONFIG, GENERATION_CONFIG)),
             *left_out(where, absent),
         )

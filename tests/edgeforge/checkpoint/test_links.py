@@ -68,8 +68,8 @@ def test_a_file_that_leads_out_is_neither_used_nor_copied_and_that_is_said(folde
     opened = Checkpoint.open(folder)
     assert "chat_template.jinja" not in opened.tokenizer_files
     assert set(opened.sidecars) == {"config.json"}
-    assert len(opened.notes) == 2
-    for name, note in zip(("generation_config", "chat_template"), opened.notes, strict=True):
+    assert len(opened.warnings) == 2
+    for name, note in zip(("generation_config", "chat_template"), opened.warnings, strict=True):
         assert name in note and str(secret) in note and "not copied" in note
 
 
@@ -80,11 +80,11 @@ def test_a_tokenizer_of_another_folder_may_not_lead_out_of_that(folder, tmp_path
     link(other / "chat_template.jinja", "/etc/hostname")
     opened = Checkpoint.open(folder, tokenizer=other)
     assert set(opened.tokenizer_files) == {"tokenizer.json"}
-    assert len(opened.notes) == 1 and "chat_template.jinja" in opened.notes[0]
+    assert len(opened.warnings) == 1 and "chat_template.jinja" in opened.warnings[0]
     # A file that the user names is what the user wants, wherever it lies.
     link(tmp_path / "tokenizer.json", folder / "tokenizer.json")
     opened = Checkpoint.open(folder, tokenizer=tmp_path / "tokenizer.json")
-    assert set(opened.tokenizer_files) == {"tokenizer.json"} and opened.notes == ()
+    assert set(opened.tokenizer_files) == {"tokenizer.json"} and opened.warnings == ()
 
 
 def test_a_model_card_that_leads_out_is_not_read(folder, tmp_path):
@@ -101,7 +101,7 @@ def test_links_within_a_checkpoint_and_to_a_checkpoint_lead_nowhere_else(folder,
     link(tmp_path / "link", folder)
     for path in (folder, tmp_path / "link"):
         opened = Checkpoint.open(path)
-        assert "tokenizer.json" in opened.tokenizer_files and opened.notes == ()
+        assert "tokenizer.json" in opened.tokenizer_files and opened.warnings == ()
 
 
 def hub_snapshot(folder: Path, cache: Path) -> Path:
@@ -119,7 +119,7 @@ def hub_snapshot(folder: Path, cache: Path) -> Path:
 def test_a_snapshot_of_the_hubs_cache_is_whole(folder, tmp_path):
     snapshot = hub_snapshot(folder, tmp_path / "hub")
     opened = Checkpoint.open(snapshot)
-    assert opened.notes == ()
+    assert opened.warnings == ()
     assert {"tokenizer.json", "tokenizer_config.json"} <= set(opened.tokenizer_files)
     assert set(opened.sidecars) == {"config.json", "generation_config.json"}
     assert repository_of(snapshot) == tmp_path / "hub" / "models--a--b"
