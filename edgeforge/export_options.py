@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +71,7 @@ class ExportOptions:
             imported_scales=self.imported_scales,
             budget=self.budget,
             save_plan=self.save_plan,
+            force=self.force,
             rotated=rotated,
         )
 
@@ -86,6 +87,7 @@ class ExportRun:
         facts: the model's facts at the declared context.
         planned: the plan, with its notes and what was traced to make it.
         calibration: the text to collect activations on; None where nothing is calibrated.
+        require_unchanged: refuses the export if a file that it reads has changed.
     """
 
     model: Model
@@ -94,6 +96,7 @@ class ExportRun:
     facts: ModelFacts
     planned: Planned
     calibration: Calibration | None
+    require_unchanged: Callable[[], None]
 
     @property
     def program(self) -> Program | None:

@@ -28,6 +28,7 @@ def warnings_of(run: ExportRun) -> tuple[str, ...]:
     """
     spec, context = run.model.spec, run.facts.context
     found = (
+        *run.model.checkpoint.warnings,
         *_of_tokenizer(run.model.checkpoint.tokenizer_files, spec),
         *_of_ends(spec),
         *_of_longrope(spec, context),

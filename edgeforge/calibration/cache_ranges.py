@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -24,6 +23,7 @@ from edgeforge.cache import read_record, write_record
 from edgeforge.reference.segments import MEMORY_BOUND, Stretches, tokens_of
 from edgeforge.reference.walk import Values, Walk, WeightReader, store_reader
 from quant.errors import QuantizationError
+from quant.locked_folders import unfinished
 from quant.program import dialect
 from quant.program.program import Program, node_argument, shape_of
 from quant.store.store import WeightStore
@@ -65,8 +65,8 @@ def cache_ranges(
     found = _read(file, program)
     if found is not None:
         return found
-    cache.mkdir(parents=True, exist_ok=True)
-    ranges = _measure(program, store_reader(store), seen, cache, progress)
+    with unfinished(cache, file.stem) as scratch:
+        ranges = _measure(program, store_reader(store), seen, scratch, progress)
     write_record(file, {name: found.tolist() for name, found in ranges.items()})
     return ranges
 
@@ -138,10 +138,7 @@ def _measure(
     wanted = 2 * sum(node.target is dialect.ATTENTION for node in walk.order)
     known = [walk.begin(tokens_of(block)) for block in blocks]
     progress(0, wanted // 2)
-    with (
-        tempfile.TemporaryDirectory(dir=scratch) as folder,
-        Stretches(walk, known, Path(folder) / "spilled", MEMORY_BOUND) as stretches,
-    ):
+    with Stretches(walk, known, scratch / "spilled", MEMORY_BOUND) as stretches:
         measured = 0
         for _ in stretches.matrices():
             if len(walk.ranges) > measured:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeforge.cache import cache_dir, read_record, write_record
+from edgeforge.cache import cache_dir, read_record, writable_cache, write_record
 from edgeforge.checkpoint.json_text import reason
 from edgeforge.errors import CheckpointError
 from quant.input_files import open_input
@@ -124,8 +124,10 @@ def _digest_file(path: Path, counter: _Counter) -> tuple[int, str]:
     before = _stat(path)
     identity = _identity(path, before)
     key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
-    record = cache_dir() / "digests" / f"{key}.json"
+    record = writable_cache() / "digests" / f"{key}.json"
     known = _recall(record, identity)
+    if known is None and record.parent.parent != cache_dir():
+        known = _recall(cache_dir() / "digests" / record.name, identity)
     if known is not None:
         counter.add(before.st_size)
         return before.st_size, known

@@ -168,6 +168,7 @@ def verify(
     folders = find_artifacts(artifacts)
     with Reporter(quiet) as progress:
         results = verify_together(folders, options, progress)
+    _print_cache_warning()
     if json:
         _print_json([result.to_json() for result in results])
     else:
@@ -333,6 +334,7 @@ def _print_warnings(manifests: Sequence[Manifest]) -> None:
     from edgeforge.cli.exits import one_line
     from quant.kernels import native
 
+    _print_cache_warning()
     if not native.available():
         print(
             "warning: quantization ran without compiled kernels, with the same results but slowly: "
@@ -343,6 +345,16 @@ def _print_warnings(manifests: Sequence[Manifest]) -> None:
         concerned = [manifest.target for manifest in manifests if warning in manifest.warnings]
         where = f"{', '.join(concerned)}: " if len(concerned) < len(manifests) else ""
         print(one_line(f"warning: {where}{warning}"), file=sys.stderr)
+
+
+def _print_cache_warning() -> None:
+    """Prints, on stderr, that results are kept elsewhere, where the cache can only be read."""
+    from edgeforge.cache import cache_note
+    from edgeforge.cli.exits import one_line
+
+    note = cache_note()
+    if note is not None:
+        print(one_line(f"warning: {note}"), file=sys.stderr)
 
 
 def _print_json(value: object) -> None:

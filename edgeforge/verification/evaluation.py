@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from device_harness.timing import Timings
+from edgeforge.output_folder.whole_file import whole_file
 from edgeforge.verification.finite import NotFinite
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import Intervals
@@ -84,7 +85,6 @@ class Evaluation:
 
     def write(self, folder: Path) -> Path:
         """Writes ``report.json`` beside the artifact's files, whole or not at all."""
-        partial, final = folder / f".{REPORT}.partial", folder / REPORT
-        partial.write_text(json_text(self.to_json()) + "\n", encoding="utf-8")
-        partial.replace(final)
-        return final
+        with whole_file(folder / REPORT) as stream:
+            stream.write((json_text(self.to_json()) + "\n").encode())
+        return folder / REPORT

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgeforge.errors import CheckFailed, UsageError
 from edgeforge.model.model import DEMO, DEMO_FOLDER, Model, open_model
+from edgeforge.output_folder.inputs import Input, refuse_inputs
 from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.verification.sample import (
     LARGE_MODEL,
@@ -115,8 +116,13 @@ def verify_together(
         EdgeForgeError: or an ExportError or DeviceError: one could not be verified.
     """
     from device_harness.timing import time_artifact
+    from edgeforge.verification.evaluation import REPORT
 
     check_tokens(options.tokens)
+    if options.text is not None:
+        text = [Input("the text", options.text)]
+        for folder in folders:
+            refuse_inputs(folder / REPORT, text, "the report")
     artifacts = [
         _Artifact(place, folder, Manifest.read(folder)) for place, folder in enumerate(folders)
     ]
@@ -140,6 +146,8 @@ def verify_together(
     found: dict[int, Evaluation] = {}
     for group in groups:
         evaluations = _evaluate(group, options, timings, progress)
+        # Figures of a checkpoint that changed meanwhile would be those of no checkpoint at all.
+        group.model.checkpoint.require_unchanged()
         for artifact, evaluation in zip(group.artifacts, evaluations, strict=True):
             evaluation.write(artifact.folder)
             found[artifact.place] = evaluation

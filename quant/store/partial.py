@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ import torch
 
 from quant.errors import QuantizationError, StoreDamagedError
 from quant.input_files import NotRegularError, read_input
+from quant.locked_folders import unfinished
 from quant.plans.plan import QuantPlan
 from quant.sealed_json import seal, unseal
 from quant.store.cached import or_explained
@@ -41,6 +41,8 @@ class PartialStore:
         key: the store's key.
         plan: formats by weight name.
         shapes: shape by weight name.
+        unchanged: raises an error if the weights' source is no longer what the key says; it is
+            called before a journal is written, for a later run trusts what a journal notes.
         tell: called with a sentence for the user when a saved state was damaged.
 
     Attributes:
@@ -59,9 +61,10 @@ class PartialStore:
         key: str,
         plan: QuantPlan,
         shapes: Mapping[str, tuple[int, ...]],
+        unchanged: Callable[[], None] = lambda: None,
         tell: Callable[[str], None] = lambda note: None,
     ) -> None:
-        self.folder, self._key = folder, key
+        self.folder, self._key, self._unchanged = folder, key, unchanged
         self.done: dict[str, float] = {}
         self.boundary: dict[str, object] | None = None
         self._checksums: dict[str, dict[str, int]] = {}
@@ -95,6 +98,7 @@ class PartialStore:
         self.writer.sync()
         for weight in self.done.keys() - self._checksums.keys():
             self._checksums[weight] = self.writer.checksums(weight)
+        self._unchanged()
         self._write_journal()
 
     def keep_boundary(self, facts: dict[str, object], tensors: Iterator[torch.Tensor]) -> None:
@@ -214,6 +218,7 @@ def partial_store(
     plan: QuantPlan,
     shapes: Mapping[str, tuple[int, ...]],
     folder: Path | None = None,
+    unchanged: Callable[[], None] = lambda: None,
     tell: Callable[[str], None] = lambda note: None,
 ) -> Iterator[PartialStore]:
     """Opens a partial store; it moves to ``cache / key`` when the block ends without an error.
@@ -227,6 +232,8 @@ def partial_store(
         shapes: shape by weight name.
         folder: where partial results are kept and looked for; by default a folder in the cache
             whose name contains the key.
+        unchanged: raises an error if the weights' source is no longer what the key says; it is
+            called before the store gets its name and before partial results are kept.
         tell: called with a sentence for the user when partial results were damaged.
 
     Raises:
@@ -234,23 +241,30 @@ def partial_store(
         StoreDamagedError: the folder that the user named holds damaged partial results. In the
             cache they are removed and made again.
         StoreUnreadableError: the system does not let the partial results be read.
-        QuantizationError: the folder holds partial results of another store, another process
-            works there, or it cannot be written.
+        QuantizationError: the folder holds partial results of another store or what EdgeForge did
+            not write, another process works there, or it cannot be written.
     """
     where = folder or cache / f".{key}.resume"
     or_explained(cache, lambda: cache.mkdir(parents=True, exist_ok=True))
     or_explained(where, lambda: where.mkdir(parents=True, exist_ok=True))
+    if folder is not None:
+        or_explained(where, lambda: _refuse_strange(where))
     with _locked(where):
-        store = _open(where, key, plan, shapes, tell, own=folder is None)
+        store = _open(
+            where,
+            lambda: PartialStore(where, key, plan, shapes, unchanged, tell),
+            tell,
+            own=folder is None,
+        )
         try:
             yield store
         except BaseException:
             store.writer.abandon()
             raise
         or_explained(where, store.writer.finish)
-        whole = cache / f".{key}.partial-{os.getpid()}-{threading.get_ident()}"
-        try:
-            whole.mkdir()
+        unchanged()
+        with ExitStack() as stack:
+            whole = or_explained(cache, lambda: stack.enter_context(unfinished(cache, key)))
             for name in STORE_FILES:
                 shutil.move(where / name, whole / name)
             try:
@@ -258,25 +272,13 @@ def partial_store(
             except OSError:  # another process was faster; the bytes of its store are the same
                 if not (cache / key / STORE_FILES[1]).is_file():
                     raise
-        finally:
-            shutil.rmtree(whole, ignore_errors=True)
         _clear(where, folder is None)
 
 
 def _open(
-    where: Path,
-    key: str,
-    plan: QuantPlan,
-    shapes: Mapping[str, tuple[int, ...]],
-    tell: Callable[[str], None],
-    *,
-    own: bool,
+    where: Path, opened: Callable[[], PartialStore], tell: Callable[[str], None], *, own: bool
 ) -> PartialStore:
     """Opens partial results; in the cache's ``own`` folder, damaged ones are removed first."""
-
-    def opened() -> PartialStore:
-        return PartialStore(where, key, plan, shapes, tell)
-
     try:
         return or_explained(where, opened)
     except StoreDamagedError as damage:
@@ -302,7 +304,9 @@ def _locked(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows has no flock: nothing guards the folder there
         yield
         return
-    with (folder / _LOCK).open("w") as stream:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = or_explained(folder, lambda: os.open(folder / _LOCK, flags, 0o644))
+    with os.fdopen(descriptor, "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -312,10 +316,24 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _refuse_strange(folder: Path) -> None:
+    """Refuses a folder that the user named and in which no partial results were kept before.
+
+    Raises:
+        QuantizationError: names a file that lies there.
+    """
+    found = sorted(path.name for path in folder.iterdir())
+    if found and not {_JOURNAL, _LOCK} & set(found):
+        raise QuantizationError(
+            f"{folder} holds {found[0]}, which EdgeForge did not write, so partial results are not "
+            f"kept there: name another folder for --resume"
+        )
+
+
 def _clear(folder: Path, whole: bool) -> None:
     """Removes the folder, or, where the user named it, only the files that were put there."""
     if whole:
         shutil.rmtree(folder, ignore_errors=True)
         return
-    for path in (*folder.glob("boundary-*.bin"), folder / _JOURNAL, folder / _LOCK):
-        path.unlink(missing_ok=True)
+    for name in (*_BOUNDARIES, _JOURNAL, _LOCK):
+        (folder / name).unlink(missing_ok=True)

@@ -191,9 +191,13 @@ def test_an_existing_folder_is_kept_unless_forced(model, tmp_path):
         export(model, [OnnxTarget()], out, ExportOptions("int8", context=48))
     assert (out / "edgeforge.json").read_bytes() == before
     (out / "mine.txt").write_text("x")
-    export(model, [OnnxTarget()], out, ExportOptions("int8", context=48, force=True))
+    forced = ExportOptions("int8", context=48, force=True)
+    with pytest.raises(UsageError, match=r"out holds mine\.txt, which EdgeForge did not write"):
+        export(model, [OnnxTarget()], out, forced)
+    assert (out / "edgeforge.json").read_bytes() == before
+    (out / "mine.txt").rename(tmp_path / "mine.txt")
+    export(model, [OnnxTarget()], out, forced)
     assert Manifest.read(out).recipe == "int8"
-    assert not (out / "mine.txt").exists()
 
 
 def test_several_targets_are_folders_of_one_output(model, tmp_path, note):

@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -332,12 +331,24 @@ def test_a_cache_that_cannot_be_made_is_refused(tmp_path):
         make(tmp_path / "file" / "stores")
 
 
-def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
-    old, new = tmp_path / ".key.partial-1-1", tmp_path / ".key.partial-2-2"
-    for folder in (old, new):
-        folder.mkdir()
-        (folder / "weights.safetensors").touch()
-    yesterday = time.time() - 25 * 3600
-    os.utime(old, (yesterday, yesterday))
-    make(tmp_path)
-    assert left_in(tmp_path) == [new.name, KEY]
+def test_what_a_killed_process_left_is_removed_and_a_live_ones_is_not(tmp_path):
+    left = tmp_path / f".key.partial-{os.getpid()}-1"  # its number is that of a live process
+    left.mkdir()
+    (left / "weights.safetensors").touch()
+    with new_store(tmp_path, "other", PLAN, SHAPES) as writer:
+        make(tmp_path)
+        assert left_in(tmp_path) == sorted([writer.folder.name, KEY])
+        fill_store(Source(), PLAN, writer)
+    assert left_in(tmp_path) == sorted([KEY, "other"])
+
+
+def test_a_source_that_changed_makes_no_store(tmp_path):
+    def changed() -> None:
+        raise QuantizationError("it changed")
+
+    with (
+        pytest.raises(QuantizationError, match="it changed"),
+        new_store(tmp_path, KEY, PLAN, SHAPES, changed) as writer,
+    ):
+        fill_store(Source(), PLAN, writer)
+    assert left_in(tmp_path) == []

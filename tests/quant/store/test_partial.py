@@ -211,6 +211,68 @@ def test_a_run_that_left_no_journal_begins_anew(tmp_path):
         put_all(store)
 
 
+def test_results_of_a_source_that_changed_are_not_kept(tmp_path):
+    states = iter([True, False])
+
+    def unchanged() -> None:
+        if not next(states):
+            raise QuantizationError("it changed")
+
+    folder = tmp_path / "partial"
+    with (
+        pytest.raises(QuantizationError, match="it changed"),
+        partial_store(tmp_path / "cache", "key", PLAN, SHAPES, folder, unchanged) as store,
+    ):
+        put(store, "norm.weight", "value", NORM)
+        store.note("norm.weight", 0.0)
+        store.keep()
+        put_all(store)
+        store.keep()
+    assert not (tmp_path / "cache" / "key").exists()
+    with partial_store(tmp_path / "cache", "key", PLAN, SHAPES, folder) as store:
+        assert store.done == {"norm.weight": 0.0}
+        put_all(store)
+
+
+def test_a_source_that_changed_at_the_end_makes_no_store(tmp_path):
+    def changed() -> None:
+        raise QuantizationError("it changed")
+
+    with (
+        pytest.raises(QuantizationError, match="it changed"),
+        partial_store(tmp_path / "cache", "key", PLAN, SHAPES, None, changed) as store,
+    ):
+        put(store, "norm.weight", "value", NORM)
+        store.note("norm.weight", 0.0)
+        put_all(store)
+    assert not (tmp_path / "cache" / "key").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "store.json", "thesis.txt"])
+def test_a_users_folder_is_not_taken_for_partial_results(tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("years of work")
+    with (
+        pytest.raises(QuantizationError, match=f"holds {name}, which EdgeForge did not write"),
+        partial_store(tmp_path / "cache", "key", PLAN, SHAPES, tmp_path / "mine"),
+    ):
+        pass
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [name]
+    assert (tmp_path / "mine" / name).read_text() == "years of work"
+
+
+def test_a_link_in_place_of_the_lock_is_not_written_through(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "thesis").write_text("years of work")
+    (tmp_path / "mine" / "lock").symlink_to(tmp_path / "thesis")
+    with (
+        pytest.raises(QuantizationError, match="cannot be written"),
+        partial_store(tmp_path / "cache", "key", PLAN, SHAPES, tmp_path / "mine"),
+    ):
+        pass
+    assert (tmp_path / "thesis").read_text() == "years of work"
+
+
 def test_two_at_once_are_refused(tmp_path):
     with (
         pytest.raises(QuantizationError, match="another process is quantizing the same model"),
