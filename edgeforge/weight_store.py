@@ -10,7 +10,7 @@ from edgeforge.calibration.text import (
 )
 from edgeforge.checkpoint.checkpoint import CheckpointDigest
 from edgeforge.model.checkpoint_weights import CheckpointWeights
-from edgeforge.stage_progress import Progress
+from edgeforge.stage_progress import Progress, tell
 from quant.plans.plan import QuantPlan
 from quant.store.store import WeightStore
 
@@ -48,10 +48,10 @@ def quantize(
     text = "" if run is None else run.calibration.digest
     key = store_key(digest.sha256, weights.mapping_digest(), plan, text)
 
-    def tell(note: str) -> None:
-        progress(note, 0, 0)
+    def told(sentence: str) -> None:
+        tell(progress, sentence)
 
-    found = find_store(cache, key, tell)
+    found = find_store(cache, key, told)
     if found is not None:
         progress("quantize (cached)", 1, 1)
         return found
@@ -70,6 +70,6 @@ def quantize(
     from edgeforge.calibration.fill import fill_calibrated
     from quant.store.partial import partial_store
 
-    with partial_store(cache, key, plan, weights.shapes(), run.resume, tell) as partial:
+    with partial_store(cache, key, plan, weights.shapes(), run.resume, told) as partial:
         fill_calibrated(run, plan, partial, threads, progress)
     return WeightStore(cache / key)
