@@ -245,7 +245,8 @@ def load(
     """Opens an artifact to run it token by token.
 
     Use the session in a ``with`` statement, or call its ``close``: some runtimes run in a process
-    of their own, which must be ended.
+    of their own, which must be ended. It gives logits as the runtime does, NaN and infinity too;
+    `device_harness.finite.require_finite` refuses these.
 
     Args:
         artifact: a folder that `export` wrote.

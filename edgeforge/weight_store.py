@@ -11,8 +11,12 @@ from edgeforge.calibration.text import (
 )
 from edgeforge.checkpoint.checkpoint import CheckpointDigest
 from edgeforge.model.checkpoint_weights import CheckpointWeights
+<<<<<<< HEAD
 from edgeforge.stage_progress import Progress
 from quant.errors import QuantizationError
+=======
+from edgeforge.stage_progress import Progress, tell
+>>>>>>> wt-store
 from quant.plans.plan import QuantPlan
 from quant.store.store import WeightStore
 
@@ -56,10 +60,14 @@ def quantize(
     text = "" if run is None else run.calibration.digest
     key = store_key(digest.sha256, weights.mapping_digest(), plan, text)
 
-    def tell(note: str) -> None:
-        progress(note, 0, 0)
+    def told(sentence: str) -> None:
+        tell(progress, sentence)
 
+<<<<<<< HEAD
     found = _shared_store(key) or find_store(cache, key, tell)
+=======
+    found = find_store(cache, key, told)
+>>>>>>> wt-store
     if found is not None:
         progress("quantize (cached)", 1, 1)
         return found
@@ -78,8 +86,12 @@ def quantize(
     from edgeforge.calibration.fill import fill_calibrated
     from quant.store.partial import partial_store
 
+<<<<<<< HEAD
     shapes = weights.shapes()
     with partial_store(cache, key, plan, shapes, run.resume, unchanged, tell) as partial:
+=======
+    with partial_store(cache, key, plan, weights.shapes(), run.resume, told) as partial:
+>>>>>>> wt-store
         fill_calibrated(run, plan, partial, threads, progress)
     return WeightStore(cache / key)
 

@@ -183,13 +183,14 @@ def require_close(found: Sequence[Difference], tolerance: float | None) -> None:
 
 
 def summary(found: Arrays) -> dict[str, dict[str, object]]:
-    """Returns dtype, shape and range of each output."""
+    """Returns dtype, shape and range of each output, and how many of its values are not finite."""
     return {
         name: {
             "dtype": str(value.dtype),
             "shape": list(value.shape),
             "least": float(value.min()) if value.size else None,
             "largest": float(value.max()) if value.size else None,
+            "not_finite": int((~np.isfinite(value)).sum()),
         }
         for name, value in found.items()
     }
@@ -216,6 +217,7 @@ def report(request: RunRequest) -> tuple[dict[str, Any], list[str], list[Differe
     values = summary(found)
     lines = [
         f"{name}: {row['dtype']}{row['shape']}, {row['least']:.6g} to {row['largest']:.6g}"
+        + (f", {row['not_finite']} values NaN or infinite" if row["not_finite"] else "")
         if row["least"] is not None
         else f"{name}: {row['dtype']}{row['shape']}, empty"
         for name, row in values.items()

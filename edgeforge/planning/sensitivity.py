@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from torch import Tensor, fx
 from edgeforge.cache import read_record, write_record
 from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.reference.walk import Values, Walk, block_pool
+from quant.errors import QuantizationError
 from quant.plans.plan import Assignment
 from quant.program import dialect
 from quant.program.program import Input, Program, node_argument
@@ -35,6 +37,8 @@ from quant.store.fill import stored_values
 SENSITIVITY_VERSION: Final = 2
 # In models with more parameters, formats are estimated from one measured fork per weight.
 MEASURED_PARAMETERS: Final = 50_000_000
+# The cost of a format with which logits are NaN or infinite, nats per token: more than any other's.
+UNUSABLE: Final = 1e6
 # Weights stay in memory between forks if all of them in float32 take at most this many bytes.
 _LARGEST_FILE: Final = 64 << 20
 _KEPT_WEIGHTS: Final = 256 << 20
@@ -80,6 +84,9 @@ def sensitivity(
         source_digest: digest of the checkpoint's files.
         cache: folder of sensitivities that were measured before.
         progress: called with the number of weights done and the number of all weights.
+
+    Raises:
+        QuantizationError: FLOAT's logits are NaN or infinite on the text.
     """
     facts = {
         "version": SENSITIVITY_VERSION,
@@ -156,6 +163,11 @@ class _Forks:
         self._keep = 4 * weights.spec.num_parameters <= _KEPT_WEIGHTS
         self._walk = self._walk_with(lambda name: None)
         logits = self._finish(self._walk, 0, self._begin())
+        if not all(bool(each.isfinite().all()) for each in logits):
+            raise QuantizationError(
+                "FLOAT gives NaN or infinite logits on the calibration text, so the cost of "
+                "formats cannot be measured: the checkpoint overflows float32 there, or is damaged"
+            )
         self._wanted = [each.log_softmax(-1) for each in logits]
 
     def run(self, candidates: Candidates, method: Method) -> dict[str, dict[str, float]]:
@@ -242,7 +254,10 @@ class _Forks:
             return [logits[0] for logits in pool.map(walk.prepare(self._head), values)]
 
     def _divergence(self, found: Sequence[Tensor]) -> float:
-        """Returns the mean of KL(FLOAT || found) over all positions, in nats."""
+        """Returns the mean of KL(FLOAT || found) over all positions, in nats.
+
+        It is `UNUSABLE` where logits are NaN or infinite.
+        """
 
         def total(pair: tuple[Tensor, Tensor]) -> float:
             wanted, logits = pair
@@ -251,7 +266,7 @@ class _Forks:
 
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
             kl = sum(pool.map(total, zip(self._wanted, found, strict=True)))
-        return max(0.0, kl / sum(map(len, found)))
+        return max(0.0, kl / sum(map(len, found))) if math.isfinite(kl) else UNUSABLE
 
     def _weight_of(self, node: fx.Node) -> str | None:
         if node.target not in (dialect.LINEAR, dialect.EMBEDDING):

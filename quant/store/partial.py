@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -68,6 +69,7 @@ class PartialStore:
         self.done: dict[str, float] = {}
         self.boundary: dict[str, object] | None = None
         self._checksums: dict[str, dict[str, int]] = {}
+        self._rewriting = threading.Lock()  # threads that write different weights share the journal
         self._boundary_checksum: int | None = None
         journal = readable(folder, self._read_journal)
         if journal is not None and (folder / STORE_FILES[0]).is_file():
@@ -84,8 +86,9 @@ class PartialStore:
 
     def write(self, weight: str, part: str, at: int, data: memoryview) -> None:
         """Writes bytes at offset ``at`` of a part, from any thread."""
-        if self._checksums.pop(weight, None) is not None:
-            self._write_journal()  # first: it must not call these bytes damaged
+        with self._rewriting:
+            if self._checksums.pop(weight, None) is not None:
+                self._write_journal()  # first: it must not call these bytes damaged
         self.writer.write(weight, part, at, data)
 
     def note(self, weight: str, relative_error: float) -> None:

@@ -17,7 +17,8 @@ from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.model.model import Model, open_model
 from edgeforge.pipeline import DEFAULT_CONTEXT, choose_context, export
 from edgeforge.synth.synthesise import synthesise
-from edgeforge.verification.verify import find_artifacts, require_stored_weights
+from edgeforge.verification.stored_weights import require_recorded_weights
+from edgeforge.verification.verify import find_artifacts
 from exporters import registry
 from exporters.errors import ExportError
 from exporters.manifest import Manifest, check_files
@@ -101,7 +102,7 @@ def test_the_artifact_says_what_it_was_made_of(model, checkpoint, tmp_path):
     order = list(dict.fromkeys(stages))
     assert order.index("trace") < order.index("write onnx")
     assert {"hash", "quantize"} <= set(order)
-    require_stored_weights(out, manifest)
+    require_recorded_weights(out, manifest)
 
 
 def test_a_second_export_quantizes_nothing(model, tmp_path, cache, monkeypatch):

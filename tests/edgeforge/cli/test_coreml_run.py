@@ -64,6 +64,17 @@ def test_outputs_are_written_and_compared(run, package, inputs, tmp_path):
     assert told["differences"][0]["same_argmax"] == 1
 
 
+def test_outputs_that_are_not_finite_are_counted(run, package, tmp_path):
+    far = X.astype(np.float32)
+    far[0] *= 1e5
+    np.savez(tmp_path / "far.npz", x=far)
+    call = (package, "--inputs", tmp_path / "far.npz")
+    assert json.loads(run(*call, "--json").out)["outputs"]["y"]["not_finite"] == 6
+    assert ", 6 values NaN or infinite" in run(*call).out
+    told = json.loads(run(*call, "--json", "--precision", "fp32").out)
+    assert told["outputs"]["y"]["not_finite"] == 0
+
+
 def test_what_is_not_a_number_is_no_agreement(run, package, inputs, tmp_path):
     np.savez(tmp_path / "nan.npz", y=np.full((2, 6), np.nan))
     done = run(package, "--inputs", inputs, "--compare", tmp_path / "nan.npz", "--tolerance", 1)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import edgeforge.planning.sensitivity as module
 from edgeforge.model.model import open_model
@@ -11,6 +12,7 @@ from edgeforge.planning.sensitivity import Sensitivity, plan_divergence, sensiti
 from edgeforge.reference.walk import ReferenceRunner
 from edgeforge.synth.synthesise import synthesise
 from edgeforge.verification.metrics import DivergenceMeter
+from quant.errors import QuantizationError
 from quant.formats.formats import parse_format
 from quant.plans.plan import Assignment
 from quant.quantizers.rtn import RTN
@@ -180,3 +182,35 @@ def test_a_damaged_cache_is_measured_again(model, program, blocks, candidates, m
     file.write_text(whole.replace(str(cost), "0.25"))
     assert ask() == first
     assert file.read_text() == whole
+
+
+def test_a_format_with_which_logits_are_not_finite_costs_more_than_any_other(
+    model, program, blocks, candidates, monkeypatch, tmp_path
+):
+    name = "model.layers.1.self_attn.o_proj.weight"
+    real = module.stored_values
+
+    def stored(weight, assignment, name):
+        values = real(weight, assignment, name)
+        return values * float("nan") if assignment.format.name == "int8-pc" else values
+
+    monkeypatch.setattr(module, "stored_values", stored)
+    given = {name: candidates[name]}
+    found = sensitivity(model.weights, program, given, blocks, "digest", tmp_path)
+    costs = found.costs[name]
+    assert costs["int8-pc"] == module.UNUSABLE
+    assert max(costs[format] for format in FORMATS[:3]) < 1
+    bad = {name: assign("int8-pc")}
+    assert plan_divergence(model.weights, program, bad, blocks) == module.UNUSABLE
+
+
+def test_a_model_whose_own_logits_are_not_finite_is_refused(program, blocks, tmp_path):
+    """Values that leave float32's range in the second layer."""
+    folder = synthesise("tiny-llama", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] *= 1e25
+    tensors["model.layers.1.mlp.down_proj.weight"] *= 1e20
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    weights = open_model(str(folder)).weights
+    with pytest.raises(QuantizationError, match="FLOAT gives NaN or infinite logits on the calib"):
+        sensitivity(weights, program, {}, blocks, "digest", tmp_path)

@@ -13,6 +13,7 @@ from edgeforge.verification.finite import NotFinite
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import DivergenceIntervals, Interval, Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
+from quant.json_output import json_text
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_numbers_that_are_not_finite_are_strict_json(evaluation):
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
-    data = json.loads(json.dumps(found.to_json()), parse_constant=refuse)
+    data = json.loads(json_text(found.to_json()), parse_constant=refuse)
     assert data["total"]["kl_mean"] is None and data["total"]["max_difference"] is None
     assert data["not_finite"]["artifact"] == {
         "positions": 3,
