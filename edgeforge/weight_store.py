@@ -11,12 +11,8 @@ from edgeforge.calibration.text import (
 )
 from edgeforge.checkpoint.checkpoint import CheckpointDigest
 from edgeforge.model.checkpoint_weights import CheckpointWeights
-<<<<<<< HEAD
-from edgeforge.stage_progress import Progress
-from quant.errors import QuantizationError
-=======
 from edgeforge.stage_progress import Progress, tell
->>>>>>> wt-store
+from quant.errors import QuantizationError
 from quant.plans.plan import QuantPlan
 from quant.store.store import WeightStore
 
@@ -63,11 +59,7 @@ def quantize(
     def told(sentence: str) -> None:
         tell(progress, sentence)
 
-<<<<<<< HEAD
-    found = _shared_store(key) or find_store(cache, key, tell)
-=======
-    found = find_store(cache, key, told)
->>>>>>> wt-store
+    found = _shared_store(key) or find_store(cache, key, told)
     if found is not None:
         progress("quantize (cached)", 1, 1)
         return found
@@ -86,12 +78,8 @@ def quantize(
     from edgeforge.calibration.fill import fill_calibrated
     from quant.store.partial import partial_store
 
-<<<<<<< HEAD
     shapes = weights.shapes()
-    with partial_store(cache, key, plan, shapes, run.resume, unchanged, tell) as partial:
-=======
-    with partial_store(cache, key, plan, weights.shapes(), run.resume, told) as partial:
->>>>>>> wt-store
+    with partial_store(cache, key, plan, shapes, run.resume, unchanged, told) as partial:
         fill_calibrated(run, plan, partial, threads, progress)
     return WeightStore(cache / key)
 
