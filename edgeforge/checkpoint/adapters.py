@@ -32,7 +32,8 @@ _NOT_MERGEABLE: Final = (
 def refuse_adapter(folder: Path, source: str, has_weights: bool) -> None:
     """Refuses a folder that holds an adapter: EdgeForge would export the model without it.
 
-    Adapters in folders inside it, such as those of a training's steps, are not the checkpoint's.
+    Adapters in folders inside it, such as those of a training's steps, are not the checkpoint's
+    (`inner_adapters`).
 
     Args:
         folder: the folder.
@@ -64,6 +65,14 @@ def refuse_adapter(folder: Path, source: str, has_weights: bool) -> None:
         f"{first}: merge it with peft, AutoPeftModelForCausalLM.from_pretrained(FOLDER)"
         f".merge_and_unload().save_pretrained(MERGED), and export MERGED{alone}"
     )
+
+
+def inner_adapters(folder: Path) -> list[str]:
+    """Returns the folders inside a checkpoint that hold adapters, which are not part of it."""
+    try:
+        return sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
+    except OSError:
+        return []
 
 
 def _is_there(path: Path) -> bool:

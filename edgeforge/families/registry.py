@@ -58,7 +58,7 @@ def read_spec(
 
 def _hint(kind: str) -> str:
     """Returns a remark that names the family that ``kind`` misspells; empty when there is none."""
-    if kind.lower() in _OTHER_TYPES:
+    if kind.lower() in _OTHER_TYPES or set(kind) & set("_-"):  # a variant's name, as phi3_v is
         return ""
 
     def number(name: str) -> str:

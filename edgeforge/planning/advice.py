@@ -14,10 +14,8 @@ from quant.errors import FormatRefused, QuantizationError
 from quant.formats.activations import ACTIVATIONS, NONE, TENSOR, TOKEN
 from quant.formats.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat, parse_format
 from quant.plans.algorithms import CAST, IMPORTED, POSITIVE, algorithms_for
-from quant.plans.plan import Assignment, QuantPlan, matrix_shape
+from quant.plans.plan import FLOAT32, Assignment, QuantPlan, matrix_shape
 
-# Options that a format may be refused for, with the value that refuses least.
-_OPTIONS: Final = (("profile", "gpu"), ("opset", "ios18"), ("backend", "xnnpack"))
 # Narrower groups take more bytes for scales than 8-bit integers take.
 _LEAST_GROUP: Final = 8
 _MOST_GROUP: Final = 256
@@ -52,6 +50,20 @@ class PlanCheck:
             self._ask(plan.weights)
         except (FormatRefused, WeightRefused) as error:
             raise self._advice(plan) or error from error
+
+    def beyond_range(self, error: FormatRefused, plan: QuantPlan) -> FormatRefused:
+        """Returns the refusal of a value that only float32 holds, with advice that targets accept.
+
+        Args:
+            error: the refusal as quantizing raised it.
+            plan: the plan that was carried out.
+        """
+        wide = {EMBEDDING: Assignment(FLOAT32, CAST)}
+        rounded = any(given.activation != NONE for given in plan.weights.values())
+        ways = ["fp32", *(["activation none"] if rounded else [])]
+        if not self._holds(wide):
+            ways += self._options(wide)
+        return FormatRefused(error.problem, f"keep it {' with '.join(ways)}")
 
     def refusal(self, given: Mapping[str, Assignment]) -> FormatRefused | WeightRefused | None:
         """Returns why some weights cannot have their assignments; None where they can."""
@@ -124,13 +136,14 @@ class PlanCheck:
 
     def _options(self, weights: Mapping[str, Assignment]) -> list[str]:
         """Returns the options under which the weights could stay as they are."""
-        found = []
-        for name, value in _OPTIONS:
-            if getattr(self.options, name) in (None, value):
-                continue
-            if replace(self, options=replace(self.options, **{name: value}))._holds(weights):
-                found.append(f"--{name.replace('_', '-')} {value}")
-        return found
+        asked, found = self.options, {}
+        if asked.profile is not None:
+            found["--profile gpu"] = replace(asked, profile="gpu")
+        if asked.opset is not None:
+            found["--opset ios18"] = replace(asked, opset="ios18")
+        if asked.backend is not None:
+            found["--backend xnnpack"] = replace(asked, backend="xnnpack")
+        return [text for text, way in found.items() if replace(self, options=way)._holds(weights)]
 
     def _ways_of_imported(self, name: str, given: Assignment) -> list[str]:
         if isinstance(given.format, IntFormat):

@@ -204,11 +204,11 @@ def _mixed(
     program = trace(model.spec, facts.context) if rotated is None else rotated.program
     free = {name: given for name, given in candidates.items() if name not in fixed}
     mixed = mix(model, recipe, request.budget, free, fixed, calibration, program, progress)
-    notes = (*mixed.notes, *_float_notes(without, shapes))
-    return Planned(mixed.plan, notes, program, warnings=calibration.notes)
+    warnings = (*calibration.notes, *_of_floats(without, shapes))
+    return Planned(mixed.plan, mixed.notes, program, warnings=warnings)
 
 
-def _float_notes(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+def _of_floats(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """Returns what a user must know about the matrices that no format fits."""
     if not names:
         return ()

@@ -237,7 +237,7 @@ def test_a_matrix_that_no_format_fits_stays_in_float16(facts, tmp_path, budget):
     assert all(
         f not in ("fp16", "fp32") for n, f in formats.items() if "_proj" in n and n not in downs
     )
-    (note,) = [note for note in planned.notes if "stay" in note]
+    (note,) = [note for note in planned.warnings if "stay" in note]
     assert note.startswith("2 matrices stay in float16") and "has 172 input columns" in note
 
 
