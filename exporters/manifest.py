@@ -51,6 +51,7 @@ class Manifest:
         outputs: the entry's outputs, in the same form.
         states: what is carried from call to call, in the same form.
         notes: what a user must know, one sentence each.
+        warnings: what is not as a user expects, one sentence each; ``export`` prints them.
         tools: the versions of the packages that made the artifact.
         files: every file of the artifact except ``edgeforge.json``.
         options: the target's options that the user gave.
@@ -78,6 +79,7 @@ class Manifest:
     structure: Mapping[str, object] = field(default_factory=dict)
     calibration: CalibrationRecord | None = None
     rotation: RotationRecord | None = None
+    warnings: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, object]:
@@ -142,6 +144,7 @@ def _read_fields(data: Mapping[str, object]) -> dict[str, Any]:
     found["context"] = integer(data, "context", minimum=1)
     found["bits_per_weight"] = number(data, "bits_per_weight")
     found["notes"] = texts(data, "notes")
+    found["warnings"] = texts(data, "warnings") if "warnings" in data else ()
     for name in ("inputs", "outputs", "states", "tools"):
         rows = mapping(data[name], name)
         found[name] = {key: text(rows, key) for key in rows}
