@@ -9,7 +9,13 @@ from quant.quoted import quoted
 
 
 class YamlError(ValueError):
-    """The text is no YAML that EdgeForge reads; the message follows the text's name."""
+    """The text is no YAML that EdgeForge reads; the message follows the text's name.
+
+    Attributes:
+        is_syntax: whether it is no YAML at all, and not YAML that EdgeForge does not take.
+    """
+
+    is_syntax = False
 
 
 def parse_yaml(content: bytes) -> object:
@@ -34,12 +40,16 @@ def parse_yaml(content: bytes) -> object:
     try:
         return yaml.load(text, _loader())
     except RecursionError:
-        raise YamlError("is not YAML that can be read (it is nested too deep)") from None
+        raise YamlError("is not YAML that EdgeForge reads: it is nested too deep") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or type(error).__name__
-        raise YamlError(f"is not YAML{where} ({problem})") from None
+        if isinstance(error, yaml.constructor.ConstructorError):
+            raise YamlError(f"cannot be read{where}: {problem}") from None
+        found = YamlError(f"is not YAML{where} ({problem})")
+        found.is_syntax = True
+        raise found from None
 
 
 @cache

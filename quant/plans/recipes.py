@@ -358,10 +358,8 @@ def _read_rules(path: Path) -> tuple[list[object], str | None]:
     except OSError as error:
         raise QuantizationError(f"recipe {path} cannot be read: {error.strerror}") from error
     except YamlError as error:
-        raise QuantizationError(
-            f"recipe {path} {error}: put patterns with a star in quotes, as in "
-            f"{{match: '*', format: int4-g32}}"
-        ) from None
+        hint = ": put patterns with a star in quotes, as in {match: '*', format: int4-g32}"
+        raise QuantizationError(f"recipe {path} {error}{hint if error.is_syntax else ''}") from None
     rotation = None
     if isinstance(data, dict) and {"rules"} <= data.keys() <= {"rules", "rotation"}:
         data, rotation = data["rules"], data.get("rotation")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +137,49 @@ def test_the_documentation_lists_what_the_interpreter_runs():
         groups.setdefault(group, []).append(f"`{name}`")
     for group, names in groups.items():
         assert rows[group] == f"| {group} | {', '.join(names)} |"
+
+
+def npy(shape: str, data: bytes = b"") -> bytes:
+    """An array's file with a header that says this shape."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + data
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (npy("(1099511627776,)"), "claims float32(1099511627776,) in "),
+        (npy("(-1,)"), "is not an .npz file of numbers"),
+        (npy("(200,)", bytes(4)), "claims float32(200,) in "),
+        (npy("(" + "9" * 4000 + ",)").replace(b"\n", b""), "is not an .npz file of numbers"),
+        (b"no array", "is not an .npz file of numbers"),
+    ],
+)
+def test_arrays_that_claim_more_than_they_hold(run, package, tmp_path, content, words):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", content)
+    done = run(package, "--inputs", tmp_path / "x.npz")
+    assert done.code == 2 and done.err.count("\n") == 1 and len(done.err) < 600
+    assert "is not an .npz file of numbers" in done.err and words in done.err
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused(run, package, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgeforge.cli.arrays_file.MOST_BYTES", 1 << 20)
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros(1 << 20, np.float32))
+    done = run(package, "--inputs", tmp_path / "x.npz")
+    assert done.code == 2 and "claims arrays of 4194432 bytes in all; at most" in done.err
+
+
+def test_results_that_are_no_numbers_are_null_in_json(run, package, inputs, tmp_path):
+    """JSON has no NaN: a parser that keeps to the standard must read what is printed."""
+
+    def strict(text: str) -> None:
+        raise AssertionError(f"{text} is not JSON")
+
+    np.savez(tmp_path / "nan.npz", x=np.full((2, 8), np.nan, np.float16))
+    done = run(package, "--inputs", tmp_path / "nan.npz", "--json")
+    told = json.loads(done.out, parse_constant=strict)["outputs"]["y"]
+    assert (told["least"], told["largest"]) == (None, None)
+    np.savez(tmp_path / "y.npz", y=np.full((2, 6), np.inf))
+    done = run(package, "--inputs", inputs, "--compare", tmp_path / "y.npz", "--json")
+    assert json.loads(done.out, parse_constant=strict)["differences"][0]["largest"] is None

@@ -280,3 +280,27 @@ def test_two_at_once_are_refused(tmp_path):
         partial_store(tmp_path, "key", PLAN, SHAPES),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"boundary": {"file": "../precious", "index": 5}},
+        {"boundary": {"file": 3}},
+        {"boundary": []},
+        {"done": []},
+        {"done": {"norm.weight": "0"}},
+    ],
+)
+def test_a_journal_that_was_altered_is_refused_and_no_file_is_removed(tmp_path, change):
+    cache, folder = tmp_path / "cache", tmp_path / "partial"
+    leave_half_done(cache, folder)
+    (tmp_path / "precious").write_text("a stranger's")
+    journal = json.loads((folder / "progress.json").read_text())
+    (folder / "progress.json").write_text(json.dumps({**journal, **change}))
+    with (
+        pytest.raises(QuantizationError, match="is not a journal of partial results"),
+        partial_store(cache, "key", PLAN, SHAPES, folder) as store,
+    ):
+        store.keep_boundary({"index": 7}, iter([torch.ones(1)]))
+    assert (tmp_path / "precious").read_text() == "a stranger's"
