@@ -318,6 +318,7 @@ def _resolve(source: str, revision: str | None) -> tuple[Path, str | None]:
                 f"{source} is a folder, which has no revision: leave out --revision {revision}"
             )
         return folder, None
+    refuse_dangling(folder)
     if exists and source:
         raise CheckpointError(
             f"{source} is a file; name the folder that holds it together with {CONFIG}"
@@ -366,6 +367,7 @@ _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msg
 def _tokenizer(source: str) -> tuple[Path, dict[str, Path]]:
     """Returns the folder of a tokenizer that the user named, and its files."""
     path = Path(source).expanduser()
+    refuse_dangling(path)
     if path.is_file():
         if path.name not in VOCABULARY_FILES:
             raise CheckpointError(

@@ -99,6 +99,7 @@ def sensitivity(
     tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
     costs = _Forks(weights, program, tokens, progress).run(candidates, method)
     made = Sensitivity(costs, method, sum(map(len, tokens)))
+    weights.checkpoint.require_unchanged()  # the key names the bytes that were measured
     cache.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(asdict(made)), encoding="utf-8")
