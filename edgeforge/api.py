@@ -87,14 +87,15 @@ def export(
         bits_per_weight: budget of a mixed recipe: stored bits divided by parameters.
         max_size: budget of a mixed recipe: bytes of the stored weights.
         max_kl: budget of a mixed recipe: KL divergence on the calibration text, nats per token.
-        save_plan: a ``.yaml`` file to which the plan is written as a recipe.
+        save_plan: a ``.yaml`` file to which the plan is written as a recipe; one that holds another
+            plan is replaced only by ``force``.
         calibration: the text on which calibrated recipes collect activations: a UTF-8 file, or
             ``demo``; None for ``demo`` where a recipe needs a text.
         calibration_tokens: how many tokens of the calibration text to use.
         calibration_length: tokens of each calibration sequence, at most the context.
         seed: seed of the draw of calibration sequences.
         resume: folder of the partial results of calibration; None for one in the cache.
-        force: whether to replace an existing output folder.
+        force: whether to replace an existing output folder of which EdgeForge wrote every file.
         threads: threads for quantization; None for one per processor, at most four.
         progress: called with a stage's name, how much of it is done, and its size.
 

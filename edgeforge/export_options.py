@@ -29,7 +29,7 @@ class ExportOptions:
         recipe: a name from `quant.plans.recipes` or `edgeforge.planning.choose`, or a YAML file;
             None for ``int4``, or for ``as-is`` where the checkpoint is quantized already.
         context: declared context in tokens; None for the model's own, at most 4096.
-        force: whether to replace an existing output folder.
+        force: whether to replace an existing output folder of which EdgeForge wrote every file.
         threads: threads for quantization; None for one per processor, at most four.
         target: the options that go to the targets.
         calibration: the text on which calibrated algorithms collect activations.

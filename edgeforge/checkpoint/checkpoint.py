@@ -321,6 +321,7 @@ def _resolve(source: str, revision: str | None) -> tuple[Path, str | None]:
                 f"{source} is a folder, which has no revision: leave out --revision {revision}"
             )
         return folder, None
+    refuse_dangling(folder)
     if exists and source:
         other = name_other_format([folder.name])
         if other is not None and folder.suffix not in (".safetensors", ".bin", ".pt"):
@@ -376,6 +377,7 @@ _READ = (CONFIG, GENERATION_CONFIG, SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH
 def _tokenizer(source: str) -> tuple[Path, dict[str, Path]]:
     """Returns the folder of a tokenizer that the user named, and its files."""
     path = Path(source).expanduser()
+    refuse_dangling(path)
     if path.is_file():
         if path.name not in VOCABULARY_FILES:
             raise CheckpointError(

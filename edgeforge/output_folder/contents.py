@@ -20,7 +20,8 @@ from exporters.manifest import MANIFEST
 
 SYNTH_RECORD: Final = "edgeforge-synth.json"
 # `verify` adds the report; the Finder of macOS adds a file to every folder that it shows.
-_ADDED: Final = frozenset({"report.json", ".report.json.partial", ".DS_Store"})
+_ADDED: Final = frozenset({"report.json", ".report.json.partial"})
+_FINDERS: Final = ".DS_Store"
 _LARGEST_RECORD: Final = 256 << 20
 
 _NAMES: Final = re.compile(
@@ -62,7 +63,7 @@ def strange_file(folder: Path) -> str | None:
     if known is not None:
         return _first_strange(folder, known)
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name in _ADDED and entry.is_file(follow_symlinks=False):
+        if entry.name == _FINDERS and entry.is_file(follow_symlinks=False):
             continue
         if not entry.is_dir(follow_symlinks=False):
             return entry.name
@@ -142,7 +143,9 @@ def _is_named(name: str) -> bool:
 def _first_strange(folder: Path, known: Known) -> str | None:
     for path, is_folder in _walk(folder):
         name = path.relative_to(folder).as_posix()
-        if not is_folder and not (known(name) and stat.S_ISREG(path.lstat().st_mode)):
+        if is_folder:
+            continue
+        if not stat.S_ISREG(path.lstat().st_mode) or not (path.name == _FINDERS or known(name)):
             return name
     return None
 

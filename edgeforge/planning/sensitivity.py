@@ -108,6 +108,7 @@ def sensitivity(
     tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
     costs = _Forks(weights, program, tokens, progress).run(candidates, method)
     made = Sensitivity(costs, method, sum(map(len, tokens)))
+    weights.checkpoint.require_unchanged()  # the key names the bytes that were measured
     write_record(file, asdict(made))
     return made
 

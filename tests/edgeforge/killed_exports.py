@@ -45,7 +45,7 @@ KINDS = tuple(
     for recipe in ("int4-g32", "int4-gptq")
     for place in ((False, True), (True, True), (True, False))
 )
-_EARLIER = "int4-g32-asym"
+_EARLIER = "int4-pc"
 
 
 @dataclass

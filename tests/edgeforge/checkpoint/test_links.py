@@ -55,6 +55,14 @@ def test_a_dangling_link_is_named_with_its_target(folder, name, target):
     assert "cp -L" in words and caught.value.exit_code == 3
 
 
+def test_a_checkpoint_or_tokenizer_that_is_a_dangling_link_is_named(folder, tmp_path):
+    link(tmp_path / "link", "gone")
+    with pytest.raises(CheckpointError, match=r"link is a link to gone, which is not there"):
+        Checkpoint.open(tmp_path / "link")
+    with pytest.raises(CheckpointError, match=r"link is a link to gone, which is not there"):
+        Checkpoint.open(folder, tokenizer=tmp_path / "link")
+
+
 def test_weights_that_are_not_asked_for_may_dangle(folder):
     link(folder / "pytorch_model.bin", "/gone/away")
     assert Checkpoint.open(folder).tensors

@@ -117,6 +117,24 @@ def test_what_is_refused(run, package, inputs, tmp_path, arguments, code, words)
     assert words in done.err and done.err.count("\n") == 1
 
 
+def test_outputs_replace_nothing_that_is_read(run, package, inputs, tmp_path):
+    other, before = tmp_path / "y.npz", inputs.read_bytes()
+    np.savez(other, y=X)
+    (tmp_path / "link.npz").symlink_to("x.npz")
+    both = ("--inputs", inputs, "--inputs", inputs)
+    for arguments, words in (
+        (("--inputs", inputs, "--outputs", inputs), "is the inputs"),
+        (("--inputs", inputs, "--outputs", tmp_path / "link.npz"), "is the inputs"),
+        (("--inputs", inputs, "--outputs", other, "--compare", other), "is the file to compare"),
+        (("--inputs", inputs, "--outputs", package / "y.npz"), "lies in the package"),
+        ((*both, "--outputs", other, "--outputs", other), "is another call's --outputs"),
+    ):
+        done = run(package, *arguments)
+        assert done.code == 2 and words in done.err and done.err.count("\n") == 1
+    assert inputs.read_bytes() == before and not (package / "y.npz").exists()
+    assert run(package, "--inputs", inputs, "--outputs", tmp_path).code == 2
+
+
 def test_a_package_that_is_none(run, tmp_path):
     done = run(tmp_path)
     assert done.code == 5 and "is no Core ML package" in done.err

@@ -20,7 +20,7 @@ FILES = ("model.onnx", "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin
 
 def test_an_artifact_with_its_report_holds_nothing_strange(tmp_path, artifact):
     folder = artifact(tmp_path / "a", *FILES)
-    for name in ("report.json", ".DS_Store"):
+    for name in ("report.json", ".DS_Store", "model.mlpackage/.DS_Store"):
         (folder / name).touch()
     (folder / "an empty folder").mkdir()
     assert strange_file(folder) is None
@@ -70,6 +70,8 @@ def test_artifacts_of_several_targets_bear_their_targets_names(tmp_path, artifac
     out = tmp_path / "out"
     for target in ("onnx", "coreml"):
         artifact(out / target, "model", target=target)
+    assert strange_file(out) is None
+    (out / ".DS_Store").touch()
     assert strange_file(out) is None
     artifact(out / "my-int8", "model", target="onnx")
     assert strange_file(out) == "my-int8/edgeforge.json"

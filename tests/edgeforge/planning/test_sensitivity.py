@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import edgeforge.planning.sensitivity as module
+from edgeforge.errors import CheckpointError
 from edgeforge.model.model import open_model
 from edgeforge.model.trace import trace
 from edgeforge.planning.sensitivity import Sensitivity, plan_divergence, sensitivity
@@ -161,6 +162,16 @@ def test_costs_are_found_again_and_only_for_the_same_question(
     ):
         with pytest.raises(Measured):
             ask(**changed)
+
+
+def test_costs_of_a_checkpoint_that_changed_are_not_kept(program, candidates, blocks, tmp_path):
+    folder = synthesise("tiny-llama", tmp_path / "tiny")
+    opened = open_model(str(folder))
+    (folder / "config.json").write_bytes((folder / "config.json").read_bytes() + b" ")
+    with pytest.raises(CheckpointError, match=r"config\.json changed while it was read"):
+        few = dict(list(candidates.items())[:1])
+        sensitivity(opened.weights, program, few, blocks, "digest", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_damaged_cache_is_measured_again(model, program, blocks, candidates, measured, tmp_path):

@@ -37,6 +37,14 @@ def test_a_field_vouched_for_at_export_is_vouched_for_at_verify(tmp_path):
     assert evaluation.lowering.kl_mean < 1e-2
 
 
+def test_a_text_is_not_replaced_by_the_report_on_it(tmp_path):
+    text = tmp_path / "report.json"
+    text.write_text("years of work")
+    with pytest.raises(UsageError, match=r"the report .* is the text"):
+        verify(tmp_path, VerifyOptions(text=text))
+    assert text.read_text() == "years of work"
+
+
 def test_another_checkpoint_of_the_same_shape_is_refused(tmp_path):
     out = exported(tmp_path)
     other = synthesise("tiny-llama", tmp_path / "other", seed=1)
