@@ -12,7 +12,6 @@ from edgeforge.export_options import ExportRun
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
 from edgeforge.trace_and_quantize import TracedAndQuantized
-from exporters.checks import not_applied
 from exporters.manifest import Manifest, record_files
 from exporters.manifest_records import ModelRecord, SourceRecord, WeightRecord
 from exporters.structure import to_json
@@ -45,7 +44,12 @@ def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
 
 
 def write_manifest(
-    run: ExportRun, target: Target, made: TracedAndQuantized, lowered: Lowered, folder: Path
+    run: ExportRun,
+    target: Target,
+    made: TracedAndQuantized,
+    lowered: Lowered,
+    warnings: tuple[str, ...],
+    folder: Path,
 ) -> None:
     """Writes an artifact's manifest, which records all other files: they must be there already.
 
@@ -54,6 +58,7 @@ def write_manifest(
         target: the target that wrote the artifact.
         made: the checkpoint's digest and the weights.
         lowered: what the target wrote.
+        warnings: what is not as a user expects, one sentence each.
         folder: the artifact's folder.
     """
     for name in _SIDECARS:  # apps read the configuration and the sampling defaults from these
@@ -74,7 +79,8 @@ def write_manifest(
         inputs=lowered.inputs,
         outputs=lowered.outputs,
         states=lowered.states,
-        notes=_notes(run, target, lowered),
+        notes=_notes(run, lowered),
+        warnings=warnings,
         options=run.options.target.only(target.options).given(),
         calibration=None if calibration is None else calibration.record(),
         rotation=None if rotated is None else rotated.record,
@@ -126,19 +132,15 @@ def _weight_records(
     }
 
 
-def _notes(run: ExportRun, target: Target, lowered: Lowered) -> tuple[str, ...]:
+def _notes(run: ExportRun, lowered: Lowered) -> tuple[str, ...]:
     """Returns what a user must know about an artifact, one sentence each."""
     from edgeforge.model.rope import uses_long_set
 
     rope, context = run.model.spec.rope, run.facts.context
     notes = [*lowered.notes, *run.planned.notes]
-    if rope.scaling == "longrope":
-        chosen = "long" if uses_long_set(rope, context) else "short"
+    if rope.scaling == "longrope" and not uses_long_set(rope, context):
         notes.append(
-            f"longrope: the {chosen} factors apply at every position, as the declared context of "
+            f"longrope: the short factors apply at every position, as the declared context of "
             f"{context} tokens decides (the original context is {rope.original_context})"
         )
-    if run.calibration is not None:
-        notes.extend(run.calibration.notes)
-    notes.extend(not_applied(run.options.target, target))
     return tuple(notes)

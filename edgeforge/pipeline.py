@@ -12,13 +12,14 @@ from edgeforge.calibration.text import calibration_for
 from edgeforge.checkpoint.model_card import provenance
 from edgeforge.errors import UsageError
 from edgeforge.export_options import ExportOptions, ExportRun, has_static_caches
+from edgeforge.export_warnings import warnings_of, warnings_of_target
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
 from edgeforge.output_folder import atomic_folder
 from edgeforge.planning.choose import choose_plan, rotation_of
 from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.trace_and_quantize import TracedAndQuantized, shared_interpreter, trace_and_quantize
-from exporters.checks import check_options, not_applied
+from exporters.checks import check_options
 from exporters.target import ExportRequest, Target
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def export(
     """
     # The declared context comes first: rotary tables, caches and memory all follow from it.
     context = choose_context(model.spec, options.context)
-    # Options that no target takes are refused here; those that only some take become notes.
-    apply_options(options, targets, progress)
+    # Options that no target takes are refused here; those that only some take become warnings.
+    check_options(options.target, targets)
     # A rotation changes what every later stage reads, so it comes before all of them.
     rotated = rotate_if_asked(model, options, context, progress)
     model = model if rotated is None else rotated.model
@@ -79,6 +80,8 @@ def export(
         static_caches=any(has_static_caches(target, options.target) for target in targets),
     )
     run = ExportRun(model, targets, options, facts, planned, calibration)
+    # What a user must be told is known by now; a tokenizer that cannot be read is refused here.
+    warnings = warnings_of(run)
     # Files go to a temporary folder beside ``out``, which takes its name when all are complete.
     with atomic_folder(out, options.force) as partial:
         # One trace and one quantization serve all targets.
@@ -89,7 +92,7 @@ def export(
         ranges = ranges_of_caches(run, program, made, progress)
         # Every target lowers the same program and copies the same integers.
         for target in targets:
-            write_artifact(run, target, program, made, ranges, partial, progress)
+            write_artifact(run, target, program, made, ranges, warnings, partial, progress)
     return [folder_of(target, targets, out) for target in targets]
 
 
@@ -106,18 +109,6 @@ def choose_context(spec: ModelSpec, asked: int | None) -> int:
             f"--context {asked} is not possible: this model takes 2 to {spec.max_context} tokens"
         )
     return asked
-
-
-def apply_options(options: ExportOptions, targets: Sequence[Target], progress: Progress) -> None:
-    """Checks the targets' options, and reports the options that do not apply to a target.
-
-    Raises:
-        ExportError: no target takes an option, or a target does not know the option's value.
-    """
-    check_options(options.target, targets)
-    for target in targets:
-        for note in not_applied(options.target, target):
-            progress(note, 0, 0)
 
 
 def rotate_if_asked(
@@ -176,6 +167,7 @@ def write_artifact(
     program: Program,
     made: TracedAndQuantized,
     ranges: CacheRanges,
+    warnings: tuple[str, ...],
     out: Path,
     progress: Progress,
 ) -> None:
@@ -198,7 +190,8 @@ def write_artifact(
         cache_ranges=ranges if has_static_caches(target, run.options.target) else {},
     )
     lowered = target.write(request, folder)
-    write_manifest(run, target, made, lowered, folder)
+    told = (*warnings, *warnings_of_target(run, target, lowered))
+    write_manifest(run, target, made, lowered, told, folder)
 
 
 def folder_of(target: Target, targets: Sequence[Target], out: Path) -> Path:

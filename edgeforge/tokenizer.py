@@ -50,6 +50,11 @@ class Tokenizer:
         """Number of tokens in the vocabulary, added tokens included."""
         return int(self._tokenizer.get_vocab_size())
 
+    @property
+    def largest_id(self) -> int:
+        """The largest id of a token, added tokens included; -1 of an empty vocabulary."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
     """Yields pieces of text as tokens come, never half a character; together they are the text.

@@ -42,6 +42,7 @@ class Manifest:
         outputs: the entry's outputs, in the same form.
         states: what is carried from call to call, in the same form.
         notes: what a user must know, one sentence each.
+        warnings: what is not as a user expects, one sentence each; ``export`` prints them.
         tools: the versions of the packages that made the artifact.
         files: every file of the artifact except ``edgeforge.json``.
         options: the target's options that the user gave.
@@ -69,6 +70,7 @@ class Manifest:
     structure: Mapping[str, object] = field(default_factory=dict)
     calibration: CalibrationRecord | None = None
     rotation: RotationRecord | None = None
+    warnings: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, object]:
@@ -114,6 +116,7 @@ class Manifest:
             for name, row in _TABLES.items():
                 data[name] = {key: row.from_json(value) for key, value in data[name].items()}
             data["notes"] = tuple(data["notes"])
+            data["warnings"] = tuple(data.get("warnings", ()))
             return cls(**data)
         except KeyError as error:
             raise ExportError(f"{path} is not a manifest: it has no field {error}") from error

@@ -103,6 +103,7 @@ class Lowered:
         outputs: the entry's outputs, in the same form.
         states: what the model carries from call to call, in the same form.
         notes: what a user must know, one sentence each.
+        warnings: what is not as a user expects, one sentence each; ``export`` prints them.
     """
 
     entry: str
@@ -110,6 +111,7 @@ class Lowered:
     outputs: Mapping[str, str]
     states: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Target(Protocol):

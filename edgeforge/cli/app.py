@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,8 @@ from edgeforge.cli import options as option
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from exporters.manifest import Manifest
 
 app = typer.Typer(
     name="edgeforge",
@@ -122,13 +125,14 @@ def export(
             threads=threads,
             progress=progress,
         )
-    for folder in folders:
-        manifest = Manifest.read(folder)
+    manifests = [Manifest.read(folder) for folder in folders]
+    for folder, manifest in zip(folders, manifests, strict=True):
         size = size_text(sum(record.size for record in manifest.files.values()))
         print(
             f"{folder}: {manifest.target}, {manifest.recipe}, context {manifest.context}, "
             f"{manifest.bits_per_weight:.3f} bits a weight, {size}"
         )
+    _print_warnings(manifests)
 
 
 @app.command()
@@ -317,6 +321,23 @@ def synth(
 def _emit(piece: str) -> None:
     sys.stdout.write(piece)
     sys.stdout.flush()
+
+
+def _print_warnings(manifests: Sequence[Manifest]) -> None:
+    """Prints each warning once, on stderr, with the targets that it concerns if not all."""
+    from edgeforge.cli.exits import one_line
+    from quant.kernels import native
+
+    if not native.available():
+        print(
+            "warning: quantization ran without compiled kernels, with the same results but slowly: "
+            "`edgeforge doctor` says how to get them",
+            file=sys.stderr,
+        )
+    for warning in dict.fromkeys(each for manifest in manifests for each in manifest.warnings):
+        concerned = [manifest.target for manifest in manifests if warning in manifest.warnings]
+        where = f"{', '.join(concerned)}: " if len(concerned) < len(manifests) else ""
+        print(one_line(f"warning: {where}{warning}"), file=sys.stderr)
 
 
 def _print_json(value: object) -> None:

@@ -50,6 +50,7 @@ class InspectReport:
         if rotation is not None:
             lines.append(f"rotation: {rotation.name}, seed {rotation.seed}")
         lines.append(f"states: {len(manifest.states)} caches")
+        lines += [f"warning: {warning}" for warning in manifest.warnings]
         return [*lines, *(f"note: {note}" for note in manifest.notes)]
 
     def require_whole(self) -> None:

@@ -69,6 +69,7 @@ class Planned:
     Attributes:
         plan: the format and algorithm of each weight.
         notes: notes for the manifest, one sentence each.
+        warnings: what is not as a user expects, one sentence each.
         program: the float program, if making the plan needed it.
         rotated: the rotated model; None where weights are not rotated.
     """
@@ -77,6 +78,7 @@ class Planned:
     notes: tuple[str, ...] = ()
     program: Program | None = None
     rotated: Rotated | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_progress) -> Planned:
@@ -109,7 +111,7 @@ def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_prog
         notes = (*notes, *rotated.notes(plan))
     if request.save_plan is not None:
         write_plan(plan, shapes, notes, request.save_plan)
-    return Planned(plan, notes, planned.program, rotated)
+    return Planned(plan, notes, planned.program, rotated, planned.warnings)
 
 
 def _plan_of_recipe(
@@ -194,7 +196,7 @@ def _mixed(
     program = trace(model.spec, facts.context) if rotated is None else rotated.program
     free = {name: given for name, given in candidates.items() if name not in fixed}
     mixed = mix(model, recipe, request.budget, free, fixed, calibration, program, progress)
-    return Planned(mixed.plan, mixed.notes, program)
+    return Planned(mixed.plan, mixed.notes, program, warnings=calibration.notes)
 
 
 def _imported(weights: CheckpointWeights, scales: ScaleName) -> dict[str, Assignment]:

@@ -81,7 +81,11 @@ def text_for(model: Model, options: CalibrationOptions, context: int) -> Calibra
     vocabulary, count = model.spec.vocab_size, max(1, tokens // length)
     blocks = tuple(tuple(draw.randrange(vocabulary) for _ in range(length)) for _ in range(count))
     label = "seeded random tokens, for there is no tokenizer"
-    return Calibration(label, count * length, length, options.seed, "", blocks)
+    warning = (
+        "the formats were chosen by their errors on random tokens, because there is no "
+        "tokenizer.json: give one with --tokenizer PATH"
+    )
+    return Calibration(label, count * length, length, options.seed, "", blocks, (warning,))
 
 
 def mix(

@@ -112,6 +112,7 @@ class ExecutorchTarget:
             },
             states=_states(program, options),
             notes=_notes(request, backend, limit),
+            warnings=_warnings(backend),
         )
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
@@ -153,9 +154,14 @@ def _notes(request: ExportRequest, backend: Backend, limit: int) -> tuple[str, .
         ]
     if is_stock(request.options):
         notes.append(f"lowered by ExecuTorch {SUPPORTED}'s own exporter")
-    if backend.needs is not None:
-        notes.append(f"produced but not executed here: it needs {backend.needs}")
     return (*notes, *backend.notes)
+
+
+def _warnings(backend: Backend) -> tuple[str, ...]:
+    """What is not as a user expects of the artifact, one sentence each."""
+    if backend.needs is None:
+        return ()
+    return (f"produced but not executed here: it needs {backend.needs}",)
 
 
 def _states(program: Program, options: TargetOptions) -> dict[str, str]:

@@ -1,0 +1,91 @@
+"""What a user must be told of an export, because the artifact will not do what one expects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from edgeforge.checkpoint.layout import VOCABULARY_FILES
+from edgeforge.export_options import ExportRun
+from edgeforge.families.spec import ModelSpec
+from edgeforge.model.rope import uses_long_set
+from edgeforge.tokenizer import Tokenizer
+from exporters.checks import not_applied
+from exporters.target import Lowered, Target
+
+_TOKENIZER: Final = "tokenizer.json"
+
+
+def warnings_of(run: ExportRun) -> tuple[str, ...]:
+    """Returns what is known before any work, one sentence each.
+
+    Args:
+        run: the export after all decisions.
+
+    Raises:
+        CheckpointError: the checkpoint's ``tokenizer.json`` cannot be read.
+    """
+    spec, context = run.model.spec, run.facts.context
+    found = (
+        *_of_tokenizer(run.model.checkpoint.tokenizer_files, spec),
+        *_of_ends(spec),
+        *_of_longrope(spec, context),
+        *run.planned.warnings,
+        *(() if run.calibration is None else run.calibration.notes),
+    )
+    return tuple(dict.fromkeys(found))
+
+
+def warnings_of_target(run: ExportRun, target: Target, lowered: Lowered) -> tuple[str, ...]:
+    """Returns what concerns one target alone, one sentence each.
+
+    Args:
+        run: the export after all decisions.
+        target: the target that wrote the artifact.
+        lowered: what the target wrote.
+    """
+    return (*not_applied(run.options.target, target), *lowered.warnings)
+
+
+def _of_tokenizer(files: Mapping[str, Path], spec: ModelSpec) -> tuple[str, ...]:
+    vocabularies = sorted(files.keys() & set(VOCABULARY_FILES))
+    if not vocabularies:
+        return (
+            "the checkpoint has no tokenizer, so the artifact has none: `run` cannot read a prompt "
+            "and `verify` no text; export again with --tokenizer PATH",
+        )
+    if _TOKENIZER not in files:
+        return (
+            f"the checkpoint's tokenizer is {', '.join(vocabularies)}, without {_TOKENIZER}: the "
+            f"files are copied for apps, but `run` cannot read a prompt and `verify` no text; "
+            f"export again with --tokenizer and a folder that has {_TOKENIZER}",
+        )
+    largest = Tokenizer(files[_TOKENIZER], str(files[_TOKENIZER].parent)).largest_id
+    if largest < spec.vocab_size:
+        return ()
+    return (
+        f"the tokenizer has tokens up to {largest}, but the model has {spec.vocab_size}, counted "
+        f"from 0: a text that holds a token from {spec.vocab_size} on cannot be given to the model",
+    )
+
+
+def _of_ends(spec: ModelSpec) -> tuple[str, ...]:
+    if spec.eos:
+        return ()
+    return (
+        "the checkpoint names no token that ends a text (eos_token_id): generation goes on until "
+        "the limit of tokens",
+    )
+
+
+def _of_longrope(spec: ModelSpec, context: int) -> tuple[str, ...]:
+    if not uses_long_set(spec.rope, context):
+        return ()
+    short = spec.rope.original_context
+    return (
+        f"longrope: the long factors apply at every position, because the declared context of "
+        f"{context} tokens is longer than the original context of {short}; texts of at most "
+        f"{short} tokens are computed with the short factors by transformers, so they come out "
+        f"differently here: for such texts export with --context {short}",
+    )
