@@ -42,6 +42,16 @@ def python_command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-c", _BEGIN, str(_ROOT), module, *arguments]
 
 
+def script_command(script: Path, *arguments: str) -> list[str]:
+    """Returns the command that runs a file which imports nothing of EdgeForge.
+
+    Args:
+        script: the file.
+        arguments: what it finds in ``sys.argv``.
+    """
+    return [sys.executable, "-P", str(script), *arguments]
+
+
 def python_environment() -> dict[str, str]:
     """Returns this process's environment, without what leads a child to the current folder.
 

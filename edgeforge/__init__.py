@@ -4,8 +4,8 @@ This module also offers the functions of `edgeforge.api` and imports them when t
 so that ``import edgeforge`` stays fast.
 """
 
-# Until `_leave_current_folder` has run, a file of the current folder may stand in for any module that
-# Python itself has not imported yet, `__future__` and `typing` included.
+# Until `_leave_current_folder` has run, a file of the current folder may stand in for any module
+# that Python itself has not imported yet, `__future__` and `typing` included.
 import os
 import sys
 from importlib.util import find_spec
@@ -46,8 +46,8 @@ def _refuse_intruders() -> None:
 def _leave_current_folder() -> None:
     """Takes the current folder off the path of a process that is EdgeForge's command line.
 
-    ``python -m edgeforge`` puts it first, and an empty or relative entry of ``PYTHONPATH`` anywhere:
-    an artifact's ``json.py`` would be run in place of Python's own. A folder from which EdgeForge
+    ``python -m edgeforge`` puts it first, and an empty or relative entry of ``PYTHONPATH``
+    anywhere: an artifact's ``json.py`` would be run in place of Python's own. A folder from which EdgeForge
     itself was loaded stays.
     """
     program = sys.argv[0] if sys.argv else ""

@@ -18,6 +18,7 @@ from edgeforge.model.model import Model
 from edgeforge.output_folder import atomic_folder
 from edgeforge.planning.choose import choose_plan, rotation_of
 from edgeforge.stage_progress import Progress, no_progress
+from edgeforge.tokenizer import check_tokenizer_files
 from edgeforge.trace_and_quantize import TracedAndQuantized, shared_interpreter, trace_and_quantize
 from exporters.checks import check_options
 from exporters.target import ExportRequest, Target
@@ -56,6 +57,8 @@ def export(
         QuantizationError: the recipe or a weight is refused.
         ExportError: a target cannot write the model.
     """
+    # A damaged tokenizer is refused before any work: every target copies it.
+    check_tokenizer_files(model.checkpoint.tokenizer_files)
     # The declared context comes first: rotary tables, caches and memory all follow from it.
     context = choose_context(model.spec, options.context)
     # Options that no target takes are refused here; those that only some take become warnings.

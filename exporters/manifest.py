@@ -17,6 +17,7 @@ from exporters.manifest_records import (
     ModelRecord,
     RotationRecord,
     SourceRecord,
+    TokenizerRecord,
     WeightRecord,
     to_json,
 )
@@ -49,6 +50,7 @@ class Manifest:
         structure: what the files consist of, from `exporters.structure.to_json`.
         calibration: the text that quantizers and cache scales were calibrated on, if any were.
         rotation: the rotation that was applied to the weights before quantization, if any was.
+        tokenizer: what the artifact's tokenizer adds to a text, if it has one.
         schema_version: the version of this file's schema.
     """
 
@@ -71,6 +73,7 @@ class Manifest:
     calibration: CalibrationRecord | None = None
     rotation: RotationRecord | None = None
     warnings: tuple[str, ...] = ()
+    tokenizer: TokenizerRecord | None = None
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, object]:
@@ -109,7 +112,11 @@ class Manifest:
                 f"export the model again"
             )
         try:
-            for name in ("calibration", "rotation"):  # older manifests do not have them
+            for name in (
+                "calibration",
+                "rotation",
+                "tokenizer",
+            ):  # older manifests do not have them
                 data.setdefault(name, {})
             for name, record in _RECORDS.items():
                 data[name] = record.from_json(data[name])
@@ -137,6 +144,7 @@ _RECORDS: Final[Mapping[str, type[_Readable]]] = {
     "model": ModelRecord,
     "calibration": CalibrationRecord,
     "rotation": RotationRecord,
+    "tokenizer": TokenizerRecord,
 }
 """The manifest's fields that hold one record."""
 _TABLES: Final[Mapping[str, type[_Readable]]] = {"files": FileRecord, "weights": WeightRecord}
