@@ -47,8 +47,8 @@ def _leave_current_folder() -> None:
     """Takes the current folder off the path of a process that is EdgeForge's command line.
 
     ``python -m edgeforge`` puts it first, and an empty or relative entry of ``PYTHONPATH``
-    anywhere: an artifact's ``json.py`` would be run in place of Python's own. A folder from which EdgeForge
-    itself was loaded stays.
+    anywhere: an artifact's ``json.py`` would be run in place of Python's own. A folder from which
+    EdgeForge itself was loaded stays.
     """
     program = sys.argv[0] if sys.argv else ""
     if program != "-m" and os.path.basename(program) != DISTRIBUTION:

@@ -1,7 +1,7 @@
 """Opens a tokenizer and encodes a text, in a process of its own that has bounds.
 
-A ``tokenizer.json`` of a stranger can end the process that opens it, or make a short text as long as
-the memory. `edgeforge.tokenizer` therefore runs this file as a program first:
+A ``tokenizer.json`` of a stranger can end the process that opens it, or make a short text as long
+as the memory. `edgeforge.tokenizer` therefore runs this file as a program first:
 ``python -P tokenizer_trial.py FILE PACKAGES BYTES SECONDS``, with a text on stdin. PACKAGES is the
 folder that has the tokenizers library. It exits with `REFUSED` and prints why, or with 0. It
 imports nothing of EdgeForge, so that it takes a tenth of a second.
