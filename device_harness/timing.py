@@ -1,6 +1,6 @@
 """Times an artifact in a separate process, so that the process's memory is the artifact's.
 
-``python -m device_harness.timing DIR`` prints one line of JSON.
+`time_artifact` starts `main` in that process, which prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from device_harness.child_process import python_command, python_environment
 from device_harness.errors import DeviceError, LogitsNotFiniteError
 from exporters.errors import ExportError
 
@@ -89,12 +90,20 @@ def time_artifact(
     Raises:
         DeviceError: the process failed; the message holds the last line of its error output.
     """
-    command = [sys.executable, "-m", "device_harness.timing", str(folder)]
-    command += ["--prefill", str(prefill), "--decode", str(decode)]
+    command = python_command("device_harness.timing", "--prefill", str(prefill))
+    command += ["--decode", str(decode)]
     if threads is not None:
         command += ["--threads", str(threads)]
-    command += ["--options", json.dumps(dict(options or {}))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += ["--options", json.dumps(dict(options or {})), "--", str(folder)]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        env=python_environment(),
+    )
     if done.returncode:
         words = done.stderr.strip().splitlines()
         raise DeviceError(f"timing {folder} failed: {words[-1] if words else done.returncode}")

@@ -20,6 +20,7 @@ from edgeforge.output_folder.atomic import atomic_folder, check_output
 from edgeforge.planning.choose import choose_plan, rotation_of
 from edgeforge.planning.plan_file import check_plan_file
 from edgeforge.stage_progress import Progress, no_progress
+from edgeforge.tokenizer import check_tokenizer_files
 from edgeforge.trace_and_quantize import TracedAndQuantized, shared_interpreter, trace_and_quantize
 from exporters.checks import check_options
 from exporters.target import ExportRequest, Target
@@ -62,6 +63,8 @@ def export(
     inputs = inputs_of(model, options)
     check_output(out, options.force, inputs.inputs)
     check_plan_file(options.save_plan, inputs.inputs, out)
+    # A damaged tokenizer is refused before any work: every target copies it.
+    check_tokenizer_files(model.checkpoint.tokenizer_files)
     # The declared context follows: rotary tables, caches and memory all depend on it.
     context = choose_context(model.spec, options.context)
     # Options that no target takes are refused here; those that only some take become warnings.

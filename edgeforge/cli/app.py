@@ -229,6 +229,8 @@ def run(
         _print_json(result.to_json())
     else:
         print()
+        for note in result.notes:
+            print(f"note: {note}", file=sys.stderr)
         print(result.summary(), file=sys.stderr)
 
 

@@ -49,7 +49,7 @@ def held_out_blocks(folder: Path, count: int, length: int = 256) -> list[list[in
     tokens = Tokenizer(folder / "tokenizer.json", "demo").encode(
         read_text(edgeforge.model.model.HELDOUT), special=False
     )
-    blocks = split_blocks(tokens, length, 1)
+    blocks = split_blocks(tokens, length, [1])
     return blocks[:: len(blocks) // count][:count]
 
 
