@@ -86,6 +86,14 @@ def test_a_file_beside_artifacts_is_strange(tmp_path, artifact, name):
     assert strange_file(out) == name
 
 
+def test_a_link_in_the_place_of_a_targets_folder_is_strange(tmp_path, artifact):
+    out = tmp_path / "out"
+    artifact(out / "coreml", "model", target="coreml")
+    artifact(tmp_path / "onnx", "model", target="onnx")
+    (out / "onnx").symlink_to(tmp_path / "onnx")
+    assert strange_file(out) == "onnx"
+
+
 def test_an_artifact_in_an_artifact_is_strange(tmp_path, artifact):
     artifact(tmp_path / "out", "model")
     artifact(tmp_path / "out" / "onnx", "model")
