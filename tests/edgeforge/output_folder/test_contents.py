@@ -106,6 +106,14 @@ def test_a_checkpoint_is_known_by_the_record_that_it_was_synthesised(tmp_path):
     (folder / "chat_template.jinja").touch()
     assert strange_file(folder) == "chat_template.jinja"
     (folder / "chat_template.jinja").unlink()
+    file = folder / "model.safetensors"
+    before = file.stat()
+    for content in (file.read_bytes(), file.read_bytes() + b" "):  # as if a trained one were saved
+        file.write_bytes(content)
+        assert strange_file(folder) == "model.safetensors"
+    os.truncate(file, before.st_size)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert strange_file(folder) is None
     (folder / SYNTH_RECORD).unlink()
     assert strange_file(folder) == "config.json"
 
