@@ -118,11 +118,31 @@ def _known_of(folder: Path, target: str | None = None) -> Known | None:
             continue
         files = content.get("files")
         if isinstance(files, dict):
+            if record == SYNTH_RECORD:
+                return _as_synthesised(folder, files)
             listed = frozenset({record, *_ADDED, *files})
             return listed.__contains__
         if record == MANIFEST and "schema_version" in content:
             return _is_named
     return None
+
+
+def _as_synthesised(folder: Path, files: dict[str, object]) -> Known:
+    """Knows a synthesised checkpoint's files while they are as they were written.
+
+    A trained model may be saved over such a checkpoint, under the same names. The record is written
+    last, so a file that is younger than the record is another one.
+    """
+    written = (folder / SYNTH_RECORD).lstat().st_mtime_ns
+
+    def known(name: str) -> bool:
+        if name == SYNTH_RECORD:
+            return True
+        status = (folder / name).lstat()
+        same = files.get(name) == {"size": status.st_size}
+        return same and status.st_mtime_ns <= written
+
+    return known
 
 
 def _read(path: Path) -> dict[str, object] | None:

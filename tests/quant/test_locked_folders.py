@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+
+import pytest
 
 from quant.locked_folders import left_over, lock, make_locked, unfinished
 
@@ -61,6 +65,18 @@ def test_a_link_a_file_and_nothing_are_no_left_overs(tmp_path):
     for name in ("link", "file", "nothing"):
         with left_over(tmp_path / name) as free:
             assert not free
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
+def test_where_nothing_can_be_locked_nothing_is_a_left_over(tmp_path, monkeypatch, number):
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    (tmp_path / ".a.partial-1").mkdir()
+    with unfinished(tmp_path, "a") as folder:
+        assert folder.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [".a.partial-1"]
 
 
 def test_an_unfinished_folder_goes_and_takes_older_ones_with_it(tmp_path):

@@ -86,6 +86,14 @@ def test_a_file_beside_artifacts_is_strange(tmp_path, artifact, name):
     assert strange_file(out) == name
 
 
+def test_a_link_in_the_place_of_a_targets_folder_is_strange(tmp_path, artifact):
+    out = tmp_path / "out"
+    artifact(out / "coreml", "model", target="coreml")
+    artifact(tmp_path / "onnx", "model", target="onnx")
+    (out / "onnx").symlink_to(tmp_path / "onnx")
+    assert strange_file(out) == "onnx"
+
+
 def test_an_artifact_in_an_artifact_is_strange(tmp_path, artifact):
     artifact(tmp_path / "out", "model")
     artifact(tmp_path / "out" / "onnx", "model")
@@ -98,6 +106,14 @@ def test_a_checkpoint_is_known_by_the_record_that_it_was_synthesised(tmp_path):
     (folder / "chat_template.jinja").touch()
     assert strange_file(folder) == "chat_template.jinja"
     (folder / "chat_template.jinja").unlink()
+    file = folder / "model.safetensors"
+    before = file.stat()
+    for content in (file.read_bytes(), file.read_bytes() + b" "):  # as if a trained one were saved
+        file.write_bytes(content)
+        assert strange_file(folder) == "model.safetensors"
+    os.truncate(file, before.st_size)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert strange_file(folder) is None
     (folder / SYNTH_RECORD).unlink()
     assert strange_file(folder) == "config.json"
 

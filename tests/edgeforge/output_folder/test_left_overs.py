@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import multiprocessing
 import os
 import signal
@@ -162,6 +164,22 @@ def test_a_file_that_came_during_the_swap_is_kept(tmp_path, artifact, exchange, 
     assert names(tmp_path) == ["out"]
     assert (out / "model.onnx").read_text() == "old"
     assert (out / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_that_exchanges_nothing_gets_two_renames(
+    tmp_path, artifact, monkeypatch, number
+):
+    def refused(one: bytes, other: bytes) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(swap, "_exchanger", lambda: refused)
+    out = artifact(tmp_path / "out", "model.onnx", text="old")
+    with atomic_folder(out, force=True) as partial:
+        artifact(partial, "model.onnx", text="new")
+    assert names(tmp_path) == ["out"]
+    assert (out / "model.onnx").read_text() == "new"
 
 
 def test_folders_are_exchanged_in_one_step_where_the_system_can(tmp_path):
