@@ -231,7 +231,7 @@ class OpenELM(nn.Module):
         return F.linear(self.hidden(tokens), self.transformer.token_embeddings.weight)
 
 
-def save(model: OpenELM, folder: Path) -> None:
+def save(model: nn.Module, folder: Path) -> None:
     """Write `model.safetensors` in bfloat16 and `config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
@@ -265,7 +265,7 @@ def load(folder: Path) -> OpenELM:
 
 @torch.inference_mode()
 def negative_log_likelihood(
-    model: OpenELM, tokens: Tensor, context: int, bos: int = 1
+    model: nn.Module, tokens: Tensor, context: int, bos: int = 1
 ) -> tuple[float, int]:
     """Return the sum of -ln p (nats) over `tokens` and their count.
 

@@ -66,9 +66,10 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=Path("build/train.jsonl"))
     parser.add_argument("--out", type=Path, default=Path("build/model"))
     parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--vocab-size", type=int, default=VOCAB_SIZE)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train(documents(arguments.text))
+    tokenizer = train(documents(arguments.text), arguments.vocab_size)
     tokenizer.save(str(arguments.out / "tokenizer.json"))
     config = json.dumps(tokenizer_config(arguments.context), indent=2) + "\n"
     (arguments.out / "tokenizer_config.json").write_text(config, encoding="utf-8")

@@ -26,11 +26,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from model import SHAPES, OpenELM, negative_log_likelihood, save
+from llama import Llama, LlamaShape
+from model import SHAPES as OPENELM_SHAPES
+from model import OpenELM, Shape, negative_log_likelihood, save
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+SHAPES: dict[str, Shape | LlamaShape] = {**OPENELM_SHAPES, "llama": LlamaShape()}
 BOS, EOS = 1, 2
 VALIDATION_EVERY = 60  # each 60th training document is kept to watch the run, not trained on
 WARMUP, DECAY_START = 0.01, 0.45  # shares of the run
@@ -92,10 +95,15 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(update, alpha=-rate)
 
 
-def optimizers(model: OpenELM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
+def new_model(shape: Shape | LlamaShape) -> OpenELM | Llama:
+    """A model of the shape's architecture; its weights are not drawn yet."""
+    return Llama(shape) if isinstance(shape, LlamaShape) else OpenELM(shape)
+
+
+def optimizers(model: OpenELM | Llama, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for the embedding, the head and the norms."""
     named = dict(model.named_parameters())
-    embedding = [v for k, v in named.items() if "embeddings" in k]
+    embedding = [v for k, v in named.items() if "embed" in k or k.startswith("lm_head")]
     norms = [v for k, v in named.items() if k.endswith("norm.weight")]
     matrices = [v for k, v in named.items() if k.endswith("proj.weight") or ".proj_" in k]
     groups = [
@@ -154,21 +162,23 @@ def read_tokens(data: Path, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarra
     return np.array(streams[0], np.uint16), np.array(streams[1], np.uint16)
 
 
-def loss_of(model: OpenELM, inputs: Tensor, targets: Tensor) -> Tensor:
+def loss_of(model: OpenELM | Llama, inputs: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy (nats) of the next token; matrix products in bfloat16."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(inputs)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def rounded(model: OpenELM) -> OpenELM:
+def rounded(model: OpenELM | Llama) -> OpenELM | Llama:
     """A copy with the weights as the file will hold them (bfloat16), for float32 maths."""
-    copy = OpenELM(model.shape)
+    copy = new_model(model.shape)
     copy.load_state_dict({k: v.bfloat16().float() for k, v in model.state_dict().items()})
     return copy.eval()
 
 
-def average_gradients(model: OpenELM, loss: float, used: float, rank: int) -> tuple[float, float]:
+def average_gradients(
+    model: OpenELM | Llama, loss: float, used: float, rank: int
+) -> tuple[float, float]:
     """Average gradients over the processes; return the mean loss and the first one's clock."""
     gradients = [p.grad for p in model.parameters()]
     tail = torch.tensor([loss, used if rank == 0 else 0.0], dtype=torch.float32)
@@ -186,7 +196,7 @@ def average_gradients(model: OpenELM, loss: float, used: float, rank: int) -> tu
 class Run:
     """One process of a training run and all that a checkpoint holds."""
 
-    model: OpenELM
+    model: OpenELM | Llama
     optims: list[torch.optim.Optimizer]
     folder: Path
     step: int = 0
@@ -243,7 +253,7 @@ def train(rank: int, arguments: argparse.Namespace, recipe: Recipe) -> None:
     tokenizer = Tokenizer.from_file(str(arguments.out / "tokenizer.json"))
     training, validation = read_tokens(arguments.data, tokenizer)
     shape = SHAPES[arguments.size]
-    model = OpenELM(shape)
+    model = new_model(shape)
     model.initialize(torch.Generator().manual_seed(arguments.seed))
     run = Run(model, optimizers(model, recipe), arguments.out)
     if arguments.resume:

@@ -279,3 +279,22 @@ def test_no_heldout_paragraph_is_trained_on(tmp_path: Path, monkeypatch: pytest.
     for paragraph in heldout.split("\n\n"):
         assert paragraph.strip() not in training
     assert "Do.\n\nMore." in (tmp_path / "out" / "heldout_licences.txt").read_text()
+
+
+def test_the_second_model_is_transformers_llama(monkeypatch, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.syspath_prepend(ROOT / "examples" / "demo_model")
+    llama, model = script("llama"), script("model")
+    shape = llama.LlamaShape(64, 96, 2, 4, 2, 160, 32)
+    made = llama.Llama(shape)
+    generator = torch.Generator().manual_seed(1)
+    made.initialize(generator)
+    with torch.no_grad():
+        for parameter in made.parameters():  # no weight may be zero, or it would prove nothing
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(parameter.bfloat16())
+        tokens = torch.randint(0, shape.vocab_size, (2, 20), generator=generator)
+        model.save(made, tmp_path)
+        there = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        torch.testing.assert_close(made(tokens), there(tokens).logits, atol=2e-5, rtol=1e-4)
