@@ -19,7 +19,7 @@ from device_harness.timing import measure
 from edgeforge import api
 from edgeforge.generation.generate import generate
 from edgeforge.synth.synthesise import synthesise
-from edgeforge.verification.soundness import UnsoundError
+from edgeforge.verification.soundness import UnsoundError, require_sound
 from edgeforge.verification.verify import VerifyOptions, verify, verify_together
 from exporters.manifest import Manifest
 
@@ -48,8 +48,12 @@ def made(tmp_path_factory) -> SimpleNamespace:
         half = api.export(
             checkpoint(root / "half", 3e5), root / "16", targets=targets, recipe="int8", context=64
         )
-        (single,) = api.export(
-            checkpoint(root / "single", 1e20, 1e25), root / "32", recipe="fp32", context=64
+        single = api.export(
+            checkpoint(root / "single", 1e20, 1e25),
+            root / "32",
+            targets=["onnx", "executorch"],
+            recipe="fp32",
+            context=64,
         )
         yield SimpleNamespace(**dict(zip(targets, half, strict=True)), single=single)
 
@@ -126,9 +130,14 @@ def test_verify_counts_and_locates_them_and_fails(made):
 
 
 def test_a_model_that_leaves_float32_is_named_as_such(made):
+    options = VerifyOptions(tokens=100, timed=False)
+    found = verify_together(made.single, options)
     with pytest.raises(UnsoundError) as caught:
-        verify(made.single, VerifyOptions(tokens=100, timed=False))
-    (evaluation,) = caught.value.evaluations
+        require_sound(made.single, found)
+    evaluation, executorch = caught.value.evaluations
+    assert list(executorch.not_finite) == ["float", "quantized", "artifact"]
+    assert executorch.not_finite["artifact"].where == ""
+    assert "the runtime does not show which operation they come from" in str(caught.value)
     assert list(evaluation.not_finite) == ["float", "quantized", "artifact"]
     for model, operator in (
         ("float", "edgeforge.linear.default"),
