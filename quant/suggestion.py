@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
+from typing import Final
+
+_MOST: Final = 10_000
+_LONGEST: Final = 200
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -17,7 +22,10 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     >>> nearest("int-4", ["int4", "int8"])
     'int4'
     """
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+    # A file may hold a million names, or one of a million letters: nobody looks for those.
+    few = [other for other in islice(known, _MOST) if len(other) <= _LONGEST]
+    matches = difflib.get_close_matches(name[:_LONGEST], few, n=1, cutoff=cutoff)
+    return next(iter(matches), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

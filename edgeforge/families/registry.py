@@ -9,6 +9,7 @@ from edgeforge.checkpoint.imported.registry import FIELD, read_packing
 from edgeforge.errors import CheckpointError
 from edgeforge.families import llama, mistral, openelm, phi3
 from edgeforge.families.spec import ModelSpec
+from quant.quoted import quoted
 from quant.suggestion import did_you_mean
 
 FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] = {
@@ -40,7 +41,8 @@ def read_spec(
     if not isinstance(kind, str) or kind not in FAMILIES:
         hint = did_you_mean(str(kind), FAMILIES)
         raise CheckpointError(
-            f"config.json has the model_type {kind!r}; EdgeForge reads {', '.join(FAMILIES)}{hint}"
+            f"config.json has the model_type {quoted(kind)}; EdgeForge reads "
+            f"{', '.join(FAMILIES)}{hint}"
         )
     read_packing(config, ignore)
     reader = ConfigReader(config, ignore)

@@ -9,21 +9,24 @@ cache, in a folder whose name is a digest of everything that determines the stor
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from quant.errors import QuantizationError
+from quant.input_files import open_input, read_input
+from quant.json_input import parse_json
 from quant.plans.plan import QuantPlan
 
 STORE_VERSION = 1
 STORE_FILES = ("weights.safetensors", "store.json")
 WEIGHTS_FILE, NOTES_FILE = STORE_FILES
+_LARGEST_NOTES = 64 << 20
 _TORCH = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -72,7 +75,7 @@ class WeightStore:
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, folder / WEIGHTS_FILE
         try:
-            notes = json.loads((folder / NOTES_FILE).read_text(encoding="utf-8"))
+            notes: Any = parse_json(read_input(folder / NOTES_FILE, _LARGEST_NOTES), strict=False)
             if notes["version"] != STORE_VERSION:
                 raise QuantizationError(
                     f"{folder} holds a weight store of version {notes['version']!r}; this "
@@ -82,7 +85,7 @@ class WeightStore:
             self.relative_error: dict[str, float] = dict(notes["relative_error"])
             self.digests: dict[str, str] = dict(notes["digests"])
             self._extents = _read_extents(self.file)
-            with self.file.open("rb") as stream:
+            with open_input(self.file) as stream:
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         except QuantizationError:
             raise
@@ -132,12 +135,12 @@ def _read_extents(file: Path) -> dict[str, dict[str, Extent]]:
             other errors too, all of which `WeightStore` handles.
     """
     size = file.stat().st_size
-    with file.open("rb") as stream:
+    with open_input(file) as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         start = 8 + length
         if start > size:
             raise ValueError("its header is cut short")
-        header = json.loads(stream.read(length))
+        header: Any = parse_json(stream.read(length))
     extents: dict[str, dict[str, Extent]] = {}
     last = 0
     for key, row in header.items():

@@ -10,6 +10,7 @@ from edgeforge.checkpoint.imported.compressed_tensors import read_compressed_ten
 from edgeforge.checkpoint.imported.gptq import read_gptq
 from edgeforge.checkpoint.imported.packing import Packing
 from edgeforge.errors import CheckpointError
+from quant.quoted import quoted
 from quant.suggestion import did_you_mean
 
 FIELD = "quantization_config"
@@ -36,11 +37,11 @@ def read_packing(config: Mapping[str, object], ignore: Iterable[str] = ()) -> Pa
     reader = ConfigReader(config, ignore).section(FIELD)
     assert reader is not None
     method = reader.get("quant_method")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         hint = did_you_mean(str(method), METHODS)
         raise CheckpointError(
             f"config.json has a {FIELD}: the checkpoint is already quantized, by the quant_method "
-            f"{method!r}{hint}; EdgeForge imports {', '.join(METHODS)}: give a checkpoint of one "
-            f"of these methods, or the original in bfloat16, float16 or float32"
+            f"{quoted(method)}{hint}; EdgeForge imports {', '.join(METHODS)}: give a checkpoint of "
+            f"one of these methods, or the original in bfloat16, float16 or float32"
         )
-    return METHODS[str(method)](reader)
+    return METHODS[method](reader)
