@@ -28,7 +28,8 @@ from pathlib import Path
 
 from fuzz_mutations import BYTES, JSON, MIL, ONNX, YAML_TEXT, Mutation, special_file
 
-SECONDS = 10
+# Of a processor's time, and of any time: a busy machine must not make a reader look slow.
+SECONDS, PATIENCE = 10, 30
 MEMORY = 1 << 30
 # One of so many mutations replaces the file by a pipe, a device, a folder or a link.
 SPECIAL = 25
@@ -284,7 +285,7 @@ def read_within_bounds(read: Callable[[Path], None], folder: Path) -> Outcome:
     if not child:
         _child(read, folder, tell)
     os.close(tell)
-    deadline, output = time.monotonic() + SECONDS, io.BytesIO()
+    deadline, output = time.monotonic() + PATIENCE, io.BytesIO()
     os.set_blocking(told, False)
     status = None
     while status is None and time.monotonic() < deadline:
@@ -318,6 +319,7 @@ def _child(read: Callable[[Path], None], folder: Path, tell: int) -> None:
         os.dup2(tell, 2)
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         os.setpgid(0, 0)
         try:
             read(folder)
@@ -336,7 +338,7 @@ def _child(read: Callable[[Path], None], folder: Path, tell: int) -> None:
 def _outcome(late: bool, status: int, words: str) -> Outcome:
     lines = words.strip().splitlines() or [""]
     code = os.waitstatus_to_exitcode(status)
-    if late:
+    if late or -code in (signal.SIGXCPU, signal.SIGKILL):
         return Outcome("too long", code, lines[-1])
     if "MemoryError" in words or "bad_alloc" in words or "Cannot allocate memory" in words:
         return Outcome("too much memory", code, lines[-1])

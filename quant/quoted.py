@@ -18,7 +18,8 @@ class _Short(reprlib.Repr):
 
     def repr_int(self, x: int, level: int) -> str:
         bits = x.bit_length()
-        return repr(x) if bits < 256 else f"<a whole number of {bits} bits>"
+        # Python refuses to write more than 4,300 digits.
+        return super().repr_int(x, level) if bits < 14_000 else f"<a whole number of {bits} bits>"
 
     def repr_instance(self, x: Any, level: int) -> str:
         return f"<{type(x).__name__}>"

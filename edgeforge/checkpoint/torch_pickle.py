@@ -18,6 +18,7 @@ from edgeforge.checkpoint.pickle_machine import StoredTensor, Unsound, interpret
 from edgeforge.checkpoint.tensor_entry import MAX_TENSORS_PER_FILE, TensorEntry, count_elements
 from edgeforge.errors import CheckpointError
 from quant.input_files import open_input
+from quant.quoted import quoted
 
 MAX_PICKLE_BYTES = 16 << 20
 
@@ -93,7 +94,7 @@ def _check_stored(path: Path, info: zipfile.ZipInfo) -> None:
     stored = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
     if not stored or info.file_size != info.compress_size:
         raise CheckpointError(
-            f"{path} has the compressed or encrypted member {info.filename!r}; "
+            f"{path} has the compressed or encrypted member {quoted(info.filename)}; "
             "torch stores members as they are"
         )
 

@@ -47,7 +47,7 @@ def external_place(tensor: TensorProto, graph: Path) -> tuple[Path, int, int]:
             f"{where} in {quoted(named)}, outside its folder: only data beside the graph is read"
         )
     try:
-        inside = file.resolve().is_relative_to(graph.parent.resolve())
+        inside = any(map(file.resolve().is_relative_to, _roots(graph.parent.resolve())))
         require_regular(file)
         size = file.stat().st_size
     except (OSError, ValueError, RuntimeError) as error:
@@ -64,6 +64,12 @@ def external_place(tensor: TensorProto, graph: Path) -> tuple[Path, int, int]:
             f"{offset + nbytes}, and one of the two was changed"
         )
     return file, offset, nbytes
+
+
+def _roots(folder: Path) -> tuple[Path, ...]:
+    """The folder; of a snapshot in the hub's cache, also the folder to which its files link."""
+    is_snapshot = folder.parent.name == "snapshots"
+    return (folder, folder.parents[1] / "blobs") if is_snapshot else (folder,)
 
 
 def _count(place: dict[str, str], key: str, where: str) -> int:

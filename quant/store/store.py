@@ -9,7 +9,6 @@ cache, in a folder whose name is a digest of everything that determines the stor
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 import struct
@@ -18,11 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from quant.errors import StoreDamagedError, StoreUnreadableError
+from quant.input_files import NotRegularError, open_input, read_input
+from quant.json_input import parse_json
 from quant.plans.plan import QuantPlan
 from quant.sealed_json import unseal
 
@@ -32,8 +33,9 @@ STORE_VERSION = 1
 STORE_FILES = ("weights.safetensors", "store.json")
 WEIGHTS_FILE, NOTES_FILE = STORE_FILES
 _BLOCK_BYTES = 1 << 20
+_LARGEST_NOTES = 64 << 20
 # What the system says of a folder that holds something else than a store's files.
-_NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, NotRegularError)
 _TORCH = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -141,7 +143,7 @@ class WeightStore:
 
     def _read(self) -> None:
         """Reads the notes and the header, and maps the weights."""
-        notes = unseal((self.folder / NOTES_FILE).read_text(encoding="utf-8"), unsealed_too=True)
+        notes = unseal(read_input(self.folder / NOTES_FILE, _LARGEST_NOTES), unsealed_too=True)
         if notes["version"] != STORE_VERSION:
             raise StoreDamagedError(
                 f"{self.folder} holds a weight store of version {notes['version']!r}; this "
@@ -155,7 +157,7 @@ class WeightStore:
         header, self._extents = _read_header(self.file)
         if notes.get("header", zlib.crc32(header)) != zlib.crc32(header):
             raise ValueError("the header of its weights is damaged")
-        with self.file.open("rb") as stream:
+        with open_input(self.file) as stream:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def check(self) -> None:
@@ -178,7 +180,7 @@ class WeightStore:
             )
 
     def _is_whole(self, weight: str) -> bool:
-        with self.file.open("rb") as stream:
+        with open_input(self.file) as stream:
             parts = {
                 part: file_blocks(stream.fileno(), extent.offset, extent.nbytes)
                 for part, extent in self._extents[weight].items()
@@ -227,15 +229,16 @@ def _read_header(file: Path) -> tuple[bytes, dict[str, dict[str, Extent]]]:
             other errors too, all of which `WeightStore` handles.
     """
     size = file.stat().st_size
-    with file.open("rb") as stream:
+    with open_input(file) as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         start = 8 + length
         if start > size:
             raise ValueError("its header is cut short")
         text = stream.read(length)
+    header: Any = parse_json(text)
     extents: dict[str, dict[str, Extent]] = {}
     last = 0
-    for key, row in json.loads(text).items():
+    for key, row in header.items():
         if key == "__metadata__":
             continue
         name, _, part = key.rpartition(":")

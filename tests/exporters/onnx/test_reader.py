@@ -204,3 +204,15 @@ def test_repeated_zero_points_that_do_not_fit_differ(tmp_path, suffix):
     model.graph.initializer[0].name += suffix
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     assert len(stored_digests(tmp_path / "model.onnx")["a.weight"]) == 32
+
+
+def test_a_snapshot_of_the_hubs_cache_is_read(tmp_path):
+    """There, every file is a link to a blob beside the snapshots."""
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    wanted = stored_digests(small_model(snapshot))
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir()
+    (snapshot / "w.data").rename(blobs / "abc")
+    (snapshot / "w.data").symlink_to("../../blobs/abc")
+    assert stored_digests(snapshot / "model.onnx") == wanted
