@@ -13,6 +13,7 @@ from typing import Final
 _LONG: Final = 12
 _SHORT: Final = 3
 _MOST: Final = 10_000  # a file may hold a million names
+_LONGEST: Final = 200
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -31,6 +32,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     True
     """
     given = _plain(name)
+    if len(given) > _LONGEST:  # no name is as long, and a pattern with stars would take long
+        return None
     allowed = 0 if len(given) < _SHORT else 1 if len(given) < _LONG else 2
     best = None
     for candidate in islice(known, _MOST):

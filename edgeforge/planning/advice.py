@@ -214,10 +214,8 @@ def _like(format: WeightFormat, rows: int, columns: int) -> Iterator[WeightForma
         yield from _integers(bits, _group_sizes(size, columns), symmetric)
         yield from _integers(bits, [None], symmetric)
     elif isinstance(format, IntFormat):
-        sizes, palettes = (
-            _group_sizes(format.group_size, columns),
-            [*_palettes(format.bits, 16, rows)],
-        )
+        sizes = _group_sizes(format.group_size, columns)
+        palettes = list(_palettes(format.bits, 16, rows))
         # One scale a row is the least exact, so palettes come first where there were groups.
         row = [None] if format.group_size is None else []
         wider = 4 if format.bits < 4 else 8
@@ -228,6 +226,8 @@ def _like(format: WeightFormat, rows: int, columns: int) -> Iterator[WeightForma
             yield from _integers(wider, [*row, *sizes, None], format.symmetric)
         yield from palettes
         yield from _integers(wider, [*row, *sizes], format.symmetric)
+        if format.bits == 8:
+            yield from _integers(4, sizes, symmetric=True)
 
 
 def _group_sizes(group_size: int | None, columns: int) -> list[int]:

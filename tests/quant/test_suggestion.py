@@ -42,6 +42,10 @@ def test_the_fewest_slips_win_and_a_star_stands_for_anything():
     assert nearest("*.experts.*", ["a.up_proj.weight", "a.down_proj.weight"]) is None
 
 
+def test_a_text_of_any_length_is_answered_at_once():
+    assert nearest("*a" * 500_000, RECIPES) is None and nearest("a" * 10**6, RECIPES) is None
+
+
 def distance(a: str, b: str) -> int:
     """Optimal string alignment by its recursive definition."""
     if not a or not b:
