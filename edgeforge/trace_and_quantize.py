@@ -118,7 +118,15 @@ def _hash_and_quantize(
     if run.calibration is not None:
         calibration = CalibrationRun(model, run.calibration, traced.result, options.resume)
     plan = run.planned.plan
-    store = quantize(model.weights, digest, plan, options.threads, report, calibration)
+    store = quantize(
+        model.weights,
+        digest,
+        plan,
+        options.threads,
+        report,
+        calibration,
+        unchanged=run.require_unchanged,
+    )
     return digest, store
 
 

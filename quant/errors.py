@@ -21,3 +21,11 @@ class FormatRefused(QuantizationError):
 
 class StoreFullError(QuantizationError):
     """The disk, a quota or a file size limit leaves no room for a weight store."""
+
+
+class StoreDamagedError(QuantizationError):
+    """A weight store's files are not as they were written; it can only be made again."""
+
+
+class StoreUnreadableError(QuantizationError):
+    """The system does not let a weight store be read now; the store itself may be whole."""

@@ -6,11 +6,13 @@ Names that are merely similar are not suggested: ``mixtral`` is no misspelt ``mi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Final
 
 # Names of so many characters may have two slips, and shorter ones than the second number none.
 _LONG: Final = 12
 _SHORT: Final = 3
+_MOST: Final = 10_000  # a file may hold a million names
 _LONGEST: Final = 200
 
 
@@ -34,7 +36,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
         return None
     allowed = 0 if len(given) < _SHORT else 1 if len(given) < _LONG else 2
     best = None
-    for candidate in known:
+    for candidate in islice(known, _MOST):
         found = slips(given, _plain(candidate), allowed)
         if found is not None:
             best, allowed = candidate, found - 1

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from edgeforge.checkpoint.metadata_fields import is_metadata
 from edgeforge.errors import CheckpointError
+from quant.quoted import quoted
 from quant.suggestion import nearest
 
 # No model has as many. A damaged or hostile file can claim a number that no memory could hold.
@@ -147,11 +148,11 @@ class ConfigReader:
     def _refuse(self, field: str) -> None:
         if field in self._ignore:
             return
-        option = field if field.isidentifier() else repr(field)
+        option = field if field.isidentifier() and len(field) < 100 else quoted(field)
         raise CheckpointError(
-            f"{self.where} sets {field!r} to {_show(self._config[field])}, which EdgeForge does "
-            f"not implement for this family and which may change the model's outputs; if you know "
-            f"that it does not, pass --ignore-config {option}"
+            f"{self.where} sets {quoted(field)} to {_show(self._config[field])}, which EdgeForge "
+            f"does not implement for this family and which may change the model's outputs; if you "
+            f"know that it does not, pass --ignore-config {option}"
         )
 
 
@@ -168,7 +169,7 @@ def _is_off(value: object) -> bool:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
+    text = quoted(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -218,7 +219,7 @@ def token_ids(
             if token is None or token in found:
                 continue
             if not isinstance(token, int) or isinstance(token, bool):
-                raise CheckpointError(f"{field} is {token!r}, not a token id")
+                raise CheckpointError(f"{field} is {quoted(token)}, not a token id")
             if 0 <= token < vocab_size:
                 found.append(token)
             elif token >= vocab_size and field != "pad_token_id":

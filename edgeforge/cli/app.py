@@ -154,6 +154,7 @@ def verify(
     from edgeforge.cli.progress import Reporter
     from edgeforge.cli.verdict import print_results
     from edgeforge.verification.sample import parse_tokens
+    from edgeforge.verification.soundness import require_sound
     from edgeforge.verification.verify import VerifyOptions, find_artifacts, verify_together
 
     options = VerifyOptions(
@@ -167,10 +168,12 @@ def verify(
     folders = find_artifacts(artifacts)
     with Reporter(quiet) as progress:
         results = verify_together(folders, options, progress)
+    _print_cache_warning()
     if json:
         _print_json([result.to_json() for result in results])
     else:
         print_results(dict(zip(folders, results, strict=True)), artifacts, full=full)
+    require_sound(folders, results)
 
 
 @app.command()
@@ -193,7 +196,9 @@ def inspect(
             _console().print(table)
     report.require_whole()
     if not json:
-        print("all files are as written; integers and scales read back equal the store's")
+        print(
+            "all files are as written; integers and scales read back equal the manifest's digests"
+        )
 
 
 @app.command()
@@ -224,6 +229,8 @@ def run(
         _print_json(result.to_json())
     else:
         print()
+        for note in result.notes:
+            print(f"note: {note}", file=sys.stderr)
         print(result.summary(), file=sys.stderr)
 
 
@@ -329,6 +336,7 @@ def _print_warnings(manifests: Sequence[Manifest]) -> None:
     from edgeforge.cli.exits import one_line
     from quant.kernels import native
 
+    _print_cache_warning()
     if not native.available():
         print(
             "warning: quantization ran without compiled kernels, with the same results but slowly: "
@@ -341,10 +349,20 @@ def _print_warnings(manifests: Sequence[Manifest]) -> None:
         print(one_line(f"warning: {where}{warning}"), file=sys.stderr)
 
 
-def _print_json(value: object) -> None:
-    import json
+def _print_cache_warning() -> None:
+    """Prints, on stderr, that results are kept elsewhere, where the cache can only be read."""
+    from edgeforge.cache import cache_note
+    from edgeforge.cli.exits import one_line
 
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    note = cache_note()
+    if note is not None:
+        print(one_line(f"warning: {note}"), file=sys.stderr)
+
+
+def _print_json(value: object) -> None:
+    from quant.json_output import json_text
+
+    print(json_text(value))
 
 
 def _console() -> Console:

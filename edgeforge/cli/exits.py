@@ -22,7 +22,7 @@ def explain(error: Exception) -> tuple[int, str] | None:
     Codes: 1 a check failed, 2 usage, 3 checkpoint, 4 quantization, 5 export or a full disk,
     6 device.
     """
-    from device_harness.errors import DeviceError
+    from device_harness.errors import DeviceError, LogitsNotFiniteError
     from edgeforge.errors import EdgeForgeError
     from exporters.errors import ExportError
     from quant.errors import QuantizationError, StoreFullError
@@ -31,6 +31,7 @@ def explain(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, EdgeForgeError):
         return error.exit_code, words
     for kind, code in (
+        (LogitsNotFiniteError, 1),
         (StoreFullError, 5),
         (QuantizationError, 4),
         (ExportError, 5),

@@ -58,7 +58,12 @@ def evaluation_tables(results: list[Evaluation]) -> list[Table]:
     rows.append(
         (
             "stored integers and scales",
-            ["equal to the store's, bit for bit" for r in results if r.stored_weights_equal],
+            [
+                "equal to the store's, bit for bit"
+                if r.stored_weights_equal
+                else f"{len(r.weights_unlike_store)} weights unlike the store's"
+                for r in results
+            ],
         )
     )
     for label, cells in rows:
@@ -173,12 +178,12 @@ def inspect_tables(manifest: Manifest) -> list[Table]:
         summary.add_column(heading)
     for name, row in formats.items():
         worst = f"{row['worst'] / 1e6:.2e}" if row["worst"] else "exact"
-        summary.add_row(name, str(row["weights"]), f"{row['parameters']:,}", worst)
+        summary.add_row(escape(name), str(row["weights"]), f"{row['parameters']:,}", worst)
     files = _titled("Files")
     for heading in ("file", "size", "SHA-256"):
         files.add_column(heading)
     for name, file in manifest.files.items():
-        files.add_row(escape(name), size_text(file.size), file.sha256[:16])
+        files.add_row(escape(name), size_text(file.size), escape(file.sha256[:16]))
     return [summary, files]
 
 
@@ -215,7 +220,7 @@ def weight_table(manifest: Manifest) -> Table:
     for name, record in manifest.weights.items():
         error = f"{record.relative_error:.2e}" if record.relative_error else "exact"
         shape = " x ".join(map(str, record.shape))
-        table.add_row(escape(name), shape, record.format, record.algorithm, error)
+        table.add_row(escape(name), shape, escape(record.format), escape(record.algorithm), error)
     return table
 
 

@@ -10,6 +10,7 @@ from edgeforge.errors import CheckpointError
 from edgeforge.families import llama, mistral, openelm, phi3
 from edgeforge.families.neutral_fields import check_causal, check_neutral_fields
 from edgeforge.families.spec import ModelSpec
+from quant.quoted import quoted
 from quant.suggestion import did_you_mean
 
 FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] = {
@@ -43,8 +44,8 @@ def read_spec(
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise CheckpointError(
-            f"config.json has the model_type {kind!r}; EdgeForge reads {', '.join(FAMILIES)}"
-            f"{_hint(str(kind))}"
+            f"config.json has the model_type {quoted(kind)}; EdgeForge reads "
+            f"{', '.join(FAMILIES)}{_hint(str(kind))}"
         )
     read_packing(config, ignore)
     reader = ConfigReader(config, ignore)

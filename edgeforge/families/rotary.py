@@ -8,6 +8,7 @@ from typing import Final
 from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.errors import CheckpointError
 from edgeforge.families.spec import RopeSpec
+from quant.quoted import quoted
 
 _ORIGINAL: Final = "original_max_position_embeddings"
 
@@ -127,8 +128,8 @@ def _read_scaling(
                 attention_factor=section.real("attention_factor", attention),
             )
     raise CheckpointError(
-        f"{section.where} has the type {kind!r}; EdgeForge implements default, linear, llama3 and "
-        f"longrope (also spelled su)"
+        f"{section.where} has the type {quoted(kind)}; EdgeForge implements default, linear, "
+        f"llama3 and longrope (also spelled su)"
     )
 
 
@@ -192,11 +193,11 @@ def rotated_columns(head_dim: int, factor: object = 1.0) -> int:
         CheckpointError: the factor is outside (0, 1], or the columns do not pair up.
     """
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 1:
-        raise CheckpointError(f"partial_rotary_factor is {factor!r}; it must be in (0, 1]")
+        raise CheckpointError(f"partial_rotary_factor is {quoted(factor)}; it must be in (0, 1]")
     width = int(head_dim * factor)
     if width % 2 or not width:
         raise CheckpointError(
-            f"head_dim {head_dim} and partial_rotary_factor {factor!r} give {width} rotated "
+            f"head_dim {head_dim} and partial_rotary_factor {quoted(factor)} give {width} rotated "
             f"columns; the number must be even and above zero, because columns are rotated in pairs"
         )
     return width

@@ -48,6 +48,7 @@ class PlanRequest:
         imported_scales: dtype in which the scales of imported weights are stored.
         budget: the budget of a mixed recipe.
         save_plan: file to which the plan is written as a recipe; None to write none.
+        force: whether that file may be replaced by another plan.
         rotated: the rotated model; None where weights are not rotated.
     """
 
@@ -59,6 +60,7 @@ class PlanRequest:
     imported_scales: ScaleName = "float16"
     budget: Budget = field(default_factory=Budget)
     save_plan: Path | None = None
+    force: bool = False
     rotated: Rotated | None = None
 
 
@@ -113,7 +115,7 @@ def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_prog
     if rotated is not None:
         notes = (*notes, *rotated.notes(plan))
     if request.save_plan is not None:
-        write_plan(plan, shapes, notes, request.save_plan)
+        write_plan(plan, shapes, notes, request.save_plan, replace=request.force)
     return Planned(plan, notes, planned.program, rotated, planned.warnings)
 
 

@@ -60,7 +60,7 @@ def emit_per_token(state: Lowering, node: fx.Node) -> None:
     last = _integers(builder, "axis_1", [1])
 
     def number(label: str, value: float) -> str:
-        return builder.constant(label, np.array(value, np.float32))
+        return builder.constant(f"float_{label}", np.array(value, np.float32))
 
     zero = number("zero", 0)
     builder.node("ReduceMax", [rows, last], f"{name}_highest", keepdims=0)

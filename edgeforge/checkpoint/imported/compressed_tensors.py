@@ -23,6 +23,7 @@ from edgeforge.checkpoint.imported.packing import (
     unpack_words,
 )
 from edgeforge.errors import CheckpointError
+from quant.quoted import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +123,7 @@ def read_compressed_tensors(reader: ConfigReader) -> CompressedPacking:
     group.absent("input_activations", "output_activations")
     if group.get("targets") != ["Linear"]:
         raise CheckpointError(
-            f"{group.where}: targets is {group.get('targets')!r}; EdgeForge reads ['Linear']"
+            f"{group.where}: targets is {quoted(group.get('targets'))}; EdgeForge reads ['Linear']"
         )
     group.choice("format", ("pack-quantized",), "pack-quantized")
     group.finish()

@@ -10,6 +10,7 @@ from edgeforge.checkpoint.imported.compressed_tensors import read_compressed_ten
 from edgeforge.checkpoint.imported.gptq import read_gptq
 from edgeforge.checkpoint.imported.packing import Packing
 from edgeforge.errors import CheckpointError
+from quant.quoted import quoted
 from quant.suggestion import did_you_mean
 
 FIELD = "quantization_config"
@@ -63,8 +64,8 @@ def read_packing(config: Mapping[str, object], ignore: Iterable[str] = ()) -> Pa
         what = "" if known is None else f" ({known})"
         raise CheckpointError(
             f"config.json has a {FIELD}: the checkpoint is already quantized, by the quant_method "
-            f"{method!r}{what}{hint}; EdgeForge imports {', '.join(METHODS)}: give a checkpoint of "
-            f"one of these methods, or the original in bfloat16, float16 or float32"
+            f"{quoted(method)}{what}{hint}; EdgeForge imports {', '.join(METHODS)}: give a "
+            f"checkpoint of one of these methods, or the original in bfloat16, float16 or float32"
         )
     return METHODS[method](reader)
 
@@ -75,6 +76,6 @@ def _refuse_mlx(config: Mapping[str, object], ignore: Iterable[str]) -> None:
     if not isinstance(given, dict) or "bits" not in given or MLX_FIELD in ignore:
         return
     raise CheckpointError(
-        f"config.json has the section {MLX_FIELD!r} with {given['bits']!r} bits: the checkpoint is "
-        f"quantized by MLX, whose layout EdgeForge does not import: {_ORIGINAL}"
+        f"config.json has the section {MLX_FIELD!r} with {quoted(given['bits'])} bits: the "
+        f"checkpoint is quantized by MLX, whose layout EdgeForge does not import: {_ORIGINAL}"
     )

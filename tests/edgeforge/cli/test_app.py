@@ -169,13 +169,13 @@ def test_the_same_export_again_quantizes_nothing(edgeforge, checkpoint, artifact
 def test_an_existing_folder_is_replaced_by_force_only(edgeforge, checkpoint, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "edgeforge.json").write_text("old")
+    (out / "edgeforge.json").write_text('{"target": "onnx", "files": {}, "schema_version": 1}')
     shown = edgeforge("export", checkpoint, "-o", out, "-q")
     assert shown.code == 2 and shown.err.count("\n") == 1
     assert "exists and is not empty: choose another folder, or pass --force" in shown.err
     assert [path.name for path in out.iterdir()] == ["edgeforge.json"]
     assert edgeforge("export", checkpoint, "-o", out, "-q", "--force").code == 0
-    assert json.loads((out / "edgeforge.json").read_text())["target"] == "onnx"
+    assert json.loads((out / "edgeforge.json").read_text())["files"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
