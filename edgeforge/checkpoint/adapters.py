@@ -61,9 +61,18 @@ def refuse_adapter(folder: Path, source: str, has_weights: bool) -> None:
             f"export them: give a checkpoint without one"
         )
     alone = "; to export the model without it, move its files away" if has_weights else ""
-    raise CheckpointError(
-        f"{first}: merge it with peft, AutoPeftModelForCausalLM.from_pretrained(FOLDER)"
-        f".merge_and_unload().save_pretrained(MERGED), and export MERGED{alone}"
+    raise CheckpointError(f"{first}: merge it with {_tool(found)}, and export MERGED{alone}")
+
+
+def _tool(found: list[str]) -> str:
+    """Returns what merges an adapter that has these files, and how."""
+    if found[-1].startswith("adapters."):
+        return "mlx_lm.fuse --model BASE --adapter-path FOLDER --save-path MERGED"
+    if ADAPTER_CONFIG not in found and found[-1] == "non_lora_trainables.bin":
+        return "the program that trained it, which saves a folder MERGED"
+    return (
+        "peft, AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload()"
+        ".save_pretrained(MERGED)"
     )
 
 

@@ -62,6 +62,19 @@ def test_each_file_of_an_adapter_is_enough(folder, name):
     assert f"holds {name}, an adapter" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "tool"),
+    [
+        ("adapters.safetensors", "mlx_lm.fuse --model BASE"),
+        ("non_lora_trainables.bin", "the program that trained it"),
+        ("adapter_model.bin", "peft, AutoPeftModelForCausalLM"),
+    ],
+)
+def test_the_tool_that_merges_it_is_named(folder, name, tool):
+    (folder / name).touch()
+    assert f": merge it with {tool}" in refusal(folder)
+
+
 @pytest.mark.parametrize("kept", ["config.json", None])
 def test_an_adapter_alone_is_told_apart(folder, kept):
     (folder / "model.safetensors").unlink()
