@@ -78,8 +78,10 @@ def limit_lines(results: list[Evaluation]) -> list[str]:
 
 
 def _cost_table(results: list[Evaluation]) -> list[Table]:
+    from rich.markup import escape
+
     cost = _table("Cost on this machine", results)
-    cost.add_row("runtime", *(r.runtime for r in results))
+    cost.add_row("runtime", *(escape(r.runtime) for r in results))
     cost.add_row("artifact", *(size_text(r.artifact_bytes) for r in results))
     cost.add_row("bits a weight", *(f"{r.bits_per_weight:.3f}" for r in results))
     timed = [r.timings for r in results]
@@ -173,12 +175,12 @@ def inspect_tables(manifest: Manifest) -> list[Table]:
         summary.add_column(heading)
     for name, row in formats.items():
         worst = f"{row['worst'] / 1e6:.2e}" if row["worst"] else "exact"
-        summary.add_row(name, str(row["weights"]), f"{row['parameters']:,}", worst)
+        summary.add_row(escape(name), str(row["weights"]), f"{row['parameters']:,}", worst)
     files = _titled("Files")
     for heading in ("file", "size", "SHA-256"):
         files.add_column(heading)
     for name, file in manifest.files.items():
-        files.add_row(escape(name), size_text(file.size), file.sha256[:16])
+        files.add_row(escape(name), size_text(file.size), escape(file.sha256[:16]))
     return [summary, files]
 
 
@@ -215,7 +217,8 @@ def weight_table(manifest: Manifest) -> Table:
     for name, record in manifest.weights.items():
         error = f"{record.relative_error:.2e}" if record.relative_error else "exact"
         shape = " x ".join(map(str, record.shape))
-        table.add_row(escape(name), shape, record.format, record.algorithm, error)
+        made = escape(record.format), escape(record.algorithm)
+        table.add_row(escape(name), shape, *made, error)
     return table
 
 
