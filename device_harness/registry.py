@@ -15,6 +15,7 @@ from device_harness.executorch_session import ExecutorchSession
 from device_harness.onnx_session import OnnxSession
 from device_harness.session import Session
 from exporters.manifest import Manifest
+from quant.input_files import require_regular
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ def open_session(
             f"no runtime here runs {manifest.target} artifacts; known: {', '.join(RUNTIMES)}"
         )
     runtime = RUNTIMES[manifest.target]
+    # The runtimes open the files themselves, and would wait for a pipe's writer for ever.
+    for name in manifest.files:
+        try:
+            require_regular(folder / name)
+        except OSError as error:
+            raise DeviceError(f"{folder / name} cannot be read: {error.strerror}") from error
     given = {name: value for name, value in (options or {}).items() if value is not None}
     for name in given:
         if name not in runtime.options:

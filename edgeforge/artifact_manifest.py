@@ -21,7 +21,6 @@ from quant.plans.plan import QuantPlan
 from quant.store.store import WeightStore
 
 _TOOLS = ("edgeforge", "torch", "onnx", "onnxruntime")
-_SIDECARS = ("config.json", "generation_config.json")
 
 
 def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
@@ -62,9 +61,9 @@ def write_manifest(
         warnings: what is not as a user expects, one sentence each.
         folder: the artifact's folder.
     """
-    for name in _SIDECARS:  # apps read the configuration and the sampling defaults from these
-        if (run.model.checkpoint.path / name).is_file():
-            shutil.copyfile(run.model.checkpoint.path / name, folder / name)
+    # Apps read the configuration and the sampling defaults from these.
+    for name, path in run.model.checkpoint.sidecars.items():
+        shutil.copyfile(path, folder / name)
     spec, plan = run.model.spec, run.planned.plan
     shapes = run.model.weights.shapes()
     rotated, calibration = run.planned.rotated, run.calibration

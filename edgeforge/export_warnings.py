@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from edgeforge.checkpoint.adapters import inner_adapters
 from edgeforge.checkpoint.json_text import MAX_INDEX_BYTES, parse_object, read_small_file
 from edgeforge.checkpoint.layout import VOCABULARY_FILES
 from edgeforge.export_options import ExportRun
@@ -30,6 +31,8 @@ def warnings_of(run: ExportRun) -> tuple[str, ...]:
     """
     spec, context = run.model.spec, run.facts.context
     found = (
+        *run.model.checkpoint.warnings,
+        *_of_adapters(run.model.checkpoint.path),
         *_of_tokenizer(run.model.checkpoint.tokenizer_files, spec),
         *_of_ends(spec),
         *_of_longrope(spec, context),
@@ -48,6 +51,16 @@ def warnings_of_target(run: ExportRun, target: Target, lowered: Lowered) -> tupl
         lowered: what the target wrote.
     """
     return (*not_applied(run.options.target, target), *lowered.warnings)
+
+
+def _of_adapters(folder: Path) -> tuple[str, ...]:
+    inside = inner_adapters(folder)
+    if not inside:
+        return ()
+    return (
+        f"the checkpoint's folder holds adapters in {', '.join(inside[:5])}, which the exported "
+        f"model does not have: to have one, merge it and export the merged model",
+    )
 
 
 def _of_tokenizer(files: Mapping[str, Path], spec: ModelSpec) -> tuple[str, ...]:

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeforge.artifact_manifest import facts_of, write_manifest
-from edgeforge.cache import cache_dir
+from edgeforge.cache import writable_cache
 from edgeforge.calibration.text import calibration_for
 from edgeforge.checkpoint.model_card import provenance
 from edgeforge.errors import UsageError
+from edgeforge.export_inputs import inputs_of
 from edgeforge.export_options import ExportOptions, ExportRun, has_static_caches
 from edgeforge.export_warnings import warnings_of, warnings_of_target
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
-from edgeforge.output_folder import atomic_folder
+from edgeforge.output_folder.atomic import atomic_folder, check_output
 from edgeforge.planning.choose import choose_plan, rotation_of
+from edgeforge.planning.plan_file import check_plan_file
 from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.tokenizer import check_tokenizer_files
 from edgeforge.trace_and_quantize import TracedAndQuantized, shared_interpreter, trace_and_quantize
@@ -57,9 +59,13 @@ def export(
         QuantizationError: the recipe or a weight is refused.
         ExportError: a target cannot write the model.
     """
+    # What is read is listed first: no output may replace it, and it may not change from here on.
+    inputs = inputs_of(model, options)
+    check_output(out, options.force, inputs.inputs)
+    check_plan_file(options.save_plan, inputs.inputs, out)
     # A damaged tokenizer is refused before any work: every target copies it.
     check_tokenizer_files(model.checkpoint.tokenizer_files)
-    # The declared context comes first: rotary tables, caches and memory all follow from it.
+    # The declared context follows: rotary tables, caches and memory all depend on it.
     context = choose_context(model.spec, options.context)
     # Options that no target takes are refused here; those that only some take become warnings.
     check_options(options.target, targets)
@@ -82,11 +88,15 @@ def export(
         looked_at=planned.program is not None,
         static_caches=any(has_static_caches(target, options.target) for target in targets),
     )
-    run = ExportRun(model, targets, options, facts, planned, calibration)
+    run = ExportRun(model, targets, options, facts, planned, calibration, inputs.require_unchanged)
     # What a user must be told is known by now; a tokenizer that cannot be read is refused here.
     warnings = warnings_of(run)
     # Files go to a temporary folder beside ``out``, which takes its name when all are complete.
-    with atomic_folder(out, options.force) as partial:
+    with (
+        atomic_folder(out, options.force, inputs=inputs.inputs) as partial,
+        # Digests, weights and copied files are of the same bytes only if nothing changes meanwhile.
+        inputs.unchanged(),
+    ):
         # One trace and one quantization serve all targets.
         made = trace_and_quantize(run, progress)
         # The program now refers to integers and scales in the store instead of float weights.
@@ -159,7 +169,7 @@ def ranges_of_caches(
         program,
         made.store,
         run.calibration.blocks,
-        cache_dir() / "cache-ranges",
+        writable_cache() / "cache-ranges",
         lambda done, size: progress("calibrate caches", done, size),
     )
 

@@ -7,15 +7,18 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Final, TypeVar
 
 from device_harness.child_process import python_environment, script_command
 from edgeforge.checkpoint.json_text import MAX_INDEX_BYTES, parse_object, read_small_file
 from edgeforge.errors import CheckpointError, UsageError
+from quant.input_files import read_input
 
 TOKENIZER: Final = "tokenizer.json"
 _HALF = "\ufffd"  # the replacement character: an incomplete UTF-8 sequence decodes to it
+LARGEST_TEXT = 1 << 30
 _TAIL = 16  # tokens at the end of the text that are decoded again with each new one
 _TRIAL: Final = Path(__file__).with_name("tokenizer_trial.py")
 _REFUSED: Final = 3  # the trial's exit code
@@ -235,7 +238,8 @@ def read_text(path: Path) -> str:
         UsageError: the file cannot be read, is not UTF-8, or holds only white space.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = BytesIO(read_input(path, LARGEST_TEXT))
+        text = TextIOWrapper(content, encoding="utf-8").read()  # a line ends alike on all systems
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

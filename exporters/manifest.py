@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from exporters.errors import ExportError
 from exporters.manifest_records import (
@@ -19,11 +19,20 @@ from exporters.manifest_records import (
     SourceRecord,
     TokenizerRecord,
     WeightRecord,
+    integer,
+    mapping,
+    number,
+    text,
+    texts,
     to_json,
 )
+from quant.input_files import is_inside, open_input, read_input
+from quant.json_input import JsonError, parse_json
+from quant.quoted import quoted
 
 MANIFEST = "edgeforge.json"
 SCHEMA_VERSION = 1
+LARGEST_MANIFEST = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes ``edgeforge.json``."""
-        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        written = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        (folder / MANIFEST).write_text(written + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -100,35 +109,60 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            data = parse_json(read_input(path, LARGEST_MANIFEST))
+        except (FileNotFoundError, NotADirectoryError):
             raise ExportError(f"{folder} is no EdgeForge artifact: it has no {MANIFEST}") from None
-        except (OSError, ValueError) as error:
-            raise ExportError(f"{path} cannot be read: {error}") from error
-        if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
-            found = data.get("schema_version") if isinstance(data, dict) else None
+        except OSError as error:
+            raise ExportError(f"{path} cannot be read: {error.strerror}") from error
+        except JsonError as error:
+            raise ExportError(f"{path} cannot be read: it {error}") from None
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if not isinstance(data, dict) or version is True or version != SCHEMA_VERSION:
             raise ExportError(
-                f"{path} has schema version {found!r}; this EdgeForge reads {SCHEMA_VERSION}: "
-                f"export the model again"
+                f"{path} has schema version {quoted(version)}; this EdgeForge reads "
+                f"{SCHEMA_VERSION}: export the model again"
+            )
+        known = {given.name for given in fields(cls)}
+        strangers = [name for name in data if name not in known]
+        if strangers:
+            raise ExportError(
+                f"{path} is not a manifest: it has the unknown field {quoted(strangers[0])}"
             )
         try:
-            for name in (
-                "calibration",
-                "rotation",
-                "tokenizer",
-            ):  # older manifests do not have them
-                data.setdefault(name, {})
-            for name, record in _RECORDS.items():
-                data[name] = record.from_json(data[name])
-            for name, row in _TABLES.items():
-                data[name] = {key: row.from_json(value) for key, value in data[name].items()}
-            data["notes"] = tuple(data["notes"])
-            data["warnings"] = tuple(data.get("warnings", ()))
-            return cls(**data)
+            return cls(**_read_fields(data))
         except KeyError as error:
             raise ExportError(f"{path} is not a manifest: it has no field {error}") from error
-        except (TypeError, AttributeError) as error:
+        except TypeError as error:
             raise ExportError(f"{path} is not a manifest: {error}") from error
+
+
+def _read_fields(data: Mapping[str, object]) -> dict[str, Any]:
+    """Reads every field of a manifest; a field that older manifests do not have may be absent.
+
+    Raises:
+        TypeError: a field holds what it cannot.
+        KeyError: a field is absent.
+    """
+    found: dict[str, Any] = {name: text(data, name) for name in ("target", "entry", "recipe")}
+    found["context"] = integer(data, "context", minimum=1)
+    found["bits_per_weight"] = number(data, "bits_per_weight")
+    found["notes"] = texts(data, "notes")
+    found["warnings"] = texts(data, "warnings") if "warnings" in data else ()
+    for name in ("inputs", "outputs", "states", "tools"):
+        rows = mapping(data[name], name)
+        found[name] = {key: text(rows, key) for key in rows}
+    for name in ("options", "structure"):
+        found[name] = mapping(data.get(name, {}), name)
+    for name, record in _RECORDS.items():
+        optional = name in ("calibration", "rotation", "tokenizer")
+        found[name] = record.from_json(data.get(name, {}) if optional else data[name])
+    for name, row in _TABLES.items():
+        rows = mapping(data.get(name, {}) if name == "files" else data[name], name)
+        found[name] = {key: row.from_json(value) for key, value in rows.items()}
+    for place in (found["entry"], *found["files"]):
+        if not is_inside(place):
+            raise TypeError(f"it names the file {quoted(place)}, which is not in its folder")
+    return found
 
 
 class _Readable(Protocol):
@@ -167,15 +201,19 @@ def check_files(folder: Path, manifest: Manifest) -> list[str]:
     problems = []
     for name, record in manifest.files.items():
         path = folder / name
-        if not path.is_file():
+        try:
+            size = path.stat().st_size
+            if path.is_file() and size != record.size:
+                problems.append(f"{name} has {size} bytes; {record.size} were written")
+            elif _record(path).sha256 != record.sha256:
+                problems.append(f"{name} was changed after it was written: its SHA-256 differs")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             problems.append(f"{name} is missing")
-        elif path.stat().st_size != record.size:
-            problems.append(f"{name} has {path.stat().st_size} bytes; {record.size} were written")
-        elif _record(path).sha256 != record.sha256:
-            problems.append(f"{name} was changed after it was written: its SHA-256 differs")
+        except OSError as error:
+            problems.append(f"{name} cannot be read: {error.strerror}")
     return problems
 
 
 def _record(path: Path) -> FileRecord:
-    with path.open("rb") as stream:
+    with open_input(path) as stream:
         return FileRecord(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())

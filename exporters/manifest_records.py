@@ -7,9 +7,12 @@ TypeError or KeyError, which `exporters.manifest.Manifest.read` turns into one s
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Self
+
+from quant.quoted import quoted
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class FileRecord:
     @classmethod
     def from_json(cls, data: object) -> Self:
         """Reads the form that ``dataclasses.asdict`` gives."""
-        row = _mapping(data, "a file's record")
-        return cls(_integer(row, "size"), _text(row, "sha256"))
+        row = mapping(data, "a file's record")
+        return cls(integer(row, "size"), text(row, "sha256"))
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,16 @@ class WeightRecord:
     @classmethod
     def from_json(cls, data: object) -> Self:
         """Reads the form that ``dataclasses.asdict`` gives."""
-        row = _mapping(data, "a weight's record")
+        row = mapping(data, "a weight's record")
+        if math.prod(integers(row, "shape")) >= 2**63:
+            raise TypeError(f"shape is {quoted(row['shape'])}, which no weight can have")
         return cls(
-            shape=_integers(row, "shape"),
-            format=_text(row, "format"),
-            algorithm=_text(row, "algorithm"),
-            relative_error=_number(row, "relative_error"),
-            digest=_text(row, "digest"),
-            activation=_text(row, "activation") if "activation" in row else "none",
+            shape=integers(row, "shape"),
+            format=text(row, "format"),
+            algorithm=text(row, "algorithm"),
+            relative_error=number(row, "relative_error"),
+            digest=text(row, "digest"),
+            activation=text(row, "activation") if "activation" in row else "none",
         )
 
 
@@ -83,12 +88,13 @@ class SourceRecord:
     @classmethod
     def from_json(cls, data: object) -> Self:
         """Reads the form that ``dataclasses.asdict`` gives."""
-        row = _mapping(data, "source")
+        row = mapping(data, "source")
         revision = row.get("revision")
         if revision is not None and not isinstance(revision, str):
-            raise TypeError(f"revision is {revision!r}, not a text")
-        files = {str(k): str(v) for k, v in _mapping(row.get("files", {}), "files").items()}
-        return cls(_text(row, "model"), _text(row, "path"), revision, _text(row, "sha256"), files)
+            raise TypeError(f"revision is {quoted(revision)}, not a text")
+        named = mapping(row.get("files", {}), "files")
+        files = {name: text(named, name) for name in named}
+        return cls(text(row, "model"), text(row, "path"), revision, text(row, "sha256"), files)
 
 
 @dataclass(frozen=True)
@@ -113,18 +119,13 @@ class ModelRecord:
     @classmethod
     def from_json(cls, data: object) -> Self:
         """Reads a manifest's ``model``."""
-        row = _mapping(data, "model")
+        row = mapping(data, "model")
         bos = row.get("bos")
-        if bos is not None and not _is_integer(bos):
-            raise TypeError(f"bos is {bos!r}, not a token")
-        ignored = row.get("ignored_config", [])
-        if not isinstance(ignored, list | tuple):
-            raise TypeError(f"ignored_config is {ignored!r}, not a list")
         return cls(
-            vocab_size=_integer(row, "vocab_size"),
-            bos=bos if isinstance(bos, int) else None,
-            eos=_integers(row, "eos") if "eos" in row else (),
-            ignored_config=tuple(str(name) for name in ignored),
+            vocab_size=integer(row, "vocab_size", minimum=1),
+            bos=None if bos is None else integer(row, "bos"),
+            eos=integers(row, "eos") if "eos" in row else (),
+            ignored_config=texts(row, "ignored_config") if "ignored_config" in row else (),
             # Tuples become lists here, so that a new record equals the one that is read back.
             summary=json.loads(json.dumps(row)),
         )
@@ -148,10 +149,14 @@ class TokenizerRecord:
     @classmethod
     def from_json(cls, data: object) -> Self | None:
         """Reads a manifest's ``tokenizer``; None for an artifact without one."""
-        row = _mapping(data, "tokenizer")
+        row = mapping(data, "tokenizer")
         if not row:
             return None
-        return cls(_integers(row, "prefix"), _integers(row, "suffix"), _integer(row, "num_bos"))
+        return cls(
+            prefix=integers(row, "prefix"),
+            suffix=integers(row, "suffix"),
+            num_bos=integer(row, "num_bos"),
+        )
 
 
 @dataclass(frozen=True)
@@ -175,11 +180,12 @@ class CalibrationRecord:
     @classmethod
     def from_json(cls, data: object) -> Self | None:
         """Reads a manifest's ``calibration``; None where it is empty."""
-        row = _mapping(data, "calibration")
+        row = mapping(data, "calibration")
         if not row:
             return None
-        tokens, length, seed = (_integer(row, name) for name in ("tokens", "length", "seed"))
-        return cls(_text(row, "source"), tokens, length, seed, _text(row, "digest"))
+        tokens, length = (integer(row, name, minimum=1) for name in ("tokens", "length"))
+        seed = integer(row, "seed", minimum=None)
+        return cls(text(row, "source"), tokens, length, seed, text(row, "digest"))
 
 
 @dataclass(frozen=True)
@@ -199,10 +205,11 @@ class RotationRecord:
     @classmethod
     def from_json(cls, data: object) -> Self | None:
         """Reads a manifest's ``rotation``; None where it is empty."""
-        row = _mapping(data, "rotation")
+        row = mapping(data, "rotation")
         if not row:
             return None
-        return cls(_text(row, "name"), _integer(row, "version"), _integer(row, "seed"))
+        seed = integer(row, "seed", minimum=None)
+        return cls(text(row, "name"), integer(row, "version"), seed)
 
 
 Record = FileRecord | WeightRecord | SourceRecord | ModelRecord | CalibrationRecord | RotationRecord
@@ -215,39 +222,57 @@ def to_json(record: Record | None) -> Mapping[str, object]:
     return record.summary if isinstance(record, ModelRecord) else asdict(record)
 
 
-def _mapping(data: object, what: str) -> Mapping[str, object]:
+def mapping(data: object, what: str) -> Mapping[str, object]:
+    """Returns a table; raises a TypeError for anything else."""
     if not isinstance(data, Mapping):
-        raise TypeError(f"{what} is {data!r}, not a table")
+        raise TypeError(f"{what} is {quoted(data)}, not a table")
     return data
 
 
-def _text(row: Mapping[str, object], name: str) -> str:
+def text(row: Mapping[str, object], name: str) -> str:
+    """Returns a row's text; raises a TypeError for anything else."""
     value = row[name]
     if not isinstance(value, str):
-        raise TypeError(f"{name} is {value!r}, not a text")
+        raise TypeError(f"{name} is {quoted(value)}, not a text")
     return value
+
+
+def texts(row: Mapping[str, object], name: str) -> tuple[str, ...]:
+    """Returns a row's list of texts; raises a TypeError for anything else."""
+    values = row[name]
+    if not isinstance(values, list | tuple) or not all(isinstance(each, str) for each in values):
+        raise TypeError(f"{name} is {quoted(values)}, not a list of texts")
+    return tuple(values)
+
+
+def integer(row: Mapping[str, object], name: str, minimum: int | None = 0) -> int:
+    """Returns a row's whole number of at least ``minimum`` that 63 bits hold, or a TypeError."""
+    value = row[name]
+    if not _is_integer(value):
+        raise TypeError(f"{name} is {quoted(value)}, not a whole number")
+    assert isinstance(value, int)
+    if abs(value) >= 2**63 or (minimum is not None and value < minimum):
+        raise TypeError(f"{name} is {quoted(value)}, which it cannot be")
+    return value
+
+
+def number(row: Mapping[str, object], name: str) -> float:
+    """Returns a row's finite number; raises a TypeError for anything else."""
+    value = row[name]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise TypeError(f"{name} is {quoted(value)}, not a number")
+    return float(value)
+
+
+def integers(row: Mapping[str, object], name: str) -> tuple[int, ...]:
+    """Returns a row's whole numbers, none negative and each in 63 bits, or raises a TypeError."""
+    values = row[name]
+    if not isinstance(values, list | tuple) or not all(map(_is_integer, values)):
+        raise TypeError(f"{name} is {quoted(values)}, not a list of whole numbers")
+    if not all(0 <= value < 2**63 for value in values):
+        raise TypeError(f"{name} is {quoted(values)}, which it cannot be")
+    return tuple(values)
 
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _integer(row: Mapping[str, object], name: str) -> int:
-    value = row[name]
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, not a whole number")
-    return value
-
-
-def _number(row: Mapping[str, object], name: str) -> float:
-    value = row[name]
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, not a number")
-    return float(value)
-
-
-def _integers(row: Mapping[str, object], name: str) -> tuple[int, ...]:
-    values = row[name]
-    if not isinstance(values, list | tuple) or not all(map(_is_integer, values)):
-        raise TypeError(f"{name} is {values!r}, not a list of whole numbers")
-    return tuple(values)

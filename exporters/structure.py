@@ -23,6 +23,23 @@ class Section:
     rows: tuple[tuple[Cell, ...], ...]
 
 
+def count_elements(shape: Iterable[int]) -> int:
+    """Returns how many elements a shape has.
+
+    Raises:
+        ValueError: a dimension is negative, or there are more than 63 bits can count.
+
+    >>> count_elements((3, 4))
+    12
+    """
+    elements = 1
+    for dim in shape:
+        if dim < 0 or max(elements, 1) * dim >= 2**63:
+            raise ValueError(f"it has a tensor with a dimension of {dim}, which none can have")
+        elements *= dim
+    return elements
+
+
 def to_json(sections: Iterable[Section]) -> dict[str, object]:
     """Returns the sections by title, each as a list of rows that map columns to cells.
 

@@ -11,10 +11,16 @@ import torch
 
 from device_harness.coreml_interpreter.arguments import tensor_of
 from device_harness.coreml_interpreter.binding import Binder
-from device_harness.coreml_interpreter.limits import Limits, limited
+from device_harness.coreml_interpreter.limits import Limits, check_states, limited
 from device_harness.coreml_interpreter.states import State
-from device_harness.coreml_interpreter.steps import Program, run_program
-from device_harness.coreml_interpreter.values import Precision, given_tensor, outside, round_to_half
+from device_harness.coreml_interpreter.steps import Program, Watch, run_program
+from device_harness.coreml_interpreter.values import (
+    Precision,
+    given_tensor,
+    outside,
+    round_to_half,
+    storage,
+)
 from device_harness.coreml_interpreter.weights import Budget
 from device_harness.errors import DeviceError
 from exporters.coreml.package import Feature, Package, TensorType, tensor_type
@@ -80,8 +86,13 @@ class Interpreter:
         Raises:
             DeviceError: a state is too large, or its type is unknown.
         """
+        kinds = self.states(function)
         with limited(self._limits):
-            return {name: State(name, kind) for name, kind in self.states(function).items()}
+            check_states(
+                (tuple(dim or 0 for dim in kind.shape) for kind in kinds.values()),
+                (storage(kind.dtype, f"state {name}").itemsize for name, kind in kinds.items()),
+            )
+            return {name: State(name, kind) for name, kind in kinds.items()}
 
     def bind(self, function: str | None = None) -> Program:
         """Binds a function, if that is not done yet, and returns its steps.
@@ -104,6 +115,7 @@ class Interpreter:
         inputs: Mapping[str, npt.ArrayLike],
         function: str | None = None,
         states: Mapping[str, State] | None = None,
+        watch: Watch | None = None,
     ) -> Outputs:
         """Calls a function.
 
@@ -112,6 +124,7 @@ class Interpreter:
             function: the function's name; None for the package's default function.
             states: the states from `make_states`; the call changes them, and the next call reads
                 them.
+            watch: called after each operation that is not in an inner block.
 
         Returns:
             The outputs by name, in NumPy's type of the same name; float16 outputs are float32 in
@@ -127,7 +140,7 @@ class Interpreter:
             slots = list(program.initial)
             for given, value in self._fitting(name, inputs, states or {}).items():
                 slots[program.inputs[given]] = value
-            run_program(program, slots)
+            run_program(program, slots, watch)
             return {
                 output: outside(tensor_of(slots[slot]), kinds[output].dtype, self.precision)
                 for output, slot in program.outputs

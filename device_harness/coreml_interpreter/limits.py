@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from device_harness.errors import DeviceError
+
+
+def _half_of_memory() -> int:
+    """Half of this machine's memory, in bytes; 8 GiB where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, OSError, ValueError):
+        return 8 << 30
 
 
 @dataclass(frozen=True)
@@ -17,26 +28,63 @@ class Limits:
 
     Attributes:
         elements: the largest number of elements of one tensor.
-        iterations: the largest number of iterations of one while_loop.
+        iterations: the largest number of iterations of all loops of one call together.
         depth: the largest depth of nested blocks.
+        memory: the largest number of bytes of all states of a function, and of all values that a
+            call holds at one time; by default half of this machine's memory.
+        work: the largest number of elements of all tensors that one call makes.
     """
 
     elements: int = 1 << 29
     iterations: int = 100_000
     depth: int = 64
+    memory: int = field(default_factory=_half_of_memory)
+    work: int = 1 << 40
 
 
-_CURRENT: ContextVar[Limits] = ContextVar("limits", default=Limits())  # noqa: B039 - it is frozen
+class _Spent:
+    """What a call has spent of its limits, and the memory of the values that it holds."""
+
+    def __init__(self) -> None:
+        self.iterations = self.work = self.held = 0
+        self._users: dict[int, int] = {}  # by the address of a memory: the values that lie in it
+
+    def hold(self, value: Tensor) -> int:
+        """Notes a value; returns the bytes of all memory that is held."""
+        memory = value.untyped_storage()
+        place = memory.data_ptr()
+        users = self._users.get(place, 0)
+        self._users[place] = users + 1
+        self.held += 0 if users else memory.nbytes()
+        return self.held
+
+    def free(self, value: Tensor) -> None:
+        """Notes that a value is not held any more."""
+        memory = value.untyped_storage()
+        users = self._users.get(memory.data_ptr(), 0)
+        if users:
+            self._users[memory.data_ptr()] = users - 1
+            self.held -= memory.nbytes() if users == 1 else 0
+
+
+_CURRENT: ContextVar[Limits] = ContextVar("limits")
+_SPENT: ContextVar[_Spent] = ContextVar("spent")
+
+
+def _current() -> Limits:
+    found = _CURRENT.get(None)
+    return Limits() if found is None else found
 
 
 @contextmanager
 def limited(limits: Limits) -> Iterator[None]:
     """Applies these limits to the operations that run inside the ``with`` statement."""
-    token = _CURRENT.set(limits)
+    token, spent = _CURRENT.set(limits), _SPENT.set(_Spent())
     try:
         yield
     finally:
         _CURRENT.reset(token)
+        _SPENT.reset(spent)
 
 
 def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
@@ -48,14 +96,79 @@ def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
     dims = tuple(int(dim) for dim in shape)
     if any(dim < 0 for dim in dims):
         raise DeviceError(f"a tensor cannot have shape {list(dims)}: a dimension is negative")
-    if math.prod(dims) > _CURRENT.get().elements:
+    most = _current().elements
+    if math.prod(dims) > most:
         raise DeviceError(
-            f"a tensor of shape {list(dims)} has more elements than the "
-            f"{_CURRENT.get().elements} that are allowed here"
+            f"a tensor of shape {list(dims)} has more elements than the {most} that are allowed "
+            f"here"
         )
     return dims
 
 
-def most_iterations() -> int:
-    """The largest number of iterations of one loop."""
-    return _CURRENT.get().iterations
+def check_broadcast(*tensors: Tensor) -> None:
+    """Checks the shape to which tensors broadcast, before an operation makes it.
+
+    Raises:
+        DeviceError: it has more elements than the limit allows.
+    """
+    most = _current().elements
+    # Most operations take tensors whose product cannot be too large: these cost nothing here.
+    if math.prod(tensor.numel() for tensor in tensors) > most:
+        rank = max(tensor.dim() for tensor in tensors)
+        shapes = [(1,) * (rank - tensor.dim()) + tuple(tensor.shape) for tensor in tensors]
+        check_shape(max(dims) for dims in zip(*shapes, strict=True))
+
+
+def check_states(shapes: Iterable[tuple[int, ...]], itemsizes: Iterable[int]) -> None:
+    """Checks all states of a function together.
+
+    Raises:
+        DeviceError: one has too many elements, or all together take more memory than allowed.
+    """
+    nbytes = sum(
+        math.prod(check_shape(shape)) * size for shape, size in zip(shapes, itemsizes, strict=True)
+    )
+    most = _current().memory
+    if nbytes > most:
+        raise DeviceError(
+            f"the states take {nbytes} bytes together, more than the {most} that are allowed here"
+        )
+
+
+def count_iteration() -> None:
+    """Counts an iteration of a loop.
+
+    Raises:
+        DeviceError: the loops of this call have had all iterations that are allowed.
+    """
+    spent, most = _SPENT.get(), _current().iterations
+    spent.iterations += 1
+    if spent.iterations > most:
+        raise DeviceError(
+            f"the loop did not end within {most} iterations: raise Limits.iterations "
+            f"(--max-iterations) if it is meant to run longer"
+        )
+
+
+def count_made(value: Tensor) -> None:
+    """Counts a tensor that an operation made and that is held from now on.
+
+    Raises:
+        DeviceError: the call has made more elements, or holds more bytes, than are allowed.
+    """
+    spent, limits = _SPENT.get(), _current()
+    spent.work += value.numel()
+    if spent.work > limits.work:
+        raise DeviceError(
+            f"the call makes more than {limits.work} elements, which are all that are allowed here"
+        )
+    if spent.hold(value) > limits.memory:
+        raise DeviceError(
+            f"the values of the call take {spent.held} bytes at one time, more than the "
+            f"{limits.memory} that are allowed here"
+        )
+
+
+def count_freed(value: Tensor) -> None:
+    """Counts a tensor that is not held any more."""
+    _SPENT.get().free(value)

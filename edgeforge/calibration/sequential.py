@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from edgeforge.reference.segments import MATRICES, tokens_of, weight_of
 from edgeforge.reference.spilled_values import Activations
 from edgeforge.reference.walk import Values, Walk, store_reader
 from quant.errors import QuantizationError
+from quant.input_files import open_input
 from quant.program.program import Program, node_argument
 from quant.program.rewrite import quantize_program
+from quant.quoted import quoted
 from quant.store.partial import PartialStore
 
 # Tokens on which a tied embedding is calibrated, in a run of the whole float program of its own.
@@ -124,17 +126,22 @@ def _keep(partial: PartialStore, index: int, node: fx.Node, blocks: Activations)
 
 def _restore(walk: Walk, known: list[Values], partial: PartialStore) -> int:
     """Adds the state that `_keep` wrote to the blocks' values; returns the next call's number."""
-    boundary = partial.boundary
-    assert boundary is not None
+    boundary: Any = partial.boundary
     nodes = {node.name: node for node in walk.order}
-    shapes, numbers = boundary["shapes"], boundary["numbers"]
-    assert isinstance(shapes, list) and isinstance(numbers, list)
-    for values, tensor, numbered in zip(
-        known, _read_tensors(partial.boundary_file(), shapes), numbers, strict=True
-    ):
-        values[nodes[str(boundary["node"])]] = tensor
-        values.update({nodes[name]: number for name, number in numbered.items()})
-    return int(str(boundary["index"]))
+    try:
+        shapes, numbers, index = boundary["shapes"], boundary["numbers"], boundary["index"]
+        for values, tensor, numbered in zip(
+            known, _read_tensors(partial.boundary_file(), shapes), numbers, strict=True
+        ):
+            values[nodes[boundary["node"]]] = tensor
+            values.update({nodes[name]: number for name, number in numbered.items()})
+        if not isinstance(index, int) or not 0 <= index <= len(walk.order):
+            raise ValueError(f"there is no call {quoted(index)}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise QuantizationError(
+            f"{partial.folder} holds damaged partial results ({error}): remove that folder"
+        ) from error
+    return index
 
 
 def _boundaries(walk: Walk) -> dict[int, fx.Node]:
@@ -153,7 +160,7 @@ def _boundaries(walk: Walk) -> dict[int, fx.Node]:
 
 
 def _read_tensors(file: Path, shapes: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-    with file.open("rb") as stream:
+    with open_input(file) as stream:
         for shape in shapes:
             flat = np.fromfile(stream, np.float32, math.prod(shape))
             yield torch.from_numpy(flat).reshape(*shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from edgeforge.checkpoint.json_text import (
     MAX_INDEX_BYTES,
@@ -12,7 +12,9 @@ from edgeforge.checkpoint.json_text import (
     reason,
     refuse_git_lfs_pointer,
 )
+from edgeforge.checkpoint.links import leads_out, refuse_dangling
 from edgeforge.errors import CheckpointError
+from quant.input_files import is_inside, open_input
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -76,7 +78,7 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} has no weight_map from tensor names to files")
     index: dict[str, str] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or not _is_inside(file):
+        if not isinstance(file, str) or not is_inside(file):
             raise CheckpointError(
                 f"{path} places tensor {name[:200]!r} in {str(file)[:200]!r}; EdgeForge reads only "
                 "files inside the checkpoint's folder"
@@ -85,22 +87,23 @@ def _read_index(path: Path) -> dict[str, str]:
     return index
 
 
-def _is_inside(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return bool(parts) and ".." not in parts and not set(name) & set("\\:\0") and parts[0] != "/"
-
-
 def find_tokenizer_files(folder: Path) -> dict[str, Path]:
-    """Return the tokenizer files present in a folder, by name.
+    """Return the tokenizer files of a folder, by name; without those that lead out of it.
+
+    An artifact gets copies of these files, and a link of a stranger's checkpoint could lead to any
+    file of the user's.
 
     Raises:
-        CheckpointError: A file cannot be read, or is a Git LFS pointer, for which a tokenizer
-            library would only report a parse error.
+        CheckpointError: A file cannot be read, is a link to nothing, or is a Git LFS pointer, for
+            which a tokenizer library would only report a parse error.
     """
-    found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    for name in TOKENIZER_FILES:
+        refuse_dangling(folder / name)
+    present = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    found = {name: path for name, path in present.items() if leads_out(path, folder) is None}
     for path in found.values():
         try:
-            with path.open("rb") as file:
+            with open_input(path) as file:
                 refuse_git_lfs_pointer(path, file.read(64))
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 from typing import Final
 
 from edgeforge.checkpoint.checkpoint import Checkpoint
+from edgeforge.checkpoint.links import leads_out
 from exporters.target import Provenance
+from quant.input_files import open_input
+from quant.yaml_input import YamlError, parse_yaml
 
 _CARD: Final = "README.md"
 _LARGEST_HEADER: Final = 1 << 16
@@ -20,7 +24,8 @@ def provenance(checkpoint: Checkpoint) -> Provenance:
     named = checkpoint.config.get("_name_or_path")
     if not hub_id and isinstance(named, str) and _HUB_ID.fullmatch(named):
         hub_id = named
-    fields = card_fields(checkpoint.path / _CARD)
+    card = checkpoint.path / _CARD
+    fields = {} if leads_out(card, checkpoint.path) else card_fields(card)
     licence = fields.get("license_name") or fields.get("license", "")
     return Provenance(
         title=hub_id.rpartition("/")[2] or checkpoint.path.resolve().name,
@@ -32,17 +37,16 @@ def provenance(checkpoint: Checkpoint) -> Provenance:
 
 def card_fields(path: Path) -> dict[str, str]:
     """Returns the text fields of a model card's YAML header; empty if it cannot be read."""
-    import yaml
-
     try:
-        with path.open(encoding="utf-8") as stream:
-            text = stream.read(_LARGEST_HEADER)
+        with open_input(path) as stream:
+            # An incremental decoder takes a character that the limit cuts in two.
+            text = codecs.getincrementaldecoder("utf-8")().decode(stream.read(_LARGEST_HEADER))
     except (OSError, UnicodeDecodeError):
         return {}
     header = re.match(r"---\s*\n(.*?)\n---\s*\n", text, re.DOTALL)
     try:
-        fields = yaml.safe_load(header[1]) if header else None
-    except (yaml.YAMLError, RecursionError, ValueError):
+        fields = parse_yaml(header[1].encode()) if header else None
+    except YamlError:
         return {}
     if not isinstance(fields, dict):
         return {}

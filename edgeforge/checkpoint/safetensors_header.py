@@ -18,6 +18,7 @@ from edgeforge.checkpoint.tensor_entry import (
     count_elements,
 )
 from edgeforge.errors import CheckpointError
+from quant.input_files import open_input
 
 MAX_HEADER_BYTES = 100_000_000
 
@@ -54,7 +55,7 @@ def read_safetensors(path: Path) -> dict[str, TensorEntry]:
         CheckpointError: The file cannot be read, is cut short, or its header is not sound.
     """
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_input(path) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(64)
             refuse_git_lfs_pointer(path, start)

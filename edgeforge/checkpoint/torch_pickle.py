@@ -17,6 +17,8 @@ from edgeforge.checkpoint.json_text import reason, refuse_git_lfs_pointer
 from edgeforge.checkpoint.pickle_machine import StoredTensor, Unsound, interpret
 from edgeforge.checkpoint.tensor_entry import MAX_TENSORS_PER_FILE, TensorEntry, count_elements
 from edgeforge.errors import CheckpointError
+from quant.input_files import open_input
+from quant.quoted import quoted
 
 MAX_PICKLE_BYTES = 16 << 20
 
@@ -32,7 +34,7 @@ def read_torch_file(path: Path) -> dict[str, TensorEntry]:
     """
     try:
         size = os.path.getsize(path)
-        with path.open("rb") as file:
+        with open_input(path) as file:
             start = file.read(64)
         refuse_git_lfs_pointer(path, start)
         if start[:1] == b"\x80":
@@ -40,7 +42,7 @@ def read_torch_file(path: Path) -> dict[str, TensorEntry]:
                 f"{path} is a bare pickle, as torch wrote before version 1.6, and loading it could "
                 "run code: ask for a safetensors file"
             )
-        with zipfile.ZipFile(path) as archive:
+        with open_input(path) as file, zipfile.ZipFile(file) as archive:
             members = {info.filename: info for info in archive.infolist()}
             prefix = _archive_prefix(path, members)
             pickle = _read_member(path, archive, members[f"{prefix}/data.pkl"])
@@ -52,7 +54,7 @@ def read_torch_file(path: Path) -> dict[str, TensorEntry]:
                 )
         try:
             tensors = _tensors(interpret(pickle))
-            with path.open("rb", buffering=0) as file:
+            with open_input(path) as file:
                 return {
                     name: _entry(path, name, tensor, members, prefix, file.fileno(), size)
                     for name, tensor in tensors.items()
@@ -92,7 +94,7 @@ def _check_stored(path: Path, info: zipfile.ZipInfo) -> None:
     stored = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
     if not stored or info.file_size != info.compress_size:
         raise CheckpointError(
-            f"{path} has the compressed or encrypted member {info.filename!r}; "
+            f"{path} has the compressed or encrypted member {quoted(info.filename)}; "
             "torch stores members as they are"
         )
 

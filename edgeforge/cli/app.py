@@ -21,6 +21,7 @@ app = typer.Typer(
     help="Compiles language models for phones: one trace, one quantization, verified artifacts.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    suggest_commands=False,  # `edgeforge.cli.exits` suggests, and only for slips of typing
 )
 
 
@@ -152,6 +153,7 @@ def verify(
     from edgeforge.cli.progress import Reporter
     from edgeforge.cli.verdict import print_results
     from edgeforge.verification.sample import parse_tokens
+    from edgeforge.verification.soundness import require_sound
     from edgeforge.verification.verify import VerifyOptions, find_artifacts, verify_together
 
     options = VerifyOptions(
@@ -165,10 +167,12 @@ def verify(
     folders = find_artifacts(artifacts)
     with Reporter(quiet) as progress:
         results = verify_together(folders, options, progress)
+    _print_cache_warning()
     if json:
         _print_json([result.to_json() for result in results])
     else:
         print_results(dict(zip(folders, results, strict=True)), artifacts, full=full)
+    require_sound(folders, results)
 
 
 @app.command()
@@ -191,7 +195,9 @@ def inspect(
             _console().print(table)
     report.require_whole()
     if not json:
-        print("all files are as written; integers and scales read back equal the store's")
+        print(
+            "all files are as written; integers and scales read back equal the manifest's digests"
+        )
 
 
 @app.command()
@@ -330,6 +336,7 @@ def _print_warnings(manifests: Sequence[Manifest]) -> None:
     from edgeforge.cli.exits import one_line
     from quant.kernels import native
 
+    _print_cache_warning()
     if not native.available():
         print(
             "warning: quantization ran without compiled kernels, with the same results but slowly: "
@@ -340,6 +347,16 @@ def _print_warnings(manifests: Sequence[Manifest]) -> None:
         concerned = [manifest.target for manifest in manifests if warning in manifest.warnings]
         where = f"{', '.join(concerned)}: " if len(concerned) < len(manifests) else ""
         print(one_line(f"warning: {where}{warning}"), file=sys.stderr)
+
+
+def _print_cache_warning() -> None:
+    """Prints, on stderr, that results are kept elsewhere, where the cache can only be read."""
+    from edgeforge.cache import cache_note
+    from edgeforge.cli.exits import one_line
+
+    note = cache_note()
+    if note is not None:
+        print(one_line(f"warning: {note}"), file=sys.stderr)
 
 
 def _print_json(value: object) -> None:

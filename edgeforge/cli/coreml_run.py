@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeforge.cli.arrays_file import Arrays, read_arrays
 from edgeforge.errors import CheckFailed, UsageError
+from edgeforge.output_folder.inputs import Input, refuse_inputs
+from edgeforge.output_folder.whole_file import whole_file
 from exporters.coreml.package import Feature, Package, open_package
 from exporters.coreml.structure import weight_formats
 
 if TYPE_CHECKING:
     from device_harness.coreml_interpreter.values import Precision
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class RunRequest:
         precision: ``fp16`` or ``fp32``.
         compare: an ``.npz`` file with which the last call's outputs are compared.
         tolerance: largest difference that passes, relative to the range of the values.
-        iterations: largest number of iterations of a loop; None for the interpreter's default.
+        iterations: largest number of iterations of all loops of a call; None for the interpreter's
+            default.
         threads: number of PyTorch's threads; None leaves it as it is.
     """
 
@@ -124,7 +125,8 @@ def run(request: RunRequest, package: Package) -> Arrays:
         The outputs of the last call.
 
     Raises:
-        UsageError: a file is missing, or the numbers of files and functions do not fit.
+        UsageError: a file is missing, the numbers of files and functions do not fit, or an output
+            would replace what is read.
         DeviceError: an input does not fit, or an operation fails.
     """
     import torch
@@ -132,6 +134,7 @@ def run(request: RunRequest, package: Package) -> Arrays:
     from device_harness.coreml_interpreter.interpreter import Interpreter
     from device_harness.coreml_interpreter.limits import Limits
 
+    _check_outputs(request)
     calls = _calls(request)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
@@ -142,7 +145,7 @@ def run(request: RunRequest, package: Package) -> Arrays:
     for inputs, outputs, function in calls:
         for name, state in interpreter.make_states(function).items():
             states.setdefault(name, state)
-        found = interpreter.run(_read(inputs), function, states)
+        found = interpreter.run(read_arrays(inputs), function, states)
         if outputs is not None:
             _write(outputs, found)
     return found
@@ -154,7 +157,7 @@ def differences(found: Arrays, other: Path) -> list[Difference]:
     Raises:
         UsageError: they share no name, or an output has another shape in the file.
     """
-    wanted = _read(other)
+    wanted = read_arrays(other)
     shared = [name for name in found if name in wanted]
     if not shared:
         raise UsageError(
@@ -180,13 +183,14 @@ def require_close(found: Sequence[Difference], tolerance: float | None) -> None:
 
 
 def summary(found: Arrays) -> dict[str, dict[str, object]]:
-    """Returns dtype, shape and range of each output."""
+    """Returns dtype, shape and range of each output, and how many of its values are not finite."""
     return {
         name: {
             "dtype": str(value.dtype),
             "shape": list(value.shape),
             "least": float(value.min()) if value.size else None,
             "largest": float(value.max()) if value.size else None,
+            "not_finite": int((~np.isfinite(value)).sum()),
         }
         for name, value in found.items()
     }
@@ -213,6 +217,7 @@ def report(request: RunRequest) -> tuple[dict[str, Any], list[str], list[Differe
     values = summary(found)
     lines = [
         f"{name}: {row['dtype']}{row['shape']}, {row['least']:.6g} to {row['largest']:.6g}"
+        + (f", {row['not_finite']} values NaN or infinite" if row["not_finite"] else "")
         if row["least"] is not None
         else f"{name}: {row['dtype']}{row['shape']}, empty"
         for name, row in values.items()
@@ -226,6 +231,18 @@ def report(request: RunRequest) -> tuple[dict[str, Any], list[str], list[Differe
     ]
     result = {"outputs": values, "differences": [asdict(each) for each in compared]}
     return result, lines, compared
+
+
+def _check_outputs(request: RunRequest) -> None:
+    """Refuses, before any call, to write over what is read, or over another call's outputs."""
+    inputs = [
+        Input("the package", request.package, whole=True),
+        *(Input("the inputs", path) for path in request.inputs),
+        *(Input("the file to compare with", path) for path in (request.compare,) if path),
+    ]
+    for number, path in enumerate(request.outputs):
+        earlier = [Input("another call's --outputs", other) for other in request.outputs[:number]]
+        refuse_inputs(path, [*inputs, *earlier], "--outputs")
 
 
 def _calls(request: RunRequest) -> Iterator[tuple[Path, Path | None, str | None]]:
@@ -256,30 +273,14 @@ def _precision(name: str) -> Precision:
     return Precision(name)
 
 
-def _read(path: Path) -> Arrays:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise UsageError(f"{path} holds one array without a name; save it with numpy.savez")
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise UsageError(f"there is no file {path}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{path} is not an .npz file of numbers: {error}") from error
-
-
 def _write(path: Path, arrays: Arrays) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as stream:
+        with whole_file(path) as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"there is no folder {path.parent} to write {path.name} to") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder: name a file to write outputs to") from None
 
 
 def _difference(

@@ -162,11 +162,14 @@ CalibrationSeed = Annotated[int, typer.Option(help="Seed of the draw of calibrat
 Resume = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of calibration's partial results, from which an interrupted run resumes; by "
-        "default one in the cache."
+        help="Folder of calibration's partial results, from which an interrupted run resumes: an "
+        "empty one at first; by default one in the cache."
     ),
 ]
-Force = Annotated[bool, typer.Option(help="Replace an existing output folder.")]
+Force = Annotated[
+    bool,
+    typer.Option(help="Replace an output folder that EdgeForge wrote, every file of it."),
+]
 
 # Of `verify`.
 Artifacts = Annotated[
@@ -269,7 +272,9 @@ InterpreterThreads = Annotated[
 ]
 MaxIterations = Annotated[
     int | None,
-    typer.Option(min=1, help="Largest number of iterations of one loop; by default 100000."),
+    typer.Option(
+        min=1, help="Largest number of iterations of all loops of a call; by default 100000."
+    ),
 ]
 
 # Of `list`.

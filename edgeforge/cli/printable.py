@@ -6,11 +6,12 @@ generates is the model's answer: a pipe gets it as it is, a terminal without con
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+from quant.json_output import json_text as written
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -56,13 +57,12 @@ def answer(text: str) -> str:
 
 
 def json_text(value: object) -> str:
-    r"""Returns JSON that reads back as the same value and commands no terminal.
+    r"""Returns JSON, strict as `quant.json_output` writes it, that commands no terminal.
 
     >>> json_text({"größe": "\x9b2J"})
     '{\n "größe": "\\u009b2J"\n}'
     """
-    written = json.dumps(value, indent=1, ensure_ascii=False)
-    return _UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
+    return _UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", written(value))
 
 
 def console(**options: Any) -> Console:

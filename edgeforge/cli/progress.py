@@ -8,7 +8,9 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from edgeforge.cli.exits import one_line
 from edgeforge.cli.printable import console, printable
+from edgeforge.stage_progress import NOTE
 
 _LINE_SECONDS = 5.0
 
@@ -55,7 +57,14 @@ class Reporter:
             self._bar.stop()
 
     def __call__(self, stage: str, done: int, size: int) -> None:
-        """Reports that ``done`` of ``size`` of a stage is done; the size is 0 if it is unknown."""
+        """Reports that ``done`` of ``size`` of a stage is done; the size is 0 if it is unknown.
+
+        What begins with `NOTE` is printed to stay, also where no progress is to be shown.
+        """
+        if stage.startswith(NOTE):
+            with self._lock:
+                self._print_note(one_line(f"warning: {stage.removeprefix(NOTE)}"))
+            return
         if self._quiet:
             return
         with self._lock:
@@ -69,6 +78,12 @@ class Reporter:
                 self._update_bar(stage, done, size)
             else:
                 self._print_line(stage, done, size)
+
+    def _print_note(self, words: str) -> None:
+        if self._bar is None:
+            print(words, file=sys.stderr, flush=True)
+        else:  # above the bar, which will vanish
+            self._bar.console.print(words, markup=False, highlight=False, soft_wrap=True)
 
     def _update_bar(self, stage: str, done: int, size: int) -> None:
         amount = f"{_amount(done)} of {_amount(size)}" if size > 1 else ""

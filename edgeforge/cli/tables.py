@@ -58,7 +58,12 @@ def evaluation_tables(results: list[Evaluation]) -> list[Table]:
     rows.append(
         (
             "stored integers and scales",
-            ["equal to the store's, bit for bit" for r in results if r.stored_weights_equal],
+            [
+                "equal to the store's, bit for bit"
+                if r.stored_weights_equal
+                else f"{len(r.weights_unlike_store)} weights unlike the store's"
+                for r in results
+            ],
         )
     )
     for label, cells in rows:
@@ -217,8 +222,7 @@ def weight_table(manifest: Manifest) -> Table:
     for name, record in manifest.weights.items():
         error = f"{record.relative_error:.2e}" if record.relative_error else "exact"
         shape = " x ".join(map(str, record.shape))
-        made = escape(record.format), escape(record.algorithm)
-        table.add_row(escape(name), shape, *made, error)
+        table.add_row(escape(name), shape, escape(record.format), escape(record.algorithm), error)
     return table
 
 

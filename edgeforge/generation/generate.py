@@ -80,6 +80,7 @@ def generate(
     Raises:
         CheckpointError: the artifact has no tokenizer.
         UsageError: the prompt does not fit the context, or a value of sampling is out of range.
+        LogitsNotFiniteError: the runtime gave NaN or infinite logits.
         DeviceError: the runtime failed.
     """
     from device_harness.registry import open_session

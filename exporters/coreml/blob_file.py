@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from exporters.errors import ExportError
+from quant.input_files import open_input
 
 VERSION: Final = 2
 ALIGNMENT: Final = 64
@@ -100,12 +101,14 @@ class BlobFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as stream:
+            with open_input(path) as stream:
                 self.size = stream.seek(0, 2)
                 empty = self.size == 0
                 self._map = b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise ExportError(f"the weight file {path} cannot be read: {error}") from error
+            raise ExportError(
+                f"the weight file {path} cannot be read: {error.strerror or error}"
+            ) from error
         if self.size < ALIGNMENT:
             raise ExportError(
                 f"{path} has {self.size} bytes, less than the {ALIGNMENT} of a weight file's "

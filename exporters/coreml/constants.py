@@ -136,7 +136,7 @@ def read_constant(package: Package, value: Any, where: str) -> Constant:
     immediate = value.immediateValue
     if immediate.WhichOneof("value") != "tensor":
         raise ExportError(f"{where} is a {immediate.WhichOneof('value')}; only tensors can be read")
-    return _in_place(immediate.tensor, kind, where)
+    return _in_place(package, immediate.tensor, kind, where)
 
 
 def _from_file(package: Package, named: Any, kind: TensorType, where: str) -> Constant:
@@ -155,7 +155,7 @@ def _from_file(package: Package, named: Any, kind: TensorType, where: str) -> Co
     return _constant(kind, blob.data)
 
 
-def _in_place(tensor: Any, kind: TensorType, where: str) -> Constant:
+def _in_place(package: Package, tensor: Any, kind: TensorType, where: str) -> Constant:
     written = tensor.WhichOneof("value")
     if written == "bytes":
         data = np.frombuffer(tensor.bytes.values, np.uint8)
@@ -169,8 +169,10 @@ def _in_place(tensor: Any, kind: TensorType, where: str) -> Constant:
     if written not in _FIELDS:
         raise ExportError(f"{where} holds {written or 'nothing'}, where {kind} is needed")
     values = np.array(getattr(tensor, written).values, _NUMPY[_FIELDS[written]])
-    if values.size == 1 and kind.elements >= 1:  # one value may stand for a whole tensor
-        values = np.broadcast_to(values, (kind.elements,)) if kind.elements > 1 else values
+    if kind.dtype in _NUMPY and values.size == 1 < kind.elements:
+        # One value may stand for a whole tensor.
+        package.expand(kind.elements, where)
+        values = np.full(kind.elements, values[0], _NUMPY[kind.dtype])
     if values.size != kind.elements or kind.dtype not in _NUMPY:
         raise ExportError(
             f"{where} is {kind}, {kind.elements} elements, but {values.size} are written: the "

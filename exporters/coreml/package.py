@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,12 +9,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from exporters.coreml.blob_file import BlobFile
-from exporters.coreml.schema import ARRAY_TYPE_NAMES, DATA_TYPE_NAMES, new
+from exporters.coreml.schema import ARRAY_TYPE_NAMES, DATA_TYPE_NAMES, IMAGE_LAYOUTS, new
 from exporters.errors import ExportError
+from quant.input_files import read_input
+from quant.json_input import JsonError, parse_json
 
 MANIFEST: Final = "Manifest.json"
 MODEL_PATH: Final = "@model_path/"
 LARGEST_SPEC: Final = 2**31 - 1  # what protobuf can parse
+MOST_EXPANDED: Final = 1 << 26
+_MOST_DIMENSIONS: Final = 64
 _LARGEST_MANIFEST: Final = 1 << 24
 
 
@@ -54,6 +57,7 @@ class Feature:
         ranges: the smallest and the largest size of each dimension (None for no limit), when the
             description gives ranges.
         optional: whether a call may leave it out.
+        layout: an image's colours and their order, such as ``BGR``; empty for all other kinds.
     """
 
     name: str
@@ -63,11 +67,13 @@ class Feature:
     shapes: tuple[tuple[int, ...], ...] = ()
     ranges: tuple[tuple[int, int | None], ...] = ()
     optional: bool = False
+    layout: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.dtype or self.kind}{list(self.shape) if self.shape else ''}"
-        if self.shapes:
-            text += ", or ".join(["", *(str(list(shape)) for shape in self.shapes)])
+        what = f"{self.layout} image" if self.layout else self.dtype or self.kind
+        text = f"{what}{list(self.shape) if self.shape else ''}"
+        others = (str(list(shape)) for shape in self.shapes if shape != self.shape)
+        text += ", or ".join(["", *others])
         if self.ranges:
             ends = (f"{low} to {'any' if high is None else high}" for low, high in self.ranges)
             text += f" of {' x '.join(ends)}"
@@ -109,6 +115,25 @@ class Package:
     spec: Any
     size: int
     _files: dict[str, BlobFile] = field(default_factory=dict)
+    _expanded: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the specification and of the weight files opened so far, in bytes."""
+        return self.size + sum(file.size for file in self._files.values())
+
+    def expand(self, elements: int, where: str) -> None:
+        """Notes that one written value stands for so many elements of a constant.
+
+        Raises:
+            ExportError: all constants of the package together would have too many.
+        """
+        self._expanded += elements
+        if self._expanded > MOST_EXPANDED:
+            raise ExportError(
+                f"{where} makes one value stand for {elements} elements; all constants of a "
+                f"package that are written so may have {MOST_EXPANDED} together"
+            )
 
     @property
     def functions(self) -> dict[str, Any]:
@@ -222,14 +247,11 @@ def open_package(path: Path) -> Package:
         )
     model = _model_of_package(path) if path.is_dir() else path
     try:
-        size = model.stat().st_size
-        if size > LARGEST_SPEC:
-            raise ExportError(f"{model} has {size} bytes; a specification has at most 2 GiB")
-        data = model.read_bytes()
+        data = read_input(model, LARGEST_SPEC)
     except FileNotFoundError:
         raise ExportError(f"there is no Core ML model at {model}") from None
     except OSError as error:
-        raise ExportError(f"{model} cannot be read: {error}") from error
+        raise ExportError(f"{model} cannot be read: {error.strerror}") from error
     spec = new("Model")
     try:
         spec.ParseFromString(data)
@@ -246,7 +268,7 @@ def open_package(path: Path) -> Package:
         )
     if not spec.mlProgram.functions:
         raise ExportError(f"{model} holds an ML program without functions")
-    return Package(path, model.parent, spec, size)
+    return Package(path, model.parent, spec, len(data))
 
 
 def tensor_type(value_type: Any, where: str) -> TensorType:
@@ -276,15 +298,19 @@ def tensor_type(value_type: Any, where: str) -> TensorType:
         int(dim.constant.size) if dim.WhichOneof("dimension") == "constant" else None
         for dim in message.dimensions
     )
-    return TensorType(DATA_TYPE_NAMES[message.dataType], shape)
+    found = TensorType(DATA_TYPE_NAMES[message.dataType], shape)
+    if len(shape) > _MOST_DIMENSIONS or found.elements >= 2**63:
+        raise ExportError(
+            f"{where} has {len(shape)} dimensions and more elements than memory could have: the "
+            f"package was changed"
+        )
+    return found
 
 
 def _model_of_package(path: Path) -> Path:
     manifest = path / MANIFEST
     try:
-        if manifest.stat().st_size > _LARGEST_MANIFEST:
-            raise ExportError(f"{manifest} is too large for a manifest")
-        entries = json.loads(manifest.read_text(encoding="utf-8"))
+        entries: Any = parse_json(read_input(manifest, _LARGEST_MANIFEST))
         root = entries["rootModelIdentifier"]
         named = entries["itemInfoEntries"][root]["path"]
         if not isinstance(named, str):
@@ -292,11 +318,9 @@ def _model_of_package(path: Path) -> Path:
     except FileNotFoundError:
         raise ExportError(f"{path} is no Core ML package: it has no {MANIFEST}") from None
     except OSError as error:
-        raise ExportError(f"{manifest} cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ExportError):
-            raise
-        raise ExportError(f"{manifest} is no JSON text: {error}") from None
+        raise ExportError(f"{manifest} cannot be read: {error.strerror}") from error
+    except JsonError as error:
+        raise ExportError(f"{manifest} is no JSON text: it {error}") from None
     except (KeyError, TypeError):
         raise ExportError(f"{manifest} does not say where the model is: it was changed") from None
     return _inside(path / "Data", named, "model")
@@ -325,9 +349,29 @@ def _feature(message: Any) -> Feature:
     if kind == "stateType":
         return _array(name, "state", message.type.stateType.arrayType, optional)
     if kind == "imageType":
-        image = message.type.imageType
-        return Feature(name, "image", "", (int(image.height), int(image.width)), optional=optional)
+        return _image(name, message.type.imageType, optional)
     return Feature(name, kind.removesuffix("Type"), optional=optional)
+
+
+def _image(name: str, image: Any, optional: bool) -> Feature:
+    flexible = image.WhichOneof("SizeFlexibility")
+    shapes: tuple[tuple[int, ...], ...] = ()
+    ranges: tuple[tuple[int, int | None], ...] = ()
+    if flexible == "enumeratedSizes":
+        sizes = image.enumeratedSizes.sizes
+        shapes = tuple((int(size.height), int(size.width)) for size in sizes)
+    elif flexible == "imageSizeRange":
+        ranges = _ranges((image.imageSizeRange.heightRange, image.imageSizeRange.widthRange))
+    layout = IMAGE_LAYOUTS.get(image.colorSpace, f"layout {image.colorSpace}")
+    shape = int(image.height), int(image.width)
+    return Feature(name, "image", "", shape, shapes, ranges, optional, layout)
+
+
+def _ranges(sizes: Iterable[Any]) -> tuple[tuple[int, int | None], ...]:
+    return tuple(
+        (int(each.lowerBound), None if each.upperBound < 0 else int(each.upperBound))
+        for each in sizes
+    )
 
 
 def _array(name: str, kind: str, array: Any, optional: bool) -> Feature:
@@ -341,10 +385,7 @@ def _array(name: str, kind: str, array: Any, optional: bool) -> Feature:
             tuple(int(dim) for dim in each.shape) for each in array.enumeratedShapes.shapes
         )
     elif flexible == "shapeRange":
-        ranges = tuple(
-            (int(each.lowerBound), None if each.upperBound < 0 else int(each.upperBound))
-            for each in array.shapeRange.sizeRanges
-        )
+        ranges = _ranges(array.shapeRange.sizeRanges)
     return Feature(name, kind, dtype, shape, shapes, ranges, optional)
 
 

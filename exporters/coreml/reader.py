@@ -19,6 +19,7 @@ from exporters.coreml.names import weight_name
 from exporters.coreml.package import Package, open_package
 from exporters.coreml.scales import Exponents, are_half, from_half
 from exporters.coreml.weights import DESCALE, INPUT_SCALE_NAME, WIDENED_NAME
+from exporters.damaged_files import one_sentence
 from exporters.errors import ExportError
 from exporters.stored_digests import digests_of
 from quant.formats.activations import INPUT_SCALE
@@ -57,6 +58,11 @@ class StoredPart:
     restore: Callable[[bytes], bytes] | None = None
     exponents: Exponents | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """The size as the package holds it, in bytes."""
+        return self.constant.data.nbytes
+
     def blocks(self) -> Iterator[bytes]:
         """Yields the bytes as the store holds them, one block at a time."""
         if self.exponents is not None:
@@ -82,7 +88,13 @@ def read_parts(package: Package) -> dict[str, Parts]:
     Raises:
         ExportError: a constant cannot be read.
     """
+    with one_sentence(package.path, "a Core ML package"):
+        return _read_parts(package)
+
+
+def _read_parts(package: Package) -> dict[str, Parts]:
     weights: dict[str, Parts] = {}
+    places: set[tuple[str, str, object]] = set()
     for function in package.functions:
         operations = {
             str(operation.outputs[0].name): operation
@@ -91,9 +103,9 @@ def read_parts(package: Package) -> dict[str, Parts]:
         }
         for name, operation in operations.items():
             for weight, part, stored in _parts_of(package, name, operation, operations):
-                places = weights.setdefault(weight, {}).setdefault(part, [])
-                if stored.place not in [known.place for known in places]:
-                    places.append(stored)
+                if (weight, part, stored.place) not in places:
+                    places.add((weight, part, stored.place))
+                    weights.setdefault(weight, {}).setdefault(part, []).append(stored)
     return weights
 
 
@@ -196,4 +208,5 @@ def stored_digests(package: Path) -> dict[str, str]:
     Raises:
         ExportError: a file is missing, too short or damaged, or the folder is no Core ML package.
     """
-    return digests_of(read_parts(open_package(package)))
+    opened = open_package(package)
+    return digests_of(read_parts(opened), package, opened.nbytes)

@@ -56,6 +56,14 @@ ARRAY_TYPES: Final[dict[str, int]] = {
 }
 ARRAY_TYPE_NAMES: Final = {number: name for name, number in ARRAY_TYPES.items()}
 
+# ImageFeatureType.ColorSpace, the layouts of an image's pixels.
+IMAGE_LAYOUTS: Final[dict[int, str]] = {
+    10: "grayscale",
+    20: "RGB",
+    30: "BGR",
+    40: "float16 grayscale",
+}
+
 _MESSAGES: Final = """
 Program 1:version:int64 2:functions:{Function} 3:docString:string 4:attributes:{Value}
 Function 1:inputs:[NamedValueType] 2:opset:string 3:block_specializations:{Block} \
@@ -96,7 +104,12 @@ KeyValuePair 1:key:Value 2:value:Value
 DictionaryValue 1:values:[KeyValuePair]
 Empty
 SizeRange 1:lowerBound:uint64 2:upperBound:int64
-ImageFeatureType 1:width:int64 2:height:int64 3:colorSpace:int32
+ImageSize 1:width:uint64 2:height:uint64
+EnumeratedImageSizes 1:sizes:[ImageSize]
+ImageSizeRange 1:widthRange:SizeRange 2:heightRange:SizeRange
+ImageFeatureType 1:width:int64 2:height:int64 3:colorSpace:int32 \
+21:enumeratedSizes:EnumeratedImageSizes@SizeFlexibility \
+31:imageSizeRange:ImageSizeRange@SizeFlexibility
 Shape 1:shape:[int64]
 EnumeratedShapes 1:shapes:[Shape]
 ShapeRange 1:sizeRanges:[SizeRange]

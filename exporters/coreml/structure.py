@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any, Final
 
 from exporters.coreml.package import Package, TensorType, tensor_type
+from exporters.damaged_files import one_sentence
 from exporters.errors import ExportError
 from exporters.structure import Section
 
@@ -18,7 +19,15 @@ def structure_of(package: Package) -> tuple[Section, ...]:
     """Tables of every function's operations and weights, read from the files.
 
     A weight that several functions share is listed under each of them.
+
+    Raises:
+        ExportError: the package is damaged.
     """
+    with one_sentence(package.path, "a Core ML package"):
+        return _sections(package)
+
+
+def _sections(package: Package) -> tuple[Section, ...]:
     operations = {
         (name, str(operation.type)): 0
         for name in package.functions

@@ -28,6 +28,9 @@ _SCALARS: Final = {
     "double": ("d", "Float64"),
 }
 _MAX_DEPTH = 16
+# Writers may let several tables refer to one string or table. A few bytes that refer to each other
+# again and again would stand for gigabytes.
+_LARGEST_RATIO = 16
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,21 @@ class _Field:
     type: str  # of the element, when it is a vector
     vector: bool
     slot: int
+
+
+@dataclass
+class _Reading:
+    """A buffer that is decoded, and how many bytes of it may still be gone through."""
+
+    data: bytes
+    left: int
+
+    def take(self, nbytes: int) -> bytes:
+        """Notes that bytes are gone through, and returns the buffer."""
+        self.left -= nbytes
+        if self.left < 0:
+            raise ValueError("it is damaged (its tables refer to each other too often)")
+        return self.data
 
 
 class Schema:
@@ -163,11 +181,13 @@ class Schema:
         if data[4:8] != self.identifier:
             raise ValueError(f"it begins with {data[4:8]!r}, not {self.identifier!r}")
         try:
-            return self._read(data, root, root, _follow(data, 0), 0)
-        except (struct.error, IndexError, UnicodeDecodeError) as error:
+            reading = _Reading(data, _LARGEST_RATIO * len(data))
+            return self._read(reading, root, root, _follow(data, 0), 0)
+        except (struct.error, IndexError, UnicodeDecodeError, OverflowError) as error:
             raise ValueError(f"it is damaged ({error})") from error
 
-    def _read(self, data: bytes, table: str, name: str, at: int, depth: int) -> Record:
+    def _read(self, reading: _Reading, table: str, name: str, at: int, depth: int) -> Record:
+        data = reading.take(4)
         if depth > _MAX_DEPTH:
             raise ValueError("it is damaged (its tables are nested too deeply)")
         vtable = at - _scalar(data, "i", at)
@@ -178,30 +198,33 @@ class Schema:
             if not place:
                 found[given.name] = [] if given.vector else 0 if given.type in _SCALARS else None
             elif given.vector:
-                found[given.name] = self._read_vector(data, given.type, at + place, depth)
+                found[given.name] = self._read_vector(reading, given.type, at + place, depth)
             elif given.type in self._unions:
                 number = _scalar(data, "B", at + _scalar(data, "H", vtable + 2 + 2 * given.slot))
                 if not number:
                     raise ValueError("it is damaged (a union does not say which member it holds)")
                 member, concrete = self._unions[given.type][number - 1]
                 found[given.name] = self._read(
-                    data, concrete, member, _follow(data, at + place), depth + 1
+                    reading, concrete, member, _follow(data, at + place), depth + 1
                 )
             else:
-                found[given.name] = self._read_one(data, given.type, at + place, depth)
+                found[given.name] = self._read_one(reading, given.type, at + place, depth)
         return Record(name, found)
 
-    def _read_vector(self, data: bytes, type: str, at: int, depth: int) -> list[object]:
+    def _read_vector(self, reading: _Reading, type: str, at: int, depth: int) -> list[object]:
+        data = reading.data
         start = _follow(data, at)
         count = _scalar(data, "I", start)
         size = struct.calcsize(_SCALARS[type][0]) if type in _SCALARS else 4
         if start + 4 + count * size > len(data):
             raise ValueError("it is damaged (a vector is longer than the buffer)")
+        reading.take(count * size)
         if type in _SCALARS:
             return list(struct.unpack_from(f"<{count}{_SCALARS[type][0]}", data, start + 4))
-        return [self._read_one(data, type, start + 4 + 4 * i, depth) for i in range(count)]
+        return [self._read_one(reading, type, start + 4 + 4 * i, depth) for i in range(count)]
 
-    def _read_one(self, data: bytes, type: str, at: int, depth: int) -> object:
+    def _read_one(self, reading: _Reading, type: str, at: int, depth: int) -> object:
+        data = reading.data
         if type in _SCALARS:
             return _scalar(data, _SCALARS[type][0], at)
         target = _follow(data, at)
@@ -209,8 +232,9 @@ class Schema:
             count = _scalar(data, "I", target)
             if target + 4 + count > len(data):
                 raise ValueError("it is damaged (a string is longer than the buffer)")
+            reading.take(count)
             return data[target + 4 : target + 4 + count].decode()
-        return self._read(data, type, type, target, depth + 1)
+        return self._read(reading, type, type, target, depth + 1)
 
 
 def _scalar(data: bytes, code: str, at: int) -> int:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from exporters.damaged_files import one_sentence
 from exporters.errors import ExportError
 from exporters.executorch.blobs import Blob
 from exporters.executorch.flatbuffer import Record
@@ -23,8 +25,10 @@ from exporters.executorch.segments import (
     Segment,
     align,
     append_segments,
+    check_segments,
     write_segments,
 )
+from quant.input_files import open_input
 
 # After the identifier: the magic number, the header's own length, the offset and the length of the
 # tables, the offset and the length of the segments. Padded to a multiple of 16 bytes.
@@ -117,8 +121,8 @@ def read_ptd(file: Path) -> Ptd:
     Raises:
         ExportError: the file is missing, cut short, damaged, or has another schema.
     """
-    try:
-        with file.open("rb") as stream:
+    with _one_sentence(file):
+        with open_input(file) as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
             start = stream.read(_HEADER_AT + HEADER.size)
@@ -133,10 +137,9 @@ def read_ptd(file: Path) -> Ptd:
                     f"{file} was cut short: it has {size} bytes and not {base + total}"
                 )
             stream.seek(0)
-            tables = FLAT_TENSOR.decode(stream.read(at + length), "FlatTensor")
+            tables = FLAT_TENSOR.decode(stream.read(min(at + length, size)), "FlatTensor")
         segments = [(base + row["offset"], row["size"]) for row in tables["segments"]]
-        if any(offset + nbytes > size for offset, nbytes in segments):
-            raise ValueError("a segment lies past the end")
+        check_segments(segments, size)
         rows = tables["named_data"]
         named = {row["key"]: segments[row["segment_index"]] for row in rows}
         layouts = {
@@ -144,15 +147,19 @@ def read_ptd(file: Path) -> Ptd:
             for row in rows
             if row["tensor_layout"] is not None
         }
-    except OSError as error:
-        raise ExportError(
-            f"{file} cannot be read: {error.strerror}; the program beside it has its weights there"
-        ) from error
-    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
-        if isinstance(error, ExportError):
-            raise
-        raise ExportError(f"{file} cannot be read as ExecuTorch's weights: {error}") from error
     return Ptd(file, named, layouts)
+
+
+@contextmanager
+def _one_sentence(file: Path) -> Iterator[None]:
+    with one_sentence(file, "ExecuTorch's weights"):
+        try:
+            yield
+        except OSError as error:
+            raise ExportError(
+                f"{file} cannot be read: {error.strerror}; the program beside it has its weights "
+                f"there"
+            ) from error
 
 
 def weights_mark(digests: Mapping[str, str]) -> bytes:
@@ -162,6 +169,6 @@ def weights_mark(digests: Mapping[str, str]) -> bytes:
 
 def read_at(file: Path, offset: int, nbytes: int) -> bytes:
     """Reads ``nbytes`` bytes of a file from an offset."""
-    with file.open("rb") as stream:
+    with open_input(file) as stream:
         stream.seek(offset)
         return stream.read(nbytes)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import struct
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import numpy as np
 
+from exporters.damaged_files import one_sentence
 from exporters.errors import ExportError
 from exporters.executorch import pte_file, xnnpack_graph
 from exporters.executorch.blobs import WIDE, flip_sign, narrow_to_bfloat16, swap_nibbles
@@ -19,9 +19,13 @@ from exporters.executorch.method import BACKEND, SCALAR_TYPES
 from exporters.executorch.ptd_file import MARK_OF_PTE, Ptd, read_at, read_ptd
 from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE
 from exporters.executorch.schemas import PROGRAM, XNNPACK
+from exporters.executorch.segments import check_segments
 from exporters.stored_digests import digests_of
+from quant.input_files import open_input
 
 _BLOCK = 1 << 20
+_WHAT: Final = "an ExecuTorch program"
+_ITEM_BYTES: Final = tuple(SCALAR_TYPES.values())
 _UINT8, _INT8, _FLOAT32 = (SCALAR_TYPES[name][0] for name in ("uint8", "int8", "float32"))
 # The conversion that turns an XNNPACK datatype's bytes into the store's.
 _FROM_XNNPACK: Final[dict[int, Callable[[bytes], bytes] | None]] = {
@@ -53,7 +57,7 @@ class StoredPart:
     def blocks(self) -> Iterator[bytes]:
         """Yields the bytes as the store holds them, one block at a time."""
         left = self.nbytes
-        with self.file.open("rb") as stream:
+        with open_input(self.file) as stream:
             stream.seek(self.offset)
             while left:
                 block = stream.read(min(_BLOCK, left))
@@ -103,16 +107,16 @@ def read_pte(file: Path) -> Pte:
         ExportError: a file is missing, cut short, damaged, or has another schema, or the .ptd
             holds other weights.
     """
-    with _one_sentence(file), file.open("rb") as stream:
+    with one_sentence(file, _WHAT), open_input(file) as stream:
         program, segments = _read_tables(file, stream)
-        delegates = {}
+        delegates: dict[int, Record] = {}
         for plan in _records(program, "execution_plan"):
             for delegate in _records(plan, "delegates"):
                 index = delegate["processed"]["index"]
                 if index not in delegates and delegate["id"] == BACKEND:
                     stream.seek(segments[index][0])
                     delegates[index] = _read_graph(stream.read(segments[index][1]))
-    return Pte(file, program, segments, delegates, _read_weights(file, program, segments))
+        return Pte(file, program, segments, delegates, _read_weights(file, program, segments))
 
 
 def read_weights(file: Path) -> Ptd | None:
@@ -126,24 +130,12 @@ def read_weights(file: Path) -> Ptd | None:
         ExportError: the .ptd is missing, cut short or damaged, or holds other weights.
     """
     try:
-        with _one_sentence(file), file.open("rb") as stream:
+        with one_sentence(file, _WHAT), open_input(file) as stream:
             program, segments = _read_tables(file, stream)
     except ExportError:
         return None
-    return _read_weights(file, program, segments)
-
-
-@contextmanager
-def _one_sentence(file: Path) -> Iterator[None]:
-    """Turns the errors of reading a damaged file into an `ExportError` of one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise ExportError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
-        if isinstance(error, ExportError):
-            raise
-        raise ExportError(f"{file} cannot be read as an ExecuTorch program: {error}") from error
+    with one_sentence(file, _WHAT):
+        return _read_weights(file, program, segments)
 
 
 def _read_tables(file: Path, stream: BinaryIO) -> tuple[Record, Segments]:
@@ -159,10 +151,9 @@ def _read_tables(file: Path, stream: BinaryIO) -> tuple[Record, Segments]:
     if base + total > size:
         raise ExportError(f"{file} was cut short: it has {size} bytes and not {base + total}")
     stream.seek(0)
-    program = PROGRAM.decode(stream.read(length), "Program")
+    program = PROGRAM.decode(stream.read(min(length, size)), "Program")
     segments = tuple((base + row["offset"], row["size"]) for row in _records(program, "segments"))
-    if any(offset + nbytes > size for offset, nbytes in segments):
-        raise ValueError("a segment lies past the end")
+    check_segments(segments, size)
     return program, segments
 
 
@@ -192,7 +183,8 @@ def _read_graph(data: bytes) -> Record:
 
 def _records(record: Record, field: str) -> list[Record]:
     rows = record[field]
-    assert isinstance(rows, list)
+    if not isinstance(rows, list):
+        raise ValueError(f"its {field} are damaged")
     return rows
 
 
@@ -207,6 +199,11 @@ class GroupedPart:
 
     groups: tuple[StoredPart, ...]
     rows: int
+
+    @property
+    def nbytes(self) -> int:
+        """The size in the file, in bytes."""
+        return sum(part.nbytes for part in self.groups)
 
     def blocks(self) -> Iterator[bytes]:
         """Yields the bytes as the store holds them, with the groups of each row side by side."""
@@ -227,21 +224,18 @@ def read_parts(pte: Pte) -> Places:
     Raises:
         ExportError: a delegate names data that the file does not hold.
     """
-    places: Places = {}
-    try:
+    found: dict[str, dict[str, dict[StoredPart | GroupedPart, None]]] = {}
+    with one_sentence(pte.file, _WHAT):
         named = pte.named()
         for graph in pte.delegates.values():
             for part, weight, stored in _delegate_parts(graph, named):
-                known = places.setdefault(weight, {}).setdefault(part, [])
-                if stored not in known:
-                    known.append(stored)
-        for part, weight, stored in _constant_parts(pte):
-            known = places.setdefault(weight, {}).setdefault(part, [])
-            if stored not in known:
-                known.append(stored)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ExportError(f"{pte.file} names weights that it does not hold: {error}") from error
-    return places
+                found.setdefault(weight, {}).setdefault(part, {})[stored] = None
+        for part, weight, constant in _constant_parts(pte):
+            found.setdefault(weight, {}).setdefault(part, {})[constant] = None
+    return {
+        weight: {part: list(places) for part, places in parts.items()}
+        for weight, parts in found.items()
+    }
 
 
 def _delegate_parts(
@@ -294,7 +288,8 @@ _ROW_PARTS: Final = {
 
 def _constant_parts(pte: Pte) -> Iterator[tuple[str, str, StoredPart]]:
     constants = pte.program["constant_segment"]
-    assert isinstance(constants, Record)
+    if not isinstance(constants, Record):
+        raise ValueError("it has no segment of constants")
     begin, total = pte.segments[constants["segment_index"]]
     offsets = constants["offsets"]
     for plan in _records(pte.program, "execution_plan"):
@@ -310,10 +305,8 @@ def _constant_parts(pte: Pte) -> Iterator[tuple[str, str, StoredPart]]:
             weight, _, label = (name or "").partition(" ")
             if not weight.endswith(".weight"):
                 continue
-            kind, nbytes = tensor["scalar_type"], 1
-            for dim in tensor["sizes"]:
-                nbytes *= dim
-            nbytes *= next(size for number, size in SCALAR_TYPES.values() if number == kind)
+            kind = tensor["scalar_type"]
+            nbytes = tensor_bytes(tensor)
             if external:
                 where = external_place(pte, name, kind, tuple(tensor["sizes"]), nbytes)
             else:
@@ -327,6 +320,18 @@ def _constant_parts(pte: Pte) -> Iterator[tuple[str, str, StoredPart]]:
             elif label in (WIDE, WIDE_ROW_SCALE):
                 restore = narrow_to_bfloat16
             yield _ROW_PARTS[label], weight, StoredPart(*where, restore)
+
+
+def tensor_bytes(tensor: Record) -> int:
+    """The size of a tensor's elements, in bytes.
+
+    Raises:
+        ValueError: a dimension is negative, or the element type is unknown.
+    """
+    size = next((size for number, size in _ITEM_BYTES if number == tensor["scalar_type"]), None)
+    if size is None or any(dim < 0 for dim in tensor["sizes"]):
+        raise ValueError("a tensor has an unknown element type or a negative dimension")
+    return int(size * math.prod(tensor["sizes"]))
 
 
 def external_place(pte: Pte, name: str, kind: int, shape: tuple[int, ...], nbytes: int) -> Place:
@@ -352,4 +357,6 @@ def stored_digests(file: Path) -> dict[str, str]:
     Raises:
         ExportError: a file is missing, cut short, damaged, or has another schema.
     """
-    return digests_of(read_parts(read_pte(file)))
+    pte = read_pte(file)
+    files = [file] if pte.weights is None else [file, pte.weights.file]
+    return digests_of(read_parts(pte), file, sum(each.stat().st_size for each in files))

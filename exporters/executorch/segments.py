@@ -42,6 +42,18 @@ def append_segments(segments: list[Segment], blobs: Iterable[Blob]) -> None:
         segments.append(Segment(align(end, SEGMENT_ALIGNMENT), blob.nbytes, ((0, blob),)))
 
 
+def check_segments(segments: Sequence[tuple[int, int]], size: int) -> None:
+    """Checks the offset and the size of each segment of a file of ``size`` bytes.
+
+    Raises:
+        ValueError: one lies past the end, or they overlap.
+    """
+    if any(offset + nbytes > size for offset, nbytes in segments):
+        raise ValueError("a segment lies past the end")
+    if sum(nbytes for _, nbytes in segments) > size:
+        raise ValueError("segments overlap")
+
+
 def write_segments(path: Path, head: bytes, base: int, segments: Sequence[Segment]) -> None:
     """Writes a file: its head, then from ``base`` on its segments, copied from the store."""
     end = segments[-1].offset + segments[-1].nbytes

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 
+from exporters.damaged_files import one_sentence
 from exporters.executorch.flatbuffer import Record
 from exporters.executorch.reader import Pte
 from exporters.executorch.tensors import FileTensor, file_tensors, graph_tensors
-from exporters.structure import Cell, Section
+from exporters.structure import Cell, Section, count_elements
 
 
 def structure_of(pte: Pte) -> tuple[Section, ...]:
@@ -18,7 +18,8 @@ def structure_of(pte: Pte) -> tuple[Section, ...]:
     Raises:
         ExportError: the program names data that the file does not hold.
     """
-    return _delegates(pte), _operators(pte), _weights(file_tensors(pte)), _segments(pte)
+    with one_sentence(pte.file, "an ExecuTorch program"):
+        return _delegates(pte), _operators(pte), _weights(file_tensors(pte)), _segments(pte)
 
 
 def _methods(pte: Pte) -> Iterable[Record]:
@@ -80,7 +81,7 @@ def _weights(tensors: Iterable[FileTensor]) -> Section:
     for tensor in tensors:
         key = tensor.reader, tensor.format
         counts[key] += 1
-        parameters[key] += math.prod(tensor.shape)
+        parameters[key] += count_elements(tensor.shape)
         sizes[key] += tensor.nbytes
     return Section(
         "Weights as the file holds them",

@@ -7,17 +7,16 @@ shape and groups that the reader states.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from exporters.errors import ExportError
+from exporters.damaged_files import one_sentence
 from exporters.executorch import xnnpack_graph
 from exporters.executorch.blobs import flip_sign, narrow_to_bfloat16, swap_nibbles
 from exporters.executorch.flatbuffer import Record
 from exporters.executorch.method import BACKEND, SCALAR_TYPES
-from exporters.executorch.reader import Pte, StoredPart, external_place
+from exporters.executorch.reader import Pte, StoredPart, external_place, tensor_bytes
 
 _XNNPACK: Final = {
     xnnpack_graph.FP32: "fp32",
@@ -26,7 +25,6 @@ _XNNPACK: Final = {
     xnnpack_graph.QCINT4: "int4",
     xnnpack_graph.QBINT4: "int4",
 }
-_ITEM_BYTES: Final = {number: size for number, size in SCALAR_TYPES.values()}
 _BFLOAT16 = SCALAR_TYPES["bfloat16"][0]
 _FLOATS: Final = {
     SCALAR_TYPES["float32"][0]: "fp32",
@@ -95,11 +93,9 @@ def file_tensors(pte: Pte) -> tuple[FileTensor, ...]:
         ExportError: the program names data that the file does not hold.
     """
     found: dict[tuple[str, tuple[str, ...]], FileTensor] = {}
-    try:
+    with one_sentence(pte.file, "an ExecuTorch program with its weights"):
         for tensor in (*_delegate_tensors(pte), *_outside(pte)):
             found.setdefault((tensor.reader, tensor.key), tensor)
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise ExportError(f"{pte.file} names weights that it does not hold: {error}") from error
     return tuple(found.values())
 
 
@@ -186,7 +182,7 @@ def _table(pte: Pte, kernel: str, given: list[Record]) -> FileTensor:
 
 def _constant(pte: Pte, tensor: Record, restore: Callable[[bytes], bytes] | None) -> Stored:
     kind, shape = tensor["scalar_type"], tuple(tensor["sizes"])
-    nbytes = math.prod(shape) * _ITEM_BYTES[kind]
+    nbytes = tensor_bytes(tensor)
     extra = tensor["extra_tensor_info"]
     if extra and extra["location"]:
         name = extra["fully_qualified_name"]

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporters.damaged_files import one_sentence
 from exporters.errors import ExportError
+from exporters.onnx.model_file import external_place, load_graph
 from exporters.stored_digests import digests_of
+from quant.input_files import open_input
 
 if TYPE_CHECKING:
-    from onnx import TensorProto
+    from onnx import ModelProto, TensorProto
 
 # The part of a weight that an initializer of this exporter holds, by the suffix of its name.
 _PARTS = {
@@ -26,7 +29,7 @@ _PARTS = {
     "": "value",
 }
 # Bits, and how many blocks repeat the one zero point of a row, which the store holds once.
-_REPEATED_ZERO = re.compile(r"\.zero_([248])x([0-9]+)")
+_REPEATED_ZERO = re.compile(r"\.zero_([248])x([0-9]{1,9})")
 _BLOCK = 1 << 20
 
 
@@ -57,7 +60,7 @@ class StoredPart:
             return
         left = self.nbytes
         try:
-            with self.file.open("rb") as stream:
+            with open_input(self.file) as stream:
                 stream.seek(self.offset)
                 while left:
                     block = stream.read(min(_BLOCK, left))
@@ -79,38 +82,38 @@ def read_parts(graph: Path) -> dict[str, Parts]:
     Raises:
         ExportError: the file is no ONNX model, or its external data file is missing or too short.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
+    model = load_graph(graph)
+    with one_sentence(graph, "an ONNX model"):
+        return _parts_of(model, graph)
 
-    try:
-        model = onnx.load(str(graph), load_external_data=False)
-    except (OSError, DecodeError, ValueError) as error:
-        raise ExportError(f"{graph} cannot be read as an ONNX model: {error}") from error
-    weights: dict[str, Parts] = {}
+
+def _parts_of(model: ModelProto, graph: Path) -> dict[str, Parts]:
+    import onnx
+
+    weights: dict[str, dict[str, dict[StoredPart, None]]] = {}
     for tensor in model.graph.initializer:
         weight, found, suffix = tensor.name.partition(".weight")
         repeated = _REPEATED_ZERO.fullmatch(suffix)
         if not found or (suffix not in _PARTS and repeated is None):
             continue
-        stored = _stored(tensor, graph.parent)
+        stored = _stored(tensor, graph)
         if repeated is not None:
             part, stored = "zero_point", _once(stored, int(repeated[1]), int(repeated[2]))
         elif suffix == ".rows" and tensor.data_type != onnx.TensorProto.UINT8:
             part = "value"
         else:
             part = _PARTS[suffix]
-        places = weights.setdefault(weight + ".weight", {}).setdefault(part, [])
-        if stored not in places:
-            places.append(stored)
-    return weights
+        weights.setdefault(weight + ".weight", {}).setdefault(part, {})[stored] = None
+    return {
+        name: {part: list(places) for part, places in parts.items()}
+        for name, parts in weights.items()
+    }
 
 
-def _stored(tensor: TensorProto, folder: Path) -> StoredPart:
+def _stored(tensor: TensorProto, graph: Path) -> StoredPart:
     if not tensor.external_data:
         return StoredPart(tensor.raw_data, None, 0, len(tensor.raw_data))
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    offset, nbytes = int(place.get("offset", 0)), int(place["length"])
-    return StoredPart(b"", folder / place["location"], offset, nbytes)
+    return StoredPart(b"", *external_place(tensor, graph))
 
 
 def _once(stored: StoredPart, bits: int, count: int) -> StoredPart:
@@ -120,6 +123,8 @@ def _once(stored: StoredPart, bits: int, count: int) -> StoredPart:
     """
     data = b"".join(stored.blocks())
     width = -(-count * bits // 8)
+    if width < 1 or len(data) % width:
+        return StoredPart(data, None, 0, len(data))
     once = bytearray()
     for start in range(0, len(data), width):
         zero = data[start] & (1 << bits) - 1
@@ -149,5 +154,8 @@ def stored_digests(*graphs: Path) -> dict[str, str]:
         for name, parts in read_parts(graph).items():
             for part, places in parts.items():
                 known = weights.setdefault(name, {}).setdefault(part, [])
-                known.extend(place for place in places if place not in known)
-    return digests_of(weights)
+                known[:] = dict.fromkeys([*known, *places])
+    files = {*graphs}
+    for weight in weights.values():
+        files |= {each.file for places in weight.values() for each in places if each.file}
+    return digests_of(weights, graphs[0].parent, sum(file.stat().st_size for file in files))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.errors import ExportError
-from exporters.structure import Section
+from exporters.damaged_files import one_sentence
+from exporters.onnx.model_file import external_place, load_graph
+from exporters.structure import Section, count_elements
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -22,7 +22,6 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
         ExportError: a file is no ONNX model.
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
     operators: Counter[tuple[str, str]] = Counter()
     products: Counter[tuple[str, str]] = Counter()
@@ -31,30 +30,28 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
     sizes: Counter[tuple[str, str]] = Counter()
     caches: Counter[tuple[str, str, str]] = Counter()
     for path in graphs:
-        try:
-            graph = onnx.load(str(path), load_external_data=False).graph
-        except (OSError, DecodeError, ValueError) as error:
-            raise ExportError(f"{path} cannot be read as an ONNX model: {error}") from error
-        types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
-        for node in graph.node:
-            operators[path.name, f"{node.domain or 'ai.onnx'}::{node.op_type}"] += 1
-            if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
-                given = {attribute.name: attribute.i for attribute in node.attribute}
-                # Where the graph has no attribute, the operator's default values apply.
-                bits, block = given.get("bits", 4), given.get("block_size", 128)
-                products[path.name, f"{node.op_type}, {bits} bits, blocks of {block}"] += 1
-            if node.op_type == "QGemm":
-                products[path.name, "QGemm, 8 bits, activations too"] += 1
-            if node.op_type == "GroupQueryAttention":
-                for kind, past in zip("kv", node.input[3:5], strict=True):
-                    dtype = onnx.TensorProto.DataType.Name(types[past]).lower()
-                    caches[path.name, dtype, _cache_scales(node, kind)] += 1
-        for tensor in graph.initializer:
-            key = path.name, onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-            tensors[key] += 1
-            elements[key] += math.prod(tensor.dims)
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            sizes[key] += int(place["length"]) if "length" in place else tensor.ByteSize()
+        graph = load_graph(path).graph
+        with one_sentence(path, "an ONNX model"):
+            types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+            for node in graph.node:
+                operators[path.name, f"{node.domain or 'ai.onnx'}::{node.op_type}"] += 1
+                if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+                    given = {attribute.name: attribute.i for attribute in node.attribute}
+                    # Where the graph has no attribute, the operator's default values apply.
+                    bits, block = given.get("bits", 4), given.get("block_size", 128)
+                    products[path.name, f"{node.op_type}, {bits} bits, blocks of {block}"] += 1
+                if node.op_type == "QGemm":
+                    products[path.name, "QGemm, 8 bits, activations too"] += 1
+                if node.op_type == "GroupQueryAttention":
+                    for kind, past in zip("kv", node.input[3:5], strict=True):
+                        dtype = onnx.TensorProto.DataType.Name(types[past]).lower()
+                        caches[path.name, dtype, _cache_scales(node, kind)] += 1
+            for tensor in graph.initializer:
+                key = path.name, onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+                tensors[key] += 1
+                elements[key] += count_elements(tensor.dims)
+                apart = bool(tensor.external_data)
+                sizes[key] += external_place(tensor, path)[2] if apart else tensor.ByteSize()
     return (
         Section(
             "Operators",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -10,10 +11,16 @@ from pathlib import Path
 from quant.errors import QuantizationError
 from quant.formats.activations import NONE, TENSOR, TOKEN, Activation, parse_activation
 from quant.formats.formats import FloatFormat, WeightFormat, parse_format
+from quant.input_files import read_input
 from quant.plans.algorithms import CAST, SIGNED
 from quant.plans.plan import FLOAT32, Assignment, QuantPlan, is_quantized, matrix_shape
+from quant.quoted import quoted
 from quant.suggestion import did_you_mean, nearest
+from quant.yaml_input import YamlError, parse_yaml
 
+LARGEST_RECIPE = 1 << 20
+"""The most bytes of a file of rules; one rule for each weight of a large model takes a tenth."""
+_LONGEST_TEXT = 500
 _ROLES = ("*", "head", "embedding", "linear")
 
 
@@ -141,9 +148,15 @@ class Recipe:
                 )
 
     def _refuse_unused(self, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        # A pattern with stars is less like a name than a name with a typing error is.
-        near = nearest(rule.match, shapes, cutoff=0.3)
-        hint = "" if near is None else f"; did you mean {near!r}?"
+        matched = [name for name in shapes if fnmatchcase(name, rule.match)]
+        if matched:
+            hint = f": put it before the rule that {matched[0]} already has"
+        else:
+            # The number of another layer is not a misspelt one.
+            numbers = set(re.findall(r"\d+", rule.match))
+            alike = [name for name in shapes if numbers <= set(re.findall(r"\d+", name))]
+            near = nearest(rule.match, alike)
+            hint = "" if near is None else f"; did you mean {near!r}?"
         raise QuantizationError(
             f"recipe {self.name}: the rule {rule.match!r} matches no weight that earlier rules "
             f"leave{hint}"
@@ -317,9 +330,16 @@ def _read_recipe(path: Path) -> Recipe:
         if not isinstance(row, dict) or not {"match", "format"} <= set(row) <= fields:
             raise QuantizationError(
                 f"{where} must have match and format, and may have algorithm and activation; "
-                f"found {row!r}"
+                f"found {quoted(row)}"
             )
-        texts = {key: str(value) for key, value in row.items()}
+        texts = {}
+        for key, value in row.items():
+            if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+                raise QuantizationError(
+                    f"{where}: {key} must be a text of at most {_LONGEST_TEXT} characters; found "
+                    f"{quoted(value)}"
+                )
+            texts[key] = value
         try:
             activation = parse_activation(texts.get("activation", NONE))
             rule = Rule(
@@ -333,27 +353,18 @@ def _read_recipe(path: Path) -> Recipe:
 
 
 def _read_rules(path: Path) -> tuple[list[object], str | None]:
-    import yaml
-
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(read_input(path, LARGEST_RECIPE))
     except OSError as error:
         raise QuantizationError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise QuantizationError(f"recipe {path} is not UTF-8 text: {error.reason}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise QuantizationError(
-            f"recipe {path} is not YAML{where} ({problem}): put patterns with a star in quotes, "
-            f"as in {{match: '*', format: int4-g32}}"
-        ) from error
+    except YamlError as error:
+        hint = ": put patterns with a star in quotes, as in {match: '*', format: int4-g32}"
+        raise QuantizationError(f"recipe {path} {error}{hint if error.is_syntax else ''}") from None
     rotation = None
     if isinstance(data, dict) and {"rules"} <= data.keys() <= {"rules", "rotation"}:
         data, rotation = data["rules"], data.get("rotation")
     if rotation is not None and not isinstance(rotation, str):
-        raise QuantizationError(f"recipe {path}: rotation must be a name, found {rotation!r}")
+        raise QuantizationError(f"recipe {path}: rotation must be a name, found {quoted(rotation)}")
     if not isinstance(data, list) or not data:
         raise QuantizationError(
             f"recipe {path} must be a list of rules, or a mapping with that list under the key "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_a_real_one_reads_back_equal(build, openelm_config, tmp_path):
         ("\ufeff\x00", "cannot be read: "),
         ("[]", "has schema version None; this EdgeForge reads 1: export the model again"),
         ('{"schema_version": 2}', "has schema version 2; this EdgeForge reads 1"),
-        ('{"schema_version": 1}', "is not a manifest: it has no field 'source'"),
+        ('{"schema_version": 1}', "is not a manifest: it has no field 'target'"),
         ('{"schema_version": 1, "files": [], "weights": {}, "notes": []}', "is not a manifest: "),
         ('{"schema_version": 1, "files": {"a": {}}, "weights": {}, "notes": []}', "not a manifest"),
         ('{"schema_version": 1, "files": {}, "weights": {}, "notes": []}', "is not a manifest: "),
@@ -166,3 +167,72 @@ def test_a_value_of_the_wrong_kind_is_refused_in_one_sentence(tmp_path, place, v
     with pytest.raises(ExportError, match="is not a manifest: ") as caught:
         Manifest.read(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("target",), 3, "target is 3, not a text"),
+        (("entry",), "../model.onnx", "it names the file '../model.onnx', which is not in its"),
+        (("entry",), "/etc/passwd", "which is not in its folder"),
+        (("files",), {"../../x": {"size": 1, "sha256": ""}}, "which is not in its folder"),
+        (("files",), {"a\0b": {"size": 1, "sha256": ""}}, "which is not in its folder"),
+        (("files",), {"a": {"size": -1, "sha256": ""}}, "size is -1"),
+        (("context",), 0, "context is 0"),
+        (("context",), 2**63, "context is 9223372036854775808"),
+        (("context",), True, "context is True"),
+        (("bits_per_weight",), "4", "bits_per_weight is '4', not a number"),
+        (("inputs",), {"a": 1}, "a is 1, not a text"),
+        (("outputs",), [], "outputs is [], not a table"),
+        (("states",), {"a": None}, "a is None, not a text"),
+        (("tools",), {"a": []}, "a is [], not a text"),
+        (("notes",), "note", "notes is 'note', not a list of texts"),
+        (("notes",), [1], "notes is [1], not a list of texts"),
+        (("options",), [], "options is [], not a table"),
+        (("structure",), 1, "structure is 1, not a table"),
+        (("schema_version",), True, "has schema version True"),
+        (("weights",), {"w": {"shape": [2**62, 4]}}, "which no weight can have"),
+        (("weights",), {"w": {"shape": [-1]}}, "shape is [-1], which it cannot be"),
+        (("calibration",), {"tokens": 0, "length": 1, "seed": 0}, "tokens is 0"),
+        (("extra" * 100,), 1, "it has the unknown field 'extraextra"),
+        (("source", "model"), ["x" * 100] * 10_000, "not a text"),
+    ],
+)
+def test_a_field_of_another_kind_is_named(folder, place, value, words):
+    data = json.loads((folder / MANIFEST).read_text())
+    where = data
+    for key in place[:-1]:
+        where = where[key]
+    where[place[-1]] = value
+    (folder / MANIFEST).write_text(json.dumps(data))
+    with pytest.raises(ExportError) as caught:
+        Manifest.read(folder)
+    assert words in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "is nested too deep"),
+        ('{"schema_version": ' + "9" * 5000 + "}", "a whole number has 5000 digits"),
+        ('{"context": NaN}', "NaN is not JSON"),
+        ('{"target": "a", "target": "b"}', "the key 'target' occurs twice"),
+        ('{"target": "\\ud800"}', "half of a surrogate pair"),
+    ],
+)
+def test_a_hostile_manifest_is_refused(tmp_path, text, words):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(ExportError, match=words):
+        Manifest.read(tmp_path)
+
+
+def test_a_manifest_and_files_that_are_no_files(folder):
+    manifest = Manifest.read(folder)
+    (folder / "model.onnx").unlink()
+    os.mkfifo(folder / "model.onnx")
+    words = "model.onnx cannot be read: it is a named pipe, and EdgeForge reads regular files only"
+    assert check_files(folder, manifest) == [words]
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).symlink_to("/dev/zero")
+    with pytest.raises(ExportError, match="it is a device"):
+        Manifest.read(folder)

@@ -6,9 +6,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from device_harness.coreml_interpreter.limits import most_iterations
+from device_harness.coreml_interpreter.limits import count_iteration
 from device_harness.coreml_interpreter.ops.kinds import Blocks, Operation, Tensors
-from device_harness.errors import DeviceError
 
 
 def cond(pred: bool, blocks: Blocks) -> tuple[Tensor, ...]:
@@ -19,14 +18,10 @@ def cond(pred: bool, blocks: Blocks) -> tuple[Tensor, ...]:
 def while_loop(loop_vars: Tensors, blocks: Blocks) -> tuple[Tensor, ...]:
     """Runs the second block on its own outputs as long as the first block gives true."""
     values: list[Any] = list(loop_vars)
-    for _ in range(most_iterations()):
-        if not bool(blocks[0](values)[0]):
-            return tuple(values)
+    while bool(blocks[0](values)[0]):
+        count_iteration()
         values = blocks[1](values)
-    raise DeviceError(
-        f"the loop did not end within {most_iterations()} iterations: raise Limits.iterations if "
-        f"the loop is meant to run longer"
-    )
+    return tuple(values)
 
 
 OPS: Final[dict[str, Operation]] = {"cond": cond, "while_loop": while_loop}

@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from device_harness.coreml_interpreter.limits import check_broadcast
 from device_harness.coreml_interpreter.ops.kinds import Operation
 from device_harness.coreml_interpreter.values import STORAGE
 from device_harness.errors import DeviceError
@@ -15,6 +16,7 @@ from device_harness.errors import DeviceError
 
 def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Operation:
     def apply(x: Tensor, y: Tensor) -> Tensor:
+        check_broadcast(x, y)
         return function(x, y)
 
     return apply
@@ -29,11 +31,13 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Operation:
 
 def floor_div(x: Tensor, y: Tensor) -> Tensor:
     """The quotient, rounded towards negative infinity."""
+    check_broadcast(x, y)
     return torch.floor_divide(x, y)
 
 
 def clip(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """The values clipped to the range from ``alpha`` to ``beta``."""
+    check_broadcast(x, alpha, beta)
     return torch.minimum(torch.maximum(x, alpha), beta)
 
 
@@ -54,6 +58,7 @@ def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
 
 def threshold(x: Tensor, alpha: Tensor) -> Tensor:
     """The larger of ``x`` and ``alpha``."""
+    check_broadcast(x, alpha)
     return torch.maximum(x, alpha)
 
 
@@ -70,6 +75,7 @@ def cast(x: Tensor, dtype: str) -> Tensor:
 
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """``a`` where ``cond`` holds, ``b`` elsewhere."""
+    check_broadcast(cond, a, b)
     return torch.where(cond, a, b)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from device_harness.coreml_interpreter.limits import check_broadcast
 from device_harness.coreml_interpreter.ops.kinds import Operation, Tensors
 from device_harness.coreml_interpreter.weights import Weight
 
@@ -28,6 +29,9 @@ def matmul(x: Tensor, y: Weight, transpose_x: bool = False, transpose_y: bool = 
     if transpose_y and len(y.shape) == 2 and x.dim() > 1:
         return y.linear(x)
     other = y.tensor()
+    if x.dim() > 1 and other.dim() > 1:
+        width = other.shape[-2] if transpose_y else other.shape[-1]
+        check_broadcast(x[..., :1].expand(*x.shape[:-1], width), other[..., :1, :1])
     return torch.matmul(x, other.transpose(-1, -2) if transpose_y and other.dim() > 1 else other)
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from device_harness.coreml_interpreter.ops.kinds import Ints, Operation
 from device_harness.coreml_interpreter.values import STORAGE
+from device_harness.errors import DeviceError
+
+_INDICES: Final = ("int32", "uint16")
 
 
 def _reduction(function: Callable[[Tensor, Ints, bool], Tensor]) -> Operation:
@@ -34,14 +37,26 @@ def _sum(x: Tensor, axes: Ints, keep: bool) -> Tensor:
     return x.sum(axes, keep, dtype=x.dtype)
 
 
-def reduce_argmax(x: Tensor, axis: int = -1, keep_dims: bool = False) -> Tensor:
-    """The index of the first largest element along ``axis``."""
-    return x.argmax(axis, keep_dims)
+def reduce_argmax(
+    x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
+) -> Tensor:
+    """The index of the first largest element along ``axis``, as int32 or uint16."""
+    return _indices(x.argmax(axis, keep_dims), output_dtype)
 
 
-def reduce_argmin(x: Tensor, axis: int = -1, keep_dims: bool = False) -> Tensor:
-    """The index of the first smallest element along ``axis``."""
-    return x.argmin(axis, keep_dims)
+def reduce_argmin(
+    x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
+) -> Tensor:
+    """The index of the first smallest element along ``axis``, as int32 or uint16."""
+    return _indices(x.argmin(axis, keep_dims), output_dtype)
+
+
+def _indices(found: Tensor, dtype: str) -> Tensor:
+    if dtype not in _INDICES:
+        raise DeviceError(f"indices cannot be {dtype}; they can be {' or '.join(_INDICES)}")
+    if dtype == "uint16" and found.numel() and int(found.max()) > 0xFFFF:
+        raise DeviceError(f"an index is {int(found.max())}, which uint16 does not hold")
+    return found.to(STORAGE[dtype])
 
 
 def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
@@ -75,7 +90,7 @@ def topk(
     if k == -1:
         k = x.shape[axis]
     values, order = values.narrow(axis, 0, k), order.narrow(axis, 0, k)
-    return (values, order.to(STORAGE[output_indices_dtype])) if return_indices else (values,)
+    return (values, _indices(order, output_indices_dtype)) if return_indices else (values,)
 
 
 OPS: Final[dict[str, Operation]] = {

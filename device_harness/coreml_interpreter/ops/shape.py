@@ -72,7 +72,11 @@ def identity(x: Tensor) -> Tensor:
 
 
 def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
-    """Joins tensors along ``axis``; ``interleave`` takes one element of each in turn."""
+    """Joins tensors along ``axis``; ``interleave`` takes one element of each in turn.
+
+    Scalars join to a tensor of one dimension.
+    """
+    values = [value.reshape(1) if value.dim() == 0 else value for value in values]
     if interleave:
         return torch.stack(values, axis % values[0].dim() + 1).flatten(
             axis % values[0].dim(), axis % values[0].dim() + 1

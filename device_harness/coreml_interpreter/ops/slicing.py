@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from device_harness.coreml_interpreter.limits import check_shape
 from device_harness.coreml_interpreter.ops.kinds import Ints, Operation
 from device_harness.coreml_interpreter.weights import Weight
 from device_harness.errors import DeviceError
@@ -154,6 +155,7 @@ def gather(
     """
     del validate_indices
     at = axis % len(x.shape)
+    check_shape((*x.shape[:at], *indices.shape[batch_dims:], *x.shape[at + 1 :]))
     places = _positive(indices, x.shape[at])
     if batch_dims == 0:
         if at == 0:
@@ -180,6 +182,7 @@ def gather_along_axis(
     at = axis % x.dim()
     places = _positive(indices, x.shape[at])
     shape = [max(a, b) for a, b in zip(x.shape, places.shape, strict=True)]
+    check_shape((*shape[:at], places.shape[at], *shape[at + 1 :]))
     return torch.gather(
         x.expand([*shape[:at], x.shape[at], *shape[at + 1 :]]),
         at,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.errors import CheckpointError
+from quant.quoted import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +107,7 @@ def read_width(reader: ConfigReader, bits_field: str, group_field: str) -> tuple
         if size >= 2 and size % 2 == 0:
             return (4 if bits == 4 else 8), size
     raise CheckpointError(
-        f"{reader.where}: {group_field} is {size!r}, neither -1 nor an even number of columns"
+        f"{reader.where}: {group_field} is {quoted(size)}, neither -1 nor an even number of columns"
     )
 
 

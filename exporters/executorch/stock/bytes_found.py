@@ -18,11 +18,13 @@ import torch
 
 from exporters.errors import ExportError
 from quant.formats.formats import IntFormat
+from quant.input_files import open_input
 from quant.store.store import WeightStore, weight_digest
 
 _BFLOAT16, _FLOAT16, _FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 
 _ROUNDED: Final = "values in float16"
+_MOST_OFTEN: Final = 64  # how often the bytes of a file may be read, all together
 _UNLIKELY: Final = 64  # this many bytes do not occur elsewhere in a file by chance
 
 Layout = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[bytes, int], bytes]]
@@ -132,11 +134,22 @@ def digests_of_bytes(
             digest from here, if its rounded values are still those that were written.
     """
     found: dict[str, str] = {}
-    with program.open("rb") as stream:
+    with open_input(program) as stream:
+        size = stream.seek(0, 2)
+        left = _MOST_OFTEN * size
 
         def read(place: Place) -> bytes:
-            stream.seek(int(str(place["offset"])))
-            return stream.read(int(str(place["nbytes"])))
+            nonlocal left
+            offset, nbytes = place["offset"], place["nbytes"]
+            if not (isinstance(offset, int) and isinstance(nbytes, int)):
+                raise TypeError("a place is no number of bytes")
+            if min(offset, nbytes) < 0 or offset + nbytes > size:
+                raise ValueError(f"a part of a weight lies past the end of {program.name}")
+            left -= nbytes
+            if left < 0:
+                raise ValueError(f"the parts of weights take far more bytes than {program.name}")
+            stream.seek(offset)
+            return stream.read(nbytes)
 
         for name, parts in places.items():
             seen: set[str] = set()

@@ -11,20 +11,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
+from exporters.damaged_files import one_sentence
 from exporters.errors import ExportError
 from exporters.executorch.backends import XNNPACK
 from exporters.executorch.blobs import narrow_to_bfloat16
 from exporters.executorch.reader import read_pte
 from exporters.executorch.stock.bytes_found import digests_of_bytes, find_bytes
 from exporters.executorch.tensors import FileTensor, file_tensors
+from quant.input_files import read_input
+from quant.json_input import JsonError, parse_json
+from quant.quoted import quoted
 from quant.store.store import WeightStore, weight_digest
 
 NAMES: Final = "weight_names.json"
 _VERSION = 1
+_LARGEST_NAMES: Final = 64 << 20
 
 
 def write_names(program: Path, store: WeightStore, backend: str) -> None:
@@ -94,12 +99,15 @@ def stored_digests(program: Path) -> dict[str, str]:
     """
     path = program.parent / NAMES
     found: dict[str, dict[str, None]] = {}
-    try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
+    with one_sentence(path, "names of weights"):
+        try:
+            noted: Any = parse_json(read_input(path, _LARGEST_NAMES))
+        except JsonError as error:
+            raise ExportError(f"{path} cannot be read: it {error}") from None
         if noted["version"] != _VERSION:
             raise ExportError(
-                f"{path} has version {noted['version']!r}; this EdgeForge reads {_VERSION}: export "
-                f"the model again"
+                f"{path} has version {quoted(noted['version'])}; this EdgeForge reads {_VERSION}: "
+                f"export the model again"
             )
         if "bytes" in noted:
             given = (noted["bytes"], noted["rows"], noted["digests"])
@@ -114,10 +122,6 @@ def stored_digests(program: Path) -> dict[str, str]:
         for place in places.values():  # the program does not hold these tensors any more
             for name in place["weights"]:
                 found.setdefault(name, {})["nothing"] = None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        if isinstance(error, ExportError):
-            raise
-        raise ExportError(f"{path} cannot be read: {error}") from error
     return {name: " or ".join(sorted(digests)) for name, digests in found.items()}
 
 

@@ -187,6 +187,110 @@ def test_loops_and_their_limit(tmp_path: Path) -> None:
         opened(package, limits=Limits(iterations=4)).run({"x": [1.5], "limit": [5]})
 
 
+def test_the_loops_of_a_call_share_their_iterations(tmp_path: Path) -> None:
+    package = of_function(tmp_path / "p.mlpackage", loop)
+    hoist(package)
+    again(package)
+    interpreter = opened(package, limits=Limits(iterations=7))
+    with pytest.raises(DeviceError, match=r"did not end within 7 iterations"):
+        interpreter.run({"x": [1.5], "limit": [4]})
+    assert interpreter.run({"x": [1.5], "limit": [3]})["count"] == [3]
+
+
+def again(package: Path) -> None:
+    """Runs the loop of a package twice, each time on the same values."""
+    from exporters.coreml.schema import messages
+
+    path = package / "Data/com.apple.CoreML/model.mlmodel"
+    model = messages()["Model"].FromString(path.read_bytes())
+    (block,) = model.mlProgram.functions["main"].block_specializations.values()
+    (found,) = [each for each in block.operations if each.type == "while_loop"]
+    copy = block.operations.add()
+    copy.CopyFrom(found)
+    for output in copy.outputs:
+        output.name += "_again"
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def test_the_memory_of_a_call_and_its_work_have_bounds(tmp_path: Path) -> None:
+    def build(f: FunctionBuilder) -> list[Value]:
+        x = f.input("x", "fp32", (1000,))
+        return [f.call("square", f"y{i}", "fp32", (1000,), x=x) for i in range(5)]
+
+    def chain(f: FunctionBuilder) -> Value:
+        x = f.input("x", "fp32", (1000,))
+        for i in range(5):
+            x = f.call("square", f"y{i}", "fp32", (1000,), x=x)
+        return x
+
+    def views(f: FunctionBuilder) -> list[Value]:
+        x = f.call("square", "s", "fp32", (1000,), x=f.input("x", "fp32", (1000,)))
+        return [f.call("reshape", f"y{i}", "fp32", (10, 100), x=x, shape=(10, 100)) for i in (1, 2)]
+
+    x = {"x": np.ones(1000, np.float32)}
+    wide, long, seen = (
+        of_function(tmp_path / f"{made.__name__}.mlpackage", made) for made in (build, chain, views)
+    )
+    with pytest.raises(DeviceError, match=r"values of the call take 20000 bytes at one time"):
+        opened(wide, limits=Limits(memory=19_999)).run(x)
+    assert len(opened(wide, limits=Limits(memory=20_000)).run(x)) == 5
+    assert opened(long, limits=Limits(memory=8_000)).run(x)["y4"][0] == 1  # what is used is freed
+    assert len(opened(seen, limits=Limits(memory=4_000)).run(x)) == 2  # views take no memory
+    with pytest.raises(DeviceError, match=r"makes more than 4999 elements"):
+        opened(long, limits=Limits(work=4_999)).run(x)
+    assert opened(long, limits=Limits(work=5_000)).run(x)["y4"][0] == 1
+
+
+def test_states_have_a_bound_together(tmp_path: Path) -> None:
+    def build(f: FunctionBuilder) -> list[Value]:
+        states = [f.state(name, (1000,)) for name in ("a", "b")]
+        return [
+            f.call("read_state", f"r{i}", "fp16", (1000,), input=s) for i, s in enumerate(states)
+        ]
+
+    package = of_function(tmp_path / "p.mlpackage", build)
+    with pytest.raises(DeviceError, match=r"the states take 8000 bytes together"):
+        opened(package, limits=Limits(memory=7_999)).make_states()
+    assert len(opened(package, limits=Limits(memory=8_000)).make_states()) == 2
+    huge = Limits(elements=999)
+    with pytest.raises(DeviceError, match=r"more elements than the 999"):
+        opened(package, limits=huge).make_states()
+
+
+def test_a_broadcast_is_checked_before_it_is_made(tmp_path: Path) -> None:
+    def build(f: FunctionBuilder) -> list[Value]:
+        x = f.input("x", "fp32", (-1, 1))
+        return [
+            f.call(kind, kind, "fp32", (-1, -1), x=x, y=f.input(kind + "y", "fp32", (1, -1)))
+            for kind in ("add", "matmul")
+        ]
+
+    package = of_function(tmp_path / "p.mlpackage", build)
+    x, y = np.ones((4000, 1), np.float32), np.ones((1, 4000), np.float32)
+    few = {"x": x[:3], "addy": y[:, :3], "matmuly": y[:, :3]}
+    limits = Limits(elements=1 << 20)
+    assert opened(package, limits=limits).run(few)["add"].shape == (3, 3)
+    for name in ("addy", "matmuly"):
+        with pytest.raises(DeviceError, match=r"shape \[4000, 4000\] has more elements"):
+            opened(package, limits=limits).run({**few, "x": x, name: y})
+
+
+def test_scalars_join_and_indices_have_the_type_asked_for(tmp_path: Path) -> None:
+    def build(f: FunctionBuilder) -> list[Value]:
+        x, y = f.input("x", "fp32", ()), f.input("y", "fp32", ())
+        joined = f.call("concat", "joined", "fp32", (2,), values=[x, y], axis=0)
+        kinds = {"most": "reduce_argmax", "least": "reduce_argmin"}
+        return [joined] + [
+            f.call(kind, name, "uint16", (), x=joined, axis=0, output_dtype="uint16")
+            for name, kind in kinds.items()
+        ]
+
+    found = opened(of_function(tmp_path / "p.mlpackage", build)).run({"x": 2.0, "y": 3.0})
+    assert found["joined"].tolist() == [2.0, 3.0]
+    assert (found["most"], found["least"]) == (1, 0)
+    assert found["most"].dtype == np.uint16
+
+
 @pytest.mark.parametrize("taken", [False, True])
 def test_branches(tmp_path: Path, taken: bool) -> None:
     def build(f: FunctionBuilder) -> list[Value]:

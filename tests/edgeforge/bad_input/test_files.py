@@ -77,6 +77,30 @@ def test_a_config_that_is_no_json_object_is_refused(checkpoint, export, content)
     export(checkpoint, CHECKPOINT, "config.json")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("model_type", "x" * 10**6, "has the model_type 'xxx"),
+        ("model_type", ["a"] * 10**5, "has the model_type ['a'"),
+        ("x" * 10**6, 1, "sets 'xxx"),
+        ("mystery", [["a"] * 1000] * 100, "sets 'mystery' to [["),
+        ("eos_token_id", ["x" * 10**6], "eos_token_id is 'xxx"),
+        ("quantization_config", {"quant_method": ["gptq"]}, "by the quant_method ['gptq']"),
+        ("quantization_config", {"quant_method": {"a": 1}}, "by the quant_method {'a': 1}"),
+    ],
+)
+def test_what_a_config_says_is_quoted_in_short(checkpoint, export, field, value, words):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, field: value}))
+    assert len(export(checkpoint, CHECKPOINT, words)) < 1000
+
+
+def test_a_field_with_two_values_is_refused(checkpoint, export):
+    text = (checkpoint / "config.json").read_text()
+    (checkpoint / "config.json").write_text(text.replace("{", '{"vocab_size": 7, ', 1))
+    export(checkpoint, CHECKPOINT, "the key 'vocab_size' occurs twice, with different values")
+
+
 def test_no_config_is_refused(checkpoint, export):
     (checkpoint / "config.json").unlink()
     export(checkpoint, CHECKPOINT, "config.json is missing")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,17 @@ def test_outputs_are_written_and_compared(run, package, inputs, tmp_path):
     assert told["differences"][0]["same_argmax"] == 1
 
 
+def test_outputs_that_are_not_finite_are_counted(run, package, tmp_path):
+    far = X.astype(np.float32)
+    far[0] *= 1e5
+    np.savez(tmp_path / "far.npz", x=far)
+    call = (package, "--inputs", tmp_path / "far.npz")
+    assert json.loads(run(*call, "--json").out)["outputs"]["y"]["not_finite"] == 6
+    assert ", 6 values NaN or infinite" in run(*call).out
+    told = json.loads(run(*call, "--json", "--precision", "fp32").out)
+    assert told["outputs"]["y"]["not_finite"] == 0
+
+
 def test_what_is_not_a_number_is_no_agreement(run, package, inputs, tmp_path):
     np.savez(tmp_path / "nan.npz", y=np.full((2, 6), np.nan))
     done = run(package, "--inputs", inputs, "--compare", tmp_path / "nan.npz", "--tolerance", 1)
@@ -104,6 +117,24 @@ def test_what_is_refused(run, package, inputs, tmp_path, arguments, code, words)
     assert words in done.err and done.err.count("\n") == 1
 
 
+def test_outputs_replace_nothing_that_is_read(run, package, inputs, tmp_path):
+    other, before = tmp_path / "y.npz", inputs.read_bytes()
+    np.savez(other, y=X)
+    (tmp_path / "link.npz").symlink_to("x.npz")
+    both = ("--inputs", inputs, "--inputs", inputs)
+    for arguments, words in (
+        (("--inputs", inputs, "--outputs", inputs), "is the inputs"),
+        (("--inputs", inputs, "--outputs", tmp_path / "link.npz"), "is the inputs"),
+        (("--inputs", inputs, "--outputs", other, "--compare", other), "is the file to compare"),
+        (("--inputs", inputs, "--outputs", package / "y.npz"), "lies in the package"),
+        ((*both, "--outputs", other, "--outputs", other), "is another call's --outputs"),
+    ):
+        done = run(package, *arguments)
+        assert done.code == 2 and words in done.err and done.err.count("\n") == 1
+    assert inputs.read_bytes() == before and not (package / "y.npz").exists()
+    assert run(package, "--inputs", inputs, "--outputs", tmp_path).code == 2
+
+
 def test_a_package_that_is_none(run, tmp_path):
     done = run(tmp_path)
     assert done.code == 5 and "is no Core ML package" in done.err
@@ -124,3 +155,49 @@ def test_the_documentation_lists_what_the_interpreter_runs():
         groups.setdefault(group, []).append(f"`{name}`")
     for group, names in groups.items():
         assert rows[group] == f"| {group} | {', '.join(names)} |"
+
+
+def npy(shape: str, data: bytes = b"") -> bytes:
+    """An array's file with a header that says this shape."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + data
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (npy("(1099511627776,)"), "claims float32(1099511627776,) in "),
+        (npy("(-1,)"), "is not an .npz file of numbers"),
+        (npy("(200,)", bytes(4)), "claims float32(200,) in "),
+        (npy("(" + "9" * 4000 + ",)").replace(b"\n", b""), "is not an .npz file of numbers"),
+        (b"no array", "is not an .npz file of numbers"),
+    ],
+)
+def test_arrays_that_claim_more_than_they_hold(run, package, tmp_path, content, words):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", content)
+    done = run(package, "--inputs", tmp_path / "x.npz")
+    assert done.code == 2 and done.err.count("\n") == 1 and len(done.err) < 600
+    assert "is not an .npz file of numbers" in done.err and words in done.err
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused(run, package, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgeforge.cli.arrays_file.MOST_BYTES", 1 << 20)
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros(1 << 20, np.float32))
+    done = run(package, "--inputs", tmp_path / "x.npz")
+    assert done.code == 2 and "claims arrays of 4194432 bytes in all; at most" in done.err
+
+
+def test_results_that_are_no_numbers_are_null_in_json(run, package, inputs, tmp_path):
+    """JSON has no NaN: a parser that keeps to the standard must read what is printed."""
+
+    def strict(text: str) -> None:
+        raise AssertionError(f"{text} is not JSON")
+
+    np.savez(tmp_path / "nan.npz", x=np.full((2, 8), np.nan, np.float16))
+    done = run(package, "--inputs", tmp_path / "nan.npz", "--json")
+    told = json.loads(done.out, parse_constant=strict)["outputs"]["y"]
+    assert (told["least"], told["largest"]) == (None, None)
+    np.savez(tmp_path / "y.npz", y=np.full((2, 6), np.inf))
+    done = run(package, "--inputs", inputs, "--compare", tmp_path / "y.npz", "--json")
+    assert json.loads(done.out, parse_constant=strict)["differences"][0]["largest"] is None

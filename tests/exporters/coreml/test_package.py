@@ -269,3 +269,67 @@ def test_mutated_packages_are_read_or_refused(package: Path, original: Path, dat
         interpreter.run(given_inputs, states=interpreter.make_states())
     except (ExportError, DeviceError) as error:
         assert str(error)
+
+
+def altered(package: Path, change: Any) -> Path:
+    model = messages()["Model"].FromString((package / MODEL).read_bytes())
+    change(model)
+    (package / MODEL).write_bytes(model.SerializeToString(deterministic=True))
+    return package
+
+
+def test_images_tell_their_layout_and_their_sizes(package: Path) -> None:
+    def change(model: Any) -> None:
+        (described,) = model.description.functions
+        for name, number in (("r", 20), ("b", 30), ("g", 10), ("x", 77)):
+            image = described.output.add(name=name).type.imageType
+            image.width, image.height, image.colorSpace = 4, 3, number
+        sizes = described.output[0].type.imageType.enumeratedSizes.sizes
+        sizes.add(width=4, height=3)
+        sizes.add(width=8, height=6)
+        free = described.output[1].type.imageType.imageSizeRange
+        free.heightRange.lowerBound, free.heightRange.upperBound = 1, 9
+        free.widthRange.lowerBound, free.widthRange.upperBound = 2, -1
+
+    told = [str(each) for each in open_package(altered(package, change)).interface().outputs]
+    assert told == [
+        "RGB image[3, 4], or [6, 8]",
+        "BGR image[3, 4] of 1 to 9 x 2 to any",
+        "grayscale image[3, 4]",
+        "layout 77 image[3, 4]",
+    ]
+
+
+def test_the_default_shape_is_told_once(package: Path) -> None:
+    def change(model: Any) -> None:
+        array = model.description.functions[0].input[0].type.multiArrayType
+        for shape in ((2, 8), (4, 8)):
+            array.enumeratedShapes.shapes.add(shape=shape)
+
+    (told,) = open_package(altered(package, change)).interface().inputs
+    assert str(told) == "fp16[2, 8], or [4, 8]"
+    assert told.shapes == ((2, 8), (4, 8))
+
+
+@pytest.mark.parametrize("each", [1 << 31, (1 << 25) + 1])
+def test_one_value_for_a_whole_tensor_has_a_bound(package: Path, each: int) -> None:
+    """The bound holds for all constants together: two of half its size are too many as well."""
+    opened = open_package(package)
+    value = messages()["Value"]()
+    value.type.tensorType.dataType = 10
+    value.type.tensorType.dimensions.add().constant.size = each
+    value.immediateValue.tensor.floats.values.append(0.5)
+    with pytest.raises(ExportError, match="one value stand for"):
+        for _ in range(2):
+            read_constant(opened, value, "it")
+
+
+def test_one_value_stands_for_a_tensor(package: Path) -> None:
+    value = messages()["Value"]()
+    value.type.tensorType.dataType = 10
+    for size in (2, 3):
+        value.type.tensorType.dimensions.add().constant.size = size
+    value.immediateValue.tensor.floats.values.append(0.5)
+    found = read_constant(open_package(package), value, "it")
+    assert found.data.dtype == np.float16
+    assert found.data.tolist() == [[0.5] * 3] * 2

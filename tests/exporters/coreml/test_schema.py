@@ -20,6 +20,9 @@ THEIRS = {
     "Shape": "ArrayFeatureType.Shape",
     "EnumeratedShapes": "ArrayFeatureType.EnumeratedShapes",
     "ShapeRange": "ArrayFeatureType.ShapeRange",
+    "ImageSize": "ImageFeatureType.ImageSize",
+    "EnumeratedImageSizes": "ImageFeatureType.EnumeratedImageSizes",
+    "ImageSizeRange": "ImageFeatureType.ImageSizeRange",
     **{
         name: f"TensorValue.Repeated{name}"
         for name in ("Floats", "Doubles", "Ints", "LongInts", "Bools", "Strings", "Bytes")
@@ -72,8 +75,7 @@ def test_fields_are_those_of_coremltools(apple, name):
             assert field.message_type.GetOptions().map_entry == (
                 other.message_type.GetOptions().map_entry
             )
-    read = {"Model", "ImageFeatureType"}  # of these only what is used here
-    if name not in read:
+    if name != "Model":  # of which only what is used is here
         assert {f.number for f in ours.fields} == set(by_number)
 
 
@@ -91,6 +93,12 @@ def test_enumerations_are_those_of_coremltools(apple):
     for value in arrays.values:
         if value.number:
             assert schema.ARRAY_TYPES[wanted[value.name]] == value.number
+    layouts = find(apple, "ImageFeatureType").enum_types_by_name["ColorSpace"].values
+    words = {"INVALID_COLOR_SPACE": None, "GRAYSCALE_FLOAT16": "float16 grayscale"}
+    for value in layouts:
+        told = schema.IMAGE_LAYOUTS.get(value.number)
+        wanted_words = words.get(value.name, value.name)
+        assert (told or "").lower() == (wanted_words or "").lower()
 
 
 def test_what_coremltools_wrote_is_read_and_written_alike():

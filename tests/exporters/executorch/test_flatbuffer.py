@@ -9,6 +9,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+import flatbuffers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -180,3 +181,25 @@ def test_another_format_is_told_by_its_identifier():
     data = XNNPACK.encode(Record("XNNGraph", {"version": "0"}))
     with pytest.raises(ValueError, match=r"it begins with b'XN01', not b'ET12'"):
         PROGRAM.decode(data, "Program")
+
+
+def test_tables_that_refer_to_each_other_again_and_again_are_refused():
+    """A kilobyte stands for 40 to the 7th tables, each of which would be decoded."""
+    width, levels = 40, 7
+    schema = Schema("table Root: many:[Root]", b"ROOT")
+    builder = flatbuffers.Builder(1024)
+    builder.StartObject(1)
+    table = builder.EndObject()
+    for _ in range(levels):
+        builder.StartVector(4, width, 4)
+        for _ in range(width):
+            builder.PrependUOffsetTRelative(table)
+        vector = builder.EndVector()
+        builder.StartObject(1)
+        builder.PrependUOffsetTRelativeSlot(0, vector, 0)
+        table = builder.EndObject()
+    builder.Finish(table, file_identifier=b"ROOT")
+    data = bytes(builder.Output())
+    assert len(data) < 2000
+    with pytest.raises(ValueError, match="refer to each other too often"):
+        schema.decode(data, "Root")

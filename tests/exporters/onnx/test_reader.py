@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from exporters.errors import ExportError
 from exporters.onnx.reader import stored_digests
+from exporters.onnx.structure import structure_of
 from exporters.registry import find_target
 
 DIMS = {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 1}
@@ -115,3 +117,102 @@ def test_what_is_no_model_is_refused(tmp_path, content):
         assert stored_digests(path) == {}  # an empty file is an empty model to protobuf
     with pytest.raises(ExportError, match=r"absent\.onnx cannot be read"):
         stored_digests(tmp_path / "absent.onnx")
+
+
+def small_model(folder: Path, dims: tuple[int, ...] = (4, 2), **place: str) -> Path:
+    """A graph whose only tensor is a weight in an external file of 64 bytes."""
+    (folder / "w.data").write_bytes(bytes(range(64)))
+    data = {"location": "w.data", "offset": "0", "length": "32", **place}
+    tensor = onnx.TensorProto(name="a.weight", dims=dims, data_type=onnx.TensorProto.FLOAT)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in data.items():
+        if value:
+            tensor.external_data.add(key=key, value=value)
+    model = onnx.ModelProto()
+    model.graph.initializer.append(tensor)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder / "model.onnx"
+
+
+def test_a_small_model_is_read(tmp_path):
+    assert len(stored_digests(small_model(tmp_path))["a.weight"]) == 32
+    assert stored_digests(small_model(tmp_path, offset="")) == stored_digests(
+        small_model(tmp_path, offset="0")
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ({"location": "/etc/passwd"}, "outside its folder: only data beside the graph is read"),
+        ({"location": "../w.data"}, "outside its folder"),
+        ({"location": "a/../../w.data"}, "outside its folder"),
+        ({"location": ""}, "outside its folder"),
+        ({"location": "none"}, "none cannot be read: No such file"),
+        ({"location": "out"}, "out, which links out of its folder"),
+        ({"location": "pipe"}, "it is a named pipe"),
+        ({"location": "zero"}, "it is a device"),
+        ({"offset": "40"}, "w.data is 8 bytes too short"),
+        ({"length": str(2**63)}, "w.data is 9223372036854775744 bytes too short"),
+        ({"offset": str(2**63)}, "bytes too short"),
+        ({"offset": "-1"}, "external data of the offset '-1', which is none"),
+        ({"length": "-1"}, "external data of the length '-1', which is none"),
+        ({"length": ""}, "external data of the length '', which is none"),
+        ({"length": "9" * 5000}, "external data of the length '999"),
+        ({"length": "\u0663"}, "which is none"),
+        ({"length": "3.5"}, "which is none"),
+    ],
+)
+def test_external_data_that_is_not_there_is_refused(tmp_path, place, words):
+    (tmp_path / "w.data").write_bytes(b"outside")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "out").symlink_to("../w.data")
+    (folder / "zero").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe")
+    model = small_model(folder, **place)
+    for read in (stored_digests, lambda path: structure_of([path])):
+        with pytest.raises(ExportError) as caught:
+            read(model)
+        assert words in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_tensor_that_no_memory_could_hold_is_refused(tmp_path):
+    model = small_model(tmp_path, dims=(2**62, 2**62, 2**62))
+    with pytest.raises(ExportError, match="which none can have"):
+        structure_of([model])
+
+
+def test_weights_that_name_a_file_again_and_again_are_refused(tmp_path):
+    model = onnx.ModelProto.FromString(small_model(tmp_path).read_bytes())
+    (tmp_path / "w.data").write_bytes(bytes(1 << 20))
+    (first,) = model.graph.initializer
+    for number in range(100):
+        copy = model.graph.initializer.add()
+        copy.CopyFrom(first)
+        copy.name = f"{number}.weight"
+        copy.external_data[2].value = str(1 << 20)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match="names 104857632 bytes of weights, but its files have"):
+        stored_digests(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("suffix", [".zero_4x0", ".zero_4x999999999", ".zero_8x3"])
+def test_repeated_zero_points_that_do_not_fit_differ(tmp_path, suffix):
+    """The bytes are taken as they are, so that their digest is another one."""
+    model = onnx.ModelProto.FromString(small_model(tmp_path).read_bytes())
+    model.graph.initializer[0].name += suffix
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert len(stored_digests(tmp_path / "model.onnx")["a.weight"]) == 32
+
+
+def test_a_snapshot_of_the_hubs_cache_is_read(tmp_path):
+    """There, every file is a link to a blob beside the snapshots."""
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    wanted = stored_digests(small_model(snapshot))
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir()
+    (snapshot / "w.data").rename(blobs / "abc")
+    (snapshot / "w.data").symlink_to("../../blobs/abc")
+    assert stored_digests(snapshot / "model.onnx") == wanted

@@ -97,16 +97,29 @@ def test_rules_without_a_star_at_their_end_are_refused():
 
 
 @pytest.mark.parametrize(
-    "rules",
+    ("match", "hint"),
     [
-        (Rule("model.layer.0.mlp.down_proj.weight", "int8-pc"), Rule("*", "int4-g32")),
-        (Rule("*", "int4-g32"), Rule("model.layers.0.mlp.down_proj.weight", "int8-pc")),
+        (
+            "model.layer.0.mlp.down_proj.weight",
+            "did you mean 'model.layers.0.mlp.down_proj.weight'",
+        ),
+        ("*.donw_proj.*", "did you mean 'model.layers.0.mlp.down_proj.weight'"),
+        ("*.mlp.experts.*", ""),
+        ("model.layers.77.*", ""),
     ],
-    ids=["misspelt", "after the star"],
 )
-def test_a_rule_that_matches_nothing_is_refused(rules):
-    with pytest.raises(QuantizationError, match=r"matches no weight .*did you mean .*down_proj"):
-        formats(*rules)
+def test_a_rule_that_matches_nothing_is_refused(match, hint):
+    with pytest.raises(
+        QuantizationError, match="matches no weight that earlier rules leave"
+    ) as caught:
+        formats(Rule(match, "int8-pc"), Rule("*", "int4-g32"))
+    assert hint in str(caught.value) and ("did you mean" in str(caught.value)) == bool(hint)
+
+
+@pytest.mark.parametrize("match", ["model.layers.0.mlp.down_proj.weight", "*.down_proj.*"])
+def test_a_rule_after_the_star_is_to_be_put_before_it(match):
+    with pytest.raises(QuantizationError, match=r"leave: put it before the rule that .*down_proj"):
+        formats(Rule("*", "int4-g32"), Rule(match, "int8-pc"))
 
 
 def test_a_rule_for_a_head_may_match_nothing():
@@ -202,7 +215,10 @@ def test_a_matrix_in_a_norms_place_is_never_integers():
         (b"rules: 3", "must be a list of rules"),
         (b"ruels: []", "must be a list of rules"),
         (b"{rules: [{match: '*', format: fp16}], default: int4}", "must be a list of rules"),
-        (b"{rules: [{match: '*', format: fp16}], rotation: 3}", "rotation must be a name, found 3"),
+        (
+            b"{rules: [{match: '*', format: fp16}], rotation: [3]}",
+            "rotation must be a name, found .*3",
+        ),
         (b"rotation: hadamard", "must be a list of rules"),
         (b"- int4", "rule 1 must have match and format"),
         (b"- {match: '*'}", "rule 1 must have match and format"),
@@ -279,3 +295,33 @@ def test_rounded_recipes_leave_what_enters_the_head(name, activation, algorithm)
     layers = {n for n, role in ROLES.items() if role == "linear" and len(SHAPES[n]) == 2}
     assert {n for n, a in plan.weights.items() if a.activation == activation} == layers
     assert {plan.weights[n].algorithm for n in layers} == {algorithm}
+
+
+NESTED = "\n".join(
+    ["- &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    + [f"- &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (NESTED.encode(), "'a0' is an alias"),
+        (b"- {match: '*', match: head, format: fp16}", "the key 'match' occurs twice"),
+        (b"- {match: '*', format: 2026-13-45}", "'2026-13-45' is not a weight format"),
+        (b"- {match: '*', format: " + b"9" * 5000 + b"}", "format must be a text of at most 500"),
+        (b"- {match: '*', format: 0x" + b"f" * 5000 + b"}", "format must be a text of at most 500"),
+        (b"- {match: [a, b], format: fp16}", "match must be a text"),
+        (b"- {match: '*', format: {a: b}}", "format must be a text"),
+        (b"- [" + b"[x], " * 10_000 + b"]", "rule 1 must have match and format"),
+        (b"- !!python/object/apply:os.system [true]", "the tag"),
+        (b"#" * (1 << 20) + b"\n", "it has 1048577 bytes, and at most 1048576 are read"),
+    ],
+)
+def test_a_hostile_file_of_rules_is_refused_in_one_short_sentence(tmp_path, content, words):
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    with pytest.raises(QuantizationError) as caught:
+        find_recipe(str(file))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
