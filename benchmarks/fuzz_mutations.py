@@ -22,9 +22,9 @@ VALUES = (
 )
 # What stands in the text in place of a value, since `json.dumps` would not write it.
 TEXTS = ("NaN", "-Infinity", "1e999", "9" * 5_000, NESTED, '"\\ud800"', "{", "'x'", "0x10", "")
-BOMB = "\n".join(
-    ["- &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    + [f"- &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+BOMB = "- match: '*'\n  format:\n" + "\n".join(
+    ["  - &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    + [f"  - &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
 )
 YAML = (
     *("*", "*a", "&a x", "[", "{", "!!python/object/apply:os.system [true]", "!!binary x", "~"),

@@ -129,11 +129,13 @@ class Manifest:
                 f"{path} is not a manifest: it has the unknown field {quoted(strangers[0])}"
             )
         try:
-            return cls(**_read_fields(data))
+            found = _read_fields(data)
         except KeyError as error:
             raise ExportError(f"{path} is not a manifest: it has no field {error}") from error
         except TypeError as error:
             raise ExportError(f"{path} is not a manifest: {error}") from error
+        assert found.keys() == known - {"schema_version"}, "a new field is not read"
+        return cls(**found)
 
 
 def _read_fields(data: Mapping[str, object]) -> dict[str, Any]:

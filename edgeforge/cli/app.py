@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeforge.cli import options as option
+from edgeforge.cli.printable import answer, console, json_text, printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -129,10 +130,8 @@ def export(
     manifests = [Manifest.read(folder) for folder in folders]
     for folder, manifest in zip(folders, manifests, strict=True):
         size = size_text(sum(record.size for record in manifest.files.values()))
-        print(
-            f"{folder}: {manifest.target}, {manifest.recipe}, context {manifest.context}, "
-            f"{manifest.bits_per_weight:.3f} bits a weight, {size}"
-        )
+        line = f"{folder}: {manifest.target}, {manifest.recipe}, context {manifest.context}, "
+        print(printable(f"{line}{manifest.bits_per_weight:.3f} bits a weight, {size}"))
     _print_warnings(manifests)
 
 
@@ -190,7 +189,7 @@ def inspect(
     if json:
         _print_json(report.to_json())
     else:
-        print("\n".join(report.lines()))
+        print(printable_lines(report.lines()))
         tables = [*inspect_tables(report.manifest), *section_tables(report.sections)]
         for table in [*tables, weight_table(report.manifest)] if weights else tables:
             _console().print(table)
@@ -231,7 +230,7 @@ def run(
         print()
         for note in result.notes:
             print(f"note: {note}", file=sys.stderr)
-        print(result.summary(), file=sys.stderr)
+        print(printable(result.summary()), file=sys.stderr)
 
 
 @app.command(name="coreml-run")
@@ -265,7 +264,7 @@ def coreml_run(
     if json:
         _print_json(result)
     else:
-        print("\n".join(lines))
+        print(printable_lines(lines))
     if compared:
         require_close(compared, tolerance)
 
@@ -284,7 +283,7 @@ def list_known(
         return
     width = max(map(len, rows), default=0)
     for name, about in rows.items():
-        print(f"{name:<{width}}  {about}")
+        print(printable(f"{name:<{width}}  {about}"))
 
 
 @app.command()
@@ -298,7 +297,7 @@ def doctor(json: option.Json = False) -> None:
     if json:
         _print_json(report.to_json())
     else:
-        print("\n".join(report_lines(report)))
+        print(printable_lines(report_lines(report)))
     if report.export_problems:
         raise CheckFailed("; ".join(report.export_problems))
 
@@ -323,11 +322,12 @@ def synth(
             force=force,
             progress=lambda done, size: progress("synthesise", done, size),
         )
-    print(folder)
+    print(printable(str(folder)))
 
 
 def _emit(piece: str) -> None:
-    sys.stdout.write(piece)
+    # A pipe gets the model's answer as it is; a terminal must not obey it.
+    sys.stdout.write(answer(piece) if sys.stdout.isatty() else piece)
     sys.stdout.flush()
 
 
@@ -360,13 +360,9 @@ def _print_cache_warning() -> None:
 
 
 def _print_json(value: object) -> None:
-    from quant.json_output import json_text
-
     print(json_text(value))
 
 
 def _console() -> Console:
-    from rich.console import Console
-
     # Output that is not a terminal is wide enough for every table, so that a log is not cut.
-    return Console(width=None if sys.stdout.isatty() else 110)
+    return console(width=None if sys.stdout.isatty() else 110)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from edgeforge.cli.printable import printable
+
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Errors that the user's machine causes. Other OSErrors are bugs of EdgeForge and get a traceback.
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENOMEM)
@@ -42,6 +44,8 @@ def explain(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, OSError) and error.errno in (*_OUT_OF_SPACE, *_NOT_ALLOWED):
         where = f"{error.filename}: " if error.filename else ""
         return 5 if error.errno in _OUT_OF_SPACE else 2, f"{where}{error.strerror}"
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        return 2, f"{error.object[:200]!a} is not UTF-8 text: name files and folders in UTF-8"
     if hasattr(error, "format_message"):  # options, arguments and commands that typer refuses
         context = getattr(error, "ctx", None)
         path = "edgeforge" if context is None else context.command_path
@@ -75,7 +79,7 @@ def one_line(text: str) -> str:
     'a name with\\x1b[2J breaks'
     """
     line = " ".join(part.strip() for part in text.splitlines())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return printable(line)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from edgeforge.cli.exits import one_line
+from edgeforge.cli.printable import console, printable
 from edgeforge.stage_progress import NOTE
 
 _LINE_SECONDS = 5.0
@@ -33,7 +34,6 @@ class Reporter:
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
@@ -41,7 +41,7 @@ class Reporter:
                 BarColumn(),
                 TextColumn("{task.fields[amount]}"),
                 TimeRemainingColumn(),
-                console=Console(stderr=True),
+                console=console(stderr=True),
                 transient=True,
             )
             self._bar.start()
@@ -99,7 +99,7 @@ class Reporter:
         if not first and (now - self._lines[stage] < _LINE_SECONDS or not size):
             return
         self._lines[stage] = now
-        words = f"{now - self._started:7.1f} s  {stage}"
+        words = f"{now - self._started:7.1f} s  {printable(stage)}"
         if first:
             self._first[stage] = now, done
         else:

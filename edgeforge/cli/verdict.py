@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeforge.cli.exits import one_line
+from edgeforge.cli.printable import console as escaping_console
+from edgeforge.cli.printable import printable
 from edgeforge.cli.sizes import size_text
 from edgeforge.verification.sample import RANDOM_TOKENS
 
@@ -82,7 +84,7 @@ def print_results(
             console.width = console.measure(table, options=wide).maximum
         console.print(table)
     for text in limit_lines(list(results.values())):
-        print(text)
+        print(printable(text))
 
 
 def summary_lines(results: Mapping[Path, Evaluation], asked: Sequence[Path]) -> list[Text]:
@@ -316,8 +318,6 @@ def short(value: float) -> str:
 
 
 def _console() -> Console:
-    from rich.console import Console
-
     # NO_COLOR asks for no colour; bold is left out there too, as in a pipe.
     plain = bool(os.environ.get("NO_COLOR")) or not sys.stdout.isatty()
-    return Console(color_system=None) if plain else Console()
+    return escaping_console(color_system=None) if plain else escaping_console()

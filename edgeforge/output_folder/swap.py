@@ -23,7 +23,7 @@ def put_in_place(partial: Path, final: Path) -> None:
     """Renames a finished folder to its final path; removes what EdgeForge wrote there before.
 
     Where the system can exchange two folders, the final path is at no moment without a whole
-    folder. Else two renames follow each other, and `edgeforge.output_folder.left_overs.repair`
+    folder. Else two renames follow each other, and `repair_and_sweep` in `left_overs.py`
     undoes the first one after a kill between them.
 
     Raises:

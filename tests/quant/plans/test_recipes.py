@@ -297,9 +297,9 @@ def test_rounded_recipes_leave_what_enters_the_head(name, activation, algorithm)
     assert {plan.weights[n].algorithm for n in layers} == {algorithm}
 
 
-NESTED = "\n".join(
-    ["- &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    + [f"- &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+NESTED = "- match: '*'\n  format:\n" + "\n".join(
+    ["  - &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    + [f"  - &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
 )
 
 
