@@ -59,7 +59,7 @@ def quantize(
     def told(sentence: str) -> None:
         tell(progress, sentence)
 
-    found = _shared_store(key) or find_store(cache, key, told)
+    found = _shared_store(key, told) or find_store(cache, key, told)
     if found is not None:
         progress("quantize (cached)", 1, 1)
         return found
@@ -84,13 +84,14 @@ def quantize(
     return WeightStore(cache / key)
 
 
-def _shared_store(key: str) -> WeightStore | None:
-    """Returns a store of a cache that can only be read; a damaged one there is passed over."""
+def _shared_store(key: str, told: Callable[[str], None]) -> WeightStore | None:
+    """Returns a store of a cache that can only be read; a damaged one is told and passed over."""
     from quant.store.cached import find_store
 
     if writable_cache() == cache_dir():
         return None
     try:
-        return find_store(cache_dir() / "stores", key)
-    except QuantizationError:
+        return find_store(cache_dir() / "stores", key, told)
+    except QuantizationError as error:
+        told(f"a store of a cache that can only be read is not used: {error}")
         return None

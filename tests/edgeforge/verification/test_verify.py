@@ -1,6 +1,8 @@
 """What verify needs of an artifact beside its files."""
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -225,3 +227,32 @@ def test_an_export_from_a_damaged_store_is_what_it_would_have_been(tmp_path, edg
     done = edgeforge("export", tmp_path / "model", "--out", again, "--context", "64")
     assert done.code == 0 and "a damaged weight store was removed" in done.err
     assert (again / "model.onnx.data").read_bytes() == (out / "model.onnx.data").read_bytes()
+
+
+def test_a_damaged_store_of_a_cache_that_can_only_be_read_is_told(tmp_path, monkeypatch):
+    """Where no folder of the cache can be renamed, the store is made in the private one."""
+    out = exported(tmp_path)
+    (file,) = (tmp_path / "cache" / "stores").glob("*/weights.safetensors")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 500] = bytes(500)
+    file.write_bytes(content)
+
+    def refuse(self, target):
+        if self == file.parent:
+            raise PermissionError(errno.EROFS, "Read-only file system", str(self))
+        return os.rename(self, target)
+
+    monkeypatch.setattr("edgeforge.weight_store.writable_cache", lambda: tmp_path / "private")
+    monkeypatch.setattr(type(file), "rename", refuse)
+    told = []
+    found = verify(
+        out,
+        VerifyOptions(tokens=100, timed=False),
+        lambda stage, done, size: told.append(stage) if "store" in stage else None,
+    )
+    assert found.stored_weights_equal
+    assert found.weight_store == str(tmp_path / "private" / "stores" / file.parent.name)
+    (sentence,) = [each for each in told if each.startswith("note: ")]
+    assert "a store of a cache that can only be read is not used" in sentence
+    assert str(file.parent) in sentence and "Read-only file system" in sentence
+    assert file.read_bytes() == content
