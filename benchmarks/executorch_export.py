@@ -136,7 +136,7 @@ def export(
 def peer_command(checkpoint: Path, folder: Path, context: int) -> list[str | Path]:
     """Returns ExecuTorch's command line as documented for XNNPACK, with groups of 32."""
     return [
-        *(sys.executable, "-m", "executorch.extension.llm.export.export_llm"),
+        *(sys.executable, "-P", "-m", "executorch.extension.llm.export.export_llm"),
         "base.model_class=llama3_2",
         f"base.checkpoint={checkpoint / 'meta.pth'}",
         f"base.params={checkpoint / 'params.json'}",

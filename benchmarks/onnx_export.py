@@ -150,7 +150,7 @@ def export(
         command += ["--recipe", options.recipe, "--out", artifact]
         done = run(command, {"EDGEFORGE_CACHE": str(cache)})
     else:
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint]
+        command = [sys.executable, "-P", "-m", "onnxruntime_genai.models.builder", "-i", checkpoint]
         command += ["-o", artifact, "-p", "int4", "-e", "cpu", "-c", cache]
         extra = PEER_OPTIONS[name]
         done = run([*command, "--extra_options", *extra] if extra else command)

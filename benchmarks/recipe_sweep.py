@@ -60,9 +60,8 @@ def main() -> None:
     model = open_model(options.model)
     tokenizer = Tokenizer(model.checkpoint.tokenizer_files.get("tokenizer.json"), options.model)
     tokens = tokenizer.encode(read_text(options.text), special=False)
-    blocks = [
-        torch.tensor(block) for block in split_blocks(tokens, BLOCK, model.spec.bos, options.tokens)
-    ]
+    head = tokenizer.added()[0]
+    blocks = [torch.tensor(block) for block in split_blocks(tokens, BLOCK, head, options.tokens)]
     text = CalibrationOptions(tokens=options.calibration_tokens, seed=options.seed)
     calibration = draw_calibration(model, text, model.spec.max_context)
     program = trace(model.spec, max(BLOCK, calibration.length))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from device_harness.errors import DeviceError
 from device_harness.session import HostSession, Logits, Tokens, check_tokens
 from exporters.coreml import names
 from exporters.coreml.package import Interface, Package, open_package
+
+if TYPE_CHECKING:
+    from device_harness.coreml_interpreter.finite import FiniteWatch
 
 COMPUTE_UNITS: Final = ("all", "cpu", "cpu-and-gpu", "cpu-and-ne")
 UNKNOWN_TO_INTERPRETER: Final[tuple[str, ...]] = (
@@ -48,8 +51,13 @@ class Runner(Protocol):
     def make_states(self, function: str) -> Any:
         """Makes fresh states, which all functions of the package can share."""
 
-    def call(self, function: str, inputs: _Arrays, states: Any) -> dict[str, npt.NDArray[Any]]:
-        """Calls a function and returns its outputs by name; it changes the states in place."""
+    def call(
+        self, function: str, inputs: _Arrays, states: Any, watch: FiniteWatch | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Calls a function and returns its outputs by name; it changes the states in place.
+
+        Where the runtime shows the values between operations, ``watch`` looks at each.
+        """
 
 
 class CoremlSession(HostSession):
@@ -113,6 +121,18 @@ class CoremlSession(HostSession):
         check_tokens(tokens, len(tokens), self.vocab_size, self.context)
         return np.concatenate(self._run(tokens, 0, self._new_caches(), self._verify))
 
+    def first_not_finite(self, tokens: Tokens) -> str | None:
+        """Names the operation that gives the first NaN or infinite value of a fresh text.
+
+        The interpreter sees every value; Apple's runtime shows none.
+        """
+        from device_harness.coreml_interpreter.finite import FiniteWatch
+
+        check_tokens(tokens, len(tokens), self.vocab_size, self.context)
+        watch = FiniteWatch()
+        self._run(tokens, 0, self._new_caches(), self._verify, watch)
+        return watch.origin(self._package)
+
     def close(self) -> None:
         """Releases the package's functions and the caches."""
         super().close()
@@ -125,7 +145,12 @@ class CoremlSession(HostSession):
         return self._held
 
     def _run(
-        self, tokens: Tokens, position: int, caches: _Caches, chunked: str | None
+        self,
+        tokens: Tokens,
+        position: int,
+        caches: _Caches,
+        chunked: str | None,
+        watch: FiniteWatch | None = None,
     ) -> list[Logits]:
         """Runs whole chunks through one function and the remaining tokens one by one.
 
@@ -139,17 +164,24 @@ class CoremlSession(HostSession):
             ]
             function, size = (chunked, max(fitting)) if chunked and fitting else (self._decode, 1)
             part = tokens[done : done + size]
-            found.append(self._call(function, part, position + done, caches))
+            found.append(self._call(function, part, position + done, caches, watch))
             done += size
         return found
 
-    def _call(self, function: str, tokens: Tokens, position: int, caches: _Caches) -> Logits:
+    def _call(
+        self,
+        function: str,
+        tokens: Tokens,
+        position: int,
+        caches: _Caches,
+        watch: FiniteWatch | None = None,
+    ) -> Logits:
         inputs: dict[str, npt.NDArray[Any]] = {
             names.TOKENS: tokens.astype(np.int32).reshape(1, -1),
             names.POSITION: np.array([position], np.int32),
             **caches.inputs,
         }
-        outputs = self._runner.call(function, inputs, caches.states)
+        outputs = self._runner.call(function, inputs, caches.states, watch)
         for name in caches.inputs:
             caches.inputs[name] = outputs[name + names.UPDATED]
         if names.LOGITS not in outputs:
@@ -211,9 +243,14 @@ class InterpretedRunner:
         """Makes states of zeros, by name."""
         return self._interpreter.make_states(function)
 
-    def call(self, function: str, inputs: _Arrays, states: Any) -> dict[str, npt.NDArray[Any]]:
-        """Calls a function and returns its outputs by name."""
-        return self._interpreter.run(inputs, function, states)
+    def call(
+        self, function: str, inputs: _Arrays, states: Any, watch: FiniteWatch | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Calls a function and returns its outputs by name; ``watch`` looks at each value."""
+        if watch is None:
+            return self._interpreter.run(inputs, function, states)
+        watch.function = function if watch.found is None else watch.function
+        return self._interpreter.run(inputs, function, states, watch)
 
 
 class AppleRunner:
@@ -256,8 +293,10 @@ class AppleRunner:
         """Makes states that move to each function that is called; see `_AppleStates`."""
         return _AppleStates([each.name for each in self._package.interface(function).states])
 
-    def call(self, function: str, inputs: _Arrays, states: Any) -> dict[str, npt.NDArray[Any]]:
-        """Calls a function and returns its outputs by name."""
+    def call(
+        self, function: str, inputs: _Arrays, states: Any, watch: FiniteWatch | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Calls a function and returns its outputs by name; nothing between them can be seen."""
         model = self._model(function)
         try:
             state = states.of(function, model) if states.names else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import tempfile
 import weakref
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import IO
 
 import numpy as np
 
+from device_harness.child_process import python_command, python_environment
 from device_harness.errors import DeviceError
 from device_harness.session import HostSession, Logits, Tokens, check_tokens
 from exporters.errors import ExportError
@@ -203,10 +203,11 @@ def start_worker(file: str, weights: str, threads: int, said: IO[bytes]) -> subp
         said: takes what the runtime prints.
     """
     return subprocess.Popen(
-        [sys.executable, "-m", "device_harness.executorch_worker", file, weights, str(threads)],
+        python_command("device_harness.executorch_worker", file, weights, str(threads)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=said,
+        env=python_environment(),
     )
 
 

@@ -1,9 +1,9 @@
 """Runs an ExecuTorch program in a separate process, because the runtime may end its process.
 
-The command is ``python -m device_harness.executorch_worker FILE WEIGHTS THREADS``, where WEIGHTS is
-the .ptd or an empty string. It reads requests on stdin: each is a line of JSON, followed by as many
-``int64`` tokens as the line states. It answers on stdout with a line of JSON, followed by as many
-``float32`` numbers as that line states. It ends when stdin ends.
+Its arguments are FILE, WEIGHTS and THREADS, where WEIGHTS is the .ptd or an empty string. It reads
+requests on stdin: each is a line of JSON, followed by as many ``int64`` tokens as the line states.
+It answers on stdout with a line of JSON, followed by as many ``float32`` numbers as that line
+states. It ends when stdin ends.
 """
 
 from __future__ import annotations

@@ -48,13 +48,27 @@ class OnnxSession(HostSession):
         self._apart: Caches = {}  # for `logits`, where the generating graph computes them
         self._buffers: list[npt.NDArray[Any]] = []  # the caches' memory, kept alive
 
-    def _open(self, name: str) -> onnxruntime.InferenceSession:
+    def _options(self) -> onnxruntime.SessionOptions:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # errors are raised; they need not be printed too
+        return options
+
+    def _open_bytes(self, graph: bytes) -> onnxruntime.InferenceSession:
+        """Opens a graph in memory whose weights are in the artifact's weight file."""
+        import onnxruntime
+
+        options, place = self._options(), "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(place, str(self._folder))
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def _open(self, name: str) -> onnxruntime.InferenceSession:
+        import onnxruntime
+
+        options = self._options()
         path = self._folder / name
         try:
             return onnxruntime.InferenceSession(
@@ -127,18 +141,23 @@ class OnnxSession(HostSession):
         if self._verifier is None:
             self._verifier = self._open(VERIFY)
         check_tokens(tokens, len(tokens), _vocab_size(self._verifier), self.context)
-        feeds: dict[str, Any] = {
-            "input_ids": tokens.reshape(1, -1),
-            "attention_mask": np.ones((1, len(tokens)), np.int64),
-        }
-        for value in self._verifier.get_inputs():
-            if value.name.startswith("past_key_values."):
-                shape = (1, value.shape[1], 0, value.shape[3])
-                feeds[value.name] = np.zeros(shape, _cache_dtype(value))
-        verifier = self._verifier
+        verifier, feeds = self._verifier, _fresh_text(self._verifier, tokens)
         result = self._call(lambda: verifier.run(["logits"], feeds))
         logits: Logits = result[0][0]
         return logits
+
+    def first_not_finite(self, tokens: Tokens) -> str | None:
+        """Names the node that gives the first NaN or infinite value of a fresh text."""
+        from device_harness.onnx_finite import first_not_finite
+
+        self.load()
+        assert self._generator is not None
+        check_tokens(tokens, len(tokens), _vocab_size(self._generator), self.context)
+        whole = self._folder / VERIFY
+        graph = whole if whole.is_file() else self._folder / GENERATE
+        feeds = _fresh_text(self._generator, tokens)
+        found: str | None = self._call(lambda: first_not_finite(graph, feeds, self._open_bytes))
+        return found
 
     def close(self) -> None:
         """Releases the graphs and the caches."""
@@ -203,6 +222,19 @@ def untouched_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray
 def _cache_dtype(cache: onnxruntime.NodeArg) -> npt.DTypeLike:
     """The dtype of an artifact's caches: int8 with ``--kv-cache int8``, otherwise float32."""
     return np.int8 if cache.type == "tensor(int8)" else np.float32
+
+
+def _fresh_text(graph: onnxruntime.InferenceSession, tokens: Tokens) -> dict[str, Any]:
+    """A graph's inputs for a text with empty caches."""
+    feeds: dict[str, Any] = {
+        "input_ids": tokens.reshape(1, -1),
+        "attention_mask": np.ones((1, len(tokens)), np.int64),
+    }
+    for value in graph.get_inputs():
+        if value.name.startswith("past_key_values."):
+            shape = (1, value.shape[1], 0, value.shape[3])
+            feeds[value.name] = np.zeros(shape, _cache_dtype(value))
+    return feeds
 
 
 def _vocab_size(session: onnxruntime.InferenceSession) -> int:

@@ -55,6 +55,19 @@ class Session(Protocol):
         The text of `extend` stays as it is.
         """
 
+    def first_not_finite(self, tokens: Tokens) -> str | None:
+        """Names the operation that gives the first NaN or infinite value of a fresh text.
+
+        The text of `extend` stays as it is.
+
+        Args:
+            tokens: a text whose logits are not finite, ``int64[t]``.
+
+        Returns:
+            A phrase for a message (`device_harness.finite.described`); None where the runtime shows
+            no values between its operations, or all of them are finite.
+        """
+
     def close(self) -> None:
         """Releases memory and processes; closing again does nothing."""
 
@@ -85,6 +98,10 @@ class HostSession:
     def peak_bytes(self) -> int:
         """The peak resident memory so far of this process, which runs the artifact, in bytes."""
         return resident_peak()
+
+    def first_not_finite(self, tokens: Tokens) -> str | None:
+        """Returns None: the runtime shows no values between its operations."""
+        return None
 
     def reset(self) -> None:
         """Forgets all positions."""

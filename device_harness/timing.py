@@ -1,6 +1,6 @@
 """Times an artifact in a separate process, so that the process's memory is the artifact's.
 
-``python -m device_harness.timing DIR`` prints one line of JSON.
+`time_artifact` starts `main` in that process, which prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from device_harness.errors import DeviceError
+from device_harness.child_process import python_command, python_environment
+from device_harness.errors import DeviceError, LogitsNotFiniteError
 from exporters.errors import ExportError
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Timings:
         loaded_bytes: the peak resident memory after loading, minus the peak before.
         peak_bytes: the peak resident memory of the whole process that runs the artifact, at the
             end.
+        not_finite: of the calls, how many gave NaN or infinite logits.
+        where: a phrase for where the first of these come from; empty where that cannot be seen.
     """
 
     runtime: str
@@ -49,6 +52,22 @@ class Timings:
     decode_tokens_per_second: float
     loaded_bytes: int
     peak_bytes: int
+    not_finite: int = 0
+    where: str = ""
+
+    def require_finite(self) -> None:
+        """Refuses times of logits that are NaN or infinite.
+
+        Raises:
+            LogitsNotFiniteError: says of how many calls, and where they come from.
+        """
+        if self.not_finite:
+            runtime = self.runtime.split(" (")[0]
+            where = self.where or "the runtime does not show where they come from"
+            raise LogitsNotFiniteError(
+                f"{runtime} gives NaN or infinite logits in {self.not_finite} calls; {where}: "
+                f"times of them mean nothing"
+            )
 
 
 def time_artifact(
@@ -71,12 +90,20 @@ def time_artifact(
     Raises:
         DeviceError: the process failed; the message holds the last line of its error output.
     """
-    command = [sys.executable, "-m", "device_harness.timing", str(folder)]
-    command += ["--prefill", str(prefill), "--decode", str(decode)]
+    command = python_command("device_harness.timing", "--prefill", str(prefill))
+    command += ["--decode", str(decode)]
     if threads is not None:
         command += ["--threads", str(threads)]
-    command += ["--options", json.dumps(dict(options or {}))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += ["--options", json.dumps(dict(options or {})), "--", str(folder)]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        env=python_environment(),
+    )
     if done.returncode:
         words = done.stderr.strip().splitlines()
         raise DeviceError(f"timing {folder} failed: {words[-1] if words else done.returncode}")
@@ -102,6 +129,8 @@ def measure(
 def _time(session: Session, context: int, prefill: int, decode: int) -> Timings:
     import numpy as np
 
+    from device_harness.finite import bad_positions
+
     before = session.peak_bytes
     started = time.perf_counter()
     vocab = session.vocab_size
@@ -110,17 +139,20 @@ def _time(session: Session, context: int, prefill: int, decode: int) -> Timings:
     prefill = max(1, min(prefill, context // 2))
     decode = max(1, min(decode, context - prefill - 1))
     tokens = np.random.default_rng(0).integers(0, vocab, prefill + decode, dtype=np.int64)
+    bad: list[int] = []  # lengths of the texts whose logits are not finite
+
+    def timed(begin: int, end: int) -> float:
+        started = time.perf_counter()
+        logits = session.extend(tokens[begin:end])
+        seconds = time.perf_counter() - started
+        bad.extend(end for _ in bad_positions(logits[None]))
+        return seconds
+
     firsts = []
     for _ in range(3):  # the first call also warms caches and thread pools
         session.reset()
-        started = time.perf_counter()
-        session.extend(tokens[:prefill])
-        firsts.append(time.perf_counter() - started)
-    steps = []
-    for index in range(decode):
-        started = time.perf_counter()
-        session.extend(tokens[prefill + index : prefill + index + 1])
-        steps.append(time.perf_counter() - started)
+        firsts.append(timed(0, prefill))
+    steps = [timed(prefill + index, prefill + index + 1) for index in range(decode)]
     first = min(firsts[1:])
     return Timings(
         runtime=session.runtime,
@@ -132,6 +164,8 @@ def _time(session: Session, context: int, prefill: int, decode: int) -> Timings:
         decode_tokens_per_second=1 / median(steps),
         loaded_bytes=loaded_bytes,
         peak_bytes=session.peak_bytes,
+        not_finite=len(bad),
+        where=(session.first_not_finite(tokens[: bad[0]]) or "") if bad else "",
     )
 
 

@@ -4,15 +4,18 @@ This module also offers the functions of `edgeforge.api` and imports them when t
 so that ``import edgeforge`` stays fast.
 """
 
-from __future__ import annotations
-
+# Until `_leave_current_folder` has run, a file of the current folder may stand in for any module
+# that Python itself has not imported yet, `__future__` and `typing` included.
+import os
+import sys
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from edgeforge.api import bench, export, load, verify
 
 DISTRIBUTION = "edgeforge"
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 __all__ = ["bench", "export", "load", "verify"]
 
@@ -29,13 +32,34 @@ def _refuse_intruders() -> None:
 
     for floor in ("device_harness", "exporters", "quant"):
         spec = find_spec(floor)
-        found = None if spec is None else import_module(floor)
+        # A package elsewhere is an intruder, and its code is not run to learn that.
+        is_beside = spec is not None and spec.origin == os.path.join(_ROOT, floor, "__init__.py")
+        found = import_module(floor) if is_beside else None
         if getattr(found, "DISTRIBUTION", None) != DISTRIBUTION:
             where = "nowhere" if spec is None else spec.origin or spec.submodule_search_locations
             raise ImportError(
                 f"edgeforge needs its own package {floor!r}, but Python finds {where}: uninstall "
                 f"or rename that one, or use a virtual environment with edgeforge alone"
             )
+
+
+def _leave_current_folder() -> None:
+    """Takes the current folder off the path of a process that is EdgeForge's command line.
+
+    ``python -m edgeforge`` puts it first, and an empty or relative entry of ``PYTHONPATH``
+    anywhere: an artifact's ``json.py`` would be run in place of Python's own. A folder from which
+    EdgeForge itself was loaded stays.
+    """
+    program = sys.argv[0] if sys.argv else ""
+    if program != "-m" and os.path.basename(program) != DISTRIBUTION:
+        return
+    if program == "-m" and not sys.flags.safe_path and sys.path[0] != _ROOT:
+        del sys.path[0]
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if not sys.flags.ignore_environment and entries != [""]:
+        wanted = {os.path.abspath(entry) for entry in entries if os.path.isabs(entry)}
+        relative = {os.path.abspath(entry) for entry in entries if not os.path.isabs(entry)}
+        sys.path[:] = [entry for entry in sys.path if entry not in relative - wanted - {_ROOT}]
 
 
 def __getattr__(name: str) -> object:
@@ -46,4 +70,5 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module 'edgeforge' has no attribute {name!r}")
 
 
+_leave_current_folder()
 _refuse_intruders()

@@ -87,14 +87,15 @@ def export(
         bits_per_weight: budget of a mixed recipe: stored bits divided by parameters.
         max_size: budget of a mixed recipe: bytes of the stored weights.
         max_kl: budget of a mixed recipe: KL divergence on the calibration text, nats per token.
-        save_plan: a ``.yaml`` file to which the plan is written as a recipe.
+        save_plan: a ``.yaml`` file to which the plan is written as a recipe; one that holds another
+            plan is replaced only by ``force``.
         calibration: the text on which calibrated recipes collect activations: a UTF-8 file, or
             ``demo``; None for ``demo`` where a recipe needs a text.
         calibration_tokens: how many tokens of the calibration text to use.
         calibration_length: tokens of each calibration sequence, at most the context.
         seed: seed of the draw of calibration sequences.
         resume: folder of the partial results of calibration; None for one in the cache.
-        force: whether to replace an existing output folder.
+        force: whether to replace an existing output folder of which EdgeForge wrote every file.
         threads: threads for quantization; None for one per processor, at most four.
         progress: called with a stage's name, how much of it is done, and its size.
 
@@ -178,7 +179,10 @@ def verify(
             ``cpu-and-ne``.
 
     Raises:
-        CheckFailed: files were changed, or their integers and scales are not the store's.
+        CheckFailed: files were changed; their integers and scales are not what the manifest
+            records, or not the weight store's; or logits are NaN or infinite. In the last two cases
+            it is an `edgeforge.verification.soundness.UnsoundError`, whose ``evaluations`` hold the
+            figures.
         UsageError: ``tokens`` is neither a number of at least 2 nor ``all``.
     """
     from edgeforge.verification.verify import VerifyOptions
@@ -215,18 +219,21 @@ def bench(
         compute_units: compute units of Core ML on a Mac, as `verify` takes them.
 
     Raises:
+        LogitsNotFiniteError: the artifact gives NaN or infinite logits.
         DeviceError: the artifact's runtime is not installed, or failed.
         ExportError: the folder is no artifact.
     """
     from device_harness.timing import time_artifact
 
-    return time_artifact(
+    timings = time_artifact(
         Path(artifact),
         threads=threads,
         prefill=prefill,
         decode=decode,
         options={"precision": precision, "compute_units": compute_units},
     )
+    timings.require_finite()
+    return timings
 
 
 def load(
@@ -239,7 +246,8 @@ def load(
     """Opens an artifact to run it token by token.
 
     Use the session in a ``with`` statement, or call its ``close``: some runtimes run in a process
-    of their own, which must be ended.
+    of their own, which must be ended. It gives logits as the runtime does, NaN and infinity too;
+    `device_harness.finite.require_finite` refuses these.
 
     Args:
         artifact: a folder that `export` wrote.

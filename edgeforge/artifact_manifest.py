@@ -11,16 +11,16 @@ from edgeforge.checkpoint.checkpoint import CheckpointDigest
 from edgeforge.export_options import ExportRun
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
+from edgeforge.tokenizer import TOKENIZER, Tokenizer
 from edgeforge.trace_and_quantize import TracedAndQuantized
 from exporters.manifest import Manifest, record_files
-from exporters.manifest_records import ModelRecord, SourceRecord, WeightRecord
+from exporters.manifest_records import ModelRecord, SourceRecord, TokenizerRecord, WeightRecord
 from exporters.structure import to_json
 from exporters.target import Lowered, ModelFacts, Target
 from quant.plans.plan import QuantPlan
 from quant.store.store import WeightStore
 
 _TOOLS = ("edgeforge", "torch", "onnx", "onnxruntime")
-_SIDECARS = ("config.json", "generation_config.json")
 
 
 def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
@@ -61,9 +61,9 @@ def write_manifest(
         warnings: what is not as a user expects, one sentence each.
         folder: the artifact's folder.
     """
-    for name in _SIDECARS:  # apps read the configuration and the sampling defaults from these
-        if (run.model.checkpoint.path / name).is_file():
-            shutil.copyfile(run.model.checkpoint.path / name, folder / name)
+    # Apps read the configuration and the sampling defaults from these.
+    for name, path in run.model.checkpoint.sidecars.items():
+        shutil.copyfile(path, folder / name)
     spec, plan = run.model.spec, run.planned.plan
     shapes = run.model.weights.shapes()
     rotated, calibration = run.planned.rotated, run.calibration
@@ -87,6 +87,7 @@ def write_manifest(
         tools=versions(_TOOLS),
         files=record_files(folder),
         structure=to_json(target.structure(folder)),
+        tokenizer=_tokenizer_record(folder),
     ).write(folder)
 
 
@@ -99,6 +100,14 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
         except PackageNotFoundError:  # not every target needs every package
             continue
     return found
+
+
+def _tokenizer_record(folder: Path) -> TokenizerRecord | None:
+    file = folder / TOKENIZER
+    if not file.is_file():
+        return None
+    prefix, suffix = Tokenizer(file, str(folder)).added()
+    return TokenizerRecord(prefix, suffix, num_bos=1 if prefix or suffix else 0)
 
 
 def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ class ExportOptions:
         recipe: a name from `quant.plans.recipes` or `edgeforge.planning.choose`, or a YAML file;
             None for ``int4``, or for ``as-is`` where the checkpoint is quantized already.
         context: declared context in tokens; None for the model's own, at most 4096.
-        force: whether to replace an existing output folder.
+        force: whether to replace an existing output folder of which EdgeForge wrote every file.
         threads: threads for quantization; None for one per processor, at most four.
         target: the options that go to the targets.
         calibration: the text on which calibrated algorithms collect activations.
@@ -71,6 +71,7 @@ class ExportOptions:
             imported_scales=self.imported_scales,
             budget=self.budget,
             save_plan=self.save_plan,
+            force=self.force,
             rotated=rotated,
         )
 
@@ -86,6 +87,7 @@ class ExportRun:
         facts: the model's facts at the declared context.
         planned: the plan, with its notes and what was traced to make it.
         calibration: the text to collect activations on; None where nothing is calibrated.
+        require_unchanged: refuses the export if a file that it reads has changed.
     """
 
     model: Model
@@ -94,6 +96,7 @@ class ExportRun:
     facts: ModelFacts
     planned: Planned
     calibration: Calibration | None
+    require_unchanged: Callable[[], None]
 
     @property
     def program(self) -> Program | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from edgeforge.checkpoint.adapters import inner_adapters
+from edgeforge.checkpoint.json_text import MAX_INDEX_BYTES, parse_object, read_small_file
 from edgeforge.checkpoint.layout import VOCABULARY_FILES
 from edgeforge.export_options import ExportRun
 from edgeforge.families.spec import ModelSpec
@@ -15,6 +17,7 @@ from exporters.checks import not_applied
 from exporters.target import Lowered, Target
 
 _TOKENIZER: Final = "tokenizer.json"
+_CONFIG: Final = "tokenizer_config.json"
 
 
 def warnings_of(run: ExportRun) -> tuple[str, ...]:
@@ -28,6 +31,8 @@ def warnings_of(run: ExportRun) -> tuple[str, ...]:
     """
     spec, context = run.model.spec, run.facts.context
     found = (
+        *run.model.checkpoint.warnings,
+        *_of_adapters(run.model.checkpoint.path),
         *_of_tokenizer(run.model.checkpoint.tokenizer_files, spec),
         *_of_ends(spec),
         *_of_longrope(spec, context),
@@ -48,6 +53,16 @@ def warnings_of_target(run: ExportRun, target: Target, lowered: Lowered) -> tupl
     return (*not_applied(run.options.target, target), *lowered.warnings)
 
 
+def _of_adapters(folder: Path) -> tuple[str, ...]:
+    inside = inner_adapters(folder)
+    if not inside:
+        return ()
+    return (
+        f"the checkpoint's folder holds adapters in {', '.join(inside[:5])}, which the exported "
+        f"model does not have: to have one, merge it and export the merged model",
+    )
+
+
 def _of_tokenizer(files: Mapping[str, Path], spec: ModelSpec) -> tuple[str, ...]:
     vocabularies = sorted(files.keys() & set(VOCABULARY_FILES))
     if not vocabularies:
@@ -61,13 +76,39 @@ def _of_tokenizer(files: Mapping[str, Path], spec: ModelSpec) -> tuple[str, ...]
             f"files are copied for apps, but `run` cannot read a prompt and `verify` no text; "
             f"export again with --tokenizer and a folder that has {_TOKENIZER}",
         )
-    largest = Tokenizer(files[_TOKENIZER], str(files[_TOKENIZER].parent)).largest_id
+    tokenizer = Tokenizer(files[_TOKENIZER], str(files[_TOKENIZER].parent))
+    added = _of_added_tokens(files, tokenizer)
+    largest = tokenizer.largest_id
     if largest < spec.vocab_size:
-        return ()
+        return added
     return (
+        *added,
         f"the tokenizer has tokens up to {largest}, but the model has {spec.vocab_size}, counted "
         f"from 0: a text that holds a token from {spec.vocab_size} on cannot be given to the model",
     )
+
+
+def _of_added_tokens(files: Mapping[str, Path], tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Tells of a ``tokenizer_config.json`` that contradicts the tokenizer itself."""
+    if _CONFIG not in files:
+        return ()
+    content = read_small_file(files[_CONFIG], MAX_INDEX_BYTES)
+    config = parse_object(content, str(files[_CONFIG]), strict=False)
+    told = []
+    for key, where, tokens in zip(
+        ("add_bos_token", "add_eos_token"),
+        ("in front of", "behind"),
+        tokenizer.added(),
+        strict=True,
+    ):
+        if config.get(key) is (not tokens):
+            does = f"puts {', '.join(map(str, tokens))}" if tokens else "puts nothing"
+            told.append(
+                f"{_CONFIG} sets {key} to {str(config[key]).lower()}, but {_TOKENIZER} {does} "
+                f"{where} a text: {_TOKENIZER} is followed, as in transformers; an app's own "
+                f"tokenizer may follow {key}"
+            )
+    return tuple(told)
 
 
 def _of_ends(spec: ModelSpec) -> tuple[str, ...]:

@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeforge.artifact_manifest import facts_of, write_manifest
-from edgeforge.cache import cache_dir
+from edgeforge.cache import writable_cache
 from edgeforge.calibration.text import calibration_for
 from edgeforge.checkpoint.model_card import provenance
 from edgeforge.errors import UsageError
+from edgeforge.export_inputs import inputs_of
 from edgeforge.export_options import ExportOptions, ExportRun, has_static_caches
 from edgeforge.export_warnings import warnings_of, warnings_of_target
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
-from edgeforge.output_folder import atomic_folder
+from edgeforge.output_folder.atomic import atomic_folder, check_output
+from edgeforge.planning.advice import check_targets
 from edgeforge.planning.choose import choose_plan, rotation_of
+from edgeforge.planning.plan_file import check_plan_file
 from edgeforge.stage_progress import Progress, no_progress
+from edgeforge.tokenizer import check_tokenizer_files
 from edgeforge.trace_and_quantize import TracedAndQuantized, shared_interpreter, trace_and_quantize
 from exporters.checks import check_options
 from exporters.target import ExportRequest, Target
@@ -56,7 +60,13 @@ def export(
         QuantizationError: the recipe or a weight is refused.
         ExportError: a target cannot write the model.
     """
-    # The declared context comes first: rotary tables, caches and memory all follow from it.
+    # What is read is listed first: no output may replace it, and it may not change from here on.
+    inputs = inputs_of(model, options)
+    check_output(out, options.force, inputs.inputs)
+    check_plan_file(options.save_plan, inputs.inputs, out)
+    # A damaged tokenizer is refused before any work: every target copies it.
+    check_tokenizer_files(model.checkpoint.tokenizer_files)
+    # The declared context follows: rotary tables, caches and memory all depend on it.
     context = choose_context(model.spec, options.context)
     # Options that no target takes are refused here; those that only some take become warnings.
     check_options(options.target, targets)
@@ -67,9 +77,7 @@ def export(
     facts = facts_of(model.spec, context)
     planned = choose_plan(model, options.plan_request(targets, facts, rotated), progress)
     # Each target refuses a plan that its format, its kernels or the device's memory cannot hold.
-    for target in targets:
-        chosen = options.target.only(target.options)
-        target.check(planned.plan, model.weights.shapes(), facts, chosen)
+    check_targets(planned.plan, model.weights.shapes(), targets, facts, options.target)
     # A calibration text that is too short or overlaps the held-out text is refused early as well.
     calibration = calibration_for(
         planned.plan,
@@ -79,11 +87,15 @@ def export(
         looked_at=planned.program is not None,
         static_caches=any(has_static_caches(target, options.target) for target in targets),
     )
-    run = ExportRun(model, targets, options, facts, planned, calibration)
+    run = ExportRun(model, targets, options, facts, planned, calibration, inputs.require_unchanged)
     # What a user must be told is known by now; a tokenizer that cannot be read is refused here.
     warnings = warnings_of(run)
     # Files go to a temporary folder beside ``out``, which takes its name when all are complete.
-    with atomic_folder(out, options.force) as partial:
+    with (
+        atomic_folder(out, options.force, inputs=inputs.inputs) as partial,
+        # Digests, weights and copied files are of the same bytes only if nothing changes meanwhile.
+        inputs.unchanged(),
+    ):
         # One trace and one quantization serve all targets.
         made = trace_and_quantize(run, progress)
         # The program now refers to integers and scales in the store instead of float weights.
@@ -156,7 +168,7 @@ def ranges_of_caches(
         program,
         made.store,
         run.calibration.blocks,
-        cache_dir() / "cache-ranges",
+        writable_cache() / "cache-ranges",
         lambda done, size: progress("calibrate caches", done, size),
     )
 

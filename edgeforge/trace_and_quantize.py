@@ -17,8 +17,10 @@ from threading import Event
 from edgeforge.calibration.text import CalibrationRun
 from edgeforge.checkpoint.checkpoint import CheckpointDigest
 from edgeforge.export_options import ExportRun
+from edgeforge.planning.advice import PlanCheck
 from edgeforge.stage_progress import Progress
 from edgeforge.weight_store import quantize
+from quant.errors import FormatRefused
 from quant.program.program import Program
 from quant.store.store import WeightStore
 
@@ -61,7 +63,12 @@ def trace_and_quantize(run: ExportRun, progress: Progress) -> TracedAndQuantized
         quantizing = background.submit(_hash_and_quantize, run, traced, left, progress)
         program = _trace(run, progress)
         traced.set_result(program)
-        digest, store = quantizing.result()
+        try:
+            digest, store = quantizing.result()
+        except FormatRefused as error:  # a value that the weight's format cannot hold
+            plan, options = run.planned.plan, run.options.target
+            check = PlanCheck(run.model.weights.shapes(), run.targets, run.facts, options)
+            raise check.beyond_range(error, plan) from error
     return TracedAndQuantized(program, digest, store)
 
 
@@ -111,7 +118,15 @@ def _hash_and_quantize(
     if run.calibration is not None:
         calibration = CalibrationRun(model, run.calibration, traced.result, options.resume)
     plan = run.planned.plan
-    store = quantize(model.weights, digest, plan, options.threads, report, calibration)
+    store = quantize(
+        model.weights,
+        digest,
+        plan,
+        options.threads,
+        report,
+        calibration,
+        unchanged=run.require_unchanged,
+    )
     return digest, store
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from edgeforge.cache import cache_dir
+from edgeforge.cache import cache_dir, writable_cache
 from edgeforge.calibration.text import (
     CalibrationRun,
 )
 from edgeforge.checkpoint.checkpoint import CheckpointDigest
 from edgeforge.model.checkpoint_weights import CheckpointWeights
-from edgeforge.stage_progress import Progress
+from edgeforge.stage_progress import Progress, tell
+from quant.errors import QuantizationError
 from quant.plans.plan import QuantPlan
 from quant.store.store import WeightStore
 
@@ -22,6 +24,8 @@ def quantize(
     threads: int | None,
     progress: Progress,
     run: CalibrationRun | None = None,
+    *,
+    unchanged: Callable[[], None] | None = None,
 ) -> WeightStore:
     """Returns the store of this checkpoint, plan and calibration, from the cache or made now.
 
@@ -32,22 +36,30 @@ def quantize(
         threads: number of threads; None for one per processor, at most four.
         progress: called as each stage advances.
         run: the calibration; None where the plan needs none.
+        unchanged: refuses the work if what is read has changed; None for the checkpoint's own. It
+            is called before results get a name under which they would be found again.
 
     Raises:
-        QuantizationError: a weight cannot be quantized, or the folder of partial results belongs
-            to another store.
+        CheckpointError: the checkpoint changed while it was read.
+        QuantizationError: a weight cannot be quantized, the folder of partial results belongs
+            to another store, or the cache cannot be read or written.
     """
     from quant.plans.plan import calibrated_weights
     from quant.store.cached import find_store, new_store, store_key
     from quant.store.fill import fill_store
 
-    cache = cache_dir() / "stores"
+    unchanged = unchanged or weights.checkpoint.require_unchanged
+    cache = writable_cache() / "stores"
     if not calibrated_weights(plan):
         # Only static caches use this text, so it must not change the store's key.
         run = None
     text = "" if run is None else run.calibration.digest
     key = store_key(digest.sha256, weights.mapping_digest(), plan, text)
-    found = find_store(cache, key)
+
+    def told(sentence: str) -> None:
+        tell(progress, sentence)
+
+    found = _shared_store(key) or find_store(cache, key, told)
     if found is not None:
         progress("quantize (cached)", 1, 1)
         return found
@@ -59,13 +71,26 @@ def quantize(
         progress("quantize", done, size)
 
     if run is None:
-        with new_store(cache, key, plan, weights.shapes()) as writer:
+        with new_store(cache, key, plan, weights.shapes(), unchanged) as writer:
             fill_store(weights, plan, writer, threads=threads, progress=advance)
         return WeightStore(cache / key)
 
     from edgeforge.calibration.fill import fill_calibrated
     from quant.store.partial import partial_store
 
-    with partial_store(cache, key, plan, weights.shapes(), run.resume) as partial:
+    shapes = weights.shapes()
+    with partial_store(cache, key, plan, shapes, run.resume, unchanged, told) as partial:
         fill_calibrated(run, plan, partial, threads, progress)
     return WeightStore(cache / key)
+
+
+def _shared_store(key: str) -> WeightStore | None:
+    """Returns a store of a cache that can only be read; a damaged one there is passed over."""
+    from quant.store.cached import find_store
+
+    if writable_cache() == cache_dir():
+        return None
+    try:
+        return find_store(cache_dir() / "stores", key)
+    except QuantizationError:
+        return None

@@ -75,8 +75,8 @@ def generate(
 def run(folder: Path, prompt: str, limit: int) -> None:
     """Prints how the prompt goes on."""
     manifest = read_manifest(folder)
-    # The runner does not add what the tokenizer itself would put in front of a text.
-    bos_count = 0 if manifest["model"]["bos"] is None else 1
+    # The runner's tokenizer adds what it puts around a text only when it is told to.
+    bos_count = manifest["tokenizer"]["num_bos"]
     # The runner also prints the text and its statistics itself; stdout is kept for ours. Its log
     # goes to stderr.
     text = os.fdopen(os.dup(1), "w", encoding="utf-8")

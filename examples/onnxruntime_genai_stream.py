@@ -35,14 +35,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def encode(tokenizer: Any, prompt: str, bos: int | None) -> list[int]:
-    """Tokens of a prompt, begun with the model's ``bos`` where the tokenizer leaves it out."""
+def encode(tokenizer: Any, prompt: str) -> list[int]:
+    """Tokens of a prompt, with those that the tokenizer puts around a text."""
     # By default this library leaves out what the tokenizer itself puts around a text.
     tokenizer.update_options(add_special_tokens="true")
-    tokens = [int(token) for token in tokenizer.encode(prompt)]
-    if bos is not None and tokens[:1] != [bos]:
-        tokens = [bos, *tokens]
-    return tokens
+    return [int(token) for token in tokenizer.encode(prompt)]
 
 
 def generate(model: Any, prompt: list[int], max_length: int, stop: frozenset[int]) -> Iterator[int]:
@@ -65,7 +62,7 @@ def run(folder: Path, prompt: str, limit: int, ids: bool) -> None:
     context = config["context_length"]
     model = og.Model(str(folder))
     tokenizer = og.Tokenizer(model)
-    tokens = encode(tokenizer, prompt, config.get("bos_token_id"))
+    tokens = encode(tokenizer, prompt)
     if not 0 < len(tokens) < context:
         sys.exit(f"the prompt has {len(tokens)} tokens; the context has room for 1 to {context}")
     made = generate(

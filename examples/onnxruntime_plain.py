@@ -44,11 +44,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def encode(tokenizer: Tokenizer, prompt: str, bos: int | None) -> list[int]:
-    """Tokens of a prompt, begun with the model's ``bos`` where the tokenizer leaves it out."""
+def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Tokens of a prompt, with those that the tokenizer puts around a text."""
     tokens: list[int] = tokenizer.encode(prompt).ids
-    if bos is not None and tokens[:1] != [bos]:
-        tokens = [bos, *tokens]
     return tokens
 
 
@@ -106,7 +104,7 @@ def run(folder: Path, prompt: str, limit: int, ids: bool) -> None:
     manifest = read_manifest(folder)
     model, context = manifest["model"], manifest["context"]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokens = encode(tokenizer, prompt, model["bos"])
+    tokens = encode(tokenizer, prompt)
     if not 0 < len(tokens) < context:
         sys.exit(f"the prompt has {len(tokens)} tokens; the context has room for 1 to {context}")
     decoder = Decoder(folder / manifest["entry"], context)

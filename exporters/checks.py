@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from exporters.errors import ExportError
+from exporters.errors import ExportError, WeightRefused
 from exporters.options import TargetOptions
 from quant.formats.activations import TENSOR, TOKEN, Activation
 from quant.formats.formats import PaletteFormat
@@ -70,9 +70,10 @@ def refuse_palettes(plan: QuantPlan, runtime: str) -> None:
     for weight, assignment in plan.weights.items():
         if isinstance(assignment.format, PaletteFormat):
             use = "int4-g32" if assignment.format.bits <= 4 else "int8-pc"
-            raise ExportError(
+            raise WeightRefused(
                 f"{weight} is to be {assignment.format.name}; {runtime} has no kernel for "
-                f"palettes, which only Core ML reads: use {use}"
+                f"palettes, which only Core ML reads",
+                f"use {use}",
             )
 
 
@@ -90,9 +91,9 @@ def refuse_activation(plan: QuantPlan, activation: Activation, why: str, use: st
     """
     for weight, assignment in plan.weights.items():
         if assignment.activation == activation:
-            raise ExportError(
-                f"{weight} is to be multiplied by activations rounded to {activation}; {why}: "
-                f"use {use}"
+            raise WeightRefused(
+                f"{weight} is to be multiplied by activations rounded to {activation}; {why}",
+                f"use {use}",
             )
 
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from exporters.errors import ExportError
+from exporters.errors import MemoryRefused
 from exporters.target import ModelFacts
 from quant.formats.formats import IntFormat
 from quant.plans.plan import QuantPlan, matrix_shape
@@ -125,7 +125,13 @@ def estimate(
 
 
 def check_memory(
-    target: str, footprint: Footprint, context: int, memory: int | None, *, note: str = ""
+    target: str,
+    footprint: Footprint,
+    context: int,
+    memory: int | None,
+    *,
+    note: str = "",
+    multiple: int = 1,
 ) -> None:
     """Refuses a context that does not fit the stated memory.
 
@@ -135,9 +141,10 @@ def check_memory(
         context: the declared context, in tokens.
         memory: bytes that the device has for the model; None when the user states no limit.
         note: other advice, appended to the message.
+        multiple: the context's caches are rounded up to a multiple of so many tokens.
 
     Raises:
-        ExportError: says how much memory is needed, and the largest context that fits.
+        MemoryRefused: says how much memory is needed, and the largest context that fits.
     """
     if memory is None or footprint.total(context) <= memory:
         return
@@ -145,16 +152,17 @@ def check_memory(
         f"weights {_text(footprint.weights)}, caches {_text(footprint.caches_at(context))}, "
         f"buffers {_text(footprint.buffers_at(context))}"
     )
-    largest = footprint.largest_context(memory)
+    largest = footprint.largest_context(memory) // multiple * multiple
     if footprint.weights > memory:
         cure = "not even its weights fit: choose a recipe of fewer bits"
     elif largest < 2:
         cure = "its weights and buffers leave no room for a context: choose a recipe of fewer bits"
     else:
         cure = f"export with --context {largest} or less"
-    raise ExportError(
+    raise MemoryRefused(
         f"{target} would need {_text(footprint.total(context))} for a context of {context} tokens "
-        f"({parts}), and --max-memory is {_text(memory)}: {cure}{note}"
+        f"({parts}), and --max-memory is {_text(memory)}: {cure}{note}",
+        largest,
     )
 
 

@@ -17,6 +17,7 @@ from exporters.manifest_records import (
     ModelRecord,
     RotationRecord,
     SourceRecord,
+    TokenizerRecord,
     WeightRecord,
     integer,
     mapping,
@@ -58,6 +59,7 @@ class Manifest:
         structure: what the files consist of, from `exporters.structure.to_json`.
         calibration: the text that quantizers and cache scales were calibrated on, if any were.
         rotation: the rotation that was applied to the weights before quantization, if any was.
+        tokenizer: what the artifact's tokenizer adds to a text, if it has one.
         schema_version: the version of this file's schema.
     """
 
@@ -80,6 +82,7 @@ class Manifest:
     calibration: CalibrationRecord | None = None
     rotation: RotationRecord | None = None
     warnings: tuple[str, ...] = ()
+    tokenizer: TokenizerRecord | None = None
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, object]:
@@ -153,7 +156,7 @@ def _read_fields(data: Mapping[str, object]) -> dict[str, Any]:
     for name in ("options", "structure"):
         found[name] = mapping(data.get(name, {}), name)
     for name, record in _RECORDS.items():
-        optional = name in ("calibration", "rotation")
+        optional = name in ("calibration", "rotation", "tokenizer")
         found[name] = record.from_json(data.get(name, {}) if optional else data[name])
     for name, row in _TABLES.items():
         rows = mapping(data.get(name, {}) if name == "files" else data[name], name)
@@ -177,6 +180,7 @@ _RECORDS: Final[Mapping[str, type[_Readable]]] = {
     "model": ModelRecord,
     "calibration": CalibrationRecord,
     "rotation": RotationRecord,
+    "tokenizer": TokenizerRecord,
 }
 """The manifest's fields that hold one record."""
 _TABLES: Final[Mapping[str, type[_Readable]]] = {"files": FileRecord, "weights": WeightRecord}

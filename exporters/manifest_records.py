@@ -132,6 +132,34 @@ class ModelRecord:
 
 
 @dataclass(frozen=True)
+class TokenizerRecord:
+    """What the tokenizer adds to a text, which a runtime must feed as well.
+
+    Attributes:
+        prefix: the tokens in front of a text.
+        suffix: the tokens behind it.
+        num_bos: what ExecuTorch's runner must be given as ``num_bos`` to feed the same tokens: its
+            tokenizer adds them only where that is 1.
+    """
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    num_bos: int
+
+    @classmethod
+    def from_json(cls, data: object) -> Self | None:
+        """Reads a manifest's ``tokenizer``; None for an artifact without one."""
+        row = mapping(data, "tokenizer")
+        if not row:
+            return None
+        return cls(
+            prefix=integers(row, "prefix"),
+            suffix=integers(row, "suffix"),
+            num_bos=integer(row, "num_bos"),
+        )
+
+
+@dataclass(frozen=True)
 class CalibrationRecord:
     """The text that quantizers and the scales of caches were calibrated on.
 

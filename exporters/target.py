@@ -148,6 +148,9 @@ class Target(Protocol):
             facts: facts about the model.
             options: the options that this target takes.
 
+        A refused format is a `WeightRefused`: the product replaces its advice by what all chosen
+        targets accept.
+
         Raises:
             ExportError: names the weight or dimension, and what to use instead.
         """

@@ -13,7 +13,7 @@ from device_harness.coreml_interpreter.arguments import tensor_of
 from device_harness.coreml_interpreter.binding import Binder
 from device_harness.coreml_interpreter.limits import Limits, check_states, limited
 from device_harness.coreml_interpreter.states import State
-from device_harness.coreml_interpreter.steps import Program, run_program
+from device_harness.coreml_interpreter.steps import Program, Watch, run_program
 from device_harness.coreml_interpreter.values import (
     Precision,
     given_tensor,
@@ -115,6 +115,7 @@ class Interpreter:
         inputs: Mapping[str, npt.ArrayLike],
         function: str | None = None,
         states: Mapping[str, State] | None = None,
+        watch: Watch | None = None,
     ) -> Outputs:
         """Calls a function.
 
@@ -123,6 +124,7 @@ class Interpreter:
             function: the function's name; None for the package's default function.
             states: the states from `make_states`; the call changes them, and the next call reads
                 them.
+            watch: called after each operation that is not in an inner block.
 
         Returns:
             The outputs by name, in NumPy's type of the same name; float16 outputs are float32 in
@@ -138,7 +140,7 @@ class Interpreter:
             slots = list(program.initial)
             for given, value in self._fitting(name, inputs, states or {}).items():
                 slots[program.inputs[given]] = value
-            run_program(program, slots)
+            run_program(program, slots, watch)
             return {
                 output: outside(tensor_of(slots[slot]), kinds[output].dtype, self.precision)
                 for output, slot in program.outputs

@@ -74,12 +74,17 @@ class Program:
     outputs: list[tuple[str, int]] = field(default_factory=list)
 
 
-def run_steps(steps: list[Step], slots: list[Any]) -> None:
+Watch = Callable[[Step, dict[str, Any], list[Any]], None]
+"""Called after a step with the step, its arguments and its results."""
+
+
+def run_steps(steps: list[Step], slots: list[Any], watch: Watch | None = None) -> None:
     """Runs bound operations one after the other.
 
     Args:
         steps: the steps to run.
         slots: the values, which the steps read and write.
+        watch: called after each step.
 
     Raises:
         DeviceError: a step fails; the message names its place.
@@ -116,6 +121,8 @@ def run_steps(steps: list[Step], slots: list[Any]) -> None:
             raise DeviceError(f"{step.place}: there is not enough memory") from None
         except Exception as error:  # PyTorch raises errors of many classes for wrong arguments
             raise DeviceError(f"{step.place}: {first_line(error)}") from error
+        if watch is not None:
+            watch(step, arguments, [slots[result.slot] for result in step.results])
         for slot in step.frees:
             counted.freed(slot)
             slots[slot] = None
@@ -146,11 +153,11 @@ def current_slots(program: Program) -> list[Any]:
     return _RUNNING[id(program)]
 
 
-def run_program(program: Program, slots: list[Any]) -> None:
-    """Runs a bound function on slots whose inputs are set."""
+def run_program(program: Program, slots: list[Any], watch: Watch | None = None) -> None:
+    """Runs a bound function on slots whose inputs are set; inner blocks are not watched."""
     _RUNNING[id(program)] = slots
     try:
-        run_steps(program.steps, slots)
+        run_steps(program.steps, slots, watch)
     finally:
         del _RUNNING[id(program)]
 

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -22,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from edgeforge.cache import read_record, write_record
 from edgeforge.reference.segments import MEMORY_BOUND, Stretches, tokens_of
 from edgeforge.reference.walk import Values, Walk, WeightReader, store_reader
 from quant.errors import QuantizationError
-from quant.input_files import open_input
+from quant.locked_folders import unfinished
 from quant.program import dialect
 from quant.program.program import Program, node_argument, shape_of
 from quant.store.store import WeightStore
@@ -33,7 +31,7 @@ from quant.store.store import WeightStore
 if TYPE_CHECKING:
     from exporters.target import CacheRanges
 
-RANGES_VERSION: Final = 1
+RANGES_VERSION: Final = 2
 # Tokens of the text that are used: more tokens change the largest magnitudes only a little.
 RANGE_TOKENS: Final = 8192
 
@@ -63,16 +61,13 @@ def cache_ranges(
     """
     count = max(1, RANGE_TOKENS // len(blocks[0]))
     seen = blocks[:count]
-    file = cache / f"{_key(program, store, seen)}.npz"
+    file = cache / f"{_key(program, store, seen)}.json"
     found = _read(file, program)
     if found is not None:
         return found
-    cache.mkdir(parents=True, exist_ok=True)
-    ranges = _measure(program, store_reader(store), seen, cache, progress)
-    partial = cache / f".{file.stem}.partial-{os.getpid()}.npz"
-    arrays: dict[str, Any] = dict(ranges)
-    np.savez(partial, **arrays)
-    partial.replace(file)
+    with unfinished(cache, file.stem) as scratch:
+        ranges = _measure(program, store_reader(store), seen, scratch, progress)
+    write_record(file, {name: found.tolist() for name, found in ranges.items()})
     return ranges
 
 
@@ -143,10 +138,7 @@ def _measure(
     wanted = 2 * sum(node.target is dialect.ATTENTION for node in walk.order)
     known = [walk.begin(tokens_of(block)) for block in blocks]
     progress(0, wanted // 2)
-    with (
-        tempfile.TemporaryDirectory(dir=scratch) as folder,
-        Stretches(walk, known, Path(folder) / "spilled", MEMORY_BOUND) as stretches,
-    ):
+    with Stretches(walk, known, scratch / "spilled", MEMORY_BOUND) as stretches:
         measured = 0
         for _ in stretches.matrices():
             if len(walk.ranges) > measured:
@@ -185,11 +177,8 @@ def _key(program: Program, store: WeightStore, blocks: Sequence[Sequence[int]]) 
 
 def _read(file: Path, program: Program) -> CacheRanges | None:
     """Returns ranges that were measured before, or None where the file is missing or damaged."""
-    try:
-        with open_input(file) as stream, np.load(stream, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+    record = read_record(file)
     wanted = {given.name for _, given in program.placeholders("cache")}
-    whole = found.keys() == wanted and all(a.dtype == np.float32 for a in found.values())
-    return found if whole else None
+    if record is None or record.keys() != wanted:
+        return None
+    return {name: np.array(rows, np.float32) for name, rows in record.items()}

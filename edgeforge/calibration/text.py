@@ -54,7 +54,7 @@ class Calibration:
         length: tokens of each sequence.
         seed: seed of the draw.
         digest: SHA-256 of the sequences.
-        blocks: the sequences, each with the model's ``bos`` in front if it has one; None in a
+        blocks: the sequences, each with what the tokenizer puts in front of a text; None in a
             recorded calibration until `drawn` draws them again.
         notes: what a user must know, one sentence each.
     """
@@ -184,8 +184,8 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
     is_demo = source == DEMO and not Path(DEMO).is_file()
     path = CALIBRATION_TEXT if is_demo else Path(source)
     file = model.checkpoint.tokenizer_files.get("tokenizer.json")
-    tokenizer = Tokenizer(file, model.checkpoint.source)
     written = read_text(path)
+    tokenizer = Tokenizer(file, model.checkpoint.source, text=written)
     text = tokenizer.encode(written, special=False)
     vocabulary = model.spec.vocab_size
     if text and max(text) >= vocabulary:
@@ -193,7 +193,7 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
             f"the tokenizer gives token {max(text)}, but the model has {vocabulary} tokens: it is "
             f"another model's; name the right one with --tokenizer PATH"
         )
-    head = () if model.spec.bos is None else (model.spec.bos,)
+    head = tokenizer.added()[0]
     length = min(options.length, context)
     step = length - len(head)
     if step < 1 or options.tokens < length:
@@ -255,7 +255,7 @@ def shared_passage(text: str, other: str) -> str | None:
     >>> shared_passage("a " + " ".join(words[:9]), "b " + " ".join(words[:9])) is None
     True
     """
-    tokenizer = Tokenizer(DEMO_FOLDER / "tokenizer.json", DEMO)
+    tokenizer = Tokenizer(DEMO_FOLDER / "tokenizer.json", DEMO, trusted=True)
     n = OVERLAP_TOKENS
     tokens, others = (tokenizer.encode(each, special=False) for each in (text, other))
     known = {tuple(others[i : i + n]) for i in range(len(others) - n + 1)}

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
+from edgeforge.checkpoint.adapters import refuse_adapter
 from edgeforge.checkpoint.digest import CheckpointDigest, FileDigest, Progress, digest_files
 from edgeforge.checkpoint.json_text import MAX_CONFIG_BYTES, parse_object, read_small_file, reason
 from edgeforge.checkpoint.layout import (
@@ -22,12 +23,17 @@ from edgeforge.checkpoint.layout import (
     GENERATION_CONFIG,
     SAFETENSORS,
     SAFETENSORS_INDEX,
+    TOKENIZER_FILES,
     TORCH,
+    TORCH_INDEX,
     VOCABULARY_FILES,
     WeightLayout,
     find_tokenizer_files,
     find_weights,
 )
+from edgeforge.checkpoint.links import leads_out, left_out, refuse_dangling
+from edgeforge.checkpoint.other_formats import name_other_format
+from edgeforge.checkpoint.source_files import SourceFiles
 from edgeforge.checkpoint.tensor_entry import TensorEntry
 from edgeforge.errors import CheckpointError, UsageError
 from quant.input_files import open_descriptor
@@ -59,6 +65,9 @@ class Checkpoint:
         tensors: Every tensor by name, in the order of the weight files.
         files: The weight files, sorted by name.
         tokenizer_files: The tokenizer files that are present, by name.
+        source_files: All files that are read, which must stay as they were when the checkpoint was
+            opened.
+        warnings: What a user must know, one sentence each.
     """
 
     def __init__(
@@ -68,12 +77,17 @@ class Checkpoint:
         revision: str | None,
         layout: WeightLayout,
         tokenizer_files: dict[str, Path],
+        source_files: SourceFiles,
     ) -> None:
         self.path = path
         self.source = source
         self.revision = revision
+        self.warnings: tuple[str, ...] = ()
+        self.source_files = source_files
+        source_files.watch((*(path / name for name in layout.files), *tokenizer_files.values()))
         self.config = _read_config(path / CONFIG)
         generation = path / GENERATION_CONFIG
+        refuse_dangling(generation)
         self.generation_config = _read_config(generation) if generation.exists() else {}
         self.files = tuple(path / name for name in layout.files)
         self.tokenizer_files = tokenizer_files
@@ -103,9 +117,21 @@ class Checkpoint:
             UsageError: ``revision`` is given with a folder.
         """
         folder, commit = _resolve(str(source), revision)
-        layout = _require_weights(folder)
-        files = find_tokenizer_files(folder) if tokenizer is None else _tokenizer(str(tokenizer))
-        return cls(folder, str(source), commit, layout, files)
+        watched = SourceFiles()
+        watched.watch(folder / name for name in _READ)
+        layout = _require_weights(folder, str(source))
+        where = folder
+        if tokenizer is None:
+            files = find_tokenizer_files(folder)
+        else:
+            where, files = _tokenizer(str(tokenizer))
+        opened = cls(folder, str(source), commit, layout, files, watched)
+        absent = (name for name in TOKENIZER_FILES if name not in files)
+        opened.warnings = (
+            *left_out(folder, (CONFIG, GENERATION_CONFIG)),
+            *left_out(where, absent),
+        )
+        return opened
 
     def read(self, name: str) -> NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]:
         """Return a whole tensor.
@@ -188,6 +214,8 @@ class Checkpoint:
     def digest(self, progress: Progress | None = None) -> CheckpointDigest:
         """Return SHA-256 of ``config.json`` and every weight file; hash only files that changed.
 
+        The digest is of the files whose config and headers were read when they were opened.
+
         Args:
             progress: Called with (bytes done, bytes in all), from one thread at a time.
 
@@ -196,7 +224,27 @@ class Checkpoint:
         """
         paths = (self.path / CONFIG, *self.files)
         named = [(path.relative_to(self.path).as_posix(), path) for path in paths]
-        return digest_files(named, progress)
+        found = digest_files(named, progress)
+        self.require_unchanged()
+        return found
+
+    def require_unchanged(self) -> None:
+        """Refuse a checkpoint of which a file is not as it was when it was opened.
+
+        Raises:
+            CheckpointError: Names the file.
+        """
+        self.source_files.require_unchanged()
+
+    @property
+    def sidecars(self) -> dict[str, Path]:
+        """The configuration's files that an artifact gets copies of, by name; none leads out."""
+        present = {name: self.path / name for name in (CONFIG, GENERATION_CONFIG)}
+        return {
+            name: path
+            for name, path in present.items()
+            if path.is_file() and leads_out(path, self.path) is None
+        }
 
     def close(self) -> None:
         """Close the weight files; a later read opens them again."""
@@ -273,7 +321,11 @@ def _resolve(source: str, revision: str | None) -> tuple[Path, str | None]:
                 f"{source} is a folder, which has no revision: leave out --revision {revision}"
             )
         return folder, None
+    refuse_dangling(folder)
     if exists and source:
+        other = name_other_format([folder.name])
+        if other is not None and folder.suffix not in (".safetensors", ".bin", ".pt"):
+            raise CheckpointError(f"{source} is not the folder of a checkpoint: it is {other}")
         raise CheckpointError(
             f"{source} is a file; name the folder that holds it together with {CONFIG}"
         )
@@ -287,39 +339,52 @@ def _resolve(source: str, revision: str | None) -> tuple[Path, str | None]:
     return snapshot, hub.commit_of(snapshot)
 
 
-def _require_weights(folder: Path) -> WeightLayout:
+def _require_weights(folder: Path, source: str) -> WeightLayout:
     try:
+        for name in (SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX):
+            refuse_dangling(folder / name)
+            if (folder / name).is_file():
+                break
         layout = find_weights(folder)
+        refuse_adapter(folder, source, layout is not None)
         if layout is not None:
             for name in layout.files:
+                refuse_dangling(folder / name)
                 if not (folder / name).is_file():
                     raise CheckpointError(
                         f"{folder / name} is missing, though the index lists it: download it again"
                     )
             return layout
-        if not (folder / CONFIG).exists():
-            raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG}")
-        others = sorted(p.name for p in folder.iterdir() if p.suffix in _WEIGHT_SUFFIXES)
+        has_config = (folder / CONFIG).exists()
+        held = [path.name for path in folder.iterdir() if path.is_file() or path.is_dir()]
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {reason(error)}") from error
-    found = f"; it has {', '.join(others[:5])}" if others else ""
+    other = name_other_format([folder.name, *held] if folder.suffix in _PACKAGES else held)
+    found = "" if other is None else f"; it has {other}"
+    if not has_config:
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG}{found}")
     raise CheckpointError(
         f"{folder} has no weights: {SAFETENSORS}, {SAFETENSORS_INDEX} or {TORCH} is needed{found}"
     )
 
 
-_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+# Folders that are themselves a model in another format.
+_PACKAGES = (".mlpackage", ".mlmodelc")
+# Files whose content decides what is read, or that are read whole: watched before any is opened.
+_READ = (CONFIG, GENERATION_CONFIG, SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX)
 
 
-def _tokenizer(source: str) -> dict[str, Path]:
+def _tokenizer(source: str) -> tuple[Path, dict[str, Path]]:
+    """Returns the folder of a tokenizer that the user named, and its files."""
     path = Path(source).expanduser()
+    refuse_dangling(path)
     if path.is_file():
         if path.name not in VOCABULARY_FILES:
             raise CheckpointError(
                 f"{path} is not a tokenizer file; name a folder, or one of "
                 f"{', '.join(VOCABULARY_FILES)}"
             )
-        return {**find_tokenizer_files(path.parent), path.name: path}
+        return path.parent, {**find_tokenizer_files(path.parent), path.name: path}
     if not path.is_dir():
         from edgeforge.checkpoint import hub
 
@@ -332,7 +397,7 @@ def _tokenizer(source: str) -> dict[str, Path]:
     files = find_tokenizer_files(path)
     if not any(name in files for name in VOCABULARY_FILES):
         raise CheckpointError(f"{path} has no tokenizer: {' or '.join(VOCABULARY_FILES)} is needed")
-    return files
+    return path, files
 
 
 def _read_config(path: Path) -> dict[str, object]:

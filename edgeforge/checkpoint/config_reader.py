@@ -2,94 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
+from edgeforge.checkpoint.metadata_fields import is_metadata
 from edgeforge.errors import CheckpointError
 from quant.quoted import quoted
 from quant.suggestion import nearest
-
-# Fields about how a model is trained, stored, sampled or displayed. None changes what it computes.
-_HARMLESS = frozenset(
-    {
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_attn_implementation_internal",
-        "_commit_hash",
-        "_experts_implementation",
-        "_name_or_path",
-        "add_cross_attention",
-        "architectures",
-        "attention_dropout",
-        "attn_implementation",
-        "auto_map",
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "cross_attention_hidden_size",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "dtype",
-        "early_stopping",
-        "embd_pdrop",
-        "encoder_no_repeat_ngram_size",
-        "eos_token_id",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "hidden_dropout",
-        "hidden_dropout_prob",
-        "id2label",
-        "initializer_range",
-        "is_decoder",
-        "is_encoder_decoder",
-        "is_llama_config",
-        "label2id",
-        "length_penalty",
-        "max_length",
-        "max_sequence_length",
-        "min_length",
-        "model_type",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "output_attentions",
-        "output_hidden_states",
-        "output_scores",
-        "pad_token_id",
-        "prefix",
-        "pretraining_tp",
-        "problem_type",
-        "pruned_heads",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "resid_pdrop",
-        "residual_dropout",
-        "return_dict",
-        "return_dict_in_generate",
-        "sep_token_id",
-        "suppress_tokens",
-        "task_specific_params",
-        "temperature",
-        "tf_legacy_loss",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "torch_dtype",
-        "torchscript",
-        "transformers.js_config",
-        "transformers_version",
-        "typical_p",
-        "unsloth_fixed",
-        "unsloth_version",
-        "use_bfloat16",
-        "use_cache",
-    }
-)
-
 
 # No model has as many. A damaged or hostile file can claim a number that no memory could hold.
 _MAX_LAYERS = 10_000
@@ -121,6 +40,10 @@ class ConfigReader:
     def raw(self) -> Mapping[str, object]:
         """Returns the mapping itself, to read harmless fields from it."""
         return self._config
+
+    def is_ignored(self, field: str) -> bool:
+        """Returns whether the user knows that a field does not change the maths."""
+        return field in self._ignore
 
     def get(self, field: str, default: object = None) -> object:
         """Returns the field's value, or ``default`` when it is absent or null."""
@@ -195,11 +118,16 @@ class ConfigReader:
             if not _is_off(self.get(field)):
                 self._refuse(field)
 
-    def require_one(self, *fields: str) -> None:
-        """Refuses factors that change the maths unless they are 1; the message names the field."""
-        for field in fields:
-            if self.get(field, 1) != 1:
-                self._refuse(field)
+    def require(self, field: str, neutral: object) -> None:
+        """Refuses a field unless it is absent or has the one value that changes nothing.
+
+        Args:
+            field: the field's name, which the message says.
+            neutral: that value; numbers may differ from it as a decimal notation of it does.
+        """
+        value = self.get(field)
+        if value is not None and not _is_same(value, neutral):
+            self._refuse(field)
 
     def section(self, field: str) -> ConfigReader | None:
         """Returns the reader of a nested object, None when it is absent."""
@@ -212,9 +140,9 @@ class ConfigReader:
 
     def finish(self) -> None:
         """Refuses the first field that is set, was never read and is not known to be harmless."""
-        known = self._read | _HARMLESS | self._ignore
-        for field in self._config:
-            if field not in known and not _is_off(self._config[field]):
+        known = self._read | self._ignore
+        for field, value in self._config.items():
+            if field not in known and not is_metadata(field) and not _is_off(value):
                 self._refuse(field)
 
     def _refuse(self, field: str) -> None:
@@ -226,6 +154,14 @@ class ConfigReader:
             f"does not implement for this family and which may change the model's outputs; if you "
             f"know that it does not, pass --ignore-config {option}"
         )
+
+
+def _is_same(value: object, neutral: object) -> bool:
+    if isinstance(value, bool) or isinstance(neutral, bool):
+        return value is neutral
+    if not isinstance(value, int | float):
+        return value == neutral
+    return isinstance(neutral, int | float) and math.isclose(value, neutral, rel_tol=1e-6)
 
 
 def _is_off(value: object) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeforge.cache import cache_dir
+from edgeforge.cache import cache_dir, read_record, writable_cache, write_record
 from edgeforge.checkpoint.json_text import reason
 from edgeforge.errors import CheckpointError
 from quant.input_files import open_input
 from quant.processors import default_threads
 
 BLOCK_BYTES = 4 << 20
-_SCHEMA = 1
+_SCHEMA = 2
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all), from one thread at a time."""
@@ -67,13 +68,16 @@ def digest_files(
         progress: Called with (bytes done, bytes in all), from one thread at a time.
 
     Raises:
-        CheckpointError: A file cannot be read, or changed while it was read.
+        CheckpointError: A file cannot be read, changed while it was read, or is not what the hub
+            named it after.
     """
     counter = _Counter(sum(_stat(path).st_size for _, path in files), progress)
     with ThreadPoolExecutor(max(1, min(default_threads(), len(files)))) as pool:
         jobs = [(name, pool.submit(_digest_file, path, counter)) for name, path in files]
         try:
             found = [FileDigest(name, *job.result()) for name, job in jobs]
+            for (_, path), file in zip(files, found, strict=True):
+                _require_named(path, file.sha256)
         except BaseException:
             counter.stopped = True
             pool.shutdown(cancel_futures=True)
@@ -120,8 +124,10 @@ def _digest_file(path: Path, counter: _Counter) -> tuple[int, str]:
     before = _stat(path)
     identity = _identity(path, before)
     key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
-    record = cache_dir() / "digests" / f"{key}.json"
+    record = writable_cache() / "digests" / f"{key}.json"
     known = _recall(record, identity)
+    if known is None and record.parent.parent != cache_dir():
+        known = _recall(cache_dir() / "digests" / record.name, identity)
     if known is not None:
         counter.add(before.st_size)
         return before.st_size, known
@@ -130,7 +136,7 @@ def _digest_file(path: Path, counter: _Counter) -> tuple[int, str]:
         raise CheckpointError(
             f"{path} changed while it was read: wait until the program that writes it is done"
         )
-    _remember(record, {**identity, "sha256": found})
+    _remember(record, {**identity, "sha256_of_file": found})
     return before.st_size, found
 
 
@@ -159,19 +165,27 @@ def hash_file(path: Path, size: int, counter: _Counter) -> str:
 
 
 def _recall(record: Path, identity: dict[str, object]) -> str | None:
-    try:
-        content = json.loads(record.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(content, dict):
-        return None
-    sha256 = content.pop("sha256", None)
+    content = read_record(record) or {}
+    sha256 = content.pop("sha256_of_file", None)
     return sha256 if content == identity and isinstance(sha256, str) else None
 
 
 def _remember(record: Path, content: dict[str, object]) -> None:
-    partial = record.with_name(f".{record.name}.{os.getpid()}.{threading.get_ident()}")
     with suppress(OSError):
-        record.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content))
-        os.replace(partial, record)
+        write_record(record, content)
+
+
+def _require_named(path: Path, sha256: str) -> None:
+    """Refuses a file of a hub's cache whose content is not what it is named after.
+
+    The hub names large files after their SHA-256.
+
+    Raises:
+        CheckpointError: The file was damaged since, or while, it was downloaded.
+    """
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) and blob.name != sha256:
+        raise CheckpointError(
+            f"{path} is damaged: the hub names it {blob.name[:12]}... after its SHA-256, which is "
+            f"{sha256[:12]}...: remove {blob} and download the model again"
+        )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeforge.checkpoint.adapters import ADAPTER_CONFIG, refuse_adapter
 from edgeforge.checkpoint.layout import (
     CONFIG,
     GENERATION_CONFIG,
@@ -17,6 +18,7 @@ from edgeforge.checkpoint.layout import (
     VOCABULARY_FILES,
     find_weights,
 )
+from edgeforge.checkpoint.other_formats import name_other_format
 from edgeforge.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -44,9 +46,11 @@ def download_checkpoint(hub_id: str, revision: str | None) -> Path:
         CheckpointError: The repository or revision does not exist or is gated, or the hub cannot
             be reached and the cache lacks files; the message names them.
     """
-    base = (CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES)
+    # An adapter's configuration is enough to refuse it by name.
+    base = (CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG, *TOKENIZER_FILES)
     patterns: tuple[str, ...] = (*base, *_SAFETENSORS_PATTERNS)
     folder = _snapshot(hub_id, revision, patterns)
+    refuse_adapter(folder, hub_id, has_weights=find_weights(folder) is not None)
     if find_weights(folder) is None:
         patterns = (*base, *_TORCH_PATTERNS)
         folder = _snapshot(hub_id, revision, patterns)
@@ -58,6 +62,11 @@ def download_checkpoint(hub_id: str, revision: str | None) -> Path:
     if not (folder / CONFIG).is_file():
         missing = [CONFIG, *missing]
     if missing:
+        other = None if _is_offline() else _name_other_format(hub_id, revision)
+        if other is not None:
+            raise CheckpointError(
+                f"{_title(hub_id, revision)} is no such checkpoint: it has {other}"
+            )
         raise _incomplete(hub_id, revision, folder, ", ".join(missing))
     return folder
 
@@ -87,6 +96,19 @@ def _missing_weights(folder: Path) -> list[str]:
         awaited = [n for n in (SAFETENSORS, SAFETENSORS_INDEX, TORCH) if (folder / n).is_symlink()]
         return awaited or [f"{SAFETENSORS} (or {SAFETENSORS_INDEX} with its shards, or {TORCH})"]
     return [name for name in layout.files if not (folder / name).is_file()]
+
+
+def _name_other_format(hub_id: str, revision: str | None) -> str | None:
+    """Returns what a repository has in place of the weights that are missing; None if unknown."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        names = huggingface_hub.list_repo_files(hub_id, revision=revision)
+    except (errors.HfHubHTTPError, OSError, ValueError):
+        return None  # what is missing is told all the same
+    readable = {SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX} & set(names)
+    return None if readable else name_other_format(names)
 
 
 def _title(hub_id: str, revision: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from edgeforge.checkpoint.links import refuse_dangling
 from edgeforge.errors import CheckpointError
 from quant.input_files import read_input
 from quant.json_input import JsonError, parse_json
@@ -37,10 +38,11 @@ def read_small_file(path: Path, limit: int) -> bytes:
     """Return a file's bytes.
 
     Raises:
-        CheckpointError: The file is missing, not a regular file, unreadable, larger than ``limit``
-            bytes, or a Git LFS pointer.
+        CheckpointError: The file is missing, a link to nothing, not a regular file, unreadable,
+            larger than ``limit`` bytes, or a Git LFS pointer.
     """
     try:
+        refuse_dangling(path)
         if not path.is_file():
             what = "is not a file" if path.exists() else "is missing"
             raise CheckpointError(f"{path} {what}: the checkpoint is incomplete")

@@ -12,6 +12,7 @@ from edgeforge.checkpoint.json_text import (
     reason,
     refuse_git_lfs_pointer,
 )
+from edgeforge.checkpoint.links import leads_out, refuse_dangling
 from edgeforge.errors import CheckpointError
 from quant.input_files import is_inside, open_input
 
@@ -87,13 +88,19 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def find_tokenizer_files(folder: Path) -> dict[str, Path]:
-    """Return the tokenizer files present in a folder, by name.
+    """Return the tokenizer files of a folder, by name; without those that lead out of it.
+
+    An artifact gets copies of these files, and a link of a stranger's checkpoint could lead to any
+    file of the user's.
 
     Raises:
-        CheckpointError: A file cannot be read, or is a Git LFS pointer, for which a tokenizer
-            library would only report a parse error.
+        CheckpointError: A file cannot be read, is a link to nothing, or is a Git LFS pointer, for
+            which a tokenizer library would only report a parse error.
     """
-    found = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    for name in TOKENIZER_FILES:
+        refuse_dangling(folder / name)
+    present = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    found = {name: path for name, path in present.items() if leads_out(path, folder) is None}
     for path in found.values():
         try:
             with open_input(path) as file:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from edgeforge.checkpoint.checkpoint import Checkpoint
+from edgeforge.checkpoint.links import leads_out
 from exporters.target import Provenance
 from quant.input_files import open_input
 from quant.yaml_input import YamlError, parse_yaml
@@ -23,7 +24,8 @@ def provenance(checkpoint: Checkpoint) -> Provenance:
     named = checkpoint.config.get("_name_or_path")
     if not hub_id and isinstance(named, str) and _HUB_ID.fullmatch(named):
         hub_id = named
-    fields = card_fields(checkpoint.path / _CARD)
+    card = checkpoint.path / _CARD
+    fields = {} if leads_out(card, checkpoint.path) else card_fields(card)
     licence = fields.get("license_name") or fields.get("license", "")
     return Provenance(
         title=hub_id.rpartition("/")[2] or checkpoint.path.resolve().name,

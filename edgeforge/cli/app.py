@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeforge.cli import options as option
+from edgeforge.cli.printable import answer, console, json_text, printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +21,7 @@ app = typer.Typer(
     help="Compiles language models for phones: one trace, one quantization, verified artifacts.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    suggest_commands=False,  # `edgeforge.cli.exits` suggests, and only for slips of typing
 )
 
 
@@ -128,10 +130,8 @@ def export(
     manifests = [Manifest.read(folder) for folder in folders]
     for folder, manifest in zip(folders, manifests, strict=True):
         size = size_text(sum(record.size for record in manifest.files.values()))
-        print(
-            f"{folder}: {manifest.target}, {manifest.recipe}, context {manifest.context}, "
-            f"{manifest.bits_per_weight:.3f} bits a weight, {size}"
-        )
+        line = f"{folder}: {manifest.target}, {manifest.recipe}, context {manifest.context}, "
+        print(printable(f"{line}{manifest.bits_per_weight:.3f} bits a weight, {size}"))
     _print_warnings(manifests)
 
 
@@ -153,6 +153,7 @@ def verify(
     from edgeforge.cli.progress import Reporter
     from edgeforge.cli.verdict import print_results
     from edgeforge.verification.sample import parse_tokens
+    from edgeforge.verification.soundness import require_sound
     from edgeforge.verification.verify import VerifyOptions, find_artifacts, verify_together
 
     options = VerifyOptions(
@@ -166,10 +167,12 @@ def verify(
     folders = find_artifacts(artifacts)
     with Reporter(quiet) as progress:
         results = verify_together(folders, options, progress)
+    _print_cache_warning()
     if json:
         _print_json([result.to_json() for result in results])
     else:
         print_results(dict(zip(folders, results, strict=True)), artifacts, full=full)
+    require_sound(folders, results)
 
 
 @app.command()
@@ -186,13 +189,15 @@ def inspect(
     if json:
         _print_json(report.to_json())
     else:
-        print("\n".join(report.lines()))
+        print(printable_lines(report.lines()))
         tables = [*inspect_tables(report.manifest), *section_tables(report.sections)]
         for table in [*tables, weight_table(report.manifest)] if weights else tables:
             _console().print(table)
     report.require_whole()
     if not json:
-        print("all files are as written; integers and scales read back equal the store's")
+        print(
+            "all files are as written; integers and scales read back equal the manifest's digests"
+        )
 
 
 @app.command()
@@ -223,7 +228,9 @@ def run(
         _print_json(result.to_json())
     else:
         print()
-        print(result.summary(), file=sys.stderr)
+        for note in result.notes:
+            print(f"note: {note}", file=sys.stderr)
+        print(printable(result.summary()), file=sys.stderr)
 
 
 @app.command(name="coreml-run")
@@ -257,7 +264,7 @@ def coreml_run(
     if json:
         _print_json(result)
     else:
-        print("\n".join(lines))
+        print(printable_lines(lines))
     if compared:
         require_close(compared, tolerance)
 
@@ -276,7 +283,7 @@ def list_known(
         return
     width = max(map(len, rows), default=0)
     for name, about in rows.items():
-        print(f"{name:<{width}}  {about}")
+        print(printable(f"{name:<{width}}  {about}"))
 
 
 @app.command()
@@ -290,7 +297,7 @@ def doctor(json: option.Json = False) -> None:
     if json:
         _print_json(report.to_json())
     else:
-        print("\n".join(report_lines(report)))
+        print(printable_lines(report_lines(report)))
     if report.export_problems:
         raise CheckFailed("; ".join(report.export_problems))
 
@@ -315,11 +322,12 @@ def synth(
             force=force,
             progress=lambda done, size: progress("synthesise", done, size),
         )
-    print(folder)
+    print(printable(str(folder)))
 
 
 def _emit(piece: str) -> None:
-    sys.stdout.write(piece)
+    # A pipe gets the model's answer as it is; a terminal must not obey it.
+    sys.stdout.write(answer(piece) if sys.stdout.isatty() else piece)
     sys.stdout.flush()
 
 
@@ -328,6 +336,7 @@ def _print_warnings(manifests: Sequence[Manifest]) -> None:
     from edgeforge.cli.exits import one_line
     from quant.kernels import native
 
+    _print_cache_warning()
     if not native.available():
         print(
             "warning: quantization ran without compiled kernels, with the same results but slowly: "
@@ -340,14 +349,20 @@ def _print_warnings(manifests: Sequence[Manifest]) -> None:
         print(one_line(f"warning: {where}{warning}"), file=sys.stderr)
 
 
-def _print_json(value: object) -> None:
-    from quant.json_output import json_text
+def _print_cache_warning() -> None:
+    """Prints, on stderr, that results are kept elsewhere, where the cache can only be read."""
+    from edgeforge.cache import cache_note
+    from edgeforge.cli.exits import one_line
 
+    note = cache_note()
+    if note is not None:
+        print(one_line(f"warning: {note}"), file=sys.stderr)
+
+
+def _print_json(value: object) -> None:
     print(json_text(value))
 
 
 def _console() -> Console:
-    from rich.console import Console
-
     # Output that is not a terminal is wide enough for every table, so that a log is not cut.
-    return Console(width=None if sys.stdout.isatty() else 110)
+    return console(width=None if sys.stdout.isatty() else 110)

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from edgeforge.cli.arrays_file import Arrays, read_arrays
 from edgeforge.errors import CheckFailed, UsageError
+from edgeforge.output_folder.inputs import Input, refuse_inputs
+from edgeforge.output_folder.whole_file import whole_file
 from exporters.coreml.package import Feature, Package, open_package
 from exporters.coreml.structure import weight_formats
 
@@ -123,7 +125,8 @@ def run(request: RunRequest, package: Package) -> Arrays:
         The outputs of the last call.
 
     Raises:
-        UsageError: a file is missing, or the numbers of files and functions do not fit.
+        UsageError: a file is missing, the numbers of files and functions do not fit, or an output
+            would replace what is read.
         DeviceError: an input does not fit, or an operation fails.
     """
     import torch
@@ -131,6 +134,7 @@ def run(request: RunRequest, package: Package) -> Arrays:
     from device_harness.coreml_interpreter.interpreter import Interpreter
     from device_harness.coreml_interpreter.limits import Limits
 
+    _check_outputs(request)
     calls = _calls(request)
     if request.threads is not None:
         torch.set_num_threads(request.threads)
@@ -179,13 +183,14 @@ def require_close(found: Sequence[Difference], tolerance: float | None) -> None:
 
 
 def summary(found: Arrays) -> dict[str, dict[str, object]]:
-    """Returns dtype, shape and range of each output."""
+    """Returns dtype, shape and range of each output, and how many of its values are not finite."""
     return {
         name: {
             "dtype": str(value.dtype),
             "shape": list(value.shape),
             "least": float(value.min()) if value.size else None,
             "largest": float(value.max()) if value.size else None,
+            "not_finite": int((~np.isfinite(value)).sum()),
         }
         for name, value in found.items()
     }
@@ -212,6 +217,7 @@ def report(request: RunRequest) -> tuple[dict[str, Any], list[str], list[Differe
     values = summary(found)
     lines = [
         f"{name}: {row['dtype']}{row['shape']}, {row['least']:.6g} to {row['largest']:.6g}"
+        + (f", {row['not_finite']} values NaN or infinite" if row["not_finite"] else "")
         if row["least"] is not None
         else f"{name}: {row['dtype']}{row['shape']}, empty"
         for name, row in values.items()
@@ -225,6 +231,18 @@ def report(request: RunRequest) -> tuple[dict[str, Any], list[str], list[Differe
     ]
     result = {"outputs": values, "differences": [asdict(each) for each in compared]}
     return result, lines, compared
+
+
+def _check_outputs(request: RunRequest) -> None:
+    """Refuses, before any call, to write over what is read, or over another call's outputs."""
+    inputs = [
+        Input("the package", request.package, whole=True),
+        *(Input("the inputs", path) for path in request.inputs),
+        *(Input("the file to compare with", path) for path in (request.compare,) if path),
+    ]
+    for number, path in enumerate(request.outputs):
+        earlier = [Input("another call's --outputs", other) for other in request.outputs[:number]]
+        refuse_inputs(path, [*inputs, *earlier], "--outputs")
 
 
 def _calls(request: RunRequest) -> Iterator[tuple[Path, Path | None, str | None]]:
@@ -256,15 +274,13 @@ def _precision(name: str) -> Precision:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as stream:
+        with whole_file(path) as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"there is no folder {path.parent} to write {path.name} to") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder: name a file to write outputs to") from None
 
 
 def _difference(

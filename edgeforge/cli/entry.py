@@ -11,6 +11,7 @@ import typer
 
 from edgeforge.cli.app import app
 from edgeforge.cli.exits import ended_by_signals, explain, one_line
+from edgeforge.cli.streams import open_streams, print_traceback, require_utf8, speak_utf8
 
 # The variable by which a shell asks for completions, as click derives it from the command's name.
 _COMPLETE = "_EDGEFORGE_COMPLETE"
@@ -23,6 +24,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     signals: list[int] = []
     try:
+        require_utf8(arguments)
         with ended_by_signals(signals):
             _run_command(arguments or ["--help"])
             sys.stdout.flush()
@@ -42,9 +44,7 @@ def main() -> None:
         if explained is None:
             raise
         if "--traceback" in sys.argv[1:]:
-            import traceback
-
-            traceback.print_exc()
+            print_traceback()
         code, sentence = explained
         print(f"edgeforge: {one_line(sentence)}", file=sys.stderr)
         sys.exit(code)
@@ -56,11 +56,16 @@ def entry() -> None:
     All results are written by then, and an ordinary exit would take a second to tear down torch's
     modules.
     """
+    speak_utf8()
+    open_streams()
     try:
         main()
         code: int | str | None = 0
     except SystemExit as left:
         code = left.code
+    except Exception:  # a bug
+        print_traceback()
+        code = 1
     if not isinstance(code, int | None):
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
@@ -79,4 +84,4 @@ def _run_command(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry()

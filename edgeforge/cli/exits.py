@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+from edgeforge.cli.printable import printable
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Errors that the user's machine causes. Other OSErrors are bugs of EdgeForge and get a traceback.
@@ -20,7 +24,7 @@ def explain(error: Exception) -> tuple[int, str] | None:
     Codes: 1 a check failed, 2 usage, 3 checkpoint, 4 quantization, 5 export or a full disk,
     6 device.
     """
-    from device_harness.errors import DeviceError
+    from device_harness.errors import DeviceError, LogitsNotFiniteError
     from edgeforge.errors import EdgeForgeError
     from exporters.errors import ExportError
     from quant.errors import QuantizationError, StoreFullError
@@ -29,6 +33,7 @@ def explain(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, EdgeForgeError):
         return error.exit_code, words
     for kind, code in (
+        (LogitsNotFiniteError, 1),
         (StoreFullError, 5),
         (QuantizationError, 4),
         (ExportError, 5),
@@ -39,11 +44,30 @@ def explain(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, OSError) and error.errno in (*_OUT_OF_SPACE, *_NOT_ALLOWED):
         where = f"{error.filename}: " if error.filename else ""
         return 5 if error.errno in _OUT_OF_SPACE else 2, f"{where}{error.strerror}"
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        return 2, f"{error.object[:200]!a} is not UTF-8 text: name files and folders in UTF-8"
     if hasattr(error, "format_message"):  # options, arguments and commands that typer refuses
         context = getattr(error, "ctx", None)
         path = "edgeforge" if context is None else context.command_path
-        return 2, f"{error.format_message().rstrip('.')} (see '{path} --help')"
+        return 2, f"{_refusal_of_typer(error)} (see '{path} --help')"
     return None
+
+
+def _refusal_of_typer(error: Any) -> str:
+    """Returns typer's message, with a hint only where an option or a command is misspelt."""
+    from quant.suggestion import nearest
+
+    context, message = getattr(error, "ctx", None), str(error.message).rstrip(".")
+    unknown = re.fullmatch("No such command '(.*)'", message)
+    option = getattr(error, "option_name", None)
+    if context is not None and option is not None and hasattr(error, "possibilities"):
+        known = [name for each in context.command.get_params(context) for name in each.opts]
+        found = nearest(option, known)
+    elif context is not None and unknown is not None:
+        found = nearest(unknown[1], context.command.commands)
+    else:
+        return str(error.format_message()).rstrip(".")
+    return message if found is None else f"{message}. Did you mean {found!r}?"
 
 
 def one_line(text: str) -> str:
@@ -55,7 +79,7 @@ def one_line(text: str) -> str:
     'a name with\\x1b[2J breaks'
     """
     line = " ".join(part.strip() for part in text.splitlines())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return printable(line)
 
 
 @contextmanager

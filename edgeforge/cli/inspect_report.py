@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeforge.errors import CheckFailed
-from edgeforge.verification.verify import require_stored_weights
+from edgeforge.verification.stored_weights import require_recorded_weights
 from exporters.manifest import Manifest, check_files
 from exporters.registry import find_target
 from exporters.structure import Section, to_json
@@ -61,7 +61,7 @@ class InspectReport:
         """
         if self.problems:
             raise CheckFailed(f"{self.folder}: {'; '.join(self.problems)}")
-        require_stored_weights(self.folder, self.manifest)
+        require_recorded_weights(self.folder, self.manifest)
 
 
 def inspect_artifact(folder: Path) -> InspectReport:

@@ -162,11 +162,14 @@ CalibrationSeed = Annotated[int, typer.Option(help="Seed of the draw of calibrat
 Resume = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of calibration's partial results, from which an interrupted run resumes; by "
-        "default one in the cache."
+        help="Folder of calibration's partial results, from which an interrupted run resumes: an "
+        "empty one at first; by default one in the cache."
     ),
 ]
-Force = Annotated[bool, typer.Option(help="Replace an existing output folder.")]
+Force = Annotated[
+    bool,
+    typer.Option(help="Replace an output folder that EdgeForge wrote, every file of it."),
+]
 
 # Of `verify`.
 Artifacts = Annotated[

@@ -8,6 +8,10 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from edgeforge.cli.exits import one_line
+from edgeforge.cli.printable import console, printable
+from edgeforge.stage_progress import NOTE
+
 _LINE_SECONDS = 5.0
 
 
@@ -30,7 +34,6 @@ class Reporter:
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
@@ -38,7 +41,7 @@ class Reporter:
                 BarColumn(),
                 TextColumn("{task.fields[amount]}"),
                 TimeRemainingColumn(),
-                console=Console(stderr=True),
+                console=console(stderr=True),
                 transient=True,
             )
             self._bar.start()
@@ -54,7 +57,14 @@ class Reporter:
             self._bar.stop()
 
     def __call__(self, stage: str, done: int, size: int) -> None:
-        """Reports that ``done`` of ``size`` of a stage is done; the size is 0 if it is unknown."""
+        """Reports that ``done`` of ``size`` of a stage is done; the size is 0 if it is unknown.
+
+        What begins with `NOTE` is printed to stay, also where no progress is to be shown.
+        """
+        if stage.startswith(NOTE):
+            with self._lock:
+                self._print_note(one_line(f"warning: {stage.removeprefix(NOTE)}"))
+            return
         if self._quiet:
             return
         with self._lock:
@@ -68,6 +78,12 @@ class Reporter:
                 self._update_bar(stage, done, size)
             else:
                 self._print_line(stage, done, size)
+
+    def _print_note(self, words: str) -> None:
+        if self._bar is None:
+            print(words, file=sys.stderr, flush=True)
+        else:  # above the bar, which will vanish
+            self._bar.console.print(words, markup=False, highlight=False, soft_wrap=True)
 
     def _update_bar(self, stage: str, done: int, size: int) -> None:
         amount = f"{_amount(done)} of {_amount(size)}" if size > 1 else ""
@@ -83,7 +99,7 @@ class Reporter:
         if not first and (now - self._lines[stage] < _LINE_SECONDS or not size):
             return
         self._lines[stage] = now
-        words = f"{now - self._started:7.1f} s  {stage}"
+        words = f"{now - self._started:7.1f} s  {printable(stage)}"
         if first:
             self._first[stage] = now, done
         else:

@@ -58,7 +58,12 @@ def evaluation_tables(results: list[Evaluation]) -> list[Table]:
     rows.append(
         (
             "stored integers and scales",
-            ["equal to the store's, bit for bit" for r in results if r.stored_weights_equal],
+            [
+                "equal to the store's, bit for bit"
+                if r.stored_weights_equal
+                else f"{len(r.weights_unlike_store)} weights unlike the store's"
+                for r in results
+            ],
         )
     )
     for label, cells in rows:
@@ -78,8 +83,10 @@ def limit_lines(results: list[Evaluation]) -> list[str]:
 
 
 def _cost_table(results: list[Evaluation]) -> list[Table]:
+    from rich.markup import escape
+
     cost = _table("Cost on this machine", results)
-    cost.add_row("runtime", *(r.runtime for r in results))
+    cost.add_row("runtime", *(escape(r.runtime) for r in results))
     cost.add_row("artifact", *(size_text(r.artifact_bytes) for r in results))
     cost.add_row("bits a weight", *(f"{r.bits_per_weight:.3f}" for r in results))
     timed = [r.timings for r in results]

@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+from device_harness.child_process import python_command, python_environment
+
 _SECONDS: Final = 300  # for one process; an idle machine needs a few
-_ROOT: Final = Path(__file__).parents[2]
 _INSTRUCTION_SETS: Final = ("none wider than the compiler's default", "AVX2", "AVX-512")
 
 Answer = dict[str, Any]
@@ -86,21 +87,14 @@ def _in_a_process(
     descriptor, name = tempfile.mkstemp(".jsonl", dir=folder)
     os.close(descriptor)
     place = Path(name)
-    # -P keeps the current folder off the path: an output folder called `onnx`, or anybody's
-    # `torch.py`, would hide the package of that name. EdgeForge itself comes last on the path, for
-    # when it runs from a folder and is not installed.
-    program = (
-        f"import sys; sys.path.append({str(_ROOT)!r}); "
-        "from edgeforge.cli.trials import main; main()"
-    )
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-c", program, trial, str(folder), name, json.dumps(asked)],
+            python_command("edgeforge.cli.trials", trial, str(folder), name, json.dumps(asked)),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS,
             # What is exported here must really be quantized, and leave the user's cache alone.
-            env={**os.environ, "EDGEFORGE_CACHE": str(folder / "cache")},
+            env={**python_environment(), "EDGEFORGE_CACHE": str(folder / "cache")},
         )
     except subprocess.TimeoutExpired:
         return _read(place), f"it did not end within {_SECONDS} seconds"

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeforge.cli.exits import one_line
+from edgeforge.cli.printable import console as escaping_console
+from edgeforge.cli.printable import printable
 from edgeforge.cli.sizes import size_text
 from edgeforge.verification.sample import RANDOM_TOKENS
 
@@ -82,7 +84,7 @@ def print_results(
             console.width = console.measure(table, options=wide).maximum
         console.print(table)
     for text in limit_lines(list(results.values())):
-        print(text)
+        print(printable(text))
 
 
 def summary_lines(results: Mapping[Path, Evaluation], asked: Sequence[Path]) -> list[Text]:
@@ -122,14 +124,20 @@ def verdict_lines(results: Mapping[Path, Evaluation]) -> list[Text]:
 
 def _verdict(result: Evaluation) -> tuple[str, str, list[str]]:
     """The word, its style, and the facts behind it."""
-    # `verify` ends before it comes here when a weight differs.
-    weights = "weights bit-exact"
-    if result.not_finite:
-        # The first of FLOAT, QUANTIZED and ARTIFACT is where it begins.
-        model = result.not_finite[0].upper()
-        return "NOT FINITE", _BAD, [f"{model} gave NaN or infinite logits", weights]
     runtime = result.runtime.split(" (")[0].split(" ")[0]
     ran = "ran in an interpreter" if result.limits else f"ran in {runtime}"
+    weights = "weights bit-exact"
+    if not result.stored_weights_equal:
+        weights = f"{len(result.weights_unlike_store)} weights unlike the store's"
+    if result.not_finite:
+        # The first of FLOAT, QUANTIZED and ARTIFACT is where it begins.
+        model, found = next(iter(result.not_finite.items()))
+        where = f"NaN or inf in {model.upper()} at {found.positions} of {found.of}"
+        return "NOT FINITE", _BAD, [where, weights]
+    if result.greedy_float.not_finite:
+        return "NOT FINITE", _BAD, ["NaN or infinite logits in greedy text", weights]
+    if not result.stored_weights_equal:
+        return "OTHER WEIGHTS", _BAD, [weights, ran]
     return "SOUND", _GOOD, [weights, ran, f"perplexity x {result.perplexity_ratio:.3f}"]
 
 
@@ -310,8 +318,6 @@ def short(value: float) -> str:
 
 
 def _console() -> Console:
-    from rich.console import Console
-
     # NO_COLOR asks for no colour; bold is left out there too, as in a pipe.
     plain = bool(os.environ.get("NO_COLOR")) or not sys.stdout.isatty()
-    return Console(color_system=None) if plain else Console()
+    return escaping_console(color_system=None) if plain else escaping_console()

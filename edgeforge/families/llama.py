@@ -9,7 +9,7 @@ from functools import partial
 from edgeforge.checkpoint.config_reader import ConfigReader, token_ids
 from edgeforge.errors import CheckpointError
 from edgeforge.families.assembly import assemble, matrix, norm
-from edgeforge.families.rotary import read_rope
+from edgeforge.families.rotary import read_rope, scaled_context
 from edgeforge.families.spec import LayerSpec, ModelSpec, WeightSpec
 
 LayerWeights = Callable[..., dict[str, WeightSpec]]
@@ -25,8 +25,8 @@ class Conventions:
         norm_eps: default of ``rms_norm_eps``.
         max_context: default of ``max_position_embeddings``, tokens.
         kv_heads: default of ``num_key_value_heads``; 0 for as many as query heads.
-        original_context: default of longrope's original context, tokens; 0 for the model's own
-            context.
+        original_context: longrope's original context where the file has none beside its section,
+            tokens; 0 for the section's, or the model's own context.
         partial_rotary: whether the family may rotate only the first columns of each head.
         layer_weights: returns a layer's weights; None for `separate_projections`.
     """
@@ -67,6 +67,13 @@ def read_llama_like(
     vocab = config.integer("vocab_size")
     tied = config.flag("tie_word_embeddings", False)
     max_context = config.integer("max_position_embeddings", family.max_context)
+    rope = read_rope(
+        config,
+        head_dim,
+        max_context,
+        original_context=family.original_context,
+        partial=family.partial_rotary,
+    )
     fields = config.raw()
 
     return ModelSpec(
@@ -76,17 +83,11 @@ def read_llama_like(
         vocab_size=vocab,
         layers=layers,
         norm_eps=config.real("rms_norm_eps", family.norm_eps),
-        rope=read_rope(
-            config,
-            head_dim,
-            max_context,
-            original_context=family.original_context,
-            partial=family.partial_rotary,
-        ),
+        rope=rope,
         qk_norm=False,
         window=family.window,
         tied=tied,
-        max_context=max_context,
+        max_context=scaled_context(rope, max_context),
         bos=next(iter(token_ids(fields, generation, "bos_token_id", vocab)), None),
         eos=token_ids(fields, generation, "eos_token_id", vocab),
         pad=next(iter(token_ids(fields, generation, "pad_token_id", vocab)), None),

@@ -14,7 +14,8 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
     """Reads a Phi-3 configuration (transformers' ``Phi3Config`` fields)."""
     config.absent("attention_bias", "mlp_bias", "lm_head_bias")
     # Phi-4-mini's files have these factors; a factor of 1 changes nothing.
-    config.require_one("full_attn_mod", "interpolate_factor")
+    config.require("full_attn_mod", 1)
+    config.require("interpolate_factor", 1)
     config.get("original_max_position_embeddings")  # files without longrope have it, unused
     family = Conventions(
         "phi3",

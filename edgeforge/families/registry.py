@@ -8,6 +8,7 @@ from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.checkpoint.imported.registry import FIELD, read_packing
 from edgeforge.errors import CheckpointError
 from edgeforge.families import llama, mistral, openelm, phi3
+from edgeforge.families.neutral_fields import check_causal, check_neutral_fields
 from edgeforge.families.spec import ModelSpec
 from quant.quoted import quoted
 from quant.suggestion import did_you_mean
@@ -18,6 +19,9 @@ FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] =
     "openelm": openelm.read_spec,
     "phi3": phi3.read_spec,
 }
+
+# Released types whose names are one letter away from a family's: they are not misspelt.
+_OTHER_TYPES = ("llava", "mixtral", "mllama")
 
 
 def read_spec(
@@ -39,14 +43,27 @@ def read_spec(
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        hint = did_you_mean(str(kind), FAMILIES)
         raise CheckpointError(
             f"config.json has the model_type {quoted(kind)}; EdgeForge reads "
-            f"{', '.join(FAMILIES)}{hint}"
+            f"{', '.join(FAMILIES)}{_hint(str(kind))}"
         )
     read_packing(config, ignore)
     reader = ConfigReader(config, ignore)
     reader.get(FIELD)
+    check_causal(reader)
     spec = FAMILIES[kind](reader, generation or {})
+    check_neutral_fields(reader, spec)
     reader.finish()
     return spec
+
+
+def _hint(kind: str) -> str:
+    """Returns a remark that names the family that ``kind`` misspells; empty when there is none."""
+    if kind.lower() in _OTHER_TYPES or set(kind) & set("_-"):  # a variant's name, as phi3_v is
+        return ""
+
+    def number(name: str) -> str:
+        return "".join(filter(str.isdigit, name))
+
+    # A number is part of a type's name, and another number another type.
+    return did_you_mean(kind, [name for name in FAMILIES if number(name) == number(kind)])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.errors import CheckpointError
 from edgeforge.families.spec import RopeSpec
 from quant.quoted import quoted
+
+_ORIGINAL: Final = "original_max_position_embeddings"
 
 
 def read_rope(
@@ -24,8 +27,8 @@ def read_rope(
         config: the reader of the whole ``config.json``.
         head_dim: width of one head.
         max_context: ``max_position_embeddings``, tokens.
-        original_context: longrope's original context where the file has none, tokens; 0 for
-            ``max_context``.
+        original_context: longrope's original context where the file has none beside the section,
+            tokens; 0 for the section's, or ``max_context``.
         partial: whether the family may rotate only the first columns of each head.
 
     Raises:
@@ -69,9 +72,7 @@ def _read_section(
         kind = section.get("type")
     theta = section.real("rope_theta", theta)
     width = rotated_columns(head_dim, section.get("partial_rotary_factor", outer))
-    rope = _read_scaling(
-        config, section, str(kind), theta, width, max_context, original_context or max_context
-    )
+    rope = _read_scaling(config, section, str(kind), theta, width, max_context, original_context)
     section.finish()
     return rope
 
@@ -87,6 +88,7 @@ def _read_scaling(
 ) -> RopeSpec:
     match kind:
         case "default":
+            section.require("factor", 1)
             return RopeSpec(theta, width)
         case "linear":
             return RopeSpec(theta, width, "linear", factor=section.real("factor"))
@@ -106,13 +108,8 @@ def _read_scaling(
                 original_context=section.integer("original_max_position_embeddings"),
             )
         case "longrope" | "su":
-            field = "original_max_position_embeddings"
-            outer = config.integer(field, section.integer(field, original_context))
-            original = section.integer(field, outer)
-            if original != outer:
-                raise CheckpointError(
-                    f"{config.where}: {field} is {outer}, but {original} in {section.where}"
-                )
+            original = _read_original(config, section, max_context, original_context)
+            field = _ORIGINAL
             if original < 2:
                 raise CheckpointError(
                     f"{config.where}: {field} is {original}; it must be at least 2"
@@ -136,6 +133,28 @@ def _read_scaling(
     )
 
 
+def _read_original(
+    config: ConfigReader, section: ConfigReader, max_context: int, original_context: int
+) -> int:
+    """Returns longrope's original context in tokens, of the places where it may stand.
+
+    A family with a default of its own has the field beside the section, and transformers never
+    reads the one in the section then.
+
+    Raises:
+        CheckpointError: both places have a number, and they differ.
+    """
+    inner = section.integer(_ORIGINAL, max_context)
+    if config.get(_ORIGINAL) is None:
+        return original_context or inner
+    outer = config.integer(_ORIGINAL)
+    if section.get(_ORIGINAL) is not None and inner != outer:
+        raise CheckpointError(
+            f"{config.where}: {_ORIGINAL} is {outer}, but {inner} in {section.where}"
+        )
+    return outer
+
+
 def _factors(section: ConfigReader, field: str, width: int) -> tuple[float, ...]:
     factors = section.reals(field)
     if factors is None or len(factors) != width // 2:
@@ -145,6 +164,19 @@ def _factors(section: ConfigReader, field: str, width: int) -> tuple[float, ...]
             f"found {found}"
         )
     return factors
+
+
+def scaled_context(rope: RopeSpec, max_context: int) -> int:
+    """Returns the longest context of a model, tokens.
+
+    Linear scaling stretches the positions that the file states by its factor; the other rules are
+    written into files that state the stretched context already.
+
+    >>> scaled_context(RopeSpec(10000.0, 64, "linear", factor=4.0), 4096)
+    16384
+    """
+    stretch = rope.factor if rope.scaling == "linear" else 1.0
+    return max(max_context, int(max_context * stretch))
 
 
 def rotated_columns(head_dim: int, factor: object = 1.0) -> int:

@@ -24,6 +24,7 @@ class Generated:
         first_token_seconds: seconds from then to the first token.
         decode_tokens_per_second: tokens per second after the first token.
         stopped: ``stop`` (the model ended the text), ``limit`` or ``context``.
+        notes: what was not done as one might expect, one sentence each.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Generated:
     first_token_seconds: float
     decode_tokens_per_second: float
     stopped: str
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Returns the fields as ``--json`` prints them."""
@@ -78,6 +80,7 @@ def generate(
     Raises:
         CheckpointError: the artifact has no tokenizer.
         UsageError: the prompt does not fit the context, or a value of sampling is out of range.
+        LogitsNotFiniteError: the runtime gave NaN or infinite logits.
         DeviceError: the runtime failed.
     """
     from device_harness.registry import open_session
@@ -85,8 +88,8 @@ def generate(
     sampling = Sampling(temperature, top_p, seed)
     sampling.check()
     manifest = Manifest.read(folder)
-    tokenizer = Tokenizer(folder / "tokenizer.json", str(folder))
-    tokens = prompt_tokens(tokenizer, prompt, manifest)
+    tokenizer = Tokenizer(folder / "tokenizer.json", str(folder), text=prompt)
+    tokens, notes = prompt_tokens(tokenizer, prompt, manifest)
     if len(tokens) >= manifest.context:
         raise UsageError(
             f"the prompt has {len(tokens)} tokens, which leaves no room in the artifact's context "
@@ -120,11 +123,17 @@ def generate(
         run.prompt_seconds,
         run.decode_tokens_per_second,
         run.stopped,
+        notes,
     )
 
 
-def prompt_tokens(tokenizer: Tokenizer, prompt: str, manifest: Manifest) -> list[int]:
-    """Returns a prompt's tokens with the model's ``bos`` in front, if it has one.
+def prompt_tokens(
+    tokenizer: Tokenizer, prompt: str, manifest: Manifest
+) -> tuple[list[int], tuple[str, ...]]:
+    """Returns a prompt's tokens as its tokenizer gives them, and notes on what differs.
+
+    The config's ``bos`` is not added: the tokenizer knows whether the model was trained with it.
+    Only an empty prompt begins with it, as in transformers, where the tokenizer gives no token.
 
     Raises:
         UsageError: the prompt has no token or is not UTF-8, or the tokenizer is another model's.
@@ -133,10 +142,13 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, manifest: Manifest) -> list
         prompt.encode("utf-8")
     except UnicodeEncodeError:
         raise UsageError("the prompt is not UTF-8 text") from None
-    tokens = tokenizer.encode(prompt)
-    bos = manifest.model.bos
-    if bos is not None and tokens[:1] != [bos]:
-        tokens = [bos, *tokens]
+    tokens, is_double = tokenizer.encode_prompt(prompt)
+    notes = (
+        "the prompt begins with the token that the tokenizer puts in front of every text, so it "
+        "was not put there once more",
+    )
+    if not tokens and manifest.model.bos is not None:
+        tokens = [manifest.model.bos]
     if not tokens:
         raise UsageError("the prompt is empty and the model has no token that begins a text")
     vocab_size = manifest.model.vocab_size
@@ -145,4 +157,4 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, manifest: Manifest) -> list
             f"the tokenizer gives token {max(tokens)}, but the model has {vocab_size} tokens: it "
             f"is another model's; export again with --tokenizer PATH"
         )
-    return tokens
+    return tokens, notes if is_double else ()

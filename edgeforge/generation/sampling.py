@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from device_harness.errors import DeviceError
+from device_harness.errors import LogitsNotFiniteError
+from device_harness.finite import require_finite
 from device_harness.session import Session
 from edgeforge.errors import UsageError
 
@@ -45,17 +46,14 @@ def choose(logits: npt.NDArray[np.float32], sampling: Sampling, draws: np.random
     """Returns the next token, chosen from ``float32[vocab]`` logits.
 
     Raises:
-        DeviceError: the largest logit is NaN or infinite, so the runtime's arithmetic went wrong.
+        LogitsNotFiniteError: the largest logit is NaN or infinite.
 
     >>> choose(np.array([0.0, 2.0, 1.0], np.float32), Sampling(), np.random.default_rng(0))
     1
     """
     likeliest = int(logits.argmax())
     if not np.isfinite(logits[likeliest]):
-        raise DeviceError(
-            f"the runtime gives {logits[likeliest]} as a logit: verify the artifact; if its files "
-            f"are as they were written, the checkpoint's values overflow float32"
-        )
+        raise LogitsNotFiniteError(f"the runtime gives {logits[likeliest]} as a logit")
     if sampling.temperature == 0:
         return likeliest
     # The largest logit is subtracted first: dividing by a tiny temperature must not give +inf.
@@ -74,6 +72,8 @@ def choose(logits: npt.NDArray[np.float32], sampling: Sampling, draws: np.random
 @dataclass
 class Generation:
     """The continuation of a prompt; iterate over it for the tokens, then read the times.
+
+    Iterating raises `device_harness.errors.LogitsNotFiniteError` where logits are NaN or infinite.
 
     Attributes:
         session: the session that runs the model.
@@ -108,8 +108,9 @@ class Generation:
         started = time.perf_counter()
         logits = self.session.extend(np.array(self.prompt, np.int64))
         self.prompt_seconds = time.perf_counter() - started
-        position = len(self.prompt)
+        text = list(self.prompt)
         while self.produced < self.limit:
+            require_finite(logits, self.session, text)
             token = choose(logits, self.sampling, draws)
             if token in self.stop:
                 self.stopped = "stop"
@@ -118,13 +119,13 @@ class Generation:
             yield token
             if self.produced == self.limit:
                 return
-            if position == self.session.context:
+            if len(text) == self.session.context:
                 self.stopped = "context"
                 return
             started = time.perf_counter()
             logits = self.session.extend(np.array([token], np.int64))
             self.decode_seconds += time.perf_counter() - started
-            position += 1
+            text.append(token)
 
     @property
     def decode_tokens_per_second(self) -> float:

@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING
 from edgeforge.errors import CheckpointError
 from edgeforge.families.assembly import EMBEDDING, HEAD
 from edgeforge.families.spec import ModelSpec, Piece, WeightSpec
+from edgeforge.model.foreign_tensors import explain
+from edgeforge.model.stored_names import named_as_stored
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from edgeforge.checkpoint.checkpoint import Checkpoint
     from edgeforge.checkpoint.imported.packed_tensor import PackedTensor
     from edgeforge.checkpoint.imported.packing import Packing
+    from edgeforge.checkpoint.tensor_entry import TensorEntry
     from quant.formats.formats import FloatName, IntFormat, WeightFormat
     from quant.quantizers.rtn import QuantizedRows
 
@@ -32,7 +37,8 @@ class CheckpointWeights:
 
     Args:
         checkpoint: the checkpoint that has the tensors.
-        spec: the model's spec, which says of which tensors each weight is made.
+        spec: the model's spec, which says of which tensors each weight is made; where the files
+            have other names for them, the attribute ``spec`` has those.
         packing: the layout of the checkpoint's quantized layers; None when all are floats.
 
     Attributes:
@@ -46,6 +52,7 @@ class CheckpointWeights:
     def __init__(
         self, checkpoint: Checkpoint, spec: ModelSpec, packing: Packing | None = None
     ) -> None:
+        spec = named_as_stored(spec, checkpoint.tensors)
         self.checkpoint, self.spec, self.packing = checkpoint, spec, packing
         self._packed = {} if packing is None else _find_packed(checkpoint, spec, packing)
         _check_tensors(checkpoint, spec, self._packed)
@@ -164,20 +171,34 @@ def _check_head(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     if not spec.tied or HEAD not in checkpoint.tensors:
         return
     (embedding,) = spec.weights[EMBEDDING].pieces
-    rows, columns = embedding.shape
-    step = max(1, COMPARED_WEIGHTS // columns)
-    head, stored = checkpoint.tensors[HEAD], checkpoint.tensors[embedding.tensor]
-    same = (head.shape, head.dtype) == (stored.shape, stored.dtype) and all(
-        checkpoint.read_rows(HEAD, at, min(at + step, rows)).tobytes()
-        == checkpoint.read_rows(embedding.tensor, at, min(at + step, rows)).tobytes()
-        for at in range(0, rows, step)
-    )
-    if not same:
+    if embedding.tensor != HEAD and not _are_equal(checkpoint, HEAD, embedding.tensor):
         raise CheckpointError(
             f"config.json ties the head to the embedding, but the checkpoint holds a {HEAD} that "
             f"differs from {embedding.tensor}: if the model is to use that head, change "
             f"config.json so that it is not tied"
         )
+
+
+def _are_equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    """Whether two matrices hold the same numbers; their dtypes may differ."""
+    first, second = checkpoint.tensors[one], checkpoint.tensors[other]
+    if first.shape != second.shape:
+        return False
+    rows, columns = first.shape
+    step = max(1, COMPARED_WEIGHTS // columns)
+    pairs = (
+        [checkpoint.read_rows(name, at, min(at + step, rows)) for name in (one, other)]
+        for at in range(0, rows, step)
+    )
+    if first.dtype == second.dtype:
+        return all(a.tobytes() == b.tobytes() for a, b in pairs)
+    import torch
+
+    def exact(rows: NDArray[np.generic], entry: TensorEntry) -> torch.Tensor:
+        read = torch.from_numpy(rows)
+        return (read.view(torch.bfloat16) if entry.dtype == "bfloat16" else read).float()
+
+    return all(torch.equal(exact(a, first), exact(b, second)) for a, b in pairs)
 
 
 def _find_packed(
@@ -246,12 +267,6 @@ def _check_tensors(
     }
     parts = {name for tensor in packed.values() for name in tensor.tensors}
     missing = [name for name in wanted if name not in checkpoint.tensors]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(
-            f"the checkpoint lacks {missing[0]}{more}, which its config.json "
-            f"({spec.model_type}, {len(spec.layers)} layers) calls for"
-        )
     extra = [
         name
         for name in checkpoint.tensors
@@ -259,6 +274,16 @@ def _check_tensors(
         and name not in parts
         and not any(fnmatchcase(name, known) for known in spec.ignored)
     ]
+    if missing or extra:
+        known = explain({n: e for n, e in checkpoint.tensors.items() if n not in parts})
+        if known is not None:
+            raise CheckpointError(f"the checkpoint {known}")
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"the checkpoint lacks {missing[0]}{more}, which its config.json "
+            f"({spec.model_type}, {len(spec.layers)} layers) calls for"
+        )
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise CheckpointError(

@@ -58,5 +58,5 @@ def open_model(
     checkpoint = Checkpoint.open(where, revision=revision, tokenizer=tokenizer)
     ignored = tuple(ignore_config)
     spec = read_spec(checkpoint.config, checkpoint.generation_config, ignored)
-    packing = read_packing(checkpoint.config, ignored)
-    return Model(checkpoint, spec, CheckpointWeights(checkpoint, spec, packing), ignored)
+    weights = CheckpointWeights(checkpoint, spec, read_packing(checkpoint.config, ignored))
+    return Model(checkpoint, weights.spec, weights, ignored)

@@ -60,6 +60,9 @@ def allowed_formats(
         options: the targets' options; a limit on memory is checked only for the finished plan.
         names: names of the formats to try.
         signed: whether to allow scales below zero, where the targets can store them.
+
+    Raises:
+        ExportError: a target refuses the model whatever its formats are.
     """
     # Every profile of every target can store vectors in float32 and matrices in float16.
     plain = {
@@ -67,6 +70,8 @@ def allowed_formats(
         for name, shape in shapes.items()
     }
     free = replace(options, max_memory=None)
+    for target in targets:
+        target.check(QuantPlan("candidates", plain), shapes, facts, free.only(target.options))
 
     def holds(given: Mapping[str, Assignment]) -> bool:
         plan = QuantPlan("candidates", {**plain, **given})

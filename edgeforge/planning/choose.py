@@ -48,6 +48,7 @@ class PlanRequest:
         imported_scales: dtype in which the scales of imported weights are stored.
         budget: the budget of a mixed recipe.
         save_plan: file to which the plan is written as a recipe; None to write none.
+        force: whether that file may be replaced by another plan.
         rotated: the rotated model; None where weights are not rotated.
     """
 
@@ -59,6 +60,7 @@ class PlanRequest:
     imported_scales: ScaleName = "float16"
     budget: Budget = field(default_factory=Budget)
     save_plan: Path | None = None
+    force: bool = False
     rotated: Rotated | None = None
 
 
@@ -91,8 +93,10 @@ def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_prog
 
     Raises:
         QuantizationError: there is no such recipe, or it does not suit the model.
+        ExportError: a target cannot hold a weight's format.
         UsageError: the options contradict each other.
     """
+    from edgeforge.planning.advice import PlanCheck
     from edgeforge.planning.plan_file import check_plan_file, write_plan
     from quant.plans.plan import QuantPlan
 
@@ -105,12 +109,13 @@ def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_prog
     weights_of = {**planned.plan.weights, **imported}
     rotation = "" if rotated is None else rotated.record.name
     plan = QuantPlan(planned.plan.recipe, weights_of, rotation)
-    plan.check(shapes)
+    # A target's refusal comes before any weight is read, with advice that all targets accept.
+    PlanCheck(shapes, request.targets, request.facts, request.target_options).run(plan)
     notes = (*planned.notes, *_import_notes(model.weights, plan))
     if rotated is not None:
         notes = (*notes, *rotated.notes(plan))
     if request.save_plan is not None:
-        write_plan(plan, shapes, notes, request.save_plan)
+        write_plan(plan, shapes, notes, request.save_plan, replace=request.force)
     return Planned(plan, notes, planned.program, rotated, planned.warnings)
 
 
@@ -179,6 +184,7 @@ def _mixed(
     from edgeforge.model.trace import trace
     from edgeforge.planning.candidates import allowed_formats
     from edgeforge.planning.mixed import mix, text_for
+    from quant.formats.formats import FloatFormat
     from quant.plans.plan import FLOAT32, Assignment
     from quant.plans.recipes import norm_matrix
 
@@ -190,13 +196,28 @@ def _mixed(
     fixed = {n: Assignment(FLOAT32, CAST) for n, shape in shapes.items() if len(shape) == 1}
     fixed |= {name: norm_matrix() for name in candidates if roles[name] == "norm"}
     fixed.update(imported)
+    without = [name for name, given in candidates.items() if not given and name not in fixed]
+    fixed |= {name: Assignment(FloatFormat("float16"), CAST) for name in without}
     calibration = text_for(model, request.calibration, facts.context)
     progress("trace", 0, 0)
     rotated = request.rotated
     program = trace(model.spec, facts.context) if rotated is None else rotated.program
     free = {name: given for name, given in candidates.items() if name not in fixed}
     mixed = mix(model, recipe, request.budget, free, fixed, calibration, program, progress)
-    return Planned(mixed.plan, mixed.notes, program, warnings=calibration.notes)
+    warnings = (*calibration.notes, *_of_floats(without, shapes))
+    return Planned(mixed.plan, mixed.notes, program, warnings=warnings)
+
+
+def _of_floats(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Returns what a user must know about the matrices that no format fits."""
+    if not names:
+        return ()
+    count, columns = len(names), shapes[names[0]][1]
+    matrices = "1 matrix stays" if count == 1 else f"{count} matrices stay"
+    return (
+        f"{matrices} in float16, for no format that all targets hold fits: {names[0]} has "
+        f"{columns} input columns",
+    )
 
 
 def _imported(weights: CheckpointWeights, scales: ScaleName) -> dict[str, Assignment]:

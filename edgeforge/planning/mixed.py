@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from edgeforge.cache import cache_dir
+from edgeforge.cache import writable_cache
 from edgeforge.families.assembly import HEAD
 from edgeforge.planning.budget import MIXED, Budget
 from edgeforge.planning.candidates import LAST_RESORTS
@@ -127,7 +127,7 @@ def mix(
         candidates,
         blocks,
         model.checkpoint.digest().sha256,
-        cache_dir() / "sensitivities",
+        writable_cache() / "sensitivities",
         lambda done, size: progress("measure formats", done, size),
     )
     choices = _choices(candidates, found.costs, shapes)
@@ -173,7 +173,7 @@ def _offered(
         QuantizationError: the budget cannot be met even with the last resorts.
     """
     usual = {
-        name: [a for a in given if a.format.name not in LAST_RESORTS]
+        name: [a for a in given if a.format.name not in LAST_RESORTS] or list(given)
         for name, given in candidates.items()
     }
     if budget.max_kl is not None:

@@ -14,28 +14,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, fx
 
+from edgeforge.cache import read_record, write_record
 from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.reference.walk import Values, Walk, block_pool
-from quant.input_files import read_input
-from quant.json_input import parse_json
+from quant.errors import QuantizationError
 from quant.plans.plan import Assignment
 from quant.program import dialect
 from quant.program.program import Input, Program, node_argument
 from quant.store.fill import stored_values
 
-SENSITIVITY_VERSION: Final = 1
+SENSITIVITY_VERSION: Final = 2
 # In models with more parameters, formats are estimated from one measured fork per weight.
 MEASURED_PARAMETERS: Final = 50_000_000
+# The cost of a format with which logits are NaN or infinite, nats per token: more than any other's.
+UNUSABLE: Final = 1e6
 # Weights stay in memory between forks if all of them in float32 take at most this many bytes.
 _LARGEST_FILE: Final = 64 << 20
 _KEPT_WEIGHTS: Final = 256 << 20
@@ -81,6 +84,9 @@ def sensitivity(
         source_digest: digest of the checkpoint's files.
         cache: folder of sensitivities that were measured before.
         progress: called with the number of weights done and the number of all weights.
+
+    Raises:
+        QuantizationError: FLOAT's logits are NaN or infinite on the text.
     """
     facts = {
         "version": SENSITIVITY_VERSION,
@@ -102,10 +108,8 @@ def sensitivity(
     tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
     costs = _Forks(weights, program, tokens, progress).run(candidates, method)
     made = Sensitivity(costs, method, sum(map(len, tokens)))
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(made)), encoding="utf-8")
-    partial.replace(file)
+    weights.checkpoint.require_unchanged()  # the key names the bytes that were measured
+    write_record(file, asdict(made))
     return made
 
 
@@ -129,15 +133,17 @@ def plan_divergence(
 
 
 def _read(file: Path, candidates: Candidates) -> Sensitivity | None:
+    record = read_record(file)
+    if record is None:
+        return None
     try:
-        read: Any = parse_json(read_input(file, _LARGEST_FILE))
-        found = Sensitivity(**read)
+        found = Sensitivity(**record)
         whole = found.version == SENSITIVITY_VERSION and all(
             isinstance(found.costs[name][a.format.name], int | float)
             for name, given in candidates.items()
             for a in given
         )
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+    except (TypeError, LookupError, AttributeError):
         return None
     return found if whole else None
 
@@ -158,6 +164,11 @@ class _Forks:
         self._keep = 4 * weights.spec.num_parameters <= _KEPT_WEIGHTS
         self._walk = self._walk_with(lambda name: None)
         logits = self._finish(self._walk, 0, self._begin())
+        if not all(bool(each.isfinite().all()) for each in logits):
+            raise QuantizationError(
+                "FLOAT gives NaN or infinite logits on the calibration text, so the cost of "
+                "formats cannot be measured: the checkpoint overflows float32 there, or is damaged"
+            )
         self._wanted = [each.log_softmax(-1) for each in logits]
 
     def run(self, candidates: Candidates, method: Method) -> dict[str, dict[str, float]]:
@@ -244,7 +255,10 @@ class _Forks:
             return [logits[0] for logits in pool.map(walk.prepare(self._head), values)]
 
     def _divergence(self, found: Sequence[Tensor]) -> float:
-        """Returns the mean of KL(FLOAT || found) over all positions, in nats."""
+        """Returns the mean of KL(FLOAT || found) over all positions, in nats.
+
+        It is `UNUSABLE` where logits are NaN or infinite.
+        """
 
         def total(pair: tuple[Tensor, Tensor]) -> float:
             wanted, logits = pair
@@ -253,7 +267,7 @@ class _Forks:
 
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
             kl = sum(pool.map(total, zip(self._wanted, found, strict=True)))
-        return max(0.0, kl / sum(map(len, found)))
+        return max(0.0, kl / sum(map(len, found))) if math.isfinite(kl) else UNUSABLE
 
     def _weight_of(self, node: fx.Node) -> str | None:
         if node.target not in (dialect.LINEAR, dialect.EMBEDDING):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from device_harness.finite import described
 from quant.formats import packing
 from quant.formats.formats import PaletteFormat
 from quant.kernels import native
@@ -178,6 +179,30 @@ class ReferenceRunner:
                 group = []
         if group:
             yield from self._run(group)
+
+    def first_not_finite(self, block: Tensor) -> str | None:
+        """Names the operator that gives the first NaN or infinite value of a text.
+
+        Args:
+            block: ``int64[t]``.
+
+        Returns:
+            A phrase for a message (`device_harness.finite.described`); None for nothing.
+        """
+        walk, weights = self._walk, []
+        values = walk.begin(block)
+        for node in walk.order:
+            given = [
+                self.program.inputs[n.name] for n in node.all_input_nodes if n.op == "placeholder"
+            ]
+            weights += [each.name for each in given if each.kind == "weight"]
+            found = values[node] = walk.prepare(node)(values)
+            parts = found if isinstance(found, list | tuple) else [found]
+            if not all(bool(torch.isfinite(p).all()) for p in parts if isinstance(p, Tensor)):
+                return described(str(node.target), weights)
+            if node is not self.program.output():
+                walk.forget(node, values)
+        return None
 
     def _run(self, blocks: list[Tensor]) -> Iterator[Tensor]:
         walk, head = self._walk, self.program.output()

@@ -30,7 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeforge.errors import UsageError
-from edgeforge.output_folder import atomic_folder
+from edgeforge.output_folder.atomic import atomic_folder
+from edgeforge.output_folder.contents import SYNTH_RECORD
 from edgeforge.synth.presets import PRESETS, TINY_BOS, TINY_EOS, TINY_PAD, TINY_VOCAB, Preset
 from quant.suggestion import nearest
 
@@ -73,7 +74,7 @@ def synthesise(
         shards: number of safetensors files; None for as few as possible of at most 5 GB each.
         config_style: ``hub`` (as released) or ``rope_parameters`` (as transformers 5 writes it).
         progress: called with (bytes written, bytes in all) about every half megabyte.
-        force: whether to replace ``out`` if it is a checkpoint already.
+        force: whether to replace ``out`` if it is a synthesised checkpoint already.
 
     Raises:
         UsageError: the preset, dtype or style is unknown, the model cannot be cut into that many
@@ -95,7 +96,14 @@ def synthesise(
         if shape.byte_tokenizer:
             write_byte_tokenizer(folder)
         _write_weights(folder, files, seed, dtype, progress)
+        _write_json(folder / SYNTH_RECORD, _record(preset, seed, folder))
     return out
+
+
+def _record(preset: str, seed: int, folder: Path) -> dict[str, Any]:
+    """What says that a folder was synthesised, of which files: only such a one is replaced."""
+    sizes = {path.name: {"size": path.stat().st_size} for path in sorted(folder.iterdir())}
+    return {"schema_version": 1, "preset": preset, "seed": seed, "files": sizes}
 
 
 def write_byte_tokenizer(folder: Path, entries: int = TINY_VOCAB) -> None:

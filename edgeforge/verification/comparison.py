@@ -16,6 +16,7 @@ from torch import Tensor
 from device_harness.session import Session
 from edgeforge.reference.walk import ReferenceRunner
 from edgeforge.verification.each_session import EachSession
+from edgeforge.verification.finite import FiniteMeter, NotFinite
 from edgeforge.verification.intervals import (
     Intervals,
     TokenSums,
@@ -41,7 +42,7 @@ class Comparison:
         lowering: ARTIFACT against QUANTIZED.
         total: ARTIFACT against FLOAT.
         intervals: of the means; None where there are too few blocks.
-        not_finite: which of ``float``, ``quantized`` and ``artifact`` gave NaN or infinity.
+        not_finite: of those of ``float``, ``quantized`` and ``artifact`` that gave NaN or infinity.
     """
 
     perplexity: dict[str, Perplexity]
@@ -49,7 +50,7 @@ class Comparison:
     lowering: Divergence
     total: Divergence
     intervals: Intervals | None
-    not_finite: tuple[str, ...]
+    not_finite: dict[str, NotFinite]
 
 
 class _References:
@@ -58,14 +59,14 @@ class _References:
     def __init__(self) -> None:
         self.sums = TokenSums()
         self.perplexity = {"float": PerplexityMeter(), "quantized": PerplexityMeter()}
-        self.finite = {"float": True, "quantized": True}
+        self.finite = {"float": FiniteMeter(), "quantized": FiniteMeter()}
         self.quantization = DivergenceMeter()
 
     def add(self, block: Tensor, logits: dict[str, Scored]) -> None:
         values = {}
         for name, scored in logits.items():
             values[name] = self.perplexity[name].add(scored, block[1:])
-            self.finite[name] &= scored.is_finite
+            self.finite[name].add(scored)
         between = self.quantization.add(logits["float"], logits["quantized"])
         self.sums.add(len(block), values | divergence_values("quantization", between))
 
@@ -75,12 +76,12 @@ class _Artifact:
 
     def __init__(self) -> None:
         self.sums = TokenSums()
-        self.perplexity, self.finite = PerplexityMeter(), True
+        self.perplexity, self.finite = PerplexityMeter(), FiniteMeter()
         self.lowering, self.total = DivergenceMeter(), DivergenceMeter()
 
     def add(self, block: Tensor, logits: dict[str, Scored], own: Scored) -> None:
         losses = self.perplexity.add(own, block[1:])
-        self.finite &= own.is_finite
+        self.finite.add(own)
         lowering = self.lowering.add(logits["quantized"], own)
         total = self.total.add(logits["float"], own)
         self.sums.add(
@@ -92,14 +93,15 @@ class _Artifact:
 
     def result(self, references: _References) -> Comparison:
         perplexity = references.perplexity | {"artifact": self.perplexity}
-        finite = references.finite | {"artifact": self.finite}
+        meters = references.finite | {"artifact": self.finite}
+        finite = {name: meter.result() for name, meter in meters.items()}
         return Comparison(
             perplexity={name: meter.result() for name, meter in perplexity.items()},
             quantization=references.quantization.result(),
             lowering=self.lowering.result(),
             total=self.total.result(),
             intervals=intervals_of(references.sums, self.sums),
-            not_finite=tuple(name for name, is_finite in finite.items() if not is_finite),
+            not_finite={name: found for name, found in finite.items() if found is not None},
         )
 
 

@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from device_harness.timing import Timings
+from edgeforge.output_folder.whole_file import whole_file
+from edgeforge.verification.finite import NotFinite
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
 from quant.json_output import json_text
 
 REPORT = "report.json"
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,15 @@ class Evaluation:
         lowering: ARTIFACT against QUANTIZED.
         total: ARTIFACT against FLOAT.
         intervals: 95 % intervals of the means above; None where there are too few blocks.
-        not_finite: which of ``float``, ``quantized`` and ``artifact`` gave NaN or infinity.
+        not_finite: of those of ``float``, ``quantized`` and ``artifact`` that gave NaN or infinity,
+            at how many positions and where they come from.
         greedy_quantized: greedy tokens of the artifact against QUANTIZED's.
         greedy_float: against FLOAT's.
-        stored_weights_equal: whether integers and scales read back from the artifact's files are
-            those of the manifest, bit for bit.
+        stored_weights_equal: whether the integers and scales read back from the artifact's files
+            equal those of the weight store, bit for bit. That they equal what the manifest records
+            was checked before.
+        weights_unlike_store: the weights that do not.
+        weight_store: the folder of that store, which was found in the cache or made for this.
         bits_per_weight: stored bits over parameters.
         artifact_bytes: size of all files.
         timings: what running it costs here; None when it was not timed.
@@ -56,7 +62,7 @@ class Evaluation:
     lowering: Divergence
     total: Divergence
     intervals: Intervals | None
-    not_finite: tuple[str, ...]
+    not_finite: dict[str, NotFinite]
     greedy_quantized: GreedyAgreement
     greedy_float: GreedyAgreement
     stored_weights_equal: bool
@@ -64,6 +70,8 @@ class Evaluation:
     artifact_bytes: int
     timings: Timings | None
     limits: tuple[str, ...] = ()
+    weights_unlike_store: tuple[str, ...] = ()
+    weight_store: str = ""
     schema_version: int = REPORT_VERSION
 
     @property
@@ -72,12 +80,11 @@ class Evaluation:
         return self.perplexity["artifact"].value / self.perplexity["float"].value
 
     def to_json(self) -> dict[str, object]:
-        """The report as ``report.json`` holds it."""
+        """The report as ``report.json`` holds it, where null stands for what is not finite."""
         return {**asdict(self), "perplexity_ratio": self.perplexity_ratio}
 
     def write(self, folder: Path) -> Path:
         """Writes ``report.json`` beside the artifact's files, whole or not at all."""
-        partial, final = folder / f".{REPORT}.partial", folder / REPORT
-        partial.write_text(json_text(self.to_json()) + "\n", encoding="utf-8")
-        partial.replace(final)
-        return final
+        with whole_file(folder / REPORT) as stream:
+            stream.write((json_text(self.to_json()) + "\n").encode())
+        return folder / REPORT

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from device_harness.finite import bad_positions
 from device_harness.session import Session
 from edgeforge.reference.walk import ReferenceRunner
 from edgeforge.verification.each_session import EachSession
@@ -26,11 +27,13 @@ class GreedyAgreement:
         prompts: how many continuations.
         tokens: tokens of each.
         same: mean number of tokens before the first that the reference would not choose.
+        not_finite: of the artifact's steps, how many gave NaN or infinite logits.
     """
 
     prompts: int
     tokens: int
     same: float
+    not_finite: int = 0
 
 
 def greedy_agreement(
@@ -54,18 +57,22 @@ def greedy_agreement(
     Returns:
         For each artifact, one agreement for each reference.
     """
-    texts: list[list[Tensor]] = [[] for _ in sessions]
+    continued = [_Continued() for _ in sessions]
     with EachSession(sessions) as each:
         for index, prompt in enumerate(prompts):
             progress(index, len(prompts))
-            each.run(partial(_continue, prompt), texts)
+            each.run(partial(_continue, prompt), continued)
+    texts = [each.texts for each in continued]
     agreements: list[list[GreedyAgreement]] = [[] for _ in sessions]
     for reference in references:
         # The texts of all artifacts at once: a reference reads its weights once for them.
         wanted = reference.logits([text for own in texts for text in own])
         for own, found in zip(texts, agreements, strict=True):
             found.append(_agreement(prompts, own, [next(wanted) for _ in own]))
-    return agreements
+    return [
+        [replace(agreement, not_finite=each.not_finite) for agreement in found]
+        for each, found in zip(continued, agreements, strict=True)
+    ]
 
 
 def greedy_prompts(blocks: Sequence[Sequence[int]], count: int, context: int) -> list[list[int]]:
@@ -75,17 +82,26 @@ def greedy_prompts(blocks: Sequence[Sequence[int]], count: int, context: int) ->
     return [list(block[:length]) for block in blocks[::step]][:count]
 
 
-def _continue(prompt: Sequence[int], session: Session, texts: list[Tensor]) -> None:
-    """Adds a prompt with the tokens that an artifact finds likeliest after it, ``int64[t]``."""
+@dataclass
+class _Continued:
+    """An artifact's texts, ``int64[t]`` each, and how many of its steps were not finite."""
+
+    texts: list[Tensor] = field(default_factory=list)
+    not_finite: int = 0
+
+
+def _continue(prompt: Sequence[int], session: Session, continued: _Continued) -> None:
+    """Adds a prompt with the tokens that an artifact finds likeliest after it."""
     tokens = list(prompt)
     count = min(GREEDY_TOKENS, session.context - len(tokens))
     session.reset()
     logits = session.extend(np.array(tokens, np.int64))
     for index in range(count):
+        continued.not_finite += bool(bad_positions(logits[None]))
         tokens.append(int(logits.argmax()))
         if index + 1 < count:
             logits = session.extend(np.array(tokens[-1:], np.int64))
-    texts.append(torch.tensor(tokens, dtype=torch.int64))
+    continued.texts.append(torch.tensor(tokens, dtype=torch.int64))
 
 
 def _agreement(

@@ -79,6 +79,13 @@ class Scored:
         return math.isfinite(float(low)) and math.isfinite(float(high))
 
     @cached_property
+    def bad_positions(self) -> list[int]:
+        """The positions of which a logit is NaN or infinite."""
+        if self.is_finite:
+            return []
+        return [int(at) for at in (~self.logits.isfinite()).any(-1).nonzero()]
+
+    @cached_property
     def choice(self) -> Tensor:
         """The likeliest token, ``int64[t]``."""
         return self.logits.argmax(-1)

@@ -106,10 +106,12 @@ def choose_sample(
         draw = random.Random(0)
         count = tokens if isinstance(tokens, int) else LARGE_MODEL_TOKENS
         drawn = [draw.randrange(spec.vocab_size) for _ in range(count)]
-        blocks = split_blocks(drawn, length, spec.bos)
+        blocks = split_blocks(drawn, length, () if spec.bos is None else (spec.bos,))
         return Sample(blocks, RANDOM_TOKENS, sum(map(len, blocks)))
     path = text or HELDOUT
-    found = Tokenizer(file, str(artifact)).encode(read_text(path), special=False)
+    written = read_text(path)
+    tokenizer = Tokenizer(file, str(artifact), text=written)
+    found, head = tokenizer.encode(written, special=False), tokenizer.added()[0]
     if len(found) < 2:
         raise UsageError(f"{path} has {len(found)} tokens; at least 2 are needed")
     if max(found) >= spec.vocab_size:
@@ -121,19 +123,19 @@ def choose_sample(
         _refuse_calibration_text(calibration, path)
     if tokens is None:
         tokens = LARGE_MODEL_TOKENS if spec.num_parameters > LARGE_MODEL else SAMPLE_TOKENS
-    every = split_blocks(found, length, spec.bos)
+    every = split_blocks(found, length, head)
     available = sum(map(len, every))
     blocks = (
         every
         if tokens == "all" or tokens >= available
-        else spread_blocks(found, length, spec.bos, tokens)
+        else spread_blocks(found, length, head, tokens)
     )
     label = "the demo model's held-out text" if path == HELDOUT else path.name
     return Sample(blocks, label, available)
 
 
 def spread_blocks(
-    tokens: Sequence[int], length: int, bos: int | None, count: int
+    tokens: Sequence[int], length: int, head: Sequence[int], count: int
 ) -> list[list[int]]:
     """Takes blocks from all over a text: the first its beginning, the last its end.
 
@@ -142,15 +144,14 @@ def spread_blocks(
 
     Args:
         tokens: the text's; what `count` asks for is less than they give.
-        length: tokens of a block, the one that begins it included.
-        bos: the token that begins a text, if there is one.
+        length: tokens of a block, those that begin it included.
+        head: the tokens that begin a text; may be empty.
         count: tokens of all blocks together, at least 2. The last block is shorter where ``length``
             does not divide it, and left out where it would be a single token.
 
-    >>> spread_blocks(range(10), 3, None, 6), spread_blocks(range(10), 3, 99, 8)
+    >>> spread_blocks(range(10), 3, [], 6), spread_blocks(range(10), 3, [99], 8)
     ([[0, 1, 2], [7, 8, 9]], [[99, 0, 1], [99, 4, 5], [99, 9]])
     """
-    head = [] if bos is None else [bos]
     whole, rest = divmod(count, length)
     sizes = [length - len(head)] * whole + ([rest - len(head)] if rest > 1 else [])
     unused = len(tokens) - sum(sizes)
@@ -163,7 +164,7 @@ def spread_blocks(
     blocks, used = [], 0
     for size, gap in zip(sizes, skipped, strict=True):
         start = used + gap
-        blocks.append(head + list(tokens[start : start + size]))
+        blocks.append([*head, *tokens[start : start + size]])
         used += size
     return blocks
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgeforge.errors import CheckFailed, UsageError
 from edgeforge.model.model import DEMO, DEMO_FOLDER, Model, open_model
+from edgeforge.output_folder.inputs import Input, refuse_inputs
 from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.verification.sample import (
     LARGE_MODEL,
@@ -17,8 +18,9 @@ from edgeforge.verification.sample import (
     check_tokens,
     choose_sample,
 )
+from edgeforge.verification.soundness import require_sound
+from edgeforge.verification.stored_weights import require_recorded_weights, unlike_store
 from exporters.manifest import MANIFEST, Manifest, check_files
-from exporters.registry import find_target
 from quant.formats.activations import parse_activation
 from quant.formats.formats import parse_format
 from quant.plans.plan import Assignment, QuantPlan
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from device_harness.timing import Timings
     from edgeforge.reference.walk import ReferenceRunner
     from edgeforge.verification.evaluation import Evaluation
+    from quant.store.store import WeightStore
 
 GREEDY_PROMPTS = 8
 
@@ -80,10 +83,15 @@ def verify(folder: Path, options: VerifyOptions, progress: Progress = no_progres
         progress: told of each stage.
 
     Raises:
-        CheckFailed: files were changed, or their integers and scales are not the store's.
+        CheckFailed: files were changed, or their integers and scales are not what the manifest
+            records.
+        UnsoundError: they are not the weight store's, or logits are NaN or infinite; it has the
+            evaluation.
         EdgeForgeError: or an ExportError or DeviceError: it could not be verified.
     """
-    return verify_together([folder], options, progress)[0]
+    found = verify_together([folder], options, progress)
+    require_sound([folder], found)
+    return found[0]
 
 
 def verify_together(
@@ -100,15 +108,21 @@ def verify_together(
         progress: told of each stage.
 
     Returns:
-        One evaluation for each folder, in order.
+        One evaluation for each folder, in order; `require_sound` says which did not pass.
 
     Raises:
-        CheckFailed: files were changed, or their integers and scales are not the store's.
+        CheckFailed: files were changed, or their integers and scales are not what the manifest
+            records.
         EdgeForgeError: or an ExportError or DeviceError: one could not be verified.
     """
     from device_harness.timing import time_artifact
+    from edgeforge.verification.evaluation import REPORT
 
     check_tokens(options.tokens)
+    if options.text is not None:
+        text = [Input("the text", options.text)]
+        for folder in folders:
+            refuse_inputs(folder / REPORT, text, "the report")
     artifacts = [
         _Artifact(place, folder, Manifest.read(folder)) for place, folder in enumerate(folders)
     ]
@@ -119,7 +133,7 @@ def verify_together(
             raise CheckFailed(f"{artifact.folder}: {'; '.join(problems)}")
     progress("stored weights", 0, 0)
     for artifact in artifacts:
-        require_stored_weights(artifact.folder, artifact.manifest)
+        require_recorded_weights(artifact.folder, artifact.manifest)
     groups = _grouped(artifacts, options)
     timings: list[Timings | None] = [None for _ in artifacts]
     if options.timed:
@@ -132,6 +146,8 @@ def verify_together(
     found: dict[int, Evaluation] = {}
     for group in groups:
         evaluations = _evaluate(group, options, timings, progress)
+        # Figures of a checkpoint that changed meanwhile would be those of no checkpoint at all.
+        group.model.checkpoint.require_unchanged()
         for artifact, evaluation in zip(group.artifacts, evaluations, strict=True):
             evaluation.write(artifact.folder)
             found[artifact.place] = evaluation
@@ -190,6 +206,7 @@ def _evaluate(
     from edgeforge.verification.comparison import compare
     from edgeforge.verification.each_session import open_sessions, starting
     from edgeforge.verification.evaluation import Evaluation
+    from edgeforge.verification.finite import located
     from edgeforge.verification.greedy import greedy_agreement, greedy_prompts
 
     sample, context = group.sample, group.artifacts[0].manifest.context
@@ -200,7 +217,9 @@ def _evaluate(
     )
     with opening as sessions:
         with starting(sessions):
-            reference, quantized = references(group.artifacts[0].manifest, group.model, progress)
+            reference, quantized, store = references(
+                group.artifacts[0].manifest, group.model, progress
+            )
         comparisons = compare(
             sample.blocks,
             reference,
@@ -214,10 +233,15 @@ def _evaluate(
             [quantized, reference],
             lambda done, size: progress("generate", done, size),
         )
+        bad = [
+            located(found.not_finite, sample.blocks, reference, quantized, session)
+            for found, session in zip(comparisons, sessions, strict=True)
+        ]
     evaluations = []
-    for artifact, session, figures, (greedy_quantized, greedy_float) in zip(
-        group.artifacts, sessions, comparisons, agreements, strict=True
+    for artifact, session, figures, not_finite, (greedy_quantized, greedy_float) in zip(
+        group.artifacts, sessions, comparisons, bad, agreements, strict=True
     ):
+        unlike = unlike_store(artifact.manifest, store)
         manifest, timed = artifact.manifest, timings[artifact.place]
         evaluations.append(
             Evaluation(
@@ -233,14 +257,16 @@ def _evaluate(
                 lowering=figures.lowering,
                 total=figures.total,
                 intervals=figures.intervals,
-                not_finite=figures.not_finite,
+                not_finite=not_finite,
                 greedy_quantized=greedy_quantized,
                 greedy_float=greedy_float,
-                stored_weights_equal=True,
+                stored_weights_equal=not unlike,
                 bits_per_weight=manifest.bits_per_weight,
                 artifact_bytes=sum(record.size for record in manifest.files.values()),
                 timings=timed,
                 limits=session.limits,
+                weights_unlike_store=unlike,
+                weight_store=str(store.folder),
             )
         )
     return evaluations
@@ -253,19 +279,6 @@ def find_artifacts(folders: list[Path]) -> list[Path]:
         inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
         found.extend(inside if inside and not (folder / MANIFEST).is_file() else [folder])
     return found
-
-
-def require_stored_weights(folder: Path, manifest: Manifest) -> None:
-    """Reads integers and scales back out of the files and holds them against the manifest's.
-
-    Raises:
-        CheckFailed: a weight is absent or differs.
-    """
-    found = find_target(manifest.target).stored_digests(folder)
-    for name, record in manifest.weights.items():
-        if found.get(name) != record.digest:
-            state = "differs from" if name in found else "is absent, unlike in"
-            raise CheckFailed(f"{folder}: {name} {state} the weight store it was written from")
 
 
 def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
@@ -293,8 +306,11 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
 
 def references(
     manifest: Manifest, model: Model, progress: Progress
-) -> tuple[ReferenceRunner, ReferenceRunner]:
-    """FLOAT from the checkpoint and QUANTIZED from the store, which may be of rotated weights."""
+) -> tuple[ReferenceRunner, ReferenceRunner, WeightStore]:
+    """FLOAT from the checkpoint, QUANTIZED from the store, which may be of rotated weights; both.
+
+    The store is found in the cache or made now.
+    """
     from edgeforge.calibration.text import Calibration, CalibrationRun
     from edgeforge.model.rotated_weights import recorded_rotation
     from edgeforge.model.trace import trace
@@ -327,4 +343,4 @@ def references(
         lambda given: model.weights.float_weight(given.name),
         model.weights.float_rows,
     )
-    return reference, ReferenceRunner(quantize_program(program, plan), store_reader(store))
+    return reference, ReferenceRunner(quantize_program(program, plan), store_reader(store)), store

@@ -24,8 +24,8 @@ import org.pytorch.executorch.extension.llm.LlmModule
 fun generate(folder: File, prompt: String, length: Int, emit: (String) -> Unit) {
     val manifest = JSONObject(File(folder, "edgeforge.json").readText())
     require(manifest.getString("target") == "executorch") { "$folder is no ExecuTorch artifact" }
-    // The runner adds the token that begins a text only when it is told to.
-    val beginTokens = if (manifest.getJSONObject("model").isNull("bos")) 0 else 1
+    // The runner's tokenizer adds what it puts around a text only when it is told to.
+    val beginTokens = manifest.getJSONObject("tokenizer").getInt("num_bos")
     val callback =
         object : LlmCallback {
             override fun onResult(result: String) = emit(result)

@@ -334,6 +334,7 @@ def main() -> None:
     if recipe.tokens_per_step % (arguments.threads * SHAPES[arguments.size].max_context_length):
         parser.error("--tokens-per-step must be a multiple of --threads times the context length")
     (arguments.out / "meeting").unlink(missing_ok=True)
+    os.environ["PYTHONSAFEPATH"] = "1"  # a file of the current folder is no module of the workers
     mp.spawn(train, (arguments, recipe), nprocs=arguments.threads)
 
 

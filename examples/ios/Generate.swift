@@ -22,7 +22,6 @@ final class Generator {
     private let decode: MLModel  // takes one token
     private let chunks: [Int]  // how many tokens a call of prefill may take, largest first
     private let context: Int
-    private let begin: Int?
     private let ends: Set<Int>
 
     init() async throws {
@@ -38,7 +37,6 @@ final class Generator {
         }
         chunks = numbers("edgeforge.prefill_tokens").sorted(by: >)
         context = numbers("edgeforge.context_length").first ?? 0
-        begin = numbers("edgeforge.bos_token_id").first
         ends = Set(numbers("edgeforge.eos_token_ids"))
     }
 
@@ -52,10 +50,7 @@ final class Generator {
 
     /// Continues a prompt until an end token, the limit or a full context.
     func generate(_ prompt: [Int], limit: Int, emit: (Int) -> Void) throws {
-        var tokens = prompt
-        if let begin, tokens.first != begin {
-            tokens.insert(begin, at: 0)
-        }
+        let tokens = prompt  // as the tokenizer gives them: it adds what begins a text
         guard !tokens.isEmpty, tokens.count < context else {
             throw CocoaError(.featureUnsupported)  // an empty prompt, or one that fills the context
         }

@@ -8,7 +8,7 @@ from typing import Final
 
 from exporters.checks import refuse_activation
 from exporters.coreml.names import identifier
-from exporters.errors import ExportError
+from exporters.errors import WeightRefused
 from exporters.options import TargetOptions
 from quant.formats.activations import TOKEN
 from quant.formats.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat
@@ -44,15 +44,17 @@ def check_formats(
             continue
         if isinstance(format, IntFormat) and format.bits not in (4, 8):
             palette = next(bits for bits in (2, 3, 6, 8) if bits >= format.bits)
-            raise ExportError(
+            raise WeightRefused(
                 f"{weight} is to be {format.name}; Core ML holds integers of 4 and 8 bits, and "
-                f"other numbers of bits as palettes: use lut{palette}-gc16"
+                f"other numbers of bits as palettes",
+                f"use lut{palette}-gc16",
             )
         if assignment.algorithm in POSITIVE:
-            raise ExportError(
+            raise WeightRefused(
                 f"{weight} is to be filled by {assignment.algorithm}, whose scales may be below "
                 f"zero; Core ML's own tools write no such scales, so that no device is known to "
-                f"read them: use {POSITIVE[assignment.algorithm]}, or a palette such as lut4-gc16"
+                f"read them",
+                f"use {POSITIVE[assignment.algorithm]}, or a palette such as lut4-gc16",
             )
         if options.profile == "ane":
             _check_ane(weight, format)
@@ -62,15 +64,15 @@ def check_formats(
 
 def _check_ane(weight: str, format: WeightFormat) -> None:
     if isinstance(format, FloatFormat) and format.dtype != "float16":
-        raise ExportError(
-            f"{weight} is to be {format.name}; the Neural Engine computes in float16: use fp16, or "
-            f"--profile gpu"
+        raise WeightRefused(
+            f"{weight} is to be {format.name}; the Neural Engine computes in float16",
+            "use fp16, or --profile gpu",
         )
     if isinstance(format, IntFormat) and format.group_size is not None:
-        raise ExportError(
+        raise WeightRefused(
             f"{weight} is to be {format.name}; the Neural Engine takes one scale a row or a "
-            f"palette, not groups: use lut{format.bits}-gc16 or int{format.bits}-pc, or "
-            f"--profile gpu"
+            f"palette, not groups",
+            f"use lut{format.bits}-gc16 or int{format.bits}-pc, or --profile gpu",
         )
 
 
@@ -82,11 +84,12 @@ def _check_ios17(weight: str, format: WeightFormat) -> None:
     if isinstance(format, PaletteFormat):
         if format.rows_per_group is None:
             return
-        raise ExportError(
-            f"{weight} is to be {format.name}; iOS 17 has one table for a whole matrix: use "
-            f"lut{format.bits}-pt, or --opset ios18"
+        raise WeightRefused(
+            f"{weight} is to be {format.name}; iOS 17 has one table for a whole matrix",
+            f"use lut{format.bits}-pt, or --opset ios18",
         )
-    raise ExportError(
+    raise WeightRefused(
         f"{weight} is to be {format.name}; the only integers that iOS 17 holds have 8 bits and one "
-        f"scale a row: use int8-pc, lut4-pt or fp16, or --opset ios18"
+        f"scale a row",
+        "use int8-pc, lut4-pt or fp16, or --opset ios18",
     )

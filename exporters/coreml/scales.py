@@ -77,10 +77,12 @@ def row_exponents(weight: str, extent: Extent) -> Exponents:
         bad = (high + needed > np.where(needed, _LARGEST_MOVED, _LARGEST)) | (low < -126)
         if bad.any():
             row = int(bad.argmax())
+            # Products of larger scales with 8-bit steps are beyond float16's range.
+            use = "fp32" if high[row] >= _LARGEST - 7 else "fp16"
             raise ExportError(
                 f"row {start + row} of {weight} has scales from 2^{low[row]} to 2^{high[row]}; "
                 f"Core ML's scales are float16, which holds 2^-14 to 2^15, and smaller ones only "
-                f"in rows where all scales are small: keep it fp16"
+                f"in rows where all scales are small: keep it {use}"
             )
         found.append(needed)
     return np.concatenate(found)[:, None].astype(np.int32)

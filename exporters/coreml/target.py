@@ -53,12 +53,15 @@ class CoremlTarget:
         options: TargetOptions,
     ) -> None:
         """Refuses options that exclude each other, and formats that a package cannot hold."""
+        from exporters.coreml.attention import ANE_MULTIPLE
         from exporters.coreml.choices import check_formats
 
         style, chunks = choose_style(options, facts.context), choose_chunks(options, facts.context)
         check_formats(plan, shapes, options)
         footprint = estimate(plan, shapes, stored_facts(facts, style), costs(style, chunks))
-        check_memory(self.name, footprint, style.context, options.max_memory)
+        # The context's caches are padded where the profile pads widths.
+        multiple = 1 if style.wide else ANE_MULTIPLE
+        check_memory(self.name, footprint, style.context, options.max_memory, multiple=multiple)
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.mlpackage`` and the tokenizer's files beside it."""

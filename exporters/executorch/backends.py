@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Final
 
 from exporters.checks import refuse_activation
-from exporters.errors import ExportError
+from exporters.errors import ExportError, WeightRefused
 from exporters.executorch.installed import require_executorch
 from exporters.options import TargetOptions
 from quant.formats.activations import TENSOR, TOKEN
@@ -92,10 +92,10 @@ def check_backend(plan: QuantPlan, options: TargetOptions) -> None:
         if isinstance(assignment.format, IntFormat):
             backend.check(weight, assignment.format)
         if assignment.algorithm in POSITIVE:
-            raise ExportError(
+            raise WeightRefused(
                 f"{weight} is to be filled by {assignment.algorithm}, whose scales may be below "
-                f"zero; programs for {backend.title} hold no such scales: use "
-                f"{POSITIVE[assignment.algorithm]}"
+                f"zero; programs for {backend.title} hold no such scales",
+                f"use {POSITIVE[assignment.algorithm]}",
             )
 
 
@@ -103,18 +103,19 @@ def _check_width(weight: str, format: IntFormat, runtime: str) -> None:
     """Refuses integers that do not have 4 or 8 bits."""
     if format.bits not in (4, 8):
         use = "int4-g32 or int4-g64" if format.bits < 4 else "int8-pc"
-        raise ExportError(
-            f"{weight} is to be {format.name}; {runtime} has integers of 4 and 8 bits: use {use}"
+        raise WeightRefused(
+            f"{weight} is to be {format.name}; {runtime} has integers of 4 and 8 bits",
+            f"use {use}",
         )
 
 
 def _check_scales(weight: str, format: IntFormat, takes: str) -> None:
     """Refuses scales that are not bfloat16, which a checkpoint quantized elsewhere may have."""
     if format.scale_dtype != "bfloat16":
-        raise ExportError(
-            f"{weight} is {format.name}; {takes} scales as bfloat16: round them with "
-            f"--imported-scales bfloat16, which keeps the integers and changes no scale by more "
-            f"than 0.2 %"
+        raise WeightRefused(
+            f"{weight} is {format.name}; {takes} scales as bfloat16",
+            "round them with --imported-scales bfloat16, which keeps the integers and changes no "
+            "scale by more than 0.2 %",
         )
 
 
@@ -124,20 +125,23 @@ def _check_xnnpack(weight: str, format: IntFormat) -> None:
     _check_width(weight, format, "XNNPACK")
     _check_scales(weight, format, "XNNPACK holds")
     if not format.symmetric:
-        raise ExportError(
+        raise WeightRefused(
             f"{weight} is to be {format.name}; XNNPACK ignores zero points, which would give "
-            f"wrong numbers: use {IntFormat(format.bits, size).name}"
-            + (" or int8-pc" if format.bits == 4 else "")
+            f"wrong numbers",
+            f"use {IntFormat(format.bits, size).name}"
+            + (" or int8-pc" if format.bits == 4 else ""),
         )
     if format.bits == 8 and size is not None:
-        raise ExportError(
+        raise WeightRefused(
             f"{weight} is to be {format.name}; XNNPACK holds 8-bit integers only with one scale a "
-            f"row: use int8-pc, or int4-g{size}"
+            f"row",
+            f"use int8-pc, or int4-g{size}",
         )
     if size is not None and size % GROUP_MULTIPLE:
-        raise ExportError(
+        raise WeightRefused(
             f"{weight} has groups of {size}; XNNPACK needs groups of a multiple of "
-            f"{GROUP_MULTIPLE}: use int4-g32, int4-g64 or int4-g128, or int8-pc"
+            f"{GROUP_MULTIPLE}",
+            "use int4-g32, int4-g64 or int4-g128, or int8-pc",
         )
 
 
@@ -145,14 +149,16 @@ def _check_vulkan(weight: str, format: IntFormat) -> None:
     """Refuses formats that Vulkan's kernels lack; their products would be left to the CPU."""
     _check_scales(weight, format, "ExecuTorch's Vulkan delegate is given")
     if format.bits != 4 or not format.symmetric:
-        raise ExportError(
+        raise WeightRefused(
             f"{weight} is to be {format.name}; ExecuTorch's Vulkan delegate computes with "
-            f"symmetric 4-bit integers only: use a recipe such as int4-g32, or fp32 for this weight"
+            f"symmetric 4-bit integers only",
+            "use a recipe such as int4-g32, or fp32 for this weight",
         )
     if format.group_size is None or format.group_size % GROUP_MULTIPLE:
-        raise ExportError(
+        raise WeightRefused(
             f"{weight} is to be {format.name}; ExecuTorch's Vulkan delegate needs groups of a "
-            f"multiple of {GROUP_MULTIPLE}: use int4-g32, int4-g64 or int4-g128"
+            f"multiple of {GROUP_MULTIPLE}",
+            "use int4-g32, int4-g64 or int4-g128",
         )
 
 
@@ -164,10 +170,10 @@ def _check_coreml(weight: str, format: IntFormat) -> None:
     _check_width(weight, format, "what is written for ExecuTorch's Core ML delegate")
     _check_scales(weight, format, "ExecuTorch's Core ML delegate is given")
     if not format.symmetric:
-        raise ExportError(
+        raise WeightRefused(
             f"{weight} is to be {format.name}; ExecuTorch's Core ML delegate is written for "
-            f"symmetric integers: use {IntFormat(format.bits, format.group_size).name}, or "
-            f"--target coreml"
+            f"symmetric integers",
+            f"use {IntFormat(format.bits, format.group_size).name}, or --target coreml",
         )
 
 

@@ -243,11 +243,18 @@ def _position_ids(builder: GraphBuilder) -> str:
         step = builder.constant("one", np.array(1, np.int64))
         zero = builder.constant("zero", np.array(0, np.int64))
         axis = builder.constant("axis_1", np.array([1], np.int64))
-        builder.node("Shape", ["input_ids"], "ids_shape")
-        builder.node("Gather", ["ids_shape", step], "new_length", axis=0)
-        builder.node("Sub", ["attended", "new_length"], "attended_before")
+        builder.node("Sub", ["attended", new_length(builder)], "attended_before")
         builder.node("Max", ["attended_before", zero], "past_length")
         builder.node("Unsqueeze", ["past_length", axis], "first_position")
         builder.node("Range", [zero, "new_length", step], "steps")
         builder.node("Add", ["first_position", "steps"], "position_ids")
     return "position_ids"
+
+
+def new_length(builder: GraphBuilder) -> str:
+    """Emits how many tokens each row of ``input_ids`` has, padding included: an ``int64``."""
+    if not builder.has("new_length"):
+        one = builder.constant("one", np.array(1, np.int64))
+        builder.node("Shape", ["input_ids"], "ids_shape")
+        builder.node("Gather", ["ids_shape", one], "new_length", axis=0)
+    return "new_length"

@@ -74,7 +74,8 @@ def write_tokenizer(files: Mapping[str, Path], folder: Path) -> None:
     Some byte-level tokenizers state Llama's class, for which onnxruntime-genai splits text by
     another pattern; so the class becomes ``PreTrainedTokenizerFast``. Where the checkpoint has no
     ``tokenizer_config.json``, one is written, because onnxruntime-genai does not load a tokenizer
-    without it.
+    without it. ``add_bos_token`` and ``add_eos_token`` are left out: onnxruntime-genai would follow
+    them against the post-processor of ``tokenizer.json``, which alone counts in transformers.
     """
     for name, path in files.items():
         shutil.copyfile(path, folder / name)
@@ -84,6 +85,8 @@ def write_tokenizer(files: Mapping[str, Path], folder: Path) -> None:
     config = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
     if _is_byte_level(json.loads(files["tokenizer.json"].read_text(encoding="utf-8"))):
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for name in ("add_bos_token", "add_eos_token"):
+        config.pop(name, None)
     target.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
 
 

@@ -57,11 +57,10 @@ class GraphBuilder:
 
     def constant(self, name: str, value: npt.NDArray[np.generic]) -> str:
         """Adds a small initializer, which the graph itself holds, and returns its name."""
-        if name not in self._initializers:
-            element = helper.np_dtype_to_tensor_dtype(value.dtype)
-            self._initializers[name] = helper.make_tensor(
-                name, element, value.shape, value.tobytes(), raw=True
-            )
+        element = helper.np_dtype_to_tensor_dtype(value.dtype)
+        made = helper.make_tensor(name, element, value.shape, value.tobytes(), raw=True)
+        known = self._initializers.setdefault(name, made)
+        assert known == made, f"two constants have the name {name}"
         return name
 
     def table(self, name: str, value: npt.NDArray[np.generic]) -> str:

@@ -11,7 +11,7 @@ from torch import fx
 
 from exporters.errors import ExportError
 from exporters.onnx import quantized, rounded
-from exporters.onnx.attention import emit_attention, match_attention
+from exporters.onnx.attention import emit_attention, match_attention, new_length
 from exporters.onnx.caches import CacheScales, scales_of
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
 from exporters.onnx.state import Lowering
@@ -58,10 +58,18 @@ def lower(
 
 
 def _emit_positions(builder: GraphBuilder) -> None:
-    """Emits the sequence lengths that the attention kernel takes, from the attention mask."""
+    """Emits the sequence lengths that the attention kernel takes, from the attention mask.
+
+    The kernel attends to a row's first tokens, as many as its length says, so a row can be padded
+    on the right alone. A row that is padded on the left gets the length 0, which the kernel refuses
+    with an error; counting its tokens would attend to the padding without a word.
+    """
     axis = builder.constant("axis_1", np.array([1], np.int64))
     one = builder.constant("one", np.array(1, np.int64))
-    builder.node("ReduceSum", ["attention_mask", axis], "attended", keepdims=0)
+    zero = builder.constant("zero", np.array(0, np.int64))
+    builder.node("ReduceSum", ["attention_mask", axis], "mask_sum", keepdims=0)
+    builder.node("Gather", ["attention_mask", zero], "first_is_attended", axis=1)
+    builder.node("Mul", ["mask_sum", "first_is_attended"], "attended")
     builder.node("Sub", ["attended", one], "attended_less_one")
     builder.node("Cast", ["attended_less_one"], "seqlens_k", to=TensorProto.INT32)
     builder.node("Shape", ["attention_mask"], "mask_shape")
@@ -160,15 +168,38 @@ def _split(state: Lowering, node: fx.Node) -> None:
 
 
 def _last(state: Lowering, node: fx.Node) -> None:
-    bounds = (("last_start", [-1]), ("last_end", [np.iinfo(np.int64).max]), ("axis_1", [1]))
+    """Selects each row's last attended token.
+
+    Given::
+
+        %l = aten::slice(%x, 1, -1, max)      # [1, t, columns]: the row's last token
+
+    Result::
+
+        %l = GatherND(%x, last_token)         # [batch, 1, columns]: of each row its own last token
+
+    onnxruntime-genai pads the shorter prompts of a batch on the right, so that the last column
+    holds padding.
+    """
+    indices = _last_token(state.builder)
     state.builder.node(
-        "Slice",
-        [
-            state.operand(node, 0),
-            *(state.builder.constant(name, np.array(value, np.int64)) for name, value in bounds),
-        ],
-        state.name(node),
+        "GatherND", [state.operand(node, 0), indices], state.name(node), batch_dims=1
     )
+
+
+def _last_token(builder: GraphBuilder) -> str:
+    """Emits the place of each row's last attended token among the new ones: ``int64[batch, 1, 1]``.
+
+    A first prompt has as many attended tokens as the row is long without its padding. Later tokens
+    follow others, and all of them are attended, as the attention kernel demands.
+    """
+    if not builder.has("last_token"):
+        one = builder.constant("one", np.array(1, np.int64))
+        axes = builder.constant("axes_1_2", np.array([1, 2], np.int64))
+        builder.node("Min", ["attended", new_length(builder)], "attended_of_new")
+        builder.node("Sub", ["attended_of_new", one], "last_of_new")
+        builder.node("Unsqueeze", ["last_of_new", axes], "last_token")
+    return "last_token"
 
 
 def _attention(state: Lowering, node: fx.Node) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 from torch import fx
 
-from exporters.errors import ExportError
+from exporters.errors import WeightRefused
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
 from exporters.onnx.state import Lowering
 from quant.formats.formats import IntBits, IntFormat
@@ -44,24 +44,27 @@ def block_size(weight: str, format: IntFormat, columns: int) -> int:
     """
     if format.bits not in BLOCK_SIZES:
         near = next(bits for bits in BLOCK_SIZES if bits > format.bits)
-        raise ExportError(
+        raise WeightRefused(
             f"{weight} is to be {format.name}; ONNX Runtime's kernels have integers of 2, 4 and 8 "
-            f"bits: use {replace(format, bits=near).name}"
+            f"bits",
+            f"use {replace(format, bits=near).name}",
         )
     sizes = BLOCK_SIZES[format.bits]
     fast = " fast" if format.bits == 2 else ""
     if format.group_size is not None:
         if format.group_size not in sizes:
-            raise ExportError(
+            raise WeightRefused(
                 f"{weight} has groups of {format.group_size}; ONNX Runtime's{fast} kernels have "
-                f"blocks of {', '.join(map(str, sizes))}: choose one of these"
+                f"blocks of {', '.join(map(str, sizes))}",
+                "choose one of these",
             )
         return format.group_size
     fitting = [size for size in sizes if columns % size == 0]
     if not fitting:
-        raise ExportError(
+        raise WeightRefused(
             f"{weight} has {columns} input columns; ONNX Runtime's{fast} kernels need a multiple "
-            f"of {sizes[0]} for {format.name}: keep it fp16"
+            f"of {sizes[0]} for {format.name}",
+            "keep it fp16",
         )
     return min(fitting[-1], 128)  # the fast kernels were written for blocks of up to 128
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from onnx import TensorProto
 from torch import fx
 
-from exporters.errors import ExportError
+from exporters.errors import WeightRefused
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
 from exporters.onnx.quantized import cast_once, matrix_of, scale_of, weight_of
 from exporters.onnx.state import Lowering
@@ -40,10 +40,11 @@ def check_rounded(plan: QuantPlan) -> None:
     """
     for weight, assignment in plan.weights.items():
         if assignment.activation != NONE and assignment.format != _ROWS:
-            raise ExportError(
+            raise WeightRefused(
                 f"{weight} is to be {assignment.format.name} with activation "
                 f"{assignment.activation}; ONNX Runtime multiplies rounded activations by 8-bit "
-                f"weights with one scale a row: use {_ROWS.name}, or activation none"
+                f"weights with one scale a row",
+                f"use {_ROWS.name}, or activation none",
             )
 
 
@@ -59,7 +60,7 @@ def emit_per_token(state: Lowering, node: fx.Node) -> None:
     last = _integers(builder, "axis_1", [1])
 
     def number(label: str, value: float) -> str:
-        return builder.constant(label, np.array(value, np.float32))
+        return builder.constant(f"float_{label}", np.array(value, np.float32))
 
     zero = number("zero", 0)
     builder.node("ReduceMax", [rows, last], f"{name}_highest", keepdims=0)

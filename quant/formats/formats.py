@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from quant.errors import QuantizationError
+from quant.errors import FormatRefused, QuantizationError
 from quant.suggestion import nearest
 
 FloatName = Literal["float32", "float16", "bfloat16"]
@@ -137,17 +137,19 @@ class IntFormat:
         unit = _whole_bytes(self.bits)
         if cols % unit:
             needs = "an even number" if unit == 2 else f"a multiple of {unit}"
-            raise QuantizationError(
+            raise FormatRefused(
                 f"{weight_name} has {cols} input columns; {self.name} needs {needs}, because a "
-                f"row's codes fill whole bytes: keep it {self._int8_advice()}"
+                f"row's codes fill whole bytes",
+                f"keep it {self._int8_advice()}",
             )
         size = self.group_size
         if size is not None and cols % size:
             fitting = _largest_divisor(cols, size, max(2, unit))
             use = "" if fitting is None else f"use group_size {fitting} or "
-            raise QuantizationError(
+            raise FormatRefused(
                 f"{weight_name} has {cols} input columns; {self.name} needs a multiple of "
-                f"group_size {size}: {use}keep it {self._int8_advice()}"
+                f"group_size {size}",
+                f"{use}keep it {self._int8_advice()}",
             )
 
     def layout(self, rows: int, cols: int) -> dict[str, TensorLayout]:
@@ -243,18 +245,19 @@ class PaletteFormat:
         if group is not None and rows % group:
             fitting = next(size for size in range(min(group, rows), 0, -1) if rows % size == 0)
             use = f"lut{self.bits}-gc{fitting}, or one table for all rows with lut{self.bits}-pt"
-            raise QuantizationError(
+            raise FormatRefused(
                 f"{weight_name} has {rows} output rows; {self.name} needs a multiple of {group}, "
-                f"because that many rows share a table: use {use}"
+                f"because that many rows share a table",
+                f"use {use}",
             )
         columns = _whole_bytes(self.bits)
         if cols % columns:
             groups = self.name.partition("-")[2]
             others = [bits for bits in _PALETTE_BITS if cols * bits % 8 == 0]
-            raise QuantizationError(
+            raise FormatRefused(
                 f"{weight_name} has {cols} input columns; {self.name} needs a multiple of "
-                f"{columns}, because a row's codes fill whole bytes: use "
-                f"{' or '.join(f'lut{bits}-{groups}' for bits in others)}, or keep it fp16"
+                f"{columns}, because a row's codes fill whole bytes",
+                f"use {' or '.join(f'lut{bits}-{groups}' for bits in others)}, or keep it fp16",
             )
 
     def layout(self, rows: int, cols: int) -> dict[str, TensorLayout]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from quant.errors import QuantizationError
+from quant.errors import FormatRefused, QuantizationError
 from quant.formats.activations import (
     INPUT_SCALE,
     INPUT_SCALE_LAYOUT,
@@ -156,9 +156,9 @@ class QuantPlan:
             )
         for name, assignment in self.weights.items():
             if len(shapes[name]) == 1 and is_quantized(assignment.format):
-                raise QuantizationError(
-                    f"{name} is a vector; only matrices are quantized: keep it fp32, not "
-                    f"{assignment.format.name}"
+                raise FormatRefused(
+                    f"{name} is a vector; only matrices are quantized",
+                    f"keep it fp32, not {assignment.format.name}",
                 )
             _check_scales(name, assignment)
             _check_activation(name, assignment)
@@ -201,9 +201,10 @@ def _check_scales(name: str, assignment: Assignment) -> None:
         and assignment.algorithm != IMPORTED
     ):
         plain = replace(format, scale_dtype="bfloat16")
-        raise QuantizationError(
+        raise FormatRefused(
             f"{name} is to be {format.name}; only weights imported from a quantized checkpoint "
-            f"have float16 scales: use {plain.name}"
+            f"have float16 scales",
+            f"use {plain.name}",
         )
 
 
@@ -215,17 +216,18 @@ def _check_activation(name: str, assignment: Assignment) -> None:
             quantized program, which needs the input scale before calibration has found it.
     """
     if assignment.activation != NONE and not isinstance(assignment.format, IntFormat):
-        raise QuantizationError(
+        raise FormatRefused(
             f"{name} is to be {assignment.format.name} with activations rounded to "
             f"{assignment.activation}; only products with integer weights take rounded "
-            f"activations: use int8-pc, or activation none"
+            f"activations",
+            "use int8-pc, or activation none",
         )
     if assignment.activation == TENSOR and assignment.algorithm not in SCALES_INPUTS:
-        raise QuantizationError(
+        raise FormatRefused(
             f"{name} is to be filled by {assignment.algorithm}, with activations rounded by "
             f"one scale ({TENSOR}); {assignment.algorithm} calibrates on the quantized program, "
-            f"which needs that scale before it is known: use {' or '.join(SCALES_INPUTS)}, "
-            f"or activation {TOKEN}"
+            f"which needs that scale before it is known",
+            f"use {' or '.join(SCALES_INPUTS)}, or activation {TOKEN}",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -147,9 +148,15 @@ class Recipe:
                 )
 
     def _refuse_unused(self, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        # A pattern with stars is less like a name than a name with a typing error is.
-        near = nearest(rule.match, shapes, cutoff=0.3)
-        hint = "" if near is None else f"; did you mean {near!r}?"
+        matched = [name for name in shapes if fnmatchcase(name, rule.match)]
+        if matched:
+            hint = f": put it before the rule that {matched[0]} already has"
+        else:
+            # The number of another layer is not a misspelt one.
+            numbers = set(re.findall(r"\d+", rule.match))
+            alike = [name for name in shapes if numbers <= set(re.findall(r"\d+", name))]
+            near = nearest(rule.match, alike)
+            hint = "" if near is None else f"; did you mean {near!r}?"
         raise QuantizationError(
             f"recipe {self.name}: the rule {rule.match!r} matches no weight that earlier rules "
             f"leave{hint}"

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from quant.errors import QuantizationError
+from quant.errors import FormatRefused, QuantizationError
 from quant.formats.formats import PaletteFormat
 from quant.formats.packing import pack_bits
 from quant.quantizers.optimal_clusters import Doubles, Integers, Singles, bin_ends, optimal_ends
@@ -336,7 +336,8 @@ def _check_values(wide: torch.Tensor, label: str, first_row: int) -> None:
         return
     row = int(bad[0])
     values, number = wide[row], first_row + row
-    raise damage(values, label, number, "stored") or QuantizationError(
+    raise damage(values, label, number, "stored") or FormatRefused(
         f"{label} has values up to {float(values.abs().max()):g} in row {number}, beyond the "
-        f"range of a palette's float16 entries: keep it fp32"
+        f"range of a palette's float16 entries",
+        "keep it fp32",
     )

@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from quant.errors import QuantizationError
+from quant.errors import FormatRefused, QuantizationError
 from quant.formats.formats import IntFormat
 
 # The smallest scale is 2**-17 and the largest 65280. bfloat16 values in this range are exact in
@@ -81,9 +81,10 @@ def matrix_size(weight: torch.Tensor) -> tuple[int, int]:
 def refusal(row: torch.Tensor, fmt: IntFormat, label: str, number: int) -> QuantizationError:
     """Returns the error that says why the row with index ``number`` cannot be quantized."""
     values = row.to(torch.float32)
-    return damage(values, label, number, "quantized") or QuantizationError(
+    return damage(values, label, number, "quantized") or FormatRefused(
         f"{label} has values up to {float(values.abs().max()):.3g} in row {number}; a scale of "
-        f"{fmt.name} would exceed {LARGEST_SCALE:g}, the largest float16: keep it fp32"
+        f"{fmt.name} would exceed {LARGEST_SCALE:g}, the largest float16",
+        "keep it fp32",
     )
 
 

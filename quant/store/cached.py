@@ -7,21 +7,20 @@ import hashlib
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from quant.errors import QuantizationError, StoreFullError
+from quant.errors import QuantizationError, StoreDamagedError, StoreFullError
+from quant.locked_folders import unfinished
 from quant.plans.plan import QuantPlan
-from quant.store.store import NOTES_FILE, STORE_VERSION, WeightStore
+from quant.store.store import NOTES_FILE, STORE_VERSION, WeightStore, readable
 from quant.store.writer import StoreWriter
 
 Result = TypeVar("Result")
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_STALE_SECONDS = 24 * 3600  # no store takes a day: the writer of an older folder was killed
 
 
 def store_key(
@@ -42,7 +41,11 @@ def store_key(
 
 @contextmanager
 def new_store(
-    cache: Path, key: str, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]
+    cache: Path,
+    key: str,
+    plan: QuantPlan,
+    shapes: Mapping[str, tuple[int, ...]],
+    unchanged: Callable[[], None] = lambda: None,
 ) -> Iterator[StoreWriter]:
     """Opens a writer; its store moves to ``cache / key`` when the block ends without an error.
 
@@ -53,40 +56,29 @@ def new_store(
         key: the store's key, as `store_key` returns it.
         plan: formats by weight name.
         shapes: shape by weight name.
+        unchanged: raises an error if the weights' source is no longer what the key says; it is
+            called before the store gets its name.
 
     Raises:
         StoreFullError: there is no room for the store.
         QuantizationError: the cache folder cannot be written.
     """
-    partial = cache / f".{key}.partial-{os.getpid()}-{threading.get_ident()}"
-    try:
-        writer = or_explained(cache, lambda: _open_writer(partial, plan, shapes))
+    with ExitStack() as stack:
+        partial = or_explained(cache, lambda: stack.enter_context(unfinished(cache, key)))
+        writer = or_explained(cache, lambda: StoreWriter(partial, plan, shapes))
         try:
             yield writer
         except BaseException:
             writer.abandon()
             raise
         or_explained(cache, writer.finish)
+        unchanged()
         final = cache / key
         try:
             partial.rename(final)
         except OSError:  # another process was faster; the bytes of its store are the same
             if not (final / NOTES_FILE).is_file():
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _open_writer(
-    partial: Path, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]
-) -> StoreWriter:
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    for other in partial.parent.glob(".*.partial-*"):
-        with suppress(OSError):
-            if time.time() - other.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(other, ignore_errors=True)
-    partial.mkdir()
-    return StoreWriter(partial, plan, shapes)
 
 
 def or_explained(cache: Path, work: Callable[[], Result]) -> Result:
@@ -114,28 +106,47 @@ def or_explained(cache: Path, work: Callable[[], Result]) -> Result:
     )
 
 
-def find_store(cache: Path, key: str) -> WeightStore | None:
+def find_store(
+    cache: Path, key: str, tell: Callable[[str], None] = lambda note: None
+) -> WeightStore | None:
     """Returns the finished store of this key, or None; removes a damaged one.
 
-    It detects damage that changes a file's size, such as a full disk or an interrupted copy.
+    All stored parts are read and held against their checksums. Only a store that is not as it was
+    written is removed, never one that the system does not let be read now.
+
+    Args:
+        cache: folder of stores.
+        key: the store's key, as `store_key` returns it.
+        tell: called with a sentence for the user when a damaged store was removed.
 
     Raises:
+        StoreUnreadableError: the system does not let the store be read.
         QuantizationError: a damaged store cannot be removed.
     """
     folder = cache / key
-    if not folder.exists():
+    if not readable(folder, folder.exists):
         return None
     try:
-        return WeightStore(folder)
-    except QuantizationError as damage:
-        away = cache / f".{key}.partial-damaged-{os.getpid()}-{threading.get_ident()}"
-        try:
-            folder.rename(away)
-        except FileNotFoundError:  # another process has already removed it
-            return None
-        except OSError as error:
-            raise QuantizationError(
-                f"{damage}, and it cannot be removed ({error.strerror}): remove it yourself"
-            ) from error
-        shutil.rmtree(away, ignore_errors=True)
+        store = WeightStore(folder)
+        store.check()
+        return store
+    except StoreDamagedError as damage:
+        if not _remove_damaged(folder, damage):
+            return None  # another process has already removed it
+        tell(f"a damaged weight store was removed and is made again: {damage}")
         return None
+
+
+def _remove_damaged(folder: Path, damage: StoreDamagedError) -> bool:
+    """Removes a damaged store; returns whether it was still there."""
+    away = folder.parent / f".{folder.name}.partial-damaged-{os.getpid()}-{threading.get_ident()}"
+    try:
+        folder.rename(away)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise QuantizationError(
+            f"{damage}, and it cannot be removed ({error.strerror}): remove it yourself"
+        ) from error
+    shutil.rmtree(away, ignore_errors=True)
+    return True

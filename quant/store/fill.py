@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from quant.errors import QuantizationError
+from quant.errors import FormatRefused
 from quant.formats import packing
 from quant.formats.formats import FloatFormat, IntFormat, PaletteFormat
 from quant.kernels import native
@@ -289,9 +289,10 @@ def cast_rows(
     if len(bad):
         row = int(bad[0])
         values, number = wide[row], first_row + row
-        raise damage(values, name, number, "stored") or QuantizationError(
+        raise damage(values, name, number, "stored") or FormatRefused(
             f"{name} has values up to {float(values.abs().max()):g} in row {number}, beyond "
-            f"the range of {format.dtype}: keep it fp32"
+            f"the range of {format.dtype}",
+            "keep it fp32",
         )
     error = cast.float() - wide
     return cast, float(error.square().sum()), float(wide.square().sum())

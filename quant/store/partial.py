@@ -7,23 +7,24 @@ boundary between layers, so that a later run starts from it.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from quant.errors import QuantizationError
-from quant.input_files import read_input
-from quant.json_input import parse_json
+from quant.errors import QuantizationError, StoreDamagedError
+from quant.input_files import NotRegularError, read_input
+from quant.locked_folders import unfinished
 from quant.plans.plan import QuantPlan
+from quant.sealed_json import seal, unseal
 from quant.store.cached import or_explained
-from quant.store.store import STORE_FILES
+from quant.store.store import STORE_FILES, file_blocks, readable
 from quant.store.writer import StoreWriter
 
 JOURNAL_VERSION: Final = 1
@@ -41,6 +42,9 @@ class PartialStore:
         key: the store's key.
         plan: formats by weight name.
         shapes: shape by weight name.
+        unchanged: raises an error if the weights' source is no longer what the key says; it is
+            called before a journal is written, for a later run trusts what a journal notes.
+        tell: called with a sentence for the user when a saved state was damaged.
 
     Attributes:
         writer: the store's writer.
@@ -49,20 +53,32 @@ class PartialStore:
 
     Raises:
         QuantizationError: the folder holds partial results of another store.
+        StoreDamagedError: the partial results are not as they were written.
     """
 
     def __init__(
-        self, folder: Path, key: str, plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        folder: Path,
+        key: str,
+        plan: QuantPlan,
+        shapes: Mapping[str, tuple[int, ...]],
+        unchanged: Callable[[], None] = lambda: None,
+        tell: Callable[[str], None] = lambda note: None,
     ) -> None:
-        self.folder, self._key = folder, key
+        self.folder, self._key, self._unchanged = folder, key, unchanged
         self.done: dict[str, float] = {}
         self.boundary: dict[str, object] | None = None
-        journal = self._read_journal()
+        self._checksums: dict[str, dict[str, int]] = {}
+        self._rewriting = threading.Lock()  # threads that write different weights share the journal
+        self._boundary_checksum: int | None = None
+        journal = readable(folder, self._read_journal)
         if journal is not None and (folder / STORE_FILES[0]).is_file():
             self.writer = StoreWriter(folder, plan, shapes, reopen=True)
-            for weight, error in journal["done"].items():
-                self.note(weight, error)
-            self.boundary = journal["boundary"]
+            try:
+                readable(folder, lambda: self._take_up(journal, tell))
+            except BaseException:
+                self.writer.abandon()
+                raise
         else:
             for name in STORE_FILES:
                 (folder / name).unlink(missing_ok=True)
@@ -70,6 +86,9 @@ class PartialStore:
 
     def write(self, weight: str, part: str, at: int, data: memoryview) -> None:
         """Writes bytes at offset ``at`` of a part, from any thread."""
+        with self._rewriting:
+            if self._checksums.pop(weight, None) is not None:
+                self._write_journal()  # first: it must not call these bytes damaged
         self.writer.write(weight, part, at, data)
 
     def note(self, weight: str, relative_error: float) -> None:
@@ -80,15 +99,10 @@ class PartialStore:
     def keep(self) -> None:
         """Writes the journal, so that a later run does not repeat the weights noted so far."""
         self.writer.sync()
-        journal = {
-            "version": JOURNAL_VERSION,
-            "key": self._key,
-            "done": self.done,
-            "boundary": self.boundary,
-        }
-        partial = self.folder / f"{_JOURNAL}.partial"
-        partial.write_text(json.dumps(journal), encoding="utf-8")
-        partial.replace(self.folder / _JOURNAL)
+        for weight in self.done.keys() - self._checksums.keys():
+            self._checksums[weight] = self.writer.checksums(weight)
+        self._unchanged()
+        self._write_journal()
 
     def keep_boundary(self, facts: dict[str, object], tensors: Iterator[torch.Tensor]) -> None:
         """Saves the state at a boundary between layers and the journal; removes the state before.
@@ -99,9 +113,12 @@ class PartialStore:
         """
         before = None if self.boundary is None else str(self.boundary["file"])
         name = _BOUNDARIES[1 if before == _BOUNDARIES[0] else 0]
+        self._boundary_checksum = 0
         with (self.folder / name).open("wb") as stream:
             for tensor in tensors:
-                stream.write(tensor.contiguous().view(torch.uint8).numpy().data)
+                data = tensor.contiguous().view(torch.uint8).numpy().data
+                self._boundary_checksum = zlib.crc32(data, self._boundary_checksum)
+                stream.write(data)
         self.boundary = {"file": name, **facts}
         self.keep()
         if before is not None:
@@ -112,21 +129,61 @@ class PartialStore:
         assert self.boundary is not None
         return self.folder / str(self.boundary["file"])
 
+    def _take_up(self, journal: dict[str, Any], tell: Callable[[str], None]) -> None:
+        """Continues what a journal describes.
+
+        Later weights were quantized on the outputs of those before, so a damaged weight spoils all
+        of them. A damaged state at a boundary spoils nothing: the layers before it run again.
+        """
+        try:
+            done, self.boundary = dict(journal["done"]), journal["boundary"]
+        except (LookupError, TypeError, ValueError) as error:
+            raise StoreDamagedError(f"{self.folder / _JOURNAL} is damaged ({error})") from error
+        # Journals of older versions have no checksums.
+        self._checksums = journal.get("checksums", {})
+        for weight, relative_error in done.items():
+            if weight in self._checksums and (
+                self.writer.checksums(weight) != self._checksums[weight]
+            ):
+                raise StoreDamagedError(f"{self.folder} holds {weight} otherwise than it was kept")
+            self.note(weight, relative_error)
+        self._boundary_checksum = journal.get("boundary_checksum")
+        if self.boundary is None or self._boundary_checksum is None:
+            return
+        if _checksum_of(self.boundary_file()) != self._boundary_checksum:
+            tell(
+                f"{self.boundary_file()} is damaged and not used: the calibration text runs again "
+                f"through the layers that are quantized already"
+            )
+            self.boundary = self._boundary_checksum = None
+
+    def _write_journal(self) -> None:
+        journal = {
+            "version": JOURNAL_VERSION,
+            "key": self._key,
+            "done": self.done,
+            "checksums": self._checksums,
+            "boundary": self.boundary,
+            "boundary_checksum": self._boundary_checksum,
+        }
+        partial = self.folder / f"{_JOURNAL}.partial"
+        partial.write_text(seal(journal), encoding="utf-8")
+        partial.replace(self.folder / _JOURNAL)
+
     def _read_journal(self) -> dict[str, Any] | None:
         path = self.folder / _JOURNAL
         if not path.exists():
             return None
         try:
-            journal: Any = parse_json(read_input(path, _LARGEST_JOURNAL))
+            journal = unseal(read_input(path, _LARGEST_JOURNAL), unsealed_too=True)
             version, key = journal["version"], journal["key"]
             done, boundary = journal["done"], journal["boundary"]
             ours = version == JOURNAL_VERSION and key == self._key
             if ours and not _is_sound(done, boundary):
                 raise ValueError("it does not say what is done")
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise QuantizationError(
-                f"{path} is not a journal of partial results ({error}): name another folder, or "
-                f"remove this one"
+        except (ValueError, LookupError, IsADirectoryError, NotRegularError) as error:
+            raise StoreDamagedError(
+                f"{path} is not a journal of partial results ({error})"
             ) from error
         if version != JOURNAL_VERSION or key != self._key:
             raise QuantizationError(
@@ -145,6 +202,18 @@ def _is_sound(done: object, boundary: object) -> bool:
     return numbers and named
 
 
+def _checksum_of(file: Path) -> int | None:
+    """Returns CRC-32 of a file, None where there is none."""
+    found = 0
+    try:
+        with file.open("rb") as stream:
+            for block in file_blocks(stream.fileno(), 0, file.stat().st_size):
+                found = zlib.crc32(block, found)
+    except FileNotFoundError:
+        return None
+    return found
+
+
 @contextmanager
 def partial_store(
     cache: Path,
@@ -152,6 +221,8 @@ def partial_store(
     plan: QuantPlan,
     shapes: Mapping[str, tuple[int, ...]],
     folder: Path | None = None,
+    unchanged: Callable[[], None] = lambda: None,
+    tell: Callable[[str], None] = lambda note: None,
 ) -> Iterator[PartialStore]:
     """Opens a partial store; it moves to ``cache / key`` when the block ends without an error.
 
@@ -164,26 +235,39 @@ def partial_store(
         shapes: shape by weight name.
         folder: where partial results are kept and looked for; by default a folder in the cache
             whose name contains the key.
+        unchanged: raises an error if the weights' source is no longer what the key says; it is
+            called before the store gets its name and before partial results are kept.
+        tell: called with a sentence for the user when partial results were damaged.
 
     Raises:
         StoreFullError: there is no room for the store.
-        QuantizationError: the folder holds partial results of another store, another process
-            works there, or it cannot be written.
+        StoreDamagedError: the folder that the user named holds damaged partial results. In the
+            cache they are removed and made again.
+        StoreUnreadableError: the system does not let the partial results be read.
+        QuantizationError: the folder holds partial results of another store or what EdgeForge did
+            not write, another process works there, or it cannot be written.
     """
     where = folder or cache / f".{key}.resume"
     or_explained(cache, lambda: cache.mkdir(parents=True, exist_ok=True))
     or_explained(where, lambda: where.mkdir(parents=True, exist_ok=True))
+    if folder is not None:
+        or_explained(where, lambda: _refuse_strange(where))
     with _locked(where):
-        store = or_explained(where, lambda: PartialStore(where, key, plan, shapes))
+        store = _open(
+            where,
+            lambda: PartialStore(where, key, plan, shapes, unchanged, tell),
+            tell,
+            own=folder is None,
+        )
         try:
             yield store
         except BaseException:
             store.writer.abandon()
             raise
         or_explained(where, store.writer.finish)
-        whole = cache / f".{key}.partial-{os.getpid()}-{threading.get_ident()}"
-        try:
-            whole.mkdir()
+        unchanged()
+        with ExitStack() as stack:
+            whole = or_explained(cache, lambda: stack.enter_context(unfinished(cache, key)))
             for name in STORE_FILES:
                 shutil.move(where / name, whole / name)
             try:
@@ -191,9 +275,24 @@ def partial_store(
             except OSError:  # another process was faster; the bytes of its store are the same
                 if not (cache / key / STORE_FILES[1]).is_file():
                     raise
-        finally:
-            shutil.rmtree(whole, ignore_errors=True)
         _clear(where, folder is None)
+
+
+def _open(
+    where: Path, opened: Callable[[], PartialStore], tell: Callable[[str], None], *, own: bool
+) -> PartialStore:
+    """Opens partial results; in the cache's ``own`` folder, damaged ones are removed first."""
+    try:
+        return or_explained(where, opened)
+    except StoreDamagedError as damage:
+        if not own:
+            raise StoreDamagedError(
+                f"{damage}: name another folder, or remove this one"
+            ) from damage
+        for path in (*where.glob("boundary-*.bin"), where / _JOURNAL):
+            path.unlink(missing_ok=True)
+        tell(f"damaged partial results were removed and are made again: {damage}")
+        return or_explained(where, opened)
 
 
 @contextmanager
@@ -208,7 +307,9 @@ def _locked(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows has no flock: nothing guards the folder there
         yield
         return
-    with (folder / _LOCK).open("w") as stream:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = or_explained(folder, lambda: os.open(folder / _LOCK, flags, 0o644))
+    with os.fdopen(descriptor, "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -218,10 +319,24 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _refuse_strange(folder: Path) -> None:
+    """Refuses a folder that the user named and in which no partial results were kept before.
+
+    Raises:
+        QuantizationError: names a file that lies there.
+    """
+    found = sorted(path.name for path in folder.iterdir())
+    if found and not {_JOURNAL, _LOCK} & set(found):
+        raise QuantizationError(
+            f"{folder} holds {found[0]}, which EdgeForge did not write, so partial results are not "
+            f"kept there: name another folder for --resume"
+        )
+
+
 def _clear(folder: Path, whole: bool) -> None:
     """Removes the folder, or, where the user named it, only the files that were put there."""
     if whole:
         shutil.rmtree(folder, ignore_errors=True)
         return
-    for path in (*folder.glob("boundary-*.bin"), folder / _JOURNAL, folder / _LOCK):
-        path.unlink(missing_ok=True)
+    for name in (*_BOUNDARIES, _JOURNAL, _LOCK):
+        (folder / name).unlink(missing_ok=True)

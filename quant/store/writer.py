@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,10 +13,18 @@ from pathlib import Path
 
 import torch
 
-from quant.errors import QuantizationError
+from quant.errors import StoreDamagedError
 from quant.formats.formats import TensorLayout
 from quant.plans.plan import QuantPlan, matrix_shape
-from quant.store.store import NOTES_FILE, STORE_VERSION, WEIGHTS_FILE, weight_digest
+from quant.sealed_json import seal
+from quant.store.store import (
+    NOTES_FILE,
+    STORE_VERSION,
+    WEIGHTS_FILE,
+    checksums,
+    file_blocks,
+    weight_digest,
+)
 
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8"}
 # Wide elements come first: then every part is aligned to its element size without padding.
@@ -39,7 +48,8 @@ class StoreWriter:
         reopen: whether to continue with the existing file.
 
     Raises:
-        QuantizationError: the existing file does not have the size of this plan's store.
+        StoreDamagedError: the existing file does not have the size or the header of this plan's
+            store.
     """
 
     def __init__(
@@ -67,6 +77,7 @@ class StoreWriter:
             begin += layout.nbytes
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-(len(text) + 8) % 64)
+        self._header = text
         self._start = 8 + len(text)
         self._offsets = {
             name: self._start + row["data_offsets"][0]  # type: ignore[index]
@@ -76,21 +87,29 @@ class StoreWriter:
         self.nbytes = self._start + begin
         new = 0 if reopen else os.O_CREAT | os.O_EXCL
         self._descriptor = os.open(folder / WEIGHTS_FILE, os.O_RDWR | new, 0o644)
-        if reopen:
-            found = os.fstat(self._descriptor).st_size
-            if found != self.nbytes:
-                os.close(self._descriptor)
-                raise QuantizationError(
-                    f"{folder / WEIGHTS_FILE} has {found} bytes and not the {self.nbytes} of this "
-                    f"plan's store: remove the folder"
-                )
-            return
+        head = struct.pack("<Q", len(text)) + text
         try:
+            if reopen:
+                self._require_this_store(head)
+                return
             _reserve(self._descriptor, self.nbytes)
-            _write_all(self._descriptor, struct.pack("<Q", len(text)) + text, 0)
+            _write_all(self._descriptor, head, 0)
         except BaseException:
             os.close(self._descriptor)
             raise
+
+    def _require_this_store(self, head: bytes) -> None:
+        """Refuses a file that is not the one that was begun for this plan."""
+        found = os.fstat(self._descriptor).st_size
+        if found != self.nbytes:
+            raise StoreDamagedError(
+                f"{self.folder / WEIGHTS_FILE} has {found} bytes and not the {self.nbytes} of this "
+                f"plan's store"
+            )
+        if os.pread(self._descriptor, len(head), 0) != head:
+            raise StoreDamagedError(
+                f"{self.folder / WEIGHTS_FILE} does not begin as this plan's store does"
+            )
 
     def write(self, weight: str, part: str, at: int, data: memoryview) -> None:
         """Writes bytes at offset ``at`` of a part; safe from several threads."""
@@ -115,28 +134,42 @@ class StoreWriter:
     def finish(self) -> None:
         """Digests the written parts, closes the file and writes the notes beside it."""
         try:
-            digests = self._digests()
+            with ThreadPoolExecutor(2) as pool:
+                found = dict(zip(self._parts, pool.map(self._digests, self._parts), strict=True))
         finally:
             os.close(self._descriptor)
         notes = {
             "version": STORE_VERSION,
             "plan": self.plan.to_json(),
             "relative_error": {n: note.relative_error for n, note in self._notes.items()},
-            "digests": digests,
+            "digests": {name: digest for name, (digest, _) in found.items()},
+            "checksums": {name: sums for name, (_, sums) in found.items()},
+            "header": zlib.crc32(self._header),
         }
-        (self.folder / NOTES_FILE).write_text(json.dumps(notes, indent=1), encoding="utf-8")
+        (self.folder / NOTES_FILE).write_text(seal(notes, indent=1), encoding="utf-8")
 
-    def _digests(self) -> dict[str, str]:
-        with ThreadPoolExecutor(2) as pool:
-            return dict(zip(self._parts, pool.map(self._digest, self._parts), strict=True))
+    def checksums(self, weight: str) -> dict[str, int]:
+        """Reads a weight back and returns the checksums of its parts."""
+        return checksums(self._blocks(weight))
 
-    def _digest(self, weight: str) -> str:
-        parts = {}
-        for part, layout in self._parts[weight].items():
-            parts[part] = _file_blocks(
-                self._descriptor, self._offsets[f"{weight}:{part}"], layout.nbytes
-            )
-        return weight_digest(parts)
+    def _digests(self, weight: str) -> tuple[str, dict[str, int]]:
+        """Returns the digest and the checksums of a weight, which is read once for both."""
+        sums: dict[str, int] = {}
+
+        def counted(part: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
+            sums[part] = 0
+            for block in blocks:
+                sums[part] = zlib.crc32(block, sums[part])
+                yield block
+
+        parts = {part: counted(part, blocks) for part, blocks in self._blocks(weight).items()}
+        return weight_digest(parts), sums
+
+    def _blocks(self, weight: str) -> dict[str, Iterator[bytes]]:
+        return {
+            part: file_blocks(self._descriptor, self._offsets[f"{weight}:{part}"], layout.nbytes)
+            for part, layout in self._parts[weight].items()
+        }
 
     def abandon(self) -> None:
         """Closes the file of a store that will not be finished."""
@@ -152,16 +185,6 @@ def _layout(
         for part, layout in assignment.layout(*matrix_shape(shapes[name])).items()
     }
     return dict(sorted(parts.items(), key=lambda item: _ORDER.index(item[1].dtype)))
-
-
-def _file_blocks(descriptor: int, offset: int, nbytes: int) -> Iterator[bytes]:
-    end = offset + nbytes
-    while offset < end:
-        block = os.pread(descriptor, min(1 << 20, end - offset), offset)
-        if not block:
-            raise QuantizationError("the weight store was truncated while it was being written")
-        yield block
-        offset += len(block)
 
 
 def _reserve(descriptor: int, nbytes: int) -> None:
@@ -183,5 +206,5 @@ def _read_all(descriptor: int, view: memoryview, offset: int) -> None:
     while view:
         read = os.preadv(descriptor, [view], offset)
         if not read:
-            raise QuantizationError("the weight store was truncated while it was being written")
+            raise StoreDamagedError("the file of a weight store is shorter than it was")
         view, offset = view[read:], offset + read

@@ -52,6 +52,13 @@ def test_no_tokenizer_is_told_once_for_all_targets(edgeforge, checkpoint, tmp_pa
     assert warning in " ".join(shown.out.split())
 
 
+def test_adapters_in_folders_inside_are_told(edgeforge, checkpoint, tmp_path):
+    (checkpoint / "checkpoint-50").mkdir()
+    (checkpoint / "checkpoint-50" / "adapter_config.json").write_text("{}")
+    (warning,), _ = exported(edgeforge, checkpoint, tmp_path / "out")
+    assert "holds adapters in checkpoint-50, which the exported model does not have" in warning
+
+
 def test_a_tokenizer_that_only_apps_can_read_is_told(edgeforge, checkpoint, tmp_path):
     (checkpoint / "tokenizer.json").rename(checkpoint / "vocab.json")
     (warning,), _ = exported(edgeforge, checkpoint, tmp_path / "out")

@@ -17,7 +17,8 @@ from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.model.model import Model, open_model
 from edgeforge.pipeline import DEFAULT_CONTEXT, choose_context, export
 from edgeforge.synth.synthesise import synthesise
-from edgeforge.verification.verify import find_artifacts, require_stored_weights
+from edgeforge.verification.stored_weights import require_recorded_weights
+from edgeforge.verification.verify import find_artifacts
 from exporters import registry
 from exporters.errors import ExportError
 from exporters.manifest import Manifest, check_files
@@ -101,7 +102,7 @@ def test_the_artifact_says_what_it_was_made_of(model, checkpoint, tmp_path):
     order = list(dict.fromkeys(stages))
     assert order.index("trace") < order.index("write onnx")
     assert {"hash", "quantize"} <= set(order)
-    require_stored_weights(out, manifest)
+    require_recorded_weights(out, manifest)
 
 
 def test_a_second_export_quantizes_nothing(model, tmp_path, cache, monkeypatch):
@@ -191,9 +192,13 @@ def test_an_existing_folder_is_kept_unless_forced(model, tmp_path):
         export(model, [OnnxTarget()], out, ExportOptions("int8", context=48))
     assert (out / "edgeforge.json").read_bytes() == before
     (out / "mine.txt").write_text("x")
-    export(model, [OnnxTarget()], out, ExportOptions("int8", context=48, force=True))
+    forced = ExportOptions("int8", context=48, force=True)
+    with pytest.raises(UsageError, match=r"out holds mine\.txt, which EdgeForge did not write"):
+        export(model, [OnnxTarget()], out, forced)
+    assert (out / "edgeforge.json").read_bytes() == before
+    (out / "mine.txt").rename(tmp_path / "mine.txt")
+    export(model, [OnnxTarget()], out, forced)
     assert Manifest.read(out).recipe == "int8"
-    assert not (out / "mine.txt").exists()
 
 
 def test_several_targets_are_folders_of_one_output(model, tmp_path, note):

@@ -149,14 +149,6 @@ def test_no_tokenizer_is_refused(file):
         Tokenizer(file, "art")
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[1"])
-def test_what_is_no_tokenizer_is_refused(tmp_path, content):
-    file = tmp_path / "tokenizer.json"
-    file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a tokenizer: "):
-        Tokenizer(file, "art")
-
-
 def test_text_files_are_read_as_utf8(tmp_path):
     file = tmp_path / "größe 漢字.txt"
     file.write_bytes("é漢\n".encode())
@@ -183,19 +175,18 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
 
 @given(
     st.lists(st.integers(0, 9), max_size=50),
-    st.integers(2, 12),
-    st.one_of(st.none(), st.just(99)),
+    st.integers(3, 12),
+    st.sampled_from([[], [99], [98, 99]]),
     st.one_of(st.none(), st.integers(0, 60)),
 )
 @settings(max_examples=150, deadline=None)
-def test_blocks_hold_the_text_in_order(tokens, length, bos, limit):
-    blocks = split_blocks(tokens, length, bos, limit)
-    head = [] if bos is None else [bos]
+def test_blocks_hold_the_text_in_order(tokens, length, head, limit):
+    blocks = split_blocks(tokens, length, head, limit)
     assert all(2 <= len(block) <= length and block[: len(head)] == head for block in blocks)
     joined = [token for block in blocks for token in block[len(head) :]]
     used = tokens[:limit]
     # Without a first token, a single token at the end predicts nothing and is left out.
-    assert joined == used[: len(joined)] and len(used) - len(joined) <= (bos is None)
+    assert joined == used[: len(joined)] and len(used) - len(joined) <= (not head)
     assert all(len(block) == length for block in blocks[:-1])
 
 

@@ -287,8 +287,8 @@ def test_every_name_of_the_kotlin_snippet_is_in_the_artifact(demo):
     assert files == {"model.pte", "tokenizer.json", "edgeforge.json"} == named_in_comments(path)
     assert all((folder / name).is_file() for name in files)
     keys = {name for name in literals(path) - files if " " not in name}
-    assert keys == {"target", "executorch", "model", "bos", "context"}
-    assert manifest["target"] == "executorch" and "bos" in manifest["model"]
+    assert keys == {"target", "executorch", "tokenizer", "num_bos", "context"}
+    assert manifest["target"] == "executorch" and manifest["tokenizer"]["num_bos"] == 1
     assert isinstance(manifest["context"], int)
 
 

@@ -36,6 +36,13 @@ _HARMLESS = (
     "transform_config",
     "version",
 )
+_OTHER_FORMATS = {
+    "float-quantized": "8-bit floats, FP8",
+    "naive-quantized": "8-bit floats or integers, not packed",
+    "int-quantized": "8-bit integers, not packed",
+    "nvfp4-pack-quantized": "4-bit floats",
+    "mxfp4-pack-quantized": "4-bit floats",
+}
 _WEIGHT_HARMLESS = ("actorder", "block_structure", "observer", "observer_kwargs")
 
 
@@ -95,7 +102,14 @@ def read_compressed_tensors(reader: ConfigReader) -> CompressedPacking:
     """
     for field in _HARMLESS:
         reader.get(field)
-    reader.choice("format", ("pack-quantized",), "dense")
+    stored = reader.get("format", "dense")
+    if stored != "pack-quantized":
+        kind = _OTHER_FORMATS.get(str(stored))
+        what = "" if kind is None else f" ({kind})"
+        raise CheckpointError(
+            f"{reader.where} sets format to {str(stored)[:60]!r}{what}; EdgeForge imports "
+            f"'pack-quantized' only: give the original checkpoint, in bfloat16, float16 or float32"
+        )
     reader.absent("kv_cache_scheme", "sparsity_config")
     groups = reader.section("config_groups")
     names = sorted(groups.fields()) if groups is not None else []

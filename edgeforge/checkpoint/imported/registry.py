@@ -21,6 +21,23 @@ METHODS: dict[str, Callable[[ConfigReader], Packing]] = {
     "compressed-tensors": read_compressed_tensors,
 }
 
+MLX_FIELD = "quantization"
+
+_ORIGINAL = "give the original checkpoint, in bfloat16, float16 or float32"
+OTHER_METHODS: dict[str, str] = {
+    **dict.fromkeys(("fp8", "fbgemm_fp8", "mxfp8"), "8-bit floats, FP8"),
+    **dict.fromkeys(("nvfp4", "mxfp4", "fp_quant"), "4-bit floats"),
+    "modelopt": "floats or integers as NVIDIA's ModelOpt writes them",
+    "bitsandbytes": "4-bit NormalFloat or 8-bit integers with outliers apart",
+    "torchao": "tensor classes of PyTorch's own",
+    **dict.fromkeys(("exl2", "exl3"), "the layouts of ExLlama"),
+    "aqlm": "additive codebooks",
+    "vptq": "vector codebooks",
+    "bitnet": "three values for each weight",
+    "gguf": "the layouts of llama.cpp",
+}
+"""What known methods store that EdgeForge does not import, by ``quant_method``."""
+
 
 def read_packing(config: Mapping[str, object], ignore: Iterable[str] = ()) -> Packing | None:
     """Returns the packing that a ``config.json`` declares; None when the checkpoint holds floats.
@@ -32,16 +49,33 @@ def read_packing(config: Mapping[str, object], ignore: Iterable[str] = ()) -> Pa
     Raises:
         CheckpointError: the method is unknown, or a field is not implemented.
     """
+    _refuse_mlx(config, ignore)
     if not config.get(FIELD):
         return None
     reader = ConfigReader(config, ignore).section(FIELD)
     assert reader is not None
     method = reader.get("quant_method")
+    # Files of bitsandbytes were written without a method's name at first.
+    if method is None and {"load_in_4bit", "load_in_8bit"} & reader.fields():
+        method = "bitsandbytes"
     if not isinstance(method, str) or method not in METHODS:
         hint = did_you_mean(str(method), METHODS)
+        known = OTHER_METHODS.get(str(method).lower())
+        what = "" if known is None else f" ({known})"
         raise CheckpointError(
             f"config.json has a {FIELD}: the checkpoint is already quantized, by the quant_method "
-            f"{quoted(method)}{hint}; EdgeForge imports {', '.join(METHODS)}: give a checkpoint of "
-            f"one of these methods, or the original in bfloat16, float16 or float32"
+            f"{quoted(method)}{what}{hint}; EdgeForge imports {', '.join(METHODS)}: give a "
+            f"checkpoint of one of these methods, or the original in bfloat16, float16 or float32"
         )
     return METHODS[method](reader)
+
+
+def _refuse_mlx(config: Mapping[str, object], ignore: Iterable[str]) -> None:
+    """Refuses a checkpoint that MLX has quantized, which has a section of its own."""
+    given = config.get(MLX_FIELD)
+    if not isinstance(given, dict) or "bits" not in given or MLX_FIELD in ignore:
+        return
+    raise CheckpointError(
+        f"config.json has the section {MLX_FIELD!r} with {quoted(given['bits'])} bits: the "
+        f"checkpoint is quantized by MLX, whose layout EdgeForge does not import: {_ORIGINAL}"
+    )

@@ -80,4 +80,33 @@ def test_what_float16_cannot_hold_is_named(checkpoint, export):
 
     change_tensors(checkpoint, spoil)
     options = ("--recipe", "fp16")
-    export(checkpoint, QUANTIZATION, "model.embed_tokens.weight", "row 300", options=options)
+    shown = export(
+        checkpoint, QUANTIZATION, "model.embed_tokens.weight", "row 300", options=options
+    )
+    assert shown.endswith(": keep it fp32\n")
+    # The Neural Engine has no float32: the advice holds there too.
+    ane = (*options, "--target", "coreml", "--profile", "ane")
+    shown = export(checkpoint, QUANTIZATION, "row 300", options=ane)
+    assert shown.endswith(": keep it fp32 with --profile gpu\n")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"is_causal": False}, "sets is_causal to false"),
+        ({"architectures": ["LlamaBidirectionalModel"]}, "architecture LlamaBidirectionalModel"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "no head of a causal language"),
+        ({"is_encoder_decoder": True}, "sets 'is_encoder_decoder' to True"),
+    ],
+)
+@pytest.mark.parametrize("target", ["onnx", "coreml", "executorch"])
+def test_what_is_no_causal_language_model_is_refused(checkpoint, export, fields, words, target):
+    change_config(checkpoint, **fields)
+    export(checkpoint, CHECKPOINT, words, options=("--target", target))
+
+
+@pytest.mark.parametrize("target", ["onnx", "coreml", "executorch"])
+def test_an_adapter_beside_the_weights_is_refused(checkpoint, export, target):
+    (checkpoint / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    words = ("an adapter that is not merged", "merge_and_unload")
+    export(checkpoint, CHECKPOINT, *words, options=("--target", target))

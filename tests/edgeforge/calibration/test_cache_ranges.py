@@ -85,9 +85,14 @@ def test_what_was_measured_is_not_measured_again(made, tmp_path, monkeypatch):
         assert all((again[name] == first[name]).all() for name in first)
         with pytest.raises(AssertionError, match="measured again"):
             cache_ranges(program, store, BLOCKS[:3], tmp_path)
-    file.write_bytes(file.read_bytes()[:100])
-    whole = cache_ranges(program, store, BLOCKS, tmp_path)
-    assert all((whole[name] == first[name]).all() for name in first)
+    content = file.read_bytes()
+    at = content.index(b"0.") + 2
+    changed = content[:at] + (b"7" if content[at : at + 1] != b"7" else b"3") + content[at + 1 :]
+    for damaged in (content[:100], changed):
+        file.write_bytes(damaged)
+        whole = cache_ranges(program, store, BLOCKS, tmp_path)
+        assert all((whole[name] == first[name]).all() for name in first)
+        assert file.read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 

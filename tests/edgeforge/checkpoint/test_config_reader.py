@@ -166,15 +166,66 @@ def test_two_spellings_of_the_same_rope_may_stand_together_but_not_disagree():
     assert "contradict" in refusal(both)
 
 
-def test_the_original_context_is_found_outside_and_inside_of_the_rope():
+def test_the_original_context_stands_beside_the_rope_and_not_in_it():
     field = "original_max_position_embeddings"
     outside = PHI3 | {field: 64, "rope_scaling": LONGROPE}
     inside = PHI3 | {"rope_scaling": LONGROPE | {field: 64}}
-    assert read_spec(outside).rope == read_spec(inside).rope
-    assert read_spec(inside).rope.original_context == 64
+    assert read_spec(outside).rope.original_context == 64
+    # transformers' class has the field beside the section, 4096 where the file has none.
+    assert read_spec(inside).rope.original_context == 4096
+    assert read_spec(inside | {field: 64}).rope == read_spec(outside).rope
+    # Families without such a field have it in the section, or take their own context.
+    assert read_spec(LLAMA | {"rope_scaling": LONGROPE | {field: 64}}).rope.original_context == 64
+    assert read_spec(LLAMA | {"rope_scaling": LONGROPE}).rope.original_context == 256
     assert "64" in refusal(inside | {field: 128})
     assert field in refusal(PHI3 | {field: "64", "rope_scaling": LONGROPE})
     assert field in refusal(PHI3 | {field: 1, "rope_scaling": LONGROPE})
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize(
+    ("rope", "context"),
+    [
+        ({"type": "linear", "factor": 4.0}, 1024),
+        ({"rope_type": "linear", "factor": 2.5}, 640),
+        ({"type": "linear", "factor": 1.0}, 256),
+        ({"type": "linear", "factor": 0.5}, 256),
+        (LONGROPE, 256),
+        (None, 256),
+    ],
+)
+def test_linear_scaling_stretches_the_context_that_the_file_states(family, rope, context):
+    assert read_spec(BY_FAMILY[family] | {"rope_scaling": rope}).max_context == context
+
+
+METADATA = {
+    "_flash_attn_2_enabled": True,
+    "attention_dropout": 0.1,
+    "classifier_dropout": 0.1,
+    "internal_version": "x",
+    "is_decoder": True,
+    "model_name": "mine",
+    "num_labels": 3,
+    "tokenizer": "pretrained_fast",
+    "tokenizer_model_max_length": 4096,
+    "unsloth_fixed": True,
+    "use_flash_attn": True,
+    "use_flash_attention_2": True,
+}
+
+
+@pytest.mark.parametrize("family", BY_FAMILY)
+def test_metadata_is_no_maths(family):
+    for field, value in METADATA.items():
+        assert read_spec(BY_FAMILY[family] | {field: value}) == read_spec(BY_FAMILY[family]), field
+
+
+def test_metadata_of_a_rope_is_no_maths():
+    rope = {"type": "linear", "factor": 4.0}
+    marked = LLAMA | {"rope_scaling": rope | {"finetuned": True}}
+    assert read_spec(marked) == read_spec(LLAMA | {"rope_scaling": rope})
+    plain = LLAMA | {"rope_scaling": {"rope_type": "default", "factor": 1.0}}
+    assert read_spec(plain) == read_spec(LLAMA)
 
 
 @pytest.mark.parametrize("name", ["su", "longrope"])

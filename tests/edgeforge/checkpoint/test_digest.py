@@ -1,5 +1,6 @@
 """Digests against sha256sum, and the cache that spares the second hashing."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -97,6 +98,35 @@ def test_a_damaged_cache_is_hashed_over(folder, cache, content):
     for record in (cache / "digests").iterdir():
         record.write_bytes(content)
     assert Checkpoint.open(folder).digest() == first
+
+
+def test_a_cached_digest_with_one_changed_digit_is_not_believed(folder, cache):
+    first = Checkpoint.open(folder).digest()
+    for record in (cache / "digests").iterdir():
+        text = record.read_text()
+        found = next(file.sha256 for file in first.files if file.sha256 in text)
+        changed = ("1" if found[0] == "0" else "0") + found[1:]
+        record.write_text(text.replace(found, changed))
+    assert Checkpoint.open(folder).digest() == first
+    # They were written anew, too.
+    texts = [record.read_text() for record in (cache / "digests").iterdir()]
+    assert all(any(file.sha256 in text for text in texts) for file in first.files)
+
+
+def test_a_damaged_file_of_the_hubs_cache_is_named(folder, tmp_path):
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    whole = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    shutil.move(folder / "model.safetensors", blobs / whole)
+    (folder / "model.safetensors").symlink_to(blobs / whole)
+    assert Checkpoint.open(folder).digest().files[1].sha256 == whole
+    content = bytearray((blobs / whole).read_bytes())
+    content[-1] ^= 1
+    (blobs / whole).write_bytes(content)
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged: the hub names"):
+            Checkpoint.open(folder).digest()
+    assert (blobs / whole).read_bytes() == content
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(folder, monkeypatch, tmp_path):

@@ -198,3 +198,25 @@ def test_an_unreachable_hub_is_told_apart_from_offline_mode(tmp_path):
     assert "org/name at revision main is not in the cache" in last
     assert "the hub cannot be reached" in last
     assert "check the connection" in last
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_an_adapter_of_a_repository_is_named(hub, tmp_path, weights):
+    files = {"adapter_config.json": b'{"peft_type": "LORA", "base_model_name_or_path": "org/base"}'}
+    if weights:
+        files |= {"config.json": b"{}", "model.safetensors": saved(tmp_path, "a")}
+    put(hub, "org/name", files)
+    what = "not merged into the weights" if weights else "not the model that it belongs to"
+    refused("org/name", f"org/name holds adapter_config.json, an adapter.*{what}.*merge_and_unload")
+
+
+def test_a_repository_of_another_format_is_named(hub, monkeypatch):
+    put(hub, "org/name", {"tokenizer.json": b"{}"})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **o: str(
+        hub / "models--org--name" / "snapshots" / COMMIT))  # fmt: skip
+    held = ["README.md", "model-Q4_K_M.gguf"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *a, **o: held)
+    refused("org/name", "org/name at revision main is no such checkpoint: it has model-Q4_K_M.gguf")
+    held.append("model.safetensors")  # it has what was not downloaded
+    refused("org/name", "lacks config.json, model.safetensors")

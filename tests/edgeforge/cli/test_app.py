@@ -105,7 +105,12 @@ def test_no_arguments_show_the_help(edgeforge):
         (["exprot"], "No such command 'exprot'. Did you mean 'export'? (see 'edgeforge --help')"),
         (["export"], "Missing argument 'model' (see 'edgeforge export --help')"),
         (["export", "x"], "Missing option '--out' / '-o' (see 'edgeforge export --help')"),
-        (["export", "x", "-o", "y", "--recpie", "int4"], "No such option: --recpie"),
+        (["zebra"], "No such command 'zebra' (see 'edgeforge --help')"),
+        (
+            ["export", "x", "-o", "y", "--recpie", "int4"],
+            "No such option: --recpie. Did you mean '--recipe'? (see",
+        ),
+        (["verify", "x", "--recipe", "int4"], "No such option: --recipe (see 'edgeforge verify"),
         (["run", "x", "-p", "y", "-n", "0"], "Invalid value for '--max-tokens' / '-n': "),
         (["run", "x", "-p", "y", "--seed", "-1"], "Invalid value for '--seed': "),
         (["run", "x", "-p", "y", "--temperature", "hot"], "Invalid value for '--temperature': "),
@@ -164,13 +169,13 @@ def test_the_same_export_again_quantizes_nothing(edgeforge, checkpoint, artifact
 def test_an_existing_folder_is_replaced_by_force_only(edgeforge, checkpoint, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "edgeforge.json").write_text("old")
+    (out / "edgeforge.json").write_text('{"target": "onnx", "files": {}, "schema_version": 1}')
     shown = edgeforge("export", checkpoint, "-o", out, "-q")
     assert shown.code == 2 and shown.err.count("\n") == 1
     assert "exists and is not empty: choose another folder, or pass --force" in shown.err
     assert [path.name for path in out.iterdir()] == ["edgeforge.json"]
     assert edgeforge("export", checkpoint, "-o", out, "-q", "--force").code == 0
-    assert json.loads((out / "edgeforge.json").read_text())["target"] == "onnx"
+    assert json.loads((out / "edgeforge.json").read_text())["files"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 

@@ -66,6 +66,17 @@ def test_outputs_are_written_and_compared(run, package, inputs, tmp_path):
     assert told["differences"][0]["same_argmax"] == 1
 
 
+def test_outputs_that_are_not_finite_are_counted(run, package, tmp_path):
+    far = X.astype(np.float32)
+    far[0] *= 1e5
+    np.savez(tmp_path / "far.npz", x=far)
+    call = (package, "--inputs", tmp_path / "far.npz")
+    assert json.loads(run(*call, "--json").out)["outputs"]["y"]["not_finite"] == 6
+    assert ", 6 values NaN or infinite" in run(*call).out
+    told = json.loads(run(*call, "--json", "--precision", "fp32").out)
+    assert told["outputs"]["y"]["not_finite"] == 0
+
+
 def test_what_is_not_a_number_is_no_agreement(run, package, inputs, tmp_path):
     np.savez(tmp_path / "nan.npz", y=np.full((2, 6), np.nan))
     done = run(package, "--inputs", inputs, "--compare", tmp_path / "nan.npz", "--tolerance", 1)
@@ -104,6 +115,24 @@ def test_what_is_refused(run, package, inputs, tmp_path, arguments, code, words)
     done = run(package, *(places.get(each, each) for each in arguments))
     assert done.code == code
     assert words in done.err and done.err.count("\n") == 1
+
+
+def test_outputs_replace_nothing_that_is_read(run, package, inputs, tmp_path):
+    other, before = tmp_path / "y.npz", inputs.read_bytes()
+    np.savez(other, y=X)
+    (tmp_path / "link.npz").symlink_to("x.npz")
+    both = ("--inputs", inputs, "--inputs", inputs)
+    for arguments, words in (
+        (("--inputs", inputs, "--outputs", inputs), "is the inputs"),
+        (("--inputs", inputs, "--outputs", tmp_path / "link.npz"), "is the inputs"),
+        (("--inputs", inputs, "--outputs", other, "--compare", other), "is the file to compare"),
+        (("--inputs", inputs, "--outputs", package / "y.npz"), "lies in the package"),
+        ((*both, "--outputs", other, "--outputs", other), "is another call's --outputs"),
+    ):
+        done = run(package, *arguments)
+        assert done.code == 2 and words in done.err and done.err.count("\n") == 1
+    assert inputs.read_bytes() == before and not (package / "y.npz").exists()
+    assert run(package, "--inputs", inputs, "--outputs", tmp_path).code == 2
 
 
 def test_a_package_that_is_none(run, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from edgeforge.cli import progress
 from edgeforge.cli.progress import Reporter
+from edgeforge.stage_progress import tell
 
 
 class Terminal(io.StringIO):
@@ -71,6 +72,21 @@ def test_a_bar_that_begins_again_is_shown_again(monkeypatch):
         report("compare", 20, 40)
         visible = [task.description for task in report._bar.tasks if task.visible]
         assert visible == ["compare"]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_what_a_user_must_not_miss_stays(capfd, monkeypatch, quiet):
+    with Reporter(quiet) as report:
+        tell(report, "a store\x1b[2J was [bold]damaged[/bold]")
+        report("trace", 0, 0)
+    told = "warning: a store\\x1b[2J was [bold]damaged[/bold]"
+    assert capfd.readouterr().err.splitlines()[0] == told
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Reporter(quiet) as report:
+        report("trace", 0, 0)
+        tell(report, "a store was [bold]damaged[/bold] " + "x" * 200)
+    assert "warning: a store was [bold]damaged[/bold] " + "x" * 200 in sys.stderr.getvalue()
 
 
 def test_quiet_says_nothing(capfd, monkeypatch):

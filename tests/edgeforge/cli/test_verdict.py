@@ -14,6 +14,7 @@ from rich.cells import cell_len
 from device_harness.timing import Timings
 from edgeforge.cli.verdict import print_results, short, summary_lines, verdict_lines
 from edgeforge.verification.evaluation import Evaluation
+from edgeforge.verification.finite import NotFinite
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import DivergenceIntervals, Interval, Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
@@ -51,7 +52,7 @@ RESULT = Evaluation(
     lowering=DIVERGENCE,
     total=DIVERGENCE,
     intervals=INTERVALS,
-    not_finite=(),
+    not_finite={},
     greedy_quantized=GreedyAgreement(8, 48, 40.5),
     greedy_float=GreedyAgreement(8, 48, 4.5),
     stored_weights_equal=True,
@@ -165,7 +166,7 @@ def test_what_is_not_finite_is_the_verdict():
     divergence = replace(DIVERGENCE, kl_mean=NAN)
     bad = replace(
         RESULT,
-        not_finite=("artifact",),
+        not_finite={"artifact": NotFinite(7, 9, 0, 2)},
         perplexity=RESULT.perplexity | {"artifact": Perplexity(float("inf"), 9)},
         lowering=divergence,
         total=divergence,
@@ -176,17 +177,29 @@ def test_what_is_not_finite_is_the_verdict():
         ),
     )
     lines = plain(COREML, bad)
-    assert lines[1] == (
-        "onnx    NOT FINITE  ARTIFACT gave NaN or infinite logits; weights bit-exact"
-    )
+    assert lines[1] == ("onnx    NOT FINITE  NaN or inf in ARTIFACT at 7 of 9; weights bit-exact")
     assert any(line.endswith(" inf") for line in lines)
     assert not any("[nan" in line for line in lines)
     for where in ("float", "quantized"):
-        first = replace(bad, target="executorch", not_finite=(where, "artifact"))
+        found = {name: NotFinite(7, 9, 0, 2) for name in (where, "artifact")}
+        first = replace(bad, target="executorch", not_finite=found)
         assert plain(first)[0] == (
-            f"executorch  NOT FINITE  {where.upper()} gave NaN or infinite logits; "
-            "weights bit-exact"
+            f"executorch  NOT FINITE  NaN or inf in {where.upper()} at 7 of 9; weights bit-exact"
         )
+
+
+def test_weights_unlike_the_stores_are_the_verdict():
+    other = replace(RESULT, stored_weights_equal=False, weights_unlike_store=("a", "b"))
+    assert plain(COREML, other)[1] == (
+        "onnx    OTHER WEIGHTS  2 weights unlike the store's; ran in onnxruntime"
+    )
+
+
+def test_greedy_text_that_is_not_finite_is_the_verdict():
+    other = replace(RESULT, greedy_float=replace(RESULT.greedy_float, not_finite=3))
+    assert plain(COREML, other)[1] == (
+        "onnx    NOT FINITE  NaN or infinite logits in greedy text; weights bit-exact"
+    )
 
 
 def test_what_is_not_known_is_not_printed():

@@ -236,3 +236,47 @@ def test_longrope_without_an_original_context_takes_the_familys(tmp_path):
     assert rope.original_context == theirs["original_max_position_embeddings"] == 4096
     assert rope.attention_factor == pytest.approx((1 + 2 / 12) ** 0.5)
     assert inverse_frequencies(rope, 5000)[0] == 0.5
+
+
+def test_no_released_type_of_another_model_is_taken_for_a_misspelt_family():
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    from edgeforge.errors import CheckpointError
+    from edgeforge.families.registry import FAMILIES, read_spec
+
+    others = {*CONFIG_MAPPING_NAMES, "phi4", "phi3_v", "phi3small", "llama-4"} - set(FAMILIES)
+    assert {"mixtral", "llama4", "llava", "phi"} <= others
+    for kind in others:
+        with pytest.raises(CheckpointError) as caught:
+            read_spec({"model_type": kind})
+        assert "did you mean" not in str(caught.value), kind
+
+
+@pytest.mark.parametrize("outside", [None, 64])
+def test_the_original_context_in_the_section_is_read_as_transformers_does(outside):
+    from transformers import AutoConfig
+
+    from edgeforge.families.registry import read_spec
+
+    field = "original_max_position_embeddings"
+    inside = 32 if outside is None else outside
+    scaling = {"type": "longrope", "short_factor": [1.0] * 3, "long_factor": [2.0] * 3}
+    for family, default in (("phi3", 4096), ("llama", 32)):
+        fields = {
+            "hidden_size": 12,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 16384,
+            "vocab_size": 32064,
+            "rope_scaling": {**scaling, field: inside},
+        }
+        if outside is not None:
+            fields[field] = outside
+        theirs = AutoConfig.for_model(
+            family, **dict(fields, rope_scaling=dict(scaling, **{field: inside}))
+        )
+        theirs.standardize_rope_params()
+        rope = read_spec({"model_type": family, **fields}).rope
+        assert rope.original_context == theirs.rope_parameters[field]
+        assert rope.original_context == (outside or default)

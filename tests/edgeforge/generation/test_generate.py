@@ -76,6 +76,12 @@ def say(monkeypatch):
     return put
 
 
+def without_post_processor(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 def test_a_prompt_is_continued_until_the_model_ends_the_text(described, say):
     session = say("ève €5")
     pieces: list[str] = []
@@ -120,20 +126,36 @@ def test_an_empty_prompt_needs_a_token_that_begins_a_text(described, say):
     generate(described(), "")
     assert session.given[0] == BOS
     folder = described(bos=None)
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["post_processor"] = None
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    without_post_processor(folder)
     with pytest.raises(UsageError, match="the prompt is empty and the model has no token"):
         generate(folder, "")
 
 
-def test_the_first_token_is_put_in_front_once(described, say):
+@pytest.mark.parametrize("bos", [None, BOS, 300])
+def test_what_the_tokenizer_gives_is_fed_whatever_bos_the_config_names(described, say, bos):
     session = say("y")
-    folder = described(bos=300)
-    generate(folder, "a")
-    assert session.given[:3] == [300, BOS, 97]
-    generate(described(bos=BOS), "a")
+    folder = described(bos=bos)
+    assert generate(folder, "a").notes == ()
     assert session.given[:2] == [BOS, 97]
+    without_post_processor(folder)
+    generate(folder, "a")
+    assert session.given[0] == 97
+
+
+def test_a_prompt_that_begins_with_bos_gets_no_second_one_and_a_note(described, say):
+    session = say("y")
+    folder = described()
+    result = generate(folder, "<|begin|>a")
+    assert session.given[:2] == [BOS, 97] and result.prompt_tokens == 2
+    (note,) = result.notes
+    assert "was not put there once more" in note and result.to_json()["notes"] == (note,)
+    # A tokenizer that adds nothing leaves the prompt's own.
+    without_post_processor(folder)
+    assert generate(folder, "<|begin|>a").notes == ()
+    assert session.given[:2] == [BOS, 97]
+    # Two of them in the prompt are what somebody wrote on purpose, or by chance: one is kept more.
+    generate(described(), "<|begin|><|begin|>a")
+    assert session.given[:3] == [BOS, BOS, 97]
 
 
 def test_every_token_that_ends_a_text_does(described, say):

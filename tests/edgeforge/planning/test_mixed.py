@@ -2,9 +2,11 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from edgeforge.calibration.text import Calibration, CalibrationOptions
 from edgeforge.errors import UsageError
@@ -18,6 +20,7 @@ from edgeforge.planning.choose import PlanRequest, choose_plan
 from edgeforge.planning.mixed import mix, text_for
 from edgeforge.planning.plan_file import write_plan
 from edgeforge.synth.synthesise import synthesise
+from exporters.errors import ExportError
 from exporters.manifest import Manifest
 from exporters.options import TargetOptions
 from exporters.registry import find_target
@@ -201,6 +204,51 @@ def test_a_budget_goes_with_a_mixed_recipe(model, recipe, budget, words):
     with pytest.raises(UsageError) as refused:
         choose_plan(model, request)
     assert all(word in str(refused.value) for word in words), refused.value
+
+
+def widened(tmp_path, width: int):
+    """The model with a feed-forward part of another width."""
+    folder = synthesise("tiny-llama", tmp_path / f"wide{width}")
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in tensors.items():
+        if "gate_proj" in name or "up_proj" in name:
+            tensors[name] = tensor[:1].repeat(width, 1)
+        elif "down_proj" in name:
+            tensors[name] = tensor[:, :1].repeat(1, width)
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": width}))
+    return open_model(str(folder))
+
+
+@pytest.mark.parametrize("budget", [{"bits_per_weight": 12.0}, {"max_kl": 0.5}])
+def test_a_matrix_that_no_format_fits_stays_in_float16(facts, tmp_path, budget):
+    request = PlanRequest(
+        "mixed",
+        targets=[find_target("onnx"), find_target("executorch")],
+        facts=facts,
+        calibration=CalibrationOptions(tokens=64, length=32),
+        budget=Budget(**budget),
+    )
+    planned = choose_plan(widened(tmp_path, 172), request)
+    formats = {name: given.format.name for name, given in planned.plan.weights.items()}
+    downs = [name for name in formats if "down_proj" in name]
+    assert {formats[name] for name in downs} == {"fp16"}
+    assert all(
+        f not in ("fp16", "fp32") for n, f in formats.items() if "_proj" in n and n not in downs
+    )
+    (note,) = [note for note in planned.warnings if "stay" in note]
+    assert note.startswith("2 matrices stay in float16") and "has 172 input columns" in note
+
+
+def test_a_model_that_a_target_refuses_is_refused_before_formats_are_measured(model, facts):
+    with pytest.raises(ExportError, match="a head width that is a multiple of 8"):
+        allowed_formats(
+            model.weights.shapes(),
+            replace(facts, head_dim=12),
+            [find_target("onnx")],
+            TargetOptions(),
+        )
 
 
 def test_a_calibrated_algorithm_fills_what_has_inputs(mixed):

@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import edgeforge.planning.sensitivity as module
+from edgeforge.errors import CheckpointError
 from edgeforge.model.model import open_model
 from edgeforge.model.trace import trace
 from edgeforge.planning.sensitivity import Sensitivity, plan_divergence, sensitivity
 from edgeforge.reference.walk import ReferenceRunner
 from edgeforge.synth.synthesise import synthesise
 from edgeforge.verification.metrics import DivergenceMeter
+from quant.errors import QuantizationError
 from quant.formats.formats import parse_format
 from quant.plans.plan import Assignment
 from quant.quantizers.rtn import RTN
@@ -161,6 +164,16 @@ def test_costs_are_found_again_and_only_for_the_same_question(
             ask(**changed)
 
 
+def test_costs_of_a_checkpoint_that_changed_are_not_kept(program, candidates, blocks, tmp_path):
+    folder = synthesise("tiny-llama", tmp_path / "tiny")
+    opened = open_model(str(folder))
+    (folder / "config.json").write_bytes((folder / "config.json").read_bytes() + b" ")
+    with pytest.raises(CheckpointError, match=r"config\.json changed while it was read"):
+        few = dict(list(candidates.items())[:1])
+        sensitivity(opened.weights, program, few, blocks, "digest", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_damaged_cache_is_measured_again(model, program, blocks, candidates, measured, tmp_path):
     name = "model.layers.1.self_attn.o_proj.weight"
     given = {name: candidates[name][:1]}
@@ -173,3 +186,42 @@ def test_a_damaged_cache_is_measured_again(model, program, blocks, candidates, m
     (file,) = tmp_path.iterdir()
     file.write_text("{")
     assert ask() == first
+    # A cost in which one digit is another one is not believed either.
+    whole = file.read_text()
+    (cost,) = first.costs[name].values()
+    assert str(cost) in whole
+    file.write_text(whole.replace(str(cost), "0.25"))
+    assert ask() == first
+    assert file.read_text() == whole
+
+
+def test_a_format_with_which_logits_are_not_finite_costs_more_than_any_other(
+    model, program, blocks, candidates, monkeypatch, tmp_path
+):
+    name = "model.layers.1.self_attn.o_proj.weight"
+    real = module.stored_values
+
+    def stored(weight, assignment, name):
+        values = real(weight, assignment, name)
+        return values * float("nan") if assignment.format.name == "int8-pc" else values
+
+    monkeypatch.setattr(module, "stored_values", stored)
+    given = {name: candidates[name]}
+    found = sensitivity(model.weights, program, given, blocks, "digest", tmp_path)
+    costs = found.costs[name]
+    assert costs["int8-pc"] == module.UNUSABLE
+    assert max(costs[format] for format in FORMATS[:3]) < 1
+    bad = {name: assign("int8-pc")}
+    assert plan_divergence(model.weights, program, bad, blocks) == module.UNUSABLE
+
+
+def test_a_model_whose_own_logits_are_not_finite_is_refused(program, blocks, tmp_path):
+    """Values that leave float32's range in the second layer."""
+    folder = synthesise("tiny-llama", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] *= 1e25
+    tensors["model.layers.1.mlp.down_proj.weight"] *= 1e20
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    weights = open_model(str(folder)).weights
+    with pytest.raises(QuantizationError, match="FLOAT gives NaN or infinite logits on the calib"):
+        sensitivity(weights, program, {}, blocks, "digest", tmp_path)

@@ -49,14 +49,14 @@ def held_out_blocks(folder: Path, count: int, length: int = 256) -> list[list[in
     tokens = Tokenizer(folder / "tokenizer.json", "demo").encode(
         read_text(edgeforge.model.model.HELDOUT), special=False
     )
-    blocks = split_blocks(tokens, length, 1)
+    blocks = split_blocks(tokens, length, [1])
     return blocks[:: len(blocks) // count][:count]
 
 
 def compared(folder: Path, blocks: list[list[int]]) -> Comparison:
     manifest = Manifest.read(folder)
     model = open_model(edgeforge.model.model.DEMO)
-    reference, quantized = references(manifest, model, lambda stage, done, size: None)
+    reference, quantized, _ = references(manifest, model, lambda stage, done, size: None)
     session = OnnxSession(folder, manifest.context)
     (found,) = compare(blocks, reference, quantized, [session], lambda done, size: None)
     return found
@@ -148,7 +148,7 @@ def test_compare_holds_the_right_ones_against_each_other():
         blocks, reference, quantized, [artifact], lambda done, size: seen.append((done, size))
     )
     assert seen == [(0, 2), (1, 2), (2, 2)]
-    assert found.not_finite == () and found.intervals is None
+    assert found.not_finite == {} and found.intervals is None
 
     def log_p(table):
         rows = table.astype(np.float32).astype(np.float64)[[0, 1, 2, 3, 4, 2, 2, 1]]
@@ -212,4 +212,10 @@ def test_logits_that_are_not_finite_are_named(bad):
         changed[broken][3, 1] = bad
         models = [Table(table) for table in changed]
         (found,) = compare(blocks, *models[:2], models[2:], lambda done, size: None)
-        assert found.not_finite == names
+        assert tuple(found.not_finite) == names
+        at = [
+            (b, p) for b, block in enumerate(blocks) for p, token in enumerate(block) if token == 3
+        ]
+        each = found.not_finite[names[0]]
+        assert (each.positions, each.of) == (len(at), 9 * 12)
+        assert (each.block, each.position) == at[0]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 
 from edgeforge.verification.evaluation import Evaluation
+from edgeforge.verification.finite import NotFinite
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import DivergenceIntervals, Interval, Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
+from quant.json_output import json_text
 
 
-def test_the_report_reads_back_as_json(tmp_path):
+@pytest.fixture
+def evaluation() -> Evaluation:
     divergence = Divergence(10, 0.1, 0.2, 0.3, 0.9, 0.8, 1.5, 0.5, 30.0)
     three = DivergenceIntervals(Interval(0.05, 0.15), Interval(0.8, 1.0), Interval(0.7, 0.9))
     intervals = Intervals(
@@ -26,7 +31,7 @@ def test_the_report_reads_back_as_json(tmp_path):
         lowering=three,
         total=three,
     )
-    evaluation = Evaluation(
+    return Evaluation(
         target="onnx",
         recipe="int4",
         runtime="onnxruntime 1",
@@ -39,7 +44,7 @@ def test_the_report_reads_back_as_json(tmp_path):
         lowering=divergence,
         total=divergence,
         intervals=intervals,
-        not_finite=(),
+        not_finite={},
         greedy_quantized=GreedyAgreement(8, 48, 40.5),
         greedy_float=GreedyAgreement(8, 48, 4.5),
         stored_weights_equal=True,
@@ -47,16 +52,38 @@ def test_the_report_reads_back_as_json(tmp_path):
         artifact_bytes=123,
         timings=None,
     )
+
+
+def test_the_report_reads_back_as_json(evaluation, tmp_path):
     path = evaluation.write(tmp_path)
     assert path == tmp_path / "report.json"
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
     data = json.loads(path.read_text(encoding="utf-8"))
-    assert data["schema_version"] == 1
+    assert data["schema_version"] == 2
     assert data["perplexity_ratio"] == pytest.approx(1.1)
     assert data["text"] == "größe.txt"
     assert data["lowering"]["kl_p99"] == 0.2
-    assert data["text_tokens"] == 40 and data["not_finite"] == []
+    assert data["text_tokens"] == 40 and data["not_finite"] == {}
     assert data["intervals"]["perplexity_ratio"] == {"low": 1.05, "high": 1.15}
     assert data["intervals"]["lowering"]["kl_mean"] == {"low": 0.05, "high": 0.15}
     assert data["greedy_quantized"]["same"] == 40.5
     assert data == json.loads(json.dumps(evaluation.to_json()))
+
+
+def test_numbers_that_are_not_finite_are_strict_json(evaluation):
+    bad = NotFinite(3, 10, 1, 4, "somewhere")
+    divergence = replace(evaluation.total, kl_mean=math.nan, max_difference=math.inf)
+    found = replace(evaluation, total=divergence, not_finite={"artifact": bad})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    data = json.loads(json_text(found.to_json()), parse_constant=refuse)
+    assert data["total"]["kl_mean"] is None and data["total"]["max_difference"] is None
+    assert data["not_finite"]["artifact"] == {
+        "positions": 3,
+        "of": 10,
+        "block": 1,
+        "position": 4,
+        "where": "somewhere",
+    }

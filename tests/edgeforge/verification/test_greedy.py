@@ -64,3 +64,13 @@ def test_prompts_are_spread_over_the_text():
     assert all(len(prompt) == 16 for prompt in prompts)
     assert all(len(prompt) == 4 for prompt in greedy_prompts(blocks, 8, 8))
     assert len(greedy_prompts(blocks[:3], 8, 1024)) == 3
+
+
+def test_steps_that_are_not_finite_are_counted():
+    broken = successor(1, 2, 3, 4, 0)
+    broken[2, 0] = np.nan
+    artifact, same = Table(broken), Table(successor(1, 2, 3, 4, 0))
+    (found,) = greedy_agreement([[1]], [artifact], [same], lambda done, size: None)
+    # 1, 2, and then NaN counts as the likeliest, so the text goes on 0, 1, 2.
+    assert found[0].not_finite == 4
+    assert found[0].tokens == 11

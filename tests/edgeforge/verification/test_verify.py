@@ -9,6 +9,7 @@ from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
+from edgeforge.verification.soundness import UnsoundError
 from edgeforge.verification.verify import VerifyOptions, reopen, verify, verify_together
 from exporters.manifest import Manifest
 from exporters.registry import find_target
@@ -34,6 +35,14 @@ def test_a_field_vouched_for_at_export_is_vouched_for_at_verify(tmp_path):
     assert Manifest.read(out).model.ignored_config == ("some_new_field",)
     evaluation = verify(out, VerifyOptions(tokens=100, timed=False))
     assert evaluation.lowering.kl_mean < 1e-2
+
+
+def test_a_text_is_not_replaced_by_the_report_on_it(tmp_path):
+    text = tmp_path / "report.json"
+    text.write_text("years of work")
+    with pytest.raises(UsageError, match=r"the report .* is the text"):
+        verify(tmp_path, VerifyOptions(text=text))
+    assert text.read_text() == "years of work"
 
 
 def test_another_checkpoint_of_the_same_shape_is_refused(tmp_path):
@@ -127,3 +136,92 @@ def test_no_artifact_is_run_before_the_files_of_all_are_checked(pair):
 def test_the_number_of_tokens_is_checked_where_no_command_line_did(tmp_path):
     with pytest.raises(UsageError, match="1 is neither a number of tokens"):
         verify(tmp_path, VerifyOptions(tokens=1))
+
+
+def changed_record(folder, name):
+    """Puts another weight's digest into an artifact's manifest."""
+    manifest = json.loads((folder / "edgeforge.json").read_text())
+    other = next(n for n, r in manifest["weights"].items() if n != name)
+    manifest["weights"][name]["digest"] = manifest["weights"][other]["digest"]
+    (folder / "edgeforge.json").write_text(json.dumps(manifest))
+
+
+NAME = "model.layers.0.mlp.down_proj.weight"
+
+
+def test_a_manifest_unlike_the_files_is_named(tmp_path, edgeforge):
+    out = exported(tmp_path)
+    changed_record(out, NAME)
+    words = f"{out}: {NAME} has other integers or scales in the files than edgeforge.json records"
+    with pytest.raises(CheckFailed) as caught:
+        verify(out, VerifyOptions(tokens=100, timed=False))
+    assert str(caught.value).startswith(words)
+    for command in (("verify", out, "-q"), ("inspect", out)):
+        done = edgeforge(*command)
+        assert done.code == 1 and done.err.splitlines()[-1].startswith(f"edgeforge: {words}")
+
+
+def with_other_integers(tmp_path, out):
+    """Replaces an artifact by one of other integers, which its manifest records."""
+    other = tmp_path / "other"
+    synthesise("tiny-llama", other, seed=1)
+    model = open_model(str(other))
+    export(model, [find_target("onnx")], tmp_path / "swapped", ExportOptions(context=64))
+    source = json.loads((out / "edgeforge.json").read_text())["source"]
+    for file in out.iterdir():
+        file.unlink()
+    for file in (tmp_path / "swapped").iterdir():
+        file.rename(out / file.name)
+    manifest = json.loads((out / "edgeforge.json").read_text())
+    (out / "edgeforge.json").write_text(json.dumps(manifest | {"source": source}))
+
+
+def test_files_and_manifest_unlike_the_store_are_named(tmp_path, edgeforge):
+    out = exported(tmp_path)
+    (store,) = (tmp_path / "cache" / "stores").iterdir()
+    with_other_integers(tmp_path, out)
+    with pytest.raises(UnsoundError) as caught:
+        verify(out, VerifyOptions(tokens=100, timed=False))
+    (found,) = caught.value.evaluations
+    assert not found.stored_weights_equal and NAME in found.weights_unlike_store
+    assert found.weight_store == str(store)
+    count = len(found.weights_unlike_store)
+    assert (
+        f"{out}: {count} weights ({found.weights_unlike_store[0]}, ...) are what the manifest "
+        f"records, but not what the weight store of the same checkpoint and recipe holds ({store})"
+    ) in str(caught.value)
+    done = edgeforge("verify", out, "-q", "--tokens", "100", "--no-timed")
+    assert done.code == 1 and f"OTHER WEIGHTS  {count} weights unlike the store's" in done.out
+    done = edgeforge("verify", out, "-q", "--tokens", "100", "--no-timed", "--json")
+    (report,) = json.loads(done.out)
+    assert done.code == 1 and report["stored_weights_equal"] is False
+    assert NAME in report["weights_unlike_store"]
+
+
+def test_a_damaged_store_does_not_blame_a_good_artifact(tmp_path, edgeforge):
+    out = exported(tmp_path)
+    before = verify(out, VerifyOptions(tokens=100, timed=False))
+    assert before.stored_weights_equal and before.weights_unlike_store == ()
+    (file,) = (tmp_path / "cache" / "stores").glob("*/weights.safetensors")
+    whole = file.read_bytes()
+    content = bytearray(whole)
+    content[len(content) // 2 : len(content) // 2 + 500] = bytes(500)
+    file.write_bytes(content)
+    done = edgeforge("verify", out, "--tokens", "100", "--no-timed", "--json")
+    assert done.code == 0
+    assert f"a damaged weight store was removed and is made again: {file.parent} holds" in done.err
+    (report,) = json.loads(done.out)
+    assert report["quantization"] == json.loads(json.dumps(before.to_json()))["quantization"]
+    assert file.read_bytes() == whole
+
+
+def test_an_export_from_a_damaged_store_is_what_it_would_have_been(tmp_path, edgeforge):
+    out = exported(tmp_path)
+    (file,) = (tmp_path / "cache" / "stores").glob("*/weights.safetensors")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 500] = bytes(500)
+    file.write_bytes(content)
+    again = tmp_path / "again"
+    done = edgeforge("export", tmp_path / "model", "--out", again, "--context", "64")
+    assert done.code == 0 and "a damaged weight store was removed" in done.err
+    assert (again / "model.onnx.data").read_bytes() == (out / "model.onnx.data").read_bytes()

@@ -11,6 +11,9 @@ from exporters.errors import ExportError
 from exporters.options import TargetOptions
 from exporters.registry import find_target
 
+# What follows the advice for the first weight where a recipe gives all matrices one format.
+ALSO = ", and the same for lm_head.weight and 8 more"
+
 
 @pytest.fixture
 def refused(cache, tmp_path, monkeypatch, checkpoint_of, llama_config):
@@ -54,38 +57,56 @@ def test_slices_before_ios_18(refused):
 def test_integers_of_other_widths(bits, palette, refused):
     assert refused(f"int{bits}-g32") == (
         f"model.embed_tokens.weight is to be int{bits}-g32; Core ML holds integers of 4 and 8 "
-        f"bits, and other numbers of bits as palettes: use lut{palette}-gc16"
+        f"bits, and other numbers of bits as palettes: use lut{palette}-gc16 or keep it int8-pc"
+        f"{ALSO}"
     )
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_blocks_on_the_neural_engine(bits, refused):
+@pytest.mark.parametrize(
+    ("bits", "ways"),
+    [
+        (4, "use lut4-gc16, keep it int8-pc, or use --profile gpu"),
+        (8, "use lut8-gc16, keep it int8-pc, or use --profile gpu"),
+    ],
+)
+def test_blocks_on_the_neural_engine(bits, ways, refused):
     assert refused(f"int{bits}-g32", profile="ane") == (
         f"model.embed_tokens.weight is to be int{bits}-g32; the Neural Engine takes one scale a "
-        f"row or a palette, not groups: use lut{bits}-gc16 or int{bits}-pc, or --profile gpu"
+        f"row or a palette, not groups: {ways}{ALSO}"
     )
 
 
 @pytest.mark.parametrize("format", ["fp32", "bf16"])
 def test_wide_floats_on_the_neural_engine(format, refused):
     assert refused(format, profile="ane") == (
-        f"model.embed_tokens.weight is to be {format}; the Neural Engine computes in float16: use "
-        f"fp16, or --profile gpu"
+        f"model.embed_tokens.weight is to be {format}; the Neural Engine computes in float16: "
+        f"keep it fp16, keep it int8-pc, or use --profile gpu{ALSO}"
     )
 
 
-@pytest.mark.parametrize("format", ["int4-g32", "int4-pc", "int8-g32", "int8-pc-asym"])
-def test_integers_that_ios_17_does_not_have(format, refused):
+@pytest.mark.parametrize(
+    ("format", "near"),
+    [
+        ("int4-g32", "lut4-pt"),
+        ("int4-pc", "lut4-pt"),
+        ("int8-g32", "lut8-pt"),
+        ("int8-pc-asym", "int8-pc"),
+    ],
+)
+def test_integers_that_ios_17_does_not_have(format, near, refused):
+    ways = f"use {near}, keep it int8-pc, or use --opset ios18"
+    if near == "int8-pc":
+        ways = "keep it int8-pc or use --opset ios18"
     assert refused(format, opset="ios17") == (
         f"model.embed_tokens.weight is to be {format}; the only integers that iOS 17 holds have "
-        f"8 bits and one scale a row: use int8-pc, lut4-pt or fp16, or --opset ios18"
+        f"8 bits and one scale a row: {ways}{ALSO}"
     )
 
 
 def test_grouped_palettes_before_ios_18(refused):
     assert refused("lut4-gc16", opset="ios17") == (
         "model.embed_tokens.weight is to be lut4-gc16; iOS 17 has one table for a whole matrix: "
-        "use lut4-pt, or --opset ios18"
+        f"use lut4-pt, keep it int8-pc, or use --opset ios18{ALSO}"
     )
 
 
@@ -110,5 +131,5 @@ def test_scales_below_zero(refused):
     assert refused("int4-g32", ", algorithm: rtn-signed") == (
         "model.embed_tokens.weight is to be filled by rtn-signed, whose scales may be below zero; "
         "Core ML's own tools write no such scales, so that no device is known to read them: use "
-        "rtn, or a palette such as lut4-gc16"
+        f"algorithm rtn or keep it int8-pc with algorithm rtn{ALSO}"
     )

@@ -48,21 +48,21 @@ def test_a_changed_bit_of_a_scale_shows_through():
 
 
 @pytest.mark.parametrize(
-    ("row", "low", "high"),
+    ("row", "low", "high", "use"),
     [
-        ([2.0**-20, 0.5], -20, -1),
-        ([2.0**17, 1.0], 0, 17),
-        ([2.0**-130, 2.0**-129], -127, -127),
+        ([2.0**-20, 0.5], -20, -1, "fp16"),
+        ([2.0**17, 1.0], 0, 17, "fp32"),  # products of codes are beyond float16's range too
+        ([2.0**-130, 2.0**-129], -127, -127, "fp16"),
     ],
 )
-def test_a_row_that_float16_cannot_hold_is_refused_by_number(row, low, high, tmp_path):
+def test_a_row_that_float16_cannot_hold_is_refused_by_number(row, low, high, use, tmp_path):
     scales = bits([[0.1, 0.2], row])
     with pytest.raises(ExportError) as caught:
         row_exponents("model.w", extent(tmp_path, scales))
     assert str(caught.value) == (
         f"row 1 of model.w has scales from 2^{low} to 2^{high}; Core ML's scales are float16, "
         f"which holds 2^-14 to 2^15, and smaller ones only in rows where all scales are small: "
-        f"keep it fp16"
+        f"keep it {use}"
     )
 
 

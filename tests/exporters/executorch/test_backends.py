@@ -80,25 +80,26 @@ def test_integers_and_scales_lie_in_the_file(artifact, tmp_path):
             "vulkan",
             "int8-pc",
             "model.embed_tokens.weight is to be int8-pc; ExecuTorch's Vulkan delegate computes "
-            "with symmetric 4-bit integers only: use a recipe such as int4-g32, or fp32 for this "
-            "weight",
+            "with symmetric 4-bit integers only: use int4-g32, keep it fp16, or use --backend "
+            "xnnpack",
         ),
         (
             "vulkan",
             "int4-pc",
             "model.embed_tokens.weight is to be int4-pc; ExecuTorch's Vulkan delegate needs groups "
-            "of a multiple of 32: use int4-g32, int4-g64 or int4-g128",
+            "of a multiple of 32: use int4-g32, keep it fp16, or use --backend xnnpack",
         ),
         (
             "coreml",
             "int4-g32-asym",
             "model.embed_tokens.weight is to be int4-g32-asym; ExecuTorch's Core ML delegate is "
-            "written for symmetric integers: use int4-g32, or --target coreml",
+            "written for symmetric integers: use int4-g32 or keep it int8-pc",
         ),
     ],
 )
 def test_what_they_cannot_hold(refusal, backend, format, words):
-    assert refusal(format, backend=backend) == words
+    also = ", and the same for lm_head.weight and 8 more"
+    assert refusal(format, backend=backend) == words + also
 
 
 @pytest.fixture

@@ -93,3 +93,44 @@ def test_a_batch_of_unequal_prompts_padded_on_the_right(exported_distinct, token
     logits = plain_run(path, np.array([[3], [5]]), mask, caches)[0]
     assert_close(logits[0, 0], exported.float_logits(np.r_[tokens[:20], 3])[20])
     assert_close(logits[1, 0], exported.float_logits(short)[12])
+
+
+def padded_on_the_right(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of unequal rows and its mask; the padding is a token like any other."""
+    longest = max(map(len, rows))
+    ids = np.stack([np.r_[row, np.full(longest - len(row), 7)] for row in rows])
+    mask = np.stack([np.arange(longest) < len(row) for row in rows]).astype(np.int64)
+    return ids, mask
+
+
+def test_each_row_of_a_padded_batch_gives_its_own_last_token(exported_distinct, tokens):
+    exported = exported_distinct
+    path = exported.folder / "model.onnx"
+    rows = [tokens[:20], tokens[20:32], tokens[32:33], tokens[5:25]]
+    ids, mask = padded_on_the_right(rows)
+    logits, *caches = plain_run(path, ids, mask)
+    assert logits.shape == (4, 1, exported.model.spec.vocab_size)
+    for row, found in zip(rows, logits, strict=True):
+        assert_close(found[0], exported.float_logits(row)[-1])
+    # Each row goes on where its own text ended.
+    for step in ([3, 5, 2, 9], [11, 6, 4, 8]):
+        rows = [np.r_[row, token] for row, token in zip(rows, step, strict=True)]
+        mask = padded_on_the_right(rows)[1]
+        logits, *caches = plain_run(path, np.array(step)[:, None], mask, caches)
+        for row, found in zip(rows, logits, strict=True):
+            assert_close(found[0], exported.float_logits(row)[-1])
+
+
+@pytest.mark.parametrize("graph", ["model.onnx", "verify.onnx"])
+def test_a_row_padded_on_the_left_is_refused(exported_distinct, tokens, graph):
+    """The attention kernel counts tokens from the left: it would attend to the padding."""
+    path = exported_distinct.folder / graph
+    ids, mask = np.stack([tokens[:9], tokens[9:18]]), np.ones((2, 9), np.int64)
+    caches = plain_run(path, ids, mask)[1:]
+    mask[1, 0] = 0
+    with pytest.raises(Exception, match=r"seqlens_k\[1\] = -1 is out of range"):
+        plain_run(path, ids, mask)
+    mask = np.ones((2, 10), np.int64)
+    mask[1, 0] = 0
+    with pytest.raises(Exception, match=r"seqlens_k\[1\] = -1 is out of range"):
+        plain_run(path, ids[:, :1], mask, caches)

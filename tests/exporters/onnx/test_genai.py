@@ -88,6 +88,49 @@ def test_tiny_models_give_the_same_greedy_tokens(tiny):
     assert genai_greedy(tiny, prompt[:15], prompt[15:], count=80) == wanted
 
 
+def genai_steps(folder: Path, rows: list[list[int]], steps: int) -> tuple[list, list[list[int]]]:
+    """Logits ``float32[rows, vocab]`` of a batch, call by call, and the tokens of each row."""
+    model = og.Model(str(folder))
+    options = og.GeneratorParams(model)
+    longest = max(map(len, rows))
+    options.set_search_options(
+        max_length=longest + steps + 1, do_sample=False, batch_size=len(rows)
+    )
+    generator = og.Generator(model, options)
+    pad = json.loads((folder / "genai_config.json").read_text())["model"]["pad_token_id"]
+    # What its tokenizer's `encode_batch` gives: rows padded on the right.
+    ids = [[*row, *[pad] * (longest - len(row))] for row in rows]
+    generator.append_tokens(np.array(ids, np.int32))
+    logits = [np.array(generator.get_logits())[:, 0]]
+    for _ in range(steps):
+        generator.generate_next_token()
+        logits.append(np.array(generator.get_logits())[:, 0])
+    made = [generator.get_sequence(index)[longest:] for index in range(len(rows))]
+    return logits, [[int(token) for token in row] for row in made]
+
+
+def test_rows_of_unequal_length_in_a_batch_equal_each_row_alone(demo):
+    tokenizer = Tokenizer(demo / "tokenizer.json", "demo")
+    rows = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    assert len({len(row) for row in rows}) >= 4
+    logits, made = genai_steps(demo, rows, 5)
+    for index, row in enumerate(rows):
+        alone, (tokens,) = genai_steps(demo, [row], 5)
+        assert made[index] == tokens
+        for together, apart in zip(logits, alone, strict=True):
+            # The kernels round activations to 8 bits, by other blocks of rows in a batch.
+            assert np.abs(together[index] - apart[0]).max() < 1e-2 * np.ptp(apart)
+
+
+def test_a_batch_of_every_family_equals_each_row_alone(tiny):
+    draw = np.random.default_rng(3)
+    rows = [[256, *draw.integers(0, 256, length).tolist()] for length in (0, 23, 9)]
+    logits, _ = genai_steps(tiny, rows, 0)
+    for index, row in enumerate(rows):
+        wanted = OnnxSession(tiny, 128).extend(np.array(row, np.int64))
+        assert np.abs(logits[0][index] - wanted).max() < 1e-2 * np.ptp(wanted)
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_demo_model_gives_the_same_text(demo, prompt):
     ours = generate(demo, prompt, max_tokens=72)

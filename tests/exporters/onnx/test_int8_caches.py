@@ -186,6 +186,31 @@ def test_a_batch_gives_what_its_rows_give_alone(build, llama_config, tokens):
         )
 
 
+def test_rows_of_unequal_length_give_what_they_give_alone(build, llama_config, tokens):
+    made = build(llama_config(), asked=INT8)
+    session = onnxruntime.InferenceSession(str(made.folder / "model.onnx"))
+    wide = [v for v in session.get_inputs() if v.type == "tensor(int8)"]
+
+    def run(ids, lengths, past):
+        total = past[0].shape[2] + ids.shape[1]
+        mask = (np.arange(total) < np.array(lengths)[:, None]).astype(np.int64)
+        caches = {v.name: cache for v, cache in zip(wide, past, strict=True)}
+        return session.run(None, {"input_ids": ids, "attention_mask": mask, **caches})
+
+    def empty(rows):
+        return [np.zeros((rows, v.shape[1], 0, v.shape[3]), np.int8) for v in wide]
+
+    short = tokens[20:28]
+    batch = np.stack([tokens[:20], np.r_[short, np.zeros(12, np.int64)]])
+    together, alone = run(batch, [20, 8], empty(2)), run(short[None], [8], empty(1))
+    scale = np.ptp(alone[0])
+    assert np.abs(together[0][1] - alone[0][0]).max() < 1e-2 * scale
+    step = np.array([[3], [5]])
+    decoded = run(step, [21, 9], together[1:])[0]
+    wanted = run(step[1:], [9], alone[1:])[0]
+    assert np.abs(decoded[1] - wanted[0]).max() < 1e-2 * scale
+
+
 def test_the_manifest_says_it(build, llama_config):
     made = build(llama_config(), asked=INT8)
     manifest = made.manifest

@@ -14,12 +14,16 @@ from device_harness.onnx_session import OnnxSession
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
+from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.quantized import SMALL_HEAD, accuracy_level
+from exporters.onnx.weight_file import WeightFile
 from exporters.registry import find_target
 
 GRAPHS = ("model.onnx", "verify.onnx")
 # What every graph computes once: sequence lengths from the mask, the embedding, the end.
-ONCE = {"ReduceSum": 1, "Sub": 1, "Shape": 1, "Gather": 1, "Cast": 2, "Identity": 1}
+ONCE = {"ReduceSum": 1, "Sub": 1, "Shape": 1, "Gather": 2, "Mul": 1, "Cast": 2, "Identity": 1}
+# What `model.onnx` has besides: the place of each row's last token, and two selections of it.
+LAST = {"Shape": 1, "Gather": 1, "Min": 1, "Sub": 1, "Unsqueeze": 1, "GatherND": 2}
 FEED_FORWARD = {"Split": 1, "QuickGelu": 1, "Mul": 1}
 
 
@@ -55,8 +59,8 @@ def test_llama_packs_its_projections_into_the_attention(build, llama_config, lay
     )
     for graph in GRAPHS:
         model = load(artifact, graph)
-        slices = {"Slice": 2} if graph == "model.onnx" else {}
-        assert Counter(node.op_type for node in model.graph.node) == count(whole, slices)
+        last = LAST if graph == "model.onnx" else {}
+        assert Counter(node.op_type for node in model.graph.node) == count(whole, last)
         for node in model.graph.node:
             if node.op_type == "GroupQueryAttention":
                 assert node.input[0] and not node.input[1] and not node.input[2]
@@ -100,6 +104,32 @@ def test_rotation_outside_the_kernel_where_the_kernel_cannot(build, phi3_config)
     for node in model.graph.node:
         if node.op_type == "GroupQueryAttention":
             assert helper.get_node_attr_value(node, "do_rotary") == 0 and len(node.input) == 7
+
+
+def test_rounded_activations_beside_rotation_outside_the_kernel(
+    build, phi3_config, tokens, tmp_path
+):
+    """Both need a zero, of their own types."""
+    path = tmp_path / "rounded.yaml"
+    path.write_text(
+        "- {match: '*self_attn*', format: int8-pc, activation: int8-token}\n"
+        "- {match: '*', format: fp32}\n"
+    )
+    artifact = build(phi3_config(head_dim=40, partial_rotary_factor=0.4), str(path))
+    session = OnnxSession(artifact.folder, artifact.manifest.context, 1)
+    wanted = artifact.quantized_logits(tokens[:9])
+    assert np.abs(session.logits(tokens[:9]) - wanted).max() < 1e-2 * np.ptp(wanted)
+    last = session.extend(tokens[:9])
+    assert np.abs(last - wanted[-1]).max() < 1e-2 * np.ptp(wanted)
+
+
+def test_a_constants_name_stands_for_one_value():
+    builder = GraphBuilder(WeightFile("w"))
+    assert builder.constant("zero", np.array(0, np.int64)) == "zero"
+    assert builder.constant("zero", np.array(0, np.int64)) == "zero"
+    for other in (np.array(0, np.float32), np.array(1, np.int64), np.array([0], np.int64)):
+        with pytest.raises(AssertionError, match="two constants have the name zero"):
+            builder.constant("zero", other)
 
 
 def test_a_window_reaches_the_kernel_only_if_it_hides_something(build, llama_config):

@@ -97,16 +97,29 @@ def test_rules_without_a_star_at_their_end_are_refused():
 
 
 @pytest.mark.parametrize(
-    "rules",
+    ("match", "hint"),
     [
-        (Rule("model.layer.0.mlp.down_proj.weight", "int8-pc"), Rule("*", "int4-g32")),
-        (Rule("*", "int4-g32"), Rule("model.layers.0.mlp.down_proj.weight", "int8-pc")),
+        (
+            "model.layer.0.mlp.down_proj.weight",
+            "did you mean 'model.layers.0.mlp.down_proj.weight'",
+        ),
+        ("*.donw_proj.*", "did you mean 'model.layers.0.mlp.down_proj.weight'"),
+        ("*.mlp.experts.*", ""),
+        ("model.layers.77.*", ""),
     ],
-    ids=["misspelt", "after the star"],
 )
-def test_a_rule_that_matches_nothing_is_refused(rules):
-    with pytest.raises(QuantizationError, match=r"matches no weight .*did you mean .*down_proj"):
-        formats(*rules)
+def test_a_rule_that_matches_nothing_is_refused(match, hint):
+    with pytest.raises(
+        QuantizationError, match="matches no weight that earlier rules leave"
+    ) as caught:
+        formats(Rule(match, "int8-pc"), Rule("*", "int4-g32"))
+    assert hint in str(caught.value) and ("did you mean" in str(caught.value)) == bool(hint)
+
+
+@pytest.mark.parametrize("match", ["model.layers.0.mlp.down_proj.weight", "*.down_proj.*"])
+def test_a_rule_after_the_star_is_to_be_put_before_it(match):
+    with pytest.raises(QuantizationError, match=r"leave: put it before the rule that .*down_proj"):
+        formats(Rule("*", "int4-g32"), Rule(match, "int8-pc"))
 
 
 def test_a_rule_for_a_head_may_match_nothing():

@@ -7,16 +7,16 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from quant.errors import QuantizationError, StoreFullError
+from quant.errors import QuantizationError, StoreFullError, StoreUnreadableError
 from quant.formats.formats import parse_format
 from quant.plans.plan import Assignment, QuantPlan
+from quant.sealed_json import seal, unseal
 from quant.store.cached import find_store, new_store, store_key
 from quant.store.fill import fill_store
 from quant.store.store import WeightStore
@@ -125,10 +125,131 @@ def test_a_damaged_store_is_made_again(tmp_path, damage):
     assert digest_of(make(tmp_path).folder) == whole
 
 
+def flip(file: Path, at: int) -> None:
+    """Changes one bit of a file, which keeps its size."""
+    with file.open("r+b") as stream:
+        stream.seek(at)
+        (byte,) = stream.read(1)
+        stream.seek(at)
+        stream.write(bytes([byte ^ 0x10]))
+
+
+def as_an_older_version_wrote_it(folder: Path) -> None:
+    notes = unseal((folder / "store.json").read_text())
+    del notes["checksums"], notes["header"]
+    (folder / "store.json").write_text(json.dumps(notes))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_one_changed_bit_of_any_part_is_found_and_made_again(tmp_path, older):
+    store = make(tmp_path)
+    whole = digest_of(store.folder)
+    if older:
+        as_an_older_version_wrote_it(store.folder)
+    found = find_store(tmp_path, KEY)
+    assert found is not None and found.digests == store.digests
+    pristine = store.file.read_bytes()
+    places = [(n, e) for n in store.names() for e in store.extents(n).values()]
+    assert len(places) > len(PLAN.weights)
+    for name, extent in places:
+        flip(store.file, extent.offset + extent.nbytes // 2)
+        told: list[str] = []
+        assert find_store(tmp_path, KEY, told.append) is None
+        assert left_in(tmp_path) == []
+        assert told == [
+            f"a damaged weight store was removed and is made again: {store.folder} holds 1 of 8 "
+            f"weights otherwise than they were written ({name})"
+        ]
+        again = make(tmp_path)
+        assert digest_of(again.folder) == whole and again.file.read_bytes() == pristine
+        if older:
+            as_an_older_version_wrote_it(again.folder)
+
+
+@pytest.mark.parametrize(
+    "part", [b'"BF16"', b'"shape":[40,', b"relative_error", b'"digests"', b'"checksums"', b"int8"]
+)
+def test_one_changed_bit_of_the_header_or_the_notes_is_found(tmp_path, part):
+    store = make(tmp_path)
+    whole = digest_of(store.folder)
+    files = [file for file in store.folder.iterdir() if part in file.read_bytes()]
+    assert files
+    for file in files:
+        # The byte after the name: a digit of a shape, or the letters of a value.
+        flip(file, file.read_bytes().index(part) + len(part) - 2)
+        told: list[str] = []
+        assert find_store(tmp_path, KEY, told.append) is None
+        assert len(told) == 1 and str(store.folder) in told[0]
+        assert digest_of(make(tmp_path).folder) == whole
+
+
+@contextmanager
+def limited(kind: int, amount: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (amount, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files in Linux's /proc")
+def test_a_system_out_of_file_handles_leaves_a_whole_store_where_it_is(tmp_path):
+    store = make(tmp_path)
+    free = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+    # From the first file to the last that opening and checking the store needs.
+    refused = 0
+    for handles in range(free + 4):
+        if handles < 3:
+            continue
+        with limited(resource.RLIMIT_NOFILE, handles):
+            try:
+                find_store(tmp_path, KEY)
+            except StoreUnreadableError as error:
+                refused += 1
+                assert "Too many open files" in str(error) and "left as it is" in str(error)
+        assert left_in(tmp_path) == [KEY]
+    assert refused >= 2
+    assert find_store(tmp_path, KEY) is not None
+    assert (tmp_path / KEY).stat().st_ino == store.folder.stat().st_ino
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from quant.errors import StoreUnreadableError
+from quant.store.cached import find_store
+find_store(Path(sys.argv[1]) / "absent", "key")
+with open("/proc/self/statm") as file:
+    pages = int(file.read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (1 << 20), -1))
+try:
+    find_store(Path(sys.argv[1]), sys.argv[2])
+except StoreUnreadableError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_system_out_of_memory_leaves_a_whole_store_where_it_is(tmp_path):
+    plan = QuantPlan("large", {"half": Assignment(parse_format("fp16"), "cast")})
+    with new_store(tmp_path, KEY, plan, {"half": (1024, 8192)}) as writer:
+        writer.note("half", 0.0)
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path), KEY],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "cannot be read (Cannot allocate memory); it is left as it is" in done.stdout
+    assert left_in(tmp_path) == [KEY]
+    assert find_store(tmp_path, KEY) is not None
+
+
 def test_a_store_of_another_version_is_refused(tmp_path):
     store = make(tmp_path)
-    notes = json.loads((store.folder / "store.json").read_text())
-    (store.folder / "store.json").write_text(json.dumps({**notes, "version": 99}))
+    notes = unseal((store.folder / "store.json").read_text())
+    (store.folder / "store.json").write_text(seal({**notes, "version": 99}))
     with pytest.raises(QuantizationError, match=r"store of version 99; this .* reads version 1"):
         WeightStore(store.folder)
 
@@ -210,12 +331,24 @@ def test_a_cache_that_cannot_be_made_is_refused(tmp_path):
         make(tmp_path / "file" / "stores")
 
 
-def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
-    old, new = tmp_path / ".key.partial-1-1", tmp_path / ".key.partial-2-2"
-    for folder in (old, new):
-        folder.mkdir()
-        (folder / "weights.safetensors").touch()
-    yesterday = time.time() - 25 * 3600
-    os.utime(old, (yesterday, yesterday))
-    make(tmp_path)
-    assert left_in(tmp_path) == [new.name, KEY]
+def test_what_a_killed_process_left_is_removed_and_a_live_ones_is_not(tmp_path):
+    left = tmp_path / f".key.partial-{os.getpid()}-1"  # its number is that of a live process
+    left.mkdir()
+    (left / "weights.safetensors").touch()
+    with new_store(tmp_path, "other", PLAN, SHAPES) as writer:
+        make(tmp_path)
+        assert left_in(tmp_path) == sorted([writer.folder.name, KEY])
+        fill_store(Source(), PLAN, writer)
+    assert left_in(tmp_path) == sorted([KEY, "other"])
+
+
+def test_a_source_that_changed_makes_no_store(tmp_path):
+    def changed() -> None:
+        raise QuantizationError("it changed")
+
+    with (
+        pytest.raises(QuantizationError, match="it changed"),
+        new_store(tmp_path, KEY, PLAN, SHAPES, changed) as writer,
+    ):
+        fill_store(Source(), PLAN, writer)
+    assert left_in(tmp_path) == []

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from quant.errors import QuantizationError
+from quant.errors import QuantizationError, StoreDamagedError, StoreUnreadableError
 from quant.formats.formats import parse_format
 from quant.plans.plan import FLOAT32, Assignment, QuantPlan
 from quant.store.partial import partial_store
@@ -89,6 +92,102 @@ def test_a_damaged_journal_is_named(tmp_path):
         pass
 
 
+def damage(file: Path, at: int) -> None:
+    """Changes a byte of a file."""
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "progress.json"])
+@pytest.mark.parametrize("at", [100, -1])
+def test_damaged_partial_results_are_made_again(tmp_path, name, at):
+    cache, told = tmp_path / "cache", []
+    leave_half_done(cache)
+    file = cache / ".key.resume" / name
+    if name == "weights.safetensors" and at == -1:
+        # The norm's bytes are the first of the store; the last are of a weight that was not kept.
+        at = -(len(file.read_bytes()) - file.read_bytes().index(NORM.numpy().tobytes())) + 9
+    damage(file, at)
+    with partial_store(cache, "key", PLAN, SHAPES, tell=told.append) as store:
+        assert store.done == {} and store.boundary is None
+        assert len(told) == 1 and str(cache / ".key.resume") in told[0]
+        assert told[0].startswith("damaged partial results were removed and are made again: ")
+        put(store, "norm.weight", "value", NORM)
+        store.note("norm.weight", 0.0)
+        put_all(store)
+    assert torch.equal(WeightStore(cache / "key").part("norm.weight", "value")[0], NORM)
+    assert [path.name for path in cache.iterdir()] == ["key"]
+
+
+def test_damaged_partial_results_in_a_folder_of_the_users_are_named_and_left(tmp_path):
+    leave_half_done(tmp_path / "cache", tmp_path / "partial")
+    file = tmp_path / "partial" / "weights.safetensors"
+    damage(file, file.read_bytes().index(NORM.numpy().tobytes()) + 9)
+    before = {path: path.read_bytes() for path in (tmp_path / "partial").iterdir()}
+    words = r"holds norm\.weight otherwise than it was kept: name another folder, or remove"
+    with (
+        pytest.raises(StoreDamagedError, match=words),
+        partial_store(tmp_path / "cache", "key", PLAN, SHAPES, tmp_path / "partial"),
+    ):
+        pass
+    assert {path: path.read_bytes() for path in (tmp_path / "partial").iterdir()} == before
+
+
+def test_a_damaged_state_between_layers_costs_only_that_state(tmp_path):
+    leave_half_done(tmp_path)
+    boundary = tmp_path / ".key.resume" / "boundary-1.bin"
+    for change in (lambda: damage(boundary, 5), boundary.unlink):
+        change()
+        told: list[str] = []
+        with (
+            pytest.raises(KeyboardInterrupt),
+            partial_store(tmp_path, "key", PLAN, SHAPES, tell=told.append) as store,
+        ):
+            assert store.done == {"norm.weight": 0.0} and store.boundary is None
+            assert len(told) == 1 and "boundary-1.bin is damaged and not used" in told[0]
+            raise KeyboardInterrupt
+
+
+def test_a_weight_written_anew_after_it_was_kept_is_no_damage(tmp_path):
+    """AWQ divides norms that are kept already; a run may be killed right then."""
+    leave_half_done(tmp_path)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        partial_store(tmp_path, "key", PLAN, SHAPES) as store,
+    ):
+        put(store, "norm.weight", "value", NORM / 2)
+        raise KeyboardInterrupt
+    told: list[str] = []
+    with partial_store(tmp_path, "key", PLAN, SHAPES, tell=told.append) as store:
+        assert store.done == {"norm.weight": 0.0} and not told
+        put_all(store)
+    assert torch.equal(WeightStore(tmp_path / "key").part("norm.weight", "value")[0], NORM / 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files in Linux's /proc")
+def test_partial_results_that_cannot_be_read_now_are_left(tmp_path):
+    leave_half_done(tmp_path)
+    folder = tmp_path / ".key.resume"
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+    refused = 0
+    for handles in range(3, first + 3):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (handles, hard))
+        try:
+            with partial_store(tmp_path, "key", PLAN, SHAPES) as store:
+                raise KeyboardInterrupt
+        except (QuantizationError, OSError) as error:
+            refused += isinstance(error, StoreUnreadableError)
+        except KeyboardInterrupt:
+            assert store.done == {"norm.weight": 0.0}
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert {path: path.read_bytes() for path in folder.iterdir()} == kept
+    assert refused
+
+
 def test_a_file_cut_short_is_named(tmp_path):
     leave_half_done(tmp_path / "cache", tmp_path / "partial")
     file = tmp_path / "partial" / "weights.safetensors"
@@ -110,6 +209,68 @@ def test_a_run_that_left_no_journal_begins_anew(tmp_path):
         put(store, "norm.weight", "value", NORM)
         store.note("norm.weight", 0.0)
         put_all(store)
+
+
+def test_results_of_a_source_that_changed_are_not_kept(tmp_path):
+    states = iter([True, False])
+
+    def unchanged() -> None:
+        if not next(states):
+            raise QuantizationError("it changed")
+
+    folder = tmp_path / "partial"
+    with (
+        pytest.raises(QuantizationError, match="it changed"),
+        partial_store(tmp_path / "cache", "key", PLAN, SHAPES, folder, unchanged) as store,
+    ):
+        put(store, "norm.weight", "value", NORM)
+        store.note("norm.weight", 0.0)
+        store.keep()
+        put_all(store)
+        store.keep()
+    assert not (tmp_path / "cache" / "key").exists()
+    with partial_store(tmp_path / "cache", "key", PLAN, SHAPES, folder) as store:
+        assert store.done == {"norm.weight": 0.0}
+        put_all(store)
+
+
+def test_a_source_that_changed_at_the_end_makes_no_store(tmp_path):
+    def changed() -> None:
+        raise QuantizationError("it changed")
+
+    with (
+        pytest.raises(QuantizationError, match="it changed"),
+        partial_store(tmp_path / "cache", "key", PLAN, SHAPES, None, changed) as store,
+    ):
+        put(store, "norm.weight", "value", NORM)
+        store.note("norm.weight", 0.0)
+        put_all(store)
+    assert not (tmp_path / "cache" / "key").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "store.json", "thesis.txt"])
+def test_a_users_folder_is_not_taken_for_partial_results(tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("years of work")
+    with (
+        pytest.raises(QuantizationError, match=f"holds {name}, which EdgeForge did not write"),
+        partial_store(tmp_path / "cache", "key", PLAN, SHAPES, tmp_path / "mine"),
+    ):
+        pass
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [name]
+    assert (tmp_path / "mine" / name).read_text() == "years of work"
+
+
+def test_a_link_in_place_of_the_lock_is_not_written_through(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "thesis").write_text("years of work")
+    (tmp_path / "mine" / "lock").symlink_to(tmp_path / "thesis")
+    with (
+        pytest.raises(QuantizationError, match="cannot be written"),
+        partial_store(tmp_path / "cache", "key", PLAN, SHAPES, tmp_path / "mine"),
+    ):
+        pass
+    assert (tmp_path / "thesis").read_text() == "years of work"
 
 
 def test_two_at_once_are_refused(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import shutil
 import signal
@@ -14,6 +13,11 @@ from pathlib import Path
 from types import FrameType
 
 from edgeforge.errors import DiskFullError, EdgeForgeError, UsageError
+from edgeforge.output_folder.contents import strange_file
+from edgeforge.output_folder.inputs import Input, refuse_inputs
+from edgeforge.output_folder.left_overs import repair_and_sweep
+from edgeforge.output_folder.swap import put_in_place
+from quant.locked_folders import LockedFolder, make_locked
 
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -24,20 +28,21 @@ def atomic_folder(
     force: bool,
     *,
     needed_bytes: int | None = None,
-    marks: Sequence[str] = ("edgeforge.json", "*/edgeforge.json", "config.json"),
+    inputs: Sequence[Input] = (),
 ) -> Iterator[Path]:
     """Yield a temporary folder beside ``final``, and rename it to ``final`` when it is complete.
 
     When the block ends, every file is flushed to the disk and the folder is renamed. When the block
     raises, also by an interrupt, the temporary folder is removed and ``final`` is as it was before.
+    What killed processes left beside ``final`` is put back or swept first.
 
     Args:
         final: The folder's final path; missing parents are made. A symbolic link is followed.
-        force: Whether to replace an existing folder, once the new one is complete.
+        force: Whether to replace an existing folder, once the new one is complete. A folder with a
+            file that EdgeForge did not write is never replaced.
         needed_bytes: Number of bytes that will be written, if known; the free space is checked
             before any work starts.
-        marks: File patterns (glob). ``force`` replaces only a folder with a file that matches one
-            of them, so that a mistyped path does not delete a home folder.
+        inputs: What ``final`` may neither be nor hold nor lie in.
 
     Yields:
         The empty temporary folder, on the same file system as ``final``.
@@ -46,28 +51,29 @@ def atomic_folder(
         UsageError: ``final`` cannot be used, or is not empty and ``force`` is off.
         DiskFullError: The disk is full, or a quota or a file size limit is reached.
     """
+    check_output(final, force, inputs)
     final = Path(os.path.realpath(final.expanduser()))
-    _check_final(final, force, marks)
-    partial: Path | None = None
+    partial: LockedFolder | None = None
     made: list[Path] = []
     try:
         try:
             _make_parents(final.parent, made)
             _check_space(final, needed_bytes)
-            partial = _make_sibling(final, "partial")
+            partial = make_locked(final.parent, f".{final.name}.partial-{os.getpid()}")
         except OSError as error:
             raise _explain(error, final, needed_bytes) or UsageError(
                 f"{final} cannot be made ({error.strerror}): choose another folder"
             ) from error
-        yield partial
-        _flush(partial)
-        _check_final(final, force, marks)
+        ours = partial.path.stat()
+        yield partial.path
+        _flush(partial.path)
+        _check_final(final, force)
         with _deferred_interrupt():
-            _put_in_place(partial, final)
+            put_in_place(partial.path, final)
     except BaseException as error:
         with _deferred_interrupt():
             if partial is not None:
-                shutil.rmtree(partial, ignore_errors=True)
+                _remove(partial.path, ours)
             for parent in reversed(made):
                 with suppress(OSError):
                     parent.rmdir()
@@ -75,9 +81,25 @@ def atomic_folder(
         if explained is not None:
             raise explained from error
         raise
+    finally:
+        if partial is not None:
+            partial.release()
 
 
-def _check_final(final: Path, force: bool, marks: Sequence[str]) -> None:
+def check_output(final: Path, force: bool, inputs: Sequence[Input] = ()) -> None:
+    """Refuses, before any work, an output folder that `atomic_folder` would refuse.
+
+    Raises:
+        UsageError: as `atomic_folder`.
+    """
+    refuse_inputs(final, inputs)
+    final = Path(os.path.realpath(final.expanduser()))
+    if final.name:
+        repair_and_sweep(final)
+    _check_final(final, force)
+
+
+def _check_final(final: Path, force: bool) -> None:
     try:
         if not final.name:
             raise UsageError(f"{final} cannot be an output folder: name a new one")
@@ -92,13 +114,21 @@ def _check_final(final: Path, force: bool, marks: Sequence[str]) -> None:
                 f"{final} exists and is not empty: choose another folder, or pass --force to "
                 "replace it"
             )
-        if not any(path.is_file() for mark in marks for path in final.glob(mark)):
+        strange = strange_file(final)
+        if strange is not None:
             raise UsageError(
-                f"{final} holds none of {', '.join(marks)}, so --force does not replace it: choose "
-                "another folder, or remove this one yourself"
+                f"{final} holds {strange}, which EdgeForge did not write there, so --force does "
+                f"not replace it: choose another folder, or move what is yours away"
             )
     except OSError as error:
         raise UsageError(f"{final} cannot be used for output: {error.strerror}") from error
+
+
+def _remove(partial: Path, ours: os.stat_result) -> None:
+    """Removes the temporary folder, unless another one bears its name after an exchange."""
+    with suppress(OSError):
+        if os.path.samestat(partial.lstat(), ours):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _make_parents(folder: Path, made: list[Path]) -> None:
@@ -106,17 +136,6 @@ def _make_parents(folder: Path, made: list[Path]) -> None:
     for path in [path for path in (folder, *folder.parents) if not path.exists()][::-1]:
         path.mkdir(exist_ok=True)
         made.append(path)
-
-
-def _make_sibling(final: Path, purpose: str) -> Path:
-    """Make a new hidden folder beside ``final``, and leave those of killed processes alone."""
-    stem = f".{final.name}.{purpose}-{os.getpid()}"
-    for number in itertools.count():
-        path = final.parent / (f"{stem}-{number}" if number else stem)
-        with suppress(FileExistsError):
-            path.mkdir()
-            return path
-    raise AssertionError("counting ended")
 
 
 def _check_space(final: Path, needed_bytes: int | None) -> None:
@@ -163,32 +182,6 @@ def _fsync(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _put_in_place(partial: Path, final: Path) -> None:
-    old: Path | None = None
-    try:
-        if final.is_dir() and any(final.iterdir()):
-            # A rename replaces an empty folder, so this empty sibling reserves the name.
-            old = _make_sibling(final, "old")
-            os.rename(final, old)
-        try:
-            os.rename(partial, final)
-        except BaseException:
-            if old is not None:
-                os.rename(old, final)
-            raise
-    except OSError as error:
-        if old is not None:
-            with suppress(OSError):
-                old.rmdir()
-        raise UsageError(
-            f"{final} cannot be put in place ({error.strerror}): name a folder inside it instead"
-        ) from error
-    with suppress(OSError):  # Not every file system flushes folders.
-        _fsync(final.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Output folders: whole or absent, whatever stops the writing."""
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from edgeforge.errors import DiskFullError, UsageError
-from edgeforge.output_folder import atomic_folder
+from edgeforge.output_folder import swap
+from edgeforge.output_folder.atomic import atomic_folder
 
 
 def listing(folder: Path) -> list[str]:
@@ -58,15 +60,24 @@ def test_an_error_leaves_nothing_not_even_parents(tmp_path, error):
     assert listing(tmp_path) == []
 
 
-def artifact(folder: Path, text: str) -> None:
+def artifact(folder: Path, recipe: str, *files: str) -> None:
+    """As much of an artifact as tells that EdgeForge wrote the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "edgeforge.json").write_text(text)
+    listed = {name: {"size": 0, "sha256": ""} for name in files}
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(recipe)
+    manifest = {"target": folder.name, "recipe": recipe, "files": listed, "schema_version": 1}
+    (folder / "edgeforge.json").write_text(json.dumps(manifest))
+
+
+def recipe(folder: Path) -> str:
+    return json.loads((folder / "edgeforge.json").read_text())["recipe"]
 
 
 def test_a_finished_folder_is_replaced_only_by_force(tmp_path):
     final = tmp_path / "out"
-    artifact(final, "old")
-    (final / "stale").write_text("")
+    artifact(final, "old", "stale")
     with (
         pytest.raises(UsageError, match=r"exists and is not empty.*--force") as caught,
         atomic_folder(final, force=False),
@@ -74,16 +85,16 @@ def test_a_finished_folder_is_replaced_only_by_force(tmp_path):
         pass
     assert caught.value.exit_code == 2
     with atomic_folder(final, force=True) as partial:
-        assert (final / "edgeforge.json").read_text() == "old"
-        (partial / "edgeforge.json").write_text("new")
+        assert recipe(final) == "old"
+        artifact(partial, "new")
     assert listing(tmp_path) == ["out", "out/edgeforge.json"]
-    assert (final / "edgeforge.json").read_text() == "new"
+    assert recipe(final) == "new"
 
 
 def test_a_folder_of_several_artifacts_is_replaced_by_force(tmp_path):
     artifact(tmp_path / "out" / "onnx", "old")
     with atomic_folder(tmp_path / "out", force=True) as partial:
-        (partial / "edgeforge.json").write_text("new")
+        artifact(partial, "new")
     assert listing(tmp_path) == ["out", "out/edgeforge.json"]
 
 
@@ -94,6 +105,13 @@ def test_a_failure_with_force_keeps_the_old_folder(tmp_path):
     assert listing(tmp_path) == ["out", "out/edgeforge.json"]
 
 
+@pytest.fixture
+def two_renames(monkeypatch):
+    """A system that cannot exchange two folders in one step."""
+    monkeypatch.setattr(swap, "exchange", lambda one, other: False)
+
+
+@pytest.mark.usefixtures("two_renames")
 def test_a_failure_of_the_swap_itself_restores_the_old_folder(tmp_path, monkeypatch):
     artifact(tmp_path / "out", "old")
     real = os.rename
@@ -110,14 +128,14 @@ def test_a_failure_of_the_swap_itself_restores_the_old_folder(tmp_path, monkeypa
     ):
         artifact(partial, "new")
     assert listing(tmp_path) == ["out", "out/edgeforge.json"]
-    assert (tmp_path / "out" / "edgeforge.json").read_text() == "old"
+    assert recipe(tmp_path / "out") == "old"
 
 
 def test_force_does_not_replace_a_folder_that_is_no_artifact(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis").write_text("")
     with (
-        pytest.raises(UsageError, match=r"none of edgeforge\.json"),
+        pytest.raises(UsageError, match=r"home holds thesis, which EdgeForge did not write"),
         atomic_folder(tmp_path / "home", force=True),
     ):
         pass
@@ -147,11 +165,14 @@ def test_unusable_places_are_usage_errors(tmp_path):
     assert listing(tmp_path) == ["file"]
 
 
-def test_what_a_killed_process_left_is_not_in_the_way(tmp_path):
-    (tmp_path / f".out.partial-{os.getpid()}").mkdir()
-    with atomic_folder(tmp_path / "out", force=False) as partial:
-        assert partial.name.endswith("-1")
-    assert (tmp_path / "out").is_dir()
+def test_what_another_process_holds_is_not_in_the_way(tmp_path):
+    with (
+        atomic_folder(tmp_path / "out", force=False) as theirs,
+        atomic_folder(tmp_path / "out", force=False) as partial,
+    ):
+        assert theirs.is_dir()
+        assert partial.name == f"{theirs.name}-1"
+    assert listing(tmp_path) == ["out"]
 
 
 def test_a_folder_that_appeared_meanwhile_is_not_overwritten(tmp_path):
@@ -224,7 +245,7 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path):
 
     script = (
         "import sys; from pathlib import Path\n"
-        "from edgeforge.output_folder import atomic_folder\n"
+        "from edgeforge.output_folder.atomic import atomic_folder\n"
         "from edgeforge.errors import DiskFullError\n"
         "try:\n"
         "    with atomic_folder(Path(sys.argv[1]) / 'out', False) as partial:\n"
@@ -246,7 +267,7 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path):
 def test_ctrl_c_halfway_leaves_nothing(tmp_path):
     script = (
         "import sys, time; from pathlib import Path\n"
-        "from edgeforge.output_folder import atomic_folder\n"
+        "from edgeforge.output_folder.atomic import atomic_folder\n"
         "with atomic_folder(Path(sys.argv[1]) / 'out', False) as partial:\n"
         "    for i in range(10_000_000):\n"
         "        (partial / f'x{i % 50}').write_bytes(bytes(4096)); \n"
@@ -268,6 +289,7 @@ def test_ctrl_c_halfway_leaves_nothing(tmp_path):
     assert listing(tmp_path) == []
 
 
+@pytest.mark.usefixtures("two_renames")
 def test_ctrl_c_during_the_swap_comes_after_it(tmp_path, monkeypatch):
     artifact(tmp_path / "out", "old")
     real = os.rename
@@ -281,7 +303,7 @@ def test_ctrl_c_during_the_swap_comes_after_it(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "out", force=True) as partial:
         artifact(partial, "new")
     assert listing(tmp_path) == ["out", "out/edgeforge.json"]
-    assert (tmp_path / "out" / "edgeforge.json").read_text() == "new"
+    assert recipe(tmp_path / "out") == "new"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -1,0 +1,5 @@
+"""Runs the command line as ``python -m edgeforge``."""
+
+from edgeforge.cli.entry import entry
+
+entry()

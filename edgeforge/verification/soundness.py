@@ -1,0 +1,58 @@
+"""Ends a verification whose figures are known and whose artifact did not pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeforge.errors import CheckFailed
+from edgeforge.verification.evaluation import Evaluation
+
+
+class UnsoundError(CheckFailed):
+    """An artifact ran and did not pass.
+
+    Attributes:
+        evaluations: what was found, of every artifact that was verified.
+    """
+
+    def __init__(self, message: str, evaluations: Sequence[Evaluation]) -> None:
+        super().__init__(message)
+        self.evaluations = tuple(evaluations)
+
+
+def require_sound(folders: Sequence[Path], evaluations: Sequence[Evaluation]) -> None:
+    """Refuses artifacts of which a model gave logits that are not finite, or with other weights.
+
+    Args:
+        folders: the artifacts.
+        evaluations: what was found of each.
+
+    Raises:
+        UnsoundError: says what did not pass, of each artifact.
+    """
+    found = [
+        f"{folder}: {problem}"
+        for folder, evaluation in zip(folders, evaluations, strict=True)
+        for problem in problems_of(evaluation)
+    ]
+    if found:
+        raise UnsoundError("; ".join(found), evaluations)
+
+
+def problems_of(evaluation: Evaluation) -> list[str]:
+    """Returns why an artifact is not sound, a phrase each; nothing where it is."""
+    problems = []
+    unlike = evaluation.weights_unlike_store
+    if unlike:
+        problems.append(
+            f"{len(unlike)} weights ({unlike[0]}{', ...' if unlike[1:] else ''}) are what the "
+            f"manifest records, but not what the weight store of the same checkpoint and recipe "
+            f"holds ({evaluation.weight_store}): the artifact has other integers or scales; only a "
+            f"recipe that is calibrated may give others on another kind of processor"
+        )
+    problems += [each.sentence(name.upper()) for name, each in evaluation.not_finite.items()]
+    steps = evaluation.greedy_float.not_finite
+    if steps and "artifact" not in evaluation.not_finite:
+        problems.append(f"ARTIFACT gives NaN or infinite logits at {steps} steps of greedy text")
+    return problems
