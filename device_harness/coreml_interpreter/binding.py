@@ -15,7 +15,7 @@ from device_harness.coreml_interpreter.arguments import Parameter, parameters, t
 from device_harness.coreml_interpreter.limits import Limits
 from device_harness.coreml_interpreter.ops.kinds import Making, Operation, Part, Tensors
 from device_harness.coreml_interpreter.ops.slicing import slice_update_in_place
-from device_harness.coreml_interpreter.registry import EXACT, OPS
+from device_harness.coreml_interpreter.registry import EXACT, OPS, VIEWS
 from device_harness.coreml_interpreter.sharing import Sharing, share
 from device_harness.coreml_interpreter.steps import InnerBlock, Program, Result, Step, first_line
 from device_harness.coreml_interpreter.values import FLOATS, Precision, constant_tensor, storage
@@ -178,7 +178,7 @@ class Binder:
         if kind.startswith("constexpr_"):
             self._make_weight(run, fixed, dynamic, results, place)
             return None
-        return Step(run, fixed, dynamic, results, (), False, place)
+        return Step(run, fixed, dynamic, results, (), False, place, kind in VIEWS)
 
     def _make_weight(
         self,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Final
 
 from torch import Tensor
 
@@ -42,33 +43,84 @@ class Limits:
     work: int = 1 << 40
 
 
-class _Spent:
-    """What a call has spent of its limits, and the memory of the values that it holds."""
+class Spent:
+    """What a call has spent of its limits, and the memory of the values that it holds.
 
-    def __init__(self) -> None:
-        self.iterations = self.work = self.held = 0
+    Args:
+        limits: the call's limits.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._iterations, self._work, self._held = 0, 0, 0
         self._users: dict[int, int] = {}  # by the address of a memory: the values that lie in it
+        self._memories: dict[int, tuple[int, int]] = {}  # by slot: the address and the bytes
 
-    def hold(self, value: Tensor) -> int:
-        """Notes a value; returns the bytes of all memory that is held."""
+    def iteration(self) -> None:
+        """Counts an iteration of a loop.
+
+        Raises:
+            DeviceError: the loops of this call have had all iterations that are allowed.
+        """
+        self._iterations += 1
+        most = self._limits.iterations
+        if self._iterations > most:
+            raise DeviceError(
+                f"the loop did not end within {most} iterations: raise Limits.iterations "
+                f"(--max-iterations) if it is meant to run longer"
+            )
+
+    def made(self, slot: int, value: Tensor, is_view: bool) -> None:
+        """Counts a tensor that an operation made, and that a slot holds from now on.
+
+        Args:
+            slot: the slot.
+            value: the tensor.
+            is_view: whether it may lie in the memory of another tensor; if not, small ones are not
+                worth the time to count their memory.
+
+        Raises:
+            DeviceError: the call has made more elements, or holds more bytes, than are allowed.
+        """
+        elements, limits = value.numel(), self._limits
+        self._work += elements
+        if self._work > limits.work:
+            raise DeviceError(
+                f"the call makes more than {limits.work} elements, which are all that are allowed "
+                f"here"
+            )
+        if slot in self._memories:  # an iteration's value takes the place of the last one's
+            self.freed(slot)
+        if elements < _FEW and not is_view:
+            return
         memory = value.untyped_storage()
-        place = memory.data_ptr()
-        users = self._users.get(place, 0)
-        self._users[place] = users + 1
-        self.held += 0 if users else memory.nbytes()
-        return self.held
+        place, nbytes, users = memory.data_ptr(), memory.nbytes(), self._users
+        self._memories[slot] = place, nbytes
+        if place in users:
+            users[place] += 1
+        else:
+            users[place] = 1
+            self._held += nbytes
+        if self._held > limits.memory:
+            raise DeviceError(
+                f"the values of the call take {self._held} bytes at one time, more than the "
+                f"{limits.memory} that are allowed here"
+            )
 
-    def free(self, value: Tensor) -> None:
-        """Notes that a value is not held any more."""
-        memory = value.untyped_storage()
-        users = self._users.get(memory.data_ptr(), 0)
-        if users:
-            self._users[memory.data_ptr()] = users - 1
-            self.held -= memory.nbytes() if users == 1 else 0
+    def freed(self, slot: int) -> None:
+        """Counts that a slot holds its tensor no more."""
+        place, nbytes = self._memories.pop(slot, (0, 0))
+        users = self._users.pop(place, 0)
+        if users > 1:
+            self._users[place] = users - 1
+        elif users:
+            self._held -= nbytes
 
 
+_SMALL: Final = 1 << 20
+_FEW: Final = 512
 _CURRENT: ContextVar[Limits] = ContextVar("limits")
-_SPENT: ContextVar[_Spent] = ContextVar("spent")
+_SPENT: ContextVar[Spent] = ContextVar("spent")
 
 
 def _current() -> Limits:
@@ -79,12 +131,12 @@ def _current() -> Limits:
 @contextmanager
 def limited(limits: Limits) -> Iterator[None]:
     """Applies these limits to the operations that run inside the ``with`` statement."""
-    token, spent = _CURRENT.set(limits), _SPENT.set(_Spent())
+    token, before = _CURRENT.set(limits), _SPENT.set(Spent(limits))
     try:
         yield
     finally:
         _CURRENT.reset(token)
-        _SPENT.reset(spent)
+        _SPENT.reset(before)
 
 
 def check_shape(shape: Iterable[int]) -> tuple[int, ...]:
@@ -111,9 +163,10 @@ def check_broadcast(*tensors: Tensor) -> None:
     Raises:
         DeviceError: it has more elements than the limit allows.
     """
-    most = _current().elements
-    # Most operations take tensors whose product cannot be too large: these cost nothing here.
-    if math.prod(tensor.numel() for tensor in tensors) > most:
+    product = 1
+    for tensor in tensors:
+        product *= tensor.numel()
+    if product > _SMALL:  # no broadcast has more elements than the product of all
         rank = max(tensor.dim() for tensor in tensors)
         shapes = [(1,) * (rank - tensor.dim()) + tuple(tensor.shape) for tensor in tensors]
         check_shape(max(dims) for dims in zip(*shapes, strict=True))
@@ -135,40 +188,6 @@ def check_states(shapes: Iterable[tuple[int, ...]], itemsizes: Iterable[int]) ->
         )
 
 
-def count_iteration() -> None:
-    """Counts an iteration of a loop.
-
-    Raises:
-        DeviceError: the loops of this call have had all iterations that are allowed.
-    """
-    spent, most = _SPENT.get(), _current().iterations
-    spent.iterations += 1
-    if spent.iterations > most:
-        raise DeviceError(
-            f"the loop did not end within {most} iterations: raise Limits.iterations "
-            f"(--max-iterations) if it is meant to run longer"
-        )
-
-
-def count_made(value: Tensor) -> None:
-    """Counts a tensor that an operation made and that is held from now on.
-
-    Raises:
-        DeviceError: the call has made more elements, or holds more bytes, than are allowed.
-    """
-    spent, limits = _SPENT.get(), _current()
-    spent.work += value.numel()
-    if spent.work > limits.work:
-        raise DeviceError(
-            f"the call makes more than {limits.work} elements, which are all that are allowed here"
-        )
-    if spent.hold(value) > limits.memory:
-        raise DeviceError(
-            f"the values of the call take {spent.held} bytes at one time, more than the "
-            f"{limits.memory} that are allowed here"
-        )
-
-
-def count_freed(value: Tensor) -> None:
-    """Counts a tensor that is not held any more."""
-    _SPENT.get().free(value)
+def spent() -> Spent:
+    """What the call that runs now has spent of its limits."""
+    return _SPENT.get()

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from device_harness.coreml_interpreter.arguments import tensor_of
-from device_harness.coreml_interpreter.limits import count_freed, count_made
+from device_harness.coreml_interpreter.limits import spent
 from device_harness.coreml_interpreter.ops.kinds import Operation
 from device_harness.coreml_interpreter.values import round_to_half
 from device_harness.errors import DeviceError
@@ -46,6 +44,7 @@ class Step:
         frees: the slots that no later step reads.
         copies: whether its result is copied, because the memory it shares will be overwritten.
         place: which operation it is, for errors.
+        views: whether its results may lie in an argument's memory.
     """
 
     run: Operation
@@ -55,6 +54,7 @@ class Step:
     frees: tuple[int, ...]
     copies: bool
     place: str
+    views: bool
 
 
 @dataclass
@@ -89,6 +89,7 @@ def run_steps(steps: list[Step], slots: list[Any], watch: Watch | None = None) -
     Raises:
         DeviceError: a step fails; the message names its place.
     """
+    counted = spent()
     for step in steps:
         arguments = dict(step.fixed)
         try:
@@ -110,10 +111,7 @@ def run_steps(steps: list[Step], slots: list[Any], watch: Watch | None = None) -
                         f"its result has shape {list(value.shape)} where the program says "
                         f"{list(result.shape)}"
                     )
-                before = slots[result.slot]
-                if isinstance(before, Tensor):  # an iteration's value takes the place of the last
-                    count_freed(before)
-                count_made(value)
+                counted.made(result.slot, value, step.views)
                 slots[result.slot] = value
         except (DeviceError, ExportError) as error:
             if str(error).startswith("in "):
@@ -126,8 +124,7 @@ def run_steps(steps: list[Step], slots: list[Any], watch: Watch | None = None) -
         if watch is not None:
             watch(step, arguments, [slots[result.slot] for result in step.results])
         for slot in step.frees:
-            if isinstance(slots[slot], Tensor):
-                count_freed(slots[slot])
+            counted.freed(slot)
             slots[slot] = None
 
 

@@ -12,6 +12,7 @@ from edgeforge.output_folder.inputs import Input, refuse_inputs
 from edgeforge.output_folder.whole_file import whole_file
 from quant.errors import QuantizationError
 from quant.formats.activations import NONE
+from quant.input_files import open_input
 from quant.plans.algorithms import IMPORTED
 from quant.plans.plan import Assignment, QuantPlan
 
@@ -54,8 +55,9 @@ def write_plan(
     content = ("\n".join(lines) + "\n").encode()
     try:
         if os.path.lexists(file):
-            if file.read_bytes() == content:
-                return
+            with open_input(file) as found:
+                if found.read(len(content) + 1) == content:
+                    return
             if not replace:
                 raise UsageError(
                     f"--save-plan {file} exists and holds another plan: name another file, or pass "

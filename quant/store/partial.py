@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 
 from quant.errors import QuantizationError, StoreDamagedError
-from quant.input_files import NotRegularError, read_input
+from quant.input_files import NotRegularError, open_input, read_input
 from quant.locked_folders import unfinished
 from quant.plans.plan import QuantPlan
 from quant.sealed_json import seal, unseal
@@ -206,7 +206,7 @@ def _checksum_of(file: Path) -> int | None:
     """Returns CRC-32 of a file, None where there is none."""
     found = 0
     try:
-        with file.open("rb") as stream:
+        with open_input(file) as stream:
             for block in file_blocks(stream.fileno(), 0, file.stat().st_size):
                 found = zlib.crc32(block, found)
     except FileNotFoundError:

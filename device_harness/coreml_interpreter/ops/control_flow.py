@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from device_harness.coreml_interpreter.limits import count_iteration
+from device_harness.coreml_interpreter.limits import spent
 from device_harness.coreml_interpreter.ops.kinds import Blocks, Operation, Tensors
 
 
@@ -19,7 +19,7 @@ def while_loop(loop_vars: Tensors, blocks: Blocks) -> tuple[Tensor, ...]:
     """Runs the second block on its own outputs as long as the first block gives true."""
     values: list[Any] = list(loop_vars)
     while bool(blocks[0](values)[0]):
-        count_iteration()
+        spent().iteration()
         values = blocks[1](values)
     return tuple(values)
 
