@@ -146,7 +146,7 @@ def _read_fields(data: Mapping[str, object]) -> dict[str, Any]:
         KeyError: a field is absent.
     """
     found: dict[str, Any] = {name: text(data, name) for name in ("target", "entry", "recipe")}
-    found["context"] = integer(data, "context", minimum=1)
+    found["context"] = integer(data, "context", minimum=2)
     found["bits_per_weight"] = number(data, "bits_per_weight")
     found["notes"] = texts(data, "notes")
     found["warnings"] = texts(data, "warnings") if "warnings" in data else ()

@@ -30,6 +30,7 @@ from edgeforge.checkpoint.layout import (
     WeightLayout,
     find_tokenizer_files,
     find_weights,
+    is_there,
 )
 from edgeforge.checkpoint.links import leads_out, left_out, refuse_dangling
 from edgeforge.checkpoint.other_formats import name_other_format
@@ -343,14 +344,14 @@ def _require_weights(folder: Path, source: str) -> WeightLayout:
     try:
         for name in (SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX):
             refuse_dangling(folder / name)
-            if (folder / name).is_file():
+            if is_there(folder / name):
                 break
         layout = find_weights(folder)
         refuse_adapter(folder, source, layout is not None)
         if layout is not None:
             for name in layout.files:
                 refuse_dangling(folder / name)
-                if not (folder / name).is_file():
+                if not is_there(folder / name):
                     raise CheckpointError(
                         f"{folder / name} is missing, though the index lists it: download it again"
                     )

@@ -51,6 +51,14 @@ class WeightLayout:
     is_torch: bool
 
 
+def is_there(path: Path) -> bool:
+    """Tells whether something other than a folder has this name.
+
+    It may be no regular file: then whatever opens it says so, which is better than to miss it.
+    """
+    return path.exists() and not path.is_dir()
+
+
 def find_weights(folder: Path) -> WeightLayout | None:
     """Return the weight files of a folder, or None when it has neither a file nor an index.
 
@@ -63,9 +71,9 @@ def find_weights(folder: Path) -> WeightLayout | None:
         (SAFETENSORS, SAFETENSORS_INDEX, False),
         (TORCH, TORCH_INDEX, True),
     ):
-        if (folder / whole).is_file():
+        if is_there(folder / whole):
             return WeightLayout((whole,), None, is_torch)
-        if (folder / index_name).is_file():
+        if is_there(folder / index_name):
             index = _read_index(folder / index_name)
             return WeightLayout(tuple(sorted(set(index.values()))), index, is_torch)
     return None
@@ -99,7 +107,7 @@ def find_tokenizer_files(folder: Path) -> dict[str, Path]:
     """
     for name in TOKENIZER_FILES:
         refuse_dangling(folder / name)
-    present = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    present = {name: folder / name for name in TOKENIZER_FILES if is_there(folder / name)}
     found = {name: path for name, path in present.items() if leads_out(path, folder) is None}
     for path in found.values():
         try:

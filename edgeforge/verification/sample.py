@@ -114,9 +114,15 @@ def choose_sample(
     found, head = tokenizer.encode(written, special=False), tokenizer.added()[0]
     if len(found) < 2:
         raise UsageError(f"{path} has {len(found)} tokens; at least 2 are needed")
-    if max(found) >= spec.vocab_size:
+    if len(head) >= length:
         raise UsageError(
-            f"the tokenizer gives token {max(found)}, but the model has {spec.vocab_size}: it is "
+            f"the tokenizer puts {len(head)} tokens in front of a text, which leaves no room for "
+            f"it in {length} tokens: export again with a longer --context or another --tokenizer"
+        )
+    largest = max((*found, *head))
+    if largest >= spec.vocab_size:
+        raise UsageError(
+            f"the tokenizer gives token {largest}, but the model has {spec.vocab_size}: it is "
             f"another model's; export again with --tokenizer PATH"
         )
     if calibration is not None and path != HELDOUT:

@@ -179,6 +179,7 @@ def test_a_value_of_the_wrong_kind_is_refused_in_one_sentence(tmp_path, place, v
         (("files",), {"a\0b": {"size": 1, "sha256": ""}}, "which is not in its folder"),
         (("files",), {"a": {"size": -1, "sha256": ""}}, "size is -1"),
         (("context",), 0, "context is 0"),
+        (("context",), 1, "context is 1"),
         (("context",), 2**63, "context is 9223372036854775808"),
         (("context",), True, "context is True"),
         (("bits_per_weight",), "4", "bits_per_weight is '4', not a number"),

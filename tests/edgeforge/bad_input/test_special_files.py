@@ -59,6 +59,12 @@ def test_files_of_a_checkpoint(checkpoint, export, special, name):
     export(checkpoint, CHECKPOINT, name)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_a_pipe_in_a_checkpoint_is_not_taken_for_nothing(checkpoint, export, name):
+    pipe(checkpoint / name)
+    export(checkpoint, CHECKPOINT, name, REGULAR)
+
+
 @pytest.mark.parametrize("special", [pipe, kernels, zeros])
 def test_a_manifest(artifact, refuses, special):
     special(artifact / "edgeforge.json")

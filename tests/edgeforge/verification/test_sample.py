@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -68,6 +69,16 @@ def test_a_large_model_gets_less_from_all_over_the_text_too(heldout):
 
 def test_a_short_context_has_shorter_blocks():
     assert {len(block) for block in chosen(1024, context=128).blocks} == {128}
+
+
+def test_a_tokenizer_whose_additions_fill_the_blocks_is_told(tmp_path):
+    content = json.loads((DEMO_FOLDER / "tokenizer.json").read_text())
+    begin = content["post_processor"]["single"][0]
+    content["post_processor"]["single"][:1] = [begin] * 8
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="puts 8 tokens in front of a text, which leaves no room"):
+        choose_sample(tmp_path, SPEC, 8, None, 64, None)
+    assert choose_sample(tmp_path, SPEC, 16, None, 64, None).blocks[0][:8] == [1] * 8
 
 
 @given(st.integers(2, 300), st.integers(2, 40), st.sampled_from([[], [999]]), st.integers(2, 400))
