@@ -26,12 +26,11 @@ def seal(content: Mapping[str, Any], indent: int | None = None) -> str:
     return json.dumps({**content, SEAL: _digest(content)}, indent=indent)
 
 
-def unseal(text: str | bytes, *, unsealed_too: bool = False) -> dict[str, Any]:
+def unseal(text: str | bytes) -> dict[str, Any]:
     """Returns the content of a text that `seal` made.
 
     Args:
         text: the JSON text.
-        unsealed_too: whether to accept a text without a digest, as older versions wrote them.
 
     Raises:
         ValueError: the text is no JSON object, has no digest, or another one.
@@ -41,8 +40,6 @@ def unseal(text: str | bytes, *, unsealed_too: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("it is no JSON object")
     digest = content.pop(SEAL, None)
-    if digest is None and unsealed_too:
-        return content
     if digest != _digest(content):
         raise ValueError("its content differs from its digest")
     return content

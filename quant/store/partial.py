@@ -27,7 +27,7 @@ from quant.store.cached import or_explained
 from quant.store.store import STORE_FILES, file_blocks, readable
 from quant.store.writer import StoreWriter
 
-JOURNAL_VERSION: Final = 1
+JOURNAL_VERSION: Final = 2
 _JOURNAL, _LOCK = "progress.json", "lock"
 # Two names in turn: the journal must never name a file that is half written.
 _BOUNDARIES = ("boundary-0.bin", "boundary-1.bin")
@@ -137,18 +137,18 @@ class PartialStore:
         """
         try:
             done, self.boundary = dict(journal["done"]), journal["boundary"]
+            self._checksums = dict(journal["checksums"])
+            self._boundary_checksum = journal["boundary_checksum"]
         except (LookupError, TypeError, ValueError) as error:
             raise StoreDamagedError(f"{self.folder / _JOURNAL} is damaged ({error})") from error
-        # Journals of older versions have no checksums.
-        self._checksums = journal.get("checksums", {})
         for weight, relative_error in done.items():
+            # A weight without checksums was being written again; whoever does so does it anew.
             if weight in self._checksums and (
                 self.writer.checksums(weight) != self._checksums[weight]
             ):
                 raise StoreDamagedError(f"{self.folder} holds {weight} otherwise than it was kept")
             self.note(weight, relative_error)
-        self._boundary_checksum = journal.get("boundary_checksum")
-        if self.boundary is None or self._boundary_checksum is None:
+        if self.boundary is None:
             return
         if _checksum_of(self.boundary_file()) != self._boundary_checksum:
             tell(
@@ -175,7 +175,7 @@ class PartialStore:
         if not path.exists():
             return None
         try:
-            journal = unseal(read_input(path, _LARGEST_JOURNAL), unsealed_too=True)
+            journal = unseal(read_input(path, _LARGEST_JOURNAL))
             version, key = journal["version"], journal["key"]
             done, boundary = journal["done"], journal["boundary"]
             ours = version == JOURNAL_VERSION and key == self._key

@@ -15,7 +15,7 @@ import torch
 from quant.errors import QuantizationError, StoreDamagedError, StoreUnreadableError
 from quant.formats.formats import parse_format
 from quant.plans.plan import FLOAT32, Assignment, QuantPlan
-from quant.store.partial import partial_store
+from quant.store.partial import JOURNAL_VERSION, partial_store
 from quant.store.store import WeightStore
 
 SHAPES = {"a.weight": (8, 64), "norm.weight": (64,)}
@@ -202,7 +202,7 @@ def test_a_file_cut_short_is_named(tmp_path):
 def test_a_run_that_left_no_journal_begins_anew(tmp_path):
     leave_half_done(tmp_path / "cache", tmp_path / "partial")
     journal = tmp_path / "partial" / "progress.json"
-    assert json.loads(journal.read_text())["version"] == 1
+    assert json.loads(journal.read_text())["version"] == JOURNAL_VERSION
     journal.unlink()
     with partial_store(tmp_path / "cache", "key", PLAN, SHAPES, tmp_path / "partial") as store:
         assert store.done == {} and store.boundary is None
