@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
-from edgeforge.checkpoint.adapters import refuse_adapter
 from edgeforge.checkpoint.digest import CheckpointDigest, FileDigest, Progress, digest_files
 from edgeforge.checkpoint.json_text import MAX_CONFIG_BYTES, parse_object, read_small_file, reason
 from edgeforge.checkpoint.layout import (
@@ -26,17 +25,14 @@ from edgeforge.checkpoint.layout import (
     TOKENIZER_FILES,
     TORCH,
     TORCH_INDEX,
-    VOCABULARY_FILES,
     WeightLayout,
     find_tokenizer_files,
-    find_weights,
-    is_there,
 )
 from edgeforge.checkpoint.links import leads_out, left_out, refuse_dangling
-from edgeforge.checkpoint.other_formats import name_other_format
+from edgeforge.checkpoint.named_source import find_folder, find_tokenizer, require_weights
 from edgeforge.checkpoint.source_files import SourceFiles
 from edgeforge.checkpoint.tensor_entry import TensorEntry
-from edgeforge.errors import CheckpointError, UsageError
+from edgeforge.errors import CheckpointError
 from quant.input_files import open_descriptor
 from quant.suggestion import nearest
 
@@ -49,6 +45,9 @@ __all__ = ["Checkpoint", "CheckpointDigest", "FileDigest", "TensorEntry"]
 # NumPy has no bfloat16, so its bits are returned as uint16.
 READ_AS = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
 INTEGERS = ("int32", "int64")
+
+# Files whose content decides what is read, or that are read whole: watched before any is opened.
+_READ = (CONFIG, GENERATION_CONFIG, SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX)
 
 # One read call on Linux transfers at most 2 GiB less one page.
 _MAX_READ = 1 << 30
@@ -117,15 +116,15 @@ class Checkpoint:
                 the file.
             UsageError: ``revision`` is given with a folder.
         """
-        folder, commit = _resolve(str(source), revision)
+        folder, commit = find_folder(str(source), revision)
         watched = SourceFiles()
         watched.watch(folder / name for name in _READ)
-        layout = _require_weights(folder, str(source))
+        layout = require_weights(folder, str(source))
         where = folder
         if tokenizer is None:
             files = find_tokenizer_files(folder)
         else:
-            where, files = _tokenizer(str(tokenizer))
+            where, files = find_tokenizer(str(tokenizer))
         opened = cls(folder, str(source), commit, layout, files, watched)
         absent = (name for name in TOKENIZER_FILES if name not in files)
         opened.warnings = (
@@ -308,97 +307,6 @@ class Checkpoint:
             raise CheckpointError(
                 f"{entry.name} cannot be read from {entry.file}: {reason(error)}"
             ) from error
-
-
-def _resolve(source: str, revision: str | None) -> tuple[Path, str | None]:
-    folder = Path(source).expanduser()
-    try:
-        is_folder, exists = folder.is_dir(), folder.exists()
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source[:200]!r} is not a usable path: {error}") from error
-    if is_folder and source:  # Path("") is the current folder, which nobody asked for.
-        if revision is not None:
-            raise UsageError(
-                f"{source} is a folder, which has no revision: leave out --revision {revision}"
-            )
-        return folder, None
-    refuse_dangling(folder)
-    if exists and source:
-        other = name_other_format([folder.name])
-        if other is not None and folder.suffix not in (".safetensors", ".bin", ".pt"):
-            raise CheckpointError(f"{source} is not the folder of a checkpoint: it is {other}")
-        raise CheckpointError(
-            f"{source} is a file; name the folder that holds it together with {CONFIG}"
-        )
-    from edgeforge.checkpoint import hub
-
-    if not hub.is_hub_id(source):
-        raise CheckpointError(
-            f"{source!r} is neither a folder here nor a hub id of the form organisation/name"
-        )
-    snapshot = hub.download_checkpoint(source, revision)
-    return snapshot, hub.commit_of(snapshot)
-
-
-def _require_weights(folder: Path, source: str) -> WeightLayout:
-    try:
-        for name in (SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX):
-            refuse_dangling(folder / name)
-            if is_there(folder / name):
-                break
-        layout = find_weights(folder)
-        refuse_adapter(folder, source, layout is not None)
-        if layout is not None:
-            for name in layout.files:
-                refuse_dangling(folder / name)
-                if not is_there(folder / name):
-                    raise CheckpointError(
-                        f"{folder / name} is missing, though the index lists it: download it again"
-                    )
-            return layout
-        has_config = (folder / CONFIG).exists()
-        held = [path.name for path in folder.iterdir() if path.is_file() or path.is_dir()]
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read: {reason(error)}") from error
-    other = name_other_format([folder.name, *held] if folder.suffix in _PACKAGES else held)
-    found = "" if other is None else f"; it has {other}"
-    if not has_config:
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG}{found}")
-    raise CheckpointError(
-        f"{folder} has no weights: {SAFETENSORS}, {SAFETENSORS_INDEX} or {TORCH} is needed{found}"
-    )
-
-
-# Folders that are themselves a model in another format.
-_PACKAGES = (".mlpackage", ".mlmodelc")
-# Files whose content decides what is read, or that are read whole: watched before any is opened.
-_READ = (CONFIG, GENERATION_CONFIG, SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX)
-
-
-def _tokenizer(source: str) -> tuple[Path, dict[str, Path]]:
-    """Returns the folder of a tokenizer that the user named, and its files."""
-    path = Path(source).expanduser()
-    refuse_dangling(path)
-    if path.is_file():
-        if path.name not in VOCABULARY_FILES:
-            raise CheckpointError(
-                f"{path} is not a tokenizer file; name a folder, or one of "
-                f"{', '.join(VOCABULARY_FILES)}"
-            )
-        return path.parent, {**find_tokenizer_files(path.parent), path.name: path}
-    if not path.is_dir():
-        from edgeforge.checkpoint import hub
-
-        if not hub.is_hub_id(source):
-            raise CheckpointError(
-                f"the tokenizer {source!r} is neither a folder nor a file here nor a hub id of the "
-                "form organisation/name"
-            )
-        path = hub.download_tokenizer(source, None)
-    files = find_tokenizer_files(path)
-    if not any(name in files for name in VOCABULARY_FILES):
-        raise CheckpointError(f"{path} has no tokenizer: {' or '.join(VOCABULARY_FILES)} is needed")
-    return path, files
 
 
 def _read_config(path: Path) -> dict[str, object]:

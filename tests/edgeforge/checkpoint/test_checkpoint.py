@@ -347,4 +347,4 @@ def test_importing_and_opening_loads_no_heavy_package(folder):
 def test_a_fifo_does_not_hang(folder):
     shutil.move(folder / "model.safetensors", folder / "kept")
     os.mkfifo(folder / "model.safetensors")
-    refused(folder, "has no weights")
+    refused(folder, "it is a named pipe, and EdgeForge reads regular files only")
