@@ -181,9 +181,24 @@ def check_place(case: Case, old: dict[str, str], new: dict[str, str], when: str)
 
 
 def run_kills(
-    kills: int, seed: int, targets: list[str], recipes: list[str], say: Callable[[str], None]
+    kills: int,
+    seed: int,
+    targets: list[str],
+    recipes: list[str],
+    by_clock: bool,
+    say: Callable[[str], None],
 ) -> None:
-    """Kills exports at ``kills`` moments and checks each; ends the run at the first fault."""
+    """Kills exports at ``kills`` moments and checks each; ends the run at the first fault.
+
+    Args:
+        kills: how many.
+        seed: of the moments.
+        targets: the targets' names.
+        recipes: the recipes' names.
+        by_clock: whether every second moment is a time, at which an export may have ended already,
+            and not an operation on files.
+        say: called with a line for each kill.
+    """
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="killed-exports-") as name:
         base = Path(name).resolve()
@@ -207,7 +222,7 @@ def run_kills(
             count, seconds, old, new = known[kind]
             prepare(case, earlier)
             user = digests(base / "user")
-            if turn % 2:
+            if by_clock and turn % 2:
                 kill = Kill(seconds=draw.uniform(0, 0.9 * seconds))
             else:
                 # The last operations, of the swap, are the most delicate.
@@ -268,9 +283,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--targets", default="onnx")
     parser.add_argument("--recipes", default="int4-g32,int4-gptq")
+    parser.add_argument(
+        "--operations-only", action="store_true", help="no moment of the clock, all of the work"
+    )
     asked = parser.parse_args()
     targets, recipes = asked.targets.split(","), asked.recipes.split(",")
-    run_kills(asked.kills, asked.seed, targets, recipes, lambda line: print(line, flush=True))
+    by_clock = not asked.operations_only
+    run_kills(
+        asked.kills, asked.seed, targets, recipes, by_clock, lambda line: print(line, flush=True)
+    )
     print(f"{asked.kills} kills: nothing was lost, every next export gave the same bytes")
 
 

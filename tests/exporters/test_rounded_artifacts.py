@@ -170,16 +170,18 @@ def test_each_target_says_which_roundings_it_lacks(refused):
     token, tensor = (f"format: int8-pc, activation: int8-{each}" for each in ("token", "tensor"))
     assert refused("coreml", token) == (
         f"{ONE} is to be multiplied by activations rounded to int8-token; Core ML's quantize takes "
-        f"constant scales only: use activation int8-tensor, as recipe w8a8-static does"
+        f"constant scales only: use activation int8-tensor (as recipe w8a8-static does) "
+        f"or use activation none"
     )
     assert refused("executorch", tensor) == (
         f"{ONE} is to be multiplied by activations rounded to int8-tensor; XNNPACK's products by "
-        f"fixed scales would round their results too: use activation int8-token, as recipe w8a8 "
-        f"does"
+        f"fixed scales would round their results too: use activation int8-token (as recipe w8a8 "
+        f"does) or use activation none"
     )
     assert refused("onnx", "format: int4-g32, activation: int8-token") == (
         f"{ONE} is to be int4-g32 with activation int8-token; ONNX Runtime multiplies rounded "
-        f"activations by 8-bit weights with one scale a row: use int8-pc, or activation none"
+        f"activations by 8-bit weights with one scale a row: use activation none or "
+        f"keep it int8-pc"
     )
     assert "--lowering stock does not control how activations are rounded" in refused(
         "executorch", token, lowering="stock"

@@ -50,7 +50,7 @@ def test_no_tokenizer_exports_and_verifies_but_does_not_run(checkpoint, edgeforg
         (("-p", "x", "--temperature", "nan"), "--temperature nan"),
         (("-p", "x", "--top-p", "0"), "--top-p 0.0 must be above 0"),
         (("-p", "x", "--top-p", "1.5"), "--top-p 1.5"),
-        (("-p", "caf\udce9"), "the prompt is not UTF-8 text"),
+        (("-p", "caf\udce9"), "is not UTF-8 text: give the prompt in UTF-8"),
     ],
 )
 def test_what_run_cannot_do_is_refused(sound_artifact, refuses, options, words):
