@@ -18,6 +18,7 @@ from exporters.manifest_records import ModelRecord, SourceRecord, TokenizerRecor
 from exporters.structure import to_json
 from exporters.target import Lowered, ModelFacts, Target
 from quant.plans.plan import QuantPlan
+from quant.processors import processor_kind
 from quant.store.store import WeightStore
 
 _TOOLS = ("edgeforge", "torch", "onnx", "onnxruntime")
@@ -85,6 +86,7 @@ def write_manifest(
         calibration=None if calibration is None else calibration.record(),
         rotation=None if rotated is None else rotated.record,
         tools=versions(_TOOLS),
+        processor=processor_kind(),
         files=record_files(folder),
         structure=to_json(target.structure(folder)),
         tokenizer=_tokenizer_record(folder),

@@ -53,6 +53,7 @@ class Manifest:
         states: what is carried from call to call, in the same form.
         notes: what a user must know, one sentence each.
         warnings: what is not as a user expects, one sentence each; ``export`` prints them.
+        processor: the kind of processor that exported it; empty where that is not known.
         tools: the versions of the packages that made the artifact.
         files: every file of the artifact except ``edgeforge.json``.
         options: the target's options that the user gave.
@@ -82,6 +83,7 @@ class Manifest:
     calibration: CalibrationRecord | None = None
     rotation: RotationRecord | None = None
     warnings: tuple[str, ...] = ()
+    processor: str = ""
     tokenizer: TokenizerRecord | None = None
     schema_version: int = SCHEMA_VERSION
 
@@ -149,6 +151,7 @@ def _read_fields(data: Mapping[str, object]) -> dict[str, Any]:
     found["context"] = integer(data, "context", minimum=2)
     found["bits_per_weight"] = number(data, "bits_per_weight")
     found["notes"] = texts(data, "notes")
+    found["processor"] = text(data, "processor") if "processor" in data else ""
     found["warnings"] = texts(data, "warnings") if "warnings" in data else ()
     for name in ("inputs", "outputs", "states", "tools"):
         rows = mapping(data[name], name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import textwrap
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -14,6 +13,7 @@ from typing import Any, Final
 from edgeforge.cache import cache_dir
 from edgeforge.cli.sizes import size_text
 from edgeforge.cli.trials import try_all
+from quant.processors import processor_name
 
 _WIDTH: Final = 80
 # The extras that people install, as `pyproject.toml` names them, and what each is for.
@@ -127,7 +127,7 @@ def examine() -> Report:
         edgeforge=_version("edgeforge"),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor_name(),
         cores=_cores(),
         memory_bytes=_memory_bytes(),
         cache_folder=str(cache_dir()),
@@ -168,16 +168,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    """The model's name; the architecture where the system does not tell it."""
-    place = Path("/proc/cpuinfo")
-    if place.is_file():
-        named = re.search(r"^model name\s*:\s*(.+)$", place.read_text(errors="replace"), re.M)
-        if named:
-            return named[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _cores() -> int:

@@ -32,7 +32,7 @@ WIDTH = 80
 # Of the columns of figures: three of them and the labels fill a line.
 _LABEL, _COLUMN, _GAP, _MOST_COLUMNS = 20, 18, 2, 3
 
-_HEADING, _GOOD, _BAD = "bold", "bold green", "bold red"
+_HEADING, _GOOD, _FAIR, _BAD = "bold", "bold green", "bold yellow", "bold red"
 
 _MEANING = (
     "SOUND means that every stored weight equals the weight store's, bit for bit, that the "
@@ -99,6 +99,13 @@ def summary_lines(results: Mapping[Path, Evaluation], asked: Sequence[Path]) -> 
         if result.limits:
             words = f"{label} ran in EdgeForge's interpreter, not in Apple's runtime."
             lines += _wrapped(words, hanging=2)
+        if result.other_processor:
+            words = (
+                f"{label}: {len(result.weights_unlike_store)} weights are what its manifest "
+                f"records, but not the weight store's: another kind of processor exported it, on "
+                f"which calibration rounds otherwise. Its lowering error includes the difference."
+            )
+            lines += _wrapped(words, hanging=2)
     return [*lines, Text(), *_next_lines(evaluations, asked)]
 
 
@@ -126,7 +133,7 @@ def _verdict(result: Evaluation) -> tuple[str, str, list[str]]:
     """The word, its style, and the facts behind it."""
     runtime = result.runtime.split(" (")[0].split(" ")[0]
     ran = "ran in an interpreter" if result.limits else f"ran in {runtime}"
-    weights = "weights bit-exact"
+    weights, ratio = "weights bit-exact", f"{result.perplexity_ratio:.3f}"
     if not result.stored_weights_equal:
         weights = f"{len(result.weights_unlike_store)} weights unlike the store's"
     if result.not_finite:
@@ -136,9 +143,12 @@ def _verdict(result: Evaluation) -> tuple[str, str, list[str]]:
         return "NOT FINITE", _BAD, [where, weights]
     if result.greedy_float.not_finite:
         return "NOT FINITE", _BAD, ["NaN or infinite logits in greedy text", weights]
+    if result.other_processor:
+        facts = ["weights as its manifest records", ran, f"perplexity x {ratio}"]
+        return "AS RECORDED", _FAIR, facts
     if not result.stored_weights_equal:
         return "OTHER WEIGHTS", _BAD, [weights, ran]
-    return "SOUND", _GOOD, [weights, ran, f"perplexity x {result.perplexity_ratio:.3f}"]
+    return "SOUND", _GOOD, [weights, ran, f"perplexity x {ratio}"]
 
 
 def _figure_lines(results: Mapping[Path, Evaluation]) -> list[Text]:

@@ -42,6 +42,8 @@ class Evaluation:
             equal those of the weight store, bit for bit. That they equal what the manifest records
             was checked before.
         weights_unlike_store: the weights that do not.
+        other_processor: whether these may differ because another kind of processor exported the
+            artifact: all come from a calibration or a rotation, in which floats are rounded.
         weight_store: the folder of that store, which was found in the cache or made for this.
         bits_per_weight: stored bits over parameters.
         artifact_bytes: size of all files.
@@ -72,6 +74,7 @@ class Evaluation:
     limits: tuple[str, ...] = ()
     weights_unlike_store: tuple[str, ...] = ()
     weight_store: str = ""
+    other_processor: bool = False
     schema_version: int = REPORT_VERSION
 
     @property

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from edgeforge.errors import CheckFailed
 from exporters.manifest import MANIFEST, Manifest
 from exporters.registry import find_target
+from quant.plans.algorithms import is_calibrated
+from quant.processors import processor_kind
 from quant.store.store import WeightStore
 
 
@@ -39,3 +42,20 @@ def unlike_store(manifest: Manifest, store: WeightStore) -> tuple[str, ...]:
         for name in {**manifest.weights, **store.digests}
         if name not in manifest.weights or store.digests.get(name) != manifest.weights[name].digest
     )
+
+
+def may_differ(manifest: Manifest, unlike: Collection[str]) -> bool:
+    """Returns whether another kind of processor explains weights that are not the store's.
+
+    Statistics of activations and rotated weights are sums of floats, which processors round
+    differently, so that a few integers come out otherwise. Other integers do not depend on it.
+
+    Args:
+        manifest: the artifact's.
+        unlike: the weights that are not the store's.
+    """
+    sums = manifest.rotation is not None or all(
+        name in manifest.weights and is_calibrated(manifest.weights[name].algorithm)
+        for name in unlike
+    )
+    return bool(unlike) and sums and manifest.processor != processor_kind()

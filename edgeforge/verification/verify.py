@@ -19,7 +19,7 @@ from edgeforge.verification.sample import (
     choose_sample,
 )
 from edgeforge.verification.soundness import require_sound
-from edgeforge.verification.stored_weights import require_recorded_weights, unlike_store
+from edgeforge.verification.stored_weights import may_differ, require_recorded_weights, unlike_store
 from exporters.manifest import MANIFEST, Manifest, check_files
 from quant.formats.activations import parse_activation
 from quant.formats.formats import parse_format
@@ -267,6 +267,7 @@ def _evaluate(
                 limits=session.limits,
                 weights_unlike_store=unlike,
                 weight_store=str(store.folder),
+                other_processor=may_differ(manifest, unlike),
             )
         )
     return evaluations

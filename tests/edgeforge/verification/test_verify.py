@@ -3,18 +3,26 @@
 import errno
 import json
 import os
+import shutil
+from dataclasses import replace
 
 import pytest
+import torch
 
+from edgeforge.calibration.text import CalibrationOptions
 from edgeforge.errors import CheckFailed, CheckpointError, UsageError
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
 from edgeforge.verification.soundness import UnsoundError
+from edgeforge.verification.stored_weights import may_differ
 from edgeforge.verification.verify import VerifyOptions, reopen, verify, verify_together
 from exporters.manifest import Manifest
+from exporters.manifest_records import RotationRecord
 from exporters.registry import find_target
+from quant.processors import processor_kind
+from quant.quantizers import registry
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +206,53 @@ def test_files_and_manifest_unlike_the_store_are_named(tmp_path, edgeforge):
     (report,) = json.loads(done.out)
     assert done.code == 1 and report["stored_weights_equal"] is False
     assert NAME in report["weights_unlike_store"]
+
+
+class OtherRounding:
+    """GPTQ with sums of activations that are rounded as another processor might."""
+
+    def __init__(self, usual):
+        self._usual = usual
+
+    def quantize_matrix(self, weight, moment, fmt, **options):
+        draw = torch.Generator().manual_seed(0)
+        noise = 1 + 1e-2 * torch.rand(len(moment), generator=draw, dtype=moment.dtype)
+        return self._usual.quantize_matrix(weight, moment * noise * noise[:, None], fmt, **options)
+
+
+def test_another_processor_explains_calibrated_weights_and_no_others(
+    tmp_path, monkeypatch, edgeforge
+):
+    model = open_model(str(synthesise("tiny-llama", tmp_path / "model")))
+    out, text = tmp_path / "out", CalibrationOptions(tokens=480, length=48)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("- {match: '*', format: int4-g32, algorithm: gptq-order}\n")
+    options = ExportOptions(str(recipe), context=64, calibration=text)
+    export(model, [find_target("onnx")], out, options)
+    assert Manifest.read(out).processor == processor_kind()
+    shutil.rmtree(tmp_path / "cache")
+    usual = registry.CALIBRATED["gptq-order"]
+    monkeypatch.setitem(registry.CALIBRATED, "gptq-order", OtherRounding(usual))
+    command = ("verify", out, "-q", "--tokens", "100", "--no-timed")
+    # On the processor that exported it, nothing explains other integers.
+    done = edgeforge(*command)
+    assert done.code == 1 and "OTHER WEIGHTS" in done.out
+    manifest = json.loads((out / "edgeforge.json").read_text())
+    (out / "edgeforge.json").write_text(json.dumps(manifest | {"processor": "another, AVX2"}))
+    done = edgeforge(*command)
+    assert done.code == 0, done.err
+    assert "AS RECORDED  weights as its manifest records; ran in onnxruntime" in done.out
+    assert "another kind of processor exported it" in " ".join(done.out.split())
+    report = json.loads((out / "report.json").read_text())
+    assert report["other_processor"] is True and report["stored_weights_equal"] is False
+    unlike = report["weights_unlike_store"]
+    recorded = Manifest.read(out)
+    assert unlike and may_differ(recorded, unlike)
+    # A weight that is rounded to nearest is the same everywhere.
+    (plain,) = [n for n, w in recorded.weights.items() if w.algorithm == "cast" and "1.in" in n]
+    assert not may_differ(recorded, [*unlike, plain]) and not may_differ(recorded, [])
+    rotation = RotationRecord("hadamard", 1, 0)
+    assert may_differ(replace(recorded, rotation=rotation), [plain])
 
 
 def test_a_damaged_store_does_not_blame_a_good_artifact(tmp_path, edgeforge):
