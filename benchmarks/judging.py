@@ -129,7 +129,7 @@ class Judge:
         tokenizer = Tokenizer(
             model.checkpoint.tokenizer_files.get("tokenizer.json"), model.checkpoint.source
         )
-        head = [] if model.spec.bos is None else [model.spec.bos]
+        head = list(tokenizer.added()[0])  # as `edgeforge verify` begins its blocks
         step = BLOCK - len(head)
         found = tokenizer.encode(read_text(text), special=False)[:tokens]
         starts = range(0, len(found) - step + 1, step)
