@@ -89,7 +89,7 @@ def write_manifest(
         processor=processor_kind(),
         files=record_files(folder),
         structure=to_json(target.structure(folder)),
-        tokenizer=_tokenizer_record(folder),
+        tokenizer=_tokenizer_record(run.model.checkpoint.tokenizer_files, folder),
     ).write(folder)
 
 
@@ -104,11 +104,14 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _tokenizer_record(folder: Path) -> TokenizerRecord | None:
-    file = folder / TOKENIZER
-    if not file.is_file():
+def _tokenizer_record(files: Mapping[str, Path], folder: Path) -> TokenizerRecord | None:
+    """Returns what the artifact's tokenizer adds; None where it has none.
+
+    All targets copy the checkpoint's file, which was tried already: a copy would be tried again.
+    """
+    if not (folder / TOKENIZER).is_file():
         return None
-    prefix, suffix = Tokenizer(file, str(folder)).added()
+    prefix, suffix = Tokenizer(files[TOKENIZER], str(folder)).added()
     return TokenizerRecord(prefix, suffix, num_bos=1 if prefix or suffix else 0)
 
 

@@ -88,7 +88,7 @@ def export(
         static_caches=any(has_static_caches(target, options.target) for target in targets),
     )
     run = ExportRun(model, targets, options, facts, planned, calibration, inputs.require_unchanged)
-    # What a user must be told is known by now; a tokenizer that cannot be read is refused here.
+    # What a user must be told is known by now.
     warnings = warnings_of(run)
     # Files go to a temporary folder beside ``out``, which takes its name when all are complete.
     with (

@@ -1,4 +1,6 @@
-"""The error that the exporters raise."""
+"""The errors that the exporters raise."""
+
+from quant.errors import Refusal
 
 
 class ExportError(ValueError):
@@ -17,13 +19,5 @@ class MemoryRefused(ExportError):
         self.largest = largest
 
 
-class WeightRefused(ExportError):
-    """A target cannot hold a weight as a plan says; it can hold another format.
-
-    Attributes:
-        problem: what the target lacks, without what to do instead.
-    """
-
-    def __init__(self, problem: str, advice: str) -> None:
-        super().__init__(f"{problem}: {advice}")
-        self.problem = problem
+class WeightRefused(Refusal, ExportError):
+    """A target cannot hold a weight as a plan says; it can hold another format."""

@@ -7,8 +7,8 @@ class QuantizationError(ValueError):
     """A weight, a format or a plan does not allow the requested quantization."""
 
 
-class FormatRefused(QuantizationError):
-    """A weight cannot be stored as a plan says; another format can hold it.
+class Refusal(ValueError):
+    """A weight cannot be as a plan says, and can be otherwise; whoever refuses says both.
 
     Attributes:
         problem: what does not fit, without what to do instead.
@@ -17,6 +17,10 @@ class FormatRefused(QuantizationError):
     def __init__(self, problem: str, advice: str) -> None:
         super().__init__(f"{problem}: {advice}")
         self.problem = problem
+
+
+class FormatRefused(Refusal, QuantizationError):
+    """A weight cannot be stored as a plan says; another format can hold it."""
 
 
 class StoreFullError(QuantizationError):

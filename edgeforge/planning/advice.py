@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from edgeforge.families.assembly import EMBEDDING
-from exporters.errors import ExportError, MemoryRefused, WeightRefused
+from exporters.errors import ExportError, MemoryRefused
 from exporters.options import TargetOptions
 from exporters.target import ModelFacts, Target
-from quant.errors import FormatRefused, QuantizationError
+from quant.errors import FormatRefused, QuantizationError, Refusal
 from quant.formats.activations import ACTIVATIONS, NONE, TENSOR, TOKEN
 from quant.formats.formats import FloatFormat, IntFormat, PaletteFormat, WeightFormat, parse_format
 from quant.plans.algorithms import CAST, IMPORTED, POSITIVE, algorithms_for
@@ -48,7 +48,7 @@ class PlanCheck:
         """
         try:
             self._ask(plan.weights)
-        except (FormatRefused, WeightRefused) as error:
+        except Refusal as error:
             raise self._advice(plan) or error from error
 
     def beyond_range(self, error: FormatRefused, plan: QuantPlan) -> FormatRefused:
@@ -65,11 +65,11 @@ class PlanCheck:
             ways += self._options(wide)
         return FormatRefused(error.problem, f"keep it {' with '.join(ways)}")
 
-    def refusal(self, given: Mapping[str, Assignment]) -> FormatRefused | WeightRefused | None:
+    def refusal(self, given: Mapping[str, Assignment]) -> Refusal | None:
         """Returns why some weights cannot have their assignments; None where they can."""
         try:
             self._ask(given)
-        except (FormatRefused, WeightRefused) as error:
+        except Refusal as error:
             return error
         return None
 
@@ -89,7 +89,7 @@ class PlanCheck:
         for target in self.targets:
             target.check(plan, shapes, self.facts, free.only(target.options))
 
-    def _advice(self, plan: QuantPlan) -> FormatRefused | WeightRefused | None:
+    def _advice(self, plan: QuantPlan) -> Refusal | None:
         """Returns what is wrong with a plan's first weight, and what to do about every such weight.
 
         None where no single weight is at fault.
