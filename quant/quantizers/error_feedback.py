@@ -16,16 +16,21 @@ needed (`Feedback.unrounded`), the columns in between compensate as if they were
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
 from quant.errors import QuantizationError
+from quant.kernels.threads import single_threaded_torch
 
 # Above this width a float64 factor takes too much time and memory: float32 is tried first.
 WIDEST_DOUBLE: Final = 4096
 _LARGEST_DAMPING: Final = 100.0
+# Up to this width one thread is faster: torch's threads would wait for each other in every short
+# operator, and much longer where other work wants the processors.
+_WIDEST_ALONE: Final = 2048
 # A matrix is reordered about so many elements at a time, so that they stay in a core's cache.
 TOGETHER: Final = 1 << 16
 
@@ -103,6 +108,12 @@ def error_feedback(
     >>> found.shares[1, 0], found.costs
     (tensor(2.), tensor([1., 1.]))
     """
+    with single_threaded_torch() if len(moment) <= _WIDEST_ALONE else nullcontext():
+        return _feedback(moment, damping, by_activation, name)
+
+
+def _feedback(moment: torch.Tensor, damping: float, by_activation: bool, name: str) -> Feedback:
+    """`error_feedback`, with as many threads as torch has now."""
     size = len(moment)
     diagonal = moment.diagonal().clone()
     mean = float(diagonal.mean())
