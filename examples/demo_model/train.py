@@ -165,7 +165,7 @@ def read_tokens(data: Path, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarra
 
 
 def loss_of(model: OpenELM | Llama, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy (nats) of the next token; matrix products in bfloat16 where that is fast."""
+    """Mean cross-entropy (nats) of the next token; products in bfloat16 where that is fast."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=BFLOAT16_IS_FAST):
         logits = model(inputs)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
