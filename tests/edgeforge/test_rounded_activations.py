@@ -109,7 +109,7 @@ def test_static_scales_are_those_of_least_error(model, program, fill):
     """Held against the float model's own first norm, and every scale that clips less or more."""
     store, _ = fill("smoothquant", "int8-tensor")
     plain, _ = fill("rtn", "int8-tensor")
-    at = "model.layers.0.self_attn.qkv_proj.weight"
+    at = "model.layers.0.self_attn.qk_proj.weight"
     norm = "model.layers.0.input_layernorm.weight"
     tokens = torch.tensor(blocks(model, 1, 8))
     x = model.weights.float_weight("model.embed_tokens.weight")[tokens]

@@ -214,7 +214,7 @@ def test_progress_counts_weights_to_the_last(model, program, blocks, tmp_path, m
 def test_activations_that_are_not_finite_are_named(model, program, blocks, tmp_path, monkeypatch):
     plan = plan_of(model)
     with (
-        pytest.raises(QuantizationError, match=r"inputs of model\.layers\.1\.self_attn\.qkv_proj"),
+        pytest.raises(QuantizationError, match=r"inputs of model\.layers\.1\.self_attn\.qk_proj"),
         partial_store(tmp_path, "key", plan, model.weights.shapes()) as partial,
     ):
         fill_rest(model, plan, partial)

@@ -40,7 +40,8 @@ def shapes_of(width: int) -> dict[str, tuple[int, ...]]:
         at = f"model.layers.{layer}."
         shapes |= {
             f"{at}input_layernorm.weight": (128,),
-            f"{at}self_attn.qkv_proj.weight": (256, 128),
+            f"{at}self_attn.qk_proj.weight": (192, 128),
+            f"{at}self_attn.v_proj.weight": (64, 128),
             f"{at}self_attn.o_proj.weight": (128, 128),
             f"{at}mlp.gate_up_proj.weight": (2 * width, 128),
             f"{at}mlp.down_proj.weight": (128, width),
@@ -151,7 +152,7 @@ def test_every_way_that_a_refusal_proposes_is_accepted(names, asked, recipes):
         (
             "onnx executorch",
             "lut4",
-            "use int4-g32 or keep it int8-pc, and the same for lm_head.weight and 6 more; "
+            "use int4-g32 or keep it int8-pc, and the same for lm_head.weight and 8 more; "
             "for model.layers.0.mlp.down_proj.weight and 1 more, keep it fp16",
         ),
     ],

@@ -14,7 +14,8 @@ from quant.plans.recipes import RECIPES, Recipe, Rule, find_recipe
 SHAPES = {
     "model.embed_tokens.weight": (64, 128),
     "model.layers.0.input_layernorm.weight": (128,),
-    "model.layers.0.self_attn.qkv_proj.weight": (192, 128),
+    "model.layers.0.self_attn.qk_proj.weight": (128, 128),
+    "model.layers.0.self_attn.v_proj.weight": (64, 128),
     "model.layers.0.mlp.down_proj.weight": (128, 256),
     "model.layers.1.mlp.down_proj.weight": (128, 256),
     "lm_head.weight": (64, 128),
@@ -76,17 +77,17 @@ def test_the_first_rule_that_matches_decides():
         Rule("*down_proj*", "int4-g64"),
         Rule("head", "fp16"),
         Rule("*", "int4-g32"),
-    ) == ["int4-g32", "fp32", "int4-g32", "int4-g64", "int8-pc", "fp16"]
+    ) == ["int4-g32", "fp32", "int4-g32", "int4-g32", "int4-g64", "int8-pc", "fp16"]
 
 
 def test_a_rule_may_name_a_role():
     assert formats(
         Rule("embedding", "int8-pc"), Rule("linear", "int4-g128"), Rule("head", "bf16")
-    ) == ["int8-pc", "fp32", "int4-g128", "int4-g128", "int4-g128", "bf16"]
+    ) == ["int8-pc", "fp32", *["int4-g128"] * 4, "bf16"]
 
 
 def test_patterns_know_sets_and_case():
-    assert formats(Rule("model.layers.[1-9].*", "int8-pc"), Rule("*", "int4-g32"))[4] == "int8-pc"
+    assert formats(Rule("model.layers.[1-9].*", "int8-pc"), Rule("*", "int4-g32"))[5] == "int8-pc"
     with pytest.raises(QuantizationError, match="matches no weight that earlier rules leave"):
         formats(Rule("MODEL.*", "int8-pc"), Rule("*", "int4-g32"))
 
@@ -163,7 +164,7 @@ def test_a_file_may_mix_palettes_and_integers(tmp_path):
     assert [(a.format.name, a.algorithm) for a in plan.weights.values()] == [
         ("lut8-pt", "kmeans"),
         ("fp32", "cast"),
-        *[("lut3-gc8", "kmeans")] * 3,
+        *[("lut3-gc8", "kmeans")] * 4,
         ("int8-pc", "rtn"),
     ]
 
@@ -270,13 +271,13 @@ def test_an_embedding_is_calibrated_only_where_it_is_the_head_too():
 def test_rules_say_what_happens_to_activations(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "- {match: '*.qkv_proj.*', format: int8-pc, activation: int8-token}\n"
+        "- {match: '*.qk_proj.*', format: int8-pc, activation: int8-token}\n"
         "- {match: '*', format: int8-pc, algorithm: smoothquant, activation: int8-tensor}\n"
     )
     plan = find_recipe(str(path)).plan(SHAPES, ROLES)
     for name, given in plan.weights.items():
         looked_up = ROLES[name] == "embedding" or len(SHAPES[name]) == 1
-        wanted = "int8-token" if ".qkv_proj." in name else "int8-tensor"
+        wanted = "int8-token" if ".qk_proj." in name else "int8-tensor"
         assert given.activation == ("none" if looked_up else wanted)
     path.write_text("- {match: '*', format: int8-pc, activation: int8}\n")
     with pytest.raises(QuantizationError, match="rule 1: there is no activation 'int8'"):
