@@ -22,6 +22,8 @@ LARGEST_RECIPE = 1 << 20
 """The most bytes of a file of rules; one rule for each weight of a large model takes a tenth."""
 _LONGEST_TEXT = 500
 _ROLES = ("*", "head", "embedding", "linear")
+OUTER = "outer"
+"""The layers that a rule may be limited to: the first eighth and the last eighth, at least one."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Rule:
             without a match is a mistake.
         activation: how the weights' inputs are rounded (`quant.formats.activations`). An embedding
             that is not also the head takes tokens and has no such inputs.
+        layers: `OUTER` to match weights of the outer layers alone; None for all weights.
     """
 
     match: str
@@ -46,6 +49,7 @@ class Rule:
     algorithm: str | None = None
     optional: bool = False
     activation: Activation = NONE
+    layers: str | None = None
 
     def formats(self) -> list[WeightFormat]:
         """The formats in order of preference.
@@ -65,12 +69,15 @@ class Recipe:
         about: a description of one line.
         rules: the rules; the last one should match every weight that is left.
         rotation: the name of the rotation that the recipe's file asks for, or None.
+        finer: whether 4-bit weights take scales of either sign, or else zero points, where all
+            targets hold them.
     """
 
     name: str
     about: str
     rules: tuple[Rule, ...]
     rotation: str | None = None
+    finer: bool = False
 
     def plan(self, shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, str]) -> QuantPlan:
         """Returns the plan for a model.
@@ -89,11 +96,13 @@ class Recipe:
         weights: dict[str, Assignment] = {}
         used: set[Rule] = set()
         tied = "head" not in roles.values()
+        outer = _outer_layers(shapes)
         for name, shape in shapes.items():
             if len(shape) == 1:
                 weights[name] = Assignment(FLOAT32, CAST)
                 continue
-            rule = next((r for r in self.rules if _matches(r, name, roles[name])), None)
+            rules = (rule for rule in self.rules if rule.layers is None or _layer(name) in outer)
+            rule = next((r for r in rules if _matches(r, name, roles[name])), None)
             if rule is None:
                 raise QuantizationError(
                     f"recipe {self.name} has no rule for {name}: end it with a rule for '*'"
@@ -172,6 +181,23 @@ def norm_matrix(format: WeightFormat | None = None) -> Assignment:
     return Assignment(format if isinstance(format, FloatFormat) else FloatFormat("float16"), CAST)
 
 
+def _layer(name: str) -> int | None:
+    """Returns the number of a weight's layer.
+
+    >>> _layer("model.layers.12.mlp.down_proj.weight"), _layer("lm_head.weight")
+    (12, None)
+    """
+    found = re.search(r"\blayers\.(\d+)\.", name)
+    return None if found is None else int(found[1])
+
+
+def _outer_layers(names: Iterable[str]) -> frozenset[int]:
+    """Returns the numbers of the first and of the last eighth of the layers, at least one each."""
+    count = max((layer for name in names if (layer := _layer(name)) is not None), default=-1) + 1
+    share = max(1, count // 8)
+    return frozenset(n for n in range(count) if n < share or n >= count - share)
+
+
 def _matches(rule: Rule, name: str, role: str) -> bool:
     return rule.match == role or fnmatchcase(name, rule.match)
 
@@ -189,21 +215,26 @@ def _uniform(name: str, format: str, about: str, algorithm: str | None = None) -
     return Recipe(name, about, (Rule("*", format, algorithm),))
 
 
-# Measured on the demo model, see the README: rounding costs most in the first layer and least in
-# the gate and up projections, so wider groups there pay for 8 bits in the first layer.
+# Measured on three models, of which one is real (docs/recipes.md): rounding costs most in the
+# values' projection, then in the first layer and in the down projections of the outer layers, and
+# least in the gate and up projections, where wider groups save bits.
 _INT4 = Recipe(
     "int4",
-    "4 bits in groups of 32 and 64, the first layer 8 bits: the default",
+    "4 bits in groups of 32 and 64; 8 bits for values, the first layer and outer down projections",
     (
+        Rule("*.v_proj.*", "int8-pc", optional=True),
         Rule("model.layers.0.*", "int8-pc", optional=True),
+        Rule("*.down_proj.*", "int8-pc", optional=True, layers=OUTER),
         Rule("*.gate_up_proj.*", "int4-g64 | int4-g32", optional=True),
         Rule("*", "int4-g32"),
     ),
+    finer=True,
 )
 
 
 def _int4_by(name: str, algorithm: str, about: str) -> Recipe:
-    return Recipe(name, about, tuple(replace(rule, algorithm=algorithm) for rule in _INT4.rules))
+    rules = tuple(replace(rule, algorithm=algorithm) for rule in _INT4.rules)
+    return replace(_INT4, name=name, about=about, rules=rules)
 
 
 def _rounded(name: str, activation: Activation, algorithm: str, about: str) -> Recipe:
@@ -298,9 +329,10 @@ RECIPES: dict[str, Recipe] = {
 def find_recipe(name: str, others: Iterable[str] = ()) -> Recipe:
     """Returns a recipe by its name, or reads it from a YAML file of rules.
 
-    The file holds a list of ``{match: PATTERN, format: NAME, algorithm: NAME, activation: NAME}``,
-    where ``algorithm`` and ``activation`` may be left out. Or it holds a mapping with that list
-    under ``rules`` and, optionally, a rotation's name under ``rotation``.
+    The file holds a list of ``{match: PATTERN, format: NAME, algorithm: NAME, activation: NAME,
+    layers: outer}``, where ``algorithm``, ``activation`` and ``layers`` may be left out. Or it
+    holds a mapping with that list under ``rules`` and, optionally, a rotation's name under
+    ``rotation``.
 
     Args:
         name: the recipe's name or the file's path.
@@ -323,14 +355,14 @@ def find_recipe(name: str, others: Iterable[str] = ()) -> Recipe:
 
 def _read_recipe(path: Path) -> Recipe:
     rows, rotation = _read_rules(path)
-    fields = {"match", "format", "algorithm", "activation"}
+    fields = {"match", "format", "algorithm", "activation", "layers"}
     rules = []
     for number, row in enumerate(rows, start=1):
         where = f"recipe {path}: rule {number}"
         if not isinstance(row, dict) or not {"match", "format"} <= set(row) <= fields:
             raise QuantizationError(
-                f"{where} must have match and format, and may have algorithm and activation; "
-                f"found {quoted(row)}"
+                f"{where} must have match and format, and may have algorithm, activation and "
+                f"layers; found {quoted(row)}"
             )
         texts = {}
         for key, value in row.items():
@@ -340,10 +372,19 @@ def _read_recipe(path: Path) -> Recipe:
                     f"{quoted(value)}"
                 )
             texts[key] = value
+        layers = texts.get("layers")
+        if layers not in (None, OUTER):
+            raise QuantizationError(
+                f"{where}: layers must be {OUTER} or left out; found {quoted(layers)}"
+            )
         try:
             activation = parse_activation(texts.get("activation", NONE))
             rule = Rule(
-                texts["match"], texts["format"], texts.get("algorithm"), activation=activation
+                texts["match"],
+                texts["format"],
+                texts.get("algorithm"),
+                activation=activation,
+                layers=layers,
             )
             rule.formats()
         except QuantizationError as error:

@@ -46,7 +46,8 @@ class SignedRoundToNearest:
             return made
         mirrored = RTN.quantize_rows(-weight, fmt, name=name, first_row=first_row)
         values = weight.to(torch.float32)
-        flip = _errors(-values, mirrored, fmt) < _errors(values, made, fmt)
+        weighted = native.is_weighted(fmt)
+        flip = _errors(-values, mirrored, fmt, weighted) < _errors(values, made, fmt, weighted)
         rows, groups = made.scale.shape
         codes = torch.where(
             flip.unsqueeze(-1),
@@ -55,11 +56,20 @@ class SignedRoundToNearest:
         ).reshape(made.codes.shape)
         scale = torch.where(flip, -mirrored.scale, made.scale)
         stored = QuantizedRows(codes, scale, None, 0.0, made.squared_norm)
-        error = float(_errors(values, stored, fmt).double().sum())
+        error = float(_errors(values, stored, fmt, weighted=False).double().sum())
         return QuantizedRows(codes, scale, None, error, made.squared_norm)
 
 
-def _errors(values: torch.Tensor, made: QuantizedRows, fmt: IntFormat) -> torch.Tensor:
-    """Returns the sum of squared errors of each group, ``float32[rows, groups]``."""
-    change = native.unpack(made.codes, made.scale, None, fmt) - values
-    return change.reshape(*made.scale.shape, -1).square().sum(-1)
+def _errors(
+    values: torch.Tensor, made: QuantizedRows, fmt: IntFormat, weighted: bool
+) -> torch.Tensor:
+    """Returns each group's sum of squared errors, as `rtn` counts them: ``float32[rows, groups]``.
+
+    Weighted, each square is multiplied by the weight's importance (`native.is_weighted`).
+    """
+    groups = (*made.scale.shape, -1)
+    change = (native.unpack(made.codes, made.scale, None, fmt) - values).square_().reshape(groups)
+    if weighted:
+        magnitude = values.abs().reshape(groups)
+        change.mul_(magnitude + native.OFFSET * magnitude.amax(-1, keepdim=True))
+    return change.sum(-1)

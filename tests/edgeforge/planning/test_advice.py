@@ -147,8 +147,8 @@ def test_every_way_that_a_refusal_proposes_is_accepted(names, asked, recipes):
     ("names", "recipe", "words"),
     [
         ("onnx", "int4", "int8-pc: keep it fp16, and the same for model.layers.1.mlp.down_proj"),
-        ("coreml", "int4", "group_size 32: use lut4-gc16 or keep it int8-pc"),
-        ("executorch", "int4", "group_size 32: use int4-pc or keep it int8-pc"),
+        ("coreml", "int4-g32", "group_size 32: use lut4-gc16 or keep it int8-pc"),
+        ("executorch", "int4-g32", "group_size 32: use int4-pc or keep it int8-pc"),
         (
             "onnx executorch",
             "lut4",
@@ -190,7 +190,9 @@ def test_what_no_weight_is_at_fault_for_is_refused_as_it_is():
     with pytest.raises(ExportError, match="head width"):
         PlanCheck(shapes, [find_target("onnx")], odd, TargetOptions()).run(plan_of("int8", shapes))
     with pytest.raises(QuantizationError, match="use lut4-gc16 or keep it int8-pc"):
-        PlanCheck(shapes_of(172), (), None, TargetOptions()).run(plan_of("int4", shapes_of(172)))
+        PlanCheck(shapes_of(172), (), None, TargetOptions()).run(
+            plan_of("int4-g32", shapes_of(172))
+        )
 
 
 @pytest.mark.parametrize(
