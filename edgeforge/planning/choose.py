@@ -156,7 +156,6 @@ def _plan_of_recipe(
     progress: Progress,
 ) -> Planned:
     """Returns a recipe's plan for every weight, before imported weights replace theirs."""
-    from edgeforge.planning.finer_grids import with_finer_grids
     from quant.plans.plan import FLOAT32, Assignment, QuantPlan
     from quant.plans.recipes import find_recipe
 
@@ -165,10 +164,12 @@ def _plan_of_recipe(
     shapes = model.weights.shapes()
     if name != AS_IS:
         recipe = find_recipe(name, PLANNED)
-        plan = recipe.plan(shapes, model.weights.roles())
-        if recipe.finer and request.facts is not None:
-            plan = with_finer_grids(plan, _plan_check(model, request))
-        return Planned(plan)
+        roles = model.weights.roles()
+        for variant in recipe.variants() if request.facts is not None else ():
+            plan = variant.plan(shapes, roles)
+            if _plan_check(model, request).refusal(plan.weights) is None:
+                return Planned(plan)
+        return Planned(recipe.plan(shapes, roles))
     if request.rotated is not None:
         raise UsageError(
             f"recipe {AS_IS} keeps every weight as the checkpoint has it, but a rotation changes "
@@ -220,7 +221,7 @@ def _mixed(
     from edgeforge.planning.mixed import mix, text_for
     from quant.formats.formats import FloatFormat
     from quant.plans.plan import FLOAT32, Assignment
-    from quant.plans.recipes import norm_matrix
+    from quant.plans.rules import norm_matrix
 
     shapes, roles, facts = model.weights.shapes(), model.weights.roles(), request.facts
     assert facts is not None

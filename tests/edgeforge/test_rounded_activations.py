@@ -15,7 +15,7 @@ from edgeforge.model.model import Model, open_model
 from edgeforge.model.trace import trace
 from edgeforge.reference.walk import ReferenceRunner, store_reader
 from edgeforge.synth.synthesise import synthesise
-from quant.plans.recipes import Recipe, Rule
+from quant.plans.rules import Recipe, Rule
 from quant.program.program import Program
 from quant.program.rescale_places import foldable
 from quant.program.rewrite import quantize_program

@@ -17,7 +17,7 @@ from edgeforge.synth.synthesise import synthesise
 from quant.errors import QuantizationError
 from quant.formats.formats import parse_format
 from quant.plans.plan import Assignment, QuantPlan
-from quant.plans.recipes import Recipe, Rule
+from quant.plans.rules import Recipe, Rule
 from quant.program.program import Program, node_argument
 from quant.program.rewrite import quantize_program
 from quant.quantizers import registry

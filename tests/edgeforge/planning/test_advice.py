@@ -146,7 +146,7 @@ def test_every_way_that_a_refusal_proposes_is_accepted(names, asked, recipes):
 @pytest.mark.parametrize(
     ("names", "recipe", "words"),
     [
-        ("onnx", "int4", "int8-pc: keep it fp16, and the same for model.layers.1.mlp.down_proj"),
+        ("onnx", "int8", "int8-pc: keep it fp16, and the same for model.layers.1.mlp.down_proj"),
         ("coreml", "int4-g32", "group_size 32: use lut4-gc16 or keep it int8-pc"),
         ("executorch", "int4-g32", "group_size 32: use int4-pc or keep it int8-pc"),
         (
