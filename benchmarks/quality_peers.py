@@ -215,7 +215,7 @@ class Arena:
         self._model, self._targets = model, targets
         calibration = CalibrationOptions()
         self._calibration = draw_calibration(model, calibration, model.spec.max_context)
-        self.judge = Judge(model, text, tokens, self._calibration.length)
+        self.judge = Judge.of_text(model, text, tokens, self._calibration.length)
         self.weights = {
             name: model.weights.float_weight(name)
             for name, shape in model.weights.shapes().items()
