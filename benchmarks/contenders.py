@@ -218,9 +218,7 @@ def recipes(only: list[str] | None = None) -> Iterator[Contender]:
     """
     for name in _OURS if only is None else only:
         if name in RECIPES:
-            yield Contender(
-                name, lambda y, n=name: recipe_plan(y.model, n), _own(name), DATA_FREE
-            )
+            yield Contender(name, lambda y, n=name: recipe_plan(y.model, n), _own(name), DATA_FREE)
 
 
 def mixed_at(recipe: str, bits: float, title: str) -> Contender:

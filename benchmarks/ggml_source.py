@@ -45,8 +45,7 @@ class SourcePackage:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
             if found != self.sha256:
                 raise SystemExit(
-                    f"{file.name} is not what this script knows: SHA-256 {found}, "
-                    f"not {self.sha256}"
+                    f"{file.name} is not what this script knows: SHA-256 {found}, not {self.sha256}"
                 )
             partial = Path(scratch) / "ggml"
             _extract(file, partial)

@@ -1,4 +1,4 @@
-"""What was measured of a contender on a model, kept in a file: a table can be written from it later.
+"""What was measured of a contender on a model, kept in a file from which tables are written.
 
 A file names the facts on which its figures depend: the model's digest, the texts' digests, the
 contender's settings, and digests of the code. A measurement whose facts are still those of today is
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 from judging import Scores
-from pages import machine
+from pages import computer
 
 from edgeforge.cache import read_record, write_record
 
@@ -80,14 +80,14 @@ def made_now(
     """Returns a measurement that was just made on this machine."""
     bits, today = stored_bits / elements, date.today().isoformat()
     return Measurement(
-        contender, kind, bits, stored_bits / 8, seconds, machine(), today, texts, facts
+        contender, kind, bits, stored_bits / 8, seconds, computer(), today, texts, facts
     )
 
 
 def refused_now(contender: str, kind: str, reason: str, facts: Mapping[str, Any]) -> Measurement:
     """Returns the measurement of a contender that cannot hold the model."""
     today = date.today().isoformat()
-    return Measurement(contender, kind, 0.0, 0.0, 0.0, machine(), today, {}, facts, reason)
+    return Measurement(contender, kind, 0.0, 0.0, 0.0, computer(), today, {}, facts, reason)
 
 
 class Kept:

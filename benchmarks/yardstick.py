@@ -193,8 +193,6 @@ def rendered(template: str, turns: list[str]) -> str:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     speakers = ("user", "assistant")
-    messages = [
-        {"role": speakers[at % 2], "content": content} for at, content in enumerate(turns)
-    ]
+    messages = [{"role": speakers[at % 2], "content": content} for at, content in enumerate(turns)]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(messages=messages)
