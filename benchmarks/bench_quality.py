@@ -7,9 +7,11 @@ from there as it is, and ``--rewrite`` writes the page without measuring anythin
 """
 
 import argparse
+import io
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import contenders
@@ -30,7 +32,7 @@ SLOW = ("awq", "hqq", "bytes", "mixed at", "int4-g32-signed-gptq")
 def main() -> None:
     """Reads the arguments, measures, writes."""
     options = arguments().parse_args()
-    for chatty in ("onnxruntime", "torchao", "torch.utils._pytree"):
+    for chatty in ("onnxruntime", "neural_compressor", "torchao", "torch.utils._pytree"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     begun = time.perf_counter()
     shared = [name for name in options.tables if name in TABLES]
@@ -102,7 +104,8 @@ def measured(model: str, source: str | None, options: argparse.Namespace) -> dic
         else:
             known = kept.read(contender.name, contender.depends_on(yardstick))
             if known is None:
-                known = contender.measure(yardstick)
+                with redirect_stderr(io.StringIO()):  # peers draw bars of progress and warn
+                    known = contender.measure(yardstick)
                 kept.write(known)
             show(known)
         if known is not None:
