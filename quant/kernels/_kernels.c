@@ -148,7 +148,7 @@ EF_EXPORT int edgeforge_limit_instruction_set(int limit) {
  * Quantizes rows; weighted searches count errors of large weights more. sums receives the squared error and the squared norm. Returns -1 when all rows
  * are quantized, -2 when there is no memory, otherwise the first row that cannot be quantized.
  */
-EF_EXPORT int64_t edgeforge_quantize_rows(const void *weight, int kind, int64_t rows, int64_t cols,
+EF_EXPORT int64_t edgeforge_round_rows(const void *weight, int kind, int64_t rows, int64_t cols,
                                           int64_t group, int bits, int symmetric, int weighted,
                                           float low_factor, float high_factor, uint8_t *codes,
                                           uint16_t *scale, uint8_t *zero_point, double *sums) {

@@ -126,8 +126,8 @@ def _library() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(spec.origin)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    library.edgeforge_quantize_rows.restype = number
-    library.edgeforge_quantize_rows.argtypes = [
+    library.edgeforge_round_rows.restype = number
+    library.edgeforge_round_rows.argtypes = [
         *(pointer, ctypes.c_int, number, number, number),
         *(ctypes.c_int, ctypes.c_int, ctypes.c_int),
         *(ctypes.c_float, ctypes.c_float, pointer, pointer, pointer, pointer),
@@ -188,7 +188,7 @@ def quantize_rows(
     rows, cols = weight.shape
     size = fmt.columns_per_group(cols)
     sums = (ctypes.c_double * 2)()
-    bad_row = _loaded().edgeforge_quantize_rows(
+    bad_row = _loaded().edgeforge_round_rows(
         weight.data_ptr(),
         _WEIGHT_KIND[weight.dtype],
         rows,

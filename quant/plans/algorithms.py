@@ -49,6 +49,7 @@ ALGORITHMS: Final = {
     "kmeans-weighted": Algorithm(palettes=True, calibrated=True),
     "gptq": Algorithm(integers=True, palettes=True, calibrated=True),
     "gptq-order": Algorithm(integers=True, palettes=True, calibrated=True),
+    "gptq-descent": Algorithm(integers=True, palettes=True, calibrated=True),
     "gptq-signed": Algorithm(integers=True, calibrated=True, positive="gptq-order"),
     "awq": Algorithm(integers=True, calibrated=True, rescales=True),
     "smoothquant": Algorithm(integers=True, calibrated=True, rescales=True),

@@ -107,7 +107,7 @@ INT4: Final = Int4Recipe(
 def _most_bits(
     matrices: Mapping[str, tuple[int, ...]], roles: Mapping[str, str], bits: float
 ) -> float:
-    """Returns the most bits that the matrices may take together, of ``bits`` a weight outside heads."""
+    """Returns the most bits of all matrices: ``bits`` a weight, and more for the head."""
     sizes = {name: rows * columns for name, (rows, columns) in matrices.items()}
     whole = sum(sizes.values())
     head = "head" if "head" in roles.values() else "embedding"  # tied

@@ -41,9 +41,9 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int4-g32", "int4-g32", "4 bits, groups of 32: 4.5 bits a weight"),
         _uniform("int4-g64", "int4-g64", "4 bits, groups of 64: 4.25 bits a weight"),
         _uniform("int4-g128", "int4-g128", "4 bits, groups of 128: 4.125 bits, the fastest"),
-        INT4.by("int4-gptq", "gptq-order", "the formats of int4, by GPTQ on a calibration text"),
+        INT4.by("int4-gptq", "gptq-descent", "the formats of int4, by GPTQ on a calibration text"),
         INT4.by("int4-awq", "awq", "the formats of int4, by AWQ on a calibration text"),
-        _uniform("int4-g128-gptq", "int4-g128", "4 bits, groups of 128, by GPTQ", "gptq-order"),
+        _uniform("int4-g128-gptq", "int4-g128", "4 bits, groups of 128, by GPTQ", "gptq-descent"),
         _uniform("int4-g128-awq", "int4-g128", "4 bits, groups of 128, by AWQ", "awq"),
         _uniform(
             "int4-g32-signed",

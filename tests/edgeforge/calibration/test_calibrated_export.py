@@ -43,7 +43,7 @@ def test_the_manifest_says_on_what_it_was_calibrated(artifact):
     record = manifest.calibration
     assert (record.source, record.tokens, record.length, record.seed) == ("demo", 1024, 64, 0)
     algorithms = {row.algorithm for row in manifest.weights.values()}
-    assert algorithms == {"gptq-order", "cast"}
+    assert algorithms == {"gptq-descent", "cast"}
 
 
 def test_verify_finds_the_store_and_makes_it_again_where_it_is_gone(artifact, cache):
