@@ -125,6 +125,8 @@ def _library() -> ctypes.CDLL | None:
     if spec is None or spec.origin is None:
         return None
     library = ctypes.CDLL(spec.origin)
+    if not hasattr(library, "edgeforge_round_rows"):
+        return None  # built from the sources of another version
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.edgeforge_round_rows.restype = number
     library.edgeforge_round_rows.argtypes = [
