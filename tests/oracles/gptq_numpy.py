@@ -36,7 +36,10 @@ def best_grid(
     if symmetric:
         reach = np.abs(values).max()
         scales = bfloat16_scales(reach / 64 / half, widest * reach / (half - 1))
-        scales = np.concatenate((scales, -scales)) if signed else scales
+        if signed and bits == 4 and grouped:  # the largest weight's side gets the further step
+            scales = -scales if values.max() > -values.min() else scales
+        elif signed:
+            scales = np.concatenate((scales, -scales))
         zeros = np.array([half])
     else:
         reach = max(values.max(), 0.0) - min(values.min(), 0.0)
