@@ -2,10 +2,10 @@
 
 4-bit codes minus their implicit zero point range from -8 to 7: one side of zero has one step more
 than the other. With a positive scale that is always the negative side; a negative scale gives the
-step to the positive side, as llama.cpp's Q4_0 and onnxruntime's quantizer do. Where errors of large
-weights count more (`native.is_weighted`), the best sign is always the one that gives the step to the
-side of the largest weight, so only its scale is searched (`quant.quantizers.rtn`). For other formats
-both signs are searched. Runtimes that require positive scales cannot use the result.
+step to the positive side, as llama.cpp's Q4_0 and onnxruntime's quantizer do. Where errors of
+large weights count more (`native.is_weighted`), the best sign always gives the step to the side of
+the largest weight, so only its scale is searched (`quant.quantizers.rtn`). For other formats both
+signs are searched. Runtimes that require positive scales cannot use the result.
 """
 
 from __future__ import annotations
