@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 # what running needs, and the test tools on top.
 RUN := $(VENV)/.ready-to-run
 DEV := $(VENV)/.ready-to-test
+BENCH := $(VENV)/.ready-to-bench
 # Building the documentation needs no torch, so it has an environment of its own.
 DOCS := build/docs-venv
 LOCKS := build/locks
@@ -18,10 +19,10 @@ WORKERS ?= auto
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help setup demo check test lint docs format lock clean
+.PHONY: help setup demo check test lint docs bench-quality format lock clean
 
 help:  ## Show this list.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
 
 setup: $(DEV)  ## Make .venv with everything pinned, test tools included.
 
@@ -65,6 +66,17 @@ $(DOCS)/.ready: requirements/lock-docs.txt
 docs: $(DOCS)/.ready  ## Build the site in out/docs; a dead link is an error.
 	$(DOCS)/bin/python -m sphinx -W --keep-going -q docs out/docs
 	@echo "open out/docs/index.html"
+
+# What the benchmarks need beside the tests' packages.
+$(BENCH): $(DEV) pyproject.toml
+	$(BIN)/python $(INSTALL) --constraint requirements/lock-dev.txt \
+	  $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['bench'][1:])")
+	@touch $@
+
+# TABLES and MODELS name a part; LLAMA is the folder of the second model; OPTIONS are the script's.
+bench-quality: $(BENCH)  ## Measure quality on real models, write docs/benchmarks/quality.md.
+	$(BIN)/python benchmarks/bench_quality.py $(if $(TABLES),--tables $(TABLES)) \
+	  $(if $(MODELS),--models $(MODELS)) $(if $(LLAMA),--llama $(LLAMA)) $(OPTIONS)
 
 format: $(DEV)  ## Let ruff format and mend.
 	$(BIN)/ruff check --fix .

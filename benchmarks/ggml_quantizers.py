@@ -21,6 +21,7 @@ experts that are not Falcon. "Layers with more bits" are layers i of n where ``i
 
 import ctypes
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -83,19 +84,29 @@ class Ggml:
 
     Args:
         checkout: a folder of llama.cpp, or of ggml alone.
+        keep: where the compiled library is kept, or is already; None to compile it anew.
 
     Raises:
         SystemExit: the folder does not hold these sources, or they do not compile.
     """
 
-    def __init__(self, checkout: Path) -> None:
+    def __init__(self, checkout: Path, keep: Path | None = None) -> None:
         root = checkout / "ggml" if (checkout / "ggml" / "src").is_dir() else checkout
         if not (root / "src" / "ggml-quants.c").is_file():
             raise SystemExit(
                 f"{checkout} is not a checkout of llama.cpp or ggml: src/ggml-quants.c is missing"
             )
-        with tempfile.TemporaryDirectory() as folder:
-            self._library = ctypes.CDLL(str(_compile(root, Path(folder))))
+        if keep is None or not keep.is_file():
+            with tempfile.TemporaryDirectory() as folder:
+                library = _compile(root, Path(folder))
+                self._library = ctypes.CDLL(str(library))
+                if keep is not None:
+                    keep.parent.mkdir(parents=True, exist_ok=True)
+                    partial = keep.with_name(f".{keep.name}.{os.getpid()}")
+                    shutil.copyfile(library, partial)
+                    partial.replace(keep)
+        else:
+            self._library = ctypes.CDLL(str(keep.resolve()))
         self._library.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
         self._library.ggml_quantize_chunk.restype = ctypes.c_size_t
         self._library.ggml_quantize_chunk.argtypes = [
@@ -139,16 +150,20 @@ def _compile(root: Path, folder: Path) -> Path:
     """
     stubs = folder / "absent.c"
     stubs.write_text("".join(f"void {name}(void) {{ __builtin_trap(); }}\n" for name in _ABSENT))
+    # Newer checkouts have a header for these two, which cmake makes; older ones take them as flags.
+    (folder / "ggml-version.h").write_text("")
     flags = [
         "-O3",
         "-w",
         "-fPIC",
         "-D_GNU_SOURCE",
         "-DNDEBUG",
+        '-DGGML_VERSION="none"',
+        '-DGGML_COMMIT="none"',
         f"-I{root}/include",
         f"-I{root}/src",
+        f"-I{folder}",
     ]
-    flags += ['-DGGML_VERSION="none"', '-DGGML_COMMIT="none"']
     cc, cxx = os.environ.get("CC", "gcc"), os.environ.get("CXX", "g++")
     sources = {
         "quants.o": [cc, "-std=gnu11", root / "src" / "ggml-quants.c"],

@@ -9,7 +9,7 @@ narrow, because a block that is hard for one is hard for the other.
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,38 +113,45 @@ class Scores:
 
 
 class Judge:
-    """Runs FLOAT on a text once and compares quantized weights with it.
+    """Runs FLOAT on blocks of text once and compares quantized weights with it.
 
     Args:
         model: an opened model.
-        text: a text file.
-        tokens: number of its tokens to use, rounded down to whole blocks.
+        blocks: `BLOCK` tokens each; a text of its own each.
         context: context of the traced program in tokens, raised to `BLOCK` if smaller.
-
-    Raises:
-        SystemExit: the text has fewer than two blocks of tokens.
+        front: how many tokens at the front of each block the tokenizer added.
+        program: the model's program in the float dialect, if it is there already.
     """
 
-    def __init__(self, model: Model, text: Path, tokens: int, context: int = BLOCK) -> None:
-        tokenizer = Tokenizer(
-            model.checkpoint.tokenizer_files.get("tokenizer.json"), model.checkpoint.source
-        )
-        head = list(tokenizer.added()[0])  # as `edgeforge verify` begins its blocks
-        step = BLOCK - len(head)
-        found = tokenizer.encode(read_text(text), special=False)[:tokens]
-        starts = range(0, len(found) - step + 1, step)
-        if len(starts) < 2:
-            raise SystemExit(f"{text} has {len(found)} tokens; two blocks of {step} are needed")
-        self._blocks = [torch.tensor(head + found[at : at + step]) for at in starts]
-        self.model, self.program = model, trace(model.spec, max(BLOCK, context))
-        self.tokens = step * len(starts)
-        self._wanted = [Scored(logits) for logits in self._logits({})]
+    def __init__(
+        self,
+        model: Model,
+        blocks: Sequence[torch.Tensor],
+        context: int = BLOCK,
+        front: int = 0,
+        program: Program | None = None,
+    ) -> None:
+        self._blocks = list(blocks)
+        self.model = model
+        self.program = program or trace(model.spec, max(BLOCK, context))
+        self.tokens = (BLOCK - front) * len(self._blocks)
+        self._wanted = [Scored(logits) for logits in self._logits({}, {})]
         self._likelihood = [
             _likelihood(scored, block)
             for scored, block in zip(self._wanted, self._blocks, strict=True)
         ]
         mean = float(np.mean(self._likelihood))
         self.perplexity = float(np.exp(-mean))
+
+    @classmethod
+    def of_text(cls, model: Model, text: Path, tokens: int, context: int = BLOCK) -> "Judge":
+        """Returns a judge on the first tokens of a text file, rounded down to whole blocks.
+
+        Raises:
+            SystemExit: the text has fewer than two blocks of tokens.
+        """
+        blocks, front = text_blocks(model, text, tokens)
+        return cls(model, blocks, context, front)
 
     def title(self) -> str:
         """Returns the line above a table: what is measured."""
@@ -153,9 +160,19 @@ class Judge:
             f"{self.perplexity:.4f}; ± is half a 95 % interval by bootstrap over blocks"
         )
 
-    def judge(self, replaced: Mapping[str, torch.Tensor]) -> Scores:
-        """Returns the scores of the model with some weights replaced by other values."""
-        return self._scores(self._logits(replaced))
+    def judge(
+        self,
+        replaced: Mapping[str, torch.Tensor],
+        looked_up: Mapping[str, torch.Tensor] | None = None,
+    ) -> Scores:
+        """Returns the scores of the model with some weights replaced by other values.
+
+        Args:
+            replaced: the values by weight.
+            looked_up: the values of an embedding where tokens are looked up; None for the same. A
+                tied embedding's other use is the head.
+        """
+        return self._scores(self._logits(replaced, replaced if looked_up is None else looked_up))
 
     def judge_store(self, program: Program, plan: QuantPlan, store: WeightStore) -> Scores:
         """Returns the scores of a filled store.
@@ -168,15 +185,19 @@ class Judge:
         runner = ReferenceRunner(quantize_program(program, plan), store_reader(store))
         return self._scores(runner.logits(self._blocks))
 
-    def _logits(self, replaced: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
-        def read(name: str) -> torch.Tensor:
-            return replaced[name] if name in replaced else self.model.weights.float_weight(name)
+    def _logits(
+        self, replaced: Mapping[str, torch.Tensor], looked_up: Mapping[str, torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        weights = self.model.weights
 
-        runner = ReferenceRunner(
-            self.program,
-            lambda given: read(given.name),
-            lambda name, tokens: read(name)[tokens],
-        )
+        def read(name: str) -> torch.Tensor:
+            return replaced[name] if name in replaced else weights.float_weight(name)
+
+        def rows(name: str, tokens: torch.Tensor) -> torch.Tensor:
+            found = looked_up.get(name)
+            return weights.float_rows(name, tokens) if found is None else found[tokens]
+
+        runner = ReferenceRunner(self.program, lambda given: read(given.name), rows)
         yield from runner.logits(self._blocks)
 
     def _scores(self, found: Iterable[torch.Tensor]) -> Scores:
@@ -190,6 +211,29 @@ class Judge:
             excess.append(before - _likelihood(scored, block))
             top1.append(float((wanted.choice == scored.choice).double().mean()))
         return Scores(np.stack(kl), np.array(excess), np.array(top1))
+
+
+def text_blocks(model: Model, text: Path, tokens: int) -> tuple[list[torch.Tensor], int]:
+    """Returns blocks of a text's first tokens, and how many tokens the tokenizer adds to each.
+
+    Args:
+        model: an opened model.
+        text: a text file.
+        tokens: how many of its tokens to use, rounded down to whole blocks.
+
+    Raises:
+        SystemExit: the text has fewer than two blocks of tokens.
+    """
+    tokenizer = Tokenizer(
+        model.checkpoint.tokenizer_files.get("tokenizer.json"), model.checkpoint.source
+    )
+    head = list(tokenizer.added()[0])  # as `edgeforge verify` begins its blocks
+    step = BLOCK - len(head)
+    found = tokenizer.encode(read_text(text), special=False)[:tokens]
+    starts = range(0, len(found) - step + 1, step)
+    if len(starts) < 2:
+        raise SystemExit(f"{text} has {len(found)} tokens; two blocks of {step} are needed")
+    return [torch.tensor(head + found[at : at + step]) for at in starts], len(head)
 
 
 def _likelihood(scored: Scored, block: torch.Tensor) -> float:

@@ -66,6 +66,7 @@ def write_block(
     about: str = "",
     *,
     command: Sequence[str] = (),
+    measured: str = "",
     folder: Path = PAGES,
 ) -> Path:
     """Writes a table into a block.
@@ -75,6 +76,7 @@ def write_block(
         rows: the table; the first row has the titles of the columns.
         about: a sentence or two on what was measured.
         command: what was run; empty for the script and arguments of this process.
+        measured: when and on which machine; empty for today on this one.
         folder: of the pages.
 
     Returns:
@@ -85,7 +87,7 @@ def write_block(
     """
     page = blocks(folder)[name]
     lines = [
-        f"Measured on {date.today().isoformat()} on {machine()}, by EdgeForge "
+        f"Measured on {measured or f'{date.today().isoformat()} on {machine()}'}, by EdgeForge "
         f"{version('edgeforge')}, with",
         "",
         "```console",
@@ -119,13 +121,15 @@ def markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def machine() -> str:
-    """Processor, cores that this process may use, memory and load, for people."""
+    """The computer and its load, for people."""
+    return f"{computer()}, load average {os.getloadavg()[0]:.1f}"
+
+
+def computer() -> str:
+    """Processor, cores that this process may use, and memory, for people."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gibibytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{processor()}, {cores} core{'s' * (cores != 1)} used, {gibibytes:.0f} GiB of memory, "
-        f"load average {os.getloadavg()[0]:.1f}"
-    )
+    return f"{processor()}, {cores} core{'s' * (cores != 1)} used, {gibibytes:.0f} GiB of memory"
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 from edgeforge.artifact_manifest import facts_of
 from edgeforge.model.model import Model
 from edgeforge.planning.budget import Budget
 from edgeforge.planning.choose import PlanRequest, choose_plan
+from exporters.errors import ExportError
 from exporters.registry import TARGETS
 from quant.errors import QuantizationError
 from quant.plans.plan import QuantPlan, matrix_shape
-from quant.plans.recipes import Recipe, Rule
+from quant.plans.rules import Recipe, Rule
 
 
 def uniform_plan(model: Model, name: str, format: str, algorithm: str | None) -> QuantPlan:
@@ -23,6 +25,22 @@ def uniform_plan(model: Model, name: str, format: str, algorithm: str | None) ->
     plan = Recipe(name, "", (Rule("*", format, algorithm),)).plan(shapes, model.weights.roles())
     plan.check(shapes)
     return plan
+
+
+def recipe_plan(model: Model, recipe: str) -> QuantPlan:
+    """Returns a recipe's plan for all targets, or else for the first target that can hold it.
+
+    Raises:
+        QuantizationError: the recipe does not suit the model.
+        ExportError: no target can hold the formats.
+    """
+    facts = facts_of(model.spec, model.spec.max_context)
+    choices = [[*TARGETS.values()], *([target] for target in TARGETS.values())]
+    *others, last = (PlanRequest(recipe, targets, facts=facts) for targets in choices)
+    for request in others:
+        with suppress(QuantizationError, ExportError):
+            return choose_plan(model, request).plan
+    return choose_plan(model, last).plan
 
 
 def mixed_plan(model: Model, recipe: str, nbytes: int, targets: Sequence[str]) -> QuantPlan:

@@ -64,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     model = open_model(options.model)
     calibration = draw_calibration(model, CalibrationOptions(), model.spec.max_context)
-    judge = Judge(model, options.text, options.tokens, calibration.length)
+    judge = Judge.of_text(model, options.text, options.tokens, calibration.length)
     print(f"{options.model}, {judge.title()}")
     print(line_up(HEADER, WIDTHS))
     rows = [HEADER]

@@ -44,7 +44,7 @@ def main() -> None:
     algorithm = options.algorithm or algorithms_for(format)[0]
     if algorithm not in QUANTIZERS or is_calibrated(algorithm):
         parser.error(f"--algorithm {algorithm} needs a calibration, or there is none of this name")
-    judge = Judge(model, options.text, options.tokens)
+    judge = Judge.of_text(model, options.text, options.tokens)
     print(f"{options.model}, {format.name} by {algorithm}, {judge.title()}")
     print(line_up(HEADER, WIDTHS))
     shapes = model.weights.shapes()

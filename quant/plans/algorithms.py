@@ -60,6 +60,9 @@ ALGORITHMS: Final = {
 POSITIVE: Final = {name: a.positive for name, a in ALGORITHMS.items() if a.positive is not None}
 """Each algorithm that may choose negative scales, with its counterpart that never does."""
 
+SIGNED_BY_POSITIVE: Final = {positive: name for name, positive in POSITIVE.items()}
+"""The algorithm that also tries negative scales, by its counterpart that never does."""
+
 SCALES_INPUTS: Final = tuple(
     name for name, a in ALGORITHMS.items() if a.integers and (a.rescales or not a.calibrated)
 )
