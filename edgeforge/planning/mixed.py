@@ -74,7 +74,8 @@ def text_for(model: Model, options: CalibrationOptions, context: int) -> Calibra
 
     small = model.spec.num_parameters <= MEASURED_PARAMETERS
     length = min(options.length, BLOCK_TOKENS, context)
-    tokens = min(options.tokens, MEASURED_TOKENS if small else ESTIMATED_TOKENS)
+    most = MEASURED_TOKENS if small else ESTIMATED_TOKENS
+    tokens = min(options.tokens or most, most)
     if model.checkpoint.tokenizer_files.get("tokenizer.json") is not None or options.source:
         return draw_calibration(model, replace(options, tokens=tokens, length=length), context)
     draw = random.Random(options.seed)

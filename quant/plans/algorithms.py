@@ -51,6 +51,7 @@ ALGORITHMS: Final = {
     "gptq-order": Algorithm(integers=True, palettes=True, calibrated=True),
     "gptq-descent": Algorithm(integers=True, palettes=True, calibrated=True),
     "gptq-signed": Algorithm(integers=True, calibrated=True, positive="gptq-order"),
+    "gptq-descent-signed": Algorithm(integers=True, calibrated=True, positive="gptq-descent"),
     "awq": Algorithm(integers=True, calibrated=True, rescales=True),
     "smoothquant": Algorithm(integers=True, calibrated=True, rescales=True),
     "smoothquant-search": Algorithm(integers=True, calibrated=True, rescales=True),
