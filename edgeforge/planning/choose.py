@@ -223,9 +223,7 @@ def _mixed(
 
     shapes, roles, facts = model.weights.shapes(), model.weights.roles(), request.facts
     assert facts is not None
-    candidates = allowed_formats(
-        shapes, facts, request.targets, request.target_options, signed=MIXED[recipe] is None
-    )
+    candidates = allowed_formats(shapes, facts, request.targets, request.target_options)
     fixed = {n: Assignment(FLOAT32, CAST) for n, shape in shapes.items() if len(shape) == 1}
     fixed |= {name: norm_matrix() for name in candidates if roles[name] == "norm"}
     fixed.update(imported)

@@ -19,6 +19,10 @@ SIGNED: Final = "rtn-signed"
 """The data-free algorithm that may choose negative scales; not every runtime accepts them."""
 
 
+ROUNDING_VERSION: Final = 2
+"""Raised when an algorithm gives other codes or scales than before: stores are made again then."""
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """What an algorithm can do.
