@@ -137,7 +137,7 @@ def peers(folder: Path) -> Iterator[Contender]:
     """
     builder = {
         "onnxruntime": version("onnxruntime"),
-        "code": code_digest(ROOT, ["benchmarks/onnxruntime_quantizers.py"]),
+        "code": code_digest(ROOT, ("benchmarks/onnxruntime_quantizers.py",)),
     }
     for name, algorithm, symmetric, with_embedding in (
         (AS_IT_COMES, "default", True, False),
@@ -151,7 +151,7 @@ def peers(folder: Path) -> Iterator[Contender]:
     for file_type in ("Q4_0", "Q4_K_M", "Q8_0"):
         facts = {
             "source": GGML_SOURCE.sha256,
-            "code": code_digest(ROOT, ["benchmarks/ggml_quantizers.py"]),
+            "code": code_digest(ROOT, ("benchmarks/ggml_quantizers.py",)),
         }
         yield Contender(f"llama.cpp {file_type}", _llama_cpp(file_type, folder), facts)
     for title, group, algorithm in (
@@ -161,7 +161,7 @@ def peers(folder: Path) -> Iterator[Contender]:
     ):
         facts = {
             "torchao": version("torchao"),
-            "code": code_digest(ROOT, ["benchmarks/torchao_quantizers.py"]),
+            "code": code_digest(ROOT, ("benchmarks/torchao_quantizers.py",)),
         }
         yield Contender(title, _torchao(group, algorithm), facts)
 

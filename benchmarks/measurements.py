@@ -8,9 +8,10 @@ not repeated.
 import ast
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -147,7 +148,8 @@ def _read_text(given: Mapping[str, Any]) -> OnText:
     return OnText(given["tokens"], given["perplexity"], Scores(kl, excess, top1))
 
 
-def code_digest(root: Path, parts: Iterable[str]) -> str:
+@cache
+def code_digest(root: Path, parts: tuple[str, ...]) -> str:
     """Returns a digest of source files that comments and docstrings do not change.
 
     Args:

@@ -39,6 +39,7 @@ def export(
     lowering: str | None = None,
     backend: str | None = None,
     kv_cache: str | None = None,
+    activations: str | None = None,
     max_memory: int | None = None,
     bits_per_weight: float | None = None,
     max_size: int | None = None,
@@ -85,6 +86,9 @@ def export(
         lowering: the code that lowers for ExecuTorch: ``edgeforge`` (the default) or ``stock``.
         backend: ExecuTorch's delegate: ``xnnpack`` (the default), ``vulkan`` or ``coreml``.
         kv_cache: dtype of the caches of ONNX and ExecuTorch: ``fp32`` (the default) or ``int8``.
+        activations: how products of ONNX and ExecuTorch take their activations: ``auto`` (the
+            default) rounds them to 8 bits but for a few large columns, ``int8`` rounds all, and
+            ``float`` none.
         max_memory: bytes that the device has for the model; a model that needs more is refused.
         bits_per_weight: budget of a mixed recipe: stored bits divided by parameters.
         max_size: budget of a mixed recipe: bytes of the stored weights.
@@ -136,6 +140,7 @@ def export(
             lowering=lowering,
             backend=backend,
             kv_cache=kv_cache,
+            activations=activations,
             profile=profile,
             chunk=chunk,
             cache_write=cache_write,

@@ -113,6 +113,14 @@ KvCache = Annotated[
         "token and head. Core ML always uses float16."
     ),
 ]
+Activations = Annotated[
+    str | None,
+    typer.Option(
+        help="How products of ONNX and ExecuTorch take their activations: auto (the default) "
+        "rounds them to 8 bits but for a few large columns of some matrices, int8 rounds all, "
+        "float rounds none and is much slower."
+    ),
+]
 MaxMemory = Annotated[
     str | None,
     typer.Option(

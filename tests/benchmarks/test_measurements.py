@@ -69,7 +69,8 @@ def test_comments_and_docstrings_do_not_change_the_digest_of_code_and_code_does(
 
     def digest(text: str) -> str:
         file.write_text(text)
-        return measurements.code_digest(tmp_path, ["part"])
+        measurements.code_digest.cache_clear()
+        return measurements.code_digest(tmp_path, ("part",))
 
     first = digest('"""One."""\n\n\ndef f(x):\n    """Two."""\n    return x + 1\n')
     assert digest('"""Other."""\n\n\ndef f(x):\n    return x + 1  # why\n') == first
@@ -77,5 +78,4 @@ def test_comments_and_docstrings_do_not_change_the_digest_of_code_and_code_does(
     (tmp_path / "part" / "b.c").write_text("int x;")
     with_c = digest("def f(x):\n    return x + 1\n")
     (tmp_path / "part" / "b.c").write_text("long x;")
-    assert with_c != first
-    assert measurements.code_digest(tmp_path, ["part"]) != with_c
+    assert with_c not in (first, digest("def f(x):\n    return x + 1\n"))
