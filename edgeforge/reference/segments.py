@@ -7,9 +7,8 @@ matrix, or one second moment, is in memory at a time.
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -27,8 +26,6 @@ from quant.quantizers.input_statistics import InputStatistics, SecondMoment
 
 # Bytes of activations that stay in memory between stretches.
 MEMORY_BOUND: Final = 768 << 20
-# The most that a token's mean square may count in a second moment, in units of the median token's.
-LARGEST_ENERGY: Final = 16.0
 # Tokens whose products are summed in float32 before they join the sum in float64.
 _BATCH_TOKENS: Final = 4096
 
@@ -88,26 +85,8 @@ class Stretches:
             stretch.append(node)
 
     def second_moment(self, node: fx.Node, name: str) -> Tensor:
-        """Returns the mean of ``x x^T`` over a node's outputs, ``float64[columns, columns]``.
-
-        Tokens whose outputs are far larger than most tokens' are scaled down to `LARGEST_ENERGY`:
-        many models give the first token outputs a thousand times as large as the others' (Sun et
-        al. 2024, arXiv 2402.17762). It would decide the moment alone, and what the others need
-        would be lost; later norms divide its error by its size anyway. The arguments and errors
-        are those of `statistics`.
-        """
-        blocks = range(len(self.activations))
-        energies = [self._rows(index, node).square().mean(-1) for index in blocks]
-        most = LARGEST_ENERGY * float(torch.cat(energies).median()) or math.inf
-
-        def tamed(index: int) -> Tensor:
-            rows, over = self._rows(index, node), energies[index] > most
-            if bool(over.any()):
-                factors = (most / energies[index]).clamp_max_(1.0).sqrt_().unsqueeze(1)
-                rows = torch.where(over.unsqueeze(1), rows * factors, rows)
-            return rows
-
-        return self._collect(tamed, name).moment
+        """Returns the mean of ``x x^T`` over a node's outputs; see `statistics` for the rest."""
+        return self.statistics(node, name).moment
 
     def statistics(self, node: fx.Node, name: str) -> InputStatistics:
         """Returns the statistics of a node's outputs that calibration needs.
@@ -119,23 +98,14 @@ class Stretches:
         Raises:
             QuantizationError: the outputs are not finite.
         """
-        return self._collect(lambda index: self._rows(index, node), name)
-
-    def _rows(self, index: int, node: fx.Node) -> Tensor:
-        """Returns a block's outputs of a node, ``float32[t, columns]``."""
-        return self.activations.tensor(index, node)[0]
-
-    def _collect(self, rows_of: Callable[[int], Tensor], name: str) -> InputStatistics:
-        """Returns the statistics of all blocks' rows."""
+        collected = SecondMoment(self.activations.tensor(0, node).shape[-1])
+        batch: list[Tensor] = []
         count = len(self.activations)
-        batch = [rows_of(0)]
-        collected = SecondMoment(batch[0].shape[1])
-        for index in range(1, count + 1):
-            if index == count or sum(map(len, batch)) >= _BATCH_TOKENS:
+        for index in range(count):
+            batch.append(self.activations.tensor(index, node).reshape(-1, collected.columns))
+            if index + 1 == count or sum(map(len, batch)) >= _BATCH_TOKENS:
                 collected.add(torch.cat(batch))
                 batch = []
-            if index < count:
-                batch.append(rows_of(index))
         found = collected.mean()
         if not bool(torch.isfinite(found.diagonal()).all()):
             raise QuantizationError(

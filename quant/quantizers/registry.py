@@ -160,9 +160,7 @@ RESCALING: dict[str, RescalingQuantizer] = {
     "smoothquant-search": SmoothQuant("smoothquant-search", exponent=None),
 }
 
-# More damping than in the paper: short texts leave noise in the second moments, to which descent
-# would fit.
-_DESCENT = Gptq("gptq-descent", activation_order=True, damping=0.1, sweeps=2)
+_DESCENT = Gptq("gptq-descent", activation_order=True, sweeps=2)
 _GPTQ = {
     "gptq": Gptq(),
     "gptq-order": Gptq("gptq-order", activation_order=True),
