@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     amounts = [amount(given, parser) for given in options.amounts]
     model = open_model(options.model)
-    judge = Judge(model, options.text, options.tokens, max(length for _, length in amounts))
+    judge = Judge.of_text(model, options.text, options.tokens, max(length for _, length in amounts))
     about = f"{options.model}, {options.recipe}, {judge.title()}"
     print(about)
     print(line_up(HEADER, WIDTHS))
