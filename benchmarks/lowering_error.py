@@ -1,12 +1,14 @@
 """Measures what 8-bit activations cost: of one kind of matrix, of one layer, and of real artifacts.
 
 The first table simulates the kernels' rounding in the reference operators, for a part of the model
-alone: per token, as XNNPACK and ONNX Runtime on arm64 (KleidiAI) round, and per block of columns, as
-ONNX Runtime's other kernels do. All other products stay float32, and the divergence is from QUANTIZED.
-With `--columns` the columns that `--activations auto` would keep float32 stay as they are.
+alone: per token, as XNNPACK and ONNX Runtime on arm64 (KleidiAI) round, and per block of columns,
+as ONNX Runtime's other kernels do. All other products stay float32, and the divergence is from
+QUANTIZED. With `--columns` the columns that `--activations auto` would keep float32 stay as they
+are.
 
-The second table is of artifacts of the same store: their true lowering error, and their decode speed
-relative to the first one's, in turns of a few tokens, because a machine's other load changes.
+The second table is of artifacts of the same store: their true lowering error, and their decode
+speed relative to the first one's of the same target, in turns of a few tokens, because a machine's
+other load changes.
 """
 
 import argparse
@@ -167,7 +169,6 @@ def compare(folders: dict[str, Path], blocks: list[Tensor], wanted: list[Tensor]
                     session.extend(np.array([5], np.int64))
                 seconds[name].append(time.perf_counter() - begun)
         print(line_up(ARTIFACT_HEADER, ARTIFACT_WIDTHS))
-        first = next(iter(seconds))
         for name, session in sessions.items():
             logits = [torch.from_numpy(session.logits(block.numpy())) for block in blocks]
             found = divergence(wanted, logits).result()
@@ -175,8 +176,9 @@ def compare(folders: dict[str, Path], blocks: list[Tensor], wanted: list[Tensor]
                 r for r in manifests[name].weights.values() if r.float_columns not in ((), ALL)
             ]
             size = sum(record.size for record in manifests[name].files.values())
+            base = next(other for other in seconds if other.split()[0] == name.split()[0])
             ratio = statistics.median(
-                one / other for one, other in zip(seconds[first], seconds[name], strict=True)
+                one / other for one, other in zip(seconds[base], seconds[name], strict=True)
             )
             cells = [
                 name,
