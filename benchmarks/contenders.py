@@ -43,12 +43,12 @@ from quant.plans.recipes import RECIPES
 PEER, DATA_FREE, MIXED, CALIBRATED = "peer", "data-free", "mixed", "calibrated"
 BUDGETS: Final = (4.0, 4.5, 5.0)
 # The file types of llama.cpp at whose bytes mixed plans are made too.
-MATCHED: Final = ("Q4_0", "Q4_K_M")
+MATCHED: Final = ("Q4_K_M",)
 AS_IT_COMES: Final = "genai builder default, as it comes"
 _OURS: Final = (
     *("int4", "int4-pc", "int4-g128", "int4-g64", "int4-g32"),
     *("int4-g32-signed", "int4-g64-asym", "int4-g32-asym", "int8"),
-    *("int4-awq", "int4-gptq", "int4-g32-signed-gptq"),
+    *("int4-gptq", "int4-g32-signed-gptq"),
 )
 # Code on which the integers and scales of EdgeForge's recipes depend.
 _CODE: Final = ("quant", "edgeforge/planning", "edgeforge/calibration")
