@@ -41,8 +41,8 @@ $(DEV): $(RUN) requirements/lock-dev.txt
 	$(BIN)/python $(INSTALL) --requirement requirements/lock-dev.txt
 	@touch $@
 
-demo: $(RUN)  ## Export the demo model at int4, verify it, print the table.
-	$(BIN)/edgeforge export demo --target onnx,coreml,executorch --recipe int4 --out $(DEMO_OUT) --force
+demo: $(RUN)  ## Export the demo model, verify it, print the table.
+	$(BIN)/edgeforge export demo --target onnx,coreml,executorch --out $(DEMO_OUT) --force
 	$(BIN)/edgeforge verify $(DEMO_OUT)
 	$(BIN)/edgeforge run $(DEMO_OUT)/executorch --prompt "The function returns" --max-tokens 48
 

@@ -23,7 +23,7 @@ from edgeforge.model.model import open_model
 from edgeforge.model.trace import trace
 from edgeforge.synth import synthesise as synth
 from quant.plans.plan import QuantPlan, calibrated_weights
-from quant.plans.recipes import Recipe, Rule
+from quant.plans.rules import Recipe, Rule
 from quant.quantizers.registry import CALIBRATED
 from quant.store.fill import fill_store
 from quant.store.partial import partial_store

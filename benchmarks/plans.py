@@ -12,7 +12,7 @@ from exporters.errors import ExportError
 from exporters.registry import TARGETS
 from quant.errors import QuantizationError
 from quant.plans.plan import QuantPlan, matrix_shape
-from quant.plans.recipes import Recipe, Rule
+from quant.plans.rules import Recipe, Rule
 
 
 def uniform_plan(model: Model, name: str, format: str, algorithm: str | None) -> QuantPlan:

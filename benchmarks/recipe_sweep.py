@@ -29,7 +29,8 @@ from edgeforge.reference.walk import ReferenceRunner, store_reader
 from edgeforge.tokenizer import Tokenizer, read_text, split_blocks
 from edgeforge.verification.metrics import DivergenceMeter, PerplexityMeter, Scored
 from quant.plans.plan import QuantPlan, calibrated_weights
-from quant.plans.recipes import RECIPES, Recipe, Rule, find_recipe
+from quant.plans.recipes import RECIPES, find_recipe
+from quant.plans.rules import Recipe, Rule
 from quant.program.program import Program
 from quant.program.rewrite import quantize_program
 

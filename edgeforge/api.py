@@ -39,11 +39,13 @@ def export(
     lowering: str | None = None,
     backend: str | None = None,
     kv_cache: str | None = None,
+    activations: str | None = None,
     max_memory: int | None = None,
     bits_per_weight: float | None = None,
     max_size: int | None = None,
     max_kl: float | None = None,
     save_plan: str | Path | None = None,
+    calibrate: bool = True,
     calibration: str | Path | None = None,
     calibration_tokens: int = 64 * 512,
     calibration_length: int = 512,
@@ -60,8 +62,9 @@ def export(
         out: the output folder; it appears only when everything in it is complete.
         targets: names from ``edgeforge list targets``. A single target's artifact is ``out``
             itself; those of several targets are folders in it.
-        recipe: a name from ``edgeforge list recipes``, or a YAML file of rules; None for ``int4``,
-            or for ``as-is`` where the checkpoint is quantized already.
+        recipe: a name from ``edgeforge list recipes``, or a YAML file of rules; None for
+            ``int4-gptq`` (models under 1 billion parameters), ``int4`` (larger ones) or ``as-is``
+            (a checkpoint that is quantized already).
         rotation: a name from ``edgeforge list rotations``: the weights are rotated that way before
             they are quantized.
         imported_scales: dtype of the scales of a checkpoint that is quantized already: ``float16``
@@ -83,12 +86,17 @@ def export(
         lowering: the code that lowers for ExecuTorch: ``edgeforge`` (the default) or ``stock``.
         backend: ExecuTorch's delegate: ``xnnpack`` (the default), ``vulkan`` or ``coreml``.
         kv_cache: dtype of the caches of ONNX and ExecuTorch: ``fp32`` (the default) or ``int8``.
+        activations: how products of ONNX and ExecuTorch take their activations: ``auto`` (the
+            default) rounds them to 8 bits but for a few large columns, ``int8`` rounds all, and
+            ``float`` none.
         max_memory: bytes that the device has for the model; a model that needs more is refused.
         bits_per_weight: budget of a mixed recipe: stored bits divided by parameters.
         max_size: budget of a mixed recipe: bytes of the stored weights.
         max_kl: budget of a mixed recipe: KL divergence on the calibration text, nats per token.
         save_plan: a ``.yaml`` file to which the plan is written as a recipe; one that holds another
             plan is replaced only by ``force``.
+        calibrate: whether the default recipe may look at a calibration text; without it, it is
+            ``int4``.
         calibration: the text on which calibrated recipes collect activations: a UTF-8 file, or
             ``demo``; None for ``demo`` where a recipe needs a text.
         calibration_tokens: how many tokens of the calibration text to use.
@@ -131,6 +139,7 @@ def export(
             lowering=lowering,
             backend=backend,
             kv_cache=kv_cache,
+            activations=activations,
             profile=profile,
             chunk=chunk,
             cache_write=cache_write,
@@ -148,6 +157,7 @@ def export(
         budget=Budget(bits_per_weight=bits_per_weight, max_size=max_size, max_kl=max_kl),
         save_plan=None if save_plan is None else Path(save_plan),
         rotation=rotation,
+        calibrate=calibrate,
     )
     return run_export(opened, chosen, Path(out), options, progress or no_progress)
 

@@ -13,6 +13,7 @@ from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
 from edgeforge.tokenizer import TOKENIZER, Tokenizer
 from edgeforge.trace_and_quantize import TracedAndQuantized
+from exporters.float_columns import FloatColumns
 from exporters.manifest import Manifest, record_files
 from exporters.manifest_records import ModelRecord, SourceRecord, TokenizerRecord, WeightRecord
 from exporters.structure import to_json
@@ -76,7 +77,7 @@ def write_manifest(
         source=_source_record(run.model, made.digest),
         model=_model_record(run.model),
         bits_per_weight=plan.bits_per_weight(shapes, spec.num_parameters),
-        weights=_weight_records(plan, made.store, shapes),
+        weights=_weight_records(plan, made.store, shapes, lowered.float_columns),
         inputs=lowered.inputs,
         outputs=lowered.outputs,
         states=lowered.states,
@@ -131,7 +132,10 @@ def _model_record(model: Model) -> ModelRecord:
 
 
 def _weight_records(
-    plan: QuantPlan, store: WeightStore, shapes: Mapping[str, tuple[int, ...]]
+    plan: QuantPlan,
+    store: WeightStore,
+    shapes: Mapping[str, tuple[int, ...]],
+    float_columns: FloatColumns,
 ) -> dict[str, WeightRecord]:
     return {
         name: WeightRecord(
@@ -141,6 +145,7 @@ def _weight_records(
             relative_error=store.relative_error[name],
             digest=store.digests[name],
             activation=assignment.activation,
+            float_columns=float_columns.get(name, ()),
         )
         for name, assignment in plan.weights.items()
     }

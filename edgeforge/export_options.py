@@ -27,7 +27,7 @@ class ExportOptions:
 
     Attributes:
         recipe: a name from `quant.plans.recipes` or `edgeforge.planning.choose`, or a YAML file;
-            None for ``int4``, or for ``as-is`` where the checkpoint is quantized already.
+            None for the model's default (`edgeforge.planning.choose.default_recipe`).
         context: declared context in tokens; None for the model's own, at most 4096.
         force: whether to replace an existing output folder of which EdgeForge wrote every file.
         threads: threads for quantization; None for one per processor, at most four.
@@ -38,6 +38,7 @@ class ExportOptions:
         budget: the budget of a mixed recipe.
         save_plan: file to which the plan is written as a recipe; None to write none.
         rotation: a name from `edgeforge.model.rotations`; None for the recipe's own, if it has one.
+        calibrate: whether the default recipe may need a calibration text.
     """
 
     recipe: str | None = None
@@ -51,6 +52,7 @@ class ExportOptions:
     budget: Budget = field(default_factory=Budget)
     save_plan: Path | None = None
     rotation: str | None = None
+    calibrate: bool = True
 
     def plan_request(
         self, targets: Sequence[Target], facts: ModelFacts, rotated: Rotated | None
@@ -73,6 +75,7 @@ class ExportOptions:
             save_plan=self.save_plan,
             force=self.force,
             rotated=rotated,
+            calibrate=self.calibrate,
         )
 
 

@@ -24,6 +24,7 @@ from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.tokenizer import check_tokenizer_files
 from edgeforge.trace_and_quantize import TracedAndQuantized, shared_interpreter, trace_and_quantize
 from exporters.checks import check_options
+from exporters.float_columns import ALL, FloatColumns
 from exporters.target import ExportRequest, Target
 
 if TYPE_CHECKING:
@@ -102,9 +103,11 @@ def export(
         program = rewrite(run, made)
         # Caches with fixed scales need the largest magnitudes of keys and values.
         ranges = ranges_of_caches(run, program, made, progress)
+        # Kernels round activations to 8 bits; a few columns may be too large for that.
+        columns = columns_that_stay_float(run, program, made, progress)
         # Every target lowers the same program and copies the same integers.
         for target in targets:
-            write_artifact(run, target, program, made, ranges, warnings, partial, progress)
+            write_artifact(run, target, program, made, ranges, columns, warnings, partial, progress)
     return [folder_of(target, targets, out) for target in targets]
 
 
@@ -173,12 +176,34 @@ def ranges_of_caches(
     )
 
 
+def columns_that_stay_float(
+    run: ExportRun, program: Program, made: TracedAndQuantized, progress: Progress
+) -> FloatColumns:
+    """Returns the columns whose activations no kernel may round, by weight; see `--activations`."""
+    asked = run.options.target.activations or "auto"
+    if asked == "int8" or not any("activations" in target.options for target in run.targets):
+        return {}
+    from edgeforge.calibration.float_columns import float_columns, rounded_weights, texts_of
+
+    weights = rounded_weights(program)
+    if asked == "float" or not weights:
+        return dict.fromkeys(weights, ALL)
+    return float_columns(
+        program,
+        made.store,
+        texts_of(run.model, run.facts.context),
+        writable_cache() / "float-columns",
+        lambda done, size: progress("look at activations", done, size),
+    )
+
+
 def write_artifact(
     run: ExportRun,
     target: Target,
     program: Program,
     made: TracedAndQuantized,
     ranges: CacheRanges,
+    columns: FloatColumns,
     warnings: tuple[str, ...],
     out: Path,
     progress: Progress,
@@ -200,6 +225,7 @@ def write_artifact(
         options=run.options.target.only(target.options),
         provenance=provenance(run.model.checkpoint),
         cache_ranges=ranges if has_static_caches(target, run.options.target) else {},
+        float_columns=columns if "activations" in target.options else {},
     )
     lowered = target.write(request, folder)
     told = (*warnings, *warnings_of_target(run, target, lowered))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from exporters.errors import ExportError, WeightRefused
 from exporters.options import TargetOptions
-from quant.formats.activations import TENSOR, TOKEN, Activation
+from quant.formats.activations import NONE, TENSOR, TOKEN, Activation
 from quant.formats.formats import PaletteFormat
 from quant.plans.plan import QuantPlan
 
 if TYPE_CHECKING:
     from exporters.target import Target
+
+ACTIVATIONS: Final = ("auto", "int8", "float")
+"""The values of the option ``activations``."""
 
 
 def check_options(options: TargetOptions, targets: Iterable[Target]) -> None:
@@ -95,6 +98,21 @@ def refuse_activation(plan: QuantPlan, activation: Activation, why: str, use: st
                 f"{weight} is to be multiplied by activations rounded to {activation}; {why}",
                 f"use {use}",
             )
+
+
+def check_float_activations(plan: QuantPlan, options: TargetOptions) -> None:
+    """Refuses float activations for a plan that rounds activations itself.
+
+    Raises:
+        ExportError: ``activations`` is ``float``, and a weight of the plan rounds its activations.
+    """
+    rounded = [name for name, given in plan.weights.items() if given.activation != NONE]
+    if options.activations == "float" and rounded:
+        raise ExportError(
+            f"--activations float is not possible with recipe {plan.recipe}, which rounds the "
+            f"activations of {len(rounded)} matrices to 8 bits itself: leave the option out, or "
+            f"take a recipe that rounds only weights, such as int8"
+        )
 
 
 def activation_notes(plan: QuantPlan) -> tuple[str, ...]:

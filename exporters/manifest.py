@@ -31,7 +31,7 @@ from quant.json_input import JsonError, parse_json
 from quant.quoted import quoted
 
 MANIFEST = "edgeforge.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LARGEST_MANIFEST = 64 << 20
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
+from exporters.float_columns import ALL, Columns
 from quant.quoted import quoted
 
 
@@ -42,6 +43,8 @@ class WeightRecord:
             digest when they hold the same integers and scales.
         activation: how the activations that enter it are rounded (`quant.formats.activations`);
             the digest covers their scale, if there is one.
+        float_columns: the columns whose activations stay float32 although the runtime's kernel
+            rounds those of all others; ``all`` where it rounds none of this weight's.
     """
 
     shape: tuple[int, ...]
@@ -50,6 +53,7 @@ class WeightRecord:
     relative_error: float
     digest: str
     activation: str = "none"
+    float_columns: Columns = ()
 
     @classmethod
     def from_json(cls, data: object) -> Self:
@@ -64,6 +68,7 @@ class WeightRecord:
             relative_error=number(row, "relative_error"),
             digest=text(row, "digest"),
             activation=text(row, "activation") if "activation" in row else "none",
+            float_columns=_columns(row),
         )
 
 
@@ -272,6 +277,12 @@ def integers(row: Mapping[str, object], name: str) -> tuple[int, ...]:
     if not all(0 <= value < 2**63 for value in values):
         raise TypeError(f"{name} is {quoted(values)}, which it cannot be")
     return tuple(values)
+
+
+def _columns(row: Mapping[str, object]) -> Columns:
+    if row.get("float_columns") == ALL:
+        return ALL
+    return integers(row, "float_columns") if "float_columns" in row else ()
 
 
 def _is_integer(value: object) -> bool:

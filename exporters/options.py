@@ -17,6 +17,9 @@ class TargetOptions:
         lowering: what lowers the program: EdgeForge, or the runtime's own exporter.
         backend: the delegate that computes.
         kv_cache: the dtype of the caches.
+        activations: how products with integer weights take their activations: rounded to 8 bits
+            (``int8``), as they are (``float``), or rounded but for a few columns where rounding
+            those costs much (``auto``, the default).
         profile: the processor that the artifact is written for.
         chunk: how many tokens one prefill call takes, where that is fixed when the artifact is
             written; or several numbers, separated by commas, of which each call takes one.
@@ -30,6 +33,7 @@ class TargetOptions:
     lowering: str | None = None
     backend: str | None = None
     kv_cache: str | None = None
+    activations: str | None = None
     profile: str | None = None
     chunk: str | None = None
     cache_write: str | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from exporters.float_columns import FloatColumns
 from exporters.options import Choices, TargetOptions
 from exporters.structure import Section
 
@@ -81,6 +82,7 @@ class ExportRequest:
         provenance: where the weights come from.
         cache_ranges: the range of every cache on the calibration text; empty unless the value of
             ``kv_cache`` is one of the target's ``static_caches``.
+        float_columns: the columns whose activations are to stay float32, by weight.
     """
 
     program: Program
@@ -91,6 +93,7 @@ class ExportRequest:
     options: TargetOptions = field(default_factory=TargetOptions)
     provenance: Provenance = field(default_factory=Provenance)
     cache_ranges: CacheRanges = field(default_factory=dict)
+    float_columns: FloatColumns = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Lowered:
         states: what the model carries from call to call, in the same form.
         notes: what a user must know, one sentence each.
         warnings: what is not as a user expects, one sentence each; ``export`` prints them.
+        float_columns: the columns whose activations stay float32 in what was written, by weight.
     """
 
     entry: str
@@ -112,6 +116,7 @@ class Lowered:
     states: Mapping[str, str]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    float_columns: FloatColumns = field(default_factory=dict)
 
 
 class Target(Protocol):

@@ -61,7 +61,8 @@ def cache_ranges(
     """
     count = max(1, RANGE_TOKENS // len(blocks[0]))
     seen = blocks[:count]
-    file = cache / f"{_key(program, store, seen)}.json"
+    key = measurement_key(program, store, seen, {"version": RANGES_VERSION})
+    file = cache / f"{key}.json"
     found = _read(file, program)
     if found is not None:
         return found
@@ -160,13 +161,25 @@ def _require_finite(ranges: Mapping[str, Tensor]) -> None:
             )
 
 
-def _key(program: Program, store: WeightStore, blocks: Sequence[Sequence[int]]) -> str:
-    """Returns a key for all that decides the ranges: program, tables, weights and text."""
+def measurement_key(
+    program: Program,
+    store: WeightStore,
+    blocks: Sequence[Sequence[int]],
+    more: Mapping[str, object],
+) -> str:
+    """Returns a key for all that decides what is measured of a quantized program on a text.
+
+    Args:
+        program: the program, with its tables.
+        store: the weights that it names.
+        blocks: the text.
+        more: what else decides, as JSON values: the measurement's version at least.
+    """
     found = hashlib.sha256(str(program.graph).encode())
     for name, table in sorted(program.tables.items()):
         found.update(name.encode() + table.numpy().tobytes())
     facts = {
-        "version": RANGES_VERSION,
+        **more,
         "inputs": {name: given.name for name, given in program.inputs.items()},
         "weights": dict(store.digests),
         "blocks": [list(block) for block in blocks],

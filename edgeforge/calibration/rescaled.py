@@ -23,6 +23,7 @@ from quant.formats.activations import TENSOR
 from quant.formats.formats import IntFormat
 from quant.program.program import Program, node_argument
 from quant.program.rescale_places import Fold, foldable
+from quant.quantizers.input_statistics import InputStatistics
 from quant.quantizers.registry import RESCALING
 
 
@@ -63,7 +64,7 @@ def quantize_rescaled(filling: Filling, program: Program, blocks: Sequence[Seque
     folds = {
         name: fold
         for name, fold in foldable(program).items()
-        if name in rescaled and (fold.is_norm or fold.weight in rescaled)
+        if rescaled.issuperset(fold.sharers) and (fold.is_norm or fold.weight in rescaled)
     }
     walk = filling.float_walk(program)
     run = _Run(filling, folds)
@@ -89,6 +90,7 @@ class _Run:
     def __init__(self, filling: Filling, folds: dict[str, Fold]) -> None:
         self._filling, self._folds = filling, folds
         self._waiting: dict[str, _Waiting] = {}
+        self._shared: dict[str, Tensor] = {}  # by the norm's name: the factors of all who read it
 
     def meet(self, name: str, entering: fx.Node, stretches: Stretches) -> None:
         """Computes a weight's factors, and quantizes every weight that they complete."""
@@ -99,10 +101,7 @@ class _Run:
         factors = torch.ones(columns)
         assignment = filling.plan.weights[name]
         if fold is not None:
-            assert isinstance(assignment.format, IntFormat)
-            ties = fold.rows - fold.rows.min()
-            quantizer = RESCALING[assignment.algorithm]
-            factors = quantizer.column_factors(weight, inputs, assignment.format, ties)
+            factors = self._factors(name, fold, inputs)
         elif filling.weights.roles()[name] == "embedding":
             # A tied head is the embedding too: its rows are looked up, so their plain error counts
             # as much as the error of the head's outputs.
@@ -117,13 +116,40 @@ class _Run:
         }
         self._waiting[name] = _Waiting(inputs.moment, factors, torch.ones(rows, 1), readers)
         if fold is not None and fold.is_norm:
-            self._divide_norm(fold.weight, factors)
+            if name == fold.sharers[0]:
+                self._divide_norm(fold.weight, factors)
         elif fold is not None:
             before = self._waiting[fold.weight]
             before.divisors[fold.rows, 0] = factors
             before.readers.discard(name)
             self._finish(fold.weight)
         self._finish(name)
+
+    def _factors(self, name: str, fold: Fold, inputs: InputStatistics) -> Tensor:
+        """Returns the factors of a weight's columns, ``float32[columns]``.
+
+        Weights that read one norm share the factors. They are chosen for those of them that are
+        stored in the fewest bits: the others' error is small whatever the factors are.
+        """
+        if fold.weight in self._shared:
+            return self._shared[fold.weight]
+        plan, formats = self._filling.plan.weights, {}
+        for sharer in fold.sharers:
+            format = plan[sharer].format
+            assert isinstance(format, IntFormat)
+            formats[sharer] = format
+        coarsest = min(formats.values(), key=lambda format: format.bits)
+        rows = [
+            self._filling.weights.float_weight(sharer)
+            for sharer, format in formats.items()
+            if format == coarsest
+        ]
+        ties = fold.rows - fold.rows.min()
+        quantizer = RESCALING[plan[name].algorithm]
+        factors = quantizer.column_factors(torch.cat(rows), inputs, coarsest, ties)
+        if fold.is_norm:
+            self._shared[fold.weight] = factors
+        return factors
 
     def _finish(self, name: str) -> None:
         """Quantizes a weight if all divisors of its rows are known."""

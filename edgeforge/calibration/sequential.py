@@ -27,8 +27,10 @@ from quant.program.rewrite import quantize_program
 from quant.quoted import quoted
 from quant.store.partial import PartialStore
 
-# Tokens on which a tied embedding is calibrated, in a run of the whole float program of its own.
-TIED_TOKENS: Final = 8192
+# A tied embedding is calibrated in a run of the whole float program of its own, on so many tokens
+# for each of its columns, between these numbers: its damping leaves more tokens little to add.
+_TOKENS_A_COLUMN: Final = 4
+_FEWEST_TIED, _MOST_TIED = 2048, 8192
 
 
 def quantize_sequentially(
@@ -66,7 +68,9 @@ def _quantize_tied(
     errors have the same weight.
     """
     walk = filling.float_walk(program)
-    count = -(-TIED_TOKENS // len(blocks[0]))
+    columns = filling.weights.shapes()[name][1]
+    tokens = min(max(_TOKENS_A_COLUMN * columns, _FEWEST_TIED), _MOST_TIED)
+    count = -(-tokens // len(blocks[0]))
     known = [walk.begin(tokens_of(block)) for block in blocks[:count]]
     with filling.stretches(walk, known) as stretches:
         for _ in stretches.matrices():  # runs the program up to the head, its last matrix

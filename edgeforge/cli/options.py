@@ -36,8 +36,9 @@ Targets = Annotated[str, typer.Option(help="Targets, separated by commas.")]
 Recipe = Annotated[
     str | None,
     typer.Option(
-        help="A name from `edgeforge list recipes`, or a YAML file of rules; by default int4, "
-        "or as-is for a checkpoint that is quantized already."
+        help="A name from `edgeforge list recipes`, or a YAML file of rules; by default int4-gptq "
+        "for models under 1 billion parameters, int4 for larger ones, and as-is for a checkpoint "
+        "that is quantized already."
     ),
 ]
 Rotation = Annotated[
@@ -112,6 +113,14 @@ KvCache = Annotated[
         "token and head. Core ML always uses float16."
     ),
 ]
+Activations = Annotated[
+    str | None,
+    typer.Option(
+        help="How products of ONNX and ExecuTorch take their activations: auto (the default) "
+        "rounds them to 8 bits but for a few large columns of some matrices, int8 rounds all, "
+        "float rounds none and is much slower."
+    ),
+]
 MaxMemory = Annotated[
     str | None,
     typer.Option(
@@ -142,6 +151,13 @@ SavePlan = Annotated[
     typer.Option(
         metavar="FILE.yaml",
         help="Write the plan as a recipe that gives the same formats again.",
+    ),
+]
+Calibrate = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate/--no-calibration",
+        help="Whether the default recipe may look at a calibration text; without it, it is int4.",
     ),
 ]
 Calibration = Annotated[

@@ -1,8 +1,9 @@
 """Builds the map from program weight names to checkpoint tensors that every family shares.
 
-Program weights have the names of the most fused layout (``qkv_proj``, ``gate_up_proj``), so that
-each runtime gets the fewest and largest matrix products. A family only lists the checkpoint tensors
-from which each program weight is stacked.
+Program weights are fused (``qk_proj``, ``gate_up_proj``), so that each runtime gets few and large
+matrix products. The values' projection, ``v_proj``, stands apart: it has few rows, and rounding it
+costs more than rounding any other matrix, so that recipes give it a format of its own. A family
+only lists the checkpoint tensors from which each program weight is stacked.
 """
 
 from __future__ import annotations
@@ -27,6 +28,25 @@ def matrix(role: str, columns: int, *pieces: tuple[str, int]) -> WeightSpec:
     rows = sum(piece.shape[0] for piece in stacked)
     assert role in ("embedding", "linear", "head")
     return WeightSpec((rows, columns), stacked, role)  # type: ignore[arg-type]
+
+
+def packed_qkv(tensor: str, columns: int, q: int, kv: int) -> tuple[WeightSpec, WeightSpec]:
+    """Returns ``qk_proj`` and ``v_proj`` of a checkpoint that stacks q, k and v in one tensor.
+
+    Args:
+        tensor: the checkpoint's tensor, ``[q + 2 * kv, columns]``.
+        columns: width of the inputs.
+        q: rows of all query heads.
+        kv: rows of all key heads, and as many of all value heads.
+
+    >>> qk, v = packed_qkv("qkv", 8, 4, 2)
+    >>> qk.shape, v.shape, v.pieces[0].first
+    ((6, 8), (2, 8), 6)
+    """
+    rows = q + 2 * kv
+    qk = Piece(tensor, (q + kv, columns), 0, rows)
+    v = Piece(tensor, (kv, columns), q + kv, rows)
+    return WeightSpec(qk.shape, (qk,), "linear"), WeightSpec(v.shape, (v,), "linear")
 
 
 def norm(tensor: str, width: int) -> WeightSpec:

@@ -115,13 +115,10 @@ def separate_projections(
     attn, mlp = at + "self_attn.", at + "mlp."
     return {
         "input_layernorm": norm(at + "input_layernorm.weight", hidden),
-        "self_attn.qkv_proj": matrix(
-            "linear",
-            hidden,
-            (attn + "q_proj.weight", q),
-            (attn + "k_proj.weight", kv),
-            (attn + "v_proj.weight", kv),
+        "self_attn.qk_proj": matrix(
+            "linear", hidden, (attn + "q_proj.weight", q), (attn + "k_proj.weight", kv)
         ),
+        "self_attn.v_proj": matrix("linear", hidden, (attn + "v_proj.weight", kv)),
         "self_attn.o_proj": matrix("linear", q, (attn + "o_proj.weight", hidden)),
         "post_attention_layernorm": norm(at + "post_attention_layernorm.weight", hidden),
         "mlp.gate_up_proj": matrix(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from edgeforge.checkpoint.config_reader import ConfigReader, token_ids
 from edgeforge.errors import CheckpointError
-from edgeforge.families.assembly import assemble, matrix, norm
+from edgeforge.families.assembly import assemble, matrix, norm, packed_qkv
 from edgeforge.families.rotary import rotated_columns
 from edgeforge.families.spec import LayerSpec, ModelSpec, RopeSpec, WeightSpec
 
@@ -38,11 +38,11 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
     def layer_weights(index: int, layer: LayerSpec) -> dict[str, WeightSpec]:
         at = f"transformer.layers.{index}."
         q, kv = layer.num_heads * head_dim, layer.num_kv_heads * head_dim
+        qk, v = packed_qkv(at + "attn.qkv_proj.weight", hidden, q, kv)
         weights = {
             "input_layernorm": norm(at + "attn_norm.weight", hidden),
-            "self_attn.qkv_proj": matrix(
-                "linear", hidden, (at + "attn.qkv_proj.weight", q + 2 * kv)
-            ),
+            "self_attn.qk_proj": qk,
+            "self_attn.v_proj": v,
         }
         if qk_norm:
             weights["self_attn.q_norm"] = norm(at + "attn.q_norm.weight", head_dim)

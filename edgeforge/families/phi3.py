@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgeforge.checkpoint.config_reader import ConfigReader
-from edgeforge.families.assembly import matrix, norm
+from edgeforge.families.assembly import matrix, norm, packed_qkv
 from edgeforge.families.llama import Conventions, read_llama_like
 from edgeforge.families.spec import LayerSpec, ModelSpec, WeightSpec
 
@@ -36,9 +36,11 @@ def fused_projections(
     at = f"model.layers.{index}."
     q, kv = layer.num_heads * head_dim, layer.num_kv_heads * head_dim
     attn, mlp = at + "self_attn.", at + "mlp."
+    qk, v = packed_qkv(attn + "qkv_proj.weight", hidden, q, kv)
     return {
         "input_layernorm": norm(at + "input_layernorm.weight", hidden),
-        "self_attn.qkv_proj": matrix("linear", hidden, (attn + "qkv_proj.weight", q + 2 * kv)),
+        "self_attn.qk_proj": qk,
+        "self_attn.v_proj": v,
         "self_attn.o_proj": matrix("linear", q, (attn + "o_proj.weight", hidden)),
         "post_attention_layernorm": norm(at + "post_attention_layernorm.weight", hidden),
         "mlp.gate_up_proj": matrix(

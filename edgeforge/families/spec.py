@@ -53,10 +53,25 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class Piece:
-    """One checkpoint tensor, all of its rows; the shape is ``(rows, columns)`` or ``(rows,)``."""
+    """Rows of one checkpoint tensor: all of them, or those of one part where it stacks several.
+
+    Attributes:
+        tensor: the tensor's name.
+        shape: the piece's own ``(rows, columns)`` or ``(rows,)``.
+        first: the tensor's row with which the piece begins.
+        rows_of_tensor: rows of the whole tensor; None where the piece is all of it.
+    """
 
     tensor: str
     shape: tuple[int, ...]
+    first: int = 0
+    rows_of_tensor: int | None = None
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """The shape of the whole tensor."""
+        rows = self.shape[0] if self.rows_of_tensor is None else self.rows_of_tensor
+        return (rows, *self.shape[1:])
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class CheckpointWeights:
     def mapping_digest(self) -> str:
         """Returns a digest of the map from program weights to checkpoint tensors."""
         rows: dict[str, object] = {
-            name: [(piece.tensor, piece.shape) for piece in weight.pieces]
+            name: [(piece.tensor, piece.shape, piece.first) for piece in weight.pieces]
             for name, weight in self.spec.weights.items()
         }
         if self.packing is not None:
@@ -138,13 +138,15 @@ class CheckpointWeights:
         begin = 0
         for piece in self.spec.weights[name].pieces:
             if (begin, begin + piece.shape[0]) == (start, stop):
-                return import_rows(self._packed[piece.tensor], format)
+                rows = slice(piece.first, piece.first + piece.shape[0])
+                return import_rows(self._packed[piece.tensor], format, rows)
             begin += piece.shape[0]
         raise IndexError(f"rows {start} to {stop} of {name} are not one of its pieces")
 
     def _piece(self, piece: Piece, start: int, stop: int) -> torch.Tensor:
         import torch
 
+        start, stop = piece.first + start, piece.first + stop
         if piece.tensor in self._packed:
             return self._packed[piece.tensor].dequantize()[start:stop]
         rows = torch.from_numpy(self.checkpoint.read_rows(piece.tensor, start, stop))
@@ -214,8 +216,8 @@ def _find_packed(
         for piece in weight.pieces:
             module = piece.tensor.removesuffix(".weight")
             if f"{module}.{packing.codes_part}" in checkpoint.tensors:
-                shape = (piece.shape[0], piece.shape[1])
-                packed[piece.tensor] = PackedTensor(checkpoint, module, packing, shape)
+                rows, columns = piece.tensor_shape
+                packed[piece.tensor] = PackedTensor(checkpoint, module, packing, (rows, columns))
         held = [piece.tensor in packed for piece in weight.pieces]
         if any(held) and not all(held):
             raise CheckpointError(
@@ -293,9 +295,10 @@ def _check_tensors(
         )
     for name, piece in wanted.items():
         entry = checkpoint.tensors[name]
-        if entry.shape != piece.shape:
+        if entry.shape != piece.tensor_shape:
             raise CheckpointError(
-                f"{name} has shape {list(entry.shape)}; config.json calls for {list(piece.shape)}"
+                f"{name} has shape {list(entry.shape)}; config.json calls for "
+                f"{list(piece.tensor_shape)}"
             )
         if entry.dtype not in _READABLE:
             raise CheckpointError(

@@ -34,7 +34,9 @@ class Attention(nn.Module):
         super().__init__()
         self.spec, self.layer = spec, layer
         width = layer.num_heads * spec.head_dim
-        self.qkv_proj = Weight(width + 2 * layer.num_kv_heads * spec.head_dim, spec.hidden_size)
+        shared = layer.num_kv_heads * spec.head_dim
+        self.qk_proj = Weight(width + shared, spec.hidden_size)
+        self.v_proj = Weight(shared, spec.hidden_size)
         if spec.qk_norm:
             self.q_norm = Weight(spec.head_dim)
             self.k_norm = Weight(spec.head_dim)
@@ -48,14 +50,15 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
         """Attends from each token to itself and to the tokens before it."""
         spec, layer, t = self.spec, self.layer, x.shape[1]
-        heads = (layer.num_heads, layer.num_kv_heads, layer.num_kv_heads)
-        packed = ops.linear(x, self.qkv_proj.weight)
-        q, k, v = (
+        heads = (layer.num_heads, layer.num_kv_heads)
+        packed = ops.linear(x, self.qk_proj.weight)
+        q, k = (
             part.view(1, t, count, spec.head_dim)
             for part, count in zip(
                 packed.split([n * spec.head_dim for n in heads], -1), heads, strict=True
             )
         )
+        v = ops.linear(x, self.v_proj.weight).view(1, t, layer.num_kv_heads, spec.head_dim)
         if spec.qk_norm:
             q = ops.rms_norm(q, self.q_norm.weight, spec.norm_eps)
             k = ops.rms_norm(k, self.k_norm.weight, spec.norm_eps)

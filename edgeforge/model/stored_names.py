@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from edgeforge.families.assembly import EMBEDDING, HEAD
-from edgeforge.families.spec import ModelSpec, Piece
+from edgeforge.families.spec import ModelSpec
 
 
 def named_as_stored(spec: ModelSpec, stored: Collection[str]) -> ModelSpec:
@@ -41,7 +41,7 @@ def _renamed(spec: ModelSpec, names: dict[str, str]) -> ModelSpec:
     weights = {
         name: replace(
             weight,
-            pieces=tuple(Piece(names.get(p.tensor, p.tensor), p.shape) for p in weight.pieces),
+            pieces=tuple(replace(p, tensor=names.get(p.tensor, p.tensor)) for p in weight.pieces),
         )
         for name, weight in spec.weights.items()
     }

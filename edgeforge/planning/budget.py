@@ -7,7 +7,7 @@ from typing import Final
 
 from edgeforge.errors import UsageError
 
-MIXED: Final = {"mixed": None, "mixed-gptq": "gptq-order"}
+MIXED: Final = {"mixed": None, "mixed-gptq": "gptq-descent"}
 """The mixed recipes, each with the calibrated algorithm for the chosen formats, or None."""
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeforge.model.checkpoint_weights import CheckpointWeights
     from edgeforge.model.model import Model
     from edgeforge.model.rotated_weights import Rotated
+    from edgeforge.planning.advice import PlanCheck
     from exporters.target import ModelFacts, Target
     from quant.formats.formats import ScaleName
     from quant.plans.plan import Assignment, QuantPlan
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 AS_IS: Final = "as-is"
 DEFAULT: Final = "int4"
+QUICK_DEFAULT: Final = "int4-gptq"
+"""The default for models that calibration takes less than a minute or so for."""
+QUICK_PARAMETERS: Final = 1_000_000_000
+"""Models with fewer parameters get `QUICK_DEFAULT`."""
 
 PLANNED: Final = {
     AS_IS: "every weight as the checkpoint has it; the default for quantized checkpoints",
@@ -39,8 +44,7 @@ class PlanRequest:
     """All that decides a plan, beside the model.
 
     Attributes:
-        recipe: a name or a YAML file; None for `DEFAULT`, or for `AS_IS` where the checkpoint is
-            quantized already.
+        recipe: a name or a YAML file; None for what `default_recipe` returns.
         targets: the targets that must be able to store the plan.
         target_options: the targets' options.
         facts: the model's facts, for the targets; only mixed recipes need them.
@@ -50,6 +54,7 @@ class PlanRequest:
         save_plan: file to which the plan is written as a recipe; None to write none.
         force: whether that file may be replaced by another plan.
         rotated: the rotated model; None where weights are not rotated.
+        calibrate: whether the default may be a recipe that needs a calibration text.
     """
 
     recipe: str | None = None
@@ -62,6 +67,7 @@ class PlanRequest:
     save_plan: Path | None = None
     force: bool = False
     rotated: Rotated | None = None
+    calibrate: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,13 +102,12 @@ def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_prog
         ExportError: a target cannot hold a weight's format.
         UsageError: the options contradict each other.
     """
-    from edgeforge.planning.advice import PlanCheck
     from edgeforge.planning.plan_file import check_plan_file, write_plan
     from quant.plans.plan import QuantPlan
 
     shapes, rotated = model.weights.shapes(), request.rotated
     imported = _imported(model.weights, request.imported_scales)
-    name = request.recipe or (AS_IS if imported else DEFAULT)
+    name = request.recipe or default_recipe(model, calibrate=request.calibrate)
     request.budget.check(name)
     check_plan_file(request.save_plan)
     planned = _plan_of_recipe(name, model, request, imported, progress)
@@ -110,13 +115,37 @@ def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_prog
     rotation = "" if rotated is None else rotated.record.name
     plan = QuantPlan(planned.plan.recipe, weights_of, rotation)
     # A target's refusal comes before any weight is read, with advice that all targets accept.
-    PlanCheck(shapes, request.targets, request.facts, request.target_options).run(plan)
+    _plan_check(model, request).run(plan)
     notes = (*planned.notes, *_import_notes(model.weights, plan))
     if rotated is not None:
         notes = (*notes, *rotated.notes(plan))
     if request.save_plan is not None:
         write_plan(plan, shapes, notes, request.save_plan, replace=request.force)
     return Planned(plan, notes, planned.program, rotated, planned.warnings)
+
+
+def default_recipe(model: Model, *, calibrate: bool) -> str:
+    """Returns the recipe of a model for which the user names none.
+
+    A checkpoint that is quantized already stays as it is. A small model gets the formats of
+    `DEFAULT` with integers chosen on the calibration text, where it has a tokenizer.
+
+    Args:
+        model: the opened model.
+        calibrate: whether the recipe may need a calibration text.
+    """
+    if model.weights.imported:
+        return AS_IS
+    quick = model.spec.num_parameters < QUICK_PARAMETERS
+    has_tokenizer = "tokenizer.json" in model.checkpoint.tokenizer_files
+    return QUICK_DEFAULT if calibrate and quick and has_tokenizer else DEFAULT
+
+
+def _plan_check(model: Model, request: PlanRequest) -> PlanCheck:
+    from edgeforge.planning.advice import PlanCheck
+
+    shapes = model.weights.shapes()
+    return PlanCheck(shapes, request.targets, request.facts, request.target_options)
 
 
 def _plan_of_recipe(
@@ -134,7 +163,13 @@ def _plan_of_recipe(
         return _mixed(model, name, request, imported, progress)
     shapes = model.weights.shapes()
     if name != AS_IS:
-        return Planned(find_recipe(name, PLANNED).plan(shapes, model.weights.roles()))
+        recipe = find_recipe(name, PLANNED)
+        roles = model.weights.roles()
+        for variant in recipe.variants() if request.facts is not None else ():
+            plan = variant.plan(shapes, roles)
+            if _plan_check(model, request).refusal(plan.weights) is None:
+                return Planned(plan)
+        return Planned(recipe.plan(shapes, roles))
     if request.rotated is not None:
         raise UsageError(
             f"recipe {AS_IS} keeps every weight as the checkpoint has it, but a rotation changes "
@@ -186,7 +221,7 @@ def _mixed(
     from edgeforge.planning.mixed import mix, text_for
     from quant.formats.formats import FloatFormat
     from quant.plans.plan import FLOAT32, Assignment
-    from quant.plans.recipes import norm_matrix
+    from quant.plans.rules import norm_matrix
 
     shapes, roles, facts = model.weights.shapes(), model.weights.roles(), request.facts
     assert facts is not None

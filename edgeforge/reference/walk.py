@@ -95,6 +95,15 @@ class Walk:
         if target is dialect.EMBEDDING and self._rows is not None:
             rows, name = self._rows, self.program.inputs[node_argument(node, 1).name].name
             return lambda values: rows(name, values[node_argument(node, 0)])
+        if target is dialect.QUANT_LINEAR:
+            # The operator would unpack its weight again for every block; here it is unpacked once.
+            unpacked = self.matrix(node)
+
+            def run_unpacked(values: Values) -> Any:
+                with torch.no_grad():
+                    return F.linear(values[node_argument(node, 0)], unpacked)
+
+            return run_unpacked
         weights = self._weights(node)
         assert callable(target)
 
@@ -102,21 +111,16 @@ class Walk:
             with torch.no_grad():
                 return target(*self._arguments(node, values, weights))
 
-        def run_unpacked(values: Values) -> Any:
-            with torch.no_grad():
-                return F.linear(values[node_argument(node, 0)], unpacked)
+        return run
 
-        if target is not dialect.QUANT_LINEAR:
-            return run
-        # The operator would unpack its weight again for every block; here it is unpacked once.
-        call = QuantizedCall.of(node)
+    def matrix(self, node: fx.Node) -> Tensor:
+        """Reads the matrix of a product with a quantized weight: ``float32[rows, columns]``."""
+        weights, call = self._weights(node), QuantizedCall.of(node)
         codes, scale, format = weights[call.codes], weights[call.scale], call.format
         zero_point = None if call.zero_point is None else weights[call.zero_point]
         if isinstance(format, PaletteFormat):
-            unpacked = packing.look_up(codes, scale, format)
-        else:
-            unpacked = native.unpack(codes, scale, zero_point, format)
-        return run_unpacked
+            return packing.look_up(codes, scale, format)
+        return native.unpack(codes, scale, zero_point, format)
 
     def _weights(self, node: fx.Node) -> dict[fx.Node, Tensor]:
         """Reads the weights and tables that a call takes."""

@@ -41,7 +41,10 @@ class CoremlTarget:
         }
     )
     passed_over: Mapping[str, str] = MappingProxyType(
-        {"kv_cache": "whose caches are float16, because Core ML's states hold nothing else"}
+        {
+            "kv_cache": "whose caches are float16, because Core ML's states hold nothing else",
+            "activations": "whose products take float16 activations and round them no further",
+        }
     )
     static_caches: tuple[str, ...] = ()
 

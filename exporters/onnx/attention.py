@@ -23,8 +23,6 @@ class AttentionPattern:
 
     Attributes:
         node: the attention node.
-        packed: the node whose result is q, k and v side by side, when only a split and the rotary
-            embedding stand between it and the attention; None otherwise.
         sources: the nodes that give q, k and v, each ``[1, t, heads * head_dim]``.
         norms: the per-head norms of q and k; None where there is none.
         rotary_width: how many columns of a head are rotated.
@@ -32,7 +30,6 @@ class AttentionPattern:
     """
 
     node: fx.Node
-    packed: fx.Node | None
     sources: tuple[fx.Node, fx.Node, fx.Node]
     norms: tuple[fx.Node | None, fx.Node | None]
     rotary_width: int
@@ -50,10 +47,10 @@ def match_attention(node: fx.Node) -> AttentionPattern:
 
     Given::
 
-        %q, %k, %v = split(%qkv)
+        %q, %k = split(%qk)
         %y = attention(rope([rms_norm] view(%q)), rope([rms_norm] view(%k)), view(%v))
 
-    Result: a pattern. It is packed when q, k and v are three parts of one split, without norms.
+    Result: a pattern whose sources are ``%q``, ``%k`` and ``%v``.
 
     Raises:
         ExportError: other operators make q, k or v.
@@ -76,27 +73,13 @@ def match_attention(node: fx.Node) -> AttentionPattern:
         _expect(step, dialect.VIEW, node)
         absorbed.add(step)
         sources.append(node_argument(step, 0))
-    packed = None
-    if norms == [None, None]:
-        packed = _packed_source(sources)
-        if packed is not None:
-            absorbed |= {*sources, node_argument(sources[0], 0)}
     return AttentionPattern(
         node,
-        packed,
         (sources[0], sources[1], sources[2]),
         (norms[0], norms[1]),
         rotary,
         frozenset(absorbed),
     )
-
-
-def _packed_source(sources: list[fx.Node]) -> fx.Node | None:
-    if any(s.target is not dialect.GET or len(s.users) != 1 for s in sources):
-        return None
-    split = node_argument(sources[0], 0)
-    in_order = [s.args for s in sources] == [(split, 0), (split, 1), (split, 2)]
-    return node_argument(split, 0) if in_order and len(split.users) == 3 else None
 
 
 def _expect(node: fx.Node, target: object, attention: fx.Node) -> None:
@@ -151,21 +134,18 @@ def emit_attention(
     cos = builder.table("rope_cos", tables["rope_cos"])
     sin = builder.table("rope_sin", tables["rope_sin"])
     at = f"layers.{layer}"
-    if pattern.packed is not None and inside:
-        operands = [value(pattern.packed), "", ""]
-    else:
-        operands = _separate(builder, pattern, at, weight, value)
-        if not inside:
-            width = pattern.rotary_width
-            for index, count in ((0, heads), (1, kv_heads)):
-                operands[index] = builder.node(
-                    "RotaryEmbedding",
-                    [operands[index], cos, sin, _position_ids(builder)],
-                    f"{at}.rotated_{'qk'[index]}",
-                    num_heads=count,
-                    rotary_embedding_dim=0 if width == head_dim else width,
-                    interleaved=0,
-                )
+    operands = _normed(builder, pattern, at, weight, value)
+    if not inside:
+        width = pattern.rotary_width
+        for index, count in ((0, heads), (1, kv_heads)):
+            operands[index] = builder.node(
+                "RotaryEmbedding",
+                [operands[index], cos, sin, _position_ids(builder)],
+                f"{at}.rotated_{'qk'[index]}",
+                num_heads=count,
+                rotary_embedding_dim=0 if width == head_dim else width,
+                interleaved=0,
+            )
     caches = [
         (f"past_key_values.{layer}.{kind}", f"present.{layer}.{kind}", (kv_heads, head_dim))
         for kind in ("key", "value")
@@ -196,21 +176,14 @@ def emit_attention(
     return caches
 
 
-def _separate(
+def _normed(
     builder: GraphBuilder,
     pattern: AttentionPattern,
     at: str,
     weight: Callable[[fx.Node], str],
     value: Callable[[fx.Node], str],
 ) -> list[str]:
-    """Emits q, k and v as three values ``[1, t, heads * head_dim]``, with the per-head norms."""
-    if pattern.packed is not None:
-        heads, kv_heads, head_dim = pattern.heads
-        sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
-        lengths = builder.constant("split_" + "_".join(map(str, sizes)), np.array(sizes, np.int64))
-        operands = [f"{at}.{letter}" for letter in "qkv"]
-        builder.node("Split", [value(pattern.packed), lengths], operands, axis=-1)
-        return operands
+    """Returns q, k and v, each ``[1, t, heads * head_dim]``; emits the norms of q and k."""
     operands = [value(source) for source in pattern.sources]
     for index, norm in enumerate(pattern.norms):
         if norm is None:

@@ -21,11 +21,16 @@ from quant.program.program import Program, node_argument
 from quant.store.store import WeightStore
 
 if TYPE_CHECKING:
+    from exporters.float_columns import FloatColumns
     from exporters.target import CacheRanges
 
 
 def lower(
-    program: Program, store: WeightStore, builder: GraphBuilder, cache_ranges: CacheRanges
+    program: Program,
+    store: WeightStore,
+    builder: GraphBuilder,
+    cache_ranges: CacheRanges,
+    float_columns: FloatColumns,
 ) -> Lowering:
     """Emits every node of the program into the builder.
 
@@ -34,11 +39,14 @@ def lower(
         store: the store of the weights that the program names.
         builder: the graph to add to.
         cache_ranges: the range of every int8 cache; empty for float32 caches.
+        float_columns: the columns whose activations are to stay float32, by weight.
 
     Raises:
         ExportError: a node has no handler, or dimensions that the kernels cannot hold.
     """
-    state = Lowering(program, store, builder, cache_ranges=cache_ranges)
+    state = Lowering(
+        program, store, builder, cache_ranges=cache_ranges, float_columns=float_columns
+    )
     for node in program.graph.nodes:
         if node.target is dialect.ATTENTION:
             pattern = match_attention(node)

@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from onnx import TensorProto
 from torch import fx
 
 from exporters.errors import WeightRefused
+from exporters.float_columns import ALL
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
 from exporters.onnx.state import Lowering
 from quant.formats.formats import IntBits, IntFormat
@@ -70,9 +72,32 @@ def block_size(weight: str, format: IntFormat, columns: int) -> int:
 
 
 def emit_linear(state: Lowering, node: fx.Node) -> None:
-    """Emits MatMulNBits, with float32 operand and result; `accuracy_level` sets its arithmetic."""
+    """Emits a product by MatMulNBits; columns that stay float32 are multiplied apart and added.
+
+    Given::
+
+        %y = edgeforge::quant_linear(%x, %codes, %scale, %zero, "int4-g32")
+
+    Result, where the weight has such columns (`exporters.float_columns`)::
+
+        %f = MatMul(Gather(%x, columns), their_values)
+        %r = MatMulNBits(Mul(%x, rounded), %codes, %scale, %zero)   # 0 in these columns, else 1
+        %y = Add(%r, %f)
+    """
     weight, format = weight_of(state, node)
     rows, columns = matrix_of(node, format)
+    kept = state.float_columns.get(weight, ())
+    level = accuracy_level(node is state.program.output(), rows * columns, format.bits)
+    if kept == ALL:
+        level = 1
+    if level == 1:
+        kept = ALL
+    source, result, added = state.operand(node, 0), state.name(node), ""
+    if kept:
+        state.kept[weight] = kept
+    if kept and kept != ALL:
+        source, added = _apart(state, weight, format, columns, kept, source, result)
+        result = f"{result}_rounded"
     block = block_size(weight, format, columns)
     codes = state.store.extents(weight)["codes"]
     packed = state.builder.stored(
@@ -84,19 +109,102 @@ def emit_linear(state: Lowering, node: fx.Node) -> None:
     state.builder.node(
         "MatMulNBits",
         [
-            state.operand(node, 0),
+            source,
             packed,
             scale_of(state.builder, state.store, weight, format, columns // block),
             *_zero_point(state.builder, state.store, weight, format, columns // block),
         ],
-        state.name(node),
+        result,
         domain=MICROSOFT,
         K=columns,
         N=rows,
         bits=format.bits,
         block_size=block,
-        accuracy_level=accuracy_level(node is state.program.output(), rows * columns, format.bits),
+        accuracy_level=level,
     )
+    if added:
+        state.builder.node("Add", [result, added], state.name(node))
+
+
+def _apart(
+    state: Lowering,
+    weight: str,
+    format: IntFormat,
+    columns: int,
+    kept: tuple[int, ...],
+    source: str,
+    result: str,
+) -> tuple[str, str]:
+    """Emits the part of a product that stays float32; returns what is left of ``x``, and the part.
+
+    Args:
+        state: the graph being lowered.
+        weight: the weight's name.
+        format: the weight's format.
+        columns: the number of the weight's columns.
+        kept: the columns whose activations stay float32.
+        source: the name of ``x``.
+        result: the name of the whole product, from which the new values are named.
+    """
+    builder = state.builder
+    rounded = np.ones(columns, np.float32)
+    rounded[list(kept)] = 0
+    indices = builder.constant(f"{weight}.float_columns", np.array(kept, np.int64))
+    builder.node("Gather", [source, indices], f"{result}_large", axis=-1)
+    factor = _column_values(state, weight, format, kept)
+    builder.node("MatMul", [f"{result}_large", factor], f"{result}_exact")
+    mask = builder.table(f"{weight}.rounded_columns", rounded)
+    builder.node("Mul", [source, mask], f"{result}_rest")
+    return f"{result}_rest", f"{result}_exact"
+
+
+def _column_values(state: Lowering, weight: str, format: IntFormat, kept: tuple[int, ...]) -> str:
+    """Emits the values of a few columns as float32[columns, rows]; returns their name.
+
+    They are computed from the stored integers and scales, so that the file holds no weight twice.
+    The runtime computes them once, on loading the model, because nothing here depends on an input.
+    """
+    builder, name = state.builder, f"{weight}.float_values"
+    codes = state.store.extents(weight)["codes"]
+    rows = builder.stored(f"{weight}.rows", codes, codes.shape, (weight, "codes"))
+    per_byte = 8 // format.bits
+    where = np.array(kept, np.int64)
+
+    def constant(part: str, values: npt.NDArray[np.generic]) -> str:
+        return builder.constant(f"{name}_{part}", values)
+
+    def step(op: str, part: str, *inputs: str, **attributes: object) -> str:
+        return builder.node(op, list(inputs), f"{name}_{part}", **attributes)
+
+    def picked(source: str, part: str, places: npt.NDArray[np.int64]) -> str:
+        """The codes at these places of each row, each in a byte of its own, as float32."""
+        taken = step(
+            "Gather", f"{part}_bytes", source, constant(f"{part}_at", places // per_byte), axis=1
+        )
+        if per_byte > 1:
+            shifts = (places % per_byte * format.bits).astype(np.uint8)
+            taken = step(
+                "BitShift",
+                f"{part}_low",
+                taken,
+                constant(f"{part}_shifts", shifts),
+                direction="RIGHT",
+            )
+            most = np.array(format.max_code, np.uint8)
+            taken = step("BitwiseAnd", part, taken, constant(f"{part}_mask", most))
+        return step("Cast", f"{part}_float", taken, to=TensorProto.FLOAT)
+
+    groups = np.zeros_like(where) if format.group_size is None else where // format.group_size
+    zero = constant("zero", np.array(format.implicit_zero_point, np.float32))
+    if not format.symmetric:
+        extent = state.store.extents(weight)["zero_point"]
+        stored = builder.stored(f"{weight}.zero", extent, extent.shape, (weight, "zero_point"))
+        zero = picked(stored, "zeros", groups)
+    steps = step("Sub", "steps", picked(rows, "codes", where), zero)
+    scale = scale_of(builder, state.store, weight, format, 1)
+    scales = step("Gather", "scales", scale, constant("groups", groups), axis=1)
+    values = step("Mul", "rows", steps, scales)
+    return step("Transpose", "columns", values, perm=[1, 0])
 
 
 def accuracy_level(is_head: bool, weights: int, bits: int) -> int:

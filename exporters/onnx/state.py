@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
+from exporters.float_columns import Columns, FloatColumns
 from exporters.onnx.attention import AttentionPattern
 from exporters.onnx.graph import GraphBuilder
 from quant.program.program import Program, node_argument
@@ -30,6 +31,8 @@ class Lowering:
         caches: the input's name, the output's name and ``(heads, head_dim)`` of each cache, in
             the order of the layers.
         cache_ranges: the range of every int8 cache; empty for float32 caches.
+        float_columns: the columns whose activations are to stay float32, by weight.
+        kept: those that do in this graph.
     """
 
     program: Program
@@ -40,6 +43,8 @@ class Lowering:
     names: dict[fx.Node, str] = field(default_factory=dict)
     caches: list[tuple[str, str, tuple[int, int]]] = field(default_factory=list)
     cache_ranges: CacheRanges = field(default_factory=dict)
+    float_columns: FloatColumns = field(default_factory=dict)
+    kept: dict[str, Columns] = field(default_factory=dict)
 
     def name(self, node: fx.Node) -> str:
         """The name of the ONNX value that holds a node's result."""

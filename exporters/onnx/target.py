@@ -9,8 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from exporters.checks import activation_notes, refuse_palettes
+from exporters.checks import (
+    ACTIVATIONS,
+    activation_notes,
+    check_float_activations,
+    refuse_palettes,
+)
 from exporters.errors import ExportError
+from exporters.float_columns import FloatColumns, told
 from exporters.footprint import RuntimeCosts, check_memory, estimate
 from exporters.options import Choices, TargetOptions
 from exporters.structure import Section
@@ -36,7 +42,12 @@ class OnnxTarget:
     name = "onnx"
     about = "ONNX Runtime on CPU, Android, iOS and C# (also through onnxruntime-genai)"
     options: Choices = MappingProxyType(
-        {"strip": (), "kv_cache": ("fp32", "int8"), "max_memory": ()}
+        {
+            "strip": (),
+            "kv_cache": ("fp32", "int8"),
+            "activations": ACTIVATIONS,
+            "max_memory": (),
+        }
     )
     passed_over: Mapping[str, str] = MappingProxyType({})
     static_caches: tuple[str, ...] = ("int8",)
@@ -54,6 +65,7 @@ class OnnxTarget:
         from exporters.onnx.rounded import check_rounded
 
         refuse_palettes(plan, "ONNX Runtime")
+        check_float_activations(plan, options)
         costs = replace(COSTS, cache_element=1) if options.kv_cache == "int8" else COSTS
         footprint = estimate(plan, shapes, facts, costs)
         check_memory(self.name, footprint, facts.context, options.max_memory)
@@ -73,9 +85,10 @@ class OnnxTarget:
         from exporters.onnx.weight_file import WeightFile
 
         weights = WeightFile(WEIGHTS)
-        models = {GRAPH: _model(keep_last_token(request.program), request, weights)}
+        generate, kept = _model(keep_last_token(request.program), request, weights)
+        models = {GRAPH: generate}
         if not request.options.strip:
-            models[VERIFY_GRAPH] = _model(request.program, request, weights)
+            models[VERIFY_GRAPH], _ = _model(request.program, request, weights)
         weights.write(folder)
         for name, model in models.items():
             (folder / name).write_bytes(model.SerializeToString(deterministic=True))
@@ -95,9 +108,10 @@ class OnnxTarget:
             },
             states={v.name: _describe(v) for v in graph.input if v.name.startswith("past_")},
             notes=(
-                *_notes(graph, request.store.plan),
+                *_notes(graph, request.store.plan, kept),
                 *((NOTE,) if request.cache_ranges else ()),
             ),
+            float_columns=kept,
         )
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
@@ -119,8 +133,14 @@ def _graphs(folder: Path) -> list[Path]:
     return [graph for graph in graphs if graph == graphs[0] or graph.is_file()]
 
 
-def _model(program: Program, request: ExportRequest, weights: WeightFile) -> ModelProto:
-    """Lowers a program to one graph with typed inputs and outputs."""
+def _model(
+    program: Program, request: ExportRequest, weights: WeightFile
+) -> tuple[ModelProto, FloatColumns]:
+    """Lowers a program to one graph with typed inputs and outputs.
+
+    Returns:
+        The graph, and the columns whose activations stay float32 in it.
+    """
     from onnx import TensorProto, helper
 
     from exporters.onnx.graph import GraphBuilder
@@ -128,7 +148,7 @@ def _model(program: Program, request: ExportRequest, weights: WeightFile) -> Mod
     from quant.program.program import shape_of
 
     builder = GraphBuilder(weights)
-    lowered = lower(program, request.store, builder, request.cache_ranges)
+    lowered = lower(program, request.store, builder, request.cache_ranges, request.float_columns)
     batch, new, total = "batch_size", "sequence_length", "total_sequence_length"
     tensor = helper.make_tensor_value_info
     inputs = [
@@ -144,10 +164,10 @@ def _model(program: Program, request: ExportRequest, weights: WeightFile) -> Mod
     for past, present, (heads, width) in lowered.caches:
         inputs.append(tensor(past, cache, [batch, heads, "past_length", width]))
         outputs.append(tensor(present, cache, [batch, heads, "cache_length", width]))
-    return builder.model(inputs, outputs)
+    return builder.model(inputs, outputs), lowered.kept
 
 
-def _notes(graph: GraphProto, plan: QuantPlan) -> tuple[str, ...]:
+def _notes(graph: GraphProto, plan: QuantPlan, kept: FloatColumns) -> tuple[str, ...]:
     """Notes on how the kernels round activations, from the plan and the written graph."""
     promised = activation_notes(plan)
     levels = [
@@ -157,13 +177,15 @@ def _notes(graph: GraphProto, plan: QuantPlan) -> tuple[str, ...]:
         if attribute.name == "accuracy_level"
     ]
     if 4 not in levels:
-        return promised
+        exact = "no matrix product rounds its activations (accuracy_level 1)"
+        return (*promised, exact) if levels else promised
     words = "matrix products round activations to 8 bits inside the kernel (accuracy_level 4)"
     if promised:
         words = f"other {words}"
     return (
         *promised,
         words + ("; the head, a small one, does not" if 1 in levels else ""),
+        *([told(kept)] if told(kept) else []),
     )
 
 

@@ -14,11 +14,14 @@ EF_TARGET EF_INLINE Block EF_NAME(fill)(float x) {
     return b;
 }
 
-/* Adds to sum the squared distance of w to its nearest step, in units of the scale. */
+/*
+ * Adds to sum the squared distance of w to its nearest step, in units of the scale; weighted, it
+ * is multiplied by the magnitude of w plus an offset of the whole group.
+ */
 EF_TARGET EF_INLINE void EF_NAME(add_error)(float w, const Block *inverse, const Block *low,
                                             const Block *high, int clip_low, int clip_high,
-                                            Block *sum) {
-    V weight = SET1(w);
+                                            int weighted, float offset, Block *sum) {
+    V weight = SET1(w), importance = SET1(fabsf(w) + offset);
     for (int k = 0; k < VECTORS; k++) {
         V x = MUL(weight, inverse->v[k]), error;
         if (clip_low || clip_high) {
@@ -29,7 +32,9 @@ EF_TARGET EF_INLINE void EF_NAME(add_error)(float w, const Block *inverse, const
         } else {
             error = FRACTION(x);
         }
-        sum->v[k] = ADD(sum->v[k], MUL(error, error));
+        error = MUL(error, error);
+        if (weighted) error = MUL(error, importance);
+        sum->v[k] = ADD(sum->v[k], error);
     }
 }
 
@@ -39,16 +44,20 @@ EF_TARGET EF_INLINE void EF_NAME(add_error)(float w, const Block *inverse, const
  */
 EF_TARGET EF_INLINE Block EF_NAME(unit_errors)(const float *w, int64_t n, const Block *inverse,
                                                const Block *low, const Block *high, int clip_low,
-                                               int clip_high) {
+                                               int clip_high, int weighted, float offset) {
     Block total = EF_NAME(fill)(0.0f);
     for (int64_t start = 0; start < n; start += SUM_COLUMNS) {
         Block even = EF_NAME(fill)(0.0f), odd = even;
         int64_t stop = n - start < SUM_COLUMNS ? n : start + SUM_COLUMNS, j = start;
         for (; j + 1 < stop; j += 2) {
-            EF_NAME(add_error)(w[j], inverse, low, high, clip_low, clip_high, &even);
-            EF_NAME(add_error)(w[j + 1], inverse, low, high, clip_low, clip_high, &odd);
+            EF_NAME(add_error)(w[j], inverse, low, high, clip_low, clip_high, weighted, offset,
+                               &even);
+            EF_NAME(add_error)(w[j + 1], inverse, low, high, clip_low, clip_high, weighted, offset,
+                               &odd);
         }
-        if (j < stop) EF_NAME(add_error)(w[j], inverse, low, high, clip_low, clip_high, &even);
+        if (j < stop)
+            EF_NAME(add_error)(w[j], inverse, low, high, clip_low, clip_high, weighted, offset,
+                               &even);
         for (int k = 0; k < VECTORS; k++)
             total.v[k] = ADD(total.v[k], ADD(even.v[k], odd.v[k]));
     }
@@ -57,16 +66,19 @@ EF_TARGET EF_INLINE Block EF_NAME(unit_errors)(const float *w, int64_t n, const 
 
 EF_TARGET EF_INLINE Block EF_NAME(errors)(const float *w, int64_t n, const Block *inverse,
                                           const Block *area, const Block *low, const Block *high,
-                                          int clip_low, int clip_high) {
+                                          int clip_low, int clip_high, int weighted, float offset) {
     Block e;
-    if (clip_low && clip_high)
-        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 1, 1);
+    /* Weighted searches are of few bits, where nearly every candidate clips. */
+    if (weighted)
+        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 1, 1, 1, offset);
+    else if (clip_low && clip_high)
+        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 1, 1, 0, 0.0f);
     else if (clip_low)
-        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 1, 0);
+        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 1, 0, 0, 0.0f);
     else if (clip_high)
-        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 0, 1);
+        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 0, 1, 0, 0.0f);
     else
-        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 0, 0);
+        e = EF_NAME(unit_errors)(w, n, inverse, low, high, 0, 0, 0, 0.0f);
     for (int k = 0; k < VECTORS; k++) e.v[k] = MUL(area->v[k], e.v[k]);
     return e;
 }
@@ -110,8 +122,9 @@ EF_TARGET EF_INLINE unsigned EF_NAME(at_most_mask)(const Block *a, const Block *
 #endif
 }
 
-/* Returns the squared error of clipping to [low, high], a lower bound for narrower windows. */
-EF_TARGET EF_INLINE float EF_NAME(clipping)(const float *w, int64_t n, float low, float high) {
+/* Returns the error of clipping to [low, high], a lower bound for narrower windows. */
+EF_TARGET EF_INLINE float EF_NAME(clipping)(const float *w, int64_t n, float low, float high,
+                                            int weighted, float offset) {
     float parts[LANES], total = 0.0f;
     Block sum = EF_NAME(fill)(0.0f);
     int64_t j = 0;
@@ -119,7 +132,9 @@ EF_TARGET EF_INLINE float EF_NAME(clipping)(const float *w, int64_t n, float low
         for (int k = 0; k < VECTORS; k++) {
             V x = LOAD(w + j + k * VW);
             V excess = SUB(x, MAX(MIN(x, SET1(high)), SET1(low)));
-            sum.v[k] = ADD(sum.v[k], MUL(excess, excess));
+            excess = MUL(excess, excess);
+            if (weighted) excess = MUL(excess, ADD(MAX(x, SUB(SET1(0.0f), x)), SET1(offset)));
+            sum.v[k] = ADD(sum.v[k], excess);
         }
     for (int k = 1; k < VECTORS; k++) sum.v[0] = ADD(sum.v[0], sum.v[k]);
 #if VW == 16
@@ -131,7 +146,7 @@ EF_TARGET EF_INLINE float EF_NAME(clipping)(const float *w, int64_t n, float low
 #endif
     for (; j < n; j++) {
         float excess = w[j] - at_least(at_most(w[j], high), low);
-        total += excess * excess;
+        total += excess * excess * (weighted ? fabsf(w[j]) + offset : 1.0f);
     }
     return total;
 }

@@ -50,11 +50,13 @@ enum { OUT_OF_MEMORY = -2, ALL_ROWS_FINE = -1 };
 #define SURE 1.001f
 /* The distance of neighbouring bfloat16 numbers over their power of two; 1 % more, as it bounds. */
 #define STEP (1.01f / 128.0f)
+/* Added to the magnitudes by which errors are weighted, over the largest magnitude of the group. */
+#define OFFSET 0.375f
 #define LARGEST_SCALE 65504.0f
 
 typedef struct {
     int64_t rows, cols, group;
-    int bits, symmetric;
+    int bits, symmetric, weighted;
     float low_factor, high_factor;
 } Task;
 
@@ -66,8 +68,8 @@ typedef struct {
 /* The search for one symmetric group's scale. */
 typedef struct {
     const float *w;
-    float positive, negative, length, best, zero;
-    int first, last, blocks, count, smallest;
+    float positive, negative, length, best, zero, offset;
+    int first, last, blocks, count, smallest, weighted;
     Choice choice;
     float tried[MAX_BLOCKS][LANES];
     int near_bits[(MAX_BLOCKS * 2 + 1) * LANES];
@@ -143,14 +145,14 @@ EF_EXPORT int edgeforge_limit_instruction_set(int limit) {
 }
 
 /*
- * Quantizes rows. sums receives the squared error and the squared norm. Returns -1 when all rows
+ * Quantizes rows; weighted searches count errors of large weights more. sums receives the squared error and the squared norm. Returns -1 when all rows
  * are quantized, -2 when there is no memory, otherwise the first row that cannot be quantized.
  */
-EF_EXPORT int64_t edgeforge_quantize_rows(const void *weight, int kind, int64_t rows, int64_t cols,
-                                          int64_t group, int bits, int symmetric, float low_factor,
-                                          float high_factor, uint8_t *codes, uint16_t *scale,
-                                          uint8_t *zero_point, double *sums) {
-    Task task = {rows, cols, group, bits, symmetric, low_factor, high_factor};
+EF_EXPORT int64_t edgeforge_round_rows(const void *weight, int kind, int64_t rows, int64_t cols,
+                                          int64_t group, int bits, int symmetric, int weighted,
+                                          float low_factor, float high_factor, uint8_t *codes,
+                                          uint16_t *scale, uint8_t *zero_point, double *sums) {
+    Task task = {rows, cols, group, bits, symmetric, weighted, low_factor, high_factor};
     size_t padded = (size_t)(cols + LANES - 1) / LANES * LANES;
     Scratch scratch;
     const QuantizeRows run = EF_CHOICE(quantize_rows);
@@ -174,7 +176,7 @@ EF_EXPORT int64_t edgeforge_quantize_rows(const void *weight, int kind, int64_t 
 EF_EXPORT void edgeforge_dequantize_rows(const uint8_t *codes, const uint16_t *scale,
                                          const uint8_t *zero_point, int64_t rows, int64_t cols,
                                          int64_t group, int bits, float *out) {
-    Task task = {rows, cols, group, bits, zero_point == NULL, 0.0f, 0.0f};
+    Task task = {rows, cols, group, bits, zero_point == NULL, 0, 0.0f, 0.0f};
     const DequantizeRows run = EF_CHOICE(dequantize_rows);
     run(&task, codes, scale, zero_point, out);
 }

@@ -14,7 +14,8 @@ EF_TARGET EF_INLINE void EF_NAME(try_scales)(const Search *search, int64_t n, co
     EF_NAME(candidates)(bits, &inverse, &area);
     /* In a short group, a mispredicted branch costs more than a clamp without effect. */
     if (n <= 64) clip_low = clip_high = clip_low | clip_high;
-    error = EF_NAME(errors)(search->w, n, &inverse, &area, &low, &high, clip_low, clip_high);
+    error = EF_NAME(errors)(search->w, n, &inverse, &area, &low, &high, clip_low, clip_high,
+                            search->weighted, search->offset);
     for (int k = 0; k < VECTORS; k++) STORE(out + k * VW, error.v[k]);
 }
 
@@ -26,6 +27,9 @@ EF_INLINE int EF_NAME(lowest_of_third)(const Search *search, int block) {
 /*
  * The search for the scale of a symmetric group has five stages: start, descend, list_near,
  * try_near and choose.
+ *
+ * An error is a sum of squares over the group; a weighted one multiplies each square by the weight's
+ * magnitude plus an offset, and the lengths below are then weighted alike.
  *
  * It tries every third scale, from the largest down, until clipping alone costs more than the best
  * error. A scale one step away from a tried one has codes q with |q * scale| <= |w| + error, where
@@ -48,6 +52,8 @@ EF_TARGET EF_INLINE void EF_NAME(start)(const Task *task, Search *search, int64_
     search->first = scale_bits(reach * task->low_factor);
     search->last = scale_bits(reach * task->high_factor);
     search->zero = (float)(1 << (task->bits - 1));
+    search->weighted = task->weighted;
+    search->offset = OFFSET * reach;
     search->blocks = 0;
     EF_NAME(try_every_third)(search, n);
     /* Below 8 bits nearly every search needs the second block, so it is tried without a test. */
@@ -69,13 +75,15 @@ EF_TARGET EF_INLINE void EF_NAME(descend)(Search *search, int64_t n) {
         float scale;
         if (above < search->first) break;
         scale = float_of_bits((uint32_t)above << 16);
-        if (EF_NAME(clipping)(search->w, n, -zero * scale, (zero - 1.0f) * scale) > best * SURE)
+        if (EF_NAME(clipping)(search->w, n, -zero * scale, (zero - 1.0f) * scale,
+                              search->weighted, search->offset) > best * SURE)
             break;
         EF_NAME(try_every_third)(search, n);
         best = at_most(EF_NAME(least_of)(search->tried[search->blocks - 1]), best);
     }
     search->best = best;
-    search->length = sqrtf(EF_NAME(clipping)(search->w, n, 0.0f, 0.0f));
+    search->length = sqrtf(EF_NAME(clipping)(search->w, n, 0.0f, 0.0f, search->weighted,
+                                            search->offset));
 }
 
 /* Appends the masked ones of the numbers bottom, bottom + 3, ..., except those below first. */
@@ -185,6 +193,11 @@ EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const fl
                                                       float positive, float negative) {
     const float steps = (float)((1 << task->bits) - 1);
     const float reach = positive + negative;
+    const int weighted = task->weighted;
+    const float offset = OFFSET * at_least(positive, negative);
+    const float above = positive + offset, below = negative + offset;
+    /* The least that two errors can cost at the two ends, over the square of their sum. */
+    const float both_ends = !weighted ? 0.5f : reach > 0.0f ? above * below / (above + below) : 0.0f;
     const int first = scale_bits(reach * task->low_factor), every = task->bits < 8;
     const V none = SET1(0.0f), all = SET1(steps);
     float best = float_of_bits(0x7F800000u);
@@ -215,7 +228,9 @@ EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const fl
             int lane, better, clip_low = 1, clip_high = 1;
             Block low, high, error;
             if (every) {
-                if (EF_NAME(clipping)(w, n, -z * scale, (steps - z) * scale) > best * SURE)
+                if (EF_NAME(clipping)(w, n, -z * scale, (steps - z) * scale, weighted,
+                                      offset) >
+                    best * SURE)
                     continue;
                 widest = 1.0f / float_of_bits((uint32_t)bits[0] << 16);
                 clip_low = negative * widest > z + 0.5f;
@@ -232,7 +247,8 @@ EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const fl
                 low.v[k] = SUB(none, zero);
                 high.v[k] = SUB(all, zero);
             }
-            error = EF_NAME(errors)(w, n, &inverse, &area, &low, &high, clip_low, clip_high);
+            error = EF_NAME(errors)(w, n, &inverse, &area, &low, &high, clip_low, clip_high,
+                                    weighted, offset);
             if (every)
                 for (int k = 0; k < VECTORS; k++) { /* exclude zero points meant for other lanes */
                     V outside = MAX(SUB(from.v[k], SET1(z)), SUB(SET1(z), to.v[k]));
@@ -251,10 +267,11 @@ EF_TARGET EF_INLINE Choice EF_NAME(search_asymmetric)(const Task *task, const fl
         if (top < first) break;
         /*
          * With any zero point, the lengths clipped at both ends add up to at least this excess, so
-         * the errors of the two outermost values cost at least half its square.
+         * the errors of the two outermost values cost at least half its square; weighted, by a and
+         * b, at least a * b / (a + b) times its square.
          */
         excess = reach - steps * float_of_bits((uint32_t)top << 16);
-        if (excess > 0.0f && excess * excess * 0.5f > best * SURE) break;
+        if (excess > 0.0f && excess * excess * both_ends > best * SURE) break;
     }
     return choice;
 }

@@ -49,6 +49,7 @@ ALGORITHMS: Final = {
     "kmeans-weighted": Algorithm(palettes=True, calibrated=True),
     "gptq": Algorithm(integers=True, palettes=True, calibrated=True),
     "gptq-order": Algorithm(integers=True, palettes=True, calibrated=True),
+    "gptq-descent": Algorithm(integers=True, palettes=True, calibrated=True),
     "gptq-signed": Algorithm(integers=True, calibrated=True, positive="gptq-order"),
     "awq": Algorithm(integers=True, calibrated=True, rescales=True),
     "smoothquant": Algorithm(integers=True, calibrated=True, rescales=True),
@@ -58,6 +59,9 @@ ALGORITHMS: Final = {
 
 POSITIVE: Final = {name: a.positive for name, a in ALGORITHMS.items() if a.positive is not None}
 """Each algorithm that may choose negative scales, with its counterpart that never does."""
+
+SIGNED_BY_POSITIVE: Final = {positive: name for name, positive in POSITIVE.items()}
+"""The algorithm that also tries negative scales, by its counterpart that never does."""
 
 SCALES_INPUTS: Final = tuple(
     name for name, a in ALGORITHMS.items() if a.integers and (a.rescales or not a.calibrated)

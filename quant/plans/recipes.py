@@ -1,209 +1,27 @@
-"""Recipes: ordered rules that give weights formats, named on the command line or read from YAML."""
+"""The recipes that have a name on the command line, and those that are read from YAML."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from collections.abc import Iterable
 from pathlib import Path
 
 from quant.errors import QuantizationError
 from quant.formats.activations import NONE, TENSOR, TOKEN, Activation, parse_activation
-from quant.formats.formats import FloatFormat, WeightFormat, parse_format
 from quant.input_files import read_input
-from quant.plans.algorithms import CAST, SIGNED
-from quant.plans.plan import FLOAT32, Assignment, QuantPlan, is_quantized, matrix_shape
+from quant.plans.algorithms import SIGNED
+from quant.plans.int4 import INT4
+from quant.plans.rules import Recipe, Rule
 from quant.quoted import quoted
-from quant.suggestion import did_you_mean, nearest
+from quant.suggestion import did_you_mean
 from quant.yaml_input import YamlError, parse_yaml
 
 LARGEST_RECIPE = 1 << 20
 """The most bytes of a file of rules; one rule for each weight of a large model takes a tenth."""
 _LONGEST_TEXT = 500
-_ROLES = ("*", "head", "embedding", "linear")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule: weights that match a pattern or a role get a format and an algorithm.
-
-    Attributes:
-        match: shell pattern of weight names, or a role.
-        format: a format's name, or several names separated by ``|``: each weight gets the first
-            format whose groups divide its columns.
-        algorithm: a name of `quant.quantizers.registry`; None for each format's default. An
-            embedding that is not also the head has no inputs to calibrate on, so it gets the
-            default in place of a calibrated algorithm.
-        optional: whether the rule may match no weight. Rules from a file may not: there, a rule
-            without a match is a mistake.
-        activation: how the weights' inputs are rounded (`quant.formats.activations`). An embedding
-            that is not also the head takes tokens and has no such inputs.
-    """
-
-    match: str
-    format: str
-    algorithm: str | None = None
-    optional: bool = False
-    activation: Activation = NONE
-
-    def formats(self) -> list[WeightFormat]:
-        """The formats in order of preference.
-
-        Raises:
-            QuantizationError: one of the names is not a format's name.
-        """
-        return [parse_format(part.strip()) for part in self.format.split("|")]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Rules in order: the first rule that matches a matrix decides.
-
-    Attributes:
-        name: the recipe's name on the command line.
-        about: a description of one line.
-        rules: the rules; the last one should match every weight that is left.
-        rotation: the name of the rotation that the recipe's file asks for, or None.
-    """
-
-    name: str
-    about: str
-    rules: tuple[Rule, ...]
-    rotation: str | None = None
-
-    def plan(self, shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, str]) -> QuantPlan:
-        """Returns the plan for a model.
-
-        Args:
-            shapes: shape by weight name.
-            roles: ``embedding``, ``linear``, ``head`` or ``norm`` by weight name; rules may name
-                a role instead of a pattern.
-
-        Raises:
-            QuantizationError: no rule matches a matrix, a rule matches nothing, or a rule names
-                an unknown algorithm.
-        """
-        for asked in self.rules:
-            self._check_algorithm(asked)
-        weights: dict[str, Assignment] = {}
-        used: set[Rule] = set()
-        tied = "head" not in roles.values()
-        for name, shape in shapes.items():
-            if len(shape) == 1:
-                weights[name] = Assignment(FLOAT32, CAST)
-                continue
-            rule = next((r for r in self.rules if _matches(r, name, roles[name])), None)
-            if rule is None:
-                raise QuantizationError(
-                    f"recipe {self.name} has no rule for {name}: end it with a rule for '*'"
-                )
-            used.add(rule)
-            chosen = self._choose_format(rule, name, shape)
-            if roles[name] == "norm":
-                weights[name] = norm_matrix(chosen)
-                continue
-            looked_up = roles[name] == "embedding" and not tied
-            weights[name] = Assignment(
-                chosen, _algorithm(rule, chosen, looked_up), NONE if looked_up else rule.activation
-            )
-        for rule in self.rules:
-            if rule not in used and not rule.optional and rule.match not in _ROLES:
-                self._refuse_unused(rule, shapes)
-        return QuantPlan(self.name, weights)
-
-    def _choose_format(self, rule: Rule, name: str, shape: tuple[int, ...]) -> WeightFormat:
-        """The first of the rule's formats that can hold the weight, else the last of them.
-
-        `QuantPlan.check` refuses the last one where it does not fit either.
-        """
-        first, *others = rule.formats()
-        for other in others:
-            try:
-                first.check(name, *matrix_shape(shape))
-                break
-            except QuantizationError:
-                first = other
-        return first
-
-    def _check_algorithm(self, rule: Rule) -> None:
-        from quant.plans.algorithms import algorithms_for, known_algorithms
-
-        if rule.algorithm is None:
-            return
-        known = known_algorithms()
-        if rule.algorithm not in known:
-            hint = did_you_mean(rule.algorithm, known)
-            raise QuantizationError(
-                f"recipe {self.name}: there is no algorithm {rule.algorithm!r}{hint}; known: "
-                f"{', '.join(known)}"
-            )
-        for format in rule.formats():
-            able = algorithms_for(format)
-            if is_quantized(format) and rule.algorithm not in able:
-                raise QuantizationError(
-                    f"recipe {self.name}: algorithm {rule.algorithm} cannot fill {format.name}, "
-                    f"which rule {rule.match!r} asks for: use {' or '.join(able)}, or leave the "
-                    f"algorithm out"
-                )
-
-    def _refuse_unused(self, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        matched = [name for name in shapes if fnmatchcase(name, rule.match)]
-        if matched:
-            hint = f": put it before the rule that {matched[0]} already has"
-        else:
-            # The number of another layer is not a misspelt one.
-            numbers = set(re.findall(r"\d+", rule.match))
-            alike = [name for name in shapes if numbers <= set(re.findall(r"\d+", name))]
-            near = nearest(rule.match, alike)
-            hint = "" if near is None else f"; did you mean {near!r}?"
-        raise QuantizationError(
-            f"recipe {self.name}: the rule {rule.match!r} matches no weight that earlier rules "
-            f"leave{hint}"
-        )
-
-
-def norm_matrix(format: WeightFormat | None = None) -> Assignment:
-    """Returns the assignment of a matrix that stands in the place of a norm's scale.
-
-    It is a float format, float16 unless the recipe names one. Such a matrix is close to a multiple
-    of the identity: integers would spend their range on the diagonal.
-    """
-    return Assignment(format if isinstance(format, FloatFormat) else FloatFormat("float16"), CAST)
-
-
-def _matches(rule: Rule, name: str, role: str) -> bool:
-    return rule.match == role or fnmatchcase(name, rule.match)
-
-
-def _algorithm(rule: Rule, format: WeightFormat, only_looked_up: bool) -> str:
-    from quant.plans.algorithms import algorithms_for, is_calibrated
-
-    usual = algorithms_for(format)[0]
-    if rule.algorithm is None or not is_quantized(format):
-        return usual
-    return usual if only_looked_up and is_calibrated(rule.algorithm) else rule.algorithm
 
 
 def _uniform(name: str, format: str, about: str, algorithm: str | None = None) -> Recipe:
     return Recipe(name, about, (Rule("*", format, algorithm),))
-
-
-# Measured on the demo model, see the README: rounding costs most in the first layer and least in
-# the gate and up projections, so wider groups there pay for 8 bits in the first layer.
-_INT4 = Recipe(
-    "int4",
-    "4 bits in groups of 32 and 64, the first layer 8 bits: the default",
-    (
-        Rule("model.layers.0.*", "int8-pc", optional=True),
-        Rule("*.gate_up_proj.*", "int4-g64 | int4-g32", optional=True),
-        Rule("*", "int4-g32"),
-    ),
-)
-
-
-def _int4_by(name: str, algorithm: str, about: str) -> Recipe:
-    return Recipe(name, about, tuple(replace(rule, algorithm=algorithm) for rule in _INT4.rules))
 
 
 def _rounded(name: str, activation: Activation, algorithm: str, about: str) -> Recipe:
@@ -219,13 +37,13 @@ def _rounded(name: str, activation: Activation, algorithm: str, about: str) -> R
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        _INT4,
+        INT4,
         _uniform("int4-g32", "int4-g32", "4 bits, groups of 32: 4.5 bits a weight"),
         _uniform("int4-g64", "int4-g64", "4 bits, groups of 64: 4.25 bits a weight"),
         _uniform("int4-g128", "int4-g128", "4 bits, groups of 128: 4.125 bits, the fastest"),
-        _int4_by("int4-gptq", "gptq-order", "the formats of int4, by GPTQ on a calibration text"),
-        _int4_by("int4-awq", "awq", "the formats of int4, by AWQ on a calibration text"),
-        _uniform("int4-g128-gptq", "int4-g128", "4 bits, groups of 128, by GPTQ", "gptq-order"),
+        INT4.by("int4-gptq", "gptq-descent", "the formats of int4, by GPTQ on a calibration text"),
+        INT4.by("int4-awq", "awq", "the formats of int4, by AWQ on a calibration text"),
+        _uniform("int4-g128-gptq", "int4-g128", "4 bits, groups of 128, by GPTQ", "gptq-descent"),
         _uniform("int4-g128-awq", "int4-g128", "4 bits, groups of 128, by AWQ", "awq"),
         _uniform(
             "int4-g32-signed",

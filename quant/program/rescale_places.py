@@ -3,7 +3,7 @@
 If columns of ``W`` are multiplied by ``s``, their inputs must be divided by ``s``. That costs
 nothing at run time where parameters that produce the inputs can be divided instead:
 
-- a norm's scale, when only this linear reads the norm;
+- a norm's scale, when only linears read the norm; they then share the factors;
 - rows of the linear before it, when only steps that commute with a factor lie between: attention's
   values, and the factor of a gated product that passes through no activation function.
 
@@ -33,11 +33,14 @@ class Fold:
             row of the linear's weight, that produces it. Columns of the same row must take the
             same factor.
         is_norm: whether the weight is a norm's scale.
+        sharers: names of the linears' weights that read this norm, in the program's order; their
+            columns must take the same factors. One name where the fold is not a norm's.
     """
 
     weight: str
     rows: torch.Tensor
     is_norm: bool
+    sharers: tuple[str, ...]
 
 
 def foldable(program: Program) -> Mapping[str, Fold]:
@@ -56,23 +59,25 @@ def foldable(program: Program) -> Mapping[str, Fold]:
         if node.target is LINEAR:
             fold = _before(program, node)
             name = program.inputs[node_argument(node, 1).name].name
-            if fold is not None and readers[name] == readers[fold.weight] == 1:
+            alone = fold is not None and all(readers[n] == 1 for n in (fold.weight, *fold.sharers))
+            if fold is not None and alone:
                 found[name] = fold
     return found
 
 
 def _before(program: Program, linear: fx.Node) -> Fold | None:
-    entering = node_argument(linear, 0)
+    entering, own = node_argument(linear, 0), _weight(program, linear)
+    if entering.target is RMS_NORM and all(user.target is LINEAR for user in entering.users):
+        columns = torch.arange(entering.meta["val"].shape[-1])
+        sharers = tuple(_weight(program, user) for user in entering.users)
+        return Fold(_weight(program, entering), columns, is_norm=True, sharers=sharers)
     if len(entering.users) != 1:
         return None
-    if entering.target is RMS_NORM:
-        name = program.inputs[node_argument(entering, 1).name].name
-        return Fold(name, torch.arange(entering.meta["val"].shape[-1]), is_norm=True)
     if entering.target is MUL:
         factors = [node_argument(entering, 0), node_argument(entering, 1)]
         plain = [factor for factor in factors if factor.target is not SILU]
         if len(plain) == 1:
-            return split_linear(program, plain[0], None)
+            return linear_before(program, plain[0], None, own)
     if entering.target is ATTENTION:
         query, value = node_argument(entering, 0), node_argument(entering, 2)
         if value.target is VIEW and len(value.users) == 1:
@@ -81,20 +86,28 @@ def _before(program: Program, linear: fx.Node) -> Fold | None:
             columns = torch.arange(kv_heads * width).reshape(kv_heads, 1, width)
             # Grouped queries: several query heads read the same value head.
             repeated = columns.expand(kv_heads, heads // kv_heads, width).reshape(-1)
-            return split_linear(program, node_argument(value, 0), repeated)
+            return linear_before(program, node_argument(value, 0), repeated, own)
     return None
 
 
-def split_linear(program: Program, part: fx.Node, columns: torch.Tensor | None) -> Fold | None:
-    """Returns the fold into a part of a linear's split output, or None where there is none.
+def linear_before(
+    program: Program, part: fx.Node, columns: torch.Tensor | None, reader: str
+) -> Fold | None:
+    """Returns the fold into a linear's output or a part of it, or None where there is none.
 
     Args:
         program: the program in the float dialect.
-        part: the node that is read: one part of a split.
+        part: the node that is read: a linear, or one part of a linear's split output.
         columns: int64 ``[columns]``, the element of the part that each input column comes from;
             None when the columns are the part's elements in order.
+        reader: the name of the weight whose columns are rescaled.
     """
-    if part.target is not GET or len(part.users) != 1:
+    if len(part.users) != 1:
+        return None
+    if part.target is LINEAR:
+        taken = torch.arange(part.meta["val"].shape[-1]) if columns is None else columns
+        return Fold(_weight(program, part), taken, is_norm=False, sharers=(reader,))
+    if part.target is not GET:
         return None
     taken_part = GetCall.of(part)
     if taken_part.split.target is not SPLIT:
@@ -104,5 +117,10 @@ def split_linear(program: Program, part: fx.Node, columns: torch.Tensor | None) 
     if linear.target is not LINEAR or len(linear.users) != 1:
         return None
     taken = torch.arange(widths[index]) if columns is None else columns
-    name = program.inputs[node_argument(linear, 1).name].name
-    return Fold(name, sum(widths[:index]) + taken, is_norm=False)
+    rows = sum(widths[:index]) + taken
+    return Fold(_weight(program, linear), rows, is_norm=False, sharers=(reader,))
+
+
+def _weight(program: Program, node: fx.Node) -> str:
+    """Returns the name of the weight that a linear or a norm reads."""
+    return program.inputs[node_argument(node, 1).name].name

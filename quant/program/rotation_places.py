@@ -19,7 +19,7 @@ from torch import fx
 from quant.errors import QuantizationError
 from quant.program.dialect import ADD, ATTENTION, EMBEDDING, LINEAR, RMS_NORM, VIEW
 from quant.program.program import Program, node_argument
-from quant.program.rescale_places import split_linear
+from quant.program.rescale_places import linear_before
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def value_places(program: Program) -> tuple[ValuePlace, ...]:
         (reader, *others) = node.users
         fold = None
         if value.target is VIEW and len(value.users) == 1:
-            fold = split_linear(program, node_argument(value, 0), None)
+            fold = linear_before(program, node_argument(value, 0), None, "")
         if fold is None or others or reader.target is not LINEAR:
             raise _refusal(
                 f"the values of {node.name} do not lie directly between one linear and another"

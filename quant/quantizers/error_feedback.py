@@ -16,16 +16,21 @@ needed (`Feedback.unrounded`), the columns in between compensate as if they were
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
 from quant.errors import QuantizationError
+from quant.kernels.threads import single_threaded_torch
 
 # Above this width a float64 factor takes too much time and memory: float32 is tried first.
 WIDEST_DOUBLE: Final = 4096
 _LARGEST_DAMPING: Final = 100.0
+# Up to this width one thread is faster: torch's threads would wait for each other in every short
+# operator, and much longer where other work wants the processors.
+_WIDEST_ALONE: Final = 2048
 # A matrix is reordered about so many elements at a time, so that they stay in a core's cache.
 TOGETHER: Final = 1 << 16
 
@@ -41,11 +46,14 @@ class Feedback:
             earlier columns' errors that column ``i`` compensates. Other elements have no meaning.
         costs: float32 ``[columns]``: what a squared error of each column adds to the output's
             squared error after later columns have compensated what they can.
+        hessian: float32 ``[columns, columns]``: the damped second moment in the matrix's own order;
+            None unless it was asked for.
     """
 
     order: torch.Tensor | None
     shares: torch.Tensor
     costs: torch.Tensor
+    hessian: torch.Tensor | None = None
 
     def importance(self) -> torch.Tensor:
         """Returns the costs in the matrix's own order, float32 ``[columns]``.
@@ -80,7 +88,12 @@ class Feedback:
 
 
 def error_feedback(
-    moment: torch.Tensor, *, damping: float, by_activation: bool = False, name: str = "weight"
+    moment: torch.Tensor,
+    *,
+    damping: float,
+    by_activation: bool = False,
+    keep_hessian: bool = False,
+    name: str = "weight",
 ) -> Feedback:
     """Returns the feedback of a matrix whose inputs have this second moment.
 
@@ -93,6 +106,7 @@ def error_feedback(
         moment: float64 ``[columns, columns]``, symmetric; the feedback overwrites it.
         damping: the fraction of the diagonal's mean that is added to the diagonal.
         by_activation: whether columns are rounded in the order of falling mean square inputs.
+        keep_hessian: whether the feedback holds the damped moment too; it takes no more memory.
         name: The weight's name, for messages.
 
     Raises:
@@ -103,6 +117,14 @@ def error_feedback(
     >>> found.shares[1, 0], found.costs
     (tensor(2.), tensor([1., 1.]))
     """
+    with single_threaded_torch() if len(moment) <= _WIDEST_ALONE else nullcontext():
+        return _feedback(moment, damping, by_activation, keep_hessian, name)
+
+
+def _feedback(
+    moment: torch.Tensor, damping: float, by_activation: bool, keep_hessian: bool, name: str
+) -> Feedback:
+    """`error_feedback`, with as many threads as torch has now."""
     size = len(moment)
     diagonal = moment.diagonal().clone()
     mean = float(diagonal.mean())
@@ -124,8 +146,13 @@ def error_feedback(
             if factor is not None:
                 _turn_around(factor)
                 own = factor.diagonal().clone()
-                shares = _room(moment).copy_(factor.div_(own[:, None]))
-                return Feedback(order, shares, own.square_().float())
+                first, second = _room(moment)
+                hessian = None
+                if keep_hessian:
+                    hessian = _narrowed(moment, first)
+                    hessian.diagonal().copy_(diagonal + damping * mean)
+                shares = second.copy_(factor.div_(own[:, None]))
+                return Feedback(order, shares, own.square_().float(), hessian)
         damping = max(10.0 * damping, 1e-6)
         if damping > _LARGEST_DAMPING:
             raise QuantizationError(
@@ -154,11 +181,21 @@ def _factor(
     return held if whole else None
 
 
-def _room(moment: torch.Tensor) -> torch.Tensor:
-    """Returns a float32 matrix of the moment's shape, in its memory where that is contiguous."""
+def _room(moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns two float32 matrices of the moment's shape, in its memory where it is contiguous."""
     if not moment.is_contiguous():
-        return torch.empty(moment.shape)
-    return moment.view(torch.float32).view(-1)[: moment.numel()].view(moment.shape)
+        return torch.empty(moment.shape), torch.empty(moment.shape)
+    halves = moment.view(torch.float32).view(2, *moment.shape)
+    return halves[0], halves[1]
+
+
+def _narrowed(moment: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    """Writes the moment as float32 into ``room``, which may be the first half of its memory."""
+    step = max(1, TOGETHER // len(moment))
+    for start in range(0, len(moment), step):
+        # A row is read before it is overwritten: float32 rows end before float64 rows begin.
+        room[start : start + step] = moment[start : start + step].float()
+    return room
 
 
 def _turn_around(matrix: torch.Tensor) -> None:

@@ -21,6 +21,7 @@ from quant.formats.formats import IntFormat, PaletteFormat
 from quant.formats.packing import pack_bits, pack_codes
 from quant.kernels.native import Columns
 from quant.kernels.threads import run_all
+from quant.quantizers.coordinate_descent import descend
 from quant.quantizers.error_feedback import Feedback, error_feedback
 from quant.quantizers.grids import Grid, IntegerGrid, PaletteGrid
 from quant.quantizers.input_statistics import check_moment
@@ -45,12 +46,17 @@ class Gptq:
         damping: the fraction of the diagonal's mean that is added to the second moment's diagonal.
         signed: whether scales of symmetric integers may be negative, searched as in
             `quant.quantizers.rtn_signed`. Not every runtime accepts negative scales.
+        sweeps: how many times columns are decided again after the last one was rounded
+            (`quant.quantizers.coordinate_descent`). If any, scales are searched for what errors
+            cost after compensation, and refitted. At 8 bits there is nothing to gain, so nothing
+            is done again.
     """
 
     name: str = "gptq"
     activation_order: bool = False
     damping: float = 0.01
     signed: bool = False
+    sweeps: int = 0
 
     def quantize_matrix(
         self,
@@ -77,14 +83,21 @@ class Gptq:
         rows, cols = weight.shape
         label = name or "weight"
         fmt.check(label, rows, cols)
+        sweeps = self.sweeps if fmt.bits < 8 else 0
         feedback = self._feedback(moment, cols, label)
 
         def quantize(start: int) -> QuantizedRows:
             some = weight[start : start + ROWS_AT_ONCE]
             grid = IntegerGrid(
-                fmt, len(some), cols, name=label, first_row=start, signed=self.signed
+                fmt,
+                len(some),
+                cols,
+                name=label,
+                first_row=start,
+                signed=self.signed,
+                importance=feedback.importance() if sweeps else None,
             )
-            carried = _carry_errors(some, feedback, grid)
+            carried = _carry_errors(some, feedback, grid, sweeps)
             return QuantizedRows(
                 pack_codes(carried.codes, fmt), *grid.parts(), *carried.squared_sums
             )
@@ -114,7 +127,7 @@ class Gptq:
             some = weight[start : start + step]
             first = start // group
             grid = PaletteGrid(tables[first : first + max(1, len(some) // group)])
-            carried = _carry_errors(some, feedback, grid)
+            carried = _carry_errors(some, feedback, grid, self.sweeps if fmt.bits < 8 else 0)
             packed = pack_bits(carried.codes, fmt.bits).contiguous()
             return PalettizedRows(packed, lut, *carried.squared_sums)
 
@@ -124,7 +137,11 @@ class Gptq:
     def _feedback(self, moment: torch.Tensor, cols: int, label: str) -> Feedback:
         check_moment(moment, cols, label)
         return error_feedback(
-            moment, damping=self.damping, by_activation=self.activation_order, name=label
+            moment,
+            damping=self.damping,
+            by_activation=self.activation_order,
+            keep_hessian=self.sweeps > 0,
+            name=label,
         )
 
 
@@ -141,8 +158,17 @@ class _Carried:
     squared_sums: tuple[float, float]
 
 
-def _carry_errors(weight: torch.Tensor, feedback: Feedback, grid: Grid) -> _Carried:
-    """Rounds all columns of some rows in turn; rows do not depend on each other."""
+def _carry_errors(
+    weight: torch.Tensor, feedback: Feedback, grid: Grid, sweeps: int = 0
+) -> _Carried:
+    """Rounds all columns of some rows in turn; rows do not depend on each other.
+
+    Args:
+        weight: float32 ``[rows, cols]``.
+        feedback: the shares of errors; it holds the Hessian where there are sweeps.
+        grid: the grid of these rows.
+        sweeps: how many times all columns are decided again.
+    """
     rows, cols = weight.shape
     size = grid.group_size or cols
     fits_in_turn = feedback.order is None and size < cols
@@ -177,6 +203,12 @@ def _carry_errors(weight: torch.Tensor, feedback: Feedback, grid: Grid) -> _Carr
                     errors[first:last],
                 )
             )
+    if sweeps:
+        assert feedback.hessian is not None
+        if feedback.order is not None:
+            columns = weight.t().contiguous()
+            errors = torch.empty_like(errors).index_copy_(0, feedback.order, errors)
+        descend(columns, codes, errors, feedback.hessian, grid, sweeps=sweeps, block=BLOCK_COLUMNS)
     return _Carried(codes.t().contiguous(), (_sum_of_squares(errors), _sum_of_squares(weight)))
 
 

@@ -11,8 +11,10 @@ from quant.formats.formats import IntFormat
 from quant.formats.packing import pack_codes, unpack_codes
 from quant.kernels import native
 from quant.kernels.native import Columns
+from quant.quantizers.row_checks import LARGEST_STORED, SMALLEST_SCALE
 from quant.quantizers.rtn import RTN
 from quant.quantizers.rtn_signed import SignedRoundToNearest
+from quant.quantizers.weighted_scales import weighted_scales
 
 
 class Grid(Protocol):
@@ -28,6 +30,22 @@ class Grid(Protocol):
     def round_columns(self, columns: Columns) -> None:
         """Rounds columns in turn, each after adding its shares of the errors before it."""
 
+    def refit(
+        self, group: int, codes: torch.Tensor, gradient: torch.Tensor, hessian: torch.Tensor
+    ) -> torch.Tensor:
+        """Chooses a group's grid again for codes that stay.
+
+        Args:
+            group: the group's number.
+            codes: uint8 ``[columns, rows]``, the group's codes.
+            gradient: float32 ``[columns, rows]``, the group's part of ``H e``, where ``e`` is the
+                error of whole rows.
+            hessian: float32 ``[columns, columns]``, the group's part of H.
+
+        Returns:
+            float32 ``[columns, rows]``, what was added to the stored values.
+        """
+
 
 class IntegerGrid:
     """Integers with a scale and a zero point per group, by `quant.quantizers.rtn`'s exact search.
@@ -39,6 +57,9 @@ class IntegerGrid:
         name: the weight's name, for messages.
         first_row: index of the first of these rows in the whole weight, for messages.
         signed: whether scales may be negative, by `quant.quantizers.rtn_signed`.
+        importance: float32 ``[cols]``, what a squared error of each column costs; scales of
+            symmetric formats below 8 bits are then searched for the least cost. None where all
+            columns cost the same.
     """
 
     def __init__(
@@ -50,9 +71,11 @@ class IntegerGrid:
         name: str = "",
         first_row: int = 0,
         signed: bool = False,
+        importance: torch.Tensor | None = None,
     ) -> None:
-        self._quantizer = SignedRoundToNearest() if signed else RTN
+        self._quantizer, self._signed = SignedRoundToNearest() if signed else RTN, signed
         self._fmt, self._name, self._first_row = fmt, name, first_row
+        self._importance = importance if fmt.symmetric and fmt.bits < 8 else None
         self.group_size = fmt.columns_per_group(cols)
         groups = fmt.groups(cols)
         self._scale = torch.empty(groups, rows)
@@ -64,7 +87,12 @@ class IntegerGrid:
             values, self._fmt, name=self._name, first_row=self._first_row
         )
         count = found.scale.shape[1]
-        self._scale[group : group + count] = found.scale.t()
+        scale = found.scale.float()
+        if self._importance is not None:
+            first = group * self.group_size
+            costs = self._importance[first : first + values.shape[1]]
+            scale = weighted_scales(values, costs, scale, self._fmt, signed=self._signed)
+        self._scale[group : group + count] = scale.t()
         if found.zero_point is not None:
             points = unpack_codes(found.zero_point, self._fmt, count)
             self._zero[group : group + count] = points.t()
@@ -77,6 +105,22 @@ class IntegerGrid:
             )
         else:
             round_in_turn(columns, self._nearest)
+
+    def refit(
+        self, group: int, codes: torch.Tensor, gradient: torch.Tensor, hessian: torch.Tensor
+    ) -> torch.Tensor:
+        """Chooses each row's scale by least squares, and keeps it where it lowers the error."""
+        scale, steps = self._scale[group], codes.float().sub_(self._zero[group])
+        # Adding ``d`` to the scale adds ``d^2 cost - 2 d gain`` to the squared error.
+        gain = (steps * gradient).sum(0)
+        cost = (steps * (hessian @ steps)).sum(0)
+        fitted = (scale + gain / cost.clamp_min(torch.finfo(torch.float32).tiny)).to(torch.bfloat16)
+        change = fitted.float().sub_(scale)
+        storable = (fitted.abs() >= SMALLEST_SCALE) & (fitted.abs() <= LARGEST_STORED)
+        better = (change * (change * cost - 2.0 * gain) < 0.0) & (fitted * scale > 0.0) & storable
+        change = torch.where(better, change, 0.0)
+        scale += change
+        return steps.mul_(change)
 
     def _nearest(self, wanted: torch.Tensor, place: int) -> tuple[torch.Tensor, torch.Tensor]:
         scale, zero = (part[place // self.group_size] for part in (self._scale, self._zero))
@@ -107,6 +151,12 @@ class PaletteGrid:
 
     def fit(self, group: int, values: torch.Tensor) -> None:
         """Does nothing: the tables are chosen before the first column."""
+
+    def refit(
+        self, group: int, codes: torch.Tensor, gradient: torch.Tensor, hessian: torch.Tensor
+    ) -> torch.Tensor:
+        """Changes nothing: many rows share a table."""
+        return torch.zeros_like(gradient)
 
     def round_columns(self, columns: Columns) -> None:
         """Rounds columns in turn to the nearest entries; of two as near, to the lower."""

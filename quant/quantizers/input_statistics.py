@@ -8,9 +8,13 @@ from typing import Final
 import torch
 
 from quant.errors import QuantizationError
+from quant.kernels.threads import run_all
 
-# Columns in a panel of products. The matrix is symmetric, so panels below the diagonal are skipped.
-PANEL: Final = 1024
+# Columns in a panel of products: the matrix is symmetric, so a panel ends at the diagonal. Six of
+# equal width skip two fifths of the products, and panels narrower than the first number multiply
+# slowly. The widths depend on the matrix alone, so sums do not depend on the number of threads.
+PANELS: Final = 6
+NARROWEST, WIDEST = 192, 512
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,25 @@ class SecondMoment:
 
     def __init__(self, columns: int) -> None:
         self.columns, self.tokens = columns, 0
+        width = min(max(-(-columns // (PANELS * 32)) * 32, NARROWEST), WIDEST)
+        # The panels furthest to the right are the largest: threads that take them first end early.
+        self._panels = [(start, min(start + width, columns)) for start in range(0, columns, width)][
+            ::-1
+        ]
         self._upper = torch.zeros(columns, columns, dtype=torch.float64)
         self._largest = torch.zeros(columns)
 
     def add(self, x: torch.Tensor) -> None:
         """Adds the inputs of some tokens, ``float32[tokens, columns]``."""
-        for start in range(0, self.columns, PANEL):
-            stop = min(start + PANEL, self.columns)
-            self._upper[:stop, start:stop] += x[:, :stop].t() @ x[:, start:stop]
-        for reach in (x.amax(0), -x.amin(0)):  # x.abs() would copy the inputs
-            self._largest = torch.maximum(self._largest, reach)
+
+        def add_panel(panel: tuple[int, int]) -> None:
+            start, stop = panel
+            own = x[:, start:stop]
+            self._upper[:stop, start:stop] += x[:, :stop].t() @ own
+            for reach in (own.amax(0), -own.amin(0)):  # own.abs() would copy the inputs
+                self._largest[start:stop] = torch.maximum(self._largest[start:stop], reach)
+
+        run_all(add_panel, self._panels, torch.get_num_threads())
         self.tokens += len(x)
 
     def largest(self) -> torch.Tensor:
@@ -74,7 +87,6 @@ class SecondMoment:
         """
         whole, self._upper = self._upper, torch.empty(0)
         whole /= max(1, self.tokens)
-        for start in range(0, self.columns, PANEL):
-            stop = min(start + PANEL, self.columns)
+        for start, stop in self._panels:
             whole[start:stop, :start] = whole[:start, start:stop].t()
         return whole

@@ -159,7 +159,11 @@ RESCALING: dict[str, RescalingQuantizer] = {
     "smoothquant-search": SmoothQuant("smoothquant-search", exponent=None),
 }
 
-_GPTQ = {"gptq": Gptq(), "gptq-order": Gptq("gptq-order", activation_order=True)}
+_GPTQ = {
+    "gptq": Gptq(),
+    "gptq-order": Gptq("gptq-order", activation_order=True),
+    "gptq-descent": Gptq("gptq-descent", activation_order=True, sweeps=2),
+}
 
 CALIBRATED: dict[str, CalibratedQuantizer] = {
     **_GPTQ,

@@ -1,9 +1,10 @@
 """Round to nearest, with the best representable scale of every group.
 
-For each group of weights ``w`` the quantizer minimizes ``sum((w - scale * q) ** 2)`` over the
+For each group of weights ``w`` the quantizer minimizes ``sum(h * (w - scale * q) ** 2)`` over the
 bfloat16 scales, where ``q = clamp(round_half_even(w / scale))``, and over the zero points when the
-format is asymmetric. It quantizes every row on its own, so callers may cut a matrix into chunks of
-rows and give each chunk to a thread.
+format is asymmetric. ``h`` grows with ``|w|`` for 4 bits in groups and is 1 otherwise
+(`quant.kernels.native.is_weighted`). It quantizes every row on its own, so callers may cut a matrix
+into chunks of rows and give each chunk to a thread.
 
 The arithmetic exists twice, in the same float32 operations: in ``quant/kernels/_kernels.c``, and in
 ``quant/quantizers/rtn_torch.py`` for machines without a compiler. Both give the same bits.

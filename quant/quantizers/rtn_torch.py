@@ -94,14 +94,18 @@ def _search(
         scales = _scale_of(bits)
         inverse = 1.0 / scales
         area = scales * scales
+        offset = None
+        if native.is_weighted(fmt):
+            offset = native.OFFSET * torch.maximum(positive[alive], negative[alive])
         if best_zero is None:
             zero = torch.tensor(float(fmt.implicit_zero_point))
-            error = area * _unit_errors(columns, inverse, -zero, fmt.max_code - zero)
+            low, high = -zero, fmt.max_code - zero
+            error = area * _unit_errors(columns, inverse, low, high, offset)
             least, lane = _first_least(error)
             zero_of = None
         else:
             error, zeros = _asymmetric_errors(
-                columns, inverse, area, positive[alive], negative[alive], fmt
+                columns, inverse, area, positive[alive], negative[alive], offset, fmt
             )
             least, lane = _first_least(error)
             zero_of = zeros.gather(0, lane.unsqueeze(0)).squeeze(0)
@@ -126,6 +130,7 @@ def _asymmetric_errors(
     area: torch.Tensor,
     positive: torch.Tensor,
     negative: torch.Tensor,
+    offset: torch.Tensor | None,
     fmt: IntFormat,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the least error over every scale's zero points, and the first zero point that has it.
@@ -148,7 +153,7 @@ def _asymmetric_errors(
             zero = torch.minimum(last + float(trial), first)
         else:
             zero = last + torch.floor(spread * (0.5 * trial))
-        error = area * _unit_errors(columns, inverse, -zero, steps - zero)
+        error = area * _unit_errors(columns, inverse, -zero, steps - zero, offset)
         better = error < best
         best = torch.where(better, error, best)
         best_zero = torch.where(better, zero, best_zero)
@@ -160,8 +165,12 @@ def _unit_errors(
     inverse: torch.Tensor,
     low: torch.Tensor,
     high: torch.Tensor,
+    offset: torch.Tensor | None,
 ) -> torch.Tensor:
     """Returns squared errors in units of the scale, ``[candidates, groups]``.
+
+    Where there are offsets, ``[groups]``, each square is multiplied by the weight's magnitude plus
+    its group's offset.
 
     The order of summation is fixed: even and odd columns are summed separately over blocks of 128
     columns, and then the blocks are added.
@@ -176,7 +185,10 @@ def _unit_errors(
             torch.minimum(scaled, high, out=nearest)
             torch.maximum(nearest, low, out=nearest)
             scaled.sub_(nearest.round_())
-            sums[column % 2].add_(scaled.mul_(scaled))
+            scaled.mul_(scaled)
+            if offset is not None:
+                scaled.mul_(columns[column].abs() + offset)
+            sums[column % 2].add_(scaled)
         total += sums[0] + sums[1]
     return total
 
@@ -201,12 +213,21 @@ def _clipping_bound(
         # With any zero point, the lengths clipped at both ends add up to at least this excess, so
         # the errors of the two outermost values cost at least half its square.
         excess = (positive[alive] + negative[alive] - fmt.max_code * scales).clamp_min(0.0)
-        return excess * excess * 0.5
+        if not native.is_weighted(fmt):
+            return excess * excess * 0.5
+        # Errors a and b at ends of importance p and n cost a^2 p + b^2 n.
+        offset = native.OFFSET * torch.maximum(positive[alive], negative[alive])
+        above, below = positive[alive] + offset, negative[alive] + offset
+        return excess * excess * above * below / (above + below).clamp_min(1e-38)
     low = (-fmt.implicit_zero_point * scales).unsqueeze(1)
     high = ((fmt.implicit_zero_point - 1) * scales).unsqueeze(1)
     values = groups[alive]
     excess = values - torch.maximum(torch.minimum(values, high), low)
-    return (excess * excess).sum(1)
+    squares = excess * excess
+    if native.is_weighted(fmt):
+        offset = native.OFFSET * torch.maximum(positive[alive], negative[alive]).unsqueeze(1)
+        squares *= values.abs() + offset
+    return squares.sum(1)
 
 
 def _bits_of(value: torch.Tensor) -> torch.Tensor:

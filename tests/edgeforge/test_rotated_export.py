@@ -175,7 +175,7 @@ def test_the_command_line_refuses_in_one_line(tmp_path, monkeypatch, capfd, pack
     packed_checkpoints.write(packed, packed_checkpoints.family("llama"), case)
     for model, rotation, words in (
         ("demo", "hadamrd", "there is no rotation 'hadamrd' (did you mean 'hadamard'?); known: "),
-        (packed, "hadamard", "self_attn.qkv_proj.weight as integers (awq), which would have to"),
+        (packed, "hadamard", "self_attn.qk_proj.weight as integers (awq), which would have to"),
     ):
         arguments = ["export", model, "--rotation", rotation, "--out", tmp_path / "out"]
         monkeypatch.setattr(sys, "argv", ["edgeforge", *map(str, arguments)])

@@ -15,7 +15,7 @@ from edgeforge.model.model import Model, open_model
 from edgeforge.model.trace import trace
 from edgeforge.reference.walk import ReferenceRunner, store_reader
 from edgeforge.synth.synthesise import synthesise
-from quant.plans.recipes import Recipe, Rule
+from quant.plans.rules import Recipe, Rule
 from quant.program.program import Program
 from quant.program.rescale_places import foldable
 from quant.program.rewrite import quantize_program
@@ -109,7 +109,7 @@ def test_static_scales_are_those_of_least_error(model, program, fill):
     """Held against the float model's own first norm, and every scale that clips less or more."""
     store, _ = fill("smoothquant", "int8-tensor")
     plain, _ = fill("rtn", "int8-tensor")
-    at = "model.layers.0.self_attn.qkv_proj.weight"
+    at = "model.layers.0.self_attn.qk_proj.weight"
     norm = "model.layers.0.input_layernorm.weight"
     tokens = torch.tensor(blocks(model, 1, 8))
     x = model.weights.float_weight("model.embed_tokens.weight")[tokens]

@@ -38,9 +38,15 @@ def test_everything_after_the_last_attention_sees_one_position(build, openelm_co
     kept = keep_last_token(made.program)
     seen = {weight_name(kept, n): shape_of(n)[1] for n in calls(kept, dialect.QUANT_LINEAR)}
     layer = "model.layers.{}.{}.weight"
-    parts = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+    parts = (
+        "self_attn.qk_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_up_proj",
+        "mlp.down_proj",
+    )
     wanted = {layer.format(i, name): -1 for i in (0, 1) for name in parts}
-    wanted |= {layer.format(1, name): 1 for name in parts[1:]}
+    wanted |= {layer.format(1, name): 1 for name in parts[2:]}
     wanted["model.embed_tokens.weight"] = 1
     assert seen == wanted
     # Two selections: the attention's result and the residual stream beside it.

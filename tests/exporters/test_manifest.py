@@ -39,7 +39,7 @@ def test_it_reads_back_equal(tmp_path):
     PLAIN.write(tmp_path)
     assert Manifest.read(tmp_path) == PLAIN
     data = json.loads((tmp_path / MANIFEST).read_text(encoding="utf-8"))
-    assert data["schema_version"] == 1
+    assert data["schema_version"] == 2
     assert data["source"]["model"] == "größe/модель"
 
 
@@ -77,12 +77,12 @@ def test_a_real_one_reads_back_equal(build, openelm_config, tmp_path):
         ("{", "cannot be read: "),
         ("\ufeff\x00", "cannot be read: "),
         ("[]", "has schema version None; this EdgeForge reads 1: export the model again"),
-        ('{"schema_version": 2}', "has schema version 2; this EdgeForge reads 1"),
-        ('{"schema_version": 1}', "is not a manifest: it has no field 'target'"),
-        ('{"schema_version": 1, "files": [], "weights": {}, "notes": []}', "is not a manifest: "),
-        ('{"schema_version": 1, "files": {"a": {}}, "weights": {}, "notes": []}', "not a manifest"),
-        ('{"schema_version": 1, "files": {}, "weights": {}, "notes": []}', "is not a manifest: "),
-        ('{"schema_version": 1, "files": {}, "weights": {}, "notes": [], "x": 1}', "not a manife"),
+        ('{"schema_version": 3}', "has schema version 3; this EdgeForge reads 2"),
+        ('{"schema_version": 2}', "is not a manifest: it has no field 'target'"),
+        ('{"schema_version": 2, "files": [], "weights": {}, "notes": []}', "is not a manifest: "),
+        ('{"schema_version": 2, "files": {"a": {}}, "weights": {}, "notes": []}', "not a manifest"),
+        ('{"schema_version": 2, "files": {}, "weights": {}, "notes": []}', "is not a manifest: "),
+        ('{"schema_version": 2, "files": {}, "weights": {}, "notes": [], "x": 1}', "not a manife"),
     ],
 )
 def test_what_is_no_manifest_is_refused_in_one_sentence(tmp_path, text, words):

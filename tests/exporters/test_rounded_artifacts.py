@@ -20,7 +20,7 @@ from exporters.options import TargetOptions
 from exporters.registry import find_target
 
 HELD = {"w8a8": ("onnx", "executorch"), "w8a8-static": ("onnx", "coreml")}
-ONE = "model.layers.0.self_attn.qkv_proj.weight"
+ONE = "model.layers.0.self_attn.qk_proj.weight"
 
 
 @pytest.fixture(scope="module")

@@ -184,8 +184,8 @@ class PackedTensor:
             )
 
 
-def import_rows(tensor: PackedTensor, format: IntFormat) -> QuantizedRows:
-    """Returns a layer's codes, scales and zero points in the layout of `quant.formats.formats`.
+def import_rows(tensor: PackedTensor, format: IntFormat, rows: slice) -> QuantizedRows:
+    """Returns codes, scales and zero points of some rows, as `quant.formats.formats` lays them out.
 
     The scales are the checkpoint's where ``format`` can store them exactly, else they are rounded.
 
@@ -193,6 +193,7 @@ def import_rows(tensor: PackedTensor, format: IntFormat) -> QuantizedRows:
         tensor: the layer.
         format: the format to store. It may have zero points although the layer's are all the
             middle of the range, because layers that are stacked into one weight share its format.
+        rows: the rows to return.
 
     Returns:
         The parts; squared error and norm are computed only where scales were rounded, else they are
@@ -203,17 +204,19 @@ def import_rows(tensor: PackedTensor, format: IntFormat) -> QuantizedRows:
     from quant.formats.packing import pack_int4
     from quant.quantizers.rtn import QuantizedRows
 
-    exact, points = tensor.scale(), tensor.zero_point()
+    exact, points = tensor.scale()[rows], tensor.zero_point()
     scale = exact.to(getattr(torch, format.scale_dtype))
     packed = None
     if not format.symmetric:
         if points is None:
-            points = torch.full(scale.shape, format.implicit_zero_point, dtype=torch.uint8)
-        packed = pack_int4(points) if format.bits == 4 else points
+            given = torch.full(scale.shape, format.implicit_zero_point, dtype=torch.uint8)
+        else:
+            given = points[rows].contiguous()
+        packed = pack_int4(given) if format.bits == 4 else given
     error = norm = 0.0
     change = scale.double() - exact.double()
     if bool(change.any()):
-        sums = tensor.steps().square().sum(-1).double()
+        sums = tensor.steps()[rows].square().sum(-1).double()
         error = float((sums * change.square()).sum())
         norm = float((sums * exact.double().square()).sum())
-    return QuantizedRows(tensor.codes(), scale, packed, error, norm)
+    return QuantizedRows(tensor.codes()[rows].contiguous(), scale, packed, error, norm)

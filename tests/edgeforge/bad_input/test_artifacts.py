@@ -8,7 +8,7 @@ import pytest
 from edgeforge.synth.synthesise import synthesise
 
 USAGE, CHECKPOINT, EXPORT, DEVICE = 2, 3, 5, 6
-QKV = "model.layers.0.self_attn.qkv_proj.weight"
+QKV = "model.layers.0.self_attn.qk_proj.weight"
 
 
 def test_spaces_and_letters_of_all_alphabets_in_paths(sound, edgeforge, monkeypatch, tmp_path):

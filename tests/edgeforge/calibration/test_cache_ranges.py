@@ -111,7 +111,7 @@ def test_what_is_not_finite_is_named(made, tmp_path, monkeypatch):
 
     def broken(given):
         value = read(given)
-        return value * np.inf if given.name == "model.layers.1.self_attn.qkv_proj.weight" else value
+        return value * np.inf if given.name == "model.layers.1.self_attn.qk_proj.weight" else value
 
     monkeypatch.setattr(ranges_module, "store_reader", lambda store: broken)
     with pytest.raises(QuantizationError) as caught:

@@ -43,7 +43,7 @@ def test_the_manifest_says_on_what_it_was_calibrated(artifact):
     record = manifest.calibration
     assert (record.source, record.tokens, record.length, record.seed) == ("demo", 1024, 64, 0)
     algorithms = {row.algorithm for row in manifest.weights.values()}
-    assert algorithms == {"gptq-order", "cast"}
+    assert algorithms == {"gptq-descent", "cast"}
 
 
 def test_verify_finds_the_store_and_makes_it_again_where_it_is_gone(artifact, cache):
@@ -87,7 +87,7 @@ def test_calibrated_palettes_and_integers_lie_in_one_package(cache, tmp_path):
     recipe.write_text(
         "- {match: '*.mlp.down_proj.weight', format: lut4-gc16}\n"
         "- {match: '*.mlp.gate_up_proj.weight', format: lut3-gc16, algorithm: kmeans-weighted}\n"
-        "- {match: '*.qkv_proj.weight', format: lut4-pt, algorithm: gptq-order}\n"
+        "- {match: '*.qk_proj.weight', format: lut4-pt, algorithm: gptq-order}\n"
         "- {match: embedding, format: int8-pc}\n"
         "- {match: '*', format: int4-g32, algorithm: gptq}\n"
     )
@@ -100,10 +100,10 @@ def test_calibrated_palettes_and_integers_lie_in_one_package(cache, tmp_path):
     rows = Manifest.read(out).weights
     assert rows["model.layers.1.mlp.down_proj.weight"].algorithm == "kmeans"
     assert rows["model.layers.1.mlp.gate_up_proj.weight"].algorithm == "kmeans-weighted"
-    assert rows["model.layers.1.self_attn.qkv_proj.weight"].algorithm == "gptq-order"
+    assert rows["model.layers.1.self_attn.qk_proj.weight"].algorithm == "gptq-order"
     assert rows["model.layers.1.self_attn.o_proj.weight"].algorithm == "gptq"
     assert 0.05 < rows["model.layers.1.mlp.gate_up_proj.weight"].relative_error < 0.4
-    assert 0.05 < rows["model.layers.1.self_attn.qkv_proj.weight"].relative_error < 0.4
+    assert 0.05 < rows["model.layers.1.self_attn.qk_proj.weight"].relative_error < 0.4
     found = verify(out, VerifyOptions(tokens=128, timed=False))
     assert found.stored_weights_equal
     assert found.lowering.relative_difference < 0.05

@@ -15,7 +15,7 @@ from edgeforge.model.trace import trace
 from edgeforge.reference.walk import ReferenceRunner, store_reader
 from edgeforge.synth.synthesise import synthesise
 from quant.plans.plan import QuantPlan
-from quant.plans.recipes import Recipe, Rule
+from quant.plans.rules import Recipe, Rule
 from quant.program.program import Program
 from quant.program.rescale_places import foldable
 from quant.program.rewrite import quantize_program
@@ -72,16 +72,19 @@ def test_every_linear_of_a_layer_has_its_place(model, program):
     folds = foldable(program)
     for index, layer in enumerate(model.spec.layers):
         at = f"model.layers.{index}."
-        qkv, gate_up = at + "self_attn.qkv_proj.weight", at + "mlp.gate_up_proj.weight"
-        assert folds[qkv].is_norm and folds[qkv].weight == at + "input_layernorm.weight"
+        qk, v = at + "self_attn.qk_proj.weight", at + "self_attn.v_proj.weight"
+        gate_up = at + "mlp.gate_up_proj.weight"
+        for reader in (qk, v):
+            fold = folds[reader]
+            assert fold.is_norm and fold.weight == at + "input_layernorm.weight"
+            assert fold.sharers == (qk, v)
         assert folds[gate_up].weight == at + "post_attention_layernorm.weight"
         values = folds[at + "self_attn.o_proj.weight"]
         width = model.spec.head_dim
-        first = (layer.num_heads + layer.num_kv_heads) * width
-        assert values.weight == qkv and not values.is_norm
-        assert values.rows.min() == first
-        assert values.rows.max() == first + layer.num_kv_heads * width - 1
-        repeats = torch.bincount(values.rows)[first:]
+        assert values.weight == v and not values.is_norm
+        assert values.rows.min() == 0
+        assert values.rows.max() == layer.num_kv_heads * width - 1
+        repeats = torch.bincount(values.rows)
         assert (repeats == layer.num_heads // layer.num_kv_heads).all()
         up = folds[at + "mlp.down_proj.weight"]
         assert up.weight == gate_up

@@ -17,7 +17,7 @@ from edgeforge.synth.synthesise import synthesise
 from quant.errors import QuantizationError
 from quant.formats.formats import parse_format
 from quant.plans.plan import Assignment, QuantPlan
-from quant.plans.recipes import Recipe, Rule
+from quant.plans.rules import Recipe, Rule
 from quant.program.program import Program, node_argument
 from quant.program.rewrite import quantize_program
 from quant.quantizers import registry
@@ -214,7 +214,7 @@ def test_progress_counts_weights_to_the_last(model, program, blocks, tmp_path, m
 def test_activations_that_are_not_finite_are_named(model, program, blocks, tmp_path, monkeypatch):
     plan = plan_of(model)
     with (
-        pytest.raises(QuantizationError, match=r"inputs of model\.layers\.1\.self_attn\.qkv_proj"),
+        pytest.raises(QuantizationError, match=r"inputs of model\.layers\.1\.self_attn\.qk_proj"),
         partial_store(tmp_path, "key", plan, model.weights.shapes()) as partial,
     ):
         fill_rest(model, plan, partial)

@@ -258,7 +258,7 @@ def test_tensor_names_and_shapes_are_those_of_transformers(name):
     theirs = {tensor: tuple(value.shape) for tensor, value in model.state_dict().items()}
     if spec.tied:
         del theirs["lm_head.weight"]
-    ours = {p.tensor: p.shape for weight in spec.weights.values() for p in weight.pieces}
+    ours = {p.tensor: p.tensor_shape for weight in spec.weights.values() for p in weight.pieces}
     assert ours == theirs
 
 

@@ -28,7 +28,7 @@ CONFIG = {
     "tie_word_embeddings": False,
 }
 Q, K, V = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkv")
-QKV = "model.layers.1.self_attn.qkv_proj.weight"
+QK = "model.layers.1.self_attn.qk_proj.weight"
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -71,11 +71,12 @@ def test_every_weight_is_the_stack_of_its_tensors(tmp_path):
     held = tensors()
     weights = open_weights(tmp_path, held)
     shapes = weights.shapes()
-    assert len(shapes) == 3 + 2 * 6
+    assert len(shapes) == 3 + 2 * 7
     for layer in range(2):
         at = f"model.layers.{layer}."
         for name, parts in {
-            "self_attn.qkv_proj": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            "self_attn.qk_proj": ["self_attn.q_proj", "self_attn.k_proj"],
+            "self_attn.v_proj": ["self_attn.v_proj"],
             "mlp.gate_up_proj": ["mlp.gate_proj", "mlp.up_proj"],
             "mlp.down_proj": ["mlp.down_proj"],
             "input_layernorm": ["input_layernorm"],
@@ -87,10 +88,10 @@ def test_every_weight_is_the_stack_of_its_tensors(tmp_path):
     assert weights.roles()["lm_head.weight"] == "head"
     assert weights.roles()["model.embed_tokens.weight"] == "embedding"
     assert weights.roles()["model.norm.weight"] == "norm"
-    assert weights.roles()[QKV] == "linear"
+    assert weights.roles()[QK] == "linear"
 
 
-@pytest.mark.parametrize("dtypes", ["fff", "bbb", "hhh", "bbf", "bhf", "fbb"])
+@pytest.mark.parametrize("dtypes", ["ff", "bb", "hh", "bf", "bh", "fb"])
 @settings(
     max_examples=40,
     deadline=None,
@@ -98,18 +99,18 @@ def test_every_weight_is_the_stack_of_its_tensors(tmp_path):
 )
 @given(data=st.data())
 def test_rows_across_pieces_are_numpys(dtypes, data, tmp_path_factory):
-    rows = (HEADS + 2 * KV) * HEAD
+    rows = (HEADS + KV) * HEAD
     start = data.draw(st.integers(0, rows - 1))
     stop = data.draw(st.integers(start + 1, rows))
     kinds = {"f": torch.float32, "b": torch.bfloat16, "h": torch.float16}
     held = tensors()
-    for name, kind in zip((Q, K, V), dtypes, strict=True):
+    for name, kind in zip((Q, K), dtypes, strict=True):
         held[name] = held[name].to(kinds[kind])
     weights = open_weights(tmp_path_factory.mktemp("rows"), held)
-    found = weights.read_rows(QKV, start, stop)
-    expected = np.concatenate([held[name].float().numpy() for name in (Q, K, V)])[start:stop]
+    found = weights.read_rows(QK, start, stop)
+    expected = np.concatenate([held[name].float().numpy() for name in (Q, K)])[start:stop]
     np.testing.assert_array_equal(found.float().numpy(), expected)
-    cuts = np.cumsum([0, HEADS * HEAD, KV * HEAD, KV * HEAD])
+    cuts = np.cumsum([0, HEADS * HEAD, KV * HEAD])
     touched = {
         kinds[kind]
         for kind, low, high in zip(dtypes, cuts, cuts[1:], strict=False)
@@ -138,7 +139,9 @@ def test_fused_tensors_are_read_as_they_are(tmp_path):
         parts = [held.pop(f"{at}mlp.{n}_proj.weight") for n in ("gate", "up")]
         held[f"{at}mlp.gate_up_proj.weight"] = torch.cat(parts)
     weights = open_weights(tmp_path, held, model_type="phi3")
-    assert torch.equal(weights.float_weight(QKV), held[QKV])
+    at = "model.layers.1.self_attn."
+    apart = [weights.float_weight(f"{at}{name}_proj.weight") for name in ("qk", "v")]
+    assert torch.equal(torch.cat(apart), held[f"{at}qkv_proj.weight"])
 
 
 def test_missing_tensors_are_named(tmp_path):
@@ -249,5 +252,5 @@ def test_weights_saved_by_transformers_come_back_unchanged(tmp_path, hugging_fac
     checkpoint = Checkpoint.open(folder)
     weights = CheckpointWeights(checkpoint, read_spec(checkpoint.config))
     assert len(checkpoint.files) > 2
-    expected = torch.cat([stored[name] for name in (Q, K, V)])
-    assert torch.equal(weights.read_rows(QKV, 0, len(expected)), expected)
+    expected = torch.cat([stored[name] for name in (Q, K)])
+    assert torch.equal(weights.read_rows(QK, 0, len(expected)), expected)

@@ -107,10 +107,8 @@ def test_an_untied_model_without_its_head_is_refused(tmp_path, hugging_face, tra
 def test_names_of_quantized_layers_and_of_another_family_lose_their_prefix_too():
     spec = read_spec(LLAMA)
     stored = {"layers.0.self_attn.q_proj.qweight": 0}
-    pieces = (
-        named_as_stored(spec, stored).weights["model.layers.0.self_attn.qkv_proj.weight"].pieces
-    )
-    assert [p.tensor for p in pieces] == [f"layers.0.self_attn.{n}_proj.weight" for n in "qkv"]
+    pieces = named_as_stored(spec, stored).weights["model.layers.0.self_attn.qk_proj.weight"].pieces
+    assert [p.tensor for p in pieces] == [f"layers.0.self_attn.{n}_proj.weight" for n in "qk"]
     openelm = {"model_type": "openelm", "model_dim": 48, "head_dim": 8, "num_transformer_layers": 1}
     spec = read_spec(openelm)
     bare_names = named_as_stored(spec, ["layers.0.attn_norm.weight"]).weights

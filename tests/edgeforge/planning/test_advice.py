@@ -40,7 +40,8 @@ def shapes_of(width: int) -> dict[str, tuple[int, ...]]:
         at = f"model.layers.{layer}."
         shapes |= {
             f"{at}input_layernorm.weight": (128,),
-            f"{at}self_attn.qkv_proj.weight": (256, 128),
+            f"{at}self_attn.qk_proj.weight": (192, 128),
+            f"{at}self_attn.v_proj.weight": (64, 128),
             f"{at}self_attn.o_proj.weight": (128, 128),
             f"{at}mlp.gate_up_proj.weight": (2 * width, 128),
             f"{at}mlp.down_proj.weight": (128, width),
@@ -145,13 +146,13 @@ def test_every_way_that_a_refusal_proposes_is_accepted(names, asked, recipes):
 @pytest.mark.parametrize(
     ("names", "recipe", "words"),
     [
-        ("onnx", "int4", "int8-pc: keep it fp16, and the same for model.layers.1.mlp.down_proj"),
-        ("coreml", "int4", "group_size 32: use lut4-gc16 or keep it int8-pc"),
-        ("executorch", "int4", "group_size 32: use int4-pc or keep it int8-pc"),
+        ("onnx", "int8", "int8-pc: keep it fp16, and the same for model.layers.1.mlp.down_proj"),
+        ("coreml", "int4-g32", "group_size 32: use lut4-gc16 or keep it int8-pc"),
+        ("executorch", "int4-g32", "group_size 32: use int4-pc or keep it int8-pc"),
         (
             "onnx executorch",
             "lut4",
-            "use int4-g32 or keep it int8-pc, and the same for lm_head.weight and 6 more; "
+            "use int4-g32 or keep it int8-pc, and the same for lm_head.weight and 8 more; "
             "for model.layers.0.mlp.down_proj.weight and 1 more, keep it fp16",
         ),
     ],
@@ -189,7 +190,9 @@ def test_what_no_weight_is_at_fault_for_is_refused_as_it_is():
     with pytest.raises(ExportError, match="head width"):
         PlanCheck(shapes, [find_target("onnx")], odd, TargetOptions()).run(plan_of("int8", shapes))
     with pytest.raises(QuantizationError, match="use lut4-gc16 or keep it int8-pc"):
-        PlanCheck(shapes_of(172), (), None, TargetOptions()).run(plan_of("int4", shapes_of(172)))
+        PlanCheck(shapes_of(172), (), None, TargetOptions()).run(
+            plan_of("int4-g32", shapes_of(172))
+        )
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_the_smallest_possible_is_said_and_is_possible(mixed):
         ("mixed", {"bits_per_weight": 0.0}, ["--bits-per-weight 0", "above zero"]),
         ("mixed-gptq", {"max_kl": math.inf}, ["--max-kl inf"]),
         ("int4", {"max_size": 5}, ["--max-size", "int4 has fixed formats", "--recipe mixed"]),
-        (None, {"max_kl": 0.1}, ["--max-kl", "int4 has fixed formats"]),
+        (None, {"max_kl": 0.1}, ["--max-kl", "int4-gptq has fixed formats"]),
     ],
 )
 def test_a_budget_goes_with_a_mixed_recipe(model, recipe, budget, words):
@@ -257,7 +257,7 @@ def test_a_calibrated_algorithm_fills_what_has_inputs(mixed):
         assert assignment.format == plain.plan.weights[name].format
         # The embedding is the head too.
         has_inputs = "_proj" in name or name == "model.embed_tokens.weight"
-        assert (assignment.algorithm == "gptq-order") == has_inputs
+        assert (assignment.algorithm == "gptq-descent") == has_inputs
 
 
 def test_the_saved_plan_gives_the_same_plan_again(model, mixed, tmp_path):

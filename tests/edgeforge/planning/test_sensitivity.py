@@ -104,7 +104,7 @@ def test_every_candidate_has_a_cost(measured, candidates, blocks):
     "weight",
     [
         "model.embed_tokens.weight",
-        "model.layers.0.self_attn.qkv_proj.weight",
+        "model.layers.0.self_attn.qk_proj.weight",
         "model.layers.1.mlp.down_proj.weight",
     ],
 )

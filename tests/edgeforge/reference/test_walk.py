@@ -128,7 +128,7 @@ def test_each_weight_is_read_once_for_all_blocks(opened, traced):
 
 def test_palettes_are_exact_in_the_runner_and_the_session(tmp_path, hugging_face, traced):
     """The quantized program gives what the float one gives on the tables' entries."""
-    from quant.plans.recipes import Recipe, Rule
+    from quant.plans.rules import Recipe, Rule
     from quant.program.rewrite import quantize_program
     from quant.store.cached import new_store
     from quant.store.fill import fill_store

@@ -40,22 +40,23 @@ def count(*parts: dict[str, int]) -> Counter[str]:
 
 def layer_counts(matrices: str, casts: int) -> dict[str, int]:
     return {
-        matrices: 4,
+        matrices: 5,
         "Cast": casts,
         "GroupQueryAttention": 1,
         "SkipSimplifiedLayerNormalization": 2,
         **FEED_FORWARD,
+        "Split": 2,  # query and key; gate and up
     }
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_llama_packs_its_projections_into_the_attention(build, llama_config, layers):
+def test_llama_rotates_inside_the_attention(build, llama_config, layers):
     artifact = build(llama_config(num_hidden_layers=layers), "int4-g32")
     whole = count(
         ONCE,
         # Embedding and head are two tables; each has its scales cast once.
         {"GatherBlockQuantized": 1, "MatMulNBits": 1, "Cast": 2, "RMSNormalization": 1},
-        *[layer_counts("MatMulNBits", 4)] * layers,
+        *[layer_counts("MatMulNBits", 5)] * layers,
     )
     for graph in GRAPHS:
         model = load(artifact, graph)
@@ -63,7 +64,7 @@ def test_llama_packs_its_projections_into_the_attention(build, llama_config, lay
         assert Counter(node.op_type for node in model.graph.node) == count(whole, last)
         for node in model.graph.node:
             if node.op_type == "GroupQueryAttention":
-                assert node.input[0] and not node.input[1] and not node.input[2]
+                assert all(node.input[:3])
                 assert helper.get_node_attr_value(node, "do_rotary") == 1
         levels = {
             node.input[1]: helper.get_node_attr_value(node, "accuracy_level")
@@ -88,8 +89,8 @@ def test_openelm_normalises_heads_before_the_attention(build, openelm_config):
         ONCE,
         # Tied: one set of scales.
         {"GatherBlockQuantized": 1, "MatMulNBits": 1, "Cast": 1, "RMSNormalization": 1},
-        layer_counts("MatMulNBits", 4),
-        {"Split": 1, "Reshape": 4, "RMSNormalization": 2},
+        layer_counts("MatMulNBits", 5),
+        {"Reshape": 4, "RMSNormalization": 2},
     )
     assert Counter(node.op_type for node in load(artifact, "verify.onnx").graph.node) == whole
 
@@ -100,7 +101,7 @@ def test_rotation_outside_the_kernel_where_the_kernel_cannot(build, phi3_config)
     ops = Counter(node.op_type for node in model.graph.node)
     # Two layers of two rotations; the positions are made once for all of them.
     assert (ops["RotaryEmbedding"], ops["Range"], ops["GroupQueryAttention"]) == (4, 1, 2)
-    assert ops["FusedMatMul"] == 9 and ops["Cast"] == 3
+    assert ops["FusedMatMul"] == 11 and ops["Cast"] == 3
     for node in model.graph.node:
         if node.op_type == "GroupQueryAttention":
             assert helper.get_node_attr_value(node, "do_rotary") == 0 and len(node.input) == 7
@@ -196,9 +197,10 @@ def test_only_the_last_token_reaches_the_end_of_the_graph(
         layer = "model.layers.{}.{}"
         tied = artifact.model.spec.tied
         head = "model.embed_tokens" if tied else "lm_head"
-        names = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+        attention = ("self_attn.qk_proj", "self_attn.v_proj", "self_attn.o_proj")
+        names = (*attention, "mlp.gate_up_proj", "mlp.down_proj")
         every = {layer.format(i, name): 9 for i in (0, 1) for name in names} | {head: 9}
-        ended = {layer.format(1, name): 1 for name in names[1:]} | {head: 1}
+        ended = {layer.format(1, name): 1 for name in names[2:]} | {head: 1}
         assert rows["verify.onnx"] == every
         assert rows["model.onnx"] == every | ended
 

@@ -8,9 +8,10 @@ from quant.quantizers import input_statistics as second_moment
 from quant.quantizers.input_statistics import SecondMoment
 
 
-@pytest.mark.parametrize("panel", [1024, 16])
-def test_the_mean_is_numpys(monkeypatch, panel):
-    monkeypatch.setattr(second_moment, "PANEL", panel)
+@pytest.mark.parametrize("widths", [(192, 512), (16, 16), (8, 512)])
+def test_the_mean_is_numpys(monkeypatch, widths):
+    monkeypatch.setattr(second_moment, "NARROWEST", widths[0])
+    monkeypatch.setattr(second_moment, "WIDEST", widths[1])
     x = torch.randn(100, 40, generator=torch.Generator().manual_seed(0))
     collected = SecondMoment(40)
     for part in x.split((1, 60, 39)):
@@ -30,6 +31,20 @@ def test_a_long_sum_loses_nothing():
     for _ in range(1000):
         collected.add(small)
     assert float(collected.mean()) * 1001 == 4096.0**2 + 1000  # float32 would stop at 2 ** 24
+
+
+def test_the_mean_does_not_depend_on_the_number_of_threads():
+    x = torch.randn(700, 700, generator=torch.Generator().manual_seed(0))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            collected = SecondMoment(700)
+            collected.add(x)
+            found.append(collected.mean())
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
 
 
 def test_no_token_gives_nothing():

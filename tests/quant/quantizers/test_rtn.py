@@ -40,18 +40,27 @@ def bfloat16_between(low, high):
     return (np.arange(first, last + 1, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
-def least_error(group, lowest, highest, low, high):
-    """Least squared error of one float64 group over all bfloat16 scales, and that scale."""
+def importance(values, fmt):
+    """The factor of each squared error: 4 bits in groups count those of large weights more."""
+    if fmt.bits != 4 or fmt.group_size is None:
+        return np.ones_like(values)
+    groups = np.abs(values).reshape(-1, min(fmt.group_size, values.size))
+    return (groups + 0.375 * groups.max(1, keepdims=True)).reshape(values.shape)
+
+
+def least_error(group, fmt, lowest, highest, low, high):
+    """Least error of one float64 group over all bfloat16 scales, and that scale."""
     scales = bfloat16_between(low, high)[:, None]
     steps = np.clip(np.rint(group / scales), lowest, highest)
-    errors = ((group - steps * scales) ** 2).sum(1)
+    errors = (importance(group, fmt) * (group - steps * scales) ** 2).sum(1)
     return errors.min(), scales[errors.argmin(), 0]
 
 
 def group_errors(weight, rows, size):
     values = dequantize(rows.codes, rows.scale, rows.zero_point, size[0])
-    difference = weight.double().numpy() - values.double().numpy()
-    return (difference**2).reshape(-1, size[1]).sum(1)
+    wide = weight.double().numpy()
+    difference = wide - values.double().numpy()
+    return (importance(wide, size[0]) * difference**2).reshape(-1, size[1]).sum(1)
 
 
 @pytest.mark.parametrize("kind", ["gauss", "laplace", "student", "outlier", "positive"])
@@ -66,7 +75,7 @@ def test_symmetric_int4_finds_the_best_scale(name, kind):
     same = 0
     for group, error, scale in zip(groups, errors, scales, strict=True):
         reach = np.abs(group).max()
-        best, at = least_error(group, -8, 7, reach / 600, reach * 1.2 / 7 * 0.9999)
+        best, at = least_error(group, fmt, -8, 7, reach / 600, reach * 1.2 / 7 * 0.9999)
         assert error <= best * (1 + 1e-5)
         same += at == scale
     assert same >= 0.99 * len(groups)
@@ -80,7 +89,7 @@ def test_asymmetric_int4_finds_the_best_scale_and_zero_point(kind):
     for group, error in zip(weight.double().numpy().reshape(-1, 32), errors, strict=True):
         reach = max(group.max(), 0) - min(group.min(), 0)
         best = min(
-            least_error(group, -zero, 15 - zero, reach / 30, reach * 1.2 / 15 * 0.9999)[0]
+            least_error(group, fmt, -zero, 15 - zero, reach / 30, reach * 1.2 / 15 * 0.9999)[0]
             for zero in range(16)
         )
         assert error <= best * (1 + 1e-5)
@@ -96,7 +105,7 @@ def test_few_bits_find_the_best_of_all_scales(name, kind):
     for group, error in zip(weight.double().numpy().reshape(-1, size), errors, strict=True):
         reach = np.abs(group).max()
         # No scale above the widest weight can be better than that weight itself.
-        best, _ = least_error(group, lowest, highest, reach / 1000, reach * 4)
+        best, _ = least_error(group, fmt, lowest, highest, reach / 1000, reach * 4)
         assert error <= best * (1 + 1e-5)
 
 
@@ -109,7 +118,7 @@ def test_few_bits_find_the_best_scale_and_zero_point(name, kind):
     for group, error in zip(weight.double().numpy().reshape(-1, size), errors, strict=True):
         reach = max(group.max(), 0) - min(group.min(), 0)
         best = min(
-            least_error(group, -zero, fmt.max_code - zero, reach / 500, reach * 3)[0]
+            least_error(group, fmt, -zero, fmt.max_code - zero, reach / 500, reach * 3)[0]
             for zero in range(fmt.max_code + 1)
         )
         assert error <= best * (1 + 1e-5)
@@ -123,7 +132,7 @@ def test_int8_finds_the_best_scale(name, kind):
     errors = group_errors(weight, RTN.quantize_rows(weight, fmt), (fmt, size))
     for group, error in zip(weight.double().numpy().reshape(-1, size), errors, strict=True):
         reach = np.abs(group).max()
-        best, _ = least_error(group, -128, 127, reach / 600, reach * 1.025 / 127 * 0.9999)
+        best, _ = least_error(group, fmt, -128, 127, reach / 600, reach * 1.025 / 127 * 0.9999)
         assert error <= best * (1 + 1e-5)
 
 
@@ -144,7 +153,9 @@ def test_never_worse_than_the_plain_scale(seed, name, spread, heavy):
             zero = np.rint(-low / plain)
         scale = float(torch.tensor(plain).to(torch.bfloat16))
         steps = np.clip(np.rint(group / np.float32(scale)), -zero, fmt.max_code - zero)
-        assert error <= ((group.astype(np.float64) - steps * scale) ** 2).sum() * (1 + 1e-5)
+        wide = group.astype(np.float64)
+        squares = (wide - steps * scale) ** 2
+        assert error <= (importance(wide, fmt) * squares).sum() * (1 + 1e-5)
 
 
 def test_asymmetric_is_better_where_weights_lean_to_one_side():

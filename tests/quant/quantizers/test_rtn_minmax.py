@@ -31,8 +31,14 @@ def drawn(law: str, rows: int, cols: int) -> torch.Tensor:
 
 
 def row_errors(weight, made, fmt):
+    """Errors by row, of which 4 bits in groups count those of large weights more, as `rtn` does."""
     stored = dequantize(made.codes, made.scale, made.zero_point, fmt).double()
-    return (stored - weight.double()).square().sum(1)
+    squares = (stored - weight.double()).square()
+    if fmt.bits == 4 and fmt.group_size is not None:
+        groups = weight.double().abs().reshape(*made.scale.shape, -1)
+        importance = groups + 0.375 * groups.amax(-1, keepdim=True)
+        squares *= importance.reshape(squares.shape)
+    return squares.sum(1)
 
 
 @pytest.mark.parametrize("law", LAWS)

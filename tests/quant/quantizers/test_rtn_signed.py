@@ -12,8 +12,13 @@ SIGNED = SignedRoundToNearest()
 
 
 def errors(weight, made, fmt):
+    """Errors by group, of which 4 bits in groups count those of large weights more."""
     change = dequantize(made.codes, made.scale, made.zero_point, fmt) - weight
-    return change.reshape(*made.scale.shape, -1).double().square().sum(-1)
+    squares = change.reshape(*made.scale.shape, -1).double().square()
+    if fmt.bits == 4 and fmt.group_size is not None:
+        groups = weight.reshape(squares.shape).abs()
+        squares *= groups + 0.375 * groups.amax(-1, keepdim=True)
+    return squares.sum(-1)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,14 @@ def test_float_weights_are_the_integers_times_the_scales(checkpoint, kind, case)
     assert {format.name for format in model.weights.imported.values()} == {FORMATS[case]}
     seen = set()
     for weight in model.weights.imported:
-        wanted = np.concatenate([layers[m].values() for m in modules(model, weight)])
+        wanted = np.concatenate(
+            [
+                layers[piece.tensor.removesuffix(".weight")].values()[piece.first :][
+                    : piece.shape[0]
+                ]
+                for piece in model.spec.weights[weight].pieces
+            ]
+        )
         found = model.weights.float_weight(weight)
         assert found.dtype == torch.float32
         assert (found.double().numpy() == wanted).all()

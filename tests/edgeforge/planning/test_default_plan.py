@@ -1,0 +1,69 @@
+"""The recipe that a model gets by default, and the grids that its targets hold."""
+
+import pytest
+
+from edgeforge.artifact_manifest import facts_of
+from edgeforge.model.model import open_model
+from edgeforge.planning import choose
+from edgeforge.planning.choose import PlanRequest, choose_plan, default_recipe
+from exporters.registry import find_target
+from quant.formats.formats import IntFormat
+from quant.plans.plan import QuantPlan
+
+ALL = ("coreml", "executorch", "onnx")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return open_model("demo")
+
+
+def plan_of(model, recipe: str | None, targets) -> QuantPlan:
+    request = PlanRequest(
+        recipe,
+        targets=[find_target(name) for name in targets],
+        facts=facts_of(model.spec, 256),
+    )
+    return choose_plan(model, request).plan
+
+
+def four_bits(plan: QuantPlan) -> set[tuple[str, bool]]:
+    """Algorithm and symmetry of every 4-bit weight."""
+    return {
+        (given.algorithm, given.format.symmetric)
+        for given in plan.weights.values()
+        if isinstance(given.format, IntFormat) and given.format.bits == 4
+    }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "targets", "wanted"),
+    [
+        ("int4", ALL, ("rtn", True)),
+        ("int4", ("executorch",), ("rtn", True)),
+        ("int4", ("onnx", "executorch"), ("rtn", True)),
+        ("int4", ("onnx",), ("rtn-signed", True)),
+        ("int4", ("coreml",), ("rtn", False)),
+        ("int4", ("coreml", "onnx"), ("rtn", False)),
+        ("int4-gptq", ALL, ("gptq-order", True)),
+        ("int4-gptq", ("onnx",), ("gptq-signed", True)),
+        ("int4-gptq", ("coreml", "onnx"), ("gptq-order", False)),
+        ("int4-awq", ("onnx",), ("awq", False)),
+        ("int4-g32", ("onnx",), ("rtn", True)),  # what is asked for by its format stays as it is
+    ],
+)
+def test_four_bits_get_the_finest_grid_that_all_targets_hold(demo, recipe, targets, wanted):
+    assert four_bits(plan_of(demo, recipe, targets)) == {wanted}
+
+
+def test_a_small_model_is_calibrated_by_default(demo, monkeypatch):
+    assert default_recipe(demo, calibrate=True) == "int4-gptq"
+    assert default_recipe(demo, calibrate=False) == "int4"
+    assert plan_of(demo, None, ALL).recipe == "int4-gptq"
+    monkeypatch.setattr(choose, "QUICK_PARAMETERS", demo.spec.num_parameters)
+    assert default_recipe(demo, calibrate=True) == "int4"
+
+
+def test_a_model_without_a_tokenizer_is_not_calibrated(demo, monkeypatch):
+    monkeypatch.setattr(demo.checkpoint, "tokenizer_files", {})
+    assert default_recipe(demo, calibrate=True) == "int4"
