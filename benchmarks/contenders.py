@@ -47,7 +47,7 @@ AS_IT_COMES: Final = "genai builder default, as it comes"
 GROUP: Final = 32  # of the builder
 _UNIFORM: Final = (
     *("int4-pc", "int4-g128", "int4-g64", "int4-g32", "int4-g32-signed"),
-    *("int4-g64-asym", "int4-g32-asym", "int8", "int4-g32-signed-gptq"),
+    *("int4-g64-asym", "int4-g32-asym", "int8", "int8-g32", "int4-g32-signed-gptq"),
 )
 # Recipes whose plan follows the targets, and the targets: by the title's end.
 _FOLLOWING: Final = {
