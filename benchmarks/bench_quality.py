@@ -26,7 +26,7 @@ HEADER = ["", "bits", "KL mean", "perplexity x", "top-1 %", "seconds"]
 WIDTHS = [38, 7, 17, 15, 13, 8]
 QUICK_TOKENS = 1024
 # What takes longest and is left out of a quick run.
-SLOW = ("awq", "hqq", "bytes", "mixed at", "int4-g32-signed-gptq")
+SLOW = ("hqq", "k_quant", "bytes", "mixed at", "int4-g32-signed-gptq")
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ What each peer leaves at which bits:
 
 - onnxruntime-genai's model builder (precision int4): groups of 32, and the quantizer of
   onnxruntime that ``algo_config`` names; ``default`` and ``rtn`` are symmetric. It quantizes
-  products only. The embedding stays in float and is stored beside the head even where the two are
-  tied: that is the row "as it comes", here with 16 bits for each of its numbers (for the CPU the
-  builder writes float32). The other rows have the option ``shared_embeddings=true``, or the
-  like where the head is not tied: every matrix is quantized.
+  products only: the embedding stays in float and is stored beside the head even where the two are
+  tied. For a CPU it writes scales and embedding in float32. That is the row "as it comes". The
+  other rows have the option ``shared_embeddings=true``, or the like where the head is not tied:
+  every matrix is quantized. Their scales count 16 bits, but for the row "float32 scales".
 - onnxruntime's HQQ is no method of the builder; its zero points are numbers of 16 bits.
 - llama.cpp: `ggml_quantizers` has the type of each tensor.
 - torchao's 8da4w: every matrix; export_llm itself leaves the embedding in float by default.
@@ -38,18 +38,26 @@ from yardstick import ROOT, Yardstick
 from edgeforge.errors import EdgeForgeError
 from quant.errors import QuantizationError
 from quant.plans.plan import QuantPlan, calibrated_weights
-from quant.plans.recipes import RECIPES
 
 PEER, DATA_FREE, MIXED, CALIBRATED = "peer", "data-free", "mixed", "calibrated"
 BUDGETS: Final = (4.0, 4.5, 5.0)
 # The file types of llama.cpp at whose bytes mixed plans are made too.
-MATCHED: Final = ("Q4_0", "Q4_K_M")
+MATCHED: Final = ("Q4_K_M",)
 AS_IT_COMES: Final = "genai builder default, as it comes"
-_OURS: Final = (
-    *("int4", "int4-pc", "int4-g128", "int4-g64", "int4-g32"),
-    *("int4-g32-signed", "int4-g64-asym", "int4-g32-asym", "int8"),
-    *("int4-awq", "int4-gptq", "int4-g32-signed-gptq"),
+GROUP: Final = 32  # of the builder
+_UNIFORM: Final = (
+    *("int4-pc", "int4-g128", "int4-g64", "int4-g32", "int4-g32-signed"),
+    *("int4-g64-asym", "int4-g32-asym", "int8", "int8-g32", "int4-g32-signed-gptq"),
 )
+# Recipes whose plan follows the targets, and the targets: by the title's end.
+_FOLLOWING: Final = {
+    "int4": {
+        "all targets": ("onnx", "coreml", "executorch"),
+        "Core ML and ONNX": ("onnx", "coreml"),
+        "ONNX": ("onnx",),
+    },
+    "int4-gptq": {"all targets": ("onnx", "coreml", "executorch"), "ONNX": ("onnx",)},
+}
 # Code on which the integers and scales of EdgeForge's recipes depend.
 _CODE: Final = ("quant", "edgeforge/planning", "edgeforge/calibration")
 _JUDGE: Final = ("benchmarks/judging.py",)
@@ -139,15 +147,16 @@ def peers(folder: Path) -> Iterator[Contender]:
         "onnxruntime": version("onnxruntime"),
         "code": code_digest(ROOT, ("benchmarks/onnxruntime_quantizers.py",)),
     }
-    for name, algorithm, symmetric, with_embedding in (
-        (AS_IT_COMES, "default", True, False),
-        ("genai builder default", "default", True, True),
-        ("genai builder rtn", "rtn", True, True),
-        ("genai builder k_quant", "k_quant", False, True),
-        ("onnxruntime hqq", "hqq", False, True),
+    for name, algorithm, symmetric, written in (
+        (AS_IT_COMES, "default", True, Written(32, False)),
+        ("genai builder default, float32 scales", "default", True, Written(32)),
+        ("genai builder default", "default", True, Written()),
+        ("genai builder rtn", "rtn", True, Written()),
+        ("genai builder k_quant", "k_quant", False, Written()),
+        ("onnxruntime hqq", "hqq", False, Written()),
     ):
-        facts = {"algorithm": [algorithm, symmetric, with_embedding], **builder}
-        yield Contender(name, _onnxruntime(algorithm, symmetric, with_embedding), facts)
+        facts = {"algorithm": [algorithm, symmetric, *vars(written).values()], **builder}
+        yield Contender(name, _onnxruntime(algorithm, symmetric, written), facts)
     for file_type in ("Q4_0", "Q4_K_M", "Q8_0"):
         facts = {
             "source": GGML_SOURCE.sha256,
@@ -166,22 +175,35 @@ def peers(folder: Path) -> Iterator[Contender]:
         yield Contender(title, _torchao(group, algorithm), facts)
 
 
+@dataclass(frozen=True)
+class Written:
+    """What the builder writes around a quantizer's integers.
+
+    Attributes:
+        float_bits: bits of a scale, and of a number that stays in float.
+        with_embedding: whether the embedding is quantized too.
+    """
+
+    float_bits: int = 16
+    with_embedding: bool = True
+
+
 def _onnxruntime(
-    algorithm: str, symmetric: bool, with_embedding: bool
+    algorithm: str, symmetric: bool, written: Written
 ) -> Callable[[Yardstick], Values]:
     def quantize(yardstick: Yardstick) -> Values:
         weights, embedding = dict(yardstick.weights), yardstick.embedding
-        tied = yardstick.model.spec.tied
         bits = 0.0
-        if not with_embedding:
-            bits += 16 * weights[embedding].numel()
-            if not tied:
+        if not written.with_embedding:
+            bits += written.float_bits * weights[embedding].numel()
+            if not yardstick.model.spec.tied:
                 del weights[embedding]
-        config = onnxruntime_quantizers.configurations(32, symmetric)[algorithm]
-        made = onnxruntime_quantizers.quantized(weights, 32, symmetric, config)
-        values = _collected(made)
-        looked_up = None if with_embedding else {}
-        return Values(values.values, values.bits + bits, looked_up)
+        config = onnxruntime_quantizers.configurations(GROUP, symmetric)[algorithm]
+        made = onnxruntime_quantizers.quantized(weights, GROUP, symmetric, config)
+        found = _collected(made)
+        scales = sum(weight.numel() for weight in weights.values()) / GROUP
+        bits += found.bits + (written.float_bits - 16) * scales
+        return Values(found.values, bits, None if written.with_embedding else {})
 
     return quantize
 
@@ -210,15 +232,18 @@ def _collected(made: Iterator[tuple[str, torch.Tensor, float]]) -> Values:
     return Values(values, total)
 
 
-def recipes(only: list[str] | None = None) -> Iterator[Contender]:
-    """Yields EdgeForge's recipes that are no mixed ones.
-
-    Args:
-        only: their names; None for those of the tables.
-    """
-    for name in _OURS if only is None else only:
-        if name in RECIPES:
-            yield Contender(name, lambda y, n=name: recipe_plan(y.model, n), _own(name), DATA_FREE)
+def recipes() -> Iterator[Contender]:
+    """Yields EdgeForge's recipes that are no mixed ones."""
+    for name, titles in _FOLLOWING.items():
+        for title, targets in titles.items():
+            yield Contender(
+                f"{name}, {title}",
+                lambda y, n=name, t=targets: recipe_plan(y.model, n, t),
+                {**_own(name), "targets": targets},
+                DATA_FREE,
+            )
+    for name in _UNIFORM:
+        yield Contender(name, lambda y, n=name: recipe_plan(y.model, n), _own(name), DATA_FREE)
 
 
 def mixed_at(recipe: str, bits: float, title: str) -> Contender:

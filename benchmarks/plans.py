@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 
 from edgeforge.artifact_manifest import facts_of
 from edgeforge.model.model import Model
 from edgeforge.planning.budget import Budget
 from edgeforge.planning.choose import PlanRequest, choose_plan
-from exporters.errors import ExportError
 from exporters.registry import TARGETS
 from quant.errors import QuantizationError
 from quant.plans.plan import QuantPlan, matrix_shape
+from quant.plans.recipes import find_recipe
 from quant.plans.rules import Recipe, Rule
 
 
@@ -27,20 +26,26 @@ def uniform_plan(model: Model, name: str, format: str, algorithm: str | None) ->
     return plan
 
 
-def recipe_plan(model: Model, recipe: str) -> QuantPlan:
-    """Returns a recipe's plan for all targets, or else for the first target that can hold it.
+def recipe_plan(model: Model, recipe: str, targets: Sequence[str] = ()) -> QuantPlan:
+    """Returns a recipe's plan.
+
+    Args:
+        model: an opened model.
+        recipe: a recipe's name.
+        targets: those for which it is; none where the recipe's plan is the same for all.
 
     Raises:
         QuantizationError: the recipe does not suit the model.
-        ExportError: no target can hold the formats.
+        ExportError: a target cannot hold the formats.
     """
-    facts = facts_of(model.spec, model.spec.max_context)
-    choices = [[*TARGETS.values()], *([target] for target in TARGETS.values())]
-    *others, last = (PlanRequest(recipe, targets, facts=facts) for targets in choices)
-    for request in others:
-        with suppress(QuantizationError, ExportError):
-            return choose_plan(model, request).plan
-    return choose_plan(model, last).plan
+    if targets:
+        facts = facts_of(model.spec, model.spec.max_context)
+        request = PlanRequest(recipe, [TARGETS[name] for name in targets], facts=facts)
+        return choose_plan(model, request).plan
+    shapes = model.weights.shapes()
+    plan = find_recipe(recipe).plan(shapes, model.weights.roles())
+    plan.check(shapes)
+    return plan
 
 
 def mixed_plan(model: Model, recipe: str, nbytes: int, targets: Sequence[str]) -> QuantPlan:

@@ -1,5 +1,6 @@
 """Tables of quality with the models side by side, from measurements."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -99,7 +100,7 @@ def scores_rows(kinds: Sequence[str]) -> Callable[[Found], Rows]:
             header += [f"{MODELS[model]}: bits", "KL mean", "top-1 %", "perplexity x"]
         rows = [header]
         for name in names_of(found, kinds):
-            row = [name if kinds == (PEER,) else f"`{name}`"]
+            row = [shown(name, kinds != (PEER,))]
             for by_name in found.values():
                 row += _score_cells(by_name.get(name))
             rows.append(row)
@@ -162,10 +163,19 @@ def versus(ours: Measurement | None, peer: Measurement) -> str:
     if ours is None:
         return NONE
     above = ours.texts[HELD_OUT].scores.kl_above(peer.texts[HELD_OUT].scores)
-    shown = f"{above.show(0, 0.01)} %"
+    percent = f"{above.show(0, 0.01)} %"
     if above.value > 0:
-        shown = f"**+{shown}**"
-    return f"{shown} `{ours.contender}`"
+        percent = f"**+{percent}**"
+    return f"{percent} {shown(ours.contender)}"
+
+
+def shown(name: str, is_own: bool = True) -> str:
+    """Returns a contender's name as the page writes it.
+
+    >>> shown("int4, ONNX"), shown("mixed at 4.5 bits"), shown("llama.cpp Q4_0", False)
+    ('`int4`, ONNX', '`mixed` at 4.5 bits', 'llama.cpp Q4_0')
+    """
+    return re.sub(r"^[\w-]+", r"`\g<0>`", name) if is_own else name
 
 
 def chat(found: Found) -> Rows:
@@ -184,7 +194,7 @@ def chat(found: Found) -> Rows:
             held, talk = (one.texts[text].scores for text in (HELD_OUT, CHAT))
             rows.append(
                 [
-                    f"{MODELS[model]}, {name if one.kind == PEER else f'`{name}`'}",
+                    f"{MODELS[model]}, {shown(name, one.kind != PEER)}",
                     f"{one.bits:.3f}",
                     held.kl_mean.show(_digits(held.kl_mean.value)),
                     talk.kl_mean.show(_digits(talk.kl_mean.value)),
@@ -221,7 +231,7 @@ def _least(by_name: Mapping[str, Measurement], bits: float) -> str:
 
 
 def _short(one: Measurement) -> str:
-    return "" if one.kind == MIXED else one.contender
+    return "" if one.kind == MIXED else shown(one.contender, one.kind != PEER)
 
 
 def _begins(*starts: str) -> Callable[[Measurement], bool]:
@@ -239,6 +249,7 @@ SIDES: Final[Mapping[str, Callable[[Measurement], bool]]] = {
     "torchao": _begins("torchao"),
 }
 
+_TOOL: Final = re.compile(r"^(genai builder|onnxruntime|llama\.cpp|torchao) ")
 COLORS: Final = ("#1f77b4", "#6baed6", "#08306b", "#d95f02", "#1b9e77", "#7570b3")
 
 
@@ -249,7 +260,7 @@ def panels(found: Found) -> dict[str, list[Series]]:
         series = []
         for (side, is_of), color in zip(SIDES.items(), COLORS, strict=True):
             points = {
-                name: (one.bits, one.texts[HELD_OUT].scores.kl_mean.value)
+                _TOOL.sub("", name): (one.bits, one.texts[HELD_OUT].scores.kl_mean.value)
                 for name, one in by_name.items()
                 if is_of(one) and not one.refused
             }

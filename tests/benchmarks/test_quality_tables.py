@@ -85,13 +85,13 @@ def test_models_stand_side_by_side_and_a_dash_is_what_cannot_be(tables, found):
     assert cells(rows, "genai builder default")[:3:2] == ["4.500", "90.0 ±0.0"]
     assert cells(rows, "torchao 8da4w g128")[4:] == ["-"] * 4
     own = [row[0] for row in tables.TABLES["recipes"].rows(found)]
-    assert own == ["", "`int4`", "`int4-pc`", "`mixed at 4.5 bits`", "`int4-gptq`"]
+    assert own == ["", "`int4`", "`int4-pc`", "`mixed` at 4.5 bits", "`int4-gptq`"]
 
 
 def test_curves_give_each_side_its_best_within_the_bits(tables, found):
     rows = tables.curves(found)
     assert [cell.split(" ")[-1] for cell in cells(rows, "EdgeForge, data-free")[:3]] == [
-        *("-", "int4-pc", "int4")
+        *("-", "`int4-pc`", "`int4`")
     ]
     assert cells(rows, "torchao")[0] == "-"
     assert cells(rows, "onnxruntime")[3] == "-"
@@ -132,7 +132,7 @@ def test_the_picture_is_svg_with_every_point_between_four_and_six_bits(tables, f
     root = ElementTree.fromstring(text)
     points = [e.text for e in root.iter("{http://www.w3.org/2000/svg}title")][1:]
     assert len(points) == 9
-    assert "llama.cpp Q4_0: 4.90 bits, KL 0.03" in points
+    assert "Q4_0: 4.90 bits, KL 0.03" in points
     lows = [
         float(e.get("cy"))
         for e in root.iter("{http://www.w3.org/2000/svg}circle")
