@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import torch
 
-from quant.errors import QuantizationError, StoreDamagedError
+from quant.errors import QuantizationError, StoreDamagedError, StoreFullError
 from quant.input_files import NotRegularError, open_input, read_input
 from quant.locked_folders import unfinished
 from quant.plans.plan import QuantPlan
@@ -247,24 +247,30 @@ def partial_store(
         QuantizationError: the folder holds partial results of another store or what EdgeForge did
             not write, another process works there, or it cannot be written.
     """
-    where = folder or cache / f".{key}.resume"
+    where, named = folder or cache / f".{key}.resume", folder or cache
     or_explained(cache, lambda: cache.mkdir(parents=True, exist_ok=True))
-    or_explained(where, lambda: where.mkdir(parents=True, exist_ok=True))
+    or_explained(named, lambda: where.mkdir(parents=True, exist_ok=True))
     if folder is not None:
         or_explained(where, lambda: _refuse_strange(where))
-    with _locked(where):
-        store = _open(
-            where,
-            lambda: PartialStore(where, key, plan, shapes, unchanged, tell),
-            tell,
-            own=folder is None,
-        )
+    with _locked(where, named):
+        try:
+            store = _open(
+                where,
+                named,
+                lambda: PartialStore(where, key, plan, shapes, unchanged, tell),
+                tell,
+                own=folder is None,
+            )
+        except StoreFullError:
+            if folder is None:  # nothing is done yet, and the disk is full
+                _clear(where, whole=True)
+            raise
         try:
             yield store
         except BaseException:
             store.writer.abandon()
             raise
-        or_explained(where, store.writer.finish)
+        or_explained(named, store.writer.finish)
         unchanged()
         with ExitStack() as stack:
             whole = or_explained(cache, lambda: stack.enter_context(unfinished(cache, key)))
@@ -279,11 +285,19 @@ def partial_store(
 
 
 def _open(
-    where: Path, opened: Callable[[], PartialStore], tell: Callable[[str], None], *, own: bool
+    where: Path,
+    named: Path,
+    opened: Callable[[], PartialStore],
+    tell: Callable[[str], None],
+    *,
+    own: bool,
 ) -> PartialStore:
-    """Opens partial results; in the cache's ``own`` folder, damaged ones are removed first."""
+    """Opens partial results; in the cache's ``own`` folder, damaged ones are removed first.
+
+    Messages name the folder ``named``, which users know.
+    """
     try:
-        return or_explained(where, opened)
+        return or_explained(named, opened)
     except StoreDamagedError as damage:
         if not own:
             raise StoreDamagedError(
@@ -292,11 +306,11 @@ def _open(
         for path in (*where.glob("boundary-*.bin"), where / _JOURNAL):
             path.unlink(missing_ok=True)
         tell(f"damaged partial results were removed and are made again: {damage}")
-        return or_explained(where, opened)
+        return or_explained(named, opened)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, named: Path) -> Iterator[None]:
     """Locks a folder of partial results against other processes.
 
     Raises:
@@ -308,7 +322,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
         return
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = or_explained(folder, lambda: os.open(folder / _LOCK, flags, 0o644))
+    descriptor = or_explained(named, lambda: os.open(folder / _LOCK, flags, 0o644))
     with os.fdopen(descriptor, "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
