@@ -226,7 +226,8 @@ def partial_store(
 ) -> Iterator[PartialStore]:
     """Opens a partial store; it moves to ``cache / key`` when the block ends without an error.
 
-    When the block raises, the partial results stay in their folder.
+    When the block raises, the partial results stay in their folder; where a weight was refused,
+    they stay only in a folder that the user named.
 
     Args:
         cache: folder of stores.
@@ -267,8 +268,11 @@ def partial_store(
             raise
         try:
             yield store
-        except BaseException:
+        except BaseException as error:
             store.writer.abandon()
+            refused = isinstance(error, QuantizationError) and not isinstance(error, StoreFullError)
+            if refused and folder is None:  # the same work would be refused again
+                _clear(where, whole=True)
             raise
         or_explained(named, store.writer.finish)
         unchanged()

@@ -140,7 +140,7 @@ def test_coremltools_opens_static_packages_again(exported):
     program = load(spec, spec.specificationVersion, str(weights))
     found = [op for op in program.functions["decode"].operations if op.op_type == "quantize"]
     scales = [float(op.scale.val) for op in found]
-    assert len(scales) == 4 and all(scale > 0 for scale in scales)
+    assert len(scales) == 5 and all(scale > 0 for scale in scales)
     for op in found:
         assert op.outputs[0].dtype is coremltools.converters.mil.mil.types.int8
 

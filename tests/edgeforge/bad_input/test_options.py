@@ -24,7 +24,7 @@ def test_groups_that_do_not_divide_are_refused_as_the_style_guide_says(tmp_path,
     shown = export(folder, QUANTIZATION, options=options)
     assert shown == (
         "edgeforge: model.embed_tokens.weight has 96 input columns; int4-g64 needs a multiple of "
-        "group_size 64: use int4-g32 or keep it int8-pc, and the same for lm_head.weight and 6 "
+        "group_size 64: use int4-g32 or keep it int8-pc, and the same for lm_head.weight and 8 "
         "more\n"
     )
 

@@ -77,7 +77,7 @@ def test_another_seed_is_another_store(artifact, cache, tmp_path):
 
 def test_a_recipe_that_does_not_calibrate_takes_no_text(tmp_path):
     with pytest.raises(UsageError, match="recipe int4 uses no activations"):
-        api.export("demo", tmp_path / "out", calibration="demo")
+        api.export("demo", tmp_path / "out", recipe="int4", calibration="demo")
     assert not (tmp_path / "out").exists()
 
 
