@@ -26,7 +26,7 @@ from exporters.registry import find_target
 # Every kind of weight that the delegate knows, in one model.
 MIXED = """
 - {match: embedding, format: %s}
-- {match: '*layers.0*qkv*', format: int4-g32}
+- {match: '*layers.0*qk_proj*', format: int4-g32}
 - {match: '*layers.0*o_proj*', format: int4-pc}
 - {match: '*layers.0*gate_up*', format: int8-pc}
 - {match: '*layers.0*down*', format: bf16}
