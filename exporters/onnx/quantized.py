@@ -173,7 +173,7 @@ def _column_values(state: Lowering, weight: str, format: IntFormat, kept: tuple[
     def constant(part: str, values: npt.NDArray[np.generic]) -> str:
         return builder.constant(f"{name}_{part}", values)
 
-    def step(op: str, part: str, *inputs: str, **attributes: object) -> str:
+    def step(op: str, part: str, *inputs: str, **attributes: int | str | list[int]) -> str:
         return builder.node(op, list(inputs), f"{name}_{part}", domain="", **attributes)
 
     def picked(source: str, part: str, places: npt.NDArray[np.int64]) -> str:

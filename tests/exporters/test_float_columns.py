@@ -16,6 +16,7 @@ from device_harness.registry import open_session
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import DEMO, open_model
 from edgeforge.pipeline import export
+from edgeforge.verification.verify import references, rounds_activations
 from exporters.errors import ExportError
 from exporters.float_columns import ALL, column_values
 from exporters.manifest import Manifest
@@ -67,7 +68,6 @@ def made(outliers, cache, tmp_path_factory):
 @pytest.fixture(scope="module")
 def wanted(outliers, cache, made, tokens):
     """QUANTIZED's logits by recipe."""
-    from edgeforge.verification.verify import references
 
     def wanted(recipe):
         manifest = Manifest.read(made("onnx", "int8", recipe))
@@ -106,7 +106,7 @@ def test_the_lowering_error_falls_and_the_weights_stay(made, wanted, tokens, tar
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_manifest_names_the_columns(made, target):
     manifest = Manifest.read(made(target, None))
-    projections = [name for name in manifest.weights if name.endswith("qkv_proj.weight")]
+    projections = [name for name in manifest.weights if name.endswith("qk_proj.weight")]
     assert len(projections) == 2
     for name in projections:
         assert set(LARGE) <= set(manifest.weights[name].float_columns)
@@ -185,7 +185,7 @@ def test_the_demo_model_has_no_such_columns(cache, tmp_path):
             "w8a8",
             {"activations": "float"},
             "--activations float is not possible with a recipe that rounds activations itself, as "
-            "this one does for model.layers.0.self_attn.qkv_proj.weight: leave the option out, or "
+            "this one does for model.layers.0.self_attn.qk_proj.weight: leave the option out, or "
             "take a recipe that rounds only weights, such as int8",
         ),
         (
@@ -206,6 +206,15 @@ def test_what_is_refused(
         export(model, [find_target(name) for name in targets], tmp_path / "out", asked)
     assert str(caught.value) == words
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_verify_knows_whether_the_kernels_round(made, target):
+    rounds = {
+        asked: rounds_activations(Manifest.read(made(target, asked)))
+        for asked in ("int8", None, "float")
+    }
+    assert rounds == {"int8": True, None: True, "float": False}
 
 
 def test_pieces_of_a_text_give_the_same(made, tokens):
