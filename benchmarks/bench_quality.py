@@ -122,9 +122,9 @@ def every_contender(found: Mapping[str, Measurement], folder: Path) -> Iterator[
         peer = found.get(f"llama.cpp {file_type}")
         if peer is not None and not peer.refused:
             budgets[f"{file_type}'s bytes"] = peer.bits
-    for title, bits in budgets.items():
-        for recipe in ("mixed", "mixed-gptq"):
-            yield contenders.mixed_at(recipe, bits, f"{recipe} at {title}")
+    for recipe, titles in (("mixed", [*budgets][1::2]), ("mixed-gptq", [*budgets])):
+        for title in titles:
+            yield contenders.mixed_at(recipe, budgets[title], f"{recipe} at {title}")
 
 
 def is_asked(contender: Contender, options: argparse.Namespace) -> bool:
