@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--text", type=Path, default=HELDOUT)
     parser.add_argument("--tokens", type=int, default=24576)
-    parser.add_argument("--calibration-tokens", type=int, default=CalibrationOptions.tokens)
+    parser.add_argument("--calibration-tokens", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0, help="seed of the calibration's draw")
     parser.add_argument(
         "--rotations",

@@ -47,8 +47,8 @@ def export(
     save_plan: str | Path | None = None,
     calibrate: bool = True,
     calibration: str | Path | None = None,
-    calibration_tokens: int = 64 * 512,
-    calibration_length: int = 512,
+    calibration_tokens: int | None = None,
+    calibration_length: int = 256,
     seed: int = 0,
     resume: str | Path | None = None,
     force: bool = False,
@@ -99,7 +99,8 @@ def export(
             ``int4``.
         calibration: the text on which calibrated recipes collect activations: a UTF-8 file, or
             ``demo``; None for ``demo`` where a recipe needs a text.
-        calibration_tokens: how many tokens of the calibration text to use.
+        calibration_tokens: how many tokens of the calibration text to use; None for 8,192, or for
+            32,768 from a billion parameters on.
         calibration_length: tokens of each calibration sequence, at most the context.
         seed: seed of the draw of calibration sequences.
         resume: folder of the partial results of calibration; None for one in the cache.

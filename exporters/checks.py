@@ -109,9 +109,9 @@ def check_float_activations(plan: QuantPlan, options: TargetOptions) -> None:
     rounded = [name for name, given in plan.weights.items() if given.activation != NONE]
     if options.activations == "float" and rounded:
         raise ExportError(
-            f"--activations float is not possible with recipe {plan.recipe}, which rounds the "
-            f"activations of {len(rounded)} matrices to 8 bits itself: leave the option out, or "
-            f"take a recipe that rounds only weights, such as int8"
+            f"--activations float is not possible with a recipe that rounds activations itself, "
+            f"as this one does for {rounded[0]}: leave the option out, or take a recipe that "
+            f"rounds only weights, such as int8"
         )
 
 

@@ -31,6 +31,8 @@ from quant.store.partial import PartialStore
 # for each of its columns, between these numbers: its damping leaves more tokens little to add.
 _TOKENS_A_COLUMN: Final = 4
 _FEWEST_TIED, _MOST_TIED = 2048, 8192
+# Up to this width a second moment is kept for the next weight that reads the same inputs.
+_WIDEST_KEPT: Final = 4096
 
 
 def quantize_sequentially(
@@ -90,6 +92,7 @@ def _quantize_in_order(
     begin = 0 if partial.boundary is None else _restore(walk, known, partial)
     boundaries = _boundaries(walk)
     fresh = False  # whether a weight was quantized since the last boundary
+    kept: dict[fx.Node, Tensor] = {}  # moments of inputs that other weights read too
     with filling.stretches(walk, known) as stretches:
         stretch: list[fx.Node] = []
         for index in range(begin, len(walk.order)):
@@ -99,10 +102,17 @@ def _quantize_in_order(
                 stretch = []
                 name = weight_of(walk, node)
                 if name in wanted:
-                    moment = stretches.second_moment(node_argument(node, 0), name)
-                    filling.quantize(name, moment)
-                    fresh = True
+                    entering = node_argument(node, 0)
+                    if entering not in kept:
+                        kept[entering] = stretches.second_moment(entering, name)
                     wanted.discard(name)
+                    others = (n for n in entering.users if n.target in MATRICES)
+                    shared = any(weight_of(walk, other) in wanted for other in others)
+                    moment = kept[entering]
+                    if not shared or len(moment) > _WIDEST_KEPT:
+                        del kept[entering]
+                    filling.quantize(name, moment.clone() if entering in kept else moment)
+                    fresh = True
                     if not wanted:
                         return
             stretch.append(node)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 # A passage of the evaluation text that is this long and occurs in the calibration text word for
 # word is no coincidence.
 OVERLAP_TOKENS: Final = 48
+QUICK_PARAMETERS: Final = 1_000_000_000
+"""Models with fewer parameters are calibrated by default, on `QUICK_TOKENS` of the text."""
+QUICK_TOKENS: Final = 8192
+WIDE_TOKENS: Final = 32768
 # A text with fewer distinct tokens than this exercises almost nothing of a model.
 _FEW_TOKENS: Final = 16
 
@@ -33,15 +37,24 @@ class CalibrationOptions:
     Attributes:
         source: a UTF-8 file, ``demo`` for the text that ships with EdgeForge, or None for that text
             where a recipe needs one.
-        tokens: how many tokens of the text to use.
+        tokens: how many tokens of the text to use; None for as many as `default_tokens` returns.
         length: tokens of each sequence, at most the context.
         seed: seed of the draw of sequences.
     """
 
     source: str | None = None
-    tokens: int = 64 * 512
-    length: int = 512
+    tokens: int | None = None
+    length: int = 256
     seed: int = 0
+
+
+def default_tokens(model: Model) -> int:
+    """Returns how many tokens of a text a model is calibrated on if the user does not say.
+
+    Small models are calibrated by default, so that must be quick; the columns of wide ones need
+    more tokens.
+    """
+    return QUICK_TOKENS if model.spec.num_parameters < QUICK_PARAMETERS else WIDE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -153,7 +166,7 @@ def calibration_for(
     if static_caches:
         from edgeforge.calibration.cache_ranges import RANGE_TOKENS
 
-        tokens = min(options.tokens, RANGE_TOKENS)
+        tokens = min(options.tokens or RANGE_TOKENS, RANGE_TOKENS)
         return draw_calibration(model, replace(options, tokens=tokens), context)
     if options.source is not None and not looked_at:
         raise UsageError(
@@ -196,13 +209,14 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
     head = tokenizer.added()[0]
     length = min(options.length, context)
     step = length - len(head)
-    if step < 1 or options.tokens < length:
+    tokens = default_tokens(model) if options.tokens is None else options.tokens
+    if step < 1 or tokens < length:
         raise UsageError(
-            f"--calibration-tokens {options.tokens} and --calibration-length {options.length} make "
+            f"--calibration-tokens {tokens} and --calibration-length {options.length} make "
             f"no sequence: give a length of at least {len(head) + 1}, and at least as many tokens "
             f"as one sequence has"
         )
-    count = options.tokens // length
+    count = tokens // length
     if len(text) < count * step:
         raise UsageError(
             f"the calibration text {source} has {len(text)} tokens, but {count * step} are wanted: "

@@ -169,7 +169,12 @@ Calibration = Annotated[
     ),
 ]
 CalibrationTokens = Annotated[
-    int, typer.Option(min=1, help="Number of tokens of the calibration text to use.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of tokens of the calibration text to use; by default 8192, or 32768 from a "
+        "billion parameters on.",
+    ),
 ]
 CalibrationLength = Annotated[
     int, typer.Option(min=1, help="Tokens of each calibration sequence, at most the context.")

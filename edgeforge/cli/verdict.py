@@ -106,6 +106,12 @@ def summary_lines(results: Mapping[Path, Evaluation], asked: Sequence[Path]) -> 
                 f"which calibration rounds otherwise. Its lowering error includes the difference."
             )
             lines += _wrapped(words, hanging=2)
+        if result.rounds_too_much:
+            words = (
+                f"{label}: the lowering error is large, because the runtime rounds activations to "
+                f"8 bits. export --activations float avoids that, and is slower."
+            )
+            lines += _wrapped(words, hanging=2)
     return [*lines, Text(), *_next_lines(evaluations, asked)]
 
 

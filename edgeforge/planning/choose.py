@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from edgeforge.calibration.text import CalibrationOptions
+from edgeforge.calibration.text import QUICK_PARAMETERS, CalibrationOptions
 from edgeforge.errors import UsageError
 from edgeforge.planning.budget import MIXED, Budget
 from edgeforge.stage_progress import Progress, no_progress
@@ -28,8 +28,6 @@ AS_IS: Final = "as-is"
 DEFAULT: Final = "int4"
 QUICK_DEFAULT: Final = "int4-gptq"
 """The default for models that calibration takes less than a minute or so for."""
-QUICK_PARAMETERS: Final = 1_000_000_000
-"""Models with fewer parameters get `QUICK_DEFAULT`."""
 
 PLANNED: Final = {
     AS_IS: "every weight as the checkpoint has it; the default for quantized checkpoints",
@@ -225,9 +223,7 @@ def _mixed(
 
     shapes, roles, facts = model.weights.shapes(), model.weights.roles(), request.facts
     assert facts is not None
-    candidates = allowed_formats(
-        shapes, facts, request.targets, request.target_options, signed=MIXED[recipe] is None
-    )
+    candidates = allowed_formats(shapes, facts, request.targets, request.target_options)
     fixed = {n: Assignment(FLOAT32, CAST) for n, shape in shapes.items() if len(shape) == 1}
     fixed |= {name: norm_matrix() for name in candidates if roles[name] == "norm"}
     fixed.update(imported)

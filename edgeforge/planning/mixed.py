@@ -74,7 +74,8 @@ def text_for(model: Model, options: CalibrationOptions, context: int) -> Calibra
 
     small = model.spec.num_parameters <= MEASURED_PARAMETERS
     length = min(options.length, BLOCK_TOKENS, context)
-    tokens = min(options.tokens, MEASURED_TOKENS if small else ESTIMATED_TOKENS)
+    most = MEASURED_TOKENS if small else ESTIMATED_TOKENS
+    tokens = min(options.tokens or most, most)
     if model.checkpoint.tokenizer_files.get("tokenizer.json") is not None or options.source:
         return draw_calibration(model, replace(options, tokens=tokens, length=length), context)
     draw = random.Random(options.seed)
@@ -247,7 +248,7 @@ def _plan(
     specs: Mapping[str, WeightSpec],
 ) -> QuantPlan:
     """Returns the plan in the program's order, with the recipe's algorithm where it applies."""
-    from quant.plans.algorithms import algorithms_for
+    from quant.plans.algorithms import SIGNED, SIGNED_BY_POSITIVE, algorithms_for
 
     algorithm, tied, plan = MIXED[recipe], HEAD not in specs, {}
     for name, spec in specs.items():
@@ -255,7 +256,8 @@ def _plan(
         # An embedding that is not the head too has no inputs to calibrate on.
         free = name not in fixed and algorithm in algorithms_for(given.format)
         if algorithm is not None and free and (tied or spec.role != "embedding"):
-            given = replace(given, algorithm=algorithm)
+            signed = given.algorithm == SIGNED
+            given = replace(given, algorithm=SIGNED_BY_POSITIVE[algorithm] if signed else algorithm)
         plan[name] = given
     return QuantPlan(recipe, plan)
 

@@ -20,9 +20,11 @@ from edgeforge.verification.sample import (
 )
 from edgeforge.verification.soundness import require_sound
 from edgeforge.verification.stored_weights import may_differ, require_recorded_weights, unlike_store
+from exporters.float_columns import ALL
 from exporters.manifest import MANIFEST, Manifest, check_files
-from quant.formats.activations import parse_activation
-from quant.formats.formats import parse_format
+from exporters.registry import find_target
+from quant.formats.activations import NONE, parse_activation
+from quant.formats.formats import IntFormat, parse_format
 from quant.plans.plan import Assignment, QuantPlan
 
 if TYPE_CHECKING:
@@ -268,9 +270,20 @@ def _evaluate(
                 weights_unlike_store=unlike,
                 weight_store=str(store.folder),
                 other_processor=may_differ(manifest, unlike),
+                rounds_activations=rounds_activations(manifest),
             )
         )
     return evaluations
+
+
+def rounds_activations(manifest: Manifest) -> bool:
+    """Whether the artifact's kernels round activations that the plan leaves as they are."""
+    return "activations" in find_target(manifest.target).options and any(
+        isinstance(parse_format(record.format), IntFormat)
+        and record.activation == NONE
+        and record.float_columns != ALL
+        for record in manifest.weights.values()
+    )
 
 
 def find_artifacts(folders: list[Path]) -> list[Path]:

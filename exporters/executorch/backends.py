@@ -19,7 +19,7 @@ from quant.plans.plan import QuantPlan
 XNNPACK: Final = "xnnpack"
 GROUP_MULTIPLE: Final = 32
 # Options of EdgeForge's own lowering that ExecuTorch's exporter, as it is used here, does not have.
-_OWN_ONLY: Final = ("weights", "kv_cache")
+_OWN_ONLY: Final = ("weights", "kv_cache", "activations")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def check_backend(plan: QuantPlan, options: TargetOptions) -> None:
                 f"{flag} uses ExecuTorch's own exporter: leave out --lowering edgeforge"
             )
         for option in _OWN_ONLY:
-            if options.given().get(option) not in (None, "internal"):
+            if options.given().get(option) not in (None, "internal", "auto"):
                 given = option.replace("_", "-")
                 raise ExportError(
                     f"--{given} needs EdgeForge's own lowering for XNNPACK: leave out --{given} or "

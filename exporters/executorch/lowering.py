@@ -17,7 +17,8 @@ from exporters.errors import ExportError
 from exporters.executorch.attention import attention
 from exporters.executorch.lookups import embedding, last, quant_embedding
 from exporters.executorch.method import MethodBuilder
-from exporters.executorch.state import MethodLowering, is_exact
+from exporters.executorch.state import MethodLowering, kept_columns
+from exporters.float_columns import ALL
 from quant.program import dialect
 from quant.program.calls import GetCall, NormCall, QuantizedCall, SplitCall
 from quant.program.program import Program, node_argument, shape_of
@@ -108,9 +109,15 @@ def _linear(state: MethodLowering, node: fx.Node) -> int:
 
 def _quant_linear(state: MethodLowering, node: fx.Node) -> int:
     call = QuantizedCall.of(node)
-    product = state.graph.exact_linear if is_exact(state, node) else state.graph.quantized_linear
-    name = state.weight_name(node, 1)
-    return product(state.value(call.source), name, call.integers, call.shape[0])
+    graph, name, source = state.graph, state.weight_name(node, 1), state.value(call.source)
+    kept = kept_columns(state, node)
+    if kept:
+        state.kept[name] = kept
+    if kept == ALL:
+        return graph.exact_linear(source, name, call.integers, call.shape[0])
+    if kept:
+        return graph.parted_linear(source, name, call.integers, call.shape[0], kept)
+    return graph.quantized_linear(source, name, call.integers, call.shape[0])
 
 
 def _round_per_token(state: MethodLowering, node: fx.Node) -> int:

@@ -12,6 +12,7 @@ from exporters.executorch.blobs import Blob
 from exporters.executorch.method import MethodBuilder, ScalarType
 from exporters.executorch.pte_file import PteFile
 from exporters.executorch.xnnpack_graph import FP16, FP32, XnnpackGraph
+from exporters.float_columns import ALL, Columns, FloatColumns
 from quant.program import dialect
 from quant.program.calls import QuantizedCall
 from quant.program.program import Program, node_argument, shape_of
@@ -63,6 +64,10 @@ class MethodLowering:
         name: the method's name.
         tokens: how many tokens one run takes at most.
         cache_dtype: the dtype in which the caches hold keys and values and attention reads them.
+        float_columns: the columns whose activations are to stay float32, by weight.
+
+    Attributes:
+        kept: the columns whose activations stay float32 in this method, by weight.
     """
 
     def __init__(
@@ -73,9 +78,12 @@ class MethodLowering:
         name: str,
         tokens: int,
         cache_dtype: CacheDtype = "float32",
+        float_columns: FloatColumns | None = None,
     ) -> None:
         self.cache_dtype: CacheDtype = cache_dtype
         self.program, self.store, self.file, self.limit = program, store, file, tokens
+        self.float_columns: FloatColumns = float_columns or {}
+        self.kept: dict[str, Columns] = {}
         self.method = MethodBuilder(name)
         self.tensors: dict[fx.Node, int] = {}  # nodes' values in the method
         self._local: dict[fx.Node, int] = {}  # nodes' values in the current delegate
@@ -129,7 +137,10 @@ class MethodLowering:
         # which the embedding's kernel cannot read.
         return any(
             user.target is dialect.QUANT_LINEAR
-            and (QuantizedCall.of(user).integers.group_size is None or not is_exact(self, user))
+            and (
+                QuantizedCall.of(user).integers.group_size is None
+                or kept_columns(self, user) != ALL
+            )
             for user in table.users
         )
 
@@ -222,12 +233,12 @@ class MethodLowering:
         return "float16" if extent.dtype == "F16" else "float32"
 
 
-def is_exact(state: MethodLowering, node: fx.Node) -> bool:
-    """Whether a product with an integer weight keeps its activations float32; see `SMALL`."""
+def kept_columns(state: MethodLowering, node: fx.Node) -> Columns:
+    """The columns whose activations a product with an integer weight keeps float32; see `SMALL`."""
     call = QuantizedCall.of(node)
     source, (rows, columns) = call.source, call.shape
     if source.target is dialect.ROUND_PER_TOKEN:
-        return False
-    return rows * columns <= SMALL and (
-        source.target is dialect.MUL or node is state.program.output()
-    )
+        return ()
+    if rows * columns <= SMALL and (source.target is dialect.MUL or node is state.program.output()):
+        return ALL
+    return state.float_columns.get(state.weight_name(node, 1), ())

@@ -9,9 +9,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from exporters.checks import activation_notes, refuse_activation, refuse_palettes
+from exporters.checks import (
+    ACTIVATIONS,
+    activation_notes,
+    check_float_activations,
+    refuse_activation,
+    refuse_palettes,
+)
 from exporters.executorch.backends import BACKENDS, XNNPACK, Backend, check_backend, is_stock
 from exporters.executorch.installed import SUPPORTED
+from exporters.float_columns import Columns, FloatColumns, told
 from exporters.footprint import RuntimeCosts, check_memory, estimate
 from exporters.options import Choices, TargetOptions
 from exporters.structure import Section
@@ -58,6 +65,7 @@ class ExecutorchTarget:
             "lowering": ("edgeforge", "stock"),
             "backend": tuple(BACKENDS),
             "kv_cache": ("fp32", "int8"),
+            "activations": ACTIVATIONS,
             "max_memory": (),
         }
     )
@@ -74,6 +82,7 @@ class ExecutorchTarget:
         """Refuses options that exclude each other, and formats that a delegate cannot compute."""
         refuse_palettes(plan, BACKENDS[options.backend or XNNPACK].title)
         check_backend(plan, options)
+        check_float_activations(plan, options)
         refuse_activation(
             plan,
             TENSOR,
@@ -99,8 +108,9 @@ class ExecutorchTarget:
             from exporters.executorch.stock.write import write_stock
 
             write_stock(methods, request.store, constants, limit, name, folder / MODEL)
+            kept: FloatColumns = {}
         else:
-            _write(methods, request, constants, limit, folder)
+            kept = _write(methods, request, constants, limit, folder)
         for name, path in request.tokenizer_files.items():
             shutil.copyfile(path, folder / name)
         return Lowered(
@@ -111,8 +121,9 @@ class ExecutorchTarget:
                 for method in methods
             },
             states=_states(program, options),
-            notes=_notes(request, backend, limit),
+            notes=_notes(request, backend, limit, kept),
             warnings=_warnings(backend),
+            float_columns=kept,
         )
 
     def stored_digests(self, folder: Path) -> Mapping[str, str]:
@@ -132,7 +143,9 @@ class ExecutorchTarget:
         return structure_of(read_pte(folder / MODEL))
 
 
-def _notes(request: ExportRequest, backend: Backend, limit: int) -> tuple[str, ...]:
+def _notes(
+    request: ExportRequest, backend: Backend, limit: int, kept: FloatColumns
+) -> tuple[str, ...]:
     """What a user must know about the artifact, one sentence each."""
     notes = [f"one run takes at most {limit} tokens: longer prompts go in pieces"]
     plan = request.store.plan
@@ -142,9 +155,12 @@ def _notes(request: ExportRequest, backend: Backend, limit: int) -> tuple[str, .
     )
     promised = activation_notes(plan)
     notes += promised
-    if quantized and backend is BACKENDS[XNNPACK]:
+    if quantized and request.options.activations == "float":
+        notes.append("no matrix product rounds its activations")
+    elif quantized and backend is BACKENDS[XNNPACK]:
         others = "other matrix" if promised else "matrix"
         notes.append(f"{others} products round each token's activations to 8 bits")
+        notes += [told(kept)] if told(kept) else []
     if has_int8_caches(request.options):
         notes += [
             "attention rounds queries, keys and values to 8 bits, with a scale and a zero point "
@@ -202,8 +218,12 @@ def _write(
     constants: Mapping[str, int | bool | list[int]],
     limit: int,
     folder: Path,
-) -> None:
-    """Writes the program with EdgeForge's own lowering, which does not need ExecuTorch."""
+) -> FloatColumns:
+    """Writes the program with EdgeForge's own lowering, which does not need ExecuTorch.
+
+    Returns:
+        The columns whose activations stay float32.
+    """
     from exporters.executorch.blobs import Blob
     from exporters.executorch.lowering import lower_method
     from exporters.executorch.method import constant_method
@@ -213,10 +233,14 @@ def _write(
 
     weights = PtdFile() if request.options.weights == "external" else None
     file = PteFile(weights)
+    kept: dict[str, Columns] = {}
     cache_dtype: CacheDtype = "int8" if has_int8_caches(request.options) else "float32"
     for name, program in methods.items():
-        state = MethodLowering(program, request.store, file, name, limit, cache_dtype)
+        state = MethodLowering(
+            program, request.store, file, name, limit, cache_dtype, request.float_columns
+        )
         file.plans.append(lower_method(state).plan())
+        kept |= state.kept
     file.plans.extend(constant_method(name, value) for name, value in constants.items())
     if weights is not None:
         mark = Blob(weights_mark(request.store.digests))
@@ -224,3 +248,4 @@ def _write(
         file.named(MARK_OF_PTE, mark)
         weights.write(folder / WEIGHTS)
     file.write(folder / MODEL)
+    return kept

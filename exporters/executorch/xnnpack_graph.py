@@ -7,10 +7,14 @@ import struct
 from collections.abc import Sequence
 from typing import Final, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from exporters.executorch.blobs import SIGNED, WIDE, WIDENED, Blob
 from exporters.executorch.flatbuffer import Record
 from exporters.executorch.pte_file import PteFile
 from exporters.executorch.schemas import XNNPACK
+from exporters.float_columns import column_values
 from quant.formats.formats import IntFormat
 from quant.store.store import WeightStore
 
@@ -109,10 +113,7 @@ class XnnpackGraph:
 
     def constant(self, key: str, values: Sequence[float], dims: Sequence[int]) -> int:
         """Adds float32 numbers that are not a weight, under a key that describes them."""
-        if key not in self._constants:
-            blob = Blob(struct.pack(f"<{len(values)}f", *values))
-            self._constants[key] = self._value(dims, data=self._stored(key, blob))
-        return self._constants[key]
+        return self._array(key, np.array(values, np.float32).reshape(dims))
 
     def weight(self, name: str, dims: Sequence[int]) -> int:
         """Adds a float weight under its name: float16 as it is stored, other dtypes as float32."""
@@ -225,6 +226,40 @@ class XnnpackGraph:
             total = product if total is None else self.binary("XNNAdd", total, product)
         assert total is not None
         return total
+
+    def parted_linear(
+        self, source: int, name: str, format: IntFormat, rows: int, kept: Sequence[int]
+    ) -> int:
+        """Emits a product that rounds activations to 8 bits except those of some columns.
+
+        The kept columns are selected by a product with rows of 0 and a single 1, which is exact,
+        because XNNPACK has no gather. Their weights are stored a second time, as float32, under
+        ``float values of NAME``.
+
+        Args:
+            source: the activations.
+            name: the weight's name.
+            format: the weight's format.
+            rows: the number of the weight's rows.
+            kept: the columns whose activations stay float32 (`exporters.float_columns`).
+        """
+        width, columns = self._dims[source][-1], list(kept)
+        rounded = np.ones(width, np.float32)
+        rounded[columns] = 0
+        select = np.zeros((len(columns), width), np.float32)
+        select[range(len(columns)), columns] = 1
+        values = column_values(self._store, name, format, columns).numpy()
+        large = self.linear(source, self._array(f"float columns of {name}", select))
+        exact = self.linear(large, self._array(f"float values of {name}", values))
+        rest = self.binary("XNNMultiply", source, self._array(f"other columns of {name}", rounded))
+        return self.binary("XNNAdd", self.quantized_linear(rest, name, format, rows), exact)
+
+    def _array(self, key: str, values: npt.NDArray[np.float32]) -> int:
+        """Adds a float32 array that is not a weight, under a key that describes it."""
+        if key not in self._constants:
+            data = self._stored(key, Blob(np.ascontiguousarray(values).tobytes()))
+            self._constants[key] = self._value(values.shape, data=data)
+        return self._constants[key]
 
     def _per_token(self, source: int) -> int:
         if source not in self._quantized:

@@ -174,7 +174,7 @@ def _column_values(state: Lowering, weight: str, format: IntFormat, kept: tuple[
         return builder.constant(f"{name}_{part}", values)
 
     def step(op: str, part: str, *inputs: str, **attributes: object) -> str:
-        return builder.node(op, list(inputs), f"{name}_{part}", **attributes)
+        return builder.node(op, list(inputs), f"{name}_{part}", domain="", **attributes)
 
     def picked(source: str, part: str, places: npt.NDArray[np.int64]) -> str:
         """The codes at these places of each row, each in a byte of its own, as float32."""

@@ -19,6 +19,10 @@ SIGNED: Final = "rtn-signed"
 """The data-free algorithm that may choose negative scales; not every runtime accepts them."""
 
 
+ROUNDING_VERSION: Final = 2
+"""Raised when an algorithm gives other codes or scales than before: stores are made again then."""
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """What an algorithm can do.
@@ -51,6 +55,7 @@ ALGORITHMS: Final = {
     "gptq-order": Algorithm(integers=True, palettes=True, calibrated=True),
     "gptq-descent": Algorithm(integers=True, palettes=True, calibrated=True),
     "gptq-signed": Algorithm(integers=True, calibrated=True, positive="gptq-order"),
+    "gptq-descent-signed": Algorithm(integers=True, calibrated=True, positive="gptq-descent"),
     "awq": Algorithm(integers=True, calibrated=True, rescales=True),
     "smoothquant": Algorithm(integers=True, calibrated=True, rescales=True),
     "smoothquant-search": Algorithm(integers=True, calibrated=True, rescales=True),

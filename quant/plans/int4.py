@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from quant.formats.formats import IntFormat, parse_format
+from quant.formats.formats import parse_format
 from quant.plans.algorithms import POSITIVE, SIGNED_BY_POSITIVE
 from quant.plans.plan import matrix_shape
 from quant.plans.rules import Recipe, Rule
@@ -57,7 +57,7 @@ class Int4Recipe(Recipe):
     ) -> tuple[Rule, ...]:
         """Returns one rule for each matrix, and one for any other."""
         matrices = {n: s for n, s in shapes.items() if len(s) == 2 and roles[n] != "norm"}
-        formats = {name: self._narrow_or_wide(name) for name in matrices}
+        formats = {name: self._least(name, shape) for name, shape in matrices.items()}
         stored = sum(_bits(formats[name], shape) for name, shape in matrices.items())
         most = _most_bits(matrices, roles, _BITS + _BITS_FOR_POINTS * self.zero_points)
         for given, wanted in self._upgrades(matrices):
@@ -73,9 +73,13 @@ class Int4Recipe(Recipe):
     def _narrow(self) -> str:
         return "int4-g32-asym" if self.zero_points else "int4-g32"
 
-    def _narrow_or_wide(self, name: str) -> str:
+    def _least(self, name: str, shape: tuple[int, ...]) -> str:
+        """Returns the format that a matrix has before any upgrade."""
+        columns = matrix_shape(shape)[1]
+        if columns % 32:
+            return _EIGHT  # no group fits
         wide = "int4-g64-asym" if self.zero_points else "int4-g64"
-        return f"{wide} | {self._narrow}" if ".gate_up_proj." in name else self._narrow
+        return wide if ".gate_up_proj." in name and columns % 64 == 0 else self._narrow
 
     def _filled_by(self, format: str) -> str | None:
         """Returns the algorithm; the sign of a scale makes no difference at 8 bits."""
@@ -125,12 +129,6 @@ def _layer(name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def _bits(formats: str, shape: tuple[int, ...]) -> int:
-    """Returns the stored bits of a matrix in the first of these formats that fits its columns."""
-    rows, columns = matrix_shape(shape)
-    for part in formats.split("|"):
-        format = parse_format(part.strip())
-        assert isinstance(format, IntFormat)
-        if columns % (format.group_size or 1) == 0:
-            return 8 * format.nbytes(rows, columns)
-    return 8 * rows * columns  # what no group fits is refused, or stays in 8 bits
+def _bits(format: str, shape: tuple[int, ...]) -> int:
+    """Returns the stored bits of a matrix."""
+    return 8 * parse_format(format).nbytes(*matrix_shape(shape))

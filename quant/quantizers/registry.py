@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -159,15 +160,17 @@ RESCALING: dict[str, RescalingQuantizer] = {
     "smoothquant-search": SmoothQuant("smoothquant-search", exponent=None),
 }
 
+_DESCENT = Gptq("gptq-descent", activation_order=True, sweeps=2)
 _GPTQ = {
     "gptq": Gptq(),
     "gptq-order": Gptq("gptq-order", activation_order=True),
-    "gptq-descent": Gptq("gptq-descent", activation_order=True, sweeps=2),
+    _DESCENT.name: _DESCENT,
 }
 
 CALIBRATED: dict[str, CalibratedQuantizer] = {
     **_GPTQ,
     "gptq-signed": Gptq("gptq-signed", activation_order=True, signed=True),
+    "gptq-descent-signed": replace(_DESCENT, name="gptq-descent-signed", signed=True),
     **RESCALING,
 }
 CALIBRATED_PALETTIZERS: dict[str, CalibratedPalettizer] = {

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from quant.errors import QuantizationError, StoreDamagedError, StoreFullError
 from quant.locked_folders import unfinished
+from quant.plans.algorithms import ROUNDING_VERSION
 from quant.plans.plan import QuantPlan
 from quant.store.store import NOTES_FILE, STORE_VERSION, WeightStore, readable
 from quant.store.writer import StoreWriter
@@ -34,7 +35,8 @@ def store_key(
         plan: formats and algorithms.
         calibration: digest of the calibration's tokens; empty where the plan needs none.
     """
-    facts = (str(STORE_VERSION), source_digest, mapping_digest, plan.fingerprint())
+    versions = f"{STORE_VERSION}.{ROUNDING_VERSION}"
+    facts = (versions, source_digest, mapping_digest, plan.fingerprint())
     text = "\n".join((*facts, calibration) if calibration else facts)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 

@@ -12,6 +12,7 @@ from edgeforge.calibration.filling import Filling
 from edgeforge.calibration.sequential import quantize_sequentially
 from edgeforge.model.model import Model, open_model
 from edgeforge.model.trace import trace
+from edgeforge.reference.segments import Stretches
 from edgeforge.reference.walk import ReferenceRunner, Walk, block_pool, store_reader
 from edgeforge.synth.synthesise import synthesise
 from quant.errors import QuantizationError
@@ -133,6 +134,32 @@ def test_every_weight_sees_what_the_quantized_ones_before_it_give(
     ).double()
     apart = (watched.moments[last] - floats.t() @ floats / len(floats)).norm()
     assert apart > 1e-3 * watched.moments[last].norm()  # and not what float ones would give
+
+
+def test_weights_that_read_the_same_inputs_share_their_second_moment(
+    program, blocks, model, tmp_path, monkeypatch
+):
+    asked: list[str] = []
+    collect = Stretches.second_moment
+    monkeypatch.setattr(
+        Stretches,
+        "second_moment",
+        lambda self, node, name: asked.append(node.name) or collect(self, node, name),
+    )
+    watched = Watched()
+    fill(model, program, blocks, tmp_path, watched, monkeypatch)
+    assert len(asked) == len(set(asked))
+    readers: dict[str, list[str]] = {}
+    for node in program.graph.nodes:
+        if "linear" in str(node.target):
+            name = program.inputs[node_argument(node, 1).name].name
+            readers.setdefault(node_argument(node, 0).name, []).append(name)
+    shared = [names for names in readers.values() if len(names) > 1]
+    for first, *others in shared:
+        assert all(torch.equal(watched.moments[first], watched.moments[n]) for n in others)
+    linears = [name for name in watched.moments if "embed" not in name]
+    assert len(asked) <= len(watched.moments) - sum(len(names) - 1 for names in shared)
+    assert len(linears) >= len(readers) - 1
 
 
 def test_a_tied_embedding_sees_what_enters_the_float_head(

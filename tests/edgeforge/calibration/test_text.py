@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeforge.calibration import text
 from edgeforge.calibration.text import (
     OVERLAP_TOKENS,
     Calibration,
@@ -55,6 +56,14 @@ def test_sequences_are_pieces_of_the_text_and_the_seed_decides_which(demo, token
     assert other.digest != drawn.digest
 
 
+def test_small_models_take_less_text_by_default(demo, monkeypatch):
+    drawn = draw_calibration(demo, CalibrationOptions(), 1024)
+    assert (drawn.tokens, drawn.length, len(drawn.blocks)) == (8192, 256, 32)
+    monkeypatch.setattr(text, "QUICK_PARAMETERS", demo.spec.num_parameters)
+    drawn = draw_calibration(demo, CalibrationOptions(), 1024)
+    assert (drawn.tokens, drawn.length) == (32768, 256)
+
+
 def test_no_sequence_is_longer_than_the_context(demo):
     drawn = draw_calibration(demo, CalibrationOptions(tokens=640, length=512), 64)
     assert drawn.length == 64 and {len(block) for block in drawn.blocks} == {64}
@@ -92,7 +101,7 @@ def test_the_text_that_ships_serves_a_tokenizer_of_bytes(tmp_path):
 def test_a_short_text_is_refused_and_says_what_it_has(demo, tmp_path):
     path = written(tmp_path, "Some words that make a text.")
     with pytest.raises(
-        UsageError, match=r"has \d+ tokens, but 32704 are wanted.*--calibration-tokens"
+        UsageError, match=r"has \d+ tokens, but 8160 are wanted.*--calibration-tokens"
     ):
         draw_calibration(demo, CalibrationOptions(path), 1024)
 

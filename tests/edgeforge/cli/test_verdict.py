@@ -105,6 +105,26 @@ def test_three_targets_stand_side_by_side():
     assert lines[-1].startswith("edgeforge verify out/demo --tokens all ")
 
 
+@pytest.mark.parametrize(
+    ("rounds", "lowering", "quantization", "told"),
+    [
+        (True, 1.4e-2, 0.41, True),
+        (True, 2e-3, 0.41, False),  # far below the quantization error
+        (True, 2e-3, 0.01, True),
+        (True, 2e-4, 3e-4, False),
+        (False, 1.4e-2, 0.41, False),  # something else than rounded activations
+    ],
+)
+def test_rounded_activations_that_cost_much_are_told(rounds, lowering, quantization, told):
+    result = replace(
+        RESULT,
+        rounds_activations=rounds,
+        lowering=replace(DIVERGENCE, kl_mean=lowering),
+        quantization=replace(DIVERGENCE, kl_mean=quantization),
+    )
+    assert ("export --activations float" in " ".join(plain(result))) is told
+
+
 def test_one_artifact_has_its_intervals_beside_the_means():
     lines = plain(RESULT)
     assert lines[0].startswith("onnx  SOUND  weights bit-exact; ran in onnxruntime;")

@@ -45,9 +45,9 @@ def four_bits(plan: QuantPlan) -> set[tuple[str, bool]]:
         ("int4", ("onnx",), ("rtn-signed", True)),
         ("int4", ("coreml",), ("rtn", False)),
         ("int4", ("coreml", "onnx"), ("rtn", False)),
-        ("int4-gptq", ALL, ("gptq-order", True)),
-        ("int4-gptq", ("onnx",), ("gptq-signed", True)),
-        ("int4-gptq", ("coreml", "onnx"), ("gptq-order", False)),
+        ("int4-gptq", ALL, ("gptq-descent", True)),
+        ("int4-gptq", ("onnx",), ("gptq-descent-signed", True)),
+        ("int4-gptq", ("coreml", "onnx"), ("gptq-descent", False)),
         ("int4-awq", ("onnx",), ("awq", False)),
         ("int4-g32", ("onnx",), ("rtn", True)),  # what is asked for by its format stays as it is
     ],

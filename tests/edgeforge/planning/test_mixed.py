@@ -257,7 +257,9 @@ def test_a_calibrated_algorithm_fills_what_has_inputs(mixed):
         assert assignment.format == plain.plan.weights[name].format
         # The embedding is the head too.
         has_inputs = "_proj" in name or name == "model.embed_tokens.weight"
-        assert (assignment.algorithm == "gptq-descent") == has_inputs
+        signed = plain.plan.weights[name].algorithm == "rtn-signed"
+        wanted = "gptq-descent-signed" if signed else "gptq-descent"
+        assert (assignment.algorithm == wanted) == has_inputs
 
 
 def test_the_saved_plan_gives_the_same_plan_again(model, mixed, tmp_path):

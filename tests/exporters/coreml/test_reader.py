@@ -142,7 +142,7 @@ def test_small_scales_are_undone_by_their_factors(cache, tmp_path, checkpoint_of
         for operation in open_package(out / names.PACKAGE).operations(names.DECODE)
         if operation.type == "const" and operation.outputs[0].name.endswith("__descale")
     ]
-    assert len(factors) == 6
+    assert len(factors) == 7
     for offset in factors:
         powers = np.frombuffer(data, np.float32, 96, offset)
         assert powers[1] == 0.125 and powers[2] == 1.0

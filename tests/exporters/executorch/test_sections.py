@@ -41,8 +41,8 @@ def test_delegates_of_each_method(sections):
             for words in row["weights in each"].split(", "):
                 count, name = words.split()
                 weights[name] += int(count) * row["delegates"]
-        # qkv, gate and up of each layer and the head; o; down.
-        assert (weights["int4-g32"], weights["int4-pc"], weights["fp16"]) == (5, 2, 2)
+        # qk, v, gate and up of each layer and the head; o; down.
+        assert (weights["int4-g32"], weights["int4-pc"], weights["fp16"]) == (7, 2, 2)
 
 
 def test_every_call_outside_of_them_is_counted(artifact, sections):

@@ -22,6 +22,7 @@ from quant.errors import (
 from quant.formats.formats import parse_format
 from quant.plans.plan import Assignment, QuantPlan
 from quant.sealed_json import seal, unseal
+from quant.store import cached
 from quant.store.cached import find_store, new_store, store_key
 from quant.store.fill import fill_store
 from quant.store.store import WeightStore
@@ -43,7 +44,7 @@ def largest_file(nbytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_the_key_follows_what_determines_the_bytes():
+def test_the_key_follows_what_determines_the_bytes(monkeypatch):
     other = QuantPlan("mine", {**PLAN.weights, "half": Assignment(parse_format("fp32"), "cast")})
     keys = [
         store_key("s", "m", PLAN),
@@ -53,6 +54,8 @@ def test_the_key_follows_what_determines_the_bytes():
     ]
     assert len(set(keys)) == len(keys)
     assert store_key("s", "m", QuantPlan("another name", PLAN.weights)) == keys[0]
+    monkeypatch.setattr(cached, "ROUNDING_VERSION", 999)  # other integers from the same algorithm
+    assert store_key("s", "m", PLAN) != keys[0]
     assert all(len(key) == 40 for key in keys)
 
 
