@@ -117,14 +117,16 @@ def every_contender(found: Mapping[str, Measurement], folder: Path) -> Iterator[
     """Yields the contenders; mixed plans at a peer's bytes once the peer is among those found."""
     yield from contenders.recipes()
     yield from contenders.peers(folder)
-    budgets = {f"{bits} bits": bits for bits in BUDGETS}
+    matched = {}
     for file_type in MATCHED:
         peer = found.get(f"llama.cpp {file_type}")
         if peer is not None and not peer.refused:
-            budgets[f"{file_type}'s bytes"] = peer.bits
-    for title, bits in budgets.items():
-        for recipe in ("mixed", "mixed-gptq"):
-            yield contenders.mixed_at(recipe, bits, f"{recipe} at {title}")
+            matched[f"{file_type}'s bytes"] = peer.bits
+    budgets = {f"{bits} bits": bits for bits in BUDGETS}
+    for title, bits in {"4.5 bits": 4.5, **matched}.items():
+        yield contenders.mixed_at("mixed", bits, f"mixed at {title}")
+    for title, bits in {**budgets, **matched}.items():
+        yield contenders.mixed_at("mixed-gptq", bits, f"mixed-gptq at {title}")
 
 
 def is_asked(contender: Contender, options: argparse.Namespace) -> bool:
