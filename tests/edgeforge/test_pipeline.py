@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +210,11 @@ def test_several_targets_are_folders_of_one_output(model, tmp_path, note):
     manifests = [Manifest.read(folder) for folder in made]
     assert [manifest.target for manifest in manifests] == ["onnx", "note"]
     # One quantization: every target tells of the same integers.
-    assert manifests[0].weights == manifests[1].weights
+    stored = [
+        {name: replace(record, float_columns=()) for name, record in manifest.weights.items()}
+        for manifest in manifests
+    ]
+    assert stored[0] == stored[1]
     assert manifests[1].entry == "note.txt" and "a note" in manifests[1].notes
     assert all(check_files(folder, m) == [] for folder, m in zip(made, manifests, strict=True))
     assert find_artifacts([out]) == sorted(made)

@@ -57,7 +57,11 @@ def verified(folder: Path):
 
 def test_artifacts_of_all_targets_hold_and_run_the_rotated_program(artifacts):
     manifests = [Manifest.read(artifacts[name]) for name in TARGETS]
-    assert all(m.weights == manifests[0].weights for m in manifests)
+    stored = [
+        {name: replace(record, float_columns=()) for name, record in m.weights.items()}
+        for m in manifests
+    ]
+    assert all(weights == stored[0] for weights in stored)
     plain = verified(artifacts["plain"])
     for name in TARGETS:
         found = verified(artifacts[name])

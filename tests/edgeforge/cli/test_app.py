@@ -145,7 +145,7 @@ def test_lists_are_lines_or_json(edgeforge, what):
 def test_an_export_prints_one_line_a_target_and_its_progress_aside(edgeforge, checkpoint, tmp_path):
     shown = edgeforge("export", checkpoint, "--out", tmp_path / "out", "--context", "64")
     assert shown.code == 0
-    line = rf"{tmp_path}/out: onnx, int4, context 64, \d\.\d+ bits a weight, \d+\.\d kB\n"
+    line = rf"{tmp_path}/out: onnx, int4-gptq, context 64, \d\.\d+ bits a weight, \d+\.\d kB\n"
     assert re.fullmatch(line, shown.out)
     for stage in ("hash", "trace", "quantize", "write onnx"):
         assert stage in shown.err
@@ -230,7 +230,7 @@ def test_verify_prints_one_table_for_several_artifacts(edgeforge, artifact, chec
     data = edgeforge("verify", tmp_path / "all" / "a-int4", fp16, *VERIFY, "--json")
     assert data.code == 0 and data.err == ""
     reports = json.loads(data.out)
-    assert [report["recipe"] for report in reports] == ["int4", "fp16"]
+    assert [report["recipe"] for report in reports] == ["int4-gptq", "fp16"]
     assert reports[1] == json.loads((fp16 / "report.json").read_text())
     assert reports[0]["stored_weights_equal"] is True
     assert reports[0]["tokens"] >= 300 and reports[0]["timings"] is None

@@ -68,7 +68,7 @@ def test_the_interpreter_names_layer_and_operation(made):
         assert not np.isfinite(session.logits(TEXT)).all()
         session.extend(TEXT[:3])
         where = session.first_not_finite(TEXT)
-        assert f"linear 'op_quant_linear_default_8' in layer 1, at or after {DOWN}" in where
+        assert f"linear 'op_quant_linear_default_10' in layer 1, at or after {DOWN}" in where
         assert "beyond 65504, the largest float16" in where
         # The text of `extend` stays as it was.
         assert session._length == 3

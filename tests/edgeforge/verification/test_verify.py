@@ -96,7 +96,7 @@ def test_artifacts_of_one_export_share_their_references(pair, monkeypatch):
     onnx, coreml, other = verify_together(
         [pair[0], pair[1], pair[2]], options, lambda stage, done, size: stages.append((stage, done))
     )
-    assert made == ["int4", "int8"]
+    assert made == ["int4-gptq", "int8"]
     # In the order asked for, each with a report of its own.
     assert [found.target for found in (onnx, coreml, other)] == ["onnx", "coreml", "onnx"]
     for folder, found in zip(pair, (onnx, coreml, other), strict=True):
