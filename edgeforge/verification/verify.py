@@ -278,6 +278,8 @@ def _evaluate(
 
 def rounds_activations(manifest: Manifest) -> bool:
     """Whether the artifact's kernels round activations that the plan leaves as they are."""
+    if manifest.options.get("activations") == "float":
+        return False
     return "activations" in find_target(manifest.target).options and any(
         isinstance(parse_format(record.format), IntFormat)
         and record.activation == NONE
