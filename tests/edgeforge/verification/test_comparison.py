@@ -67,8 +67,8 @@ def test_int4_costs_what_it_may(demo):
     assert sum(map(len, blocks)) >= 4096
     found = compared(demo("int4"), blocks)
     assert found.lowering.tokens == sum(map(len, blocks))
-    # Activations are rounded to 8 bits inside the kernel: that is all that lowering changes. On this
-    # processor it left 98.8 % of the likeliest tokens.
+    # Activations are rounded to 8 bits inside the kernel: that is all that lowering changes. It
+    # left 98.8 % of the likeliest tokens.
     assert found.lowering.top1_agreement >= 0.985
     assert 0 < found.lowering.kl_mean <= 1e-3
     # What 4 bits cost is another figure, and the larger one.
