@@ -13,10 +13,12 @@ import torch
 from safetensors.numpy import save_file
 
 from device_harness import executorch_session
+from edgeforge.artifact_manifest import facts_of
 from edgeforge.export_options import ExportOptions
 from edgeforge.model import trace
 from edgeforge.model.model import Model, open_model
 from edgeforge.pipeline import export
+from edgeforge.planning.choose import choose_plan
 from edgeforge.reference.walk import ReferenceRunner, store_reader
 from edgeforge.synth.shapes import tensor_shapes
 from edgeforge.synth.synthesise import write_byte_tokenizer
@@ -271,8 +273,9 @@ def build(
             chosen = as_recipe(recipe, root)
             options = ExportOptions(recipe=chosen, context=context, threads=2, target=asked)
             export(model, [find_target(target)], out, options)
-            weights = model.weights
-            plan = find_recipe(chosen).plan(weights.shapes(), weights.roles())
+            weights, targets = model.weights, [find_target(target)]
+            facts = facts_of(model.spec, context)
+            plan = choose_plan(model, options.plan_request(targets, facts, None)).plan
             store = quantize(
                 weights, model.checkpoint.digest(), plan, 2, lambda stage, done, size: None
             )

@@ -76,7 +76,7 @@ def test_a_real_one_reads_back_equal(build, openelm_config, tmp_path):
         (None, "is no EdgeForge artifact: it has no edgeforge.json"),
         ("{", "cannot be read: "),
         ("\ufeff\x00", "cannot be read: "),
-        ("[]", "has schema version None; this EdgeForge reads 1: export the model again"),
+        ("[]", "has schema version None; this EdgeForge reads 2: export the model again"),
         ('{"schema_version": 3}', "has schema version 3; this EdgeForge reads 2"),
         ('{"schema_version": 2}', "is not a manifest: it has no field 'target'"),
         ('{"schema_version": 2, "files": [], "weights": {}, "notes": []}', "is not a manifest: "),

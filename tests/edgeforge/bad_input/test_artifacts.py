@@ -99,15 +99,15 @@ def test_another_checkpoint_is_refused(sound_artifact, refuses, tmp_path):
     refuses(USAGE, "is not the checkpoint that the artifact was made of", command=command)
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 1, None, "2"])
 def test_an_artifact_of_another_version_is_refused(artifact, refuses, version):
     manifest = json.loads((artifact / "edgeforge.json").read_text())
     (artifact / "edgeforge.json").write_text(json.dumps({**manifest, "schema_version": version}))
     for command in (("verify", artifact, "-q"), ("inspect", artifact), ("run", artifact, "-p", "")):
-        refuses(EXPORT, f"has schema version {version!r}; this EdgeForge reads 1", command=command)
+        refuses(EXPORT, f"has schema version {version!r}; this EdgeForge reads 2", command=command)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"schema_version": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"schema_version": 2}'])
 def test_a_manifest_that_is_none_is_refused(artifact, refuses, content):
     (artifact / "edgeforge.json").write_bytes(content)
     refuses(EXPORT, "edgeforge.json", command=("inspect", artifact))

@@ -150,7 +150,7 @@ def test_an_export_prints_one_line_a_target_and_its_progress_aside(edgeforge, ch
     for stage in ("hash", "trace", "quantize", "write onnx"):
         assert stage in shown.err
     manifest = json.loads((tmp_path / "out" / "edgeforge.json").read_text())
-    assert (manifest["context"], manifest["recipe"]) == (64, "int4")
+    assert (manifest["context"], manifest["recipe"]) == (64, "int4-gptq")
 
 
 def test_a_target_named_twice_is_written_once(edgeforge, checkpoint, tmp_path):

@@ -34,6 +34,7 @@ def spoilt(value, key=""):
     if isinstance(value, list):
         return [spoilt(each, key) for each in value]
     kept = ("target", "entry", "path", "digest", "sha256", "format", "algorithm", "activation")
+    kept = (*kept, "float_columns")
     return f"{value}{EVIL}" if isinstance(value, str) and key not in kept else value
 
 
@@ -61,7 +62,7 @@ def test_a_manifests_words_command_no_terminal(edgeforge, artifacts, tmp_path, t
             assert shown.out and shown.code == 0, shown.err
             assert "\nedgeforge: three" not in shown.out
         if "inspect" in command and "--json" in command:
-            assert json.loads(shown.out)["recipe"] == f"int4{EVIL}"
+            assert json.loads(shown.out)["recipe"] == f"int4-gptq{EVIL}"
 
 
 def test_a_formats_name_is_no_markup(edgeforge, artifacts, tmp_path):

@@ -98,7 +98,7 @@ def test_integers_and_scales_lie_in_the_file(artifact, tmp_path):
     ],
 )
 def test_what_they_cannot_hold(refusal, backend, format, words):
-    also = ", and the same for lm_head.weight and 8 more"
+    also = ", and the same for lm_head.weight and 10 more"
     assert refusal(format, backend=backend) == words + also
 
 

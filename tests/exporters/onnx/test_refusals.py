@@ -11,7 +11,7 @@ from exporters.errors import ExportError
 from exporters.registry import find_target
 
 # What follows the advice for the first weight where a recipe gives all matrices one format.
-ALSO = ", and the same for lm_head.weight and 8 more"
+ALSO = ", and the same for lm_head.weight and 10 more"
 
 
 @pytest.fixture
