@@ -286,9 +286,9 @@ TABLES: Final = {
     ),
     "equal-bytes": Table(
         equal_bytes,
-        "A cell is EdgeForge's recipe with the least KL at no more bytes than the peer and at least "
-        "0.7 of them, and its mean KL relative to the peer's: below 0, EdgeForge is nearer to FLOAT. Intervals are of "
-        "the paired ratio.",
+        "A cell is EdgeForge's recipe with the least KL at no more bytes than the peer, and at "
+        "least 0.7 of them, and its mean KL relative to the peer's: below 0, EdgeForge is nearer "
+        "to FLOAT. Intervals are of the paired ratio.",
     ),
     "chat": Table(
         chat,
