@@ -16,6 +16,7 @@ Found = Mapping[str, Mapping[str, Measurement]]
 Rows = list[list[str]]
 NONE: Final = "-"
 INTERVALS: Final = "± is half a 95 % interval by bootstrap over blocks of 256 tokens"
+FEWEST: Final = 0.7  # of a peer's bytes, for a comparison at equal bytes
 PICTURE: Final = "kl-by-bits.svg"
 
 
@@ -146,12 +147,15 @@ def equal_bytes(found: Found) -> Rows:
 
 
 def best_within(by_name: Mapping[str, Measurement], kind: str, bits: float) -> Measurement | None:
-    """Returns the contender of a kind with the least divergence at no more bits, or None."""
+    """Returns the contender of a kind with the least divergence at about these bits, or None.
+
+    It may take no more, and not much less: half the bytes are another question.
+    """
     return min(
         (
             one
             for one in by_name.values()
-            if one.kind == kind and not one.refused and one.bits <= bits + 1e-9
+            if one.kind == kind and not one.refused and FEWEST * bits <= one.bits <= bits + 1e-9
         ),
         key=lambda one: one.texts[HELD_OUT].scores.kl_mean.value,
         default=None,
@@ -282,9 +286,9 @@ TABLES: Final = {
     ),
     "equal-bytes": Table(
         equal_bytes,
-        "A cell is EdgeForge's recipe with the least KL at no more bytes than the peer, and its "
-        "mean KL relative to the peer's: below 0, EdgeForge is nearer to FLOAT. Intervals are of "
-        "the paired ratio.",
+        "A cell is EdgeForge's recipe with the least KL at no more bytes than the peer, and at "
+        "least 0.7 of them, and its mean KL relative to the peer's: below 0, EdgeForge is nearer "
+        "to FLOAT. Intervals are of the paired ratio.",
     ),
     "chat": Table(
         chat,

@@ -48,6 +48,7 @@ def found(one):
         one("mixed at 4.5 bits", "mixed", 4.5, 0.03),
         one("genai builder default", "peer", 4.5, 0.045),
         one("llama.cpp Q4_0", "peer", 4.9, 0.03),
+        one("llama.cpp Q8_0", "peer", 8.5, 0.0002),
         one("torchao 8da4w g128", "peer", 4.125, 0.09),
     ]
     smollm2 = [
@@ -73,6 +74,8 @@ def test_a_peer_meets_the_best_recipe_at_no_more_bytes(tables, found):
     assert calibrated.startswith("-33 ")
     # At 4.5 bits int4 is too large; the smaller recipe meets the peer.
     assert cells(rows, "genai builder default")[1].endswith("`int4-pc`")
+    # What takes 4.6 bits says nothing against 8.5.
+    assert cells(rows, "llama.cpp Q8_0")[:4] == ["8.500", "-", "-", "-"]
     # A peer that cannot hold a model, and one that was not measured.
     assert cells(rows, "torchao 8da4w g128")[4:] == ["-"] * 4
     assert cells(rows, "llama.cpp Q4_0")[4:] == ["-"] * 4
