@@ -34,7 +34,7 @@ from quant.program import dialect
 from quant.program.program import Input, Program, node_argument
 from quant.store.fill import stored_values
 
-SENSITIVITY_VERSION: Final = 2
+SENSITIVITY_VERSION: Final = 3
 # In models with more parameters, formats are estimated from one measured fork per weight.
 MEASURED_PARAMETERS: Final = 50_000_000
 # The cost of a format with which logits are NaN or infinite, nats per token: more than any other's.
