@@ -58,7 +58,9 @@ def phi3(recipe, phi3_config):
 
 
 def logits(file, tokens, name):
-    method = load_runtime()._load_program(str(file)).load_method(name)
+    runtime = load_runtime()
+    runtime._unsafe_reset_threadpool(1)  # with more, attention may add in another order
+    method = runtime._load_program(str(file)).load_method(name)
     rows, at = [], 0
     for size in (16, 1, 9, 14):
         piece = torch.from_numpy(tokens[at : at + size]).reshape(1, -1)
@@ -72,7 +74,9 @@ def test_equal_to_the_stock_route(pte, tokens, monkeypatch, request, family):
     config, recipe = request.getfixturevalue(family)
     # The stock route has no product of 4-bit weights with float32 activations.
     monkeypatch.setattr(state, "SMALL", 0)
-    ours = pte(config, recipe, 47)  # a context of its own: not an artifact with another SMALL
+    # A context of its own: not an artifact with another SMALL. The stock route keeps no columns of
+    # large activations in float32.
+    ours = pte(config, recipe, 47, activations="int8")
     stock = pte(config, recipe, 47, lowering="stock")
     for name, shape in (("logits_all", (40, 320)), ("forward", (4, 320))):
         wanted = logits(stock.folder / "model.pte", tokens, name)
