@@ -28,7 +28,6 @@ from torch import Tensor, fx
 from device_harness.registry import open_session
 from edgeforge.calibration.float_columns import (
     float_columns,
-    round_per_token,
     rounded_products,
     texts_of,
 )
@@ -46,6 +45,7 @@ from exporters.onnx.quantized import block_size
 from exporters.options import TargetOptions
 from exporters.registry import find_target
 from quant.program.calls import QuantizedCall
+from quant.program.ops import round_per_token
 from quant.program.program import Program, node_argument
 
 BLOCK = 256

@@ -25,7 +25,7 @@ from edgeforge.reference.walk import Walk, WeightReader, block_pool, store_reade
 from edgeforge.tokenizer import TOKENIZER, Tokenizer, read_text
 from exporters.float_columns import FloatColumns
 from quant.formats.formats import IntFormat
-from quant.program import dialect
+from quant.program import dialect, ops
 from quant.program.calls import QuantizedCall
 from quant.program.program import Program, node_argument
 from quant.store.store import WeightStore
@@ -104,22 +104,6 @@ def texts_of(model: Model, context: int) -> list[tuple[int, ...]]:
     return texts
 
 
-def round_per_token(x: Tensor) -> Tensor:
-    """Rounds each row to 8 bits with a scale and a zero point of its own, as kernels do.
-
-    Args:
-        x: ``float32[t, columns]``.
-
-    >>> round_per_token(torch.tensor([[0.0, 1.0, 255.0], [-1.0, 0.2, 254.0]]))
-    tensor([[  0.,   1., 255.],
-            [ -1.,   0., 254.]])
-    """
-    low, high = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True).clamp_min(0)
-    scale = ((high - low) / 255).clamp_min(torch.finfo(x.dtype).tiny)
-    zero = (low / scale).round()
-    return ((x / scale).round() - zero).clamp(0, 255).add(zero) * scale
-
-
 def errors_of(x: Tensor, energy: Tensor, norms: Tensor, order: Tensor) -> list[float]:
     """Returns a product's relative squared error for each of `COUNTS`, the mean over tokens.
 
@@ -138,7 +122,7 @@ def errors_of(x: Tensor, energy: Tensor, norms: Tensor, order: Tensor) -> list[f
         return [0.0 for _ in COUNTS]
     for count in COUNTS:
         rest[:, order[:count]] = 0
-        squares = (round_per_token(rest) - rest).square() @ norms
+        squares = (ops.round_per_token(rest) - rest).square() @ norms
         found.append(float((squares[usable] / energy[usable]).mean()))
     return found
 

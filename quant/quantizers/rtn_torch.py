@@ -94,9 +94,7 @@ def _search(
         scales = _scale_of(bits)
         inverse = 1.0 / scales
         area = scales * scales
-        offset = None
-        if native.is_weighted(fmt):
-            offset = native.OFFSET * torch.maximum(positive[alive], negative[alive])
+        offset = _offset(positive[alive], negative[alive], fmt)
         if best_zero is None:
             zero = torch.tensor(float(fmt.implicit_zero_point))
             low, high = -zero, fmt.max_code - zero
@@ -209,14 +207,14 @@ def _clipping_bound(
 ) -> torch.Tensor:
     """Returns a lower bound of the error of every scale up to ``top``: the error of clipping."""
     scales = _scale_of(top[alive])
+    offset = _offset(positive[alive], negative[alive], fmt)
     if not fmt.symmetric:
         # With any zero point, the lengths clipped at both ends add up to at least this excess, so
         # the errors of the two outermost values cost at least half its square.
         excess = (positive[alive] + negative[alive] - fmt.max_code * scales).clamp_min(0.0)
-        if not native.is_weighted(fmt):
+        if offset is None:
             return excess * excess * 0.5
         # Errors a and b at ends of importance p and n cost a^2 p + b^2 n.
-        offset = native.OFFSET * torch.maximum(positive[alive], negative[alive])
         above, below = positive[alive] + offset, negative[alive] + offset
         return excess * excess * above * below / (above + below).clamp_min(1e-38)
     low = (-fmt.implicit_zero_point * scales).unsqueeze(1)
@@ -224,10 +222,16 @@ def _clipping_bound(
     values = groups[alive]
     excess = values - torch.maximum(torch.minimum(values, high), low)
     squares = excess * excess
-    if native.is_weighted(fmt):
-        offset = native.OFFSET * torch.maximum(positive[alive], negative[alive]).unsqueeze(1)
-        squares *= values.abs() + offset
+    if offset is not None:
+        squares *= values.abs() + offset.unsqueeze(1)
     return squares.sum(1)
+
+
+def _offset(positive: torch.Tensor, negative: torch.Tensor, fmt: IntFormat) -> torch.Tensor | None:
+    """Returns what each group adds to the magnitudes of its weights; None where nothing counts."""
+    if not native.is_weighted(fmt):
+        return None
+    return native.OFFSET * torch.maximum(positive, negative)
 
 
 def _bits_of(value: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,6 @@ from edgeforge.calibration.float_columns import (
     choose_count,
     errors_of,
     float_columns,
-    round_per_token,
     texts_of,
 )
 from edgeforge.model.model import DEMO, open_model
@@ -21,6 +20,7 @@ from edgeforge.model.trace import trace
 from edgeforge.synth.synthesise import synthesise
 from edgeforge.weight_store import quantize
 from quant.plans.recipes import find_recipe
+from quant.program.ops import round_per_token
 from quant.program.rewrite import quantize_program
 
 ROWS, COLUMNS, TOKENS = 48, 160, 64
