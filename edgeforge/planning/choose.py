@@ -11,6 +11,7 @@ from edgeforge.calibration.text import QUICK_PARAMETERS, CalibrationOptions
 from edgeforge.errors import UsageError
 from edgeforge.planning.budget import MIXED, Budget
 from edgeforge.stage_progress import Progress, no_progress
+from edgeforge.tokenizer import TOKENIZER
 from exporters.options import TargetOptions
 from quant.plans.algorithms import CAST
 
@@ -135,7 +136,7 @@ def default_recipe(model: Model, *, calibrate: bool) -> str:
     if model.weights.imported:
         return AS_IS
     quick = model.spec.num_parameters < QUICK_PARAMETERS
-    has_tokenizer = "tokenizer.json" in model.checkpoint.tokenizer_files
+    has_tokenizer = TOKENIZER in model.checkpoint.tokenizer_files
     return QUICK_DEFAULT if calibrate and quick and has_tokenizer else DEFAULT
 
 
@@ -162,10 +163,10 @@ def _plan_of_recipe(
     shapes = model.weights.shapes()
     if name != AS_IS:
         recipe = find_recipe(name, PLANNED)
-        roles = model.weights.roles()
+        roles, check = model.weights.roles(), _plan_check(model, request)
         for variant in recipe.variants() if request.facts is not None else ():
             plan = variant.plan(shapes, roles)
-            if _plan_check(model, request).refusal(plan.weights) is None:
+            if check.refusal(plan.weights) is None:
                 return Planned(plan)
         return Planned(recipe.plan(shapes, roles))
     if request.rotated is not None:

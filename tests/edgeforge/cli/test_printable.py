@@ -33,8 +33,8 @@ def spoilt(value, key=""):
         }
     if isinstance(value, list):
         return [spoilt(each, key) for each in value]
-    kept = ("target", "entry", "path", "digest", "sha256", "format", "algorithm", "activation")
-    kept = (*kept, "float_columns")
+    files = ("target", "entry", "path", "digest", "sha256")
+    kept = (*files, "format", "algorithm", "activation", "float_columns")
     return f"{value}{EVIL}" if isinstance(value, str) and key not in kept else value
 
 
