@@ -19,7 +19,7 @@ SIGNED: Final = "rtn-signed"
 """The data-free algorithm that may choose negative scales; not every runtime accepts them."""
 
 
-ROUNDING_VERSION: Final = 2
+ROUNDING_VERSION: Final = 3
 """Raised when an algorithm gives other codes or scales than before: stores are made again then."""
 
 

@@ -31,7 +31,7 @@ from quant.quantizers.rtn import QuantizedRows
 
 # Columns in a block: one matrix product adds the errors of all earlier blocks to the whole block.
 BLOCK_COLUMNS: Final = 128
-# Rows in a chunk; fixed, so that the result does not depend on the number of threads.
+# The most rows in a chunk.
 ROWS_AT_ONCE: Final = 512
 
 
@@ -85,9 +85,10 @@ class Gptq:
         fmt.check(label, rows, cols)
         sweeps = self.sweeps if fmt.bits < 8 else 0
         feedback = self._feedback(moment, cols, label)
+        step = _chunk(rows)
 
         def quantize(start: int) -> QuantizedRows:
-            some = weight[start : start + ROWS_AT_ONCE]
+            some = weight[start : start + step]
             grid = IntegerGrid(
                 fmt,
                 len(some),
@@ -102,7 +103,7 @@ class Gptq:
                 pack_codes(carried.codes, fmt), *grid.parts(), *carried.squared_sums
             )
 
-        return QuantizedRows.joined(run_all(quantize, range(0, rows, ROWS_AT_ONCE), threads))
+        return QuantizedRows.joined(run_all(quantize, range(0, rows, step), threads))
 
     def palettize_matrix(
         self,
@@ -121,7 +122,7 @@ class Gptq:
         lut = weighted_tables(weight, fmt, feedback.importance(), name=label, threads=threads)
         tables = lut.float()
         group = fmt.rows_per_group or rows
-        step = max(1, ROWS_AT_ONCE // group) * group if group < rows else ROWS_AT_ONCE
+        step = max(1, _chunk(rows) // group) * group if group < rows else _chunk(rows)
 
         def palettize(start: int) -> PalettizedRows:
             some = weight[start : start + step]
@@ -143,6 +144,18 @@ class Gptq:
             keep_hessian=self.sweeps > 0,
             name=label,
         )
+
+
+def _chunk(rows: int) -> int:
+    """Returns how many rows to quantize at once: an even number of chunks, as equal as they can be.
+
+    It depends on the rows alone, so that the result does not depend on the number of threads.
+
+    >>> _chunk(576), _chunk(1536), _chunk(49152)
+    (288, 384, 512)
+    """
+    pairs = -(-rows // (2 * ROWS_AT_ONCE))
+    return -(-rows // (2 * pairs))
 
 
 @dataclass(frozen=True)
