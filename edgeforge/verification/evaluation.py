@@ -7,6 +7,7 @@ from pathlib import Path
 
 from device_harness.timing import Timings
 from edgeforge.output_folder.whole_file import whole_file
+from edgeforge.verification.bounds import Checked
 from edgeforge.verification.finite import NotFinite
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import Intervals
@@ -14,7 +15,7 @@ from edgeforge.verification.metrics import Divergence, Perplexity
 from quant.json_output import json_text
 
 REPORT = "report.json"
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 # Which lowering errors are told as large, in nats a token: those over the first bound, and those
 # over the second that are more than a share of the quantization error. SmolLM2-135M at int4 has
 # 1.7e-3 to 4.0e-3 where large activations stay float32, and 4.7e-3 to 1.6e-2 where not.
@@ -55,6 +56,7 @@ class Evaluation:
         limits: what the runtime that ran it here cannot know of the one it stands in for.
         rounds_activations: whether the runtime's kernels round activations to 8 bits where
             QUANTIZED does not.
+        checks: every figure and fact that was held against a bound, with what came out.
         schema_version: of the report.
     """
 
@@ -82,6 +84,7 @@ class Evaluation:
     weight_store: str = ""
     other_processor: bool = False
     rounds_activations: bool = False
+    checks: tuple[Checked, ...] = ()
     schema_version: int = REPORT_VERSION
 
     @property

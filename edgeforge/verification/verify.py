@@ -11,6 +11,7 @@ from edgeforge.errors import CheckFailed, UsageError
 from edgeforge.model.model import DEMO, DEMO_FOLDER, Model, open_model
 from edgeforge.output_folder.inputs import Input, refuse_inputs
 from edgeforge.stage_progress import Progress, no_progress
+from edgeforge.verification.bounds import bounds_of, check_bound
 from edgeforge.verification.sample import (
     LARGE_MODEL,
     Sample,
@@ -48,6 +49,7 @@ class VerifyOptions:
         threads: for the runtime; None for its default here.
         timed: whether to time the artifact too.
         runtime: options of the runtime, by name; None leaves it its default.
+        bounds: of figures, by their names, instead of the target's own.
     """
 
     text: Path | None = None
@@ -56,6 +58,7 @@ class VerifyOptions:
     threads: int | None = None
     timed: bool = True
     runtime: Mapping[str, str | None] = field(default_factory=dict)
+    bounds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ def verify_together(
     from edgeforge.verification.evaluation import REPORT
 
     check_tokens(options.tokens)
+    for name, limit in options.bounds.items():
+        check_bound(name, limit)
     if options.text is not None:
         text = [Input("the text", options.text)]
         for folder in folders:
@@ -210,6 +215,7 @@ def _evaluate(
     from edgeforge.verification.evaluation import Evaluation
     from edgeforge.verification.finite import located
     from edgeforge.verification.greedy import greedy_agreement, greedy_prompts
+    from edgeforge.verification.judged import judged
 
     sample, context = group.sample, group.artifacts[0].manifest.context
     opening = open_sessions(
@@ -245,6 +251,7 @@ def _evaluate(
     ):
         unlike = unlike_store(artifact.manifest, store)
         manifest, timed = artifact.manifest, timings[artifact.place]
+        bounds, other = bounds_of(manifest.target, options.bounds), may_differ(manifest, unlike)
         evaluations.append(
             Evaluation(
                 target=manifest.target,
@@ -269,8 +276,9 @@ def _evaluate(
                 limits=session.limits,
                 weights_unlike_store=unlike,
                 weight_store=str(store.folder),
-                other_processor=may_differ(manifest, unlike),
+                other_processor=other,
                 rounds_activations=rounds_activations(manifest),
+                checks=tuple(judged(figures, bounds, other_integers=other)),
             )
         )
     return evaluations
