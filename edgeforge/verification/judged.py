@@ -10,7 +10,6 @@ from edgeforge.verification.bounds import Bound, Checked, decide
 from edgeforge.verification.comparison import Comparison
 from edgeforge.verification.intervals import Interval
 
-
 # What other integers may cost, as a share of the quantization error: they are as good as those of
 # the store, and as far from FLOAT in directions of their own.
 _OTHER_INTEGERS = 2.0
