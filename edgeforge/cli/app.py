@@ -91,7 +91,7 @@ def export(
     """Trace and quantize a model, and write it for one or more runtimes."""
     from edgeforge import api
     from edgeforge.cli.progress import Reporter
-    from edgeforge.cli.sizes import parse_size, size_text
+    from edgeforge.sizes import parse_size, size_text
     from exporters.manifest import Manifest
 
     with Reporter(quiet) as progress:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeforge.cache import cache_dir
-from edgeforge.cli.sizes import size_text
+from edgeforge.sizes import size_text
 from edgeforge.cli.trials import try_all
 from quant.processors import processor_name
 

@@ -12,6 +12,7 @@ from edgeforge.model.model import DEMO, DEMO_FOLDER, Model, open_model
 from edgeforge.output_folder.inputs import Input, refuse_inputs
 from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.verification.bounds import bounds_of, check_bound
+from edgeforge.verification.freshness import Freshness, freshness_of
 from edgeforge.verification.sample import (
     LARGE_MODEL,
     Sample,
@@ -68,6 +69,7 @@ class _Artifact:
     place: int
     folder: Path
     manifest: Manifest
+    freshness: Freshness
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,7 @@ def verify_together(
         text = [Input("the text", options.text)]
         for folder in folders:
             refuse_inputs(folder / REPORT, text, "the report")
-    artifacts = [
-        _Artifact(place, folder, Manifest.read(folder)) for place, folder in enumerate(folders)
-    ]
+    artifacts = [_open(place, folder, options) for place, folder in enumerate(folders)]
     progress("files", 0, 0)
     for artifact in artifacts:
         problems = check_files(artifact.folder, artifact.manifest)
@@ -159,6 +159,20 @@ def verify_together(
             evaluation.write(artifact.folder)
             found[artifact.place] = evaluation
     return [found[artifact.place] for artifact in artifacts]
+
+
+def _open(place: int, folder: Path, options: VerifyOptions) -> _Artifact:
+    """Reads a manifest; what all depends on is taken down before any of it is used."""
+    manifest = Manifest.read(folder)
+    freshness = freshness_of(
+        folder,
+        manifest,
+        text=options.text,
+        tokens=options.tokens,
+        bounds=options.bounds,
+        options=options.runtime,
+    )
+    return _Artifact(place, folder, manifest, freshness)
 
 
 def _grouped(artifacts: list[_Artifact], options: VerifyOptions) -> list[_Group]:
@@ -279,6 +293,8 @@ def _evaluate(
                 other_processor=other,
                 rounds_activations=rounds_activations(manifest),
                 checks=tuple(judged(figures, bounds, other_integers=other)),
+                sums=figures.sums,
+                freshness=artifact.freshness,
             )
         )
     return evaluations

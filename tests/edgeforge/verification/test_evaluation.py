@@ -17,6 +17,7 @@ from edgeforge.verification.intervals import DivergenceIntervals, Interval, Inte
 from edgeforge.verification.metrics import Divergence, Perplexity
 from edgeforge.verification.soundness import UnsoundError, problems_of, require_sound
 from quant.json_output import json_text
+from quant.sealed_json import unseal
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_the_report_reads_back_as_json(evaluation, tmp_path):
     assert data["intervals"]["perplexity_ratio"] == {"low": 1.05, "high": 1.15}
     assert data["intervals"]["lowering"]["kl_mean"] == {"low": 0.05, "high": 0.15}
     assert data["greedy_quantized"]["same"] == 40.5
-    assert data == json.loads(json.dumps(evaluation.to_json()))
+    assert unseal(path.read_bytes()) == json.loads(json.dumps(evaluation.to_json()))
 
 
 def test_numbers_that_are_not_finite_are_strict_json(evaluation):
