@@ -127,9 +127,7 @@ class GateResult:
         """The result as ``--json`` prints it, where null stands for what is not finite."""
         return {
             **asdict(self),
-            "artifacts": [
-                {**asdict(each), "passed": not each.failed} for each in self.artifacts
-            ],
+            "artifacts": [{**asdict(each), "passed": not each.failed} for each in self.artifacts],
             "passed": self.passed,
         }
 

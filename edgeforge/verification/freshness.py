@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
@@ -24,7 +24,6 @@ from quant.processors import processor_name
 
 # What computes the references, on every target.
 _ALWAYS = ("edgeforge", "torch", "numpy")
-_MAPPINGS = ("options", "tools")
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,25 @@ class Freshness:
             KeyError: a field is absent.
         """
         row = mapping(data, "freshness")
-        names = [each.name for each in fields(cls)]
-        tables = {name: mapping(row[name], name) for name in _MAPPINGS}
+        options, tools = (mapping(row[name], name) for name in ("options", "tools"))
         return cls(
-            **{name: text(row, name) for name in names if name not in _MAPPINGS},
-            **{
-                name: {key: text(table, key) for key in table} for name, table in tables.items()
-            },
+            manifest=text(row, "manifest"),
+            checkpoint=text(row, "checkpoint"),
+            text=text(row, "text"),
+            tokens=text(row, "tokens"),
+            bounds=text(row, "bounds"),
+            options={name: text(options, name) for name in options},
+            tools={name: text(tools, name) for name in tools},
+            processor=text(row, "processor"),
         )
 
-    def changes(self, now: Freshness) -> list[str]:
-        """What is not as it was when the report was written, a phrase each; nothing if it is."""
+    def changes(self, now: Freshness, measured: int) -> list[str]:
+        """What is not as it was when the report was written, a phrase each; nothing if it is.
+
+        Args:
+            now: what would be written now.
+            measured: how many tokens the report is of.
+        """
         found = []
         for name, what in (
             ("manifest", f"{MANIFEST} changed"),
@@ -82,7 +89,7 @@ class Freshness:
         ):
             if getattr(self, name) != getattr(now, name):
                 found.append(what)
-        if self.tokens != now.tokens:
+        if now.tokens not in (self.tokens, str(measured)):
             found.append(f"it is of {self.tokens} tokens, not {now.tokens}")
         for name in sorted({*self.tools, *now.tools}):
             before, after = (each.tools.get(name, "none") for each in (self, now))

@@ -123,7 +123,7 @@ def verify_together(
         EdgeForgeError: or an ExportError or DeviceError: one could not be verified.
     """
     from device_harness.timing import time_artifact
-    from edgeforge.verification.evaluation import REPORT
+    from edgeforge.verification.report_file import REPORT
 
     check_tokens(options.tokens)
     for name, limit in options.bounds.items():
