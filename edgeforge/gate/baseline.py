@@ -210,7 +210,7 @@ def _compared(name: str, paired: Paired, before: Entry, now: Entry, relative: fl
     allowed = relative
     if not paired.is_share and not paired.is_log:
         allowed = max(relative * before.figures[name], _NO_DIVERGENCE)
-    worst, least = sorted((paired.worse * low, paired.worse * high), reverse=True)
+    least = min(paired.worse * low, paired.worse * high)
     outcome: Outcome = "passed"
     if not math.isfinite(change) or least > allowed:
         outcome = "failed"
@@ -243,10 +243,8 @@ def _sentence(
 ) -> str:
     value, was = (number_text(name, each.figures[name]) for each in (now, before))
     middle, low, high = (change_text(name, each) for each in change)
-    words = (
-        f"{name} is {value} and was {was} in the baseline: {middle} [{low}, {high}] on the same "
-    )
-    words += "tokens"
+    words = f"{name} is {value} and was {was} in the baseline, a change of {middle} "
+    words += f"[{low}, {high}] on the same tokens"
     if outcome == "failed":
         words += f", which is worse by more than {change_text(name, allowed).lstrip('+')}"
         if before.recipe != now.recipe:

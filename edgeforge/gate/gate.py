@@ -17,6 +17,7 @@ from edgeforge.gate.reports import read_report
 from edgeforge.gate.result import ArtifactResult, Finding, GateResult
 from edgeforge.gate.subjects import Checking, find_subjects, look, model_names
 from edgeforge.stage_progress import Progress, no_progress
+from quant.suggestion import did_you_mean
 
 if TYPE_CHECKING:
     from edgeforge.gate.baseline import Baseline
@@ -75,7 +76,7 @@ def check(
         baseline=None if baselines.path is None else str(baselines.path),
         baseline_updated=False,
         artifacts=tuple(results),
-        notes=tuple(baselines.notes),
+        notes=(*baselines.notes, *_unused_allowances(checking)),
         seconds=0.0,
     )
     if options.update_baseline and result.passed:
@@ -151,6 +152,18 @@ def _findings(
     if options.timed and checking.terms.ratios:
         found += held_ratios(checking.folder, checking.terms.ratios, options.threads, {}, progress)
     return tuple(found)
+
+
+def _unused_allowances(checking: Sequence[Checking]) -> list[str]:
+    """A sentence for each name that a policy allows and no check has: it may be misspelt."""
+    reports = [each.report for each in checking if each.report is not None]
+    known = sorted({check.name for report in reports for check in report.checks})
+    named = dict.fromkeys(name for each in checking for name in each.terms.allow)
+    return [
+        f"the policy allows {name}, which no check here has{did_you_mean(name, known)}"
+        for name in named
+        if name not in known
+    ]
 
 
 def _result(checking: Checking, fresh: bool, findings: tuple[Finding, ...]) -> ArtifactResult:

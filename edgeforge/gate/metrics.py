@@ -33,10 +33,9 @@ class Paired:
     Attributes:
         column: the column of `edgeforge.verification.block_sums.BlockSums` it is the mean of.
         worse: the sign of a change for the worse.
-        relative: by which share of the baseline's figure it may change before anyone would call
-            that a regression, or by how much where ``is_share``. Processors and versions of a
-            runtime round differently: between one thread and two, and between releases of
-            onnxruntime, the figures of one artifact differed by less than a tenth of this.
+        relative: by which share of the baseline's figure it may change before that is called a
+            regression, or by how much where ``is_share``. Another processor or another version of
+            a runtime rounds the same artifact otherwise at every token, which no interval covers.
         is_share: whether ``relative`` is absolute, as the figure is a share already.
         is_log: whether the column holds negative log likelihoods, whose difference is the logarithm
             of the ratio of two perplexities.

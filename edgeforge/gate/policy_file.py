@@ -26,6 +26,8 @@ _VERSION = "1"
 _TERMS: Final = ("text", "tokens", "checkpoint", "bounds", *RATIOS, "worse_by", "allow")
 _TOP: Final = ("version", "artifacts", "baseline", *_TERMS, "rules")
 _MATCH: Final = ("path", "target", "recipe", "model")
+# An artifact that is not as it was written, or gives no numbers, is none.
+_NEVER: Final = ("files", "non_finite")
 _SIDES: Final = ("at_most", "at_least")
 
 
@@ -186,6 +188,9 @@ class _Reader:
         return Ratio(self.place(row["against"], f"{where}: against"), limit, source)
 
     def _reason(self, name: str, data: object, where: str) -> str:
+        if name in FIGURES or name in _NEVER:
+            instead = "give it a bound under bounds" if name in FIGURES else "export it again"
+            raise self._error(f"{where}allow: {name} cannot be allowed: {instead}")
         if not isinstance(data, str) or len(data.split()) < 2:
             raise self._error(
                 f"{where}allow: {name} needs a reason in words, as in '{name}: the app never "

@@ -75,7 +75,8 @@ def change_words(finding: Finding) -> str:
         for each in (finding.change, finding.change_low, finding.change_high)
     )
     limit = "" if finding.limit is None else change_text(finding.metric, finding.limit)
-    return f"{middle} [{low}, {high}] on the same tokens; may change by {limit}"
+    words = f"{middle} [{low}, {high}] on the same tokens"
+    return f"{words}, where {limit} may be" if limit else words
 
 
 def limit_text(finding: Finding) -> str:

@@ -32,7 +32,7 @@ def _lines(result: GateResult) -> Iterator[str]:
         yield ""
         yield markdown_text(f"{artifact.model}, {summary(artifact)}")
         yield ""
-        yield from _table(artifact)
+        yield from _tables(artifact)
     for note in result.notes:
         yield ""
         yield f"Note: {markdown_text(note)}"
@@ -44,22 +44,43 @@ def _lines(result: GateResult) -> Iterator[str]:
     yield "[ ] are 95 % intervals, by a bootstrap of the blocks of the text."
 
 
-def _table(artifact: ArtifactResult) -> Iterator[str]:
-    yield "| | figure | value | bound | baseline | change | where to look |"
-    yield "|---|---|---|---|---|---|---|"
+def _tables(artifact: ArtifactResult) -> Iterator[str]:
     # What needs a look stands first.
-    for finding in sorted(artifact.findings, key=lambda each: each.outcome == "passed"):
-        cells = (
-            _OUTCOMES[finding.outcome],
-            f"`{finding.metric}`",
-            markdown_text(_value(finding)),
-            markdown_text(limit_text(finding)),
-            "" if finding.baseline is None else number_text(finding.metric, finding.baseline),
-            markdown_text(change_words(finding).split(" on the same")[0]),
-            markdown_text(", ".join(finding.where)),
-        )
-        yield f"| {' | '.join(cells)} |"
+    findings = sorted(artifact.findings, key=lambda each: each.outcome == "passed")
+    compared = [each for each in findings if each.kind == "baseline"]
+    if compared:
+        yield "| | on the same tokens | value | baseline | change | may be |"
+        yield "|---|---|---|---|---|---|"
+        yield from map(_compared_row, compared)
+        yield ""
+    yield "| | figure or fact | value | bound | where to look |"
+    yield "|---|---|---|---|---|"
+    yield from (_row(each) for each in findings if each.kind != "baseline")
 
 
-def _value(finding: Finding) -> str:
-    return finding.message if finding.kind == "fact" else value_text(finding)
+def _compared_row(finding: Finding) -> str:
+    change, _, limit = change_words(finding).partition(" on the same tokens, where ")
+    baseline = finding.baseline
+    return _joined(
+        _OUTCOMES[finding.outcome],
+        f"`{finding.metric}`",
+        markdown_text(value_text(finding)),
+        "" if baseline is None else number_text(finding.metric, baseline),
+        markdown_text(change),
+        markdown_text(limit.removesuffix(" may be")),
+    )
+
+
+def _row(finding: Finding) -> str:
+    value = finding.message if finding.kind == "fact" else value_text(finding)
+    return _joined(
+        _OUTCOMES[finding.outcome],
+        f"`{finding.metric}`",
+        markdown_text(value),
+        markdown_text(limit_text(finding)) if finding.kind != "fact" else "",
+        markdown_text(", ".join(finding.where)),
+    )
+
+
+def _joined(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import quote
 
@@ -31,10 +32,8 @@ def sarif_json(result: GateResult) -> str:
             for name in rules
         ],
     }
-    try:
+    with suppress(PackageNotFoundError):  # where it runs from a folder
         driver["semanticVersion"] = version("edgeforge")
-    except PackageNotFoundError:  # it runs from a folder
-        pass
     log = {
         "$schema": _SCHEMA,
         "version": "2.1.0",
