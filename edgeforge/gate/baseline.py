@@ -27,6 +27,7 @@ LARGEST_BASELINE = 1 << 30
 _KIND = "edgeforge baseline"
 # A divergence of less than that, in nats a token, is what rounding of logits gives.
 _NO_DIVERGENCE = 1e-5
+_TOTAL = "total.kl_mean"
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def compare(before: Entry, now: Entry, worse_by: Mapping[str, float]) -> list[Fi
     return [
         _compared(name, paired, before, now, worse_by.get(name, paired.relative))
         for name, paired in COMPARED.items()
-        if name in before.figures and name in now.figures
+        if name in before.figures and name in now.figures and _TOTAL in before.figures
     ]
 
 
@@ -209,7 +210,8 @@ def _compared(name: str, paired: Paired, before: Entry, now: Entry, relative: fl
         change, low, high = (_factor(each) for each in (change, low, high))
     allowed = relative
     if not paired.is_share and not paired.is_log:
-        allowed = max(relative * before.figures[name], _NO_DIVERGENCE)
+        shares = (relative * before.figures[name], paired.of_total * before.figures[_TOTAL])
+        allowed = max(*shares, _NO_DIVERGENCE)
     least = min(paired.worse * low, paired.worse * high)
     outcome: Outcome = "passed"
     if not math.isfinite(change) or least > allowed:

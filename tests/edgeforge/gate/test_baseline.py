@@ -150,7 +150,7 @@ def test_a_baseline_that_cannot_be_trusted_is_refused(tmp_path, kl, change, sent
 
 
 def test_a_baseline_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="there is no baseline .*--update-baseline"):
+    with pytest.raises(UsageError, match=r"there is no baseline .*--update-baseline"):
         read_baseline(tmp_path / "none.json")
 
 
