@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 
 class Refused(Exception):
@@ -60,7 +60,7 @@ def rendered(
     class Generation(Extension):
         """The tag that marks what the assistant says; it changes no text."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (Jinja declares it as an instance's)
 
         def parse(self, parser: Parser) -> list[nodes.Node]:
             next(parser.stream)
