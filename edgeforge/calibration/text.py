@@ -55,12 +55,14 @@ class CalibrationOptions:
         tokens: how many tokens of the text to use; None for as many as `default_tokens` returns.
         length: tokens of each sequence, at most the context.
         seed: seed of the draw of sequences.
+        chats: whether some sequences of the text that ships may be conversations.
     """
 
     source: str | None = None
     tokens: int | None = None
     length: int = 256
     seed: int = 0
+    chats: bool = True
 
 
 def default_tokens(model: Model) -> int:
@@ -128,7 +130,9 @@ class Calibration:
         """
         if self.blocks is not None:
             return self
-        options = CalibrationOptions(self.source, self.tokens, self.length, self.seed)
+        options = CalibrationOptions(
+            self.source, self.tokens, self.length, self.seed, chats=self.chats > 0
+        )
         again = draw_calibration(model, options, context)
         if again.digest != self.digest:
             raise UsageError(
@@ -251,7 +255,7 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
     distinct = len({token for block in blocks for token in block[len(head) :]})
     notes: list[str] = []
     chats: tuple[tuple[int, ...], ...] = ()
-    if is_demo:
+    if is_demo and options.chats:
         try:
             chats = _chats(model, tokenizer, count // _CHAT_SHARE, length)
         except CheckpointError as error:

@@ -172,6 +172,9 @@ def test_a_quarter_of_the_sequences_are_conversations_where_the_model_has_a_temp
     first = json.loads(CONVERSATIONS.read_text(encoding="utf-8"))[0]
     assert tokenizer.decode(drawn.blocks[15]).lstrip().startswith(f"[user] {first[0]}")
     assert Calibration.recorded(drawn.record()).drawn(model, 1024) == drawn
+    without = draw_calibration(model, replace(options, chats=False), 1024)
+    assert without == plain
+    assert Calibration.recorded(without.record()).drawn(model, 1024) == without
     own = replace(options, source=written(tmp_path, CALIBRATION_TEXT.read_text("utf-8")))
     assert draw_calibration(model, own, 1024).chats == 0
 
