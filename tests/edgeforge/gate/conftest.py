@@ -21,7 +21,7 @@ bounds:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory):
+def build(tmp_path_factory):
     """A checkpoint with a tokenizer, and artifacts of it by recipe, verified on 1,024 tokens."""
     root = tmp_path_factory.mktemp("gate")
     checkpoint = synthesise("tiny-llama", root / "model")
@@ -39,11 +39,11 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def room(made, tmp_path, monkeypatch):
+def room(build, tmp_path, monkeypatch):
     """A folder with copies of all that, in which a test may change what it likes."""
-    monkeypatch.setenv("EDGEFORGE_CACHE", str(made / "cache"))
+    monkeypatch.setenv("EDGEFORGE_CACHE", str(build / "cache"))
     for name in ("int8", "int4-g32", "held.txt", "edgeforge-policy.yaml"):
-        source = made / name
+        source = build / name
         copy = shutil.copytree if source.is_dir() else shutil.copyfile
         copy(source, tmp_path / name)
     monkeypatch.chdir(tmp_path)

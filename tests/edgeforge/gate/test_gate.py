@@ -96,8 +96,8 @@ def test_other_integers_under_a_refreshed_manifest_are_a_violation(gate, room, v
     assert not result.artifacts[1].failed and result.artifacts[1].measured_on
 
 
-def test_another_checkpoint_is_refused(gate, made, room):
-    copy = shutil.copytree(made / "model", room / "model")
+def test_another_checkpoint_is_refused(gate, build, room):
+    copy = shutil.copytree(build / "model", room / "model")
     assert gate(checkpoint=str(copy)).artifacts[0].fresh
     flip(copy / "model.safetensors")
     with pytest.raises(UsageError, match="is not the checkpoint that the artifact was made of"):

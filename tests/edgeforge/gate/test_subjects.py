@@ -64,8 +64,8 @@ def test_one_changed_byte_of_any_file_that_the_manifest_records_is_enough(stale,
     assert stale() == []
 
 
-def test_the_checkpoint_counts_where_it_is_at_hand(stale, made, room):
-    copy = shutil.copytree(made / "model", room / "model")
+def test_the_checkpoint_counts_where_it_is_at_hand(stale, build, room):
+    copy = shutil.copytree(build / "model", room / "model")
     assert stale(str(copy)) == []
     flip(copy / "model.safetensors")
     assert stale(str(copy)) == ["the checkpoint changed"]
