@@ -32,7 +32,15 @@ def _coreml(folder: Path, manifest: Manifest) -> Reading:
     return read_package(package, manifest.context, cache_multiple=multiple)
 
 
+def _executorch(folder: Path, manifest: Manifest) -> Reading:
+    from exporters.executorch.lifted import read_program
+    from exporters.executorch.target import MODEL
+
+    return read_program(folder / MODEL, manifest.context)
+
+
 READERS: Final[Mapping[str, Callable[[Path, Manifest], Reading]]] = {
     "onnx": _onnx,
     "coreml": _coreml,
+    "executorch": _executorch,
 }
