@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy.typing as npt
 
@@ -20,6 +20,9 @@ Array = npt.NDArray[Any]
 Precision = Literal["float32", "float16", "int8", "int8-token", "int8-tensor"]
 """The activations of a product: floats, or 8-bit integers that the kernel (``int8``) or the plan
 (``int8-token``, ``int8-tensor``) rounds them to."""
+
+NO_NEW_ROWS: Final = "attention over a cache without the new rows"
+"""The kind of an `Unknown` that would be an `Attention` if its caches held the call's own rows."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from exporters.coreml.lifted_values import (
     whole_numbers,
 )
 from exporters.lifted import (
+    NO_NEW_ROWS,
     Array,
     Attention,
     Cache,
@@ -219,7 +220,7 @@ def _attention(
     scale: float,
 ) -> Made:
     if not (isinstance(keys, Updated) and isinstance(values, Updated)):
-        return None
+        return (Unknown(name, NO_NEW_ROWS, (query, keys, values)),)
     if not isinstance(mask, Numbers):
         return None
     of_query, of_key = walk.shape(query), walk.shape(keys.new)

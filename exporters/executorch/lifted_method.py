@@ -23,6 +23,7 @@ from exporters.executorch.lifted_values import (
 from exporters.executorch.method import BACKEND, SCALAR_TYPES
 from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE, is_weight
 from exporters.lifted import (
+    NO_NEW_ROWS,
     Array,
     Attention,
     Cache,
@@ -274,7 +275,8 @@ def _attention(method: Method, kernel: str, arguments: list[int]) -> bool:
     if isinstance(query, Unknown) and query.kind == _ROUND:
         query = query.operands[0]
     if not (isinstance(keys, Updated) and isinstance(values, Updated)):
-        return False
+        method.values[arguments[-1]] = Unknown(name, NO_NEW_ROWS, (query, keys, values))
+        return True
     if not (isinstance(start, Numbers) and isinstance(scale, Constant)):
         return False
     # Where keys and values are slices of their caches, both must begin at the same token.

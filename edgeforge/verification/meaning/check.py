@@ -55,7 +55,7 @@ def check_meaning(folder: Path, manifest: Manifest, model: Model) -> list[Checke
         try:
             decoder = decoder_of(entry.logits)
         except NoDecoderError as error:
-            findings.same("structure", False, entry.name, f"{entry.name}: {error}")
+            findings.same(error.fact, False, entry.name, f"{entry.name}: {error}")
             stored.operators(entry)
             continue
         findings.same("structure", True, entry.name, "")

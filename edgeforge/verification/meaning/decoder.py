@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from exporters.lifted import (
+    NO_NEW_ROWS,
     Attention,
     Columns,
     Embedding,
@@ -24,7 +25,15 @@ Kind = TypeVar("Kind", bound=Value)
 
 
 class NoDecoderError(ValueError):
-    """What an entry point computes is not the decoder that EdgeForge lowers."""
+    """What an entry point computes is not the decoder that EdgeForge lowers.
+
+    Attributes:
+        fact: the fact that is otherwise.
+    """
+
+    def __init__(self, message: str, fact: str = "structure") -> None:
+        super().__init__(message)
+        self.fact = fact
 
 
 @dataclass(frozen=True)
@@ -149,18 +158,33 @@ def _layer(stream: Value) -> tuple[Layer, Value, bool]:
     post_norm, normed_of = _norm_of(gate_up.source)
     _same(normed_of, middle, "the feed-forward part's norm")
     before, o = _residual(_plain(middle), "attention")
-    attention = _expect(o.source, Attention, "the operand of attention's last product")
+    attention = _attention(o.source)
     query, key = (_projected(each) for each in (attention.query, attention.key))
     qk, v = _linear(query.columns.source, "the queries"), _linear(attention.value, "the values")
     if _plain(key.columns.source) is not qk:
-        raise _other(key.columns, "columns of the product that gives the queries")
+        raise NoDecoderError(
+            f"{_described(attention)} reads keys of {_described(key.columns)}, which belong to "
+            f"another layer than its queries",
+            "caches",
+        )
     input_norm, normed_of = _norm_of(qk.source)
     _same(normed_of, before, "attention's norm")
     also, _ = _norm_of(v.source)
     if also is not input_norm or _plain(v.source) is not _plain(qk.source):
-        raise _other(v.source, "what the queries are made of")
+        raise NoDecoderError(
+            f"{_described(attention)} reads values that are made of {_described(v.source)}, which "
+            f"its queries are not made of",
+            "caches",
+        )
     layer = Layer(attention, query, key, qk, v, o, gate, up, gate_up, down, input_norm, post_norm)
     return layer, before, _is_last(middle) or _is_last(before) or _is_last(o.source)
+
+
+def _attention(value: Value) -> Attention:
+    inner = _plain(value)
+    if isinstance(inner, Unknown) and inner.kind == NO_NEW_ROWS:
+        raise NoDecoderError(f"{inner.name} is {NO_NEW_ROWS}", "caches")
+    return _expect(value, Attention, "the operand of attention's last product")
 
 
 def _residual(stream: Value, what: str) -> tuple[Value, Linear]:
