@@ -24,6 +24,7 @@ from exporters.lifted import (
     Columns,
     Constant,
     Embedding,
+    Last,
     Linear,
     Norm,
     Product,
@@ -288,10 +289,13 @@ def _exchanged(first: Value, second: Value) -> Value | None:
     if not (isinstance(first, Columns) and isinstance(second, Columns)):
         return None
     turned = (first.start, first.stop, second.start, second.stop) == (1, 2, 0, 1)
-    inner = operands(first.source, "exchanged pairs")
-    if not turned or inner is None or first.source is not second.source:
+    if not turned or first.source is not second.source:
         return None
-    return inner[0] if isinstance(inner[0], Embedding) else None
+    source = first.source
+    inner = operands(source.source if isinstance(source, Last) else source, "exchanged pairs")
+    if inner is None or not isinstance(inner[0], Embedding):
+        return None
+    return Last(source.name, inner[0]) if isinstance(source, Last) else inner[0]
 
 
 def _rotated(name: str, parts: Sequence[Value]) -> Value | None:

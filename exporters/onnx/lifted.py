@@ -314,7 +314,8 @@ def _skip_norm(
 def _add(
     graph: _Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
 ) -> Lifted:
-    return (_parted(node.output[0], given[0], given[1]) or Sum(node.output[0], given[:2]),)
+    name, first, second = node.output[0], given[0], given[1]
+    return (_parted(name, first, second) or Sum(name, (first, second)),)
 
 
 def _parted(name: str, rounded: Value, exact: Value) -> Value | None:

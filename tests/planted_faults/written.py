@@ -21,6 +21,7 @@ from quant.program.program import Program
 from tests.planted_faults.captured import Captured
 
 Change = Callable[[Program], Program]
+Within = Callable[[Captured], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ class Rotary:
 
 def _frequencies(cos: Array, sin: Array) -> Array:
     """The angle per position of each pair, from the second row: ``float64[pairs]``."""
-    return np.arctan2(sin[1].astype(np.float64), cos[1].astype(np.float64))
+    found: Array = np.arctan2(sin[1].astype(np.float64), cos[1].astype(np.float64))
+    return found
 
 
 def _near(found: Array, wanted: Array) -> bool:
