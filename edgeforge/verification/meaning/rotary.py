@@ -67,13 +67,16 @@ class Rotary:
         """The facts that are otherwise in a pair of tables, each with a clause."""
         wanted_cos, wanted_sin = self._tables
         rows, pairs = wanted_cos.shape
-        if cos.ndim != 2 or cos.shape != sin.shape or cos.shape[1] != pairs:
+        fits = cos.ndim == 2 and cos.shape == sin.shape and cos.shape[1] == pairs and len(cos) > 1
+        if not fits or cos.dtype.itemsize not in _SLACK:
             return [("rope_tables", f"tables of {list(cos.shape)}, not {[rows, pairs]}")]
         slack = _SLACK[cos.dtype.itemsize] * max(1.0, self.rope.attention_factor)
         count = min(rows, len(cos))
-        wrong = np.abs(cos[:count].astype(np.float64) - wanted_cos[:count]) > slack
-        wrong |= np.abs(sin[:count].astype(np.float64) - wanted_sin[:count]) > slack
-        if not wrong.any() and not np.isnan(cos[:count]).any():
+        # A NaN is at most nothing, so it is wrong too.
+        right = np.abs(cos[:count].astype(np.float64) - wanted_cos[:count]) <= slack
+        right &= np.abs(sin[:count].astype(np.float64) - wanted_sin[:count]) <= slack
+        wrong = ~right
+        if not wrong.any():
             return []
         found = [("rope_tables", _where(wrong, rows))]
         stored = _frequencies(cos, sin)
@@ -135,8 +138,6 @@ def _fitted(ratios: Array, rope: RopeSpec) -> float | None:
 def _where(wrong: Array, rows: int) -> str:
     positions = np.flatnonzero(wrong.any(1))
     pairs = np.flatnonzero(wrong.any(0))
-    if not len(positions):
-        return "the tables hold NaN"
     first, last = int(positions[0]), int(positions[-1])
     some = f"from position {first} to {last}" if last + 1 < rows else f"from position {first} on"
     return f"the stored cosines and sines are others {some} (pair {int(pairs[0])} first)"
