@@ -12,6 +12,7 @@ from edgeforge.verification.finite import NotFinite
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
+from edgeforge.verification.shipped import Shipped
 from quant.json_output import json_text
 
 REPORT = "report.json"
@@ -56,6 +57,7 @@ class Evaluation:
         limits: what the runtime that ran it here cannot know of the one it stands in for.
         rounds_activations: whether the runtime's kernels round activations to 8 bits where
             QUANTIZED does not.
+        shipped: what ships, run as an app runs it, against QUANTIZED at the same positions.
         checks: every figure and fact that was held against a bound, with what came out.
         schema_version: of the report.
     """
@@ -85,6 +87,7 @@ class Evaluation:
     other_processor: bool = False
     rounds_activations: bool = False
     checks: tuple[Checked, ...] = ()
+    shipped: Shipped | None = None
     schema_version: int = REPORT_VERSION
 
     @property
