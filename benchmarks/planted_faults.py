@@ -1,4 +1,4 @@
-"""Plants every fault that `tests/planted_faults` knows, on every target, and writes what `verify` says.
+"""Plants every fault that `tests/planted_faults` knows on every target, and asks `verify`.
 
 The faults are in the demo model's artifacts; those of longrope's two sets are in a small random
 model that has such sets. A second table counts false alarms: sound artifacts of the demo model and
@@ -6,19 +6,16 @@ of small random models of every family, each run with another text, other weight
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pages import add_page_option, write_block
+from pages import add_page_option, markdown, write_block
 from safetensors.numpy import load_file, save_file
-from tables import line_up
 
 from edgeforge.errors import EdgeForgeError
 from edgeforge.export_options import ExportOptions
@@ -74,7 +71,7 @@ def main() -> None:
             rows, about = _false_alarms(root, arguments)
         else:
             rows, about = _planted(root, arguments)
-    print(about, *line_up(rows), sep="\n")
+    print(about, *markdown(rows), sep="\n")
     if arguments.page:
         write_block(arguments.page, rows, about)
 
@@ -161,9 +158,7 @@ def _outcome(folders: Sequence[Path], options: VerifyOptions) -> Outcome:
         return Outcome(("refused",), _sentence(error))
     except REFUSALS as error:
         return Outcome(("does not run",), _sentence(error))
-    failed = [
-        check for each in evaluations for check in each.checks if check.verdict == "failed"
-    ]
+    failed = [check for each in evaluations for check in each.checks if check.verdict == "failed"]
     return Outcome(
         tuple(dict.fromkeys(check.name for check in failed)), failed[0].message if failed else ""
     )
@@ -244,14 +239,10 @@ def _sound_run(
 
 
 def _text(seed: int) -> str:
-    """Paragraphs of the held-out text in another order, enough for the tokens that are asked for."""
+    """Paragraphs of the held-out text in another order."""
     paragraphs = HELDOUT.read_text(encoding="utf-8").split("\n\n")
     draw = np.random.default_rng(seed)
     return "\n\n".join(paragraphs[i] for i in draw.permutation(len(paragraphs)))
-
-
-def _lines(found: dict[str, Any]) -> Iterator[str]:
-    yield json.dumps(found)
 
 
 if __name__ == "__main__":

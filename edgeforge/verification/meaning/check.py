@@ -7,8 +7,12 @@ that no text reaches, and whether or not any figure shows it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from device_harness.errors import DeviceError
+from edgeforge.errors import CheckFailed
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
 from edgeforge.verification.bounds import Checked
@@ -63,6 +67,30 @@ def check_meaning(folder: Path, manifest: Manifest, model: Model) -> list[Checke
         stored.hold(entry, decoder)
     hold_identity(folder, manifest, model, reading, findings)
     return findings.checks()
+
+
+@contextmanager
+def told_before(meant: Mapping[Path, Sequence[Checked]]) -> Iterator[None]:
+    """While artifacts run: where one cannot, facts that are otherwise are told with the error.
+
+    Args:
+        meant: what `check_meaning` found, by the artifact's folder.
+
+    Raises:
+        CheckFailed: an artifact cannot be run, and a fact of one of them is otherwise.
+    """
+    try:
+        yield
+    except DeviceError as error:
+        otherwise = [
+            f"{folder}: {check.message}"
+            for folder, checks in meant.items()
+            for check in checks
+            if check.verdict == "failed"
+        ]
+        if not otherwise:
+            raise
+        raise CheckFailed(f"{'; '.join(otherwise)}; and it cannot be run: {error}") from error
 
 
 def _program_spec(spec: ModelSpec, manifest: Manifest) -> ModelSpec:

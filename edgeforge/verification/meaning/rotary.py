@@ -29,6 +29,7 @@ class Rotary:
         self.rope, self.context = rope, context
         self._tables = tuple(each.numpy() for each in tables(rope, context))
         self._frequencies = inverse_frequencies(rope, context).numpy()
+        self._noted: set[tuple[int, int, str]] = set()
         self._verdicts: dict[tuple[int, int], tuple[Array, Array, list[tuple[str, str]]]] = {}
 
     def open(self, findings: Findings) -> None:
@@ -54,6 +55,9 @@ class Rotary:
         key = id(cos), id(sin)
         if key not in self._verdicts:  # the arrays are kept, so that no other gets their id
             self._verdicts[key] = cos, sin, self._problems(cos, sin, findings)
+        if (*key, place) in self._noted:
+            return
+        self._noted.add((*key, place))
         problems = dict(self._verdicts[key][2])
         for name in ("rope_theta", "rope_type", "rope_set", "rope_tables"):
             if name == "rope_set" and self.rope.scaling != "longrope":
