@@ -15,6 +15,7 @@ from exporters.manifest import Manifest
 from exporters.manifest_records import WeightRecord
 from quant.formats.activations import NONE
 from quant.formats.formats import FloatFormat, IntFormat, parse_format
+from quant.plans.algorithms import ALGORITHMS
 from quant.plans.plan import matrix_shape
 
 
@@ -33,6 +34,11 @@ class Stored:
     ) -> None:
         self.manifest, self.model = manifest, model
         self.reading, self.findings = reading, findings
+        # A rotation, or factors that an algorithm divides a matrix's inputs by, move into norms.
+        self.norms_change = manifest.rotation is not None or any(
+            record.algorithm in ALGORITHMS and ALGORITHMS[record.algorithm].rescales
+            for record in manifest.weights.values()
+        )
         self._norms: dict[str, Array] = {}
         findings.fact("formats", "every weight is stored in the plan's format")
         findings.fact("precision", "every product has the expected precision")
@@ -114,8 +120,8 @@ class Stored:
         return self.reading.integers, record.float_columns
 
     def _values(self, entry: str, name: str, format: StoredFormat, found: Array) -> None:
-        """Norms that a rotation changes are those of the weight store, which is compared apart."""
-        if self.manifest.rotation is not None or name not in self.model.spec.weights:
+        """Norms that the plan changes are those of the weight store, which is compared apart."""
+        if self.norms_change or name not in self.model.spec.weights:
             return
         if name not in self._norms:
             self._norms[name] = self.model.weights.float_weight(name).numpy()
