@@ -25,7 +25,7 @@ def alike_layers(captured: Captured) -> tuple[int, int]:
 def swap_onnx_caches(folder: Path, captured: Captured) -> None:
     """New keys of two layers leave the graphs under each other's names."""
     one, other = (f"present.{layer}.key" for layer in alike_layers(captured))
-    _edit_onnx(folder, lambda node: _rename_outputs(node, {one: other, other: one}))
+    edit_onnx(folder, lambda node: _rename_outputs(node, {one: other, other: one}))
 
 
 def late_onnx_positions(folder: Path, captured: Captured) -> None:
@@ -35,7 +35,7 @@ def late_onnx_positions(folder: Path, captured: Captured) -> None:
         if node.output[0] == "attended_less_one":
             node.input[1] = "zero"
 
-    _edit_onnx(folder, change)
+    edit_onnx(folder, change)
 
 
 def _rename_outputs(node, names: dict[str, str]) -> None:
@@ -43,7 +43,8 @@ def _rename_outputs(node, names: dict[str, str]) -> None:
         node.output[index] = names.get(name, name)
 
 
-def _edit_onnx(folder: Path, change: Callable[[object], None]) -> None:
+def edit_onnx(folder: Path, change: Callable[[object], None]) -> None:
+    """Changes the nodes of both graphs, one at a time."""
     import onnx
 
     for name in GRAPHS:
@@ -66,7 +67,7 @@ def swap_coreml_caches(folder: Path, captured: Captured) -> None:
                 (binding,) = operation.inputs["input"].arguments
                 binding.name = names.get(binding.name, binding.name)
 
-    _edit_coreml(folder, change)
+    edit_coreml(folder, change)
 
 
 def late_coreml_positions(folder: Path, captured: Captured) -> None:
@@ -92,10 +93,11 @@ def late_coreml_positions(folder: Path, captured: Captured) -> None:
         del block.operations[:]
         block.operations.extend([*made, *rest])
 
-    _edit_coreml(folder, change)
+    edit_coreml(folder, change)
 
 
-def _edit_coreml(folder: Path, change: Callable[[object], None]) -> None:
+def edit_coreml(folder: Path, change: Callable[[object], None]) -> None:
+    """Changes every function's block."""
     from exporters.coreml.names import MODEL_PATH, PACKAGE
     from exporters.coreml.package import open_package
 

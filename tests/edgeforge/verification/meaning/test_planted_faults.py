@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from edgeforge.export_options import ExportOptions
-from edgeforge.model.model import open_model
 from edgeforge.verification.meaning.check import check_meaning
 from edgeforge.verification.stored_weights import unlike_store
 from exporters.registry import TARGETS
 from quant.formats.formats import IntFormat
-from tests.exporters.conftest import llama, phi3, write_checkpoint
-from tests.planted_faults.captured import Captured, capture
+from tests.edgeforge.verification.meaning.conftest import Captures
 from tests.planted_faults.table import FAULTS, other_weights
 from tests.planted_faults.written import Fault, write_faulty
 
-CONTEXT = 128
 NAMES = [*(fault.name for fault in FAULTS), "weights"]
-LONGROPE = phi3(
-    head_dim=32,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-    original_max_position_embeddings=64,
-    rope_scaling={
-        "type": "longrope",
-        "long_factor": [1 + 0.9 * i for i in range(16)],
-        "short_factor": [1 + 0.1 * i for i in range(16)],
-    },
-)
-
 # What the message of a fault must say.
 WORDS = {
     "rope-theta": "rope theta is 500000 in the tables, not 10000",
@@ -46,28 +28,6 @@ WORDS = {
     "eos": "eos is [256] in the files and [257] in the checkpoint",
     "rope-sets": "longrope's short factors are stored, not its long ones",
 }
-
-Captures = Callable[[str], dict[str, Captured]]
-
-
-@pytest.fixture(scope="module")
-def captures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Captures]:
-    """Sound exports to all targets, by what they are of."""
-    root = tmp_path_factory.mktemp("captured")
-    made: dict[str, dict[str, Captured]] = {}
-    configs = {"llama": llama(), "another": llama(), "longrope": LONGROPE}
-
-    def captures(name: str) -> dict[str, Captured]:
-        if name not in made:
-            seed = list(configs).index(name)
-            model = open_model(str(write_checkpoint(root / name, configs[name], seed)))
-            options = ExportOptions(recipe="int4", context=CONTEXT, threads=1)
-            made[name] = capture(model, list(TARGETS.values()), options, root / f"{name}-out")
-        return made[name]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEFORGE_CACHE", str(root / "cache"))
-        yield captures
 
 
 def _fault(name: str, captures: Captures, target: str) -> Fault:
