@@ -105,7 +105,7 @@ def rotate(model: Model, name: str, context: int, seed: int = SEED) -> Rotated:
             f"({'quantized' if packing is None else packing.method}), which would have to be "
             f"quantized again: leave the option out, or give the original checkpoint"
         )
-    spec = _rotated_spec(model.spec, kind)
+    spec = rotated_spec(model.spec, kind)
     program = trace(spec, context)
     places = residual_places(program) if kind.residual else None
     weights = RotatedWeights(
@@ -135,7 +135,7 @@ def recorded_rotation(model: Model, record: RotationRecord, context: int) -> Rot
     return rotate(model, record.name, context, record.seed)
 
 
-def _rotated_spec(spec: ModelSpec, kind: RotationKind) -> ModelSpec:
+def rotated_spec(spec: ModelSpec, kind: RotationKind) -> ModelSpec:
     """Returns the spec of the rotated program."""
     if not kind.residual or not spec.tied:
         return spec

@@ -11,7 +11,7 @@ from edgeforge.errors import CheckFailed, UsageError
 from edgeforge.model.model import DEMO, DEMO_FOLDER, Model, open_model
 from edgeforge.output_folder.inputs import Input, refuse_inputs
 from edgeforge.stage_progress import Progress, no_progress
-from edgeforge.verification.bounds import bounds_of, check_bound
+from edgeforge.verification.bounds import Checked, bounds_of, check_bound
 from edgeforge.verification.freshness import Freshness, freshness_of
 from edgeforge.verification.sample import (
     LARGE_MODEL,
@@ -124,6 +124,7 @@ def verify_together(
         EdgeForgeError: or an ExportError or DeviceError: one could not be verified.
     """
     from device_harness.timing import time_artifact
+    from edgeforge.verification.meaning.check import check_meaning, told_before
     from edgeforge.verification.report_file import REPORT
 
     check_tokens(options.tokens)
@@ -143,22 +144,29 @@ def verify_together(
     for artifact in artifacts:
         require_recorded_weights(artifact.folder, artifact.manifest)
     groups = _grouped(artifacts, options)
-    timings: list[Timings | None] = [None for _ in artifacts]
-    if options.timed:
-        # One at a time, before anything else runs: they would share the processors.
-        for artifact in artifacts:
-            progress("time", artifact.place, len(artifacts))
-            timings[artifact.place] = time_artifact(
-                artifact.folder, threads=options.threads, options=options.runtime
-            )
-    found: dict[int, Evaluation] = {}
-    for group in groups:
-        evaluations = _evaluate(group, options, timings, progress)
-        # Figures of a checkpoint that changed meanwhile would be those of no checkpoint at all.
-        group.model.checkpoint.require_unchanged()
-        for artifact, evaluation in zip(group.artifacts, evaluations, strict=True):
-            evaluation.write(artifact.folder)
-            found[artifact.place] = evaluation
+    # Read before anything runs: what is otherwise may keep an artifact from running.
+    meant = {
+        artifact.place: check_meaning(artifact.folder, artifact.manifest, group.model)
+        for group in groups
+        for artifact in group.artifacts
+    }
+    with told_before({folders[place]: checks for place, checks in meant.items()}):
+        timings: list[Timings | None] = [None for _ in artifacts]
+        if options.timed:
+            # One at a time, before anything else runs: they would share the processors.
+            for artifact in artifacts:
+                progress("time", artifact.place, len(artifacts))
+                timings[artifact.place] = time_artifact(
+                    artifact.folder, threads=options.threads, options=options.runtime
+                )
+        found: dict[int, Evaluation] = {}
+        for group in groups:
+            evaluations = _evaluate(group, options, timings, meant, progress)
+            # Figures of a checkpoint that changed meanwhile would be those of no checkpoint at all.
+            group.model.checkpoint.require_unchanged()
+            for artifact, evaluation in zip(group.artifacts, evaluations, strict=True):
+                evaluation.write(artifact.folder)
+                found[artifact.place] = evaluation
     return [found[artifact.place] for artifact in artifacts]
 
 
@@ -222,7 +230,11 @@ def _reference_key(manifest: Manifest) -> str:
 
 
 def _evaluate(
-    group: _Group, options: VerifyOptions, timings: Sequence[Timings | None], progress: Progress
+    group: _Group,
+    options: VerifyOptions,
+    timings: Sequence[Timings | None],
+    meant: Mapping[int, Sequence[Checked]],
+    progress: Progress,
 ) -> list[Evaluation]:
     """Runs a group's artifacts and their references."""
     from edgeforge.verification.comparison import compare
@@ -301,7 +313,10 @@ def _evaluate(
                 weight_store=str(store.folder),
                 other_processor=other,
                 rounds_activations=rounds_activations(manifest),
-                checks=tuple(judged(figures, bounds, other_integers=other)),
+                checks=(
+                    *meant[artifact.place],
+                    *judged(figures, bounds, other_integers=other),
+                ),
                 sums=figures.sums,
                 freshness=artifact.freshness,
             )

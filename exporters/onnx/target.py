@@ -118,16 +118,16 @@ class OnnxTarget:
         """Digests of the integers and scales that the graphs and their weight file hold."""
         from exporters.onnx.reader import stored_digests
 
-        return stored_digests(*_graphs(folder))
+        return stored_digests(*graphs_of(folder))
 
     def structure(self, folder: Path) -> tuple[Section, ...]:
         """Tables of the graphs' operators, quantized products, caches and initializers."""
         from exporters.onnx.structure import structure_of
 
-        return structure_of(_graphs(folder))
+        return structure_of(graphs_of(folder))
 
 
-def _graphs(folder: Path) -> list[Path]:
+def graphs_of(folder: Path) -> list[Path]:
     """The graphs of an artifact; a stripped artifact has no graph for verification."""
     graphs = folder / GRAPH, folder / VERIFY_GRAPH
     return [graph for graph in graphs if graph == graphs[0] or graph.is_file()]

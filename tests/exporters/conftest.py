@@ -22,6 +22,7 @@ from edgeforge.planning.choose import choose_plan
 from edgeforge.reference.walk import ReferenceRunner, store_reader
 from edgeforge.synth.shapes import tensor_shapes
 from edgeforge.synth.synthesise import write_byte_tokenizer
+from edgeforge.verification.meaning.check import check_meaning
 from edgeforge.weight_store import quantize
 from exporters.manifest import Manifest
 from exporters.options import TargetOptions
@@ -281,7 +282,11 @@ def build(
             )
             traced = trace.trace(model.spec, context)
             program = quantize_program(traced, plan)
-            made[key] = Exported(out, Manifest.read(out), model, traced, program, store)
+            manifest = Manifest.read(out)
+            made[key] = Exported(out, manifest, model, traced, program, store)
+            # No sound artifact may be called otherwise, whatever family, recipe and options it has.
+            checks = check_meaning(out, manifest, model)
+            assert [check for check in checks if check.verdict == "failed"] == []
         return made[key]
 
     return build

@@ -1,0 +1,1 @@
+"""Facts read from an artifact's files and held against the checkpoint."""

@@ -1,0 +1,334 @@
+"""Goes through a function's operations and lifts them: one handler for each that matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from exporters.coreml import lifted_attention, lifted_norms
+from exporters.coreml.lifted_values import (
+    Held,
+    Operations,
+    Part,
+    Updated,
+    Walk,
+    computed,
+    probes_of_function,
+    whole_numbers,
+)
+from exporters.coreml.names import LOGITS, POSITION, TOKENS
+from exporters.coreml.numbers import NUMBERS
+from exporters.coreml.package import Package
+from exporters.errors import ExportError
+from exporters.lifted import (
+    Array,
+    Attention,
+    Columns,
+    Constant,
+    Embedding,
+    EntryPoint,
+    Last,
+    Linear,
+    Numbers,
+    Precision,
+    Product,
+    Silu,
+    StoredWeight,
+    Sum,
+    Tokens,
+    Unknown,
+    Value,
+)
+
+Given = Mapping[str, tuple[Value, ...]]
+# What stays float32 where all else is float16: norms, rotary tables, the scale of scores, and
+# weights that are float32 themselves.
+_MAY_BE_FLOAT32: Final = frozenset({"const", "cast", "gather", "mul", "reduce_mean", "rsqrt"})
+_EMITTED: Final = frozenset(
+    {
+        *NUMBERS,
+        "const",
+        "constexpr_blockwise_shift_scale",
+        "constexpr_affine_dequantize",
+        "constexpr_lut_to_dense",
+        "concat",
+        "shape",
+        "linear",
+        "matmul",
+        "softmax",
+        "scaled_dot_product_attention",
+        "silu",
+        "abs",
+        "maximum",
+        "real_div",
+        "reduce_mean",
+        "reduce_max",
+        "rsqrt",
+        "split",
+        "transpose",
+        "pad",
+        "slice_by_index",
+        "slice_update",
+        "read_state",
+        "write_state",
+        "quantize",
+        "dequantize",
+    }
+)
+
+
+def lift_function(
+    package: Package, name: str, context: int, constants: dict[object, Array]
+) -> EntryPoint:
+    """Goes through the operations of a function in order.
+
+    Args:
+        package: the package.
+        name: the function's name.
+        context: the declared context, tokens.
+        constants: arrays that were read already; functions share them.
+
+    Raises:
+        ExportError: the function has no logits, or a constant cannot be read.
+    """
+    operations = Operations(package, name, constants)
+    walk = Walk(operations, probes_of_function(package, name, context))
+    walk.factors.update(operations.weights_with_factors())
+    for given in package.function(name).inputs:
+        _take_input(walk, str(given.name), given.type)
+    for operation in operations.operations:
+        for output, value in zip(operation.outputs, _lifted(walk, operation), strict=False):
+            walk.values[str(output.name)] = value
+    if LOGITS not in walk.values:
+        raise ExportError(f"{package.path}: {name} has no output {LOGITS}")
+    return EntryPoint(name, walk.values[LOGITS], walk.probes, tuple(walk.outside))
+
+
+def _take_input(walk: Walk, name: str, kind: Any) -> None:
+    walk.operations.note(name, kind)
+    if name == TOKENS:
+        walk.values[name] = Tokens(name)
+    elif name == POSITION:
+        starts = tuple(np.array([probe.start], np.int64) for probe in walk.probes)
+        walk.values[name] = Numbers(name, starts)
+    else:
+        walk.states[name] = walk.values[name] = Held(name, name)
+
+
+def _lifted(walk: Walk, operation: Any) -> tuple[Value, ...]:
+    kind = str(operation.type)
+    name = str(operation.outputs[0].name) if operation.outputs else kind
+    if kind not in _EMITTED:
+        walk.outside.append(f"{kind} at {name}")
+    if kind == "const":
+        return (walk.operations.lifted_constant(operation),)
+    if kind.startswith("constexpr_"):
+        return (walk.operations.unpacked(operation),)
+    given = {
+        str(key): tuple(
+            walk.values.get(str(binding.name), Unknown(str(binding.name), "absent"))
+            for binding in operation.inputs[key].arguments
+        )
+        for key in sorted(operation.inputs)
+    }
+    numbers = computed(kind, name, given, walk.probes)
+    if numbers is not None:
+        return (numbers,)
+    made = HANDLERS[kind](walk, name, given, operation) if kind in HANDLERS else None
+    if made is None:
+        flat = tuple(value for values in given.values() for value in values)
+        made = tuple(Unknown(str(each.name), kind, flat) for each in operation.outputs)
+    _check_precision(walk, kind, name, made)
+    return made
+
+
+def _check_precision(walk: Walk, kind: str, name: str, made: tuple[Value, ...]) -> None:
+    if walk.operations.dtypes.get(name) != "fp32" or kind in _MAY_BE_FLOAT32:
+        return
+    product = made[0] if made else None
+    if isinstance(product, Unknown) and product.operands:
+        product = product.operands[0]
+    if isinstance(product, Linear) and product.weight.format.kind in ("fp32", "bf16"):
+        return
+    walk.outside.append(f"{kind} in float32 at {name}")
+
+
+Made = tuple[Value, ...] | None
+
+
+def _passed(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    """Casts and reshapes change no number; tables' rows and caches stay what they are."""
+    return given["x"][:1]
+
+
+def _transpose(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    swapped = whole_numbers(given["perm"][0]) == (0, 2, 1, 3)
+    return given["x"][:1] if swapped else None
+
+
+def _shape(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    if not isinstance(given["x"][0], Tokens):
+        return None
+    return (Numbers(name, tuple(np.array([1, probe.count]) for probe in walk.probes)),)
+
+
+def _gather(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    table, rows = given["x"][0], given["indices"][0]
+    if isinstance(table, Constant) and isinstance(rows, Numbers):
+        return lifted_attention.table_rows(walk, name, table, rows)
+    if not (isinstance(table, Part) and isinstance(rows, Tokens)):
+        return None
+    if table.part == "descale":
+        return (table,)
+    found = Embedding(name, table.weight)
+    return (_unscaled(walk, name, table.weight, found),)
+
+
+def _unscaled(walk: Walk, name: str, weight: StoredWeight, value: Value) -> Value:
+    """A result that the rows' factors are still to be applied to, where the weight has such."""
+    if weight.name not in walk.factors:
+        return value
+    return Unknown(name, "rows without their factors", (value,))
+
+
+def _linear(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    source, weight, bias = (given[key][0] for key in ("x", "weight", "bias"))
+    if not isinstance(weight, Part) or weight.part != "value":
+        return None
+    if not isinstance(bias, Constant) or np.any(bias.array):
+        return None
+    half = walk.operations.dtypes.get(name) == "fp16"
+    precision: Precision = "float16" if half else "float32"
+    if isinstance(source, Unknown) and source.kind == "int8-tensor":
+        scale, x = source.operands
+        if isinstance(scale, Part) and scale.weight.name == weight.weight.name:
+            source, precision = x, "int8-tensor"
+    found = Linear(name, source, weight.weight, precision)
+    return (_unscaled(walk, name, weight.weight, found),)
+
+
+def _quantize(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    return (Unknown(name, "codes", (given["scale"][0], given["input"][0])),)
+
+
+def _dequantize(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    codes, scale = given["input"][0], given["scale"][0]
+    if isinstance(codes, Unknown) and codes.kind == "codes" and codes.operands[0] is scale:
+        return (Unknown(name, "int8-tensor", codes.operands),)
+    return None
+
+
+def _mul(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    pair = given["x"][0], given["y"][0]
+    for one, other in (pair, pair[::-1]):
+        if isinstance(other, Part) and other.part == "descale" and isinstance(one, Unknown):
+            inner = one.operands[0] if one.operands else one
+            own = isinstance(inner, Linear | Embedding) and inner.weight.name == other.weight.name
+            return (inner,) if own else None
+        if isinstance(other, Part):
+            norm = lifted_norms.norm_of(name, one, other)
+            if norm is not None:
+                return (norm,)
+    found = lifted_attention.scaled_rows(name, pair)
+    return found or lifted_attention.placed_by(walk, name, pair) or (Product(name, pair),)
+
+
+def _add(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    pair = given["x"][0], given["y"][0]
+    rope = lifted_attention.rotated(name, pair)
+    if rope is not None:
+        return (rope,)
+    updated = lifted_attention.one_hot_update(walk, name, pair)
+    return (updated,) if updated is not None else (Sum(name, pair),)
+
+
+def _silu(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    return (Silu(name, given["x"][0]),)
+
+
+def _split(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    sizes = whole_numbers(given["split_sizes"][0])
+    axis = whole_numbers(given["axis"][0])
+    if sizes is None or axis != (-1,):
+        return None
+    ends = np.cumsum(sizes).tolist()
+    return tuple(
+        Columns(str(output.name), given["x"][0], stop - size, stop)
+        for output, size, stop in zip(operation.outputs, sizes, ends, strict=True)
+    )
+
+
+def _slice(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    source = given["x"][0]
+    begin, end = (whole_numbers(given[key][0]) for key in ("begin", "end"))
+    free = [whole_numbers(given[key][0]) for key in ("begin_mask", "end_mask")]
+    if begin == (0, -1, 0) and free == [(1, 0, 1), (1, 1, 1)]:
+        return (Last(name, source),)
+    whole = free[0] is not None and all(free[0]) and free[1] is not None and all(free[1][:-1])
+    if end is None or not whole:
+        return None
+    if isinstance(source, Attention):  # the columns behind are padding
+        return (source,)
+    return (Columns(name, source, 0, end[-1]),)
+
+
+def _concat(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    return lifted_attention.joined(name, given["values"])
+
+
+def _pad(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    """Zeros at the end of a head's columns change no product of queries and keys."""
+    widths, filled = whole_numbers(given["pad"][0]), given["constant_val"][0]
+    zero = isinstance(filled, Constant) and not np.any(filled.array)
+    return given["x"][:1] if widths is not None and not any(widths[:-1]) and zero else None
+
+
+def _read_state(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    source = given["input"][0]
+    return (walk.states.get(source.name, source),)
+
+
+def _write_state(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    state, data = given["input"][0], given["data"][0]
+    if isinstance(data, Updated):
+        data = Updated(data.name, data.old, data.new, data.rows, state.name)
+    walk.states[state.name] = data
+    return ()
+
+
+def _slice_update(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    return lifted_attention.slice_update(walk, name, given)
+
+
+def _attention(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    return lifted_attention.fused(walk, name, given)
+
+
+def _matmul(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    return lifted_attention.mixed(walk, name, given)
+
+
+HANDLERS: Final[Mapping[str, Callable[[Walk, str, Given, Any], Made]]] = {
+    "cast": _passed,
+    "reshape": _passed,
+    "transpose": _transpose,
+    "shape": _shape,
+    "gather": _gather,
+    "linear": _linear,
+    "quantize": _quantize,
+    "dequantize": _dequantize,
+    "mul": _mul,
+    "add": _add,
+    "silu": _silu,
+    "split": _split,
+    "slice_by_index": _slice,
+    "concat": _concat,
+    "pad": _pad,
+    "read_state": _read_state,
+    "write_state": _write_state,
+    "slice_update": _slice_update,
+    "scaled_dot_product_attention": _attention,
+    "matmul": _matmul,
+}

@@ -1,0 +1,345 @@
+"""Lifts the graph of an XNNPACK delegate, as `exporters.executorch.xnnpack_graph` writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from exporters.executorch import xnnpack_graph
+from exporters.executorch.blobs import WIDE
+from exporters.executorch.flatbuffer import Record
+from exporters.executorch.lifted_values import (
+    Files,
+    Grouped,
+    Part,
+    Rounded,
+    TableRows,
+    operands,
+)
+from exporters.executorch.pte_file import is_weight
+from exporters.lifted import (
+    Array,
+    Columns,
+    Constant,
+    Embedding,
+    Last,
+    Linear,
+    Norm,
+    Product,
+    Rope,
+    Silu,
+    StoredFormat,
+    StoredWeight,
+    Sum,
+    Unknown,
+    Value,
+)
+
+_INPUT, _OUTPUT = 1, 2
+_FLOATS: Final[Mapping[int, tuple[str, type]]] = {
+    xnnpack_graph.FP32: ("fp32", np.float32),
+    xnnpack_graph.FP16: ("fp16", np.float16),
+}
+_BITS: Final = {xnnpack_graph.QCINT8: 8, xnnpack_graph.QCINT4: 4, xnnpack_graph.QBINT4: 4}
+
+
+class Delegate:
+    """One run of a delegate.
+
+    Args:
+        graph: its graph.
+        files: reads its constants.
+        name: where it stands, in words.
+    """
+
+    def __init__(self, graph: Record, files: Files, name: str) -> None:
+        self.graph, self.files, self.name = graph, files, name
+        self.values: dict[int, Value] = {}
+        self.dims: dict[int, tuple[int, ...]] = {}
+        self.datatypes: dict[int, int] = {}
+
+    def run(self, inputs: Sequence[Value]) -> list[Value]:
+        """Lifts the graph for what its inputs are; returns its outputs in their order."""
+        outputs: dict[int, int] = {}
+        for row in self.graph["xvalues"]:
+            value, quantization = row["xvalue_union"], None
+            if value.table == "XNNQuantizedTensorValue":
+                value, quantization = value["tensor_value"], value["quant_params"]
+            number = value["id_out"]
+            self.dims[number] = tuple(value["dims"])
+            self.datatypes[number] = value["datatype"]
+            if value["constant_buffer_idx"]:
+                self.values[number] = self._constant(number, value, quantization)
+            elif value["flags"] & _INPUT:
+                self.values[number] = inputs[value["external_id"]]
+            elif value["flags"] & _OUTPUT:
+                outputs[value["external_id"]] = number
+        for row in self.graph["xnodes"]:
+            node = row["xnode_union"]
+            result = node["output_id"]
+            handler = _HANDLERS.get(node.table)
+            made = None if handler is None else handler(self, node)
+            if made is None:
+                made = Unknown(self.label(result), node.table, self._given(node))
+            self.values[result] = made
+        return [self.values[outputs[place]] for place in sorted(outputs)]
+
+    def label(self, number: int) -> str:
+        """A value's name in messages."""
+        return f"{self.name}, value {number}"
+
+    def value(self, number: int) -> Value:
+        """A value by its number."""
+        return self.values.get(number, Unknown(self.label(number), "absent"))
+
+    def _given(self, node: Record) -> tuple[Value, ...]:
+        names = ("input_id", "input1_id", "input2_id", "filter_id")
+        return tuple(self.value(node[name]) for name in names if name in node.fields)
+
+    def _constant(self, number: int, value: Record, quantization: Record | None) -> Value:
+        data = self.graph["constant_data"]
+        key = data[value["constant_buffer_idx"]]["named_key"]
+        datatype, dims = value["datatype"], self.dims[number]
+        name, _, part = key.partition(" ")
+        if quantization is not None:
+            scale_key = data[quantization["scale_buffer_idx"]]["named_key"]
+            if not is_weight(key) or scale_key != key.replace("codes", "scale"):
+                return Unknown(key, "a weight with the scales of another")
+            groups = quantization["num_scales"] // dims[0]
+            format = StoredFormat("int", _BITS.get(datatype, 0), groups)
+            group = part.partition(" ")[2]
+            weight = StoredWeight(name, format)
+            return Part(key, weight, int(group) if group.isdecimal() else None)
+        if datatype not in _FLOATS:
+            return Unknown(key, "a constant of another dtype")
+        kind, dtype = _FLOATS[datatype]
+        if key == name or part == WIDE:
+            weight = StoredWeight(name, StoredFormat("bf16" if part == WIDE else kind))
+            vector = self._array(key, dtype, dims).astype(np.float32) if len(dims) == 1 else None
+            if is_weight(key):
+                return Part(key, weight, values=vector)
+        return Constant(key, self._array(key, dtype, dims))
+
+    def _array(self, key: str, dtype: type, dims: tuple[int, ...]) -> Array:
+        return self.files.array(self.files.named[key], dtype, dims)
+
+
+def _convert(run: Delegate, node: Record) -> Value | None:
+    source = run.value(node["input_id"])
+    to = run.datatypes[node["output_id"]]
+    if to == xnnpack_graph.QDINT8:
+        return Rounded(run.label(node["output_id"]), source)
+    if isinstance(source, Part):
+        return source
+    return source if to == xnnpack_graph.FP32 else None
+
+
+def _reshape(run: Delegate, node: Record) -> Value | None:
+    return run.value(node["input_id"])
+
+
+def _columns(run: Delegate, node: Record) -> Value | None:
+    *others, start = node["offsets"]
+    *wholes, size = node["sizes"]
+    if any(others) or any(wholes):
+        return None
+    name = run.label(node["output_id"])
+    return Columns(name, run.value(node["input_id"]), start, start + size)
+
+
+def _product(run: Delegate, node: Record) -> Value | None:
+    name, source = run.label(node["output_id"]), run.value(node["input1_id"])
+    filter = run.value(node["filter_id"])
+    if isinstance(filter, Constant):
+        return _by_constant(name, source, filter)
+    if not isinstance(filter, Part):
+        return None
+    if isinstance(source, Rounded):
+        return Linear(name, source.source, filter.weight, "int8-token")
+    if filter.group is None:
+        return Linear(name, source, filter.weight, "float32")
+    size = run.dims[node["filter_id"]][1]
+    begin = filter.group * size
+    if not isinstance(source, Columns) or (source.start, source.stop) != (begin, begin + size):
+        return None
+    width = run.dims[_columns_of(run, node["input1_id"])][-1]
+    weight = StoredWeight(
+        filter.weight.name, StoredFormat("int", filter.weight.format.bits, width // size)
+    )
+    return _whole(Grouped(name, source.source, weight, size, (filter.group,)))
+
+
+def _columns_of(run: Delegate, number: int) -> int:
+    """The number of the value of which another is a slice."""
+    for row in run.graph["xnodes"]:
+        node = row["xnode_union"]
+        if node.table == "XNNStaticSlice" and node["output_id"] == number:
+            return int(node["input_id"])
+    return number
+
+
+def _by_constant(name: str, source: Value, filter: Constant) -> Value | None:
+    """A mean, columns that are selected, or a product with values of such columns."""
+    values, key = filter.array, filter.name
+    if values.shape[0] == 1 and np.all(values == np.float32(1 / values.shape[1])):
+        return Unknown(name, "mean", (source,))
+    if key.startswith("float columns of "):
+        places = values.argmax(1)
+        chosen = np.zeros_like(values)
+        chosen[np.arange(len(places)), places] = 1
+        if np.array_equal(chosen, values):
+            return Unknown(name, "chosen", (source, Constant(key, places)))
+    if key.startswith("float values of "):
+        weight = Constant(key.removeprefix("float values of "), values)
+        return Unknown(name, "exact", (source, weight))
+    return None
+
+
+def _add(run: Delegate, node: Record) -> Value | None:
+    name = run.label(node["output_id"])
+    first, second = run.value(node["input1_id"]), run.value(node["input2_id"])
+    if isinstance(first, Grouped) and isinstance(second, Grouped):
+        same = (first.source, first.weight) == (second.source, second.weight)
+        groups = first.groups + second.groups
+        return (
+            _whole(Grouped(name, first.source, first.weight, first.size, groups)) if same else None
+        )
+    return _parted(name, first, second) or Sum(name, (first, second))
+
+
+def _whole(part: Grouped) -> Value:
+    """The product with a whole weight, when all of its groups are there."""
+    if sorted(part.groups) != list(range(part.weight.format.groups)):
+        return part
+    return Linear(part.name, part.source, part.weight, "float32")
+
+
+def _parted(name: str, rounded: Value, added: Value) -> Value | None:
+    """A product of which some columns are multiplied apart."""
+    exact = operands(added, "exact")
+    if not isinstance(rounded, Linear) or exact is None:
+        return None
+    chosen, rest = operands(exact[0], "chosen"), rounded.source
+    if chosen is None or not isinstance(rest, Product):
+        return None
+    source, columns = chosen
+    mask = rest.factors[1]
+    if not isinstance(mask, Constant) or not isinstance(columns, Constant):
+        return None
+    kept = tuple(map(int, columns.array))
+    whole = tuple(map(int, np.flatnonzero(mask.array == 0))) == kept
+    own = exact[1].name == rounded.weight.name and rest.factors[0] is source
+    if not (whole and own and set(mask.array.ravel().tolist()) <= {0.0, 1.0}):
+        return None
+    return Linear(name, source, rounded.weight, rounded.precision, kept)
+
+
+def _multiply(run: Delegate, node: Record) -> Value | None:
+    name = run.label(node["output_id"])
+    pair = run.value(node["input1_id"]), run.value(node["input2_id"])
+    for one, other in (pair, pair[::-1]):
+        sigmoid = operands(other, "XNNSigmoid")
+        if sigmoid is not None and sigmoid[0] is one:
+            return Silu(name, one)
+        if isinstance(other, Part) and other.values is not None:
+            norm = _norm(name, one, other)
+            if norm is not None:
+                return norm
+    return Product(name, pair)
+
+
+def _norm(name: str, scaled: Value, weight: Part) -> Norm | None:
+    """``x * rsqrt(mean(x * x) + epsilon) * weight``; None for another product."""
+    if not isinstance(scaled, Product) or weight.values is None:
+        return None
+    x, root = scaled.factors
+    spread = operands(root, "XNNReciprocalSquareRoot")
+    if spread is None or not isinstance(spread[0], Sum):
+        return None
+    mean, small = operands(spread[0].terms[0], "mean"), spread[0].terms[1]
+    if mean is None or not isinstance(small, Constant) or small.array.size != 1:
+        return None
+    square = mean[0]
+    if not isinstance(square, Product) or any(factor is not x for factor in square.factors):
+        return None
+    epsilon = float(small.array.ravel()[0])
+    return Norm(name, x, weight.weight, weight.values, epsilon)
+
+
+def _subtract(run: Delegate, node: Record) -> Value | None:
+    pair = run.value(node["input1_id"]), run.value(node["input2_id"])
+    return Unknown(run.label(node["output_id"]), "difference", pair)
+
+
+def _concatenate(run: Delegate, node: Record) -> Value | None:
+    name = run.label(node["output_id"])
+    count = int(node.table.removeprefix("XNNConcatenate"))
+    parts = [run.value(node[f"input{i + 1}_id"]) for i in range(count)]
+    if node["axis"] != len(run.dims[node["output_id"]]) - 1:
+        return None
+    if count == 2 and all(isinstance(part, Columns) for part in parts):
+        return _exchanged(parts[0], parts[1])
+    return _rotated(name, parts)
+
+
+def _exchanged(first: Value, second: Value) -> Value | None:
+    """Columns of an embedding whose pairs its kernel returns exchanged."""
+    if not (isinstance(first, Columns) and isinstance(second, Columns)):
+        return None
+    turned = (first.start, first.stop, second.start, second.stop) == (1, 2, 0, 1)
+    if not turned or first.source is not second.source:
+        return None
+    source = first.source
+    inner = operands(source.source if isinstance(source, Last) else source, "exchanged pairs")
+    if inner is None or not isinstance(inner[0], Embedding):
+        return None
+    return Last(source.name, inner[0]) if isinstance(source, Last) else inner[0]
+
+
+def _rotated(name: str, parts: Sequence[Value]) -> Value | None:
+    """``[first * cos - second * sin, second * cos + first * sin]``, and columns behind them."""
+    low, high = operands(parts[0], "difference"), parts[1]
+    if low is None or not isinstance(high, Sum):
+        return None
+    terms = [_by_rows(term) for term in (*low, *high.terms)]
+    if any(term is None for term in terms):
+        return None
+    (a, cos), (b, sin), (c, cos_again), (d, sin_again) = (term for term in terms if term)
+    if not (isinstance(a, Columns) and isinstance(b, Columns) and a.source is b.source):
+        return None
+    half = cos.table.shape[1]
+    same = _same(a, d) and _same(b, c) and cos is cos_again and sin is sin_again
+    halves = (a.start, a.stop, b.start, b.stop) == (0, half, half, 2 * half)
+    if not same or not halves or cos.rows != sin.rows:
+        return None
+    for rest in parts[2:]:
+        if not isinstance(rest, Columns) or rest.source is not a.source:
+            return None
+        if rest.start != 2 * half:
+            return None
+    return Rope(name, a.source, cos.table, sin.table, cos.rows)
+
+
+def _same(one: Value, other: Value) -> bool:
+    return one is other
+
+
+def _by_rows(term: Value) -> tuple[Value, TableRows] | None:
+    if not isinstance(term, Product) or not isinstance(term.factors[1], TableRows):
+        return None
+    return term.factors[0], term.factors[1]
+
+
+_HANDLERS: Final[Mapping[str, Callable[[Delegate, Any], Value | None]]] = {
+    "XNNConvert": _convert,
+    "XNNStaticReshape": _reshape,
+    "XNNStaticSlice": _columns,
+    "XNNFullyConnected": _product,
+    "XNNAdd": _add,
+    "XNNMultiply": _multiply,
+    "XNNSubtract": _subtract,
+    "XNNConcatenate2": _concatenate,
+    "XNNConcatenate3": _concatenate,
+}

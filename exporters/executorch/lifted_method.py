@@ -1,0 +1,383 @@
+"""Lifts a method of a .pte: its delegates, and the kernels between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from exporters.errors import ExportError
+from exporters.executorch.blobs import WIDE
+from exporters.executorch.flatbuffer import Record
+from exporters.executorch.lifted_graph import Delegate
+from exporters.executorch.lifted_values import (
+    NUMBERS,
+    Files,
+    Held,
+    Table,
+    TableRows,
+    Updated,
+    numbers,
+)
+from exporters.executorch.method import BACKEND, SCALAR_TYPES
+from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE, is_weight
+from exporters.lifted import (
+    NO_NEW_ROWS,
+    Array,
+    Attention,
+    Cache,
+    Constant,
+    Embedding,
+    EntryPoint,
+    Last,
+    Numbers,
+    StoredFormat,
+    StoredWeight,
+    Tokens,
+    Unknown,
+    Value,
+    are_numbers,
+    at,
+    probes_of,
+)
+
+_LAST_INDEX: Final = 2**63 - 1
+_SCALARS: Final = {"Int": "int_val", "Bool": "bool_val", "Double": "double_val"}
+_FLOATS: Final = {
+    SCALAR_TYPES["float32"][0]: "fp32",
+    SCALAR_TYPES["float16"][0]: "fp16",
+    SCALAR_TYPES["bfloat16"][0]: "bf16",
+}
+_ROUND: Final = "rounded to 8 bits"
+_EMBEDDING: Final = "quantized_decomposed::embedding_"
+
+
+class Method:
+    """One method being lifted.
+
+    Args:
+        plan: its ``ExecutionPlan``.
+        files: reads the program's constants.
+        context: the declared context, tokens.
+    """
+
+    def __init__(self, plan: Record, files: Files, context: int) -> None:
+        self.plan, self.files, self.name = plan, files, str(plan["name"])
+        self.records = [row["val"] for row in plan["values"]]
+        self.limit = int(self.records[plan["inputs"][0]]["sizes"][1])
+        self.probes = probes_of(context, tuple(dict.fromkeys((1, self.limit))))
+        self.values: dict[int, Value] = {}
+        self.caches: dict[int, Updated] = {}
+        self.seen: dict[tuple[int, ...], tuple[Array, ...]] = {}
+        self.outside: list[str] = []
+        self.delegates = 0
+
+    def lift(self) -> EntryPoint:
+        """Goes through the calls in order.
+
+        Raises:
+            ExportError: the method has branches, which the lowering never emits.
+        """
+        tokens, position = self.plan["inputs"]
+        self.values[tokens] = Tokens("tokens")
+        starts = tuple(np.array([probe.start], np.int64) for probe in self.probes)
+        self.values[position] = Numbers("position", starts)
+        for row in self.plan["chains"][0]["instructions"]:
+            call = row["instr_args"]
+            if call.table == "DelegateCall":
+                self._delegate(call)
+            elif call.table == "KernelCall":
+                operator = self.plan["operators"][call["op_index"]]
+                self._kernel(str(operator["name"]), list(call["args"]))
+            else:
+                raise ExportError(f"{self.files.pte.file}: {self.name} has a {call.table}")
+        logits = self.value(self.plan["outputs"][0])
+        return EntryPoint(self.name, logits, self.probes, tuple(self.outside))
+
+    def value(self, index: int) -> Value:
+        """A value by its number; constants are read when they are first asked for."""
+        if index not in self.values:
+            self.values[index] = self._given(index)
+        return self.values[index]
+
+    def _given(self, index: int) -> Value:
+        record, name = self.records[index], f"{self.name}, value {index}"
+        if record.table in _SCALARS:
+            return Constant(name, np.asarray(record[_SCALARS[record.table]]))
+        if record.table != "Tensor":
+            return Unknown(name, record.table)
+        extra = record["extra_tensor_info"]
+        key = str(extra["fully_qualified_name"] or "") if extra else ""
+        if is_weight(key):
+            return Table(key, key, record["scalar_type"], tuple(record["sizes"]))
+        if record["data_buffer_idx"]:
+            array = self.files.constant(record)
+            return Unknown(key, "constant") if array is None else Constant(key, array)
+        sizes = record["sizes"]
+        if len(sizes) == 4:
+            at = record["allocation_info"]
+            offset = (at["memory_offset_high"] << 32 | at["memory_offset_low"]) if at else index
+            return Held(f"cache at byte {offset} of the arena", sizes[1])
+        return Unknown(name, "tensor without content")
+
+    def sizes(self, index: int) -> tuple[int, ...]:
+        """A tensor's largest shape."""
+        record = self.records[index]
+        return tuple(record["sizes"]) if record.table == "Tensor" else ()
+
+    def _delegate(self, call: Record) -> None:
+        delegate = self.plan["delegates"][call["delegate_index"]]
+        number, arguments = call["delegate_index"], list(call["args"])
+        graph = None
+        if delegate["id"] == BACKEND:
+            graph = self.files.pte.delegates.get(delegate["processed"]["index"])
+        self.delegates += 1
+        if graph is None:
+            self.outside.append(f"the delegate {number} of the backend {delegate['id']}")
+            return
+        inputs = len(graph["input_ids"])
+        name = f"{self.name}, delegate {number}"
+        given = [self.value(index) for index in arguments[:inputs]]
+        found = Delegate(graph, self.files, name).run(given)
+        for index, value in zip(arguments[inputs:], found, strict=True):
+            self.values[index] = value
+
+    def _kernel(self, kernel: str, arguments: list[int]) -> None:
+        handler = _KERNELS.get(kernel)
+        if handler is not None and handler(self, kernel, arguments):
+            return
+        if kernel in NUMBERS:
+            result = arguments[-1]
+            count = _OPERANDS[kernel]
+            given = tuple(self.value(index) for index in arguments[:count])
+            if are_numbers(given):
+                made = numbers(f"{self.name}, value {result}", kernel, given, len(self.probes))
+                self.values[result] = made
+                return
+        if handler is None and kernel not in NUMBERS:
+            self.outside.append(f"{kernel} outside of the delegates")
+        self.values[arguments[-1]] = Unknown(
+            f"{self.name}, value {arguments[-1]}",
+            kernel,
+            tuple(self.value(index) for index in arguments[:-1] if index in self.values),
+        )
+
+
+_OPERANDS: Final = {
+    "executorch_prim::add": 2,
+    "executorch_prim::sub": 2,
+    "executorch_prim::sym_max": 2,
+    "aten::sub": 3,
+    "aten::ge": 2,
+    "aten::lt": 2,
+    "aten::logical_and": 2,
+    "aten::where": 3,
+    "aten::_local_scalar_dense": 1,
+    "aten::slice_copy": 5,
+}
+
+
+def _count(method: Method, kernel: str, arguments: list[int]) -> bool:
+    tokens, axis, result = arguments[:3]
+    if not isinstance(method.value(tokens), Tokens) or at(method.value(axis), 0) != 1:
+        return False
+    counts = tuple(np.asarray(probe.count) for probe in method.probes)
+    method.values[result] = Numbers("tokens of a call", counts)
+    return True
+
+
+def _slice(method: Method, kernel: str, arguments: list[int]) -> bool:
+    source, result = method.value(arguments[0]), arguments[-1]
+    bounds = tuple(method.value(index) for index in arguments[1:5])
+    if not are_numbers(bounds):
+        return False
+    name, steps = f"{method.name}, value {result}", range(len(method.probes))
+    axis, step = int(at(bounds[0], 0)), int(at(bounds[3], 0))
+    spans = [(int(at(bounds[1], i)), int(at(bounds[2], i))) for i in steps]
+    if isinstance(source, Updated) and (axis, step) == (1, 1):
+        first = tuple(span[0] for span in spans)
+        tokens = tuple(end - start for start, end in spans)
+        method.values[result] = Updated(name, source.old, source.new, source.rows, first, tokens)
+        return True
+    if isinstance(source, Constant) and source.name.startswith("rope_"):
+        if (axis, step) != (0, 1):
+            return False
+        rows = tuple(tuple(range(*span)) for span in spans)
+        method.values[result] = TableRows(name, source.array, rows)
+        return True
+    if isinstance(source, Constant | Numbers):
+        return False
+    if (axis, step) == (1, 1) and all(span == (-1, _LAST_INDEX) for span in spans):
+        method.values[result] = Last(name, source)
+        return True
+    return False
+
+
+def _lookup(method: Method, kernel: str, arguments: list[int]) -> bool:
+    """Rows of an integer table."""
+    codes, scale, tokens = (method.value(arguments[index]) for index in (0, 1, 5))
+    if not (isinstance(codes, Table) and isinstance(scale, Table) and isinstance(tokens, Tokens)):
+        return False
+    name, _, part = codes.key.partition(" ")
+    scale_of, _, scale_part = scale.key.partition(" ")
+    if scale_of != name or scale_part not in (ROW_SCALE, WIDE_ROW_SCALE):
+        return False
+    bits = 4 if kernel.endswith("4bit") else 8
+    groups = scale.shape[1] if len(scale.shape) > 1 else 1
+    weight = StoredWeight(name, StoredFormat("int", bits, groups))
+    found: Value = Embedding(f"{method.name}, value {arguments[-1]}", weight)
+    if part == HEAD_ROWS and bits == 4:
+        found = Unknown(found.name, "exchanged pairs", (found,))
+    elif part not in (ROWS, HEAD_ROWS):
+        return False
+    method.values[arguments[-1]] = found
+    return True
+
+
+def _rows(method: Method, kernel: str, arguments: list[int]) -> bool:
+    """Rows of a float table."""
+    table, tokens = method.value(arguments[0]), method.value(arguments[1])
+    if not isinstance(table, Table) or not isinstance(tokens, Tokens):
+        return False
+    name, _, part = table.key.partition(" ")
+    kind = "bf16" if part == WIDE else _FLOATS.get(table.scalar_type, "")
+    weight = StoredWeight(name, StoredFormat(kind))
+    method.values[arguments[-1]] = Embedding(f"{method.name}, value {arguments[-1]}", weight)
+    return True
+
+
+def _update(method: Method, kernel: str, arguments: list[int]) -> bool:
+    new, cache, start = (method.value(index) for index in arguments[:3])
+    if not isinstance(start, Numbers):
+        return False
+    old = cache.old if isinstance(cache, Updated) else cache
+    if not isinstance(old, Held):
+        return False
+    starts = [int(array) for array in start.arrays]
+    rows = tuple(
+        tuple(range(first, first + probe.count))
+        for first, probe in zip(starts, method.probes, strict=True)
+    )
+    # The rounded parts of int8 keys or values are three tensors with three caches.
+    source = new.operands[0] if isinstance(new, Unknown) and new.kind == _ROUND else new
+    none = tuple(0 for _ in method.probes)
+    ends = tuple(row[-1] + 1 for row in rows)
+    method.values[arguments[1]] = Updated(old.name, old, source, rows, none, ends)
+    return True
+
+
+def _attention(method: Method, kernel: str, arguments: list[int]) -> bool:
+    name = f"{method.name}, value {arguments[-1]}"
+    query, keys, values, start, mask, _, causal, scale = (
+        method.value(index) for index in arguments[:8]
+    )
+    if isinstance(query, Unknown) and query.kind == _ROUND:
+        query = query.operands[0]
+    if not (isinstance(keys, Updated) and isinstance(values, Updated)):
+        method.values[arguments[-1]] = Unknown(name, NO_NEW_ROWS, (query, keys, values))
+        return True
+    if not (isinstance(start, Numbers) and isinstance(scale, Constant)):
+        return False
+    # Where keys and values are slices of their caches, both must begin at the same token.
+    if keys.first != values.first:
+        return False
+    visible = _visible(method, keys, start, mask, bool(at(causal, 0)))
+    if visible is None:
+        return False
+    of_query, of_key = method.sizes(arguments[0]), method.sizes(arguments[1])
+    if len(of_query) != 4 or len(of_key) != 4:
+        return False
+    heads = of_query[2], of_key[2], of_query[3]
+    caches = [
+        Cache(each.old.name, each.old.name, each.old.length, each.rows) for each in (keys, values)
+    ]
+    method.values[arguments[-1]] = Attention(
+        name,
+        query,
+        keys.new,
+        values.new,
+        heads,
+        float(scale.array),
+        caches[0],
+        caches[1],
+        visible,
+    )
+    return True
+
+
+def _visible(
+    method: Method, keys: Updated, start: Numbers, mask: Value, causal: bool
+) -> tuple[Array, ...] | None:
+    """Which tokens of the whole cache each new token sees, for each probe."""
+    key = id(start), id(mask), int(causal), *keys.first
+    if key in method.seen:
+        return method.seen[key]
+    found = []
+    for i, probe in enumerate(method.probes):
+        first, own = keys.first[i], int(at(start, i))
+        seen = np.zeros((probe.count, probe.start + probe.count), bool)
+        width = max(0, seen.shape[1] - first)
+        places = np.arange(width)[None]
+        if isinstance(mask, Numbers):
+            shown = at(mask, i) > -1.0
+            if causal or shown.shape[0] != probe.count or shown.shape[1] < width:
+                return None
+            seen[:, first:] = shown[:, :width]
+        elif causal:
+            seen[:, first:] = places <= own + np.arange(probe.count)[:, None]
+        else:
+            seen[:, first:] = True
+        found.append(seen)
+    method.seen[key] = tuple(found)
+    return method.seen[key]
+
+
+def _choose(method: Method, kernel: str, arguments: list[int]) -> bool:
+    """The steps and zero points of int8 caches: part of the rounding of a value."""
+    source, scale, zero_point = (arguments[index] for index in (0, 2, 3))
+    for result in (scale, zero_point):
+        name = f"{method.name}, value {result}"
+        method.values[result] = Unknown(name, _ROUND, (method.value(source),))
+    return True
+
+
+def _quantize(method: Method, kernel: str, arguments: list[int]) -> bool:
+    name, source = f"{method.name}, value {arguments[-1]}", method.value(arguments[0])
+    scale = method.value(arguments[1])
+    if not (isinstance(scale, Unknown) and scale.kind == _ROUND and scale.operands[0] is source):
+        return False
+    method.values[arguments[-1]] = Unknown(name, _ROUND, (source,))
+    return True
+
+
+def _copy(method: Method, kernel: str, arguments: list[int]) -> bool:
+    method.values[arguments[-1]] = method.value(arguments[0])
+    return True
+
+
+_KERNELS: Final[Mapping[str, Callable[[Method, str, list[int]], bool]]] = {
+    "aten::sym_size": _count,
+    "aten::slice_copy": _slice,
+    "aten::embedding": _rows,
+    f"{_EMBEDDING}4bit": _lookup,
+    f"{_EMBEDDING}byte": _lookup,
+    "llama::update_cache": _update,
+    "llama::custom_sdpa": _attention,
+    "llama::custom_quantized_sdpa": _attention,
+    "quantized_decomposed::choose_qparams_per_token_asymmetric": _choose,
+    "quantized_decomposed::quantize_per_token": _quantize,
+    "aten::_to_copy": _copy,
+}
+
+
+def stated_by(plans: list[Any]) -> dict[str, tuple[int, ...]]:
+    """What methods without inputs return, by their names."""
+    found = {}
+    for plan in plans:
+        if plan["inputs"]:
+            continue
+        values = [plan["values"][index]["val"] for index in plan["outputs"]]
+        if all(value.table in _SCALARS for value in values):
+            found[str(plan["name"])] = tuple(int(value[_SCALARS[value.table]]) for value in values)
+    return found

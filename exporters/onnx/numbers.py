@@ -1,0 +1,54 @@
+"""ONNX operators on whole numbers, computed with NumPy: positions and lengths of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any, Final
+
+import numpy as np
+
+from exporters.lifted import Array
+
+Attributes = Mapping[str, Any]
+
+
+def _axes(given: Sequence[Array]) -> tuple[int, ...] | None:
+    return tuple(map(int, given[1].ravel())) if len(given) > 1 else None
+
+
+def _cast(given: Sequence[Array], attributes: Attributes) -> Array:
+    from onnx import helper
+
+    return given[0].astype(helper.tensor_dtype_to_np_dtype(attributes["to"]))
+
+
+def _unsqueeze(given: Sequence[Array], attributes: Attributes) -> Array:
+    return np.expand_dims(given[0], _axes(given) or ())
+
+
+def _reduce_sum(given: Sequence[Array], attributes: Attributes) -> Array:
+    kept = bool(attributes.get("keepdims", 1))
+    return np.asarray(given[0].sum(axis=_axes(given), keepdims=kept))
+
+
+def _concat(given: Sequence[Array], attributes: Attributes) -> Array:
+    return np.concatenate(list(given), axis=attributes["axis"])
+
+
+NUMBERS: Final[Mapping[str, Callable[[Sequence[Array], Attributes], Array]]] = {
+    "Add": lambda given, _: np.add(given[0], given[1]),
+    "Sub": lambda given, _: np.subtract(given[0], given[1]),
+    "Mul": lambda given, _: np.multiply(given[0], given[1]),
+    "Max": lambda given, _: reduce(np.maximum, given),
+    "Min": lambda given, _: reduce(np.minimum, given),
+    "Cast": _cast,
+    "Gather": lambda given, attributes: np.take(given[0], given[1], attributes.get("axis", 0)),
+    "Shape": lambda given, _: np.array(given[0].shape, np.int64),
+    "Range": lambda given, _: np.arange(*map(int, given[:3])),
+    "Reshape": lambda given, _: given[0].reshape(given[1]),
+    "Unsqueeze": _unsqueeze,
+    "ReduceSum": _reduce_sum,
+    "Concat": _concat,
+}
+"""By operator: what it makes of its operands' arrays and its attributes."""
