@@ -33,6 +33,8 @@ from edgeforge.verification.metrics import (
     Scored,
 )
 
+_WORST = 3
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -46,6 +48,7 @@ class Comparison:
         intervals: of the means; None where there are too few blocks.
         not_finite: of those of ``float``, ``quantized`` and ``artifact`` that gave NaN or infinity.
         sums: what the intervals were drawn from; None where there are none.
+        worst: the tokens at which ARTIFACT is furthest from QUANTIZED, a phrase each.
     """
 
     perplexity: dict[str, Perplexity]
@@ -54,7 +57,8 @@ class Comparison:
     total: Divergence
     intervals: Intervals | None
     not_finite: dict[str, NotFinite]
-    sums: BlockSums | None
+    sums: BlockSums | None = None
+    worst: tuple[str, ...] = ()
 
 
 class _References:
@@ -82,11 +86,14 @@ class _Artifact:
         self.sums = TokenSums()
         self.perplexity, self.finite = PerplexityMeter(), FiniteMeter()
         self.lowering, self.total = DivergenceMeter(), DivergenceMeter()
+        self._worst: list[tuple[float, int, int]] = []
 
     def add(self, block: Tensor, logits: dict[str, Scored], own: Scored) -> None:
         losses = self.perplexity.add(own, block[1:])
         self.finite.add(own)
         lowering = self.lowering.add(logits["quantized"], own)
+        at = int(lowering[:, 0].argmax())
+        self._worst.append((float(lowering[at, 0]), self.sums.blocks, at))
         total = self.total.add(logits["float"], own)
         self.sums.add(
             len(block),
@@ -107,6 +114,10 @@ class _Artifact:
             intervals=intervals_of(references.sums, self.sums),
             not_finite={name: found for name, found in finite.items() if found is not None},
             sums=block_sums(references.sums, self.sums),
+            worst=tuple(
+                f"token {at} of block {block}"
+                for _, block, at in sorted(self._worst, reverse=True)[:_WORST]
+            ),
         )
 
 
