@@ -174,6 +174,7 @@ class CalibrationRecord:
         length: the number of tokens of each sequence.
         seed: the seed by which the sequences were drawn.
         digest: the SHA-256 of the sequences.
+        chats: how many of the sequences are conversations in the model's own template.
     """
 
     source: str
@@ -181,6 +182,7 @@ class CalibrationRecord:
     length: int
     seed: int
     digest: str
+    chats: int = 0
 
     @classmethod
     def from_json(cls, data: object) -> Self | None:
@@ -190,7 +192,8 @@ class CalibrationRecord:
             return None
         tokens, length = (integer(row, name, minimum=1) for name in ("tokens", "length"))
         seed = integer(row, "seed", minimum=None)
-        return cls(text(row, "source"), tokens, length, seed, text(row, "digest"))
+        chats = integer(row, "chats", minimum=0) if "chats" in row else 0
+        return cls(text(row, "source"), tokens, length, seed, text(row, "digest"), chats)
 
 
 @dataclass(frozen=True)

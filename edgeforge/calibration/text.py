@@ -1,4 +1,8 @@
-"""`Calibration`: the blocks of tokens on which quantizers collect activations."""
+"""`Calibration`: the blocks of tokens on which quantizers collect activations.
+
+The text that ships is documentation. A model with a chat template is asked to talk, so a quarter of
+its sequences are conversations that ship too, written by its own template.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from edgeforge.errors import UsageError
-from edgeforge.model.model import CALIBRATION_TEXT, DEMO, DEMO_FOLDER, HELDOUT, Model
+from edgeforge.chat.template import find_template
+from edgeforge.errors import CheckpointError, UsageError
+from edgeforge.model.model import (
+    CALIBRATION_TEXT,
+    CONVERSATIONS,
+    DEMO,
+    DEMO_FOLDER,
+    HELDOUT,
+    Model,
+)
 from edgeforge.tokenizer import Tokenizer, read_text
 from exporters.manifest_records import CalibrationRecord
 from quant.plans.plan import QuantPlan
@@ -26,6 +38,9 @@ QUICK_PARAMETERS: Final = 1_000_000_000
 """Models with fewer parameters are calibrated by default, on `QUICK_TOKENS` of the text."""
 QUICK_TOKENS: Final = 8192
 WIDE_TOKENS: Final = 32768
+# One of so many sequences is a conversation; templates that tell the date tell this one, for the
+# same sequences on every day.
+_CHAT_SHARE, _CHAT_DATE = 4, "2026-01-31"
 # A text with fewer distinct tokens than this exercises almost nothing of a model.
 _FEW_TOKENS: Final = 16
 
@@ -40,12 +55,14 @@ class CalibrationOptions:
         tokens: how many tokens of the text to use; None for as many as `default_tokens` returns.
         length: tokens of each sequence, at most the context.
         seed: seed of the draw of sequences.
+        chats: whether some sequences of the text that ships may be conversations.
     """
 
     source: str | None = None
     tokens: int | None = None
     length: int = 256
     seed: int = 0
+    chats: bool = True
 
 
 def default_tokens(model: Model) -> int:
@@ -68,7 +85,8 @@ class Calibration:
         seed: seed of the draw.
         digest: SHA-256 of the sequences.
         blocks: the sequences, each with what the tokenizer puts in front of a text; None in a
-            recorded calibration until `drawn` draws them again.
+            recorded calibration until `drawn` draws them again. Conversations come last.
+        chats: how many of the sequences are conversations.
         notes: what a user must know, one sentence each.
     """
 
@@ -78,11 +96,14 @@ class Calibration:
     seed: int
     digest: str
     blocks: tuple[tuple[int, ...], ...] | None = field(repr=False)
+    chats: int = 0
     notes: tuple[str, ...] = ()
 
     def record(self) -> CalibrationRecord:
         """Returns the part that a manifest keeps."""
-        return CalibrationRecord(self.source, self.tokens, self.length, self.seed, self.digest)
+        return CalibrationRecord(
+            self.source, self.tokens, self.length, self.seed, self.digest, self.chats
+        )
 
     @classmethod
     def recorded(cls, record: CalibrationRecord) -> Calibration:
@@ -94,6 +115,7 @@ class Calibration:
             seed=record.seed,
             digest=record.digest,
             blocks=None,
+            chats=record.chats,
         )
 
     def drawn(self, model: Model, context: int) -> Calibration:
@@ -108,7 +130,9 @@ class Calibration:
         """
         if self.blocks is not None:
             return self
-        options = CalibrationOptions(self.source, self.tokens, self.length, self.seed)
+        options = CalibrationOptions(
+            self.source, self.tokens, self.length, self.seed, chats=self.chats > 0
+        )
         again = draw_calibration(model, options, context)
         if again.digest != self.digest:
             raise UsageError(
@@ -181,7 +205,8 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
     """Draws sequences from a text.
 
     The text is cut into consecutive sequences from a random starting point on, and the wanted
-    number of them is drawn at random.
+    number of them is drawn at random. Where the text is the one that ships, up to a quarter of them
+    are conversations instead, if the model has a chat template.
 
     Args:
         model: the opened model, for its tokenizer and vocabulary.
@@ -228,7 +253,14 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
     starts = range(begin, len(text) - step + 1, step)
     blocks = tuple(head + tuple(text[at : at + step]) for at in draw.sample(starts, count))
     distinct = len({token for block in blocks for token in block[len(head) :]})
-    notes = []
+    notes: list[str] = []
+    chats: tuple[tuple[int, ...], ...] = ()
+    if is_demo and options.chats:
+        try:
+            chats = _chats(model, tokenizer, count // _CHAT_SHARE, length)
+        except CheckpointError as error:
+            notes.append(f"{error}; so the model is calibrated on no conversation")
+        blocks = blocks[: count - len(chats)] + chats
     if distinct < _FEW_TOKENS:
         notes.append(
             f"the calibration text {source} has {distinct} distinct "
@@ -242,8 +274,49 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
         seed=options.seed,
         digest=hashlib.sha256(json.dumps(blocks).encode()).hexdigest(),
         blocks=blocks,
+        chats=len(chats),
         notes=tuple(notes),
     )
+
+
+def _chats(
+    model: Model, tokenizer: Tokenizer, most: int, length: int
+) -> tuple[tuple[int, ...], ...]:
+    """Returns sequences of conversations in the model's own template; none if it has no template.
+
+    A sequence begins where a conversation begins. Conversations follow each other until it is
+    full, and what is left of the last one is dropped.
+
+    Args:
+        model: the opened model.
+        tokenizer: its tokenizer.
+        most: how many sequences to return at most.
+        length: tokens of each.
+
+    Raises:
+        CheckpointError: the template cannot write them, or writes tokens the model does not have.
+    """
+    template = find_template(model.checkpoint.tokenizer_files)
+    if template is None:
+        return ()
+    speakers = ("user", "assistant")
+    conversations = [
+        [{"role": speakers[at % 2], "content": content} for at, content in enumerate(turns)]
+        for turns in json.loads(CONVERSATIONS.read_text(encoding="utf-8"))
+    ]
+    found: list[list[int]] = [[]]
+    for text in template.render(conversations, today=_CHAT_DATE):
+        if len(found[-1]) >= length:
+            found.append([])
+        found[-1] += tokenizer.encode(text, special=False)
+    chats = tuple(tuple(each[:length]) for each in found if len(each) >= length)[:most]
+    largest = max((token for each in chats for token in each), default=0)
+    if largest >= model.spec.vocab_size:
+        raise CheckpointError(
+            f"the chat template in {template.source} writes token {largest}, but the model has "
+            f"{model.spec.vocab_size} tokens"
+        )
+    return chats
 
 
 def _refuse_overlap(text: str, source: str) -> None:

@@ -16,6 +16,7 @@ DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 HELDOUT = DEMO_FOLDER / "heldout.txt"
 CALIBRATION_TEXT = DEMO_FOLDER / "calibration.txt"
+CONVERSATIONS = DEMO_FOLDER / "conversations.json"
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def text_for(model: Model, options: CalibrationOptions, context: int) -> Calibra
         "the formats were chosen by their errors on random tokens, because there is no "
         "tokenizer.json: give one with --tokenizer PATH"
     )
-    return Calibration(label, count * length, length, options.seed, "", blocks, (warning,))
+    return Calibration(label, count * length, length, options.seed, "", blocks, notes=(warning,))
 
 
 def mix(

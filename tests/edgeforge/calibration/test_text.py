@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from edgeforge.calibration.text import (
     draw_calibration,
 )
 from edgeforge.errors import CheckpointError, UsageError
-from edgeforge.model.model import CALIBRATION_TEXT, HELDOUT, Model, open_model
+from edgeforge.model.model import CALIBRATION_TEXT, CONVERSATIONS, HELDOUT, Model, open_model
 from edgeforge.synth.synthesise import synthesise
 from edgeforge.tokenizer import Tokenizer
 from quant.plans.recipes import find_recipe
@@ -146,3 +148,52 @@ def test_only_recipes_that_calibrate_take_a_text(demo):
         plan(demo, "int4-gptq"), demo, CalibrationOptions(tokens=64, length=64), 64
     )
     assert drawn is not None and drawn.source == "demo"
+
+
+def with_template(demo: Model, folder: Path, template: str) -> Model:
+    """The demo model with a chat template of its own."""
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": template}), encoding="utf-8")
+    checkpoint = copy(demo.checkpoint)
+    checkpoint.tokenizer_files = {**checkpoint.tokenizer_files, config.name: config}
+    return replace(demo, checkpoint=checkpoint)
+
+
+def test_a_quarter_of_the_sequences_are_conversations_where_the_model_has_a_template(
+    demo, tokenizer, tmp_path
+):
+    model = with_template(
+        demo, tmp_path, "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    )
+    options = CalibrationOptions(tokens=20 * 128, length=128)
+    plain, drawn = (draw_calibration(each, options, 1024) for each in (demo, model))
+    assert (plain.chats, drawn.chats, drawn.tokens) == (0, 5, 2560)
+    assert drawn.blocks[:15] == plain.blocks[:15] and drawn.digest != plain.digest
+    first = json.loads(CONVERSATIONS.read_text(encoding="utf-8"))[0]
+    assert tokenizer.decode(drawn.blocks[15]).lstrip().startswith(f"[user] {first[0]}")
+    assert Calibration.recorded(drawn.record()).drawn(model, 1024) == drawn
+    without = draw_calibration(model, replace(options, chats=False), 1024)
+    assert without == plain
+    assert Calibration.recorded(without.record()).drawn(model, 1024) == without
+    own = replace(options, source=written(tmp_path, CALIBRATION_TEXT.read_text("utf-8")))
+    assert draw_calibration(model, own, 1024).chats == 0
+
+
+def test_a_template_that_cannot_be_used_leaves_the_text_and_a_note(demo, tmp_path):
+    model = with_template(demo, tmp_path, "{{ raise_exception('no') }}")
+    drawn = draw_calibration(model, CalibrationOptions(tokens=1024, length=128), 1024)
+    assert (
+        drawn.chats == 0
+        and drawn.blocks
+        == draw_calibration(demo, CalibrationOptions(tokens=1024, length=128), 1024).blocks
+    )
+    assert len(drawn.notes) == 1 and "no conversation" in drawn.notes[0]
+
+
+def test_the_conversations_are_not_those_of_the_benchmarks():
+    benchmark = Path(__file__).parents[3] / "benchmarks" / "conversations.json"
+    ours, theirs = (
+        {turn for turns in json.loads(file.read_text(encoding="utf-8")) for turn in turns}
+        for file in (CONVERSATIONS, benchmark)
+    )
+    assert len(ours) > 60 and not ours & theirs

@@ -1,0 +1,118 @@
+"""Renders conversations with a chat template, in a process of its own that has bounds.
+
+A template is a program of whoever made the checkpoint. Jinja's sandbox keeps it from the machine,
+but not from running without end or filling the memory. `edgeforge.chat.template` therefore runs
+this file as a program: ``python -P rendering.py PACKAGES BYTES SECONDS``, with a request on stdin.
+PACKAGES is the folder that has Jinja. The answer on stdout is JSON: ``{"texts": [...]}`` or
+``{"refused": "why"}``. It imports nothing of EdgeForge.
+
+The filters, functions and tags are those that transformers gives to templates.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from typing import Any, NoReturn
+
+
+class Refused(Exception):
+    """The template refused the conversation; the message is the template's own."""
+
+
+def main() -> None:
+    """Renders the request on stdin."""
+    packages, memory, seconds = sys.argv[1:]
+    request = json.loads(sys.stdin.buffer.read())
+    _limit(int(memory), int(seconds))
+    sys.path.append(packages)
+    try:
+        answer: dict[str, object] = {"texts": rendered(**request)}
+    except MemoryError:
+        answer = {"refused": f"it takes more than {int(memory) >> 20} MiB of memory"}
+    except RecursionError:
+        answer = {"refused": "it is nested too deep"}
+    except Exception as error:  # whatever a template does is its own error
+        answer = {"refused": f"{type(error).__name__}: {error}"}
+    sys.stdout.buffer.write(json.dumps(answer).encode())
+
+
+def rendered(
+    template: str,
+    conversations: list[list[dict[str, str]]],
+    names: dict[str, Any],
+    today: str | None = None,
+) -> list[str]:
+    """Returns the text of each conversation.
+
+    Args:
+        template: in Jinja.
+        conversations: messages with ``role`` and ``content``.
+        names: what else the template may use, such as ``bos_token``.
+        today: the date that the template is told, such as ``2026-01-31``; None for the real one.
+    """
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """The tag that marks what the assistant says; it changes no text."""
+
+        tags = {"generation"}  # noqa: RUF012 (Jinja declares it as an instance's)
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    now = datetime.now() if today is None else datetime.fromisoformat(today)
+    environment.globals["strftime_now"] = now.strftime
+    compiled = environment.from_string(template)
+    return [
+        compiled.render(messages=messages, tools=None, documents=None, **names)
+        for messages in conversations
+    ]
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as a prompt has it; Jinja's own filter escapes what HTML reserves."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _refuse(message: str) -> NoReturn:
+    raise Refused(message)
+
+
+def _limit(memory: int, seconds: int) -> None:
+    """Bounds this process's private memory, in bytes, and its time on the processor."""
+    import resource
+
+    for kind, limit in (
+        (resource.RLIMIT_DATA, memory),
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (limit if hard < 0 else min(limit, hard), hard))
+
+
+if __name__ == "__main__":
+    main()
