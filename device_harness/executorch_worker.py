@@ -128,9 +128,7 @@ def load_method(runtime: Any, file: str, weights: str, name: str) -> Callable[[A
     return lambda inputs: module.run_method(name, inputs, clone_outputs=False)
 
 
-def _answer(
-    answers: BinaryIO, words: Mapping[str, object], *numbers: np.ndarray[Any, Any]
-) -> None:
+def _answer(answers: BinaryIO, words: Mapping[str, object], *numbers: np.ndarray[Any, Any]) -> None:
     answers.write(json.dumps(words).encode() + b"\n")
     for each in numbers:
         answers.write(np.ascontiguousarray(each, np.float32).data)

@@ -49,9 +49,7 @@ def shown_values(
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
     session = open_session(model.SerializeToString())
     found = session.run(shown, dict(feeds))
-    return {
-        name: [np.asarray(value, np.float32)] for name, value in zip(shown, found, strict=True)
-    }
+    return {name: [np.asarray(value, np.float32)] for name, value in zip(shown, found, strict=True)}
 
 
 def _hides_sum(node: Any) -> bool:
