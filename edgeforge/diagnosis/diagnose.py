@@ -24,7 +24,7 @@ from edgeforge.model.trace import trace
 from edgeforge.reference.walk import Walk, store_reader
 from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.verification.sample import TokenCount, choose_sample
-from edgeforge.verification.verify import references, reopen
+from edgeforge.verification.verify import references, reopen, rounds_activations
 from exporters.manifest import Manifest
 from quant.program.program import Program
 
@@ -66,6 +66,7 @@ class Diagnosis:
         weights: what each matrix costs alone, the dearest first; empty where it was not measured.
         upgrades: what more bits for single matrices would save, the most first.
         outliers: the channels with activations far beyond the others'.
+        rounds_activations: whether the runtime's kernels round activations that QUANTIZED does not.
         unshown: what could not be measured, one sentence each.
         schema_version: of the record.
     """
@@ -80,6 +81,7 @@ class Diagnosis:
     weights: tuple[WeightCost, ...] = ()
     upgrades: tuple[Upgrade, ...] = ()
     outliers: tuple[Outlier, ...] = ()
+    rounds_activations: bool = False
     unshown: tuple[str, ...] = field(default=())
     schema_version: int = DIAGNOSIS_VERSION
 
@@ -158,6 +160,7 @@ def diagnose(folder: Path, options: DiagnoseOptions, progress: Progress = no_pro
         weights=tuple(costs),
         upgrades=tuple(upgrades),
         outliers=tuple(outliers),
+        rounds_activations=rounds_activations(manifest),
         unshown=tuple(unshown),
     )
 
@@ -171,6 +174,11 @@ def advice(diagnosis: Diagnosis) -> list[str]:
             f"compute something else there, which no format mends; `edgeforge verify` says what "
             f"the files hold otherwise"
         )
+        if diagnosis.rounds_activations:
+            found.append(
+                "the runtime rounds activations to 8 bits: where a channel far beyond the others "
+                "enters that layer, export with --activations float"
+            )
     for each in diagnosis.upgrades:
         if each.saves >= 0.02:
             found.append(

@@ -18,9 +18,9 @@ from torch import Tensor
 from edgeforge.diagnosis.points import Point, program_points
 from edgeforge.reference.walk import Values, Walk, block_pool
 
-# A point leaves its reference where its noise is at least so many times the noise at the points
-# before it and at least so large. In sound artifacts of the demo model and of SmolLM2-135M on three
-# targets noise grows at most 9.2 times from one point to the next where it is above the second.
+# A point leaves its reference where its noise is at least so large, and so many times the noise at
+# all points before it. In sound artifacts of the demo model and of SmolLM2-135M on three targets
+# noise above 1e-4 grew at most 3.4 times from one point to the next, and above 1e-3 2.1 times.
 JUMP: Final = 16.0
 LEAST: Final = 1e-3
 
