@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
-from device_harness.session import HostSession, Logits, Tokens, check_tokens
+from device_harness.session import HostSession, Logits, Shown, Tokens, check_tokens
 from exporters.coreml import names
 from exporters.coreml.package import Interface, Package, open_package
 
 if TYPE_CHECKING:
-    from device_harness.coreml_interpreter.finite import FiniteWatch
+    from device_harness.coreml_interpreter.steps import Watch
 
 COMPUTE_UNITS: Final = ("all", "cpu", "cpu-and-gpu", "cpu-and-ne")
 UNKNOWN_TO_INTERPRETER: Final[tuple[str, ...]] = (
@@ -52,7 +52,7 @@ class Runner(Protocol):
         """Makes fresh states, which all functions of the package can share."""
 
     def call(
-        self, function: str, inputs: _Arrays, states: Any, watch: FiniteWatch | None = None
+        self, function: str, inputs: _Arrays, states: Any, watch: Watch | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """Calls a function and returns its outputs by name; it changes the states in place.
 
@@ -135,6 +135,17 @@ class CoremlSession(HostSession):
         self._run(tokens, 0, self._new_caches(), self._verify, watch)
         return watch.origin(self._package)
 
+    def values(self, tokens: Tokens, names: Sequence[str]) -> Shown:
+        """Returns results of operations while a fresh text runs; Apple's runtime shows none."""
+        from device_harness.coreml_interpreter.value_watch import ValueWatch
+
+        check_tokens(tokens, len(tokens), self.vocab_size, self.context)
+        if not self.limits:
+            raise DeviceError("Apple's runtime shows no values between its operations")
+        watch = ValueWatch(names)
+        self._run(tokens, 0, self._new_caches(), self._verify, watch)
+        return {name: arrays for name, arrays in watch.found.items() if arrays}
+
     def close(self) -> None:
         """Releases the package's functions and the caches."""
         super().close()
@@ -152,7 +163,7 @@ class CoremlSession(HostSession):
         position: int,
         caches: _Caches,
         chunked: str | None,
-        watch: FiniteWatch | None = None,
+        watch: Watch | None = None,
     ) -> list[Logits]:
         """Runs whole chunks through one function and the remaining tokens one by one.
 
@@ -176,7 +187,7 @@ class CoremlSession(HostSession):
         tokens: Tokens,
         position: int,
         caches: _Caches,
-        watch: FiniteWatch | None = None,
+        watch: Watch | None = None,
     ) -> Logits:
         inputs: dict[str, npt.NDArray[Any]] = {
             names.TOKENS: tokens.astype(np.int32).reshape(1, -1),
@@ -246,12 +257,13 @@ class InterpretedRunner:
         return self._interpreter.make_states(function)
 
     def call(
-        self, function: str, inputs: _Arrays, states: Any, watch: FiniteWatch | None = None
+        self, function: str, inputs: _Arrays, states: Any, watch: Watch | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """Calls a function and returns its outputs by name; ``watch`` looks at each value."""
-        if watch is None:
-            return self._interpreter.run(inputs, function, states)
-        watch.function = function if watch.found is None else watch.function
+        from device_harness.coreml_interpreter.finite import FiniteWatch
+
+        if isinstance(watch, FiniteWatch) and watch.found is None:
+            watch.function = function
         return self._interpreter.run(inputs, function, states, watch)
 
 
@@ -296,7 +308,7 @@ class AppleRunner:
         return _AppleStates([each.name for each in self._package.interface(function).states])
 
     def call(
-        self, function: str, inputs: _Arrays, states: Any, watch: FiniteWatch | None = None
+        self, function: str, inputs: _Arrays, states: Any, watch: Watch | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """Calls a function and returns its outputs by name; nothing between them can be seen."""
         model = self._model(function)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tempfile
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -15,7 +16,7 @@ import numpy as np
 
 from device_harness.child_process import python_command, python_environment
 from device_harness.errors import DeviceError
-from device_harness.session import HostSession, Logits, Tokens, check_tokens
+from device_harness.session import HostSession, Logits, Shown, Tokens, check_tokens
 from exporters.errors import ExportError
 from exporters.executorch import installed
 from exporters.executorch.backends import backend_of
@@ -133,6 +134,36 @@ class ExecutorchSession(HostSession):
             position += len(piece)
         return np.concatenate(rows)
 
+    def values(self, tokens: Tokens, names: Sequence[str]) -> Shown:
+        """Returns values of a method while it runs a fresh text.
+
+        A copy of the program returns them, so the disk must hold the program once more.
+        """
+        from exporters.executorch.probing import write_probing
+
+        check_tokens(tokens, len(tokens), self.vocab_size, self.context)
+        if self._file.with_suffix(".ptd").is_file():
+            raise DeviceError("values inside a program with its weights in a .ptd are not shown")
+        method = VERIFY if VERIFY in self._names else GENERATE
+        with tempfile.TemporaryDirectory(prefix="edgeforge-") as folder:
+            copy = Path(folder) / MODEL
+            shown = write_probing(self._file, self.context, method, names, copy)
+            if not shown:
+                return {}
+            with ExecutorchSession(Path(folder), self.context, self._threads) as probing:
+                return probing._results(method, tokens, shown)
+
+    def _results(self, method: str, tokens: Tokens, names: Sequence[str]) -> Shown:
+        """All results of a method over a fresh text, as ``names`` in turn."""
+        self._start()
+        found: Shown = {name: [] for name in names}
+        position = 0
+        for piece in self._pieces(tokens):
+            for name, array in zip(names, self._ask_all(method, piece, position), strict=True):
+                found[name].append(array)
+            position += len(piece)
+        return found
+
     def close(self) -> None:
         """Ends the runtime's process."""
         super().close()
@@ -150,6 +181,12 @@ class ExecutorchSession(HostSession):
         return [tokens[start : start + limit] for start in range(0, len(tokens), limit)]
 
     def _ask(self, method: str, tokens: Tokens, position: int, *, apart: bool = False) -> Logits:
+        """Runs a method and returns its first result, which is its only one."""
+        return self._ask_all(method, tokens, position, apart=apart)[0]
+
+    def _ask_all(
+        self, method: str, tokens: Tokens, position: int, *, apart: bool = False
+    ) -> list[Logits]:
         """Runs a method; with ``apart``, in other caches than those of the text of `extend`."""
         assert self._worker is not None and self._worker.stdin is not None
         what = f"{method} with {len(tokens)} tokens at position {position}"
@@ -168,14 +205,17 @@ class ExecutorchSession(HostSession):
         except BrokenPipeError:
             pass  # the process has ended; reading its answer reports how
         answer = self._read_answer(what)
-        shape, peak = answer["shape"], answer["peak"]
-        assert isinstance(shape, list) and isinstance(peak, int) and self._worker.stdout
+        shapes, peak = answer.get("shapes", [answer["shape"]]), answer["peak"]
+        assert isinstance(shapes, list) and isinstance(peak, int) and self._worker.stdout
         self._peak = max(self._peak, peak)
-        count = int(np.prod(shape))
-        data = self._worker.stdout.read(4 * count)
-        if len(data) != 4 * count:
-            self._fail(what)
-        return np.frombuffer(data, np.float32).reshape(shape)
+        found = []
+        for shape in shapes:
+            count = int(np.prod(shape))
+            data = self._worker.stdout.read(4 * count)
+            if len(data) != 4 * count:
+                self._fail(what)
+            found.append(np.frombuffer(data, np.float32).reshape(shape))
+        return found
 
     def _read_answer(self, what: str) -> dict[str, object]:
         assert self._worker is not None and self._worker.stdout is not None

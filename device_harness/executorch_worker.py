@@ -3,7 +3,7 @@
 Its arguments are FILE, WEIGHTS and THREADS, where WEIGHTS is the .ptd or an empty string. It reads
 requests on stdin: each is a line of JSON, followed by as many ``int64`` tokens as the line states.
 It answers on stdout with a line of JSON, followed by as many ``float32`` numbers as that line
-states. It ends when stdin ends.
+states, of each result in turn. It ends when stdin ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -95,11 +95,13 @@ def serve(file: str, weights: str, threads: int, requests: BinaryIO, answers: Bi
                 torch.from_numpy(tokens.copy()).reshape(1, -1),
                 torch.tensor([asked["position"]]),
             ]
-            logits = methods[name](inputs)[0].numpy()
+            found = [result.float().numpy() for result in methods[name](inputs)]
         except RuntimeError as error:
             _answer(answers, {"error": str(error)})
             continue
-        _answer(answers, {"shape": list(logits.shape), "peak": resident_peak()}, logits)
+        shapes = [list(each.shape) for each in found]
+        words = {"shape": shapes[0], "shapes": shapes, "peak": resident_peak()}
+        _answer(answers, words, *found)
 
 
 def load_method(runtime: Any, file: str, weights: str, name: str) -> Callable[[Any], Any]:
@@ -126,12 +128,10 @@ def load_method(runtime: Any, file: str, weights: str, name: str) -> Callable[[A
     return lambda inputs: module.run_method(name, inputs, clone_outputs=False)
 
 
-def _answer(
-    answers: BinaryIO, words: dict[str, object], numbers: np.ndarray[Any, Any] | None = None
-) -> None:
+def _answer(answers: BinaryIO, words: Mapping[str, object], *numbers: np.ndarray[Any, Any]) -> None:
     answers.write(json.dumps(words).encode() + b"\n")
-    if numbers is not None:
-        answers.write(np.ascontiguousarray(numbers, np.float32).data)
+    for each in numbers:
+        answers.write(np.ascontiguousarray(each, np.float32).data)
     answers.flush()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
-from device_harness.session import HostSession, Logits, Tokens, check_tokens
+from device_harness.session import HostSession, Logits, Shown, Tokens, check_tokens
 from quant.processors import default_threads
 
 if TYPE_CHECKING:
@@ -158,6 +159,19 @@ class OnnxSession(HostSession):
         graph = whole if whole.is_file() else self._folder / GENERATE
         feeds = _fresh_text(self._generator, tokens)
         found: str | None = self._call(lambda: first_not_finite(graph, feeds, self._open_bytes))
+        return found
+
+    def values(self, tokens: Tokens, names: Sequence[str]) -> Shown:
+        """Returns values inside the graph while it runs a fresh text."""
+        from device_harness.onnx_values import shown_values
+
+        self.load()
+        assert self._generator is not None
+        check_tokens(tokens, len(tokens), _vocab_size(self._generator), self.context)
+        whole = self._folder / VERIFY
+        graph = whole if whole.is_file() else self._folder / GENERATE
+        feeds = _fresh_text(self._generator, tokens)
+        found: Shown = self._call(lambda: shown_values(graph, feeds, names, self._open_bytes))
         return found
 
     def close(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from device_harness.memory import resident_peak
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
+Shown = dict[str, list[npt.NDArray[Any]]]
+"""Values inside an artifact by name: a float32 array for each call that took a part of the text."""
 
 
 class Session(Protocol):
@@ -79,6 +82,20 @@ class Session(Protocol):
             no values between its operations, or all of them are finite.
         """
 
+    def values(self, tokens: Tokens, names: Sequence[str]) -> Shown:
+        """Returns values inside the artifact while it runs a fresh text, in the layout it has.
+
+        What the artifact does not compute, or the runtime cannot show, is left out. The text of
+        `extend` stays as it is.
+
+        Args:
+            tokens: the text, ``int64[t]``.
+            names: values as `exporters.lifted` names them.
+
+        Raises:
+            DeviceError: the runtime shows no values between its operations.
+        """
+
     def close(self) -> None:
         """Releases memory and processes; closing again does nothing."""
 
@@ -117,6 +134,10 @@ class HostSession:
     def first_not_finite(self, tokens: Tokens) -> str | None:
         """Returns None: the runtime shows no values between its operations."""
         return None
+
+    def values(self, tokens: Tokens, names: Sequence[str]) -> Shown:
+        """Refuses: the runtime shows no values between its operations."""
+        raise DeviceError("this runtime shows no values between its operations")
 
     def reset(self) -> None:
         """Forgets all positions."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from device_harness.session import Session
     from device_harness.timing import Timings
     from edgeforge.gate.result import GateResult
+    from edgeforge.diagnosis.diagnose import Diagnosis
     from edgeforge.stage_progress import Progress
     from edgeforge.verification.evaluation import Evaluation
 
@@ -255,6 +256,44 @@ def check(
     result = run_check([Path(each) for each in artifacts], options, progress or no_progress)
     result.require_passed()
     return result
+
+
+def diagnose(
+    artifact: str | Path,
+    *,
+    text: str | Path | None = None,
+    tokens: int | Literal["all"] = 512,
+    checkpoint: str | None = None,
+    threads: int | None = None,
+    weights: bool = True,
+) -> Diagnosis:
+    """Finds where an artifact loses accuracy: layer by layer, and weight by weight.
+
+    Args:
+        artifact: a folder that `export` wrote.
+        text: the UTF-8 file to run; None for the demo model's held-out text.
+        tokens: how many tokens of the text to use, spread over the whole of it, or ``all``.
+        checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
+        threads: threads for the runtime; None for the runtime's default.
+        weights: whether to measure what each weight costs, which takes longest.
+
+    Raises:
+        UsageError: ``tokens`` is neither a number of at least 2 nor ``all``, or the text is too
+            short.
+        ExportError: the artifact is missing or damaged.
+        DeviceError: its runtime is not installed, or failed.
+    """
+    from edgeforge.diagnosis.diagnose import DiagnoseOptions
+    from edgeforge.diagnosis.diagnose import diagnose as find
+
+    options = DiagnoseOptions(
+        text=None if text is None else Path(text),
+        tokens=tokens,
+        checkpoint=checkpoint,
+        threads=threads,
+        weights=weights,
+    )
+    return find(Path(artifact), options)
 
 
 def bench(

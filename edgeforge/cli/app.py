@@ -227,6 +227,41 @@ def check(
 
 
 @app.command()
+def diagnose(
+    artifact: option.Artifact,
+    text: option.Text = None,
+    tokens: option.DiagnoseTokens = None,
+    checkpoint: option.CheckpointPlace = None,
+    weights: option.DiagnoseWeights = True,
+    full: option.DiagnoseFull = False,
+    threads: option.Threads = None,
+    json: option.Json = False,
+    quiet: option.Quiet = False,
+) -> None:
+    """Find where an artifact loses accuracy: layer by layer, weight by weight, and what to do."""
+    from edgeforge.cli.diagnosis_report import diagnosis_lines
+    from edgeforge.cli.progress import Reporter
+    from edgeforge.diagnosis.diagnose import DEFAULT_TOKENS, DiagnoseOptions
+    from edgeforge.diagnosis.diagnose import diagnose as find
+    from edgeforge.verification.sample import parse_tokens
+
+    options = DiagnoseOptions(
+        text=text,
+        tokens=parse_tokens(tokens) or DEFAULT_TOKENS,
+        checkpoint=checkpoint,
+        threads=threads,
+        weights=weights,
+    )
+    with Reporter(quiet) as progress:
+        found = find(artifact, options, progress)
+    _print_cache_warning()
+    if json:
+        _print_json(found.to_json())
+    else:
+        print(printable_lines(diagnosis_lines(found, full=full)))
+
+
+@app.command()
 def inspect(
     artifact: option.Artifact,
     weights: option.EveryWeight = False,

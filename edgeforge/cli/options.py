@@ -219,6 +219,19 @@ Bounds = Annotated[
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Print every figure, in two wide tables.")]
+# Of `diagnose`.
+DiagnoseTokens = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|all",
+        callback=_check_tokens,
+        help="Number of tokens of the text to use, spread over it, or `all`; by default 512.",
+    ),
+]
+DiagnoseWeights = Annotated[
+    bool, typer.Option(help="Measure what each weight costs, which takes longest.")
+]
+DiagnoseFull = Annotated[bool, typer.Option("--full", help="List every matrix.")]
 CheckpointPlace = Annotated[
     str | None,
     typer.Option(help="The checkpoint's folder or hub id, if it moved after the export."),

@@ -132,6 +132,29 @@ def plan_divergence(
     return forks.divergence_of(assignments)
 
 
+def stored_divergences(
+    weights: CheckpointWeights,
+    program: Program,
+    values: Mapping[str, Callable[[], Tensor]],
+    blocks: Sequence[Sequence[int]],
+    progress: Callable[[int, int], None] = lambda done, size: None,
+) -> dict[str, float]:
+    """Returns the KL divergence from FLOAT that each matrix causes alone, nats per token.
+
+    Args:
+        weights: the checkpoint's weights.
+        program: a program in the float dialect.
+        values: by matrix, what returns the values that it has instead, ``float32[rows, columns]``.
+        blocks: the text; each block is a text of its own.
+        progress: called with the number of matrices done and the number of all of them.
+
+    Raises:
+        QuantizationError: FLOAT's logits are NaN or infinite on the text.
+    """
+    tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
+    return _Forks(weights, program, tokens, progress).run_with(values)
+
+
 def _read(file: Path, candidates: Candidates) -> Sensitivity | None:
     record = read_record(file)
     if record is None:
@@ -191,6 +214,21 @@ class _Forks:
                     self._walk.advance(node, values, pool)
         return costs
 
+    def run_with(self, stored: Mapping[str, Callable[[], Tensor]]) -> dict[str, float]:
+        """Returns the divergence with each of these weights alone as given."""
+        costs: dict[str, float] = {}
+        values = self._begin()
+        for index, node in enumerate(self._walk.order):
+            name = self._weight_of(node)
+            if name is not None and name in stored and name not in costs:
+                costs[name] = self._fork_with(index, values, name, stored[name]())
+                self._progress(len(costs), len(stored))
+            if node is self._head:
+                break
+            with block_pool() as pool:
+                self._walk.advance(node, values, pool)
+        return costs
+
     def divergence_of(self, assignments: Mapping[str, Assignment]) -> float:
         """Returns the divergence with all of these weights stored as assigned."""
 
@@ -206,8 +244,12 @@ class _Forks:
     def _fork(
         self, index: int, values: Sequence[Values], name: str, assignment: Assignment
     ) -> float:
-        stored = {name: stored_values(self._float_weight(name), assignment, name)}
-        walk = self._walk_with(stored.get)
+        stored = stored_values(self._float_weight(name), assignment, name)
+        return self._fork_with(index, values, name, stored)
+
+    def _fork_with(self, index: int, values: Sequence[Values], name: str, stored: Tensor) -> float:
+        """Runs the rest of the program with a weight of other values."""
+        walk = self._walk_with({name: stored}.get)
         return self._divergence(self._finish(walk, index, [dict(known) for known in values]))
 
     def _estimate(

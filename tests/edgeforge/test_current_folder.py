@@ -30,6 +30,7 @@ PLANTED = (
 COMMANDS = {
     "export": [("{checkpoint}", "--out", "{new}", "-q", "--target", "{targets}")],
     "verify": [("{artifacts}/{target}", "-q", "--tokens", "16")],
+    "diagnose": [("{artifacts}/{target}", "-q", "--tokens", "16", "--no-weights")],
     "inspect": [("{artifacts}/{target}",)],
     "run": [("{artifacts}/{target}", "-p", "a", "-n", "2")],
     "coreml-run": [("{artifacts}/coreml/model.mlpackage",)],

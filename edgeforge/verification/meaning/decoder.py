@@ -68,6 +68,7 @@ class Layer:
         down: the product of the feed-forward part's result.
         input_norm: the norm before attention; None where there is none.
         post_norm: the norm before the feed-forward part; None where there is none.
+        result: the residual stream after the layer.
     """
 
     attention: Attention
@@ -82,6 +83,7 @@ class Layer:
     down: Linear
     input_norm: Norm | None
     post_norm: Norm | None
+    result: Value
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ def _layer(stream: Value) -> tuple[Layer, Value, bool]:
             f"its queries are not made of",
             "caches",
         )
-    layer = Layer(attention, query, key, qk, v, o, gate, up, gate_up, down, input_norm, post_norm)
+    layer = Layer(
+        attention, query, key, qk, v, o, gate, up, gate_up, down, input_norm, post_norm, stream
+    )
     return layer, before, _is_last(middle) or _is_last(before) or _is_last(o.source)
 
 

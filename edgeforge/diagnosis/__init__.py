@@ -1,0 +1,1 @@
+"""Where an artifact loses accuracy: layer by layer, and weight by weight."""

@@ -1,0 +1,153 @@
+"""The places of a model whose values are compared: in the program, and in an artifact's files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx
+
+from edgeforge.verification.meaning.decoder import Decoder, NoDecoderError, decoder_of
+from edgeforge.verification.meaning.registry import READERS
+from exporters.manifest import Manifest
+from quant.program import dialect
+from quant.program.program import Program, node_argument
+
+Part = Literal["attention", "layer"]
+_PRODUCTS = (dialect.LINEAR, dialect.QUANT_LINEAR)
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """A place in a model.
+
+    Attributes:
+        layer: the layer's number, counted from 0.
+        part: ``attention`` for what attention gives to its last product, ``layer`` for the residual
+            stream after the layer.
+    """
+
+    layer: int
+    part: Part
+
+    def __str__(self) -> str:
+        return f"layer {self.layer}" + (", attention" if self.part == "attention" else "")
+
+
+def program_points(program: Program) -> dict[fx.Node, Point]:
+    """Returns the calls of a program that compute the points, in the program's order."""
+    found: dict[fx.Node, Point] = {}
+    layer = 0
+    for node in program.graph.nodes:
+        if node.target is dialect.ATTENTION:
+            found[node] = Point(layer, "attention")
+        elif node.target in _PRODUCTS and _weight(program, node).endswith(".down_proj.weight"):
+            after = next(iter(node.users))
+            # A dialect of activations may round a result once more before it is added.
+            while after.target is not torch.ops.aten.add.Tensor:
+                after = next(iter(after.users))
+            found[after] = Point(layer, "layer")
+            layer += 1
+    return found
+
+
+def _weight(program: Program, node: fx.Node) -> str:
+    return program.inputs[node_argument(node, 1).name].name
+
+
+@dataclass(frozen=True)
+class ArtifactPoints:
+    """The points of an artifact's entry point that computes all positions.
+
+    Attributes:
+        names: each point's value, as the files name it.
+        heads: of each layer's attention: query heads, key/value heads, width of a head.
+        why_none: why there are none; empty where there are.
+    """
+
+    names: dict[Point, str]
+    heads: tuple[tuple[int, int, int], ...]
+    why_none: str = ""
+
+
+def artifact_points(folder: Path, manifest: Manifest) -> ArtifactPoints:
+    """Reads from an artifact's files which values are the points.
+
+    Raises:
+        ExportError: a file is missing or damaged.
+    """
+    reader = READERS.get(manifest.target)
+    if reader is None:
+        return ArtifactPoints({}, (), f"the graphs of the target {manifest.target} are not read")
+    reading = reader(folder, manifest)
+    decoders: list[Decoder] = []
+    why = "; ".join(reading.unread)
+    for entry in reading.entry_points:
+        try:
+            decoders.append(decoder_of(entry.logits))
+        except NoDecoderError as error:
+            why = f"{entry.name} is not the decoder that EdgeForge writes: {error}"
+    # The entry point that computes all positions is the last; a stripped artifact has none.
+    whole = [decoder for decoder in decoders if not decoder.last] or decoders
+    if not whole:
+        return ArtifactPoints({}, (), why or "there is no entry point")
+    names: dict[Point, str] = {}
+    for index, layer in enumerate(whole[-1].layers):
+        names[Point(index, "attention")] = layer.attention.name
+        names[Point(index, "layer")] = layer.result.name
+    return ArtifactPoints(names, tuple(layer.attention.heads for layer in whole[-1].layers))
+
+
+def arranged(
+    arrays: Sequence[npt.NDArray[np.float32]], width: int, heads: tuple[int, int, int]
+) -> Tensor | None:
+    """Puts a value of an artifact into the program's layout.
+
+    Args:
+        arrays: one for each call, in a target's layout.
+        width: how many numbers a token has.
+        heads: query heads, key/value heads and width of a head; for attention's results.
+
+    Returns:
+        ``float32[tokens, width]``; None for a layout that is not known.
+    """
+    rows = [_rows(array, width, heads) for array in arrays]
+    if any(each is None for each in rows):
+        return None
+    return torch.from_numpy(np.concatenate([each for each in rows if each is not None]))
+
+
+def _rows(
+    array: npt.NDArray[np.float32], width: int, heads: tuple[int, int, int]
+) -> npt.NDArray[np.float32] | None:
+    queries, keys, size = heads
+    shape = array.shape
+    if array.size % width:
+        return None
+    if shape[-1] == width:
+        return array.reshape(-1, width)
+    if len(shape) == 4 and shape[1:3] == (
+        width,
+        1,
+    ):  # channels first, as the Neural Engine has them
+        return array.reshape(width, -1).T
+    if len(shape) == 4 and shape[2:] == (queries, size) and shape[1] != keys:
+        return array.reshape(-1, width)
+    if (
+        len(shape) == 4
+        and (shape[1], shape[3]) == (keys, size)
+        and not shape[2] % (queries // keys)
+    ):
+        groups = queries // keys
+        split = array.reshape(keys, groups, -1, size)
+        return split.transpose(2, 0, 1, 3).reshape(-1, width)
+    if len(shape) == 4 and shape[2:] == (queries, size):
+        return array.reshape(-1, width)
+    if len(shape) == 4 and (shape[1], shape[3]) == (queries, size):
+        return array.reshape(queries, -1, size).transpose(1, 0, 2).reshape(-1, width)
+    return None
