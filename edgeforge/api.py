@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from device_harness.session import Session
     from device_harness.timing import Timings
-    from edgeforge.gate.result import GateResult
     from edgeforge.diagnosis.diagnose import Diagnosis
+    from edgeforge.gate.result import GateResult
     from edgeforge.stage_progress import Progress
     from edgeforge.verification.evaluation import Evaluation
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from edgeforge.cli.exits import one_line
-from edgeforge.cli.sizes import size_text
 from edgeforge.diagnosis.diagnose import Diagnosis, advice
 from edgeforge.diagnosis.noise import PointNoise, decibels
 from edgeforge.diagnosis.weights import by_kind
+from edgeforge.sizes import size_text
 
 WIDTH: Final = 80
 MOST_WEIGHTS: Final = 10
