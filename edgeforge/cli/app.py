@@ -145,6 +145,7 @@ def verify(
     text: option.Text = None,
     tokens: option.Tokens = None,
     checkpoint: option.CheckpointPlace = None,
+    bound: option.Bounds = None,
     full: option.Full = False,
     timed: option.Timed = True,
     precision: option.InterpreterPrecision = None,
@@ -156,6 +157,7 @@ def verify(
     """Run artifacts, and report their accuracy and speed (also in each one's report.json)."""
     from edgeforge.cli.progress import Reporter
     from edgeforge.cli.verdict import print_results
+    from edgeforge.verification.bounds import parse_bounds
     from edgeforge.verification.sample import parse_tokens
     from edgeforge.verification.soundness import require_sound
     from edgeforge.verification.verify import VerifyOptions, find_artifacts, verify_together
@@ -167,6 +169,7 @@ def verify(
         threads=threads,
         timed=timed,
         runtime={"precision": precision, "compute_units": compute_units},
+        bounds=parse_bounds(bound or ()),
     )
     folders = find_artifacts(artifacts)
     with Reporter(quiet) as progress:

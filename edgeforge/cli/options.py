@@ -209,6 +209,15 @@ Tokens = Annotated[
         "default 8192, or 2048 for models over 50 M parameters.",
     ),
 ]
+Bounds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bound",
+        metavar="FIGURE=NUMBER",
+        help="Bound of a figure in place of its default, such as lowering.kl_mean=0.01; repeat the "
+        "option for further figures.",
+    ),
+]
 Full = Annotated[bool, typer.Option("--full", help="Print every figure, in two wide tables.")]
 CheckpointPlace = Annotated[
     str | None,

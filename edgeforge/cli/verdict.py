@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeforge.cli.bound_lines import bound_lines, doubtful_lines
+from edgeforge.cli.columns import COLUMN, LABEL, MOST_COLUMNS, WIDTH, row, short, wrapped
 from edgeforge.cli.exits import one_line
 from edgeforge.cli.printable import console as escaping_console
 from edgeforge.cli.printable import printable
@@ -28,16 +30,13 @@ if TYPE_CHECKING:
     from edgeforge.verification.evaluation import Evaluation
     from edgeforge.verification.intervals import Interval
 
-WIDTH = 80
-# Of the columns of figures: three of them and the labels fill a line.
-_LABEL, _COLUMN, _GAP, _MOST_COLUMNS = 20, 18, 2, 3
 
 _HEADING, _GOOD, _FAIR, _BAD = "bold", "bold green", "bold yellow", "bold red"
 
 _MEANING = (
-    "SOUND means that every stored weight equals the weight store's, bit for bit, that the "
-    "artifact ran here, and that all its logits are finite numbers. It sets no bound on quality: "
-    "the figures tell how close it is."
+    "SOUND means that every stored weight equals the weight store's, bit for bit, that what ships "
+    "ran here as an app runs it, that all logits are finite numbers, and that no figure is out of "
+    "its bound."
 )
 _TERMS = (
     "FLOAT is the checkpoint as it was. KL is in nats a token.",
@@ -93,25 +92,30 @@ def summary_lines(results: Mapping[Path, Evaluation], asked: Sequence[Path]) -> 
 
     evaluations = list(results.values())
     lines = [*verdict_lines(results), Text(), *_figure_lines(results), Text()]
+    checked = bound_lines(_labels(results), evaluations)
+    lines += [*checked, Text()] if checked else []
     for sentence in (*_TERMS, *_measured_on(evaluations), _MEANING):
-        lines += _wrapped(sentence, hanging=2)
+        lines += wrapped(sentence, hanging=2)
     for label, result in zip(_labels(results), evaluations, strict=True):
+        for sentence in _shipped_sentences(result):
+            lines += wrapped(f"{label}: {sentence}", hanging=2)
+        lines += doubtful_lines(label, result)
         if result.limits:
             words = f"{label} ran in EdgeForge's interpreter, not in Apple's runtime."
-            lines += _wrapped(words, hanging=2)
+            lines += wrapped(words, hanging=2)
         if result.other_processor:
             words = (
                 f"{label}: {len(result.weights_unlike_store)} weights are what its manifest "
                 f"records, but not the weight store's: another kind of processor exported it, on "
                 f"which calibration rounds otherwise. Its lowering error includes the difference."
             )
-            lines += _wrapped(words, hanging=2)
+            lines += wrapped(words, hanging=2)
         if result.rounds_too_much:
             words = (
                 f"{label}: the lowering error is large, because the runtime rounds activations to "
                 f"8 bits. export --activations float avoids that, and is slower."
             )
-            lines += _wrapped(words, hanging=2)
+            lines += wrapped(words, hanging=2)
     return [*lines, Text(), *_next_lines(evaluations, asked)]
 
 
@@ -130,7 +134,7 @@ def verdict_lines(results: Mapping[Path, Evaluation]) -> list[Text]:
             padding = " " * (widest + 2 - cell_len(label))
             lines.append(Text.assemble((label, _HEADING), padding, verdict))
         else:
-            lines += _wrapped(label, style=_HEADING)
+            lines += wrapped(label, style=_HEADING)
             lines.append(Text.assemble("  ", verdict))
     return lines
 
@@ -149,6 +153,10 @@ def _verdict(result: Evaluation) -> tuple[str, str, list[str]]:
         return "NOT FINITE", _BAD, [where, weights]
     if result.greedy_float.not_finite:
         return "NOT FINITE", _BAD, ["NaN or infinite logits in greedy text", weights]
+    failed = [each.name for each in result.checks if each.verdict == "failed"]
+    if failed and (result.stored_weights_equal or result.other_processor):
+        more = f" and {len(failed) - 1} more" if failed[1:] else ""
+        return "FAILED", _BAD, [f"{failed[0]}{more} out of bounds", weights]
     if result.other_processor:
         facts = ["weights as its manifest records", ran, f"perplexity x {ratio}"]
         return "AS RECORDED", _FAIR, facts
@@ -167,24 +175,24 @@ def _figure_lines(results: Mapping[Path, Evaluation]) -> list[Text]:
     recipes = list(dict.fromkeys(result.recipe for result in evaluations))
     corner = one_line(f"recipe {recipes[0]}") if len(recipes) == 1 else ""
     lines = []
-    if cell_len(corner) > _LABEL:
-        lines, corner = _wrapped(corner), ""
-    if 1 < len(labels) <= _MOST_COLUMNS and max(map(cell_len, labels)) <= _COLUMN:
-        lines.append(_row(corner, labels, style=_HEADING))
+    if cell_len(corner) > LABEL:
+        lines, corner = wrapped(corner), ""
+    if 1 < len(labels) <= MOST_COLUMNS and max(map(cell_len, labels)) <= COLUMN:
+        lines.append(row(corner, labels, style=_HEADING))
         for figure in figures:
-            lines.append(_row(figure.label, figure.values))
+            lines.append(row(figure.label, figure.values))
             if any(figure.below):
-                lines.append(_row("", figure.below))
+                lines.append(row("", figure.below))
         return lines
     for index, label in enumerate(labels):
         if index:
             lines.append(Text())
-        if cell_len(label) <= _COLUMN:
-            lines.append(_row(corner, [label], style=_HEADING))
+        if cell_len(label) <= COLUMN:
+            lines.append(row(corner, [label], style=_HEADING))
         else:
-            lines += _wrapped(label, style=_HEADING)
+            lines += wrapped(label, style=_HEADING)
         for figure in figures:
-            lines.append(_row(figure.label, [figure.values[index], figure.below[index]]))
+            lines.append(row(figure.label, [figure.values[index], figure.below[index]]))
     return lines
 
 
@@ -204,6 +212,8 @@ def _figures(results: list[Evaluation]) -> list[_Figure]:
         ("  lowering error", "lowering", "kl_mean", short),
         ("same top-1 as FLOAT", "total", "top1_agreement", _share),
     ):
+        if name == "total" and figure == "top1_agreement" and any(r.shipped for r in results):
+            figures.append(_shipped_figure(results))
         values = [getattr(getattr(result, name), figure) for result in results]
         intervals = [
             None if each is None else getattr(getattr(each, name), figure) for each in known
@@ -218,6 +228,42 @@ def _figures(results: list[Evaluation]) -> list[_Figure]:
     ]
     label = "size; decode speed" if any(speeds) else "size"
     return [*figures, _Figure(label, [size_text(r.artifact_bytes) for r in results], speeds)]
+
+
+def _shipped_figure(results: list[Evaluation]) -> _Figure:
+    """The lowering error of what ships."""
+    known = [result.shipped for result in results]
+    return _Figure(
+        "  of what ships",
+        ["" if each is None else short(each.kl_mean) for each in known],
+        [_interval(None if each is None else each.interval, short) for each in known],
+    )
+
+
+def _shipped_sentences(result: Evaluation) -> list[str]:
+    """How far what ships was run, and what was left out."""
+    shipped = result.shipped
+    if shipped is None:
+        return []
+    ran = (
+        f"What ships ran as an app runs it over {one_line(shipped.text)}, "
+        f"{shipped.positions:,} logits of it against QUANTIZED's."
+    )
+    apart = shipped.all_positions
+    held = ""
+    if apart is not None:
+        held = (
+            f"At {apart.tokens} of them it is held against the graph of all positions: the largest "
+            f"divergence is {short(apart.kl_max)}, the largest difference of two logits "
+            f"{short(apart.max_difference)}."
+        )
+    left = ""
+    if shipped.unreached:
+        left = (
+            f"It was not run at {shipped.unreached} of the declared context, which would take "
+            f"long: --tokens all does."
+        )
+    return [sentence for sentence in (ran, held, left) if sentence]
 
 
 def _measured_on(results: list[Evaluation]) -> list[str]:
@@ -275,33 +321,6 @@ def _labels(results: Mapping[Path, Evaluation]) -> list[str]:
     return [one_line(str(folder)) for folder in results]
 
 
-def _row(label: str, cells: Sequence[str], style: str = "") -> Text:
-    from rich.cells import cell_len
-    from rich.text import Text
-
-    row = Text(label, style=style)
-    place = _LABEL
-    for cell in cells:
-        place += _GAP
-        row.append(" " * max(0, place - row.cell_len) + cell, style=style)
-        place += max(_COLUMN, cell_len(cell))
-    row.rstrip()
-    return row
-
-
-def _wrapped(text: str, *, hanging: int = 0, style: str = "") -> list[Text]:
-    """A sentence or a name in lines of the full width; those after the first are indented."""
-    from rich.console import Console
-    from rich.text import Text
-
-    lines = list(Text(text, style=style).wrap(Console(), WIDTH - hanging, overflow="fold"))
-    for index, line in enumerate(lines):
-        line.rstrip()
-        if index:
-            line.pad_left(hanging)
-    return lines
-
-
 def _interval(interval: Interval | None, form: Callable[[float], str]) -> str:
     if interval is None or not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return ""
@@ -317,20 +336,6 @@ def _ratio(value: float) -> str:
 
 def _share(value: float) -> str:
     return f"{100 * value:.1f} %"
-
-
-def short(value: float) -> str:
-    """Three digits, in at most seven characters.
-
-    >>> short(0.036249), short(0.000217), short(1334.6), short(0)
-    ('0.0362', '2.17e-4', '1335', '0')
-    """
-    if value == 0 or not math.isfinite(value):
-        return f"{value:.0f}"
-    if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
-    digits, power = f"{value:.2e}".split("e")
-    return f"{digits}e{int(power)}"
 
 
 def _console() -> Console:

@@ -31,6 +31,8 @@ from edgeforge.verification.metrics import (
     Scored,
 )
 
+_WORST = 3
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -43,6 +45,7 @@ class Comparison:
         total: ARTIFACT against FLOAT.
         intervals: of the means; None where there are too few blocks.
         not_finite: of those of ``float``, ``quantized`` and ``artifact`` that gave NaN or infinity.
+        worst: the tokens at which ARTIFACT is furthest from QUANTIZED, a phrase each.
     """
 
     perplexity: dict[str, Perplexity]
@@ -51,6 +54,7 @@ class Comparison:
     total: Divergence
     intervals: Intervals | None
     not_finite: dict[str, NotFinite]
+    worst: tuple[str, ...] = ()
 
 
 class _References:
@@ -78,11 +82,14 @@ class _Artifact:
         self.sums = TokenSums()
         self.perplexity, self.finite = PerplexityMeter(), FiniteMeter()
         self.lowering, self.total = DivergenceMeter(), DivergenceMeter()
+        self._worst: list[tuple[float, int, int]] = []
 
     def add(self, block: Tensor, logits: dict[str, Scored], own: Scored) -> None:
         losses = self.perplexity.add(own, block[1:])
         self.finite.add(own)
         lowering = self.lowering.add(logits["quantized"], own)
+        at = int(lowering[:, 0].argmax())
+        self._worst.append((float(lowering[at, 0]), self.sums.blocks, at))
         total = self.total.add(logits["float"], own)
         self.sums.add(
             len(block),
@@ -102,6 +109,10 @@ class _Artifact:
             total=self.total.result(),
             intervals=intervals_of(references.sums, self.sums),
             not_finite={name: found for name, found in finite.items() if found is not None},
+            worst=tuple(
+                f"token {at} of block {block}"
+                for _, block, at in sorted(self._worst, reverse=True)[:_WORST]
+            ),
         )
 
 

@@ -28,12 +28,17 @@ class GreedyAgreement:
         tokens: tokens of each.
         same: mean number of tokens before the first that the reference would not choose.
         not_finite: of the artifact's steps, how many gave NaN or infinite logits.
+        worst_gap: how much likelier a reference found its own choice than the artifact's, nats, at
+            the token where that was most; of all tokens, for the reference saw the same text.
+        worst: where that is, a phrase.
     """
 
     prompts: int
     tokens: int
     same: float
     not_finite: int = 0
+    worst_gap: float = 0.0
+    worst: str = ""
 
 
 def greedy_agreement(
@@ -109,9 +114,16 @@ def _agreement(
 ) -> GreedyAgreement:
     """Continued prompts against a reference's logits of them, ``float32[t, vocab]`` each."""
     same, lengths = [], []
-    for prompt, text, logits in zip(prompts, texts, wanted, strict=True):
-        chosen = logits[len(prompt) - 1 : -1].argmax(-1)
+    gap, worst = 0.0, ""
+    for index, (prompt, text, logits) in enumerate(zip(prompts, texts, wanted, strict=True)):
+        steps = logits[len(prompt) - 1 : -1]
+        chosen = steps.argmax(-1)
+        behind = steps.amax(-1) - steps.gather(-1, text[len(prompt) :, None])[:, 0]
+        if len(behind) and not float(behind.max()) <= gap:  # NaN is worst of all
+            at = int(behind.argmax())
+            gap, worst = float(behind[at]), f"token {len(prompt) + at} of greedy text {index}"
         differs = (chosen != text[len(prompt) :]).nonzero()
         lengths.append(len(text) - len(prompt))
         same.append(int(differs[0]) if len(differs) else lengths[-1])
-    return GreedyAgreement(len(texts), max(lengths), sum(same) / len(same))
+    mean = sum(same) / len(same)
+    return GreedyAgreement(len(texts), max(lengths), mean, worst_gap=gap, worst=worst)

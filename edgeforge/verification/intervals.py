@@ -18,6 +18,7 @@ where both models find the same passages hard.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -33,6 +34,10 @@ _FEWEST_UNITS, _ENOUGH_UNITS, _MOST_UNITS = 8, 32, 1024
 _MOST_JOINED = 16
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+_DIVERGENCE = " kl"
+# Numbers of one table of draws and tokens.
+_TABLE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class DivergenceIntervals:
     kl_mean: Interval
     top1_agreement: Interval
     top5_overlap: Interval
+    kl_p99: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Intervals:
         quantization: QUANTIZED against FLOAT.
         lowering: ARTIFACT against QUANTIZED.
         total: ARTIFACT against FLOAT.
+        lowering_ratio: the artifact's perplexity over QUANTIZED's, on the same draws.
     """
 
     level: float
@@ -78,6 +85,7 @@ class Intervals:
     quantization: DivergenceIntervals
     lowering: DivergenceIntervals
     total: DivergenceIntervals
+    lowering_ratio: Interval | None = None
 
 
 class TokenSums:
@@ -89,6 +97,7 @@ class TokenSums:
 
     def __init__(self) -> None:
         self.blocks = 0
+        self._each: dict[str, array[float]] = {}
         self._sums: dict[str, list[float]] = {}
         self._counts: dict[str, list[float]] = {}
 
@@ -102,6 +111,9 @@ class TokenSums:
         self.blocks += 1
         half = (tokens + 1) // 2
         for name, given in values.items():
+            if name.endswith(_DIVERGENCE):
+                each = self._each.setdefault(name, array("f"))
+                each.frombytes(given.float().numpy().tobytes())
             for part in (given[:half], given[half:]):
                 self._sums.setdefault(name, []).append(float(part.double().sum()))
                 self._counts.setdefault(name, []).append(len(part))
@@ -113,6 +125,12 @@ class TokenSums:
             name: (_joined(self._sums[name], halves), _joined(self._counts[name], halves))
             for name in self._sums
         }
+
+    def values(self, name: str, unit_blocks: float) -> tuple[Floats, Integers]:
+        """Every token's divergence, ``float64[n]``, and the unit it belongs to, ``int64[n]``."""
+        halves = np.array(self._counts[name], np.int64)
+        units = np.arange(len(halves)) // round(2 * unit_blocks)
+        return np.array(self._each[name], np.float64), np.repeat(units, halves)
 
 
 def choose_unit(blocks: int) -> float | None:
@@ -153,15 +171,40 @@ def resampled_means(
     Returns:
         ``float64[resamples, k]``; every row holds the means over one draw.
     """
-    units = len(sums)
-    drawn = np.random.default_rng(seed).integers(0, units, (resamples, units))
-    # How often each draw has each unit, so that a matrix product adds up.
-    drawn += units * np.arange(resamples)[:, None]
-    times = np.bincount(drawn.ravel(), minlength=resamples * units).reshape(resamples, units)
-    weights = times.astype(np.float64)
+    weights = _draws(len(sums), resamples, seed)
     with np.errstate(invalid="ignore", over="ignore"):
         means: Floats = (weights @ sums) / (weights @ counts)
     return means
+
+
+def resampled_percentile(values: Floats, units: Integers, share: float) -> Floats:
+    """A high percentile of as many units as there are, drawn with replacement, again and again.
+
+    Args:
+        values: of single tokens, ``float64[n]``.
+        units: the unit that each belongs to, ``int64[n]``, counted from 0.
+        share: how many tokens lie above it, such as 0.01.
+
+    Returns:
+        ``float64[resamples]``; NaN where any value is.
+    """
+    # Only the largest can be the percentile of a draw; the tenth part is far more than enough.
+    kept = np.argsort(-values, kind="stable")[: max(1, math.ceil(len(values) * min(1, 10 * share)))]
+    resamples = max(200, min(RESAMPLES, _TABLE // len(kept)))
+    weights = _draws(int(units.max()) + 1, resamples, SEED)
+    above = np.cumsum(weights[:, units[kept]], axis=1)
+    limits = share * (weights @ np.bincount(units).astype(np.float64))
+    places = (above < limits[:, None]).sum(1).clip(max=len(kept) - 1)
+    found: Floats = values[kept][places]
+    return found if np.isfinite(values).all() else np.full(resamples, np.nan)
+
+
+def _draws(units: int, resamples: int, seed: int) -> Floats:
+    """How often each draw has each unit, ``float64[resamples, units]``: a product adds up then."""
+    drawn = np.random.default_rng(seed).integers(0, units, (resamples, units))
+    drawn += units * np.arange(resamples)[:, None]
+    times = np.bincount(drawn.ravel(), minlength=resamples * units).reshape(resamples, units)
+    return times.astype(np.float64)
 
 
 def tail_share(units: int) -> float:
@@ -214,7 +257,10 @@ def intervals_of(shared: TokenSums, artifact: TokenSums) -> Intervals | None:
 
     def divergence(name: str) -> DivergenceIntervals:
         kl, top1, top5 = (percentile_interval(means[key], tail) for key in _divergence_names(name))
-        return DivergenceIntervals(kl_mean=kl, top1_agreement=top1, top5_overlap=top5)
+        held = shared if name == "quantization" else artifact
+        high = resampled_percentile(*held.values(f"{name}{_DIVERGENCE}", unit), 0.01)
+        p99 = percentile_interval(high, tail)
+        return DivergenceIntervals(kl, top1, top5, p99)
 
     with np.errstate(over="ignore"):
         perplexity = {
@@ -222,6 +268,7 @@ def intervals_of(shared: TokenSums, artifact: TokenSums) -> Intervals | None:
             for name in ("float", "quantized", "artifact")
         }
         ratio = percentile_interval(np.exp(means["artifact"] - means["float"]), tail)
+        own = percentile_interval(np.exp(means["artifact"] - means["quantized"]), tail)
     return Intervals(
         level=LEVEL,
         unit_blocks=unit,
@@ -232,6 +279,7 @@ def intervals_of(shared: TokenSums, artifact: TokenSums) -> Intervals | None:
         quantization=divergence("quantization"),
         lowering=divergence("lowering"),
         total=divergence("total"),
+        lowering_ratio=own,
     )
 
 
@@ -241,7 +289,7 @@ def divergence_values(name: str, values: Tensor) -> dict[str, Tensor]:
 
 
 def _divergence_names(name: str) -> tuple[str, str, str]:
-    return f"{name} kl", f"{name} top1", f"{name} top5"
+    return f"{name}{_DIVERGENCE}", f"{name} top1", f"{name} top5"
 
 
 def _joined(halves: list[float], step: int) -> Floats:

@@ -49,6 +49,7 @@ class Shipped:
         interval: a rough 95 % interval of the mean; None where there are too few positions.
         all_positions: of the graph that gives all logits against what ships, at the positions that
             both gave; None where the artifact has no such graph.
+        entropy: what QUANTIZED's predictions leave open there, in the mean, nats.
         not_finite: positions with NaN or infinite logits.
         worst: the positions with the largest divergence from QUANTIZED, a phrase each.
         furthest: those at which the two graphs are furthest apart.
@@ -64,6 +65,7 @@ class Shipped:
     kl_max: float
     interval: Interval | None
     all_positions: Divergence | None
+    entropy: float
     not_finite: int
     worst: tuple[str, ...]
     furthest: tuple[str, ...]
@@ -147,8 +149,10 @@ def _scored(text: LongText, run: _Run, expected: Tensor, places: dict[int, int])
     meter = DivergenceMeter()
     divergence = meter.add(expected[rows], own)[:, 0]
     everything = meter.result()
+    log_probabilities = expected.log_softmax(-1)
     both = torch.tensor([end < _ALL_POSITIONS for end in run.ends])
-    apart, furthest = None, ()
+    apart: Divergence | None = None
+    furthest: tuple[str, ...] = ()
     if run.whole is not None:
         meter = DivergenceMeter()
         between = meter.add(run.whole, own[both])[:, 0]
@@ -165,6 +169,7 @@ def _scored(text: LongText, run: _Run, expected: Tensor, places: dict[int, int])
         kl_max=everything.kl_max,
         interval=_interval(divergence),
         all_positions=apart,
+        entropy=-float((log_probabilities.exp() * log_probabilities).sum(-1).double().mean()),
         not_finite=int((~finite).sum()),
         worst=_worst(divergence, _calls(run)),
         furthest=furthest,

@@ -12,8 +12,10 @@ from edgeforge.model.model import DEMO, DEMO_FOLDER, Model, open_model
 from edgeforge.output_folder.inputs import Input, refuse_inputs
 from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.verification.bounds import Checked, bounds_of, check_bound
+from edgeforge.verification.rounding import rounds_activations, rounds_to_8_bits, worst_weights
 from edgeforge.verification.sample import (
     LARGE_MODEL,
+    RANDOM_TOKENS,
     Sample,
     TokenCount,
     check_tokens,
@@ -22,11 +24,9 @@ from edgeforge.verification.sample import (
 )
 from edgeforge.verification.soundness import require_sound
 from edgeforge.verification.stored_weights import may_differ, require_recorded_weights, unlike_store
-from exporters.float_columns import ALL
 from exporters.manifest import MANIFEST, Manifest, check_files
-from exporters.registry import find_target
-from quant.formats.activations import NONE, parse_activation
-from quant.formats.formats import IntFormat, parse_format
+from quant.formats.activations import parse_activation
+from quant.formats.formats import parse_format
 from quant.plans.plan import Assignment, QuantPlan
 
 if TYPE_CHECKING:
@@ -228,8 +228,9 @@ def _evaluate(
     from edgeforge.verification.evaluation import Evaluation
     from edgeforge.verification.finite import located
     from edgeforge.verification.greedy import greedy_agreement, greedy_prompts
-    from edgeforge.verification.judged import judged
+    from edgeforge.verification.judged import Found, judged
     from edgeforge.verification.shipped import score_shipped
+    from edgeforge.verification.unigram import unigram_perplexity
 
     sample, context = group.sample, group.artifacts[0].manifest.context
     opening = open_sessions(
@@ -265,13 +266,36 @@ def _evaluate(
             located(found.not_finite, sample.blocks, reference, quantized, session)
             for found, session in zip(comparisons, sessions, strict=True)
         ]
+    unigram = None
+    if sample.text != RANDOM_TOKENS:
+        unigram = unigram_perplexity(sample.whole, sample.blocks, group.model.spec.vocab_size)
     evaluations = []
     for artifact, session, figures, score, not_finite, (greedy_quantized, greedy_float) in zip(
         group.artifacts, sessions, comparisons, shipped, bad, agreements, strict=True
     ):
         unlike = unlike_store(artifact.manifest, store)
         manifest, timed = artifact.manifest, timings[artifact.place]
-        bounds, other = bounds_of(manifest.target, options.bounds), may_differ(manifest, unlike)
+        other = may_differ(manifest, unlike)
+        bounds = bounds_of(
+            manifest.target,
+            options.bounds,
+            rounds=rounds_to_8_bits(manifest),
+            bits=manifest.bits_per_weight,
+        )
+        found = Found(
+            figures=figures,
+            shipped=score,
+            greedy=greedy_quantized,
+            not_finite=not_finite,
+            unlike=unlike,
+            store=str(store.folder),
+            other_processor=other,
+            unigram=unigram,
+            activations=str(manifest.options.get("activations", "auto"))
+            if rounds_activations(manifest)
+            else "",
+            worst_weights=worst_weights(manifest),
+        )
         evaluations.append(
             Evaluation(
                 target=manifest.target,
@@ -299,25 +323,10 @@ def _evaluate(
                 weight_store=str(store.folder),
                 other_processor=other,
                 rounds_activations=rounds_activations(manifest),
-                checks=(
-                    *meant[artifact.place],
-                    *judged(figures, bounds, other_integers=other),
-                ),
+                checks=(*meant[artifact.place], *judged(found, bounds, options.bounds)),
             )
         )
     return evaluations
-
-
-def rounds_activations(manifest: Manifest) -> bool:
-    """Whether the artifact's kernels round activations that the plan leaves as they are."""
-    if manifest.options.get("activations") == "float":
-        return False
-    return "activations" in find_target(manifest.target).options and any(
-        isinstance(parse_format(record.format), IntFormat)
-        and record.activation == NONE
-        and record.float_columns != ALL
-        for record in manifest.weights.values()
-    )
 
 
 def find_artifacts(folders: list[Path]) -> list[Path]:

@@ -59,6 +59,13 @@ def test_a_doubtful_figure_says_how_many_tokens_would_settle_it():
     assert decide(MOST, 0.1, (0.05, 0.15), tokens=1000).tokens_to_settle is None
 
 
+def test_what_is_rough_decides_alone_where_there_is_no_interval():
+    found = decide(MOST, 0.2, None, rough=(0.07, 0.6), tokens=100)
+    assert (found.verdict, found.low, found.high) == ("doubtful", None, None)
+    assert decide(MOST, 0.2, (0.15, 0.3), rough=(0.07, 0.6)).verdict == "failed"
+    assert decide(MOST, 0.4, None, rough=(0.13, 1.2)).verdict == "failed"
+
+
 def test_the_sentence_names_figure_interval_bound_and_where():
     failed = decide(MOST, 0.2, (0.15, 0.3), where=["position 64", "position 70"])
     assert failed.message == (
@@ -88,16 +95,31 @@ def test_a_fact_must_be_equal():
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS))
-def test_every_target_has_bounds_of_figures_that_can_be_adjusted(target):
-    bounds = DEFAULTS[target]
-    assert {"lowering.kl_mean", "lowering.kl_p99", "lowering.top1_agreement"} <= bounds.keys()
+@pytest.mark.parametrize("rounds", [False, True])
+def test_every_target_has_bounds_of_figures_that_can_be_adjusted(target, rounds):
+    assert target in DEFAULTS
+    bounds = bounds_of(target, {}, rounds=rounds, bits=4.5)
+    assert ADJUSTABLE.keys() - bounds.keys() == {
+        *("float.perplexity", "total.kl_mean", "total.kl_p99", "total.top1_agreement")
+    }
     for name, bound in bounds.items():
         assert bound.name == name
         assert bound.sense == ADJUSTABLE[name]
         assert check_bound(name, bound.limit) == bound.limit
-        given = bounds_of(target, {name: 0.5})
+        assert bound.floor <= bound.limit
+        given = bounds_of(target, {name: 0.5}, rounds=rounds, bits=4.5)
         assert given[name] == Bound(name, 0.5, bound.sense)
         assert given.keys() == bounds.keys()
+
+
+def test_rounding_loosens_and_bits_tighten():
+    exact, coarse = (bounds_of("onnx", {}, rounds=each, bits=8) for each in (False, True))
+    assert exact["lowering.kl_mean"].limit < 1e-3 < coarse["lowering.kl_mean"].limit
+    limits = [
+        bounds_of("onnx", {}, rounds=False, bits=bits)["perplexity_ratio"].limit
+        for bits in (16, 8, 4.1, 3, 2)
+    ]
+    assert limits == sorted(limits) and limits[1] < 1.5 < limits[2] < limits[3] < limits[4] < 446
 
 
 def test_bounds_of_a_user():
@@ -105,7 +127,8 @@ def test_bounds_of_a_user():
         "lowering.kl_mean": 0.01,
         "perplexity_ratio": 1.2,
     }
-    assert "perplexity_ratio" in bounds_of("onnx", {"perplexity_ratio": 1.2})
+    given = bounds_of("onnx", {"total.kl_mean": 0.1}, rounds=True, bits=4)
+    assert given["total.kl_mean"] == Bound("total.kl_mean", 0.1, "at most")
 
 
 @pytest.mark.parametrize(

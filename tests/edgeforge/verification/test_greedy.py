@@ -45,7 +45,10 @@ def test_greedy_agreement_counts_tokens_before_the_first_difference():
     assert seen == [(0, 3), (1, 3), (2, 3)]
     # Contexts of 12 leave 11, 11 and 10 tokens; the other differs after the token 3.
     assert found[0] == GreedyAgreement(3, 11, (11 + 11 + 10) / 3)
-    assert found[1] == GreedyAgreement(3, 11, (3 + 0 + 2) / 3)
+    # There the other found its own choice 9 nats likelier.
+    assert found[1] == GreedyAgreement(
+        3, 11, (3 + 0 + 2) / 3, worst_gap=9.0, worst="token 4 of greedy text 0"
+    )
     # As an app runs it: the prompt at once, then token by token.
     assert artifact.calls[:4] == [0, 1, 1, 1] and artifact.calls.count(2) == 1
 
@@ -54,7 +57,8 @@ def test_each_artifact_has_its_own_agreements():
     right, wrong = Table(successor(1, 2, 3, 4, 0)), Table(successor(1, 2, 4, 4, 0))
     reference = Table(successor(1, 2, 3, 4, 0))
     found = greedy_agreement([[0], [3]], [right, wrong], [reference], lambda done, size: None)
-    assert found == [[GreedyAgreement(2, 11, 11)], [GreedyAgreement(2, 11, (2 + 4) / 2)]]
+    worst = {"worst_gap": 9.0, "worst": "token 3 of greedy text 0"}
+    assert found == [[GreedyAgreement(2, 11, 11)], [GreedyAgreement(2, 11, (2 + 4) / 2, **worst)]]
 
 
 def test_prompts_are_spread_over_the_text():

@@ -10,12 +10,14 @@ import torch
 from scipy import stats
 
 from edgeforge.verification.intervals import (
+    SEED,
     TokenSums,
     choose_unit,
     divergence_values,
     intervals_of,
     percentile_interval,
     resampled_means,
+    resampled_percentile,
     tail_share,
 )
 
@@ -168,3 +170,17 @@ def test_intervals_of_a_long_text_cost_little():
     started = time.process_time()
     resampled_means(np.ones((1024, 12)), np.ones((1024, 12)))
     assert time.process_time() - started < 2
+
+
+def test_a_percentile_of_drawn_units_is_numpys_of_the_drawn_tokens():
+    """Against drawing the same units again and sorting all their tokens."""
+    draw = np.random.default_rng(1)
+    sizes = draw.integers(200, 300, 12)
+    units = np.repeat(np.arange(12), sizes)
+    values = draw.exponential(size=sizes.sum()) * (1 + units)
+    found = resampled_percentile(values, units, 0.01)
+    drawn = np.random.default_rng(SEED).integers(0, 12, (len(found), 12))
+    for row in range(0, len(found), 97):
+        tokens = np.sort(np.concatenate([values[units == unit] for unit in drawn[row]]))[::-1]
+        assert found[row] == tokens[int(np.ceil(0.01 * len(tokens))) - 1]
+    assert np.isnan(resampled_percentile(np.array([1.0, np.nan]), np.array([0, 1]), 0.01)).all()

@@ -16,6 +16,7 @@ from edgeforge.tokenizer import Tokenizer, read_text, split_blocks
 from edgeforge.verification.sample import (
     check_tokens,
     choose_sample,
+    long_text,
     parse_tokens,
     spread_blocks,
 )
@@ -113,3 +114,34 @@ def test_numbers_of_tokens():
     for bad in (1, -1, "some", True, 2.5):
         with pytest.raises(UsageError, match="is neither a number"):
             check_tokens(bad)
+
+
+def test_a_long_text_fills_the_context_or_its_budget(heldout):
+    sample = chosen(None)
+    text = long_text(sample, 1024, 4_000_000, None)
+    assert text.tokens == [1, *heldout[:1023]] and text.context == 1024
+    assert text.label == "the first 1,024 tokens of the demo model's held-out text"
+    far = 131_072
+    assert len(long_text(sample, far, 4_000_000, None).tokens) == 8192
+    assert len(long_text(sample, far, 135_000_000, None).tokens) == 4096
+    assert len(long_text(sample, far, 1_240_000_000, 2048).tokens) == 2048
+    assert len(long_text(sample, far, 135_000_000, "all").tokens) == far
+
+
+def test_a_text_shorter_than_the_context_is_repeated(tmp_path):
+    (tmp_path / "short.txt").write_text("The function returns a list of names. " * 4)
+    sample = choose_sample(DEMO_FOLDER, SPEC, 1024, tmp_path / "short.txt", None, None)
+    text = long_text(sample, 1024, 4_000_000, None)
+    count = len(sample.whole)
+    assert len(text.tokens) == 1024 and count < 200
+    assert text.tokens[1 : count + 1] == text.tokens[count + 1 : 2 * count + 1] == sample.whole
+    assert text.label == (
+        f"the {count} tokens of short.txt, repeated to 1,024, because they are fewer than the "
+        f"context"
+    )
+
+
+def test_random_tokens_fill_the_context_too(tmp_path):
+    sample = choose_sample(tmp_path, SPEC, 300, None, 100, None)
+    text = long_text(sample, 300, 4_000_000, None)
+    assert text.tokens[0] == 1 and len(text.tokens) == 300 and max(text.tokens) < 3072

@@ -1,0 +1,65 @@
+"""What `verify` prints of bounds: each figure beside its own, and whether it keeps to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edgeforge.cli.columns import MOST_COLUMNS, row, short, wrapped
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from edgeforge.verification.bounds import Checked
+    from edgeforge.verification.evaluation import Evaluation
+
+# Names of figures are longer than labels of the other lines, and cells are shorter.
+_LABEL, _GAP, _COLUMN = 26, 1, 17
+_WORDS = {"passed": "ok", "failed": "FAIL", "doubtful": "?"}
+_SIGNS = {"at most": "<", "at least": ">", "equal": "="}
+
+
+def bound_lines(labels: Sequence[str], results: Sequence[Evaluation]) -> list[Text]:
+    """A line for each figure that has a bound, side by side where there is room."""
+    names = list(dict.fromkeys(each.name for result in results for each in _bounded(result)))
+    if not names:
+        return []
+    if len(results) > MOST_COLUMNS or max(map(len, labels)) > _COLUMN:
+        lines = []
+        for label, result in zip(labels, results, strict=True):
+            lines += wrapped(label, style="bold") + bound_lines(["bound"], [result])[1:]
+        return lines
+    lines = [_row("bounds", list(labels), style="bold")]
+    for name in names:
+        found = [next((c for c in result.checks if c.name == name), None) for result in results]
+        lines.append(_row(name, ["" if each is None else _cell(each) for each in found]))
+    return lines
+
+
+def doubtful_lines(label: str, result: Evaluation) -> list[Text]:
+    """A sentence for each figure of which the bound lies in the interval."""
+    lines = []
+    for each in result.checks:
+        if each.verdict == "doubtful" and each.message and not result.other_processor:
+            lines += wrapped(f"{label}: in doubt: {each.message}.", hanging=2)
+    return lines
+
+
+def _bounded(result: Evaluation) -> list[Checked]:
+    return [each for each in result.checks if each.limit is not None and each.sense != "equal"]
+
+
+def _cell(checked: Checked) -> str:
+    """The figure, its bound and the verdict, in as few digits as there is room for."""
+    assert checked.value is not None and checked.limit is not None
+    sign, word = _SIGNS[checked.sense], _WORDS[checked.verdict]
+    for digits in (3, 2, 1):
+        value = short(checked.value) if digits == 3 else f"{checked.value:.{digits}g}"
+        cell = f"{value} {sign}{checked.limit:.{digits}g} {word}".replace("e-0", "e-")
+        if len(cell) <= _COLUMN:
+            break
+    return cell
+
+
+def _row(label: str, cells: Sequence[str], style: str = "") -> Text:
+    return row(label, cells, style, label_width=_LABEL, gap=_GAP, column=_COLUMN)

@@ -1,0 +1,64 @@
+"""Lines of 80 columns: a label, then a cell for each artifact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+WIDTH = 80
+# Of the columns of figures: three of them and the labels fill a line.
+LABEL, COLUMN, GAP, MOST_COLUMNS = 20, 18, 2, 3
+
+
+def row(
+    label: str,
+    cells: Sequence[str],
+    style: str = "",
+    *,
+    label_width: int = LABEL,
+    gap: int = GAP,
+    column: int = COLUMN,
+) -> Text:
+    """A label and a cell for each artifact, at the same places in every row."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    line = Text(label, style=style)
+    place = label_width
+    for cell in cells:
+        place += gap
+        line.append(" " * max(0, place - line.cell_len) + cell, style=style)
+        place += max(column, cell_len(cell))
+    line.rstrip()
+    return line
+
+
+def wrapped(text: str, *, hanging: int = 0, style: str = "") -> list[Text]:
+    """A sentence or a name in lines of the full width; those after the first are indented."""
+    from rich.console import Console
+    from rich.text import Text
+
+    lines = list(Text(text, style=style).wrap(Console(), WIDTH - hanging, overflow="fold"))
+    for index, line in enumerate(lines):
+        line.rstrip()
+        if index:
+            line.pad_left(hanging)
+    return lines
+
+
+def short(value: float) -> str:
+    """Three digits, in at most seven characters.
+
+    >>> short(0.036249), short(0.000217), short(1334.6), short(0)
+    ('0.0362', '2.17e-4', '1335', '0')
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
+    digits, power = f"{value:.2e}".split("e")
+    return f"{digits}e{int(power)}"
