@@ -91,8 +91,7 @@ def verify(folder: Path, options: VerifyOptions, progress: Progress = no_progres
     Raises:
         CheckFailed: files were changed, or their integers and scales are not what the manifest
             records.
-        UnsoundError: they are not the weight store's, or logits are NaN or infinite; it has the
-            evaluation.
+        UnsoundError: a check failed after the artifact ran; it has the evaluation.
         EdgeForgeError: or an ExportError or DeviceError: it could not be verified.
     """
     found = verify_together([folder], options, progress)
