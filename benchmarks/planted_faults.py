@@ -221,7 +221,7 @@ def _sound_run(
     else:
         label, source, context = "the demo model", DEMO, arguments.context
     model = open_model(source)
-    options = ExportOptions(recipe=recipe, context=context, calibration=None)
+    options = ExportOptions(recipe=recipe, context=context)
     text = folder / "text.txt"
     text.write_text(_text(seed), encoding="utf-8")
     found = []

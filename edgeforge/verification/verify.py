@@ -337,10 +337,7 @@ def _evaluate(
                 weight_store=str(store.folder),
                 other_processor=other,
                 rounds_activations=rounds_activations(manifest),
-                checks=(
-                    *meant[artifact.place],
-                    *judged(found, bounds, options.bounds),
-                ),
+                checks=(*meant[artifact.place], *judged(found, bounds, options.bounds)),
                 sums=figures.sums,
                 freshness=artifact.freshness,
             )
