@@ -157,10 +157,11 @@ def verify(
     """Run artifacts, and report their accuracy and speed (also in each one's report.json)."""
     from edgeforge.cli.progress import Reporter
     from edgeforge.cli.verdict import print_results
+    from edgeforge.verification.artifacts import find_artifacts
     from edgeforge.verification.bounds import parse_bounds
     from edgeforge.verification.sample import parse_tokens
     from edgeforge.verification.soundness import require_sound
-    from edgeforge.verification.verify import VerifyOptions, find_artifacts, verify_together
+    from edgeforge.verification.verify import VerifyOptions, verify_together
 
     options = VerifyOptions(
         text=text,
@@ -214,7 +215,7 @@ def check(
         threads=threads,
         timed=timed,
     )
-    refuse_places(files, options)
+    refuse_places(files, options, artifacts or [])
     with Reporter(quiet) as progress:
         result = run_check(artifacts or [], options, progress)
     _print_cache_warning()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -11,6 +11,7 @@ from typing import TextIO
 from edgeforge.cli.printable import printable_lines
 from edgeforge.errors import UsageError
 from edgeforge.gate.gate import GateOptions
+from edgeforge.gate.policy import POLICY
 from edgeforge.gate.result import GateResult
 from edgeforge.output_folder.inputs import Input, refuse_inputs
 from edgeforge.output_folder.whole_file import whole_file
@@ -32,17 +33,18 @@ class GateFiles:
                 yield f"--{name}", path
 
 
-def refuse_places(files: GateFiles, options: GateOptions) -> None:
+def refuse_places(files: GateFiles, options: GateOptions, artifacts: Sequence[Path]) -> None:
     """Refuses, before anything runs, files that cannot be written or are inputs.
+
+    Args:
+        files: to write.
+        options: which name the policy and the baseline.
+        artifacts: those that the user named; what a policy lists is looked at when it is known.
 
     Raises:
         UsageError: says which option, and why.
     """
-    inputs = [
-        Input(what, path)
-        for what, path in (("the policy", options.policy), ("the baseline", options.baseline))
-        if path is not None
-    ]
+    inputs = _inputs(options.policy or Path(POLICY), options.baseline, artifacts)
     for name, path in files.given():
         refuse_inputs(path, inputs, name)
         if path.is_dir() or not path.absolute().parent.is_dir():
@@ -60,12 +62,21 @@ def write_files(
         files: to write.
         github: whether to; None for where ``GITHUB_ACTIONS`` is ``true``.
         commands: where the commands of a workflow go; GitHub reads them on both streams.
+
+    Raises:
+        UsageError: a file is, or lies in, what the check has read.
     """
     from edgeforge.gate.outputs.github import github_annotations
     from edgeforge.gate.outputs.junit import junit_xml
     from edgeforge.gate.outputs.markdown import markdown
     from edgeforge.gate.outputs.sarif import sarif_json
 
+    policy, baseline = (
+        None if each is None else Path(each) for each in (result.policy, result.baseline)
+    )
+    inputs = _inputs(policy, baseline, [Path(each.folder) for each in result.artifacts])
+    for name, path in files.given():
+        refuse_inputs(path, inputs, name)
     if files.junit is not None:
         _write(files.junit, junit_xml(result))
     if files.sarif is not None:
@@ -83,6 +94,15 @@ def write_files(
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with open(summary, "ab") as stream:  # other steps have written there
             stream.write(markdown(result).encode())
+
+
+def _inputs(policy: Path | None, baseline: Path | None, artifacts: Sequence[Path]) -> list[Input]:
+    """What no output may replace."""
+    files = (("the policy", policy), ("the baseline", baseline))
+    return [
+        *(Input(what, path) for what, path in files if path is not None),
+        *(Input("the artifact", folder, whole=True) for folder in artifacts),
+    ]
 
 
 def _write(path: Path, content: bytes) -> None:

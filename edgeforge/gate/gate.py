@@ -113,13 +113,26 @@ def _verify_stale(
         try:
             _verify(group, options, progress)
         except CheckFailed:
-            # One of them holds other integers than its manifest says: the others still run.
+            # One of them is not what it should be; the others still run.
             for each in group:
-                try:
-                    _verify([each], options, progress)
-                except CheckFailed as error:
-                    broken[each.path] = (_fact("stored_weights", str(error)),)
+                failed = _verify_apart(each, options, progress)
+                if failed is not None:
+                    broken[each.path] = (failed,)
     return broken
+
+
+def _verify_apart(checking: Checking, options: GateOptions, progress: Progress) -> Finding | None:
+    """Runs an artifact by itself, and says why it cannot be run where it cannot."""
+    from edgeforge.verification.stored_weights import require_recorded_weights
+
+    name = "stored_weights"
+    try:
+        require_recorded_weights(checking.folder, checking.manifest)
+        name = "run"
+        _verify([checking], options, progress)
+    except CheckFailed as error:
+        return _fact(name, str(error))
+    return None
 
 
 def _verify(group: Sequence[Checking], options: GateOptions, progress: Progress) -> None:

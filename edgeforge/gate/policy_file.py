@@ -27,7 +27,7 @@ _TERMS: Final = ("text", "tokens", "checkpoint", "bounds", *RATIOS, "worse_by", 
 _TOP: Final = ("version", "artifacts", "baseline", *_TERMS, "rules")
 _MATCH: Final = ("path", "target", "recipe", "model")
 # An artifact that is not as it was written, or gives no numbers, is none.
-_NEVER: Final = ("files", "non_finite")
+_NEVER: Final = ("files", "run", "non_finite")
 _SIDES: Final = ("at_most", "at_least")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
@@ -88,7 +88,6 @@ def _report(data: Mapping[str, object]) -> Report:
     if not isinstance(checks, list):
         raise TypeError("checks is not a list")
     found = tuple(_checked(each) for each in checks)
-    found += tuple(_soundness(data, {each.name for each in found}))
     return Report(
         tokens=integer(data, "tokens"),
         text=text(data, "text"),
@@ -152,34 +151,6 @@ def _checked(data: object) -> Checked:
         tokens_to_settle=None if settle is None else integer(row, "tokens_to_settle"),
         message=text(row, "message"),
     )
-
-
-def _soundness(data: Mapping[str, object], names: Collection[str]) -> Iterator[Checked]:
-    """What a report says beside its checks, as checks: other weights, and what is not finite."""
-    unlike = data["weights_unlike_store"]
-    if not isinstance(unlike, list):
-        raise TypeError("weights_unlike_store is not a list")
-    if "stored_weights" not in names and unlike and data["other_processor"] is not True:
-        words = f"{len(unlike)} weights have other integers or scales than the weight store"
-        yield equal_failed("stored_weights", words, tuple(map(str, unlike[:3])))
-    if "non_finite" in names:
-        return
-    for model, found in mapping(data["not_finite"], "not_finite").items():
-        row = mapping(found, "not_finite")
-        words = (
-            f"{model.upper()} gives NaN or infinite logits at {integer(row, 'positions')} of "
-            f"{integer(row, 'of')} positions"
-        )
-        yield equal_failed("non_finite", words, (str(row["where"]),) if row["where"] else ())
-    steps = integer(mapping(data["greedy_float"], "greedy_float"), "not_finite")
-    if steps:
-        words = f"ARTIFACT gives NaN or infinite logits at {steps} steps of greedy text"
-        yield equal_failed("non_finite", words)
-
-
-def equal_failed(name: str, message: str, where: tuple[str, ...] = ()) -> Checked:
-    """A fact that is not as it must be."""
-    return Checked(name, None, None, "equal", verdict="failed", where=where, message=message)
 
 
 def _sums(data: object) -> BlockSums | None:

@@ -13,6 +13,7 @@ from edgeforge.errors import EdgeForgeError, UsageError
 from edgeforge.gate.policy import Policy, Subject, Terms
 from edgeforge.gate.reports import Report, StaleReportError, read_report
 from edgeforge.model.model import DEMO, DEMO_FOLDER
+from edgeforge.verification.artifacts import find_artifacts
 from edgeforge.verification.freshness import freshness_of
 from exporters.manifest import MANIFEST, Manifest, check_files
 from quant.processors import default_threads
@@ -58,7 +59,7 @@ def find_subjects(policy: Policy, asked: Sequence[Path]) -> list[Checking]:
         UsageError: there is none, or a pattern or a rule of the policy is for none.
         ExportError: a folder is no artifact.
     """
-    folders = _unique(_inside(asked) if asked else _of_policy(policy))
+    folders = _unique(find_artifacts(asked) if asked else _of_policy(policy))
     if not folders:
         raise UsageError(
             "there is nothing to check: name artifacts, or list them under 'artifacts' in the "
@@ -156,7 +157,7 @@ def _checkpoint_digest(where: str) -> str | None:
 def _of_policy(policy: Policy) -> list[Path]:
     found: list[Path] = []
     for pattern in policy.artifacts:
-        inside = _inside(_matching(policy.folder, pattern))
+        inside = find_artifacts(_matching(policy.folder, pattern))
         if not inside:
             raise UsageError(
                 f"{policy.path}: artifacts: {pattern} matches no artifact: export it first, or "
@@ -176,15 +177,6 @@ def _matching(root: Path, pattern: str) -> list[Path]:
         ]
     place = root / pattern
     return [place] if place.is_dir() else []
-
-
-def _inside(folders: Sequence[Path]) -> list[Path]:
-    """Artifacts in folders: each itself, or those right inside it, as one per target."""
-    found: list[Path] = []
-    for folder in folders:
-        inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-        found.extend(inside if inside and not (folder / MANIFEST).is_file() else [folder])
-    return found
 
 
 def _unique(folders: Sequence[Path]) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import Self
 
 from device_harness.registry import RUNTIMES
 from edgeforge.model.model import HELDOUT
-from edgeforge.verification.bounds import bounds_of
+from edgeforge.verification.bounds import DEFAULTS, PERPLEXITY_RATIOS
 from edgeforge.verification.sample import TokenCount
 from exporters.manifest import MANIFEST, Manifest
 from exporters.manifest_records import mapping, text
@@ -35,7 +35,7 @@ class Freshness:
         checkpoint: of the checkpoint (`edgeforge.checkpoint.digest.CheckpointDigest`).
         text: of the evaluated text; empty for random tokens.
         tokens: how many tokens of it were asked for; ``default`` where nobody said.
-        bounds: of the bounds that the figures were held against.
+        bounds: of all targets' bounds, and of those that a user gave instead.
         options: of the runtime, by name.
         tools: versions of EdgeForge, of the runtime and of what computes the references.
         processor: the processor's name. Kernels for another one may round otherwise.
@@ -121,13 +121,13 @@ def freshness_of(
         OSError: the manifest cannot be read.
     """
     read = text or (HELDOUT if (folder / "tokenizer.json").is_file() else None)
-    held = sorted(map(repr, bounds_of(manifest.target, bounds).values()))
+    held = (DEFAULTS, PERPLEXITY_RATIOS, sorted(bounds.items()))
     return Freshness(
         manifest=sha256_of(folder / MANIFEST),
         checkpoint=manifest.source.sha256,
         text="" if read is None else _text_digest(read),
         tokens="default" if tokens is None else str(tokens),
-        bounds=hashlib.sha256("\n".join(held).encode()).hexdigest(),
+        bounds=hashlib.sha256(repr(held).encode()).hexdigest(),
         options={name: value for name, value in options.items() if value is not None},
         tools=_tools(manifest.target),
         processor=processor_name(),

@@ -25,7 +25,7 @@ from edgeforge.verification.sample import (
 )
 from edgeforge.verification.soundness import require_sound
 from edgeforge.verification.stored_weights import may_differ, require_recorded_weights, unlike_store
-from exporters.manifest import MANIFEST, Manifest, check_files
+from exporters.manifest import Manifest, check_files
 from quant.formats.activations import parse_activation
 from quant.formats.formats import parse_format
 from quant.plans.plan import Assignment, QuantPlan
@@ -336,24 +336,12 @@ def _evaluate(
                 weight_store=str(store.folder),
                 other_processor=other,
                 rounds_activations=rounds_activations(manifest),
-                checks=(
-                    *meant[artifact.place],
-                    *judged(found, bounds, options.bounds),
-                ),
+                checks=(*meant[artifact.place], *judged(found, bounds, options.bounds)),
                 sums=figures.sums,
                 freshness=artifact.freshness,
             )
         )
     return evaluations
-
-
-def find_artifacts(folders: list[Path]) -> list[Path]:
-    """Artifacts in folders: each itself, or those right inside it, as one per target."""
-    found: list[Path] = []
-    for folder in folders:
-        inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-        found.extend(inside if inside and not (folder / MANIFEST).is_file() else [folder])
-    return found
 
 
 def reopen(manifest: Manifest, checkpoint: str | None) -> Model:

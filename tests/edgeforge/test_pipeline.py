@@ -17,8 +17,8 @@ from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.model.model import Model, open_model
 from edgeforge.pipeline import DEFAULT_CONTEXT, choose_context, export
 from edgeforge.synth.synthesise import synthesise
+from edgeforge.verification.artifacts import find_artifacts
 from edgeforge.verification.stored_weights import require_recorded_weights
-from edgeforge.verification.verify import find_artifacts
 from exporters import registry
 from exporters.errors import ExportError
 from exporters.manifest import Manifest, check_files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,9 @@ from edgeforge.gate import latency
 from edgeforge.gate.baseline import Baseline, read_baseline
 from edgeforge.gate.result import GateFailed
 from edgeforge.verification import verify as verification
+from edgeforge.verification.bounds import Checked
 from exporters.manifest import Manifest
+from quant.sealed_json import seal, unseal
 
 
 @pytest.fixture
@@ -279,16 +281,13 @@ def test_a_speed_is_held_against_a_run_of_the_same_job(gate, room, monkeypatch):
     assert not [e for e in gate(timed=False).artifacts[0].findings if e.kind == "reference"]
 
 
-def test_what_is_allowed_for_a_reason_is_told_and_passes(gate, room, monkeypatch):
-    from edgeforge.gate import reports
-
-    real = reports._soundness
-
-    def other_window(data, names):
-        yield from real(data, names)
-        yield reports.equal_failed("meaning.window", "the window is 64, not 128", ("layer 3",))
-
-    monkeypatch.setattr(reports, "_soundness", other_window)
+def test_what_is_allowed_for_a_reason_is_told_and_passes(gate, room):
+    path = room / "int8" / "report.json"
+    content = unseal(path.read_bytes())
+    message = "the window is 64, not 128"
+    window = Checked("meaning.window", 64, 128, "equal", verdict="failed", message=message)
+    others = [each for each in content["checks"] if each["name"] != "meaning.window"]
+    path.write_text(seal({**content, "checks": [*others, asdict(window)]}))
     assert messages(gate()) == ["the window is 64, not 128"]
     policy = (room / "edgeforge-policy.yaml").read_text()
     allow = "allow: {meaning.window: prompts are short, meaning.windwo: prompts are short}\n"
