@@ -26,16 +26,18 @@ class Runtime:
         open: opens a session; takes the artifact's folder, its context, a number of threads or
             None, and the options by keyword.
         options: the names of the options that ``open`` takes.
+        packages: the packages that run artifacts, whose versions decide what comes out.
     """
 
     open: Callable[..., Session]
     options: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
 
 RUNTIMES: dict[str, Runtime] = {
-    "onnx": Runtime(OnnxSession),
-    "executorch": Runtime(ExecutorchSession),
-    "coreml": Runtime(CoremlSession, options=("precision", "compute_units")),
+    "onnx": Runtime(OnnxSession, packages=("onnxruntime",)),
+    "executorch": Runtime(ExecutorchSession, packages=("executorch",)),
+    "coreml": Runtime(CoremlSession, ("precision", "compute_units"), packages=("coremltools",)),
 }
 
 

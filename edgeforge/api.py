@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from device_harness.session import Session
     from device_harness.timing import Timings
+    from edgeforge.gate.result import GateResult
     from edgeforge.stage_progress import Progress
     from edgeforge.verification.evaluation import Evaluation
 
@@ -208,6 +209,52 @@ def verify(
         runtime={"precision": precision, "compute_units": compute_units},
     )
     return run_verify(Path(artifact), options)
+
+
+def check(
+    *artifacts: str | Path,
+    policy: str | Path | None = None,
+    baseline: str | Path | None = None,
+    update_baseline: bool = False,
+    checkpoint: str | None = None,
+    threads: int | None = None,
+    timed: bool = True,
+    progress: Progress | None = None,
+) -> GateResult:
+    """Holds artifacts against a policy and a baseline; verifies those without a fresh report.
+
+    Args:
+        artifacts: folders that `export` wrote, or that hold such; none for those that the policy
+            lists.
+        policy: a YAML file of bounds; None for ``edgeforge-policy.yaml`` in the current folder if
+            it is there, else for the targets' own bounds.
+        baseline: the file of earlier figures; None for the one that the policy names.
+        update_baseline: whether to write the figures as the new baseline, if they keep to the
+            policy.
+        checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
+        threads: threads for the runtimes; None for their defaults.
+        timed: whether to hold speeds against the reference runs that the policy names.
+        progress: called with a stage's name, how much of it is done, and its size.
+
+    Raises:
+        GateFailed: an artifact falls short; its ``result`` holds everything that was found.
+        UsageError: the policy or the baseline cannot be used, or there is nothing to check.
+    """
+    from edgeforge.gate.gate import GateOptions
+    from edgeforge.gate.gate import check as run_check
+    from edgeforge.stage_progress import no_progress
+
+    options = GateOptions(
+        policy=None if policy is None else Path(policy),
+        baseline=None if baseline is None else Path(baseline),
+        update_baseline=update_baseline,
+        checkpoint=checkpoint,
+        threads=threads,
+        timed=timed,
+    )
+    result = run_check([Path(each) for each in artifacts], options, progress or no_progress)
+    result.require_passed()
+    return result
 
 
 def bench(

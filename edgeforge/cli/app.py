@@ -91,7 +91,7 @@ def export(
     """Trace and quantize a model, and write it for one or more runtimes."""
     from edgeforge import api
     from edgeforge.cli.progress import Reporter
-    from edgeforge.cli.sizes import parse_size, size_text
+    from edgeforge.sizes import parse_size, size_text
     from exporters.manifest import Manifest
 
     with Reporter(quiet) as progress:
@@ -177,6 +177,50 @@ def verify(
     else:
         print_results(dict(zip(folders, results, strict=True)), artifacts, full=full)
     require_sound(folders, results)
+
+
+@app.command()
+def check(
+    artifacts: option.Checked = None,
+    policy: option.Policy = None,
+    baseline: option.Baseline = None,
+    update_baseline: option.UpdateBaseline = False,
+    checkpoint: option.CheckpointPlace = None,
+    timed: option.Speeds = True,
+    threads: option.Threads = None,
+    json: option.Json = False,
+    junit: option.Junit = None,
+    sarif: option.Sarif = None,
+    markdown: option.Markdown = None,
+    github: option.Github = None,
+    quiet: option.Quiet = False,
+) -> None:
+    """Hold artifacts against a policy and a baseline; verify what has no fresh report."""
+    from edgeforge.cli.gate_outputs import GateFiles, refuse_places, write_files
+    from edgeforge.cli.progress import Reporter
+    from edgeforge.gate.gate import GateOptions
+    from edgeforge.gate.gate import check as run_check
+    from edgeforge.gate.outputs.lines import text_lines
+
+    files = GateFiles(junit=junit, sarif=sarif, markdown=markdown)
+    options = GateOptions(
+        policy=policy,
+        baseline=baseline,
+        update_baseline=update_baseline,
+        checkpoint=checkpoint,
+        threads=threads,
+        timed=timed,
+    )
+    refuse_places(files, options)
+    with Reporter(quiet) as progress:
+        result = run_check(artifacts or [], options, progress)
+    _print_cache_warning()
+    if json:
+        _print_json(result.to_json())
+    else:
+        print(printable_lines(text_lines(result)))
+    write_files(result, files, github, sys.stderr if json else sys.stdout)
+    result.require_passed()
 
 
 @app.command()

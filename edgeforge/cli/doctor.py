@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeforge.cache import cache_dir
-from edgeforge.cli.sizes import size_text
 from edgeforge.cli.trials import try_all
+from edgeforge.sizes import size_text
 from quant.processors import processor_name
 
 _WIDTH: Final = 80

@@ -230,6 +230,59 @@ ComputeUnits = Annotated[
     ),
 ]
 
+# Of `check`.
+Checked = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[DIR]...", help="Artifacts that export wrote; by default those the policy lists."
+    ),
+]
+Policy = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="What the artifacts must keep to; by default edgeforge-policy.yaml if it is there, "
+        "else the targets' own bounds.",
+    ),
+]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Earlier figures, to tell what got worse; by default the one the policy names.",
+    ),
+]
+UpdateBaseline = Annotated[
+    bool,
+    typer.Option(
+        "--update-baseline",
+        help="Write the figures of the artifacts as the new baseline, if they keep to the policy.",
+    ),
+]
+Speeds = Annotated[
+    bool,
+    typer.Option(
+        "--timed/--no-timed",
+        help="Whether to hold speeds against the reference runs that the policy names.",
+    ),
+]
+Junit = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JUnit XML.")]
+Sarif = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the result as SARIF 2.1.0.")
+]
+Markdown = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write the result, with the baseline, as Markdown."),
+]
+Github = Annotated[
+    bool | None,
+    typer.Option(
+        "--github/--no-github",
+        help="Print annotations for GitHub and append the Markdown to the job's summary; by "
+        "default where GITHUB_ACTIONS is true.",
+    ),
+]
+
 # Of `inspect`.
 EveryWeight = Annotated[bool, typer.Option("--weights", help="List every weight.")]
 

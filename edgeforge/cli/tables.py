@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from edgeforge.cli.sizes import size_text
+from edgeforge.sizes import size_text
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from edgeforge.cli.exits import one_line
 from edgeforge.cli.printable import console as escaping_console
 from edgeforge.cli.printable import printable
-from edgeforge.cli.sizes import size_text
+from edgeforge.sizes import size_text
 from edgeforge.verification.sample import RANDOM_TOKENS
 
 if TYPE_CHECKING:

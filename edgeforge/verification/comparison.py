@@ -18,8 +18,10 @@ from edgeforge.reference.walk import ReferenceRunner
 from edgeforge.verification.each_session import EachSession
 from edgeforge.verification.finite import FiniteMeter, NotFinite
 from edgeforge.verification.intervals import (
+    BlockSums,
     Intervals,
     TokenSums,
+    block_sums,
     divergence_values,
     intervals_of,
 )
@@ -43,6 +45,7 @@ class Comparison:
         total: ARTIFACT against FLOAT.
         intervals: of the means; None where there are too few blocks.
         not_finite: of those of ``float``, ``quantized`` and ``artifact`` that gave NaN or infinity.
+        sums: what the intervals were drawn from; None where there are none.
     """
 
     perplexity: dict[str, Perplexity]
@@ -51,6 +54,7 @@ class Comparison:
     total: Divergence
     intervals: Intervals | None
     not_finite: dict[str, NotFinite]
+    sums: BlockSums | None
 
 
 class _References:
@@ -102,6 +106,7 @@ class _Artifact:
             total=self.total.result(),
             intervals=intervals_of(references.sums, self.sums),
             not_finite={name: found for name, found in finite.items() if found is not None},
+            sums=block_sums(references.sums, self.sums),
         )
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from device_harness.timing import Timings
 from edgeforge.output_folder.whole_file import whole_file
+from edgeforge.verification.bounds import Checked
 from edgeforge.verification.finite import NotFinite
+from edgeforge.verification.freshness import Freshness
 from edgeforge.verification.greedy import GreedyAgreement
-from edgeforge.verification.intervals import Intervals
+from edgeforge.verification.intervals import BlockSums, Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
+from edgeforge.verification.report_file import REPORT, REPORT_VERSION
 from quant.json_output import json_text
+from quant.sealed_json import seal
 
-REPORT = "report.json"
-REPORT_VERSION = 2
 # Which lowering errors are told as large, in nats a token: those over the first bound, and those
 # over the second that are more than a share of the quantization error. SmolLM2-135M at int4 has
 # 1.7e-3 to 4.0e-3 where large activations stay float32, and 4.7e-3 to 1.6e-2 where not.
@@ -55,6 +58,10 @@ class Evaluation:
         limits: what the runtime that ran it here cannot know of the one it stands in for.
         rounds_activations: whether the runtime's kernels round activations to 8 bits where
             QUANTIZED does not.
+        checks: every figure and fact that was held against a bound, with what came out.
+        sums: what the intervals were drawn from, for comparisons on the same tokens; None where
+            there are no intervals.
+        freshness: what all of it depends on; None where it was not verified.
         schema_version: of the report.
     """
 
@@ -82,6 +89,9 @@ class Evaluation:
     weight_store: str = ""
     other_processor: bool = False
     rounds_activations: bool = False
+    checks: tuple[Checked, ...] = ()
+    sums: BlockSums | None = None
+    freshness: Freshness | None = None
     schema_version: int = REPORT_VERSION
 
     @property
@@ -102,7 +112,11 @@ class Evaluation:
         return {**asdict(self), "perplexity_ratio": self.perplexity_ratio}
 
     def write(self, folder: Path) -> Path:
-        """Writes ``report.json`` beside the artifact's files, whole or not at all."""
+        """Writes ``report.json`` beside the artifact's files, whole or not at all.
+
+        It has a digest of its own content, so that nobody takes a changed report for a fresh one.
+        """
+        content = json.loads(json_text(self.to_json()))
         with whole_file(folder / REPORT) as stream:
-            stream.write((json_text(self.to_json()) + "\n").encode())
+            stream.write((seal(content, indent=1) + "\n").encode())
         return folder / REPORT

@@ -21,10 +21,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEVEL = 0.95
 RESAMPLES = 4000
@@ -78,6 +81,23 @@ class Intervals:
     quantization: DivergenceIntervals
     lowering: DivergenceIntervals
     total: DivergenceIntervals
+
+
+@dataclass(frozen=True)
+class BlockSums:
+    """An evaluation's figures, added up over the units that are drawn for its intervals.
+
+    With them, two evaluations of the same tokens are compared unit by unit.
+
+    Attributes:
+        unit_blocks: as in `Intervals`.
+        sums: ``float64[units]`` by the figure's name.
+        counts: how many values each sum is of, in the same form.
+    """
+
+    unit_blocks: float
+    sums: dict[str, list[float]]
+    counts: dict[str, list[float]]
 
 
 class TokenSums:
@@ -233,6 +253,40 @@ def intervals_of(shared: TokenSums, artifact: TokenSums) -> Intervals | None:
         lowering=divergence("lowering"),
         total=divergence("total"),
     )
+
+
+def block_sums(shared: TokenSums, artifact: TokenSums) -> BlockSums | None:
+    """What `intervals_of` draws from, for a later comparison; None where it has too few blocks."""
+    unit = choose_unit(shared.blocks)
+    if unit is None:
+        return None
+    columns = shared.units(unit) | artifact.units(unit)
+    return BlockSums(
+        unit_blocks=unit,
+        sums={name: sums.tolist() for name, (sums, _) in columns.items()},
+        counts={name: counts.tolist() for name, (_, counts) in columns.items()},
+    )
+
+
+def paired_difference(now: BlockSums, before: BlockSums, name: str, figures: int) -> Interval:
+    """Interval of how much a mean changed between two evaluations of the same tokens.
+
+    Both means of a draw are of the same units, so what makes a passage hard for either of them
+    leaves their difference alone.
+
+    Args:
+        now: the one evaluation.
+        before: the other, of the same units.
+        name: the figure's name.
+        figures: how many figures are looked at together. The intervals of all hold with the
+            probability that one alone would (Bonferroni).
+    """
+    pairs = [(each.sums[name], each.counts[name]) for each in (now, before)]
+    sums, counts = (np.array(columns, np.float64).T for columns in zip(*pairs, strict=True))
+    means = resampled_means(sums, counts)
+    with np.errstate(invalid="ignore"):
+        difference: Floats = means[:, 0] - means[:, 1]
+    return percentile_interval(difference, tail_share(len(sums)) / figures)
 
 
 def divergence_values(name: str, values: Tensor) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ class UnsoundError(CheckFailed):
 
 
 def require_sound(folders: Sequence[Path], evaluations: Sequence[Evaluation]) -> None:
-    """Refuses artifacts of which a model gave logits that are not finite, or with other weights.
+    """Refuses artifacts with other weights, logits that are not finite, or a failed check.
 
     Args:
         folders: the artifacts.
@@ -54,4 +54,5 @@ def problems_of(evaluation: Evaluation) -> list[str]:
     steps = evaluation.greedy_float.not_finite
     if steps and "artifact" not in evaluation.not_finite:
         problems.append(f"ARTIFACT gives NaN or infinite logits at {steps} steps of greedy text")
+    problems += [each.message for each in evaluation.checks if each.verdict == "failed"]
     return problems

@@ -11,6 +11,8 @@ from edgeforge.errors import CheckFailed, UsageError
 from edgeforge.model.model import DEMO, DEMO_FOLDER, Model, open_model
 from edgeforge.output_folder.inputs import Input, refuse_inputs
 from edgeforge.stage_progress import Progress, no_progress
+from edgeforge.verification.bounds import bounds_of, check_bound
+from edgeforge.verification.freshness import Freshness, freshness_of
 from edgeforge.verification.sample import (
     LARGE_MODEL,
     Sample,
@@ -48,6 +50,7 @@ class VerifyOptions:
         threads: for the runtime; None for its default here.
         timed: whether to time the artifact too.
         runtime: options of the runtime, by name; None leaves it its default.
+        bounds: of figures, by their names, instead of the target's own.
     """
 
     text: Path | None = None
@@ -56,6 +59,7 @@ class VerifyOptions:
     threads: int | None = None
     timed: bool = True
     runtime: Mapping[str, str | None] = field(default_factory=dict)
+    bounds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class _Artifact:
     place: int
     folder: Path
     manifest: Manifest
+    freshness: Freshness
 
 
 @dataclass(frozen=True)
@@ -118,16 +123,16 @@ def verify_together(
         EdgeForgeError: or an ExportError or DeviceError: one could not be verified.
     """
     from device_harness.timing import time_artifact
-    from edgeforge.verification.evaluation import REPORT
+    from edgeforge.verification.report_file import REPORT
 
     check_tokens(options.tokens)
+    for name, limit in options.bounds.items():
+        check_bound(name, limit)
     if options.text is not None:
         text = [Input("the text", options.text)]
         for folder in folders:
             refuse_inputs(folder / REPORT, text, "the report")
-    artifacts = [
-        _Artifact(place, folder, Manifest.read(folder)) for place, folder in enumerate(folders)
-    ]
+    artifacts = [_open(place, folder, options) for place, folder in enumerate(folders)]
     progress("files", 0, 0)
     for artifact in artifacts:
         problems = check_files(artifact.folder, artifact.manifest)
@@ -154,6 +159,20 @@ def verify_together(
             evaluation.write(artifact.folder)
             found[artifact.place] = evaluation
     return [found[artifact.place] for artifact in artifacts]
+
+
+def _open(place: int, folder: Path, options: VerifyOptions) -> _Artifact:
+    """Reads a manifest; what all depends on is taken down before any of it is used."""
+    manifest = Manifest.read(folder)
+    freshness = freshness_of(
+        folder,
+        manifest,
+        text=options.text,
+        tokens=options.tokens,
+        bounds=options.bounds,
+        options=options.runtime,
+    )
+    return _Artifact(place, folder, manifest, freshness)
 
 
 def _grouped(artifacts: list[_Artifact], options: VerifyOptions) -> list[_Group]:
@@ -210,6 +229,7 @@ def _evaluate(
     from edgeforge.verification.evaluation import Evaluation
     from edgeforge.verification.finite import located
     from edgeforge.verification.greedy import greedy_agreement, greedy_prompts
+    from edgeforge.verification.judged import judged
 
     sample, context = group.sample, group.artifacts[0].manifest.context
     opening = open_sessions(
@@ -245,6 +265,7 @@ def _evaluate(
     ):
         unlike = unlike_store(artifact.manifest, store)
         manifest, timed = artifact.manifest, timings[artifact.place]
+        bounds, other = bounds_of(manifest.target, options.bounds), may_differ(manifest, unlike)
         evaluations.append(
             Evaluation(
                 target=manifest.target,
@@ -269,8 +290,11 @@ def _evaluate(
                 limits=session.limits,
                 weights_unlike_store=unlike,
                 weight_store=str(store.folder),
-                other_processor=may_differ(manifest, unlike),
+                other_processor=other,
                 rounds_activations=rounds_activations(manifest),
+                checks=tuple(judged(figures, bounds, other_integers=other)),
+                sums=figures.sums,
+                freshness=artifact.freshness,
             )
         )
     return evaluations

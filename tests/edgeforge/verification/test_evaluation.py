@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from edgeforge.verification.bounds import Bound, decide
 from edgeforge.verification.evaluation import Evaluation
 from edgeforge.verification.finite import NotFinite
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import DivergenceIntervals, Interval, Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
+from edgeforge.verification.soundness import UnsoundError, problems_of, require_sound
 from quant.json_output import json_text
+from quant.sealed_json import unseal
 
 
 @pytest.fixture
@@ -59,7 +63,7 @@ def test_the_report_reads_back_as_json(evaluation, tmp_path):
     assert path == tmp_path / "report.json"
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
     data = json.loads(path.read_text(encoding="utf-8"))
-    assert data["schema_version"] == 2
+    assert data["schema_version"] == 3
     assert data["perplexity_ratio"] == pytest.approx(1.1)
     assert data["text"] == "größe.txt"
     assert data["lowering"]["kl_p99"] == 0.2
@@ -67,7 +71,7 @@ def test_the_report_reads_back_as_json(evaluation, tmp_path):
     assert data["intervals"]["perplexity_ratio"] == {"low": 1.05, "high": 1.15}
     assert data["intervals"]["lowering"]["kl_mean"] == {"low": 0.05, "high": 0.15}
     assert data["greedy_quantized"]["same"] == 40.5
-    assert data == json.loads(json.dumps(evaluation.to_json()))
+    assert unseal(path.read_bytes()) == json.loads(json.dumps(evaluation.to_json()))
 
 
 def test_numbers_that_are_not_finite_are_strict_json(evaluation):
@@ -87,3 +91,17 @@ def test_numbers_that_are_not_finite_are_strict_json(evaluation):
         "position": 4,
         "where": "somewhere",
     }
+
+
+def test_a_failed_check_is_a_problem_and_a_doubtful_one_is_none(evaluation, tmp_path):
+    bound = Bound("lowering.kl_mean", 0.1, "at most")
+    failed, doubtful = decide(bound, 0.2, (0.15, 0.3)), decide(bound, 0.11, (0.05, 0.2))
+    unsound = replace(evaluation, checks=(failed, doubtful))
+    assert problems_of(evaluation) == []
+    assert problems_of(replace(evaluation, checks=(doubtful,))) == []
+    assert problems_of(unsound) == [failed.message]
+    with pytest.raises(UnsoundError, match=r"folder: lowering\.kl_mean is 0\.2"):
+        require_sound([Path("folder")], [unsound])
+    data = json.loads(unsound.write(tmp_path).read_text(encoding="utf-8"))
+    assert [each["verdict"] for each in data["checks"]] == ["failed", "doubtful"]
+    assert data["checks"][0]["low"] == 0.15

@@ -1,0 +1,252 @@
+"""The gate: verifies what has no fresh report, and holds everything against policy and baseline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeforge.errors import CheckFailed, UsageError
+from edgeforge.gate.judge import judge
+from edgeforge.gate.latency import held_ratios
+from edgeforge.gate.policy import POLICY, Policy
+from edgeforge.gate.policy_file import read_policy
+from edgeforge.gate.reports import read_report
+from edgeforge.gate.result import ArtifactResult, Finding, GateResult
+from edgeforge.gate.subjects import Checking, find_subjects, look, model_names
+from edgeforge.stage_progress import Progress, no_progress
+from quant.suggestion import did_you_mean
+
+if TYPE_CHECKING:
+    from edgeforge.gate.baseline import Baseline
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What a user asks of the gate.
+
+    Attributes:
+        policy: the policy's file; None for `POLICY` in the current folder, if it is there, else
+            for the targets' own bounds.
+        baseline: the baseline's file; None for the one that the policy names.
+        update_baseline: whether to write the baseline anew.
+        checkpoint: where the checkpoint is now; None for where the policy or the manifests say.
+        threads: for the runtimes; None for their defaults.
+        timed: whether to hold speeds against their references.
+    """
+
+    policy: Path | None = None
+    baseline: Path | None = None
+    update_baseline: bool = False
+    checkpoint: str | None = None
+    threads: int | None = None
+    timed: bool = True
+
+
+def check(
+    folders: Sequence[Path], options: GateOptions, progress: Progress = no_progress
+) -> GateResult:
+    """Holds artifacts against a policy and a baseline.
+
+    Args:
+        folders: artifacts, or folders that hold some; none for those that the policy lists.
+        options: what the user asked for.
+        progress: told of each stage.
+
+    Raises:
+        UsageError: the policy or the baseline cannot be used, or there is nothing to check.
+        EdgeForgeError: or an ExportError or DeviceError: an artifact could not be verified.
+    """
+    started = time.monotonic()
+    policy = _policy(options.policy)
+    checking = find_subjects(policy, folders)
+    baselines = _Baselines(policy, options)
+    progress("files", 0, 0)
+    look(checking, options.checkpoint)
+    fresh = {each.path for each in checking if each.report is not None}
+    broken = _verify_stale(checking, options, progress)
+    results = []
+    for each in checking:
+        findings = broken.get(each.path) or _findings(each, baselines, options, progress)
+        results.append(_result(each, each.path in fresh, findings))
+    result = GateResult(
+        policy=None if policy.path is None else str(policy.path),
+        baseline=None if baselines.path is None else str(baselines.path),
+        baseline_updated=False,
+        artifacts=tuple(results),
+        notes=(*baselines.notes, *_unused_allowances(checking)),
+        seconds=0.0,
+    )
+    if options.update_baseline and result.passed:
+        baselines.update(checking)
+        result = replace(result, baseline_updated=True)
+    return replace(result, seconds=round(time.monotonic() - started, 3))
+
+
+def _policy(path: Path | None) -> Policy:
+    usual = Path(POLICY)
+    if path is None and not usual.is_file():
+        return Policy(folder=Path())
+    return read_policy(usual if path is None else path)
+
+
+def _verify_stale(
+    checking: Sequence[Checking], options: GateOptions, progress: Progress
+) -> dict[str, tuple[Finding, ...]]:
+    """Runs what has no fresh report; those of one export share their references.
+
+    Returns:
+        What is wrong with those that cannot be run, by path.
+    """
+    broken: dict[str, tuple[Finding, ...]] = {}
+    groups: dict[object, list[Checking]] = {}
+    for each in checking:
+        if each.changed:
+            broken[each.path] = tuple(_fact("files", words) for words in each.changed)
+        elif each.report is None:
+            progress(f"verify {each.path}: {'; '.join(each.stale)}", 0, 0)
+            terms = each.terms
+            groups.setdefault((terms.text, terms.tokens, terms.checkpoint), []).append(each)
+    for group in groups.values():
+        try:
+            _verify(group, options, progress)
+        except CheckFailed:
+            # One of them holds other integers than its manifest says: the others still run.
+            for each in group:
+                try:
+                    _verify([each], options, progress)
+                except CheckFailed as error:
+                    broken[each.path] = (_fact("stored_weights", str(error)),)
+    return broken
+
+
+def _verify(group: Sequence[Checking], options: GateOptions, progress: Progress) -> None:
+    from edgeforge.verification.verify import VerifyOptions, verify_together
+
+    terms = group[0].terms
+    asked = VerifyOptions(
+        text=terms.text,
+        tokens=terms.tokens,
+        checkpoint=terms.checkpoint or options.checkpoint,
+        threads=options.threads,
+        timed=False,
+    )
+    verify_together([each.folder for each in group], asked, progress)
+    for each in group:
+        each.report = read_report(each.folder)
+
+
+def _findings(
+    checking: Checking, baselines: _Baselines, options: GateOptions, progress: Progress
+) -> tuple[Finding, ...]:
+    assert checking.report is not None, "what could not be verified does not come here"
+    growth, compared = baselines.compare(checking)
+    before = {each.metric: each.baseline for each in compared}
+    found = [
+        replace(each, baseline=before.get(each.metric))
+        for each in judge(checking.report, checking.terms, growth)
+    ]
+    found += compared
+    if options.timed and checking.terms.ratios:
+        found += held_ratios(checking.folder, checking.terms.ratios, options.threads, {}, progress)
+    return tuple(found)
+
+
+def _unused_allowances(checking: Sequence[Checking]) -> list[str]:
+    """A sentence for each name that a policy allows and no check has: it may be misspelt."""
+    reports = [each.report for each in checking if each.report is not None]
+    known = sorted({check.name for report in reports for check in report.checks})
+    named = dict.fromkeys(name for each in checking for name in each.terms.allow)
+    return [
+        f"the policy allows {name}, which no check here has{did_you_mean(name, known)}"
+        for name in named
+        if name not in known
+    ]
+
+
+def _result(checking: Checking, fresh: bool, findings: tuple[Finding, ...]) -> ArtifactResult:
+    report = checking.report
+    return ArtifactResult(
+        path=checking.path,
+        folder=str(checking.folder),
+        target=checking.manifest.target,
+        recipe=checking.manifest.recipe,
+        model=model_names(checking.manifest)[0],
+        fresh=fresh,
+        verified_because=tuple(checking.stale),
+        measured_on="" if report is None else f"{report.tokens:,} tokens of {report.text}",
+        findings=findings,
+    )
+
+
+def _fact(name: str, message: str) -> Finding:
+    return Finding(metric=name, outcome="failed", kind="fact", message=message)
+
+
+class _Baselines:
+    """The baseline, where there is one; reading it takes NumPy, which a check may not need.
+
+    Args:
+        policy: which may name it.
+        options: which may, too.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+
+    def __init__(self, policy: Policy, options: GateOptions) -> None:
+        self.path = options.baseline or policy.baseline
+        self.notes: list[str] = []
+        self._updating = options.update_baseline
+        if self.path is None and self._updating:
+            self.path = policy.folder / "baseline.json"
+        self._baseline: Baseline | None = None
+        if self.path is None:
+            return
+        from edgeforge.gate.baseline import read_baseline
+
+        if self.path.exists() or not self._updating:
+            self._baseline = read_baseline(self.path)
+
+    def compare(self, checking: Checking) -> tuple[float | None, list[Finding]]:
+        """The growth of an artifact's size, and how its figures changed."""
+        if self._updating:
+            return 1.0, []  # what is written now is its own baseline
+        if self._baseline is None:
+            return None, []
+        from edgeforge.gate.baseline import compare, entry_of, require_comparable
+
+        assert self.path is not None and checking.report is not None
+        before = self._baseline.entries.get(checking.path)
+        if before is None:
+            self.notes.append(
+                f"{checking.path} is not in the baseline {self.path}, so nothing tells whether it "
+                f"got worse: --update-baseline adds it"
+            )
+            return None, []
+        manifest = checking.manifest
+        now = entry_of(checking.report, manifest.target, manifest.recipe, checking.tokenizer)
+        require_comparable(self.path, checking.path, before, now)
+        assert now is not None
+        growth = now.artifact_bytes / max(1, before.artifact_bytes)
+        return growth, compare(before, now, checking.terms.worse_by)
+
+    def update(self, checking: Sequence[Checking]) -> None:
+        """Writes the baseline anew; what was not checked stays as it was."""
+        from edgeforge.gate.baseline import Baseline, entry_of
+
+        assert self.path is not None
+        entries = {} if self._baseline is None else dict(self._baseline.entries)
+        for each in checking:
+            assert each.report is not None
+            manifest = each.manifest
+            entry = entry_of(each.report, manifest.target, manifest.recipe, each.tokenizer)
+            if entry is None:
+                raise UsageError(
+                    f"{each.path} was measured on {each.report.tokens} tokens, which is too few "
+                    f"for a baseline: raise tokens until there are at least four blocks of 512"
+                )
+            entries[each.path] = entry
+        Baseline(entries).write(self.path)

@@ -1,0 +1,95 @@
+"""Holds a report against the terms of a policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from edgeforge.gate.metrics import GROWTH, number_text
+from edgeforge.gate.policy import Range, Terms
+from edgeforge.gate.reports import Figure, Report
+from edgeforge.gate.result import Finding
+from edgeforge.verification.bounds import Bound, Checked, Sense, decide
+
+DEFAULT = "the target's own bound"
+
+
+def judge(report: Report, terms: Terms, growth: float | None) -> list[Finding]:
+    """Holds an artifact's figures and facts against a policy.
+
+    What the policy does not name keeps the verdict of the verification.
+
+    Args:
+        report: of the artifact.
+        terms: of the policy, for this artifact.
+        growth: its size as a factor of the baseline's; None without a baseline.
+    """
+    figures = dict(report.figures)
+    if growth is not None:
+        figures[GROWTH] = Figure(growth)
+    where = {each.name: each.where for each in report.checks}
+    findings = [
+        _allowed(_found(each), terms) for each in report.checks if each.name not in terms.bounds
+    ]
+    for name, given in terms.bounds.items():
+        findings += _held(name, given, figures.get(name), report.tokens, where.get(name, ()))
+    return findings
+
+
+def _found(checked: Checked) -> Finding:
+    is_fact = checked.sense == "equal"
+    return Finding(
+        metric=checked.name,
+        outcome=checked.verdict,
+        kind="fact" if is_fact else "bound",
+        message=checked.message,
+        value=checked.value,
+        low=checked.low,
+        high=checked.high,
+        sense=checked.sense,
+        limit=checked.limit,
+        source="" if is_fact else DEFAULT,
+        where=checked.where,
+    )
+
+
+def _allowed(finding: Finding, terms: Terms) -> Finding:
+    reason = terms.allow.get(finding.metric)
+    if reason is None or finding.outcome != "failed" or finding.kind != "fact":
+        return finding
+    words = f"{finding.message}; the policy allows it: {reason}"
+    return Finding(**{**vars(finding), "outcome": "allowed", "message": words})
+
+
+def _held(
+    name: str, given: Range, figure: Figure | None, tokens: int, where: tuple[str, ...]
+) -> Iterator[Finding]:
+    sides: list[tuple[Sense, float | None]] = [
+        ("at most", given.at_most),
+        ("at least", given.at_least),
+    ]
+    for sense, limit in sides:
+        if limit is None:
+            continue
+        if figure is None:
+            yield Finding(
+                metric=name,
+                outcome="failed",
+                kind="bound",
+                sense=sense,
+                limit=limit,
+                source=given.source,
+                message=_missing(name, sense, limit),
+            )
+            continue
+        value = math.nan if figure.value is None else figure.value
+        ends = None
+        if figure.low is not None and figure.high is not None:
+            ends = (figure.low, figure.high)
+        checked = decide(Bound(name, limit, sense), value, ends, tokens=tokens, where=where)
+        yield Finding(**{**vars(_found(checked)), "source": given.source})
+
+
+def _missing(name: str, sense: Sense, limit: float) -> str:
+    why = "there is no baseline" if name == GROWTH else "the report has no such figure"
+    return f"{name} must be {sense} {number_text(name, limit)}, and {why}"

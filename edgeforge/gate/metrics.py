@@ -1,0 +1,72 @@
+"""The figures that a policy may bound, by their dotted names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from edgeforge.verification.bounds import ADJUSTABLE, Sense
+
+SIZE, GROWTH, BITS = "size.bytes", "size.growth", "size.bits_per_weight"
+DECODE, PREFILL = "decode_ratio", "prefill_ratio"
+
+FIGURES: Final[Mapping[str, Sense]] = {
+    **ADJUSTABLE,
+    SIZE: "at most",
+    GROWTH: "at most",
+    BITS: "at most",
+}
+"""What ``bounds`` of a policy may name, and which side of a bound is good."""
+
+SHARES: Final = frozenset(name for name in FIGURES if name.endswith("top1_agreement"))
+"""Figures that are shares, of at most 1."""
+
+RATIOS: Final = (DECODE, PREFILL)
+"""Speeds, which are bounded only as ratios to a reference that runs in the same job."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A figure that is compared with a baseline's over the same tokens.
+
+    Attributes:
+        column: the column of `edgeforge.verification.block_sums.BlockSums` it is the mean of.
+        worse: the sign of a change for the worse.
+        relative: by which share of the baseline's figure it may change before that is called a
+            regression, or by how much where ``is_share``. Another processor or another version of
+            a runtime rounds the same artifact otherwise at every token, which no interval covers.
+        is_share: whether ``relative`` is absolute, as the figure is a share already.
+        is_log: whether the column holds negative log likelihoods, whose difference is the logarithm
+            of the ratio of two perplexities.
+    """
+
+    column: str
+    worse: int
+    relative: float
+    is_share: bool = False
+    is_log: bool = False
+
+
+COMPARED: Final[Mapping[str, Paired]] = {
+    "total.kl_mean": Paired("total kl", +1, 0.01),
+    "total.top1_agreement": Paired("total top1", -1, 0.001, is_share=True),
+    "perplexity_ratio": Paired("artifact", +1, 0.001, is_log=True),
+    "lowering.kl_mean": Paired("lowering kl", +1, 0.05),
+}
+"""What is compared with a baseline, by the figure's name."""
+
+
+def number_text(name: str, value: float) -> str:
+    """A figure in the form that fits its name: three digits, a share in percent, a size.
+
+    >>> number_text("total.kl_mean", 0.03625), number_text("total.top1_agreement", 0.91234)
+    ('0.0362', '91.2 %')
+    >>> number_text("size.bytes", 3_400_000)
+    '3.40 MB'
+    """
+    if name in SHARES:
+        return f"{100 * value:.1f} %"
+    if name == SIZE:
+        return f"{value / 1e6:.2f} MB"
+    return f"{value:.4g}" if "ratio" in name or name == GROWTH else f"{value:.3g}"
