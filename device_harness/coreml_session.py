@@ -96,6 +96,8 @@ class CoremlSession(HostSession):
         self._verify = names.VERIFY if names.VERIFY in functions else None
         self._interfaces = {name: self._package.interface(name) for name in functions}
         self._chunks = {name: _chunks(each) for name, each in self._interfaces.items()}
+        self.chunks = tuple(sorted(n for n in self._chunks[self._prefill] if n > 1))
+        self.has_all_positions = self._verify is not None
         self._caches: _Caches | None = self._new_caches()
 
     @property

@@ -93,6 +93,19 @@ class ExecutorchSession(HostSession):
             self._start()
         return self._peak
 
+    @property
+    def chunks(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The lengths that one run takes of a longer text: any up to a limit."""
+        self.load()
+        limit = self._constants["get_max_seq_len"][0]
+        return tuple(range(1, limit + 1)) if limit < self.context else ()
+
+    @property
+    def has_all_positions(self) -> bool:  # type: ignore[override]
+        """Whether the program has a method that gives all logits."""
+        self.load()
+        return VERIFY in self._names
+
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
         check_tokens(tokens, self._length + len(tokens), self.vocab_size, self.context)

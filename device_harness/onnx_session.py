@@ -42,6 +42,7 @@ class OnnxSession(HostSession):
         self._folder, self._threads = folder, threads or default_threads()
         self.context = context
         self.runtime = f"onnxruntime {version} (CPU, {self._threads} threads)"
+        self.has_all_positions = (folder / VERIFY).is_file()
         self._generator: onnxruntime.InferenceSession | None = None
         self._verifier: onnxruntime.InferenceSession | None = None
         self._caches: Caches = {}
@@ -136,7 +137,7 @@ class OnnxSession(HostSession):
         A stripped artifact gives them token by token, as an app would get them.
         """
         self._require_open()
-        if not (self._folder / VERIFY).is_file():
+        if not self.has_all_positions:
             return self._token_by_token(tokens)
         if self._verifier is None:
             self._verifier = self._open(VERIFY)

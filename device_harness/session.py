@@ -38,6 +38,17 @@ class Session(Protocol):
     def peak_bytes(self) -> int:
         """The peak resident memory so far of the process that runs the artifact, in bytes."""
 
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The lengths that one call of the runtime takes of a longer text, smallest first.
+
+        Empty where a text of any length is one call.
+        """
+
+    @property
+    def has_all_positions(self) -> bool:
+        """Whether `logits` runs a graph of its own, which apps do not run."""
+
     def reset(self) -> None:
         """Forgets all positions."""
 
@@ -88,9 +99,13 @@ class HostSession:
 
     Attributes:
         limits: what running the artifact here cannot tell about a device, one sentence each.
+        chunks: the lengths that one call of the runtime takes of a longer text; here any length.
+        has_all_positions: whether `logits` runs a graph of its own; here it runs that of `extend`.
     """
 
     limits: tuple[str, ...] = ()
+    chunks: tuple[int, ...] = ()
+    has_all_positions: bool = False
     _closed = False
     _length = 0
 

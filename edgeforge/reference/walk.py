@@ -29,6 +29,9 @@ from quant.store.writer import StoreWriter
 
 # Blocks are grouped until they hold this many tokens; each group reads every weight once.
 GROUP_TOKENS = 8192
+# Attention takes so many tokens of a long text at a time: its scores are as many as these times the
+# tokens before them.
+ATTENTION_TOKENS = 512
 
 WeightReader = Callable[[Input], Tensor]
 """Returns the value of an input of kind ``weight``."""
@@ -104,6 +107,8 @@ class Walk:
                     return F.linear(values[node_argument(node, 0)], unpacked)
 
             return run_unpacked
+        if target is dialect.ATTENTION:
+            return lambda values: self._attend(node, values)
         weights = self._weights(node)
         assert callable(target)
 
@@ -112,6 +117,17 @@ class Walk:
                 return target(*self._arguments(node, values, weights))
 
         return run
+
+    def _attend(self, node: fx.Node, values: Values) -> Tensor:
+        """Runs attention on a block, some tokens after the other; the caches hold those before."""
+        q, k, v, k_cache, v_cache, _, *rest = self._arguments(node, values, {})
+        found = []
+        with torch.no_grad():
+            for start in range(0, q.shape[1], ATTENTION_TOKENS):
+                q_, k_, v_ = (each[:, start : start + ATTENTION_TOKENS] for each in (q, k, v))
+                position = torch.tensor([start])
+                found.append(dialect.ATTENTION(q_, k_, v_, k_cache, v_cache, position, *rest))
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
 
     def matrix(self, node: fx.Node) -> Tensor:
         """Reads the matrix of a product with a quantized weight: ``float32[rows, columns]``."""
@@ -136,7 +152,7 @@ class Walk:
 
     def _arguments(
         self, node: fx.Node, values: Values, weights: dict[fx.Node, Tensor]
-    ) -> tuple[object, ...]:
+    ) -> tuple[Any, ...]:
         def value(source: fx.Node) -> object:
             if source in weights:
                 return weights[source]
@@ -183,6 +199,29 @@ class ReferenceRunner:
                 group = []
         if group:
             yield from self._run(group)
+
+    def logits_at(self, block: Tensor, positions: Tensor) -> Tensor:
+        """Computes the logits of a few positions of a text, so that a long one takes little memory.
+
+        Args:
+            block: ``int64[t]``.
+            positions: the places in the block, ``int64[n]``.
+
+        Returns:
+            ``float32[n, vocab]``.
+        """
+        walk, head = self._walk, self.program.output()
+        values = walk.begin(block)
+        # One text alone: the threads of the operators may as well work.
+        for node in walk.order:
+            if node is head:
+                break
+            values[node] = walk.prepare(node)(values)
+            walk.forget(node, values)
+        # The head works token by token, so it needs no others.
+        read = node_argument(head, 0)
+        logits: Tensor = walk.prepare(head)({read: values[read][:, positions]})[0]
+        return logits
 
     def first_not_finite(self, block: Tensor) -> str | None:
         """Names the operator that gives the first NaN or infinite value of a text.
@@ -232,7 +271,7 @@ def block_pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def _replace_nodes(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[object, ...]:
+def _replace_nodes(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[Any, ...]:
     """Returns a node's arguments with every node in them replaced by its value."""
     arguments: Any = fx.node.map_arg(node.args, value)
     return tuple(arguments)

@@ -15,6 +15,7 @@ from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import BlockSums, Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
 from edgeforge.verification.report_file import REPORT, REPORT_VERSION
+from edgeforge.verification.shipped import Shipped
 from quant.json_output import json_text
 from quant.sealed_json import seal
 
@@ -58,6 +59,7 @@ class Evaluation:
         limits: what the runtime that ran it here cannot know of the one it stands in for.
         rounds_activations: whether the runtime's kernels round activations to 8 bits where
             QUANTIZED does not.
+        shipped: what ships, run as an app runs it, against QUANTIZED at the same positions.
         checks: every figure and fact that was held against a bound, with what came out.
         sums: what the intervals were drawn from, for comparisons on the same tokens; None where
             there are no intervals.
@@ -92,6 +94,7 @@ class Evaluation:
     checks: tuple[Checked, ...] = ()
     sums: BlockSums | None = None
     freshness: Freshness | None = None
+    shipped: Shipped | None = None
     schema_version: int = REPORT_VERSION
 
     @property

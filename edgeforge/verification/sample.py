@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ BLOCK_TOKENS = 512
 SAMPLE_TOKENS = 8192
 # A text of that many tokens takes minutes on a model this large: less is the default there.
 LARGE_MODEL, LARGE_MODEL_TOKENS = 50_000_000, 2048
+# How far into the context a text goes, by the parameters that the model has at most: it costs
+# QUANTIZED and every artifact as many tokens.
+LONG_TEXT_TOKENS = ((LARGE_MODEL, 8192), (500_000_000, 4096), (math.inf, 2048))
 RANDOM_TOKENS = "seeded random tokens (no tokenizer)"
 
 
@@ -32,11 +36,15 @@ class Sample:
         blocks: token ids, each block a fresh text.
         text: what to call the text.
         available: tokens that the whole text gives when it is cut into blocks.
+        whole: the whole text's tokens, without those that begin a text.
+        head: the tokens that begin a text.
     """
 
     blocks: list[list[int]]
     text: str
     available: int
+    whole: Sequence[int]
+    head: Sequence[int] = ()
 
     @property
     def tokens(self) -> int:
@@ -106,8 +114,9 @@ def choose_sample(
         draw = random.Random(0)
         count = tokens if isinstance(tokens, int) else LARGE_MODEL_TOKENS
         drawn = [draw.randrange(spec.vocab_size) for _ in range(count)]
-        blocks = split_blocks(drawn, length, () if spec.bos is None else (spec.bos,))
-        return Sample(blocks, RANDOM_TOKENS, sum(map(len, blocks)))
+        begin = () if spec.bos is None else (spec.bos,)
+        blocks = split_blocks(drawn, length, begin)
+        return Sample(blocks, RANDOM_TOKENS, sum(map(len, blocks)), drawn, begin)
     path = text or HELDOUT
     written = read_text(path)
     tokenizer = Tokenizer(file, str(artifact), text=written)
@@ -137,7 +146,50 @@ def choose_sample(
         else spread_blocks(found, length, head, tokens)
     )
     label = "the demo model's held-out text" if path == HELDOUT else path.name
-    return Sample(blocks, label, available)
+    return Sample(blocks, label, available, found, head)
+
+
+@dataclass(frozen=True)
+class LongText:
+    """One text that goes as far into the context as may be.
+
+    Attributes:
+        tokens: its tokens.
+        label: what it is.
+        context: the declared context, in tokens.
+    """
+
+    tokens: list[int]
+    label: str
+    context: int
+
+
+def long_text(sample: Sample, context: int, parameters: int, tokens: TokenCount | None) -> LongText:
+    """Makes a text as long as the context, or as the budget.
+
+    A text that is shorter is repeated until it is long enough.
+
+    Args:
+        sample: which text.
+        context: the declared context, in tokens.
+        parameters: of the model.
+        tokens: what a user asks for; ``all`` for the whole context.
+    """
+    reach = context if tokens == "all" else min(context, _budget(parameters))
+    room = max(0, reach - len(sample.head))
+    times = -(-room // len(sample.whole))
+    if times > 1:
+        label = (
+            f"the {len(sample.whole):,} tokens of {sample.text}, repeated to {reach:,}, because "
+            f"they are fewer than the context"
+        )
+    else:
+        label = f"the first {reach:,} tokens of {sample.text}"
+    return LongText([*sample.head, *(list(sample.whole) * times)[:room]][:reach], label, context)
+
+
+def _budget(parameters: int) -> int:
+    return next(tokens for most, tokens in LONG_TEXT_TOKENS if parameters <= most)
 
 
 def spread_blocks(

@@ -19,6 +19,7 @@ from edgeforge.verification.sample import (
     TokenCount,
     check_tokens,
     choose_sample,
+    long_text,
 )
 from edgeforge.verification.soundness import require_sound
 from edgeforge.verification.stored_weights import may_differ, require_recorded_weights, unlike_store
@@ -230,6 +231,7 @@ def _evaluate(
     from edgeforge.verification.finite import located
     from edgeforge.verification.greedy import greedy_agreement, greedy_prompts
     from edgeforge.verification.judged import judged
+    from edgeforge.verification.shipped import score_shipped
 
     sample, context = group.sample, group.artifacts[0].manifest.context
     opening = open_sessions(
@@ -249,6 +251,12 @@ def _evaluate(
             sessions,
             lambda done, size: progress("compare", done, size),
         )
+        shipped = score_shipped(
+            long_text(sample, context, group.model.spec.num_parameters, options.tokens),
+            quantized,
+            sessions,
+            lambda done, size: progress("shipped graphs", done, size),
+        )
         agreements = greedy_agreement(
             greedy_prompts(sample.blocks, GREEDY_PROMPTS, context),
             sessions,
@@ -260,8 +268,8 @@ def _evaluate(
             for found, session in zip(comparisons, sessions, strict=True)
         ]
     evaluations = []
-    for artifact, session, figures, not_finite, (greedy_quantized, greedy_float) in zip(
-        group.artifacts, sessions, comparisons, bad, agreements, strict=True
+    for artifact, session, figures, score, not_finite, (greedy_quantized, greedy_float) in zip(
+        group.artifacts, sessions, comparisons, shipped, bad, agreements, strict=True
     ):
         unlike = unlike_store(artifact.manifest, store)
         manifest, timed = artifact.manifest, timings[artifact.place]
@@ -278,6 +286,7 @@ def _evaluate(
                 perplexity=figures.perplexity,
                 quantization=figures.quantization,
                 lowering=figures.lowering,
+                shipped=score,
                 total=figures.total,
                 intervals=figures.intervals,
                 not_finite=not_finite,

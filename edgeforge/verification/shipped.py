@@ -1,0 +1,205 @@
+"""Runs what ships as an app runs it, over the whole declared context, and scores it.
+
+The graph that gives the logits of every position is for verification alone. Apps run other graphs:
+a prompt in chunks, then token by token, over caches that fill up. Those are scored here, against
+QUANTIZED at the same positions, and held against the graph of all positions where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from device_harness.session import Session
+from edgeforge.reference.walk import ReferenceRunner
+from edgeforge.verification.each_session import EachSession
+from edgeforge.verification.intervals import (
+    Interval,
+    percentile_interval,
+    resampled_means,
+    tail_share,
+)
+from edgeforge.verification.metrics import Divergence, DivergenceMeter
+from edgeforge.verification.passes import plan_passes, positions_of
+from edgeforge.verification.sample import LongText
+
+# Positions of the graph of all positions that what ships is held against.
+_ALL_POSITIONS = 512
+_WORST = 3
+_UNITS = 16
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What ships, run as an app runs it, against QUANTIZED at the same positions.
+
+    Attributes:
+        text: what text it ran over.
+        context: the declared context, in tokens.
+        reached: the positions of it that were reached, from the first on.
+        passes: how many texts were begun.
+        prefill: of the last tokens of prompts and of their chunks; None where there is none.
+        decode: of tokens that were run one by one; None where there is none.
+        kl_mean: over all of them, nats a token.
+        kl_max: the largest.
+        interval: a rough 95 % interval of the mean; None where there are too few positions.
+        all_positions: of the graph that gives all logits against what ships, at the positions that
+            both gave; None where the artifact has no such graph.
+        not_finite: positions with NaN or infinite logits.
+        worst: the positions with the largest divergence from QUANTIZED, a phrase each.
+        furthest: those at which the two graphs are furthest apart.
+    """
+
+    text: str
+    context: int
+    reached: int
+    passes: int
+    prefill: Divergence | None
+    decode: Divergence | None
+    kl_mean: float
+    kl_max: float
+    interval: Interval | None
+    all_positions: Divergence | None
+    not_finite: int
+    worst: tuple[str, ...]
+    furthest: tuple[str, ...]
+
+    @property
+    def positions(self) -> int:
+        """How many logits were scored."""
+        return sum(each.tokens for each in (self.prefill, self.decode) if each is not None)
+
+    @property
+    def unreached(self) -> str:
+        """Which positions were not reached, a phrase; empty where all were."""
+        if self.reached >= self.context:
+            return ""
+        return f"positions {self.reached} to {self.context - 1}"
+
+
+@dataclass
+class _Run:
+    """One artifact's calls, and their logits in order."""
+
+    calls: list[list[int]]
+    ends: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    whole: Tensor | None = None
+
+
+def score_shipped(
+    text: LongText,
+    quantized: ReferenceRunner,
+    sessions: Sequence[Session],
+    progress: Callable[[int, int], None],
+) -> list[Shipped]:
+    """Runs artifacts over a text as an app would, and QUANTIZED in one pass.
+
+    Args:
+        text: as long as the context, or as what may be spent on it.
+        quantized: QUANTIZED.
+        sessions: the artifacts.
+        progress: told how much is done, and of how much.
+
+    Returns:
+        One score for each artifact.
+    """
+    tokens = np.array(text.tokens, np.int64)
+    runs = [_Run(plan_passes(len(tokens), session.chunks)) for session in sessions]
+    wanted = sorted({at for run in runs for calls in run.calls for at in positions_of(calls)})
+    places = {position: row for row, position in enumerate(wanted)}
+    progress(0, 2)
+    expected = quantized.logits_at(torch.from_numpy(tokens), torch.tensor(wanted))
+    progress(1, 2)
+    with EachSession(sessions) as each:
+        each.run(lambda session, run: _drive(tokens, session, run), runs)
+    progress(2, 2)
+    return [_scored(text, run, expected, places) for run in runs]
+
+
+def _drive(tokens: np.ndarray[tuple[int], np.dtype[np.int64]], session: Session, run: _Run) -> None:
+    for calls in run.calls:
+        session.reset()
+        done = 0
+        for size, end in zip(calls, positions_of(calls), strict=True):
+            logits = session.extend(tokens[done : done + size])
+            run.logits.append(torch.from_numpy(logits.copy()))
+            run.ends.append(end)
+            run.sizes.append(size)
+            done += size
+    session.reset()
+    if session.has_all_positions:
+        rows = [end for end in run.ends if end < _ALL_POSITIONS]
+        given = torch.from_numpy(session.logits(tokens[: max(rows) + 1]))
+        run.whole = given[rows].clone()
+
+
+def _scored(text: LongText, run: _Run, expected: Tensor, places: dict[int, int]) -> Shipped:
+    own = torch.stack(run.logits)
+    rows = torch.tensor([places[end] for end in run.ends])
+    is_chunk = torch.tensor([size > 1 for size in run.sizes])
+    finite = own.isfinite().all(-1)
+    meter = DivergenceMeter()
+    divergence = meter.add(expected[rows], own)[:, 0]
+    everything = meter.result()
+    both = torch.tensor([end < _ALL_POSITIONS for end in run.ends])
+    apart, furthest = None, ()
+    if run.whole is not None:
+        meter = DivergenceMeter()
+        between = meter.add(run.whole, own[both])[:, 0]
+        apart = meter.result()
+        furthest = _worst(between, [each for each in _calls(run) if each[0] < _ALL_POSITIONS])
+    return Shipped(
+        text=text.label,
+        context=text.context,
+        reached=len(text.tokens),
+        passes=len(run.calls),
+        prefill=_part(expected[rows], own, is_chunk),
+        decode=_part(expected[rows], own, ~is_chunk),
+        kl_mean=everything.kl_mean,
+        kl_max=everything.kl_max,
+        interval=_interval(divergence),
+        all_positions=apart,
+        not_finite=int((~finite).sum()),
+        worst=_worst(divergence, _calls(run)),
+        furthest=furthest,
+    )
+
+
+def _part(expected: Tensor, own: Tensor, chosen: Tensor) -> Divergence | None:
+    if not bool(chosen.any()):
+        return None
+    meter = DivergenceMeter()
+    meter.add(expected[chosen], own[chosen])
+    return meter.result()
+
+
+def _calls(run: _Run) -> list[tuple[int, int]]:
+    return list(zip(run.ends, run.sizes, strict=True))
+
+
+def _worst(divergence: Tensor, calls: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    """The calls that diverge most: their last position, and how many tokens they took."""
+    order = divergence.nan_to_num(torch.inf).argsort(descending=True).tolist()
+    phrases = (
+        f"position {calls[at][0]} "
+        f"({'one token' if calls[at][1] == 1 else f'{calls[at][1]} tokens'} at once)"
+        for at in order
+    )
+    return tuple(dict.fromkeys(phrases))[:_WORST]
+
+
+def _interval(divergence: Tensor) -> Interval | None:
+    """An interval of the mean, by a bootstrap of calls in a row."""
+    count = min(_UNITS, len(divergence) // 2)
+    if count < _UNITS // 2:
+        return None
+    parts = divergence.double().tensor_split(count)
+    sums = np.array([[float(part.sum())] for part in parts])
+    counts = np.array([[float(len(part))] for part in parts])
+    return percentile_interval(resampled_means(sums, counts)[:, 0], tail_share(count))
