@@ -15,6 +15,7 @@ from torch import Tensor
 
 from device_harness.session import Session
 from edgeforge.reference.walk import ReferenceRunner
+from edgeforge.verification.curve import CurveMeter, PositionCurve
 from edgeforge.verification.each_session import EachSession
 from edgeforge.verification.finite import FiniteMeter, NotFinite
 from edgeforge.verification.intervals import (
@@ -46,6 +47,7 @@ class Comparison:
         intervals: of the means; None where there are too few blocks.
         not_finite: of those of ``float``, ``quantized`` and ``artifact`` that gave NaN or infinity.
         sums: what the intervals were drawn from; None where there are none.
+        curve: the divergences along a block.
     """
 
     perplexity: dict[str, Perplexity]
@@ -55,6 +57,7 @@ class Comparison:
     intervals: Intervals | None
     not_finite: dict[str, NotFinite]
     sums: BlockSums | None
+    curve: PositionCurve | None = None
 
 
 class _References:
@@ -78,8 +81,8 @@ class _References:
 class _Artifact:
     """What is measured of one artifact."""
 
-    def __init__(self) -> None:
-        self.sums = TokenSums()
+    def __init__(self, length: int) -> None:
+        self.sums, self.curve = TokenSums(), CurveMeter(length)
         self.perplexity, self.finite = PerplexityMeter(), FiniteMeter()
         self.lowering, self.total = DivergenceMeter(), DivergenceMeter()
 
@@ -88,6 +91,7 @@ class _Artifact:
         self.finite.add(own)
         lowering = self.lowering.add(logits["quantized"], own)
         total = self.total.add(logits["float"], own)
+        self.curve.add({"lowering": lowering[:, 0], "total": total[:, 0]})
         self.sums.add(
             len(block),
             {"artifact": losses}
@@ -107,6 +111,7 @@ class _Artifact:
             intervals=intervals_of(references.sums, self.sums),
             not_finite={name: found for name, found in finite.items() if found is not None},
             sums=block_sums(references.sums, self.sums),
+            curve=self.curve.result(),
         )
 
 
@@ -133,7 +138,8 @@ def compare(
         One comparison for each artifact.
     """
     tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
-    references, artifacts = _References(), [_Artifact() for _ in sessions]
+    longest = max(map(len, tokens))
+    references, artifacts = _References(), [_Artifact(longest) for _ in sessions]
     progress(0, len(tokens))
     streams = zip(tokens, reference.logits(tokens), quantized.logits(tokens), strict=True)
     with EachSession(sessions) as each:

@@ -309,6 +309,7 @@ def _evaluate(
                 checks=tuple(judged(figures, bounds, other_integers=other)),
                 sums=figures.sums,
                 freshness=artifact.freshness,
+                curve=figures.curve,
             )
         )
     return evaluations
