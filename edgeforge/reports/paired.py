@@ -205,4 +205,3 @@ def _row(artifact: Reported) -> dict[str, object]:
         "bits_per_weight": artifact.manifest.bits_per_weight,
         "figures": {figure.name: asdict(figure.of(artifact)) for figure in FIGURES},
     }
-
