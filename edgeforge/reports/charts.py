@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -81,7 +82,7 @@ def accuracy_chart(points: Sequence[Point], title: str) -> str:
             linestyle=":",
             linewidth=1.2,
         )
-    for point in points:
+    for index, point in enumerate(points):
         known = point.low is not None and point.high is not None
         spread: Any = [
             [max(0.0, point.kl - (point.low or 0))],
@@ -102,7 +103,8 @@ def accuracy_chart(points: Sequence[Point], title: str) -> str:
             point.name,
             (x, point.kl),
             textcoords="offset points",
-            xytext=(7, 5),
+            # Neighbours' names are put above and below in turn.
+            xytext=(7, -13 if point.peer and index % 2 else 5),
             color=_INK,
             fontsize=9 if point.peer else 11,
         )
@@ -170,15 +172,8 @@ def _svg(figure: Figure, title: str) -> str:
     text = re.sub(r"'DejaVu Sans'(, [^;\"]*)?", "inherit", text)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
     # Several charts share a page, and ids must not.
-    mark = f"c{abs(hash_of(title)):x}-"
+    mark = f"c{zlib.crc32(title.encode()):x}-"
     text = re.sub(r'\bid="', f'id="{mark}', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{mark}", text)
     label = title.replace("&", "and").replace('"', "'").replace("<", "").replace(">", "")
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def hash_of(text: str) -> int:
-    """The same number for a text in every process."""
-    import zlib
-
-    return zlib.crc32(text.encode())

@@ -9,6 +9,7 @@ from typing import Final
 
 from exporters.manifest import Manifest
 
+OUTSIDE: Final = "in no layer"
 _LAYER: Final = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
 
 
@@ -53,6 +54,10 @@ def heat_of(manifest: Manifest) -> Heat:
     rows: list[tuple[str, Sequence[Cell | None]]] = [
         (str(layer), [row.get(kind) for kind in kinds]) for layer, row in sorted(layers.items())
     ]
-    kinds = kinds or ["weight"]
-    empty: list[Cell | None] = [None] * (len(kinds) - 1)
-    return Heat(kinds, [*rows, *((name, [cell, *empty]) for name, cell in outside.items())])
+    if not outside:
+        return Heat(kinds, rows)
+    # What lies in no layer has a column of its own.
+    empty: list[Cell | None] = [None] * len(kinds)
+    rows = [(name, [*cells, None]) for name, cells in rows]
+    rows += [(name, [*empty, cell]) for name, cell in outside.items()]
+    return Heat([*kinds, OUTSIDE], rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,7 +183,7 @@ def bound_text(checked: Checked) -> str:
     return f"{checked.sense} {_form(checked.name)(checked.limit)}"
 
 
-def _form(name: str):  # type: ignore[no-untyped-def]
+def _form(name: str) -> Callable[[float | None], str]:
     if name in SHARES:
         return share
     return ratio if name.endswith("ratio") else number

@@ -178,9 +178,9 @@ def _difference(
         outcome = "better"
     if figure.is_log:
         change, low, high = (_exp(each) for each in (change, low, high))
-    known = math.isfinite(low) and math.isfinite(high)
-    ends = (low, high) if known else (None, None)
-    return Difference(place, figure.name, change, *ends, outcome if known else "not told apart")
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return Difference(place, figure.name, change, None, None, "not told apart")
+    return Difference(place, figure.name, change, low, high, outcome)
 
 
 def _mean(sums: BlockSums, column: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,7 +49,7 @@ def tables(text: str) -> list[list[list[str]]]:
     """The cells of every table, as a reader of Markdown sees them."""
     found: list[list[list[str]]] = []
     tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(text)
-    for token, inner in zip(tokens, tokens[1:], strict=False):
+    for token, inner in pairwise(tokens):
         if token.type == "table_open":
             found.append([])
         elif token.type == "tr_open":
@@ -141,7 +142,7 @@ def test_nothing_of_a_name_acts(made, tmp_path, monkeypatch):
     seen = MarkdownIt("gfm-like", {"html": True, "linkify": False}).parse(body(text))
     kinds = {each.type for token in seen for each in (token, *(token.children or ()))}
     assert not kinds & {"link_open", "image", "html_inline"}
-    headings = [b.content for a, b in zip(seen, seen[1:], strict=False) if a.type == "heading_open"]
+    headings = [b.content for a, b in pairwise(seen) if a.type == "heading_open"]
     assert [each for each in headings if "heading" in each] == []
     plain = MarkdownIt("gfm-like", {"html": True, "linkify": False})
     other = plain.parse(body((made.before / "onnx" / "CARD.md").read_text()))
