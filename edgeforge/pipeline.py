@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgeforge.artifact_manifest import facts_of, write_manifest
 from edgeforge.cache import writable_cache
 from edgeforge.calibration.text import calibration_for
+from edgeforge.cards.write import write_cards
 from edgeforge.checkpoint.model_card import provenance
 from edgeforge.errors import UsageError
 from edgeforge.export_inputs import inputs_of
@@ -25,6 +26,7 @@ from edgeforge.tokenizer import check_tokenizer_files
 from edgeforge.trace_and_quantize import TracedAndQuantized, shared_interpreter, trace_and_quantize
 from exporters.checks import check_options
 from exporters.float_columns import ALL, FloatColumns
+from exporters.manifest import Manifest
 from exporters.target import ExportRequest, Target
 
 if TYPE_CHECKING:
@@ -230,6 +232,8 @@ def write_artifact(
     lowered = target.write(request, folder)
     told = (*warnings, *warnings_of_target(run, target, lowered))
     write_manifest(run, target, made, lowered, told, folder)
+    # The card comes after the manifest, which does not list it: `verify` writes it anew.
+    write_cards(folder, Manifest.read(folder), run.model.checkpoint, None)
 
 
 def folder_of(target: Target, targets: Sequence[Target], out: Path) -> Path:

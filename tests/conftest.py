@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Fixtures that export a model, and the one that runs a command line.
-WRITERS = frozenset({"artifact", "artifacts", "build", "captures", "edgeforge", "sound_artifact"})
+WRITERS = frozenset(
+    {"artifact", "artifacts", "build", "captures", "edgeforge", "reported", "sound_artifact"}
+)
 # Files and folders whose tests start command lines, or run whole packages, by themselves.
 RUNNERS = (
     "tests/examples/test_scripts.py",

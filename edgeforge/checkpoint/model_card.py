@@ -35,6 +35,12 @@ def provenance(checkpoint: Checkpoint) -> Provenance:
     )
 
 
+def licence_id(checkpoint: Checkpoint) -> str:
+    """The licence's identifier on the hub, as the model card states it; empty where it does not."""
+    card = checkpoint.path / _CARD
+    return "" if leads_out(card, checkpoint.path) else card_fields(card).get("license", "")
+
+
 def card_fields(path: Path) -> dict[str, str]:
     """Returns the text fields of a model card's YAML header; empty if it cannot be read."""
     try:

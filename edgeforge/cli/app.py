@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -260,6 +261,30 @@ def diagnose(
         _print_json(found.to_json())
     else:
         print(printable_lines(diagnosis_lines(found, full=full)))
+
+
+@app.command()
+def compare(artifacts: option.Compared, json: option.Json = False) -> None:
+    """Hold verified artifacts against the first of them, on the same tokens; nothing is run."""
+    from edgeforge.reports.lines import text_lines
+    from edgeforge.reports.paired import compare as run_compare
+
+    result = run_compare(artifacts)
+    if json:
+        _print_json(result.to_json())
+    else:
+        print(printable_lines(text_lines(result)))
+
+
+@app.command()
+def report(artifacts: option.Reported = None, out: option.Page = Path("report.html")) -> None:
+    """Write one page about verified artifacts, to look at in a browser; nothing is run."""
+    from edgeforge.reports.page import write_page
+
+    path, notes = write_page(artifacts or [Path()], out)
+    for note in notes:
+        print(printable(f"note: {note}"), file=sys.stderr)
+    print(printable(str(path)))
 
 
 @app.command()

@@ -305,6 +305,24 @@ Github = Annotated[
     ),
 ]
 
+# Of `compare` and `report`.
+Compared = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="DIR...", help="Artifacts with reports, or folders that hold such; 2 or more."
+    ),
+]
+Reported = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[DIR]...",
+        help="Artifacts, or folders that hold such; by default the current folder.",
+    ),
+]
+Page = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FILE", help="The page to write, one HTML file.")
+]
+
 # Of `inspect`.
 EveryWeight = Annotated[bool, typer.Option("--weights", help="List every weight.")]
 

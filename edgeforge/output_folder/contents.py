@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from edgeforge.checkpoint.layout import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES
+from edgeforge.output_folder.generated_cards import CARD, CARD_DATA, is_generated
 from exporters.manifest import MANIFEST
 
 SYNTH_RECORD: Final = "edgeforge-synth.json"
-# `verify` adds the report; the Finder of macOS adds a file to every folder that it shows.
-_ADDED: Final = frozenset({"report.json", ".report.json.partial"})
+# `verify` adds the report, and cards lie beside an artifact's files; the Finder of macOS adds a
+# file to every folder that it shows.
+_REPORT: Final = frozenset({"report.json", ".report.json.partial"})
+_ADDED: Final = _REPORT | {CARD, f".{CARD}.partial", CARD_DATA, f".{CARD_DATA}.partial"}
 _FINDERS: Final = ".DS_Store"
 _LARGEST_RECORD: Final = 256 << 20
 
@@ -120,11 +123,19 @@ def _known_of(folder: Path, target: str | None = None) -> Known | None:
         if isinstance(files, dict):
             if record == SYNTH_RECORD:
                 return _as_synthesised(folder, files)
-            listed = frozenset({record, *_ADDED, *files})
-            return listed.__contains__
+            return _as_listed(folder, frozenset({record, *_ADDED, *files}))
         if record == MANIFEST and "schema_version" in content:
             return _is_named
     return None
+
+
+def _as_listed(folder: Path, listed: frozenset[str]) -> Known:
+    """Knows an artifact's files by name, and its cards by what they hold too."""
+
+    def known(name: str) -> bool:
+        return name in listed and (name not in (CARD, CARD_DATA) or is_generated(folder / name))
+
+    return known
 
 
 def _as_synthesised(folder: Path, files: dict[str, object]) -> Known:

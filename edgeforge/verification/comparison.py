@@ -15,6 +15,7 @@ from torch import Tensor
 
 from device_harness.session import Session
 from edgeforge.reference.walk import ReferenceRunner
+from edgeforge.verification.curve import CurveMeter, PositionCurve
 from edgeforge.verification.each_session import EachSession
 from edgeforge.verification.finite import FiniteMeter, NotFinite
 from edgeforge.verification.intervals import (
@@ -49,6 +50,7 @@ class Comparison:
         not_finite: of those of ``float``, ``quantized`` and ``artifact`` that gave NaN or infinity.
         sums: what the intervals were drawn from; None where there are none.
         worst: the tokens at which ARTIFACT is furthest from QUANTIZED, a phrase each.
+        curve: the divergences along a block.
     """
 
     perplexity: dict[str, Perplexity]
@@ -59,6 +61,7 @@ class Comparison:
     not_finite: dict[str, NotFinite]
     sums: BlockSums | None = None
     worst: tuple[str, ...] = ()
+    curve: PositionCurve | None = None
 
 
 class _References:
@@ -82,8 +85,8 @@ class _References:
 class _Artifact:
     """What is measured of one artifact."""
 
-    def __init__(self) -> None:
-        self.sums = TokenSums()
+    def __init__(self, length: int) -> None:
+        self.sums, self.curve = TokenSums(), CurveMeter(length)
         self.perplexity, self.finite = PerplexityMeter(), FiniteMeter()
         self.lowering, self.total = DivergenceMeter(), DivergenceMeter()
         self._worst: list[tuple[float, int, int]] = []
@@ -95,6 +98,7 @@ class _Artifact:
         at = int(lowering[:, 0].argmax())
         self._worst.append((float(lowering[at, 0]), self.sums.blocks, at))
         total = self.total.add(logits["float"], own)
+        self.curve.add({"lowering": lowering[:, 0], "total": total[:, 0]})
         self.sums.add(
             len(block),
             {"artifact": losses}
@@ -118,6 +122,7 @@ class _Artifact:
                 f"token {at} of block {block}"
                 for _, block, at in sorted(self._worst, reverse=True)[:_WORST]
             ),
+            curve=self.curve.result(),
         )
 
 
@@ -144,7 +149,8 @@ def compare(
         One comparison for each artifact.
     """
     tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
-    references, artifacts = _References(), [_Artifact() for _ in sessions]
+    longest = max(map(len, tokens))
+    references, artifacts = _References(), [_Artifact(longest) for _ in sessions]
     progress(0, len(tokens))
     streams = zip(tokens, reference.logits(tokens), quantized.logits(tokens), strict=True)
     with EachSession(sessions) as each:

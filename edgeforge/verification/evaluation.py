@@ -9,6 +9,7 @@ from pathlib import Path
 from device_harness.timing import Timings
 from edgeforge.output_folder.whole_file import whole_file
 from edgeforge.verification.bounds import Checked
+from edgeforge.verification.curve import PositionCurve
 from edgeforge.verification.finite import NotFinite
 from edgeforge.verification.freshness import Freshness
 from edgeforge.verification.greedy import GreedyAgreement
@@ -64,6 +65,7 @@ class Evaluation:
         sums: what the intervals were drawn from, for comparisons on the same tokens; None where
             there are no intervals.
         freshness: what all of it depends on; None where it was not verified.
+        curve: the divergences along a block; None where they were not kept.
         schema_version: of the report.
     """
 
@@ -95,6 +97,7 @@ class Evaluation:
     sums: BlockSums | None = None
     freshness: Freshness | None = None
     shipped: Shipped | None = None
+    curve: PositionCurve | None = None
     schema_version: int = REPORT_VERSION
 
     @property

@@ -123,6 +123,8 @@ def verify_together(
         EdgeForgeError: or an ExportError or DeviceError: one could not be verified.
     """
     from device_harness.timing import time_artifact
+    from edgeforge.cards.write import write_cards
+    from edgeforge.verification.for_card import for_card
     from edgeforge.verification.meaning.check import check_meaning, told_before
     from edgeforge.verification.report_file import REPORT
 
@@ -165,6 +167,12 @@ def verify_together(
             group.model.checkpoint.require_unchanged()
             for artifact, evaluation in zip(group.artifacts, evaluations, strict=True):
                 evaluation.write(artifact.folder)
+                write_cards(
+                    artifact.folder,
+                    artifact.manifest,
+                    group.model.checkpoint,
+                    for_card(evaluation),
+                )
                 found[artifact.place] = evaluation
     return [found[artifact.place] for artifact in artifacts]
 
@@ -339,6 +347,7 @@ def _evaluate(
                 checks=(*meant[artifact.place], *judged(found, bounds, options.bounds)),
                 sums=figures.sums,
                 freshness=artifact.freshness,
+                curve=figures.curve,
             )
         )
     return evaluations

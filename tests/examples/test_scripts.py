@@ -309,3 +309,20 @@ def test_the_readme_names_every_example_and_extras_that_exist():
     told = [readme, *(path.read_text(encoding="utf-8") for path in EXAMPLES.glob("*.py"))]
     extras = {name for text in told for name in re.findall(r"edgeforge\[(\w+)\]", text)}
     assert extras and extras <= set(project["optional-dependencies"])
+
+
+def test_the_python_of_an_onnx_card_gives_the_tokens_that_edgeforge_gives(demo, refusing):
+    folder = demo / "onnx"
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "CARD.md").read_text(), re.DOTALL)
+    prompt = "The function returns"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(refusing)},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    wanted = text_of(folder, greedy(folder, prompt))
+    assert len(wanted) > 40 and done.stdout.startswith(wanted)

@@ -1,0 +1,1 @@
+"""Reports over several artifacts: a page to look at, and a table of paired differences."""
