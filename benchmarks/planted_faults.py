@@ -6,6 +6,7 @@ of small random models of every family, each run with another text, other weight
 """
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgeforge.errors import EdgeForgeError
 from edgeforge.export_options import ExportOptions
-from edgeforge.model.model import DEMO, DEMO_FOLDER, HELDOUT, open_model
+from edgeforge.model.model import DEMO, DEMO_FOLDER, HELDOUT, Model, open_model
 from edgeforge.verification.soundness import CheckFailed
 from edgeforge.verification.verify import VerifyOptions, verify_together
 from exporters.errors import ExportError
@@ -165,7 +166,8 @@ def _outcome(folders: Sequence[Path], options: VerifyOptions) -> Outcome:
 
 
 def _sentence(error: Exception) -> str:
-    return str(error).replace(str(tempfile.gettempdir()), "").splitlines()[0]
+    """An error's first line, without the folders of this run."""
+    return re.sub(r"\S*/artifact: ", "", str(error)).splitlines()[0]
 
 
 def _row(fault: Fault | None, target: str, outcome: Outcome) -> list[str]:
@@ -224,18 +226,32 @@ def _sound_run(
     options = ExportOptions(recipe=recipe, context=context)
     text = folder / "text.txt"
     text.write_text(_text(seed), encoding="utf-8")
-    found = []
-    for name in arguments.targets:
-        try:
-            captured = capture(model, [TARGETS[name]], options, folder / name)[name]
-        except (EdgeForgeError, ValueError) as error:  # a recipe that this target cannot hold
-            print(seed, label, recipe, name, _sentence(error), file=sys.stderr)
-            continue
-        artifact = folder / name / "artifact"
-        write_faulty(captured, None, artifact, folder / "apart")
-        checks = VerifyOptions(text=text, tokens=arguments.tokens, timed=False)
-        found.append((name, _outcome([artifact], checks)))
+    artifacts = {}
+    for name, captured in _captured(model, arguments.targets, options, folder).items():
+        artifacts[name] = folder / name / "artifact"
+        write_faulty(captured, None, artifacts[name], folder / "apart")
+    checks = VerifyOptions(text=text, tokens=arguments.tokens, timed=False)
+    outcome = _outcome(list(artifacts.values()), checks)
+    if not outcome.failed:
+        return label, [(name, outcome) for name in artifacts]
+    found = [(name, _outcome([artifact], checks)) for name, artifact in artifacts.items()]
     return label, found
+
+
+def _captured(
+    model: Model, targets: Sequence[str], options: ExportOptions, folder: Path
+) -> dict[str, Captured]:
+    """Exports to all targets at once, or to those that can hold the recipe."""
+    try:
+        return capture(model, [TARGETS[name] for name in targets], options, folder / "all")
+    except (EdgeForgeError, ValueError):
+        found: dict[str, Captured] = {}
+        for name in targets:
+            try:
+                found |= capture(model, [TARGETS[name]], options, folder / name)
+            except (EdgeForgeError, ValueError) as error:
+                print(name, _sentence(error), file=sys.stderr)
+        return found
 
 
 def _text(seed: int) -> str:
