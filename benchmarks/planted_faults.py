@@ -21,9 +21,11 @@ from safetensors.numpy import load_file, save_file
 from edgeforge.errors import EdgeForgeError
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import DEMO, DEMO_FOLDER, HELDOUT, Model, open_model
+from edgeforge.verification.meaning.check import check_meaning
 from edgeforge.verification.soundness import CheckFailed
-from edgeforge.verification.verify import VerifyOptions, verify_together
+from edgeforge.verification.verify import VerifyOptions, reopen, verify_together
 from exporters.errors import ExportError
+from exporters.manifest import Manifest
 from exporters.registry import TARGETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -156,7 +158,7 @@ def _outcome(folders: Sequence[Path], options: VerifyOptions) -> Outcome:
     try:
         evaluations = verify_together(list(folders), options)
     except CheckFailed as error:
-        return Outcome(("refused",), _sentence(error))
+        return Outcome(("refused", *_facts(folders)), _sentence(error))
     except REFUSALS as error:
         return Outcome(("does not run",), _sentence(error))
     failed = [check for each in evaluations for check in each.checks if check.verdict == "failed"]
@@ -165,9 +167,24 @@ def _outcome(folders: Sequence[Path], options: VerifyOptions) -> Outcome:
     )
 
 
+def _facts(folders: Sequence[Path]) -> list[str]:
+    """The facts that are otherwise in artifacts of which verify gives no figures."""
+    found: dict[str, None] = {}
+    for folder in folders:
+        manifest = Manifest.read(folder)
+        for check in check_meaning(folder, manifest, reopen(manifest, None)):
+            if check.verdict == "failed":
+                found[check.name] = None
+    return list(found)
+
+
 def _sentence(error: Exception) -> str:
-    """An error's first line, without the folders of this run."""
-    return re.sub(r"\S*/artifact: ", "", str(error)).splitlines()[0]
+    return _shortened(str(error))
+
+
+def _shortened(message: str) -> str:
+    """A message's first sentence, without the folders of this run."""
+    return re.sub(r"\S*/artifact: | \(/.*", "", message.partition("; ")[0])
 
 
 def _row(fault: Fault | None, target: str, outcome: Outcome) -> list[str]:
@@ -178,7 +195,7 @@ def _row(fault: Fault | None, target: str, outcome: Outcome) -> list[str]:
         target,
         "fails" if outcome.failed else "passes",
         ", ".join(facts),
-        outcome.message[:160],
+        _shortened(outcome.message),
         ", ".join(figures),
     ]
 
