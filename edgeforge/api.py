@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -170,6 +170,8 @@ def verify(
     text: str | Path | None = None,
     tokens: int | Literal["all"] | None = None,
     checkpoint: str | None = None,
+    bounds: Mapping[str, float] | None = None,
+    against: str | None = None,
     threads: int | None = None,
     timed: bool = True,
     precision: str | None = None,
@@ -183,6 +185,8 @@ def verify(
         tokens: how many tokens of the text to use, spread over the whole of it, or ``all``; None
             for 8,192 (2,048 for models over 50 M parameters).
         checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
+        bounds: of figures, by their names, in place of the defaults.
+        against: ``transformers``, to hold FLOAT against its logits of the same checkpoint, too.
         threads: threads for the runtime; None for the runtime's default.
         timed: whether to time the artifact too.
         precision: rounding of the interpreter of Core ML packages: ``fp16`` (the default) or
@@ -192,10 +196,10 @@ def verify(
 
     Raises:
         CheckFailed: files were changed; their integers and scales are not what the manifest
-            records, or not the weight store's; or logits are NaN or infinite. In the last two cases
-            it is an `edgeforge.verification.soundness.UnsoundError`, whose ``evaluations`` hold the
-            figures.
-        UsageError: ``tokens`` is neither a number of at least 2 nor ``all``.
+            records, or not the weight store's; logits are NaN or infinite; or a figure is out of
+            its bound. In all but the first two cases it is an
+            `edgeforge.verification.soundness.UnsoundError`, whose ``evaluations`` hold the figures.
+        UsageError: ``tokens`` is neither a number of at least 2 nor ``all``, or a bound cannot be.
     """
     from edgeforge.verification.verify import VerifyOptions
     from edgeforge.verification.verify import verify as run_verify
@@ -207,6 +211,8 @@ def verify(
         threads=threads,
         timed=timed,
         runtime={"precision": precision, "compute_units": compute_units},
+        bounds=bounds or {},
+        against=against,
     )
     return run_verify(Path(artifact), options)
 

@@ -243,7 +243,9 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text: {error.reason}") from error
+        raise UsageError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; convert it to UTF-8"
+        ) from error
     if not text.strip():
         raise UsageError(f"{path} holds no text")
     return text

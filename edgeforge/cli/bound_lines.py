@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgeforge.cli.columns import MOST_COLUMNS, row, short, wrapped
+from edgeforge.cli.columns import MOST_COLUMNS, row, wrapped
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -53,12 +54,30 @@ def _cell(checked: Checked) -> str:
     """The figure, its bound and the verdict, in as few digits as there is room for."""
     assert checked.value is not None and checked.limit is not None
     sign, word = _SIGNS[checked.sense], _WORDS[checked.verdict]
-    for digits in (3, 2, 1):
-        value = short(checked.value) if digits == 3 else f"{checked.value:.{digits}g}"
-        cell = f"{value} {sign}{checked.limit:.{digits}g} {word}".replace("e-0", "e-")
+    cell = ""
+    for own, limit, space in ((3, 3, " "), (3, 2, " "), (2, 2, " "), (2, 2, ""), (2, 1, "")):
+        cell = f"{brief(checked.value, own)}{space}{sign}{brief(checked.limit, limit)} {word}"
         if len(cell) <= _COLUMN:
             break
     return cell
+
+
+def brief(value: float, digits: int) -> str:
+    """A number in the shorter of its two forms.
+
+    >>> brief(0.000953, 2), brief(0.02, 3), brief(1234.6, 2), brief(17.0, 3)
+    ('9.5e-4', '0.02', '1235', '17')
+    """
+    if 1 <= abs(value) < 1e5:
+        return f"{value:.{max(0, digits - len(str(int(abs(value)))))}f}".removesuffix(".0")
+    plain = f"{value:.{digits}g}"
+    if "e" in plain or not math.isfinite(value) or value == 0:
+        short, _, power = plain.partition("e")
+        return f"{short}e{int(power)}" if power else short
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    if "." in mantissa:
+        mantissa = mantissa.rstrip("0").removesuffix(".")
+    return min(plain, f"{mantissa}e{int(power)}", key=len)
 
 
 def _row(label: str, cells: Sequence[str], style: str = "") -> Text:

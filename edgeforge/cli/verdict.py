@@ -96,9 +96,9 @@ def summary_lines(results: Mapping[Path, Evaluation], asked: Sequence[Path]) -> 
     lines += [*checked, Text()] if checked else []
     for sentence in (*_TERMS, *_measured_on(evaluations), _MEANING):
         lines += wrapped(sentence, hanging=2)
+    for sentence in _about_shipped(_labels(results), evaluations):
+        lines += wrapped(sentence, hanging=2)
     for label, result in zip(_labels(results), evaluations, strict=True):
-        for sentence in _shipped_sentences(result):
-            lines += wrapped(f"{label}: {sentence}", hanging=2)
         lines += doubtful_lines(label, result)
         if result.limits:
             words = f"{label} ran in EdgeForge's interpreter, not in Apple's runtime."
@@ -240,30 +240,30 @@ def _shipped_figure(results: list[Evaluation]) -> _Figure:
     )
 
 
-def _shipped_sentences(result: Evaluation) -> list[str]:
-    """How far what ships was run, and what was left out."""
-    shipped = result.shipped
-    if shipped is None:
-        return []
-    ran = (
-        f"What ships ran as an app runs it over {one_line(shipped.text)}, "
-        f"{shipped.positions:,} logits of it against QUANTIZED's."
-    )
-    apart = shipped.all_positions
-    held = ""
-    if apart is not None:
-        held = (
-            f"At {apart.tokens} of them it is held against the graph of all positions: the largest "
-            f"divergence is {short(apart.kl_max)}, the largest difference of two logits "
-            f"{short(apart.max_difference)}."
+def _about_shipped(labels: Sequence[str], results: Sequence[Evaluation]) -> list[str]:
+    """How far what ships was run, what it was held against, and what was left out."""
+    texts: list[str] = []
+    counts: list[str] = []
+    for label, result in zip(labels, results, strict=True):
+        shipped = result.shipped
+        if shipped is None:
+            continue
+        texts.append(f"What ships ran over {one_line(shipped.text)}, as an app runs it.")
+        if shipped.unreached:
+            texts.append(
+                f"It did not run at {shipped.unreached} of the declared context, which takes "
+                f"long: --tokens all does."
+            )
+        apart, words = shipped.all_positions, ""
+        if apart is not None:
+            words = (
+                f", and {apart.tokens} against the graph of all positions, whose logits differ by "
+                f"up to {short(apart.max_difference)}"
+            )
+        counts.append(
+            f"{label}: {shipped.positions:,} of its positions are held against QUANTIZED{words}."
         )
-    left = ""
-    if shipped.unreached:
-        left = (
-            f"It was not run at {shipped.unreached} of the declared context, which would take "
-            f"long: --tokens all does."
-        )
-    return [sentence for sentence in (ran, held, left) if sentence]
+    return [*dict.fromkeys(texts), *counts]
 
 
 def _measured_on(results: list[Evaluation]) -> list[str]:

@@ -27,6 +27,8 @@ _SHIPPED: Final = {
 }
 # A mean of too little text for an interval may be so many times too large or too small.
 _ROUGH: Final = 3.0
+# Of so few tokens a perplexity alone says nothing.
+_FEWEST: Final = 64
 _ACTIVATIONS: Final = (
     "; the runtime rounds activations to 8 bits, which may be the cause: export --activations "
     "{offer} {does} that"
@@ -91,6 +93,8 @@ def judged(found: Found, bounds: Mapping[str, Bound], given: Mapping[str, float]
         if figure is None or (checks[1].verdict == "failed" and not math.isfinite(figure.value)):
             continue  # what is not finite was said once
         if name not in given:
+            if found.unigram is None and name.endswith("perplexity_ratio"):
+                continue  # nobody can foretell random tokens, so perplexities of them mean nothing
             bound = _fitting(bound, found)
         ends = None if figure.interval is None else (figure.interval.low, figure.interval.high)
         checks.append(decide(bound, figure.value, ends, tokens=figure.tokens, where=figure.where))
@@ -153,8 +157,13 @@ def _float_perplexity(found: Found, given: float | None) -> Checked:
     interval = None if known is None else known.perplexity["float"]
     ends = None if interval is None else (interval.low, interval.high)
     perplexity = found.figures.perplexity["float"]
+    times = _ROUGH if perplexity.tokens >= _FEWEST else 1e6
     checked = decide(
-        Bound("float.perplexity", limit, _AT_MOST), perplexity.value, ends, tokens=perplexity.tokens
+        Bound("float.perplexity", limit, _AT_MOST),
+        perplexity.value,
+        ends,
+        tokens=perplexity.tokens,
+        rough=(perplexity.value / times, perplexity.value * times),
     )
     if checked.verdict == "passed" or given is not None or not math.isfinite(perplexity.value):
         return checked

@@ -52,6 +52,7 @@ class VerifyOptions:
         timed: whether to time the artifact too.
         runtime: options of the runtime, by name; None leaves it its default.
         bounds: of figures, by their names, instead of the target's own.
+        against: a program of others that FLOAT is held against; None for none.
     """
 
     text: Path | None = None
@@ -61,6 +62,7 @@ class VerifyOptions:
     timed: bool = True
     runtime: Mapping[str, str | None] = field(default_factory=dict)
     bounds: Mapping[str, float] = field(default_factory=dict)
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,7 @@ def verify(folder: Path, options: VerifyOptions, progress: Progress = no_progres
     Raises:
         CheckFailed: files were changed, or their integers and scales are not what the manifest
             records.
-        UnsoundError: they are not the weight store's, or logits are NaN or infinite; it has the
-            evaluation.
+        UnsoundError: a check failed after the artifact ran; it has the evaluation.
         EdgeForgeError: or an ExportError or DeviceError: it could not be verified.
     """
     found = verify_together([folder], options, progress)
@@ -124,12 +125,15 @@ def verify_together(
         EdgeForgeError: or an ExportError or DeviceError: one could not be verified.
     """
     from device_harness.timing import time_artifact
+    from edgeforge.verification.against import check_program
     from edgeforge.verification.meaning.check import check_meaning, told_before
     from edgeforge.verification.report_file import REPORT
 
     check_tokens(options.tokens)
     for name, limit in options.bounds.items():
         check_bound(name, limit)
+    if options.against is not None:
+        check_program(options.against)
     if options.text is not None:
         text = [Input("the text", options.text)]
         for folder in folders:
@@ -237,6 +241,7 @@ def _evaluate(
     progress: Progress,
 ) -> list[Evaluation]:
     """Runs a group's artifacts and their references."""
+    from edgeforge.verification.against import check_against
     from edgeforge.verification.comparison import compare
     from edgeforge.verification.each_session import open_sessions, starting
     from edgeforge.verification.evaluation import Evaluation
@@ -257,6 +262,11 @@ def _evaluate(
             reference, quantized, store = references(
                 group.artifacts[0].manifest, group.model, progress
             )
+        further = []
+        if options.against is not None:
+            progress(f"against {options.against}", 0, 0)
+            args = options.against, group.model, context, sample.blocks, reference
+            further.append(check_against(*args))
         comparisons = compare(
             sample.blocks,
             reference,
@@ -337,7 +347,11 @@ def _evaluate(
                 weight_store=str(store.folder),
                 other_processor=other,
                 rounds_activations=rounds_activations(manifest),
-                checks=(*meant[artifact.place], *judged(found, bounds, options.bounds)),
+                checks=(
+                    *meant[artifact.place],
+                    *further,
+                    *judged(found, bounds, options.bounds),
+                ),
                 sums=figures.sums,
                 freshness=artifact.freshness,
             )

@@ -29,10 +29,25 @@ def _reshape(given: Given) -> Array:
 
 
 def _tile(given: Given) -> Array:
+    """The rows of a mask, once for all query heads of a key head: a copy would tell nothing new.
+
+    Raises:
+        ValueError: another dimension is repeated.
+    """
     reps = tuple(map(int, given["reps"]))
-    if given["x"].size * np.prod(reps, dtype=np.float64) > _LARGEST:
-        raise ValueError("it repeats a mask too often")
-    return np.tile(given["x"], reps)
+    if len(reps) != given["x"].ndim or any(each != 1 for each in (*reps[:-2], *reps[-1:])):
+        raise ValueError("it repeats other dimensions of a mask than its rows")
+    return given["x"]
+
+
+def _cast(given: Given) -> Array:
+    """A mask as zeros and ones in Core ML's own dtype; whole numbers as they are."""
+    return given["x"].astype(np.float16) if given["x"].dtype == np.bool_ else given["x"]
+
+
+def _mul(given: Given) -> Array:
+    with np.errstate(over="ignore"):  # a hidden token's score is to become minus infinity
+        return _bounded(np.multiply(given["x"], given["y"]))
 
 
 def _reduce_sum(given: Given) -> Array:
@@ -47,15 +62,12 @@ def _gather(given: Given) -> Array:
 NUMBERS: Final[Mapping[str, Callable[[Given], Array]]] = {
     "add": lambda given: _bounded(np.add(given["x"], given["y"])),
     "sub": lambda given: _bounded(np.subtract(given["x"], given["y"])),
-    "mul": lambda given: _bounded(np.multiply(given["x"], given["y"])),
+    "mul": _mul,
     "less_equal": lambda given: _bounded(np.less_equal(given["x"], given["y"])),
     "greater": lambda given: _bounded(np.greater(given["x"], given["y"])),
     "equal": lambda given: _bounded(np.equal(given["x"], given["y"])),
     "logical_and": lambda given: np.logical_and(given["x"], given["y"]),
-    # Types need no rounding here: all numbers are whole, or a mask's two.
-    "cast": lambda given: (
-        given["x"].astype(np.float64) if given["x"].dtype == np.bool_ else given["x"]
-    ),
+    "cast": _cast,
     "reshape": _reshape,
     "tile": _tile,
     "reduce_sum": _reduce_sum,

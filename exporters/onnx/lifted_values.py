@@ -89,9 +89,15 @@ class Graph:
         return self.tables[key]
 
     def input_width(self, name: str) -> int:
-        """The last dimension of one of the graph's inputs."""
-        given = next(given for given in self.graph.input if given.name == name)
-        return int(given.type.tensor_type.shape.dim[3].dim_value)
+        """The last dimension of one of the graph's inputs, a cache.
+
+        Raises:
+            ExportError: there is no such input.
+        """
+        for given in self.graph.input:
+            if given.name == name:
+                return int(given.type.tensor_type.shape.dim[3].dim_value)
+        raise ExportError(f"{self.path} has no input {name}, which attention reads")
 
 
 Lifted = tuple[Value, ...] | None

@@ -13,6 +13,16 @@ from exporters.lifted import Array
 Attributes = Mapping[str, Any]
 
 
+_LARGEST: Final = 1 << 27  # numbers of one range; positions of a call are far fewer
+
+
+def _range(given: Sequence[Array], attributes: Attributes) -> Array:
+    start, end, step = (int(each.ravel()[0]) for each in given)
+    if abs(end - start) > _LARGEST:
+        raise ValueError(f"it computes {abs(end - start)} numbers for one call")
+    return np.arange(start, end, step)
+
+
 def _axes(given: Sequence[Array]) -> tuple[int, ...] | None:
     return tuple(map(int, given[1].ravel())) if len(given) > 1 else None
 
@@ -45,7 +55,7 @@ NUMBERS: Final[Mapping[str, Callable[[Sequence[Array], Attributes], Array]]] = {
     "Cast": _cast,
     "Gather": lambda given, attributes: np.take(given[0], given[1], attributes.get("axis", 0)),
     "Shape": lambda given, _: np.array(given[0].shape, np.int64),
-    "Range": lambda given, _: np.arange(*map(int, given[:3])),
+    "Range": _range,
     "Reshape": lambda given, _: given[0].reshape(given[1]),
     "Unsqueeze": _unsqueeze,
     "ReduceSum": _reduce_sum,

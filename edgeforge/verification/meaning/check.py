@@ -23,8 +23,9 @@ from edgeforge.verification.meaning.layers import Layers
 from edgeforge.verification.meaning.registry import READERS
 from edgeforge.verification.meaning.rotary import Rotary
 from edgeforge.verification.meaning.stored import Stored
+from exporters.damaged_files import one_sentence
 from exporters.lifted import Reading
-from exporters.manifest import Manifest
+from exporters.manifest import MANIFEST, Manifest
 
 
 def check_meaning(folder: Path, manifest: Manifest, model: Model) -> list[Checked]:
@@ -41,7 +42,12 @@ def check_meaning(folder: Path, manifest: Manifest, model: Model) -> list[Checke
     Raises:
         ExportError: a file is missing or damaged.
     """
-    findings = Findings()
+    findings, spec = Findings(), _program_spec(model.spec, manifest)
+    if manifest.context > spec.max_context:
+        findings.fact("context", "")
+        words = f"the artifact is made for {manifest.context} tokens, more than the checkpoint's"
+        findings.same("context", False, MANIFEST, f"{words} {spec.max_context}")
+        return findings.checks()
     reader = READERS.get(manifest.target)
     if reader is None:
         findings.unread(f"the graphs of the target {manifest.target}")
@@ -50,21 +56,22 @@ def check_meaning(folder: Path, manifest: Manifest, model: Model) -> list[Checke
         reading = reader(folder, manifest)
     for what in reading.unread:
         findings.unread(what)
-    spec = _program_spec(model.spec, manifest)
     rotary = Rotary(spec.rope, manifest.context)
     findings.fact("structure", "every entry point is the checkpoint's decoder")
     layers = Layers(spec, manifest.context, reading.cache_multiple, rotary, findings)
     stored = Stored(manifest, model, reading, findings)
-    for entry in reading.entry_points:
-        try:
-            decoder = decoder_of(entry.logits)
-        except NoDecoderError as error:
-            findings.same(error.fact, False, entry.name, f"{entry.name}: {error}")
-            stored.operators(entry)
-            continue
-        findings.same("structure", True, entry.name, "")
-        layers.hold(entry, decoder)
-        stored.hold(entry, decoder)
+    # What strangers write may have shapes that nothing here foresees.
+    with one_sentence(folder / manifest.entry, "what EdgeForge writes"):
+        for entry in reading.entry_points:
+            try:
+                decoder = decoder_of(entry.logits)
+            except NoDecoderError as error:
+                findings.same(error.fact, False, entry.name, f"{entry.name}: {error}")
+                stored.operators(entry)
+                continue
+            findings.same("structure", True, entry.name, "")
+            layers.hold(entry, decoder)
+            stored.hold(entry, decoder)
     hold_identity(folder, manifest, model, reading, findings)
     return findings.checks()
 

@@ -13,11 +13,13 @@ from rich.cells import cell_len
 
 from device_harness.timing import Timings
 from edgeforge.cli.verdict import print_results, short, summary_lines, verdict_lines
+from edgeforge.verification.bounds import Bound, decide
 from edgeforge.verification.evaluation import Evaluation
 from edgeforge.verification.finite import NotFinite
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import DivergenceIntervals, Interval, Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
+from edgeforge.verification.shipped import Shipped
 
 NAN = float("nan")
 THREE = DivergenceIntervals(
@@ -310,3 +312,71 @@ def test_full_prints_every_figure_unfolded_where_there_is_no_terminal(monkeypatc
     (line,) = (line for line in lines if line.startswith(" perplexity ARTIFACT / FLOAT"))
     assert line.count("1.0354  [1.0286, 1.0427]") == 3
     assert "  - whether Core ML's own compiler accepts the package" in lines
+
+
+CHECKS = (
+    decide(Bound("float.perplexity", 646.2, "at most"), 21.681, (20.1, 23.9)),
+    decide(Bound("lowering.kl_mean", 0.02, "at most"), 2.37e-4, (2.18e-4, 2.54e-4)),
+    decide(Bound("lowering.perplexity_ratio", 1.05, "at most"), 1.0012),
+    decide(Bound("shipped.kl_max", 0.0119, "at most"), 1.7812, where=["position 748"]),
+    decide(Bound("lowering.top1_agreement", 0.9, "at least"), 0.91, (0.88, 0.94), tokens=2048),
+)
+
+
+def test_every_bound_stands_beside_its_figure():
+    lines = plain(*(replace(each, checks=CHECKS) for each in THREE_TARGETS))
+    assert lines[0] == "coreml      FAILED  shipped.kl_max out of bounds; weights bit-exact"
+    first = lines.index("bounds                     coreml            executorch        onnx")
+    assert lines[first + 1 : first + 6] == [
+        f"float.perplexity           {'21.7 <646 ok      ' * 3}".rstrip(),
+        f"lowering.kl_mean           {'2.37e-4 <0.02 ok  ' * 3}".rstrip(),
+        f"lowering.perplexity_ratio  {'1.00 <1.05 ok     ' * 3}".rstrip(),
+        f"shipped.kl_max             {'1.78 <0.0119 FAIL ' * 3}".rstrip(),
+        f"lowering.top1_agreement    {'0.91 >0.9 ?       ' * 3}".rstrip(),
+    ]
+    told = " ".join(" ".join(lines).split())
+    assert "onnx: in doubt: lowering.top1_agreement is 0.91 [0.88, 0.94], and must be" in told
+    assert "tokens would settle it." in told
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_bounds_of_any_number_of_artifacts_fit(count):
+    results = [replace(RESULT, recipe=f"int{index}", checks=CHECKS) for index in range(count)]
+    lines = plain(*results)
+    assert sum(line.startswith("shipped.kl_max") for line in lines) == count
+
+
+@pytest.mark.parametrize("value", [1e-12, 9.996e-4, 0.012345, 123.456, 12345.6, 9e7, 1e300])
+@pytest.mark.parametrize("limit", [1e-5, 9.53e-4, 0.0119, 1.001, 646.2, 20000.0])
+def test_no_cell_is_too_wide(value, limit):
+    checked = decide(Bound("shipped.kl_max", limit, "at most"), value)
+    lines = plain(*(replace(each, checks=(checked,)) for each in THREE_TARGETS))
+    assert sum(("FAIL" in line) or (" ok" in line) for line in lines if "kl_max" in line) >= 1
+
+
+def test_what_ships_is_told_with_its_positions():
+    shipped = Shipped(
+        text="the first 4,096 tokens of a text",
+        context=8192,
+        reached=4096,
+        passes=4,
+        prefill=replace(DIVERGENCE, tokens=17),
+        decode=replace(DIVERGENCE, tokens=71),
+        kl_mean=2.29e-4,
+        kl_max=1e-3,
+        interval=Interval(1.81e-4, 2.91e-4),
+        all_positions=replace(DIVERGENCE, tokens=46, max_difference=0.0954),
+        entropy=3.4,
+        not_finite=0,
+        worst=(),
+        furthest=(),
+    )
+    lines = plain(replace(RESULT, shipped=shipped))
+    assert "  of what ships       2.29e-4             [1.81e-4, 2.91e-4]" in lines
+    told = " ".join(" ".join(lines).split())
+    assert "What ships ran over the first 4,096 tokens of a text, as an app runs it." in told
+    assert "It did not run at positions 4096 to 8191 of the declared context" in told
+    assert (
+        "onnx: 88 of its positions are held against QUANTIZED, and 46 against the graph of all "
+        "positions, whose logits differ by up to 0.0954."
+    ) in told

@@ -84,6 +84,14 @@ def test_another_context_is_named(target, sound):
     assert "96" in found["context"]
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_context_beyond_the_checkpoints_is_named_at_once(target, sound):
+    folder, manifest, model = sound(target)
+    (only,) = check_meaning(folder, replace(manifest, context=10**12), model)
+    assert only.name == "context" and only.verdict == "failed"
+    assert f"more than the checkpoint's {model.spec.max_context}" in only.message
+
+
 @pytest.mark.parametrize("field", ["bos_token_id", "eos_token_id", "pad_token_id"])
 def test_ids_of_genai_are_held_against_the_checkpoint(field, sound):
     folder, manifest, model = sound("onnx")
