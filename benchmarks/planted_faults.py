@@ -6,6 +6,7 @@ of small random models of every family, each run with another text, other weight
 """
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -19,10 +20,12 @@ from safetensors.numpy import load_file, save_file
 
 from edgeforge.errors import EdgeForgeError
 from edgeforge.export_options import ExportOptions
-from edgeforge.model.model import DEMO, DEMO_FOLDER, HELDOUT, open_model
+from edgeforge.model.model import DEMO, DEMO_FOLDER, HELDOUT, Model, open_model
+from edgeforge.verification.meaning.check import check_meaning
 from edgeforge.verification.soundness import CheckFailed
-from edgeforge.verification.verify import VerifyOptions, verify_together
+from edgeforge.verification.verify import VerifyOptions, reopen, verify_together
 from exporters.errors import ExportError
+from exporters.manifest import Manifest
 from exporters.registry import TARGETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -155,7 +158,7 @@ def _outcome(folders: Sequence[Path], options: VerifyOptions) -> Outcome:
     try:
         evaluations = verify_together(list(folders), options)
     except CheckFailed as error:
-        return Outcome(("refused",), _sentence(error))
+        return Outcome(("refused", *_facts(folders)), _sentence(error))
     except REFUSALS as error:
         return Outcome(("does not run",), _sentence(error))
     failed = [check for each in evaluations for check in each.checks if check.verdict == "failed"]
@@ -164,8 +167,24 @@ def _outcome(folders: Sequence[Path], options: VerifyOptions) -> Outcome:
     )
 
 
+def _facts(folders: Sequence[Path]) -> list[str]:
+    """The facts that are otherwise in artifacts of which verify gives no figures."""
+    found: dict[str, None] = {}
+    for folder in folders:
+        manifest = Manifest.read(folder)
+        for check in check_meaning(folder, manifest, reopen(manifest, None)):
+            if check.verdict == "failed":
+                found[check.name] = None
+    return list(found)
+
+
 def _sentence(error: Exception) -> str:
-    return str(error).replace(str(tempfile.gettempdir()), "").splitlines()[0]
+    return _shortened(str(error))
+
+
+def _shortened(message: str) -> str:
+    """A message's first sentence, without the folders of this run."""
+    return re.sub(r"\S*/artifact: | \(/.*", "", message.partition("; ")[0])
 
 
 def _row(fault: Fault | None, target: str, outcome: Outcome) -> list[str]:
@@ -176,7 +195,7 @@ def _row(fault: Fault | None, target: str, outcome: Outcome) -> list[str]:
         target,
         "fails" if outcome.failed else "passes",
         ", ".join(facts),
-        outcome.message[:160],
+        _shortened(outcome.message),
         ", ".join(figures),
     ]
 
@@ -224,18 +243,32 @@ def _sound_run(
     options = ExportOptions(recipe=recipe, context=context)
     text = folder / "text.txt"
     text.write_text(_text(seed), encoding="utf-8")
-    found = []
-    for name in arguments.targets:
-        try:
-            captured = capture(model, [TARGETS[name]], options, folder / name)[name]
-        except (EdgeForgeError, ValueError) as error:  # a recipe that this target cannot hold
-            print(seed, label, recipe, name, _sentence(error), file=sys.stderr)
-            continue
-        artifact = folder / name / "artifact"
-        write_faulty(captured, None, artifact, folder / "apart")
-        checks = VerifyOptions(text=text, tokens=arguments.tokens, timed=False)
-        found.append((name, _outcome([artifact], checks)))
+    artifacts = {}
+    for name, captured in _captured(model, arguments.targets, options, folder).items():
+        artifacts[name] = folder / name / "artifact"
+        write_faulty(captured, None, artifacts[name], folder / "apart")
+    checks = VerifyOptions(text=text, tokens=arguments.tokens, timed=False)
+    outcome = _outcome(list(artifacts.values()), checks)
+    if not outcome.failed:
+        return label, [(name, outcome) for name in artifacts]
+    found = [(name, _outcome([artifact], checks)) for name, artifact in artifacts.items()]
     return label, found
+
+
+def _captured(
+    model: Model, targets: Sequence[str], options: ExportOptions, folder: Path
+) -> dict[str, Captured]:
+    """Exports to all targets at once, or to those that can hold the recipe."""
+    try:
+        return capture(model, [TARGETS[name] for name in targets], options, folder / "all")
+    except (EdgeForgeError, ValueError):
+        found: dict[str, Captured] = {}
+        for name in targets:
+            try:
+                found |= capture(model, [TARGETS[name]], options, folder / name)
+            except (EdgeForgeError, ValueError) as error:
+                print(name, _sentence(error), file=sys.stderr)
+        return found
 
 
 def _text(seed: int) -> str:

@@ -172,6 +172,7 @@ def verify(
     tokens: int | Literal["all"] | None = None,
     checkpoint: str | None = None,
     bounds: Mapping[str, float] | None = None,
+    against: str | None = None,
     threads: int | None = None,
     timed: bool = True,
     precision: str | None = None,
@@ -186,6 +187,7 @@ def verify(
             for 8,192 (2,048 for models over 50 M parameters).
         checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
         bounds: of figures, by their names, in place of the defaults.
+        against: ``transformers``, to hold FLOAT against its logits of the same checkpoint, too.
         threads: threads for the runtime; None for the runtime's default.
         timed: whether to time the artifact too.
         precision: rounding of the interpreter of Core ML packages: ``fp16`` (the default) or
@@ -211,6 +213,7 @@ def verify(
         timed=timed,
         runtime={"precision": precision, "compute_units": compute_units},
         bounds=bounds or {},
+        against=against,
     )
     return run_verify(Path(artifact), options)
 

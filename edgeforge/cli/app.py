@@ -147,6 +147,7 @@ def verify(
     tokens: option.Tokens = None,
     checkpoint: option.CheckpointPlace = None,
     bound: option.Bounds = None,
+    against: option.Against = None,
     full: option.Full = False,
     timed: option.Timed = True,
     precision: option.InterpreterPrecision = None,
@@ -172,6 +173,7 @@ def verify(
         timed=timed,
         runtime={"precision": precision, "compute_units": compute_units},
         bounds=parse_bounds(bound or ()),
+        against=against,
     )
     folders = find_artifacts(artifacts)
     with Reporter(quiet) as progress:

@@ -218,6 +218,13 @@ Bounds = Annotated[
         "option for further figures.",
     ),
 ]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="transformers",
+        help="Hold FLOAT against this program's logits of the same checkpoint, too.",
+    ),
+]
 Full = Annotated[bool, typer.Option("--full", help="Print every figure, in two wide tables.")]
 # Of `diagnose`.
 DiagnoseTokens = Annotated[

@@ -71,6 +71,8 @@ def check(
     for each in checking:
         findings = broken.get(each.path) or _findings(each, baselines, options, progress)
         results.append(_result(each, each.path in fresh, findings))
+    if not folders:
+        baselines.note_absent(checking)
     result = GateResult(
         policy=None if policy.path is None else str(policy.path),
         baseline=None if baselines.path is None else str(baselines.path),
@@ -80,7 +82,7 @@ def check(
         seconds=0.0,
     )
     if options.update_baseline and result.passed:
-        baselines.update(checking)
+        baselines.update(checking, is_whole=not folders)
         result = replace(result, baseline_updated=True)
     return replace(result, seconds=round(time.monotonic() - started, 3))
 
@@ -246,12 +248,31 @@ class _Baselines:
         growth = now.artifact_bytes / max(1, before.artifact_bytes)
         return growth, compare(before, now, checking.terms.worse_by)
 
-    def update(self, checking: Sequence[Checking]) -> None:
-        """Writes the baseline anew; what was not checked stays as it was."""
+    def note_absent(self, checking: Sequence[Checking]) -> None:
+        """Notes what the baseline has and the policy does not list: it may have got lost."""
+        if self._baseline is None or self._updating:
+            return
+        for name in sorted(self._baseline.entries.keys() - {each.path for each in checking}):
+            self.notes.append(
+                f"the baseline {self.path} has {name}, which was not checked: export it, or leave "
+                f"it out with --update-baseline"
+            )
+
+    def update(self, checking: Sequence[Checking], *, is_whole: bool) -> None:
+        """Writes the baseline anew.
+
+        Args:
+            checking: what was checked.
+            is_whole: whether that is all; else what was not checked stays as it was.
+
+        Raises:
+            UsageError: one was measured on too few tokens.
+        """
         from edgeforge.gate.baseline import Baseline, entry_of
 
         assert self.path is not None
-        entries = {} if self._baseline is None else dict(self._baseline.entries)
+        kept = {} if self._baseline is None or is_whole else self._baseline.entries
+        entries = dict(kept)
         for each in checking:
             assert each.report is not None
             manifest = each.manifest

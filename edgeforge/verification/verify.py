@@ -52,6 +52,7 @@ class VerifyOptions:
         timed: whether to time the artifact too.
         runtime: options of the runtime, by name; None leaves it its default.
         bounds: of figures, by their names, instead of the target's own.
+        against: a program of others that FLOAT is held against; None for none.
     """
 
     text: Path | None = None
@@ -61,6 +62,7 @@ class VerifyOptions:
     timed: bool = True
     runtime: Mapping[str, str | None] = field(default_factory=dict)
     bounds: Mapping[str, float] = field(default_factory=dict)
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def verify_together(
     """
     from device_harness.timing import time_artifact
     from edgeforge.cards.write import write_cards
+    from edgeforge.verification.against import check_program
     from edgeforge.verification.for_card import for_card
     from edgeforge.verification.meaning.check import check_meaning, told_before
     from edgeforge.verification.report_file import REPORT
@@ -131,6 +134,8 @@ def verify_together(
     check_tokens(options.tokens)
     for name, limit in options.bounds.items():
         check_bound(name, limit)
+    if options.against is not None:
+        check_program(options.against)
     if options.text is not None:
         text = [Input("the text", options.text)]
         for folder in folders:
@@ -244,6 +249,7 @@ def _evaluate(
     progress: Progress,
 ) -> list[Evaluation]:
     """Runs a group's artifacts and their references."""
+    from edgeforge.verification.against import check_against
     from edgeforge.verification.comparison import compare
     from edgeforge.verification.each_session import open_sessions, starting
     from edgeforge.verification.evaluation import Evaluation
@@ -264,6 +270,11 @@ def _evaluate(
             reference, quantized, store = references(
                 group.artifacts[0].manifest, group.model, progress
             )
+        further = []
+        if options.against is not None:
+            progress(f"against {options.against}", 0, 0)
+            args = options.against, group.model, context, sample.blocks, reference
+            further.append(check_against(*args))
         comparisons = compare(
             sample.blocks,
             reference,
@@ -344,7 +355,11 @@ def _evaluate(
                 weight_store=str(store.folder),
                 other_processor=other,
                 rounds_activations=rounds_activations(manifest),
-                checks=(*meant[artifact.place], *judged(found, bounds, options.bounds)),
+                checks=(
+                    *meant[artifact.place],
+                    *further,
+                    *judged(found, bounds, options.bounds),
+                ),
                 sums=figures.sums,
                 freshness=artifact.freshness,
                 curve=figures.curve,

@@ -13,6 +13,7 @@ from edgeforge import api
 from edgeforge.errors import UsageError
 from edgeforge.gate import latency
 from edgeforge.gate.baseline import Baseline, read_baseline
+from edgeforge.gate.gate import GateOptions, check
 from edgeforge.gate.result import GateFailed
 from edgeforge.verification import verify as verification
 from edgeforge.verification.bounds import Checked
@@ -194,6 +195,18 @@ def test_an_update_keeps_what_was_not_checked(gate, room):
     assert gate("int8", "int4-g32", baseline=Path("b.json")).notes == ()
 
 
+def test_what_the_baseline_has_and_the_policy_lost_is_told(gate, room):
+    gate("int8", "int4-g32", baseline=Path("b.json"), update_baseline=True)
+    policy = room / "edgeforge-policy.yaml"
+    policy.write_text(f"{policy.read_text()}artifacts: [int8]\n")
+    asked = {"baseline": Path("b.json")}
+    (note,) = check([], GateOptions(**asked)).notes
+    assert "the baseline b.json has int4-g32, which was not checked" in note
+    assert check([], GateOptions(**asked, update_baseline=True)).passed
+    assert check([], GateOptions(**asked)).notes == ()
+    assert list(read_baseline(Path("b.json")).entries) == ["int8"]
+
+
 def test_an_artifact_that_is_not_in_the_baseline_is_told(gate):
     gate("int8", baseline=Path("b.json"), update_baseline=True)
     (note,) = gate("int4-g32", baseline=Path("b.json")).notes
@@ -239,9 +252,7 @@ def test_an_interrupted_check_goes_on_where_it_was(gate, room, verified, monkeyp
     assert verified == [name for name in ("int8", "int4-g32") if name != kept.name]
 
 
-def test_the_policy_lists_what_to_check(gate, room):
-    from edgeforge.gate.gate import GateOptions, check
-
+def test_the_policy_lists_what_to_check(room):
     (room / "edgeforge-policy.yaml").write_text(
         "version: 1\nartifacts: [int*]\ntext: held.txt\ntokens: 1024\n"
     )
@@ -259,9 +270,7 @@ def test_the_policy_lists_what_to_check(gate, room):
         ),
     ],
 )
-def test_a_policy_that_is_for_nothing_is_refused(gate, room, text, sentence):
-    from edgeforge.gate.gate import GateOptions, check
-
+def test_a_policy_that_is_for_nothing_is_refused(room, text, sentence):
     (room / "edgeforge-policy.yaml").write_text(f"version: 1\n{text}\n")
     with pytest.raises(UsageError, match=sentence):
         check([], GateOptions())

@@ -1,0 +1,103 @@
+"""Holds FLOAT against a program that others wrote, which shares no bug with it.
+
+FLOAT is what everything else is judged by. For a family that transformers has, transformers loads
+the same checkpoint and gives the logits of the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from device_harness.errors import DeviceError
+from edgeforge.errors import UsageError
+from edgeforge.model.model import Model
+from edgeforge.model.rope import uses_long_set
+from edgeforge.reference.walk import ReferenceRunner
+from edgeforge.verification.bounds import Bound, Checked, decide
+from edgeforge.verification.metrics import DivergenceMeter
+
+# Two float32 programs differ by the order of their sums: 1e-7 to 3e-6 of the logits' range.
+LIMIT: Final = 1e-3
+_TOKENS: Final = 512
+
+
+def check_against(
+    name: str, model: Model, context: int, blocks: Sequence[Sequence[int]], runner: ReferenceRunner
+) -> Checked:
+    """Holds FLOAT against another program on the first block of a sample.
+
+    Args:
+        name: of the program, a key of `PROGRAMS`.
+        model: the checkpoint.
+        context: the declared context, in tokens.
+        blocks: token ids.
+        runner: FLOAT.
+
+    Returns:
+        The largest difference of two logits, as a share of their range.
+
+    Raises:
+        UsageError: there is no such program, or it has no such family.
+        DeviceError: it is not installed, or cannot load the checkpoint.
+    """
+    check_program(name)
+    tokens = torch.tensor(blocks[0][:_TOKENS], dtype=torch.int64)
+    theirs = PROGRAMS[name](model, context, tokens)
+    meter = DivergenceMeter()
+    each = meter.add(theirs, next(iter(runner.logits([tokens]))))[:, 0]
+    worst = each.nan_to_num(torch.inf).argsort(descending=True)[:3].tolist()
+    bound = Bound(f"against.{name}", LIMIT, "at most")
+    value = meter.result().relative_difference
+    return decide(bound, value, where=[f"token {at} of block 0" for at in worst])
+
+
+def check_program(name: str) -> None:
+    """Lets pass the name of a program that FLOAT can be held against.
+
+    Raises:
+        UsageError: there is no such program.
+    """
+    if name not in PROGRAMS:
+        raise UsageError(f"--against {name!r} is not possible; there is {', '.join(PROGRAMS)}")
+
+
+def _transformers(model: Model, context: int, tokens: Tensor) -> Tensor:
+    """Logits by transformers, ``float32[t, vocab]``; the checkpoint's own code is never run."""
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError as error:
+        raise DeviceError(
+            f"transformers cannot be loaded ({error}), and --against transformers needs it: pip "
+            f'install "edgeforge[transformers]"'
+        ) from None
+    path = model.checkpoint.path
+    where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(path, **where)
+    except (ValueError, KeyError, OSError):
+        raise UsageError(
+            f"transformers has no {model.spec.model_type} without code of the checkpoint's own, "
+            f"which is not run: leave --against out"
+        ) from None
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, dict) and uses_long_set(model.spec.rope, context):
+        # It chooses by the text's length, and an artifact by its declared context.
+        config.rope_parameters = {**rope, "short_factor": rope["long_factor"]}
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=torch.float32, attn_implementation="eager", **where
+        )
+        with torch.no_grad():
+            logits: Tensor = loaded.eval()(tokens[None], use_cache=False).logits[0].float()
+    except Exception as error:  # its errors share no base class
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DeviceError(f"transformers cannot run {path}: {reason[:200]}") from error
+    return logits
+
+
+PROGRAMS: Final[dict[str, Callable[[Model, int, Tensor], Tensor]]] = {"transformers": _transformers}
+"""Programs that FLOAT can be held against, by the name that the command line takes."""
