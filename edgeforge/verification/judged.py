@@ -97,8 +97,16 @@ def judged(found: Found, bounds: Mapping[str, Bound], given: Mapping[str, float]
                 continue  # nobody can foretell random tokens, so perplexities of them mean nothing
             bound = _fitting(bound, found)
         ends = None if figure.interval is None else (figure.interval.low, figure.interval.high)
-        checks.append(decide(bound, figure.value, ends, tokens=figure.tokens, where=figure.where))
-    return checks
+        checked = decide(
+            bound,
+            figure.value,
+            ends,
+            tokens=figure.tokens,
+            where=figure.where,
+            rough=figure.rough,
+        )
+        checks.append(checked)
+    return _with_activations(checks, found.activations)
 
 
 def stored_weights(found: Found) -> Checked:
