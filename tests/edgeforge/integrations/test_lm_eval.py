@@ -24,6 +24,7 @@ output_type: multiple_choice
 doc_to_text: "{{{{question}}}}"
 doc_to_choice: "{{{{choices}}}}"
 doc_to_target: "{{{{answer}}}}"
+target_delimiter: ""
 metric_list: [{{metric: acc}}]
 """,
     "rolling": """
@@ -49,7 +50,8 @@ metric_list: [{{metric: exact_match}}]
 """,
 }
 QUESTION = "The function returns"
-TEXT = "The function returns a list of strings. Each string is the name of a file.\n" * 120
+# The harness renders texts as templates, which end without the last line break.
+TEXT = "\n".join(["The function returns a list. Each string is the name of a file."] * 120)
 
 
 @pytest.fixture(scope="module")
