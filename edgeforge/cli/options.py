@@ -198,7 +198,10 @@ Artifacts = Annotated[
 ]
 Text = Annotated[
     Path | None,
-    typer.Option(help="UTF-8 text file to evaluate on; by default the demo model's held-out text."),
+    typer.Option(
+        help='UTF-8 text to evaluate on, plain or .jsonl with documents under "text"; by default '
+        "the demo model's held-out text."
+    ),
 ]
 Tokens = Annotated[
     str | None,

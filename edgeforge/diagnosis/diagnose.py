@@ -23,8 +23,8 @@ from edgeforge.model.rotated_weights import recorded_rotation
 from edgeforge.model.trace import trace
 from edgeforge.reference.walk import Walk, store_reader
 from edgeforge.stage_progress import Progress, no_progress
-from edgeforge.verification.sample import TokenCount, choose_sample
 from edgeforge.verification.rounding import rounds_activations
+from edgeforge.verification.sample import TokenCount, choose_sample
 from edgeforge.verification.verify import references, reopen
 from exporters.manifest import Manifest
 from quant.program.program import Program

@@ -82,7 +82,8 @@ def accuracy_chart(points: Sequence[Point], title: str) -> str:
             linestyle=":",
             linewidth=1.2,
         )
-    for index, point in enumerate(points):
+    peers = sorted((each for each in points if each.peer), key=lambda each: (each.bytes, each.kl))
+    for point in points:
         known = point.low is not None and point.high is not None
         spread: Any = [
             [max(0.0, point.kl - (point.low or 0))],
@@ -104,7 +105,7 @@ def accuracy_chart(points: Sequence[Point], title: str) -> str:
             (x, point.kl),
             textcoords="offset points",
             # Neighbours' names are put above and below in turn.
-            xytext=(7, -13 if point.peer and index % 2 else 5),
+            xytext=(7, -13 if point.peer and peers.index(point) % 2 == 0 else 5),
             color=_INK,
             fontsize=9 if point.peer else 11,
         )

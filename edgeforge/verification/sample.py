@@ -13,6 +13,7 @@ from edgeforge.errors import UsageError
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import CALIBRATION_TEXT, DEMO, HELDOUT
 from edgeforge.tokenizer import Tokenizer, read_text, split_blocks
+from edgeforge.verification.evaluation_text import read_evaluation_text
 from exporters.manifest_records import CalibrationRecord
 
 TokenCount = int | Literal["all"]
@@ -118,7 +119,7 @@ def choose_sample(
         blocks = split_blocks(drawn, length, begin)
         return Sample(blocks, RANDOM_TOKENS, sum(map(len, blocks)), drawn, begin)
     path = text or HELDOUT
-    written = read_text(path)
+    written = read_evaluation_text(path)
     tokenizer = Tokenizer(file, str(artifact), text=written)
     found, head = tokenizer.encode(written, special=False), tokenizer.added()[0]
     if len(found) < 2:
@@ -235,7 +236,7 @@ def _refuse_calibration_text(record: CalibrationRecord, path: Path) -> None:
     if calibration.source != DEMO and not Path(calibration.source).is_file():
         return
     source = CALIBRATION_TEXT if calibration.source == DEMO else Path(calibration.source)
-    if shared_passage(read_text(path), read_text(source)) is not None:
+    if shared_passage(read_evaluation_text(path), read_text(source)) is not None:
         raise UsageError(
             f"{path} shares a passage with the text that the artifact was calibrated on "
             f"({calibration.source}), so it would be judged by what it has seen: evaluate on "
