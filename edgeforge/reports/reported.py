@@ -11,9 +11,9 @@ from pathlib import Path
 from edgeforge.cards.card import Measure
 from edgeforge.errors import UsageError
 from edgeforge.gate.reports import LARGEST_REPORT, Report, StaleReportError, read_report
+from edgeforge.verification.artifacts import find_artifacts
 from edgeforge.verification.freshness import sha256_of
 from edgeforge.verification.report_file import REPORT
-from edgeforge.verification.artifacts import find_artifacts
 from exporters.manifest import MANIFEST, Manifest
 from exporters.manifest_records import mapping
 from quant.input_files import read_input
