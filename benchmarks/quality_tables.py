@@ -140,8 +140,12 @@ def equal_bytes(found: Found) -> Rows:
                 row += [NONE] * 4
                 continue
             row.append(f"{peer.bits:.3f}")
-            for kind in (DATA_FREE, MIXED, CALIBRATED):
-                row.append(versus(best_within(by_name, kind, peer.bits), peer))
+            plain = best_within(by_name, DATA_FREE, peer.bits)
+            row.append(versus(plain, peer))
+            for kind in (MIXED, CALIBRATED):
+                best = best_within(by_name, kind, peer.bits)
+                pays = best is not None and (plain is None or _kl(best) < _kl(plain))
+                row.append(versus(best if pays else None, peer))
         rows.append(row)
     return rows
 
@@ -157,9 +161,13 @@ def best_within(by_name: Mapping[str, Measurement], kind: str, bits: float) -> M
             for one in by_name.values()
             if one.kind == kind and not one.refused and FEWEST * bits <= one.bits <= bits + 1e-9
         ),
-        key=lambda one: one.texts[HELD_OUT].scores.kl_mean.value,
+        key=_kl,
         default=None,
     )
+
+
+def _kl(one: Measurement) -> float:
+    return one.texts[HELD_OUT].scores.kl_mean.value
 
 
 def versus(ours: Measurement | None, peer: Measurement) -> str:
@@ -288,7 +296,8 @@ TABLES: Final = {
         equal_bytes,
         "A cell is EdgeForge's recipe with the least KL at no more bytes than the peer, and at "
         "least 0.7 of them, and its mean KL relative to the peer's: below 0, EdgeForge is nearer "
-        "to FLOAT. Intervals are of the paired ratio.",
+        "to FLOAT. Intervals are of the paired ratio. A text that gains nothing over the data-free "
+        "recipe has a dash.",
     ),
     "chat": Table(
         chat,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from device_harness.timing import Timings
     from edgeforge.diagnosis.diagnose import Diagnosis
     from edgeforge.gate.result import GateResult
+    from edgeforge.reports.paired import Comparison
     from edgeforge.stage_progress import Progress
     from edgeforge.verification.evaluation import Evaluation
 
@@ -262,6 +263,41 @@ def check(
     result = run_check([Path(each) for each in artifacts], options, progress or no_progress)
     result.require_passed()
     return result
+
+
+def compare(*artifacts: str | Path) -> Comparison:
+    """Holds verified artifacts against the first of them, on the same tokens; nothing is run.
+
+    Args:
+        artifacts: folders that `export` wrote and `verify` reported on, or that hold such; at least
+            two artifacts.
+
+    Raises:
+        UsageError: there are fewer than two, or one has no report that holds.
+        ExportError: a folder is no artifact.
+    """
+    from edgeforge.reports.paired import compare as run_compare
+
+    return run_compare([Path(each) for each in artifacts])
+
+
+def report(*artifacts: str | Path, out: str | Path = "report.html") -> Path:
+    """Writes one self-contained page about verified artifacts; nothing is run.
+
+    Args:
+        artifacts: folders that `export` wrote, or that hold such.
+        out: the file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: the file cannot be written there, or matplotlib is not installed.
+        ExportError: a folder is no artifact.
+    """
+    from edgeforge.reports.page import write_page
+
+    return write_page([Path(each) for each in artifacts], Path(out))[0]
 
 
 def diagnose(

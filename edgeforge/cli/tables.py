@@ -10,6 +10,7 @@ from edgeforge.sizes import size_text
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from device_harness.timing import Timings
     from edgeforge.verification.evaluation import Evaluation
     from edgeforge.verification.intervals import DivergenceIntervals, Interval, Intervals
     from edgeforge.verification.metrics import Divergence
@@ -100,11 +101,17 @@ def _cost_table(results: list[Evaluation]) -> list[Table]:
         *(f"{t.prefill_tokens_per_second:.0f} tokens/s at {t.prefill_tokens}" for t in known),
     )
     cost.add_row("decode", *(f"{t.decode_tokens_per_second:.0f} tokens/s" for t in known))
+    cost.add_row("  eight of ten tokens", *map(_spread, known))
     cost.add_row(
         "peak memory",
         *(f"{size_text(t.peak_bytes)} ({size_text(t.loaded_bytes)} by loading)" for t in known),
     )
     return [cost]
+
+
+def _spread(timings: Timings) -> str:
+    slow, fast = timings.slow_tokens_per_second, timings.fast_tokens_per_second
+    return "" if slow is None or fast is None else f"{slow:.0f} to {fast:.0f} tokens/s"
 
 
 def _table(title: str, results: list[Evaluation]) -> Table:

@@ -53,6 +53,8 @@ def test_the_worker_prints_json_and_imports_no_torch(artifact):
 def test_lengths_fit_the_context(artifact, asked, given):
     timings = measure(artifact, 1, *asked)
     assert (timings.prefill_tokens, timings.decode_tokens) == given
+    slow, fast = timings.slow_tokens_per_second, timings.fast_tokens_per_second
+    assert 0 < slow <= timings.decode_tokens_per_second <= fast
 
 
 def test_the_workers_last_words_are_told(tmp_path):

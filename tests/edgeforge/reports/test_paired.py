@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from edgeforge import api
 from edgeforge.reports.lines import text_lines
 from edgeforge.reports.paired import FIGURES, compare
 from quant.sealed_json import seal, unseal
@@ -96,3 +97,9 @@ def test_a_changed_report_and_one_of_another_export_do_not_count(reported, copie
     (copies / "int4" / "report.json").write_bytes((reported.int8 / "report.json").read_bytes())
     done = edgeforge("compare", copies / "int4", reported.int8)
     assert done.code == 2 and "of another export" in done.err
+
+
+def test_python_has_both_functions(reported, tmp_path):
+    assert api.compare(reported.int4, reported.int8) == compare([reported.int4, reported.int8])
+    page = api.report(reported.int4, out=tmp_path / "page.html")
+    assert page.read_text(encoding="utf-8").lstrip().startswith("<!DOCTYPE html>")
