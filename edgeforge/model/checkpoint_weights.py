@@ -164,7 +164,13 @@ class CheckpointWeights:
         import torch
 
         rows, where = torch.unique(tokens, return_inverse=True)
-        read = [self.read_rows(name, row, row + 1) for row in rows.tolist()]
+        # Rows that follow each other are read at once.
+        ends = [*((rows[1:] - rows[:-1]) != 1).nonzero().flatten().tolist(), len(rows) - 1]
+        starts = [0, *(end + 1 for end in ends[:-1])]
+        read = [
+            self.read_rows(name, int(rows[start]), int(rows[end]) + 1)
+            for start, end in zip(starts, ends, strict=True)
+        ]
         return torch.cat(read).float()[where]
 
 

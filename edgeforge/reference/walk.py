@@ -33,6 +33,10 @@ GROUP_TOKENS = 8192
 # tokens before them.
 ATTENTION_TOKENS = 512
 
+# A float head with more elements is read some rows at a time, again for each block: 64 M of them in
+# float32 take 256 MB, and the heads of large vocabularies a gigabyte and more.
+LARGE_HEAD = 1 << 26
+
 WeightReader = Callable[[Input], Tensor]
 """Returns the value of an input of kind ``weight``."""
 
@@ -129,6 +133,31 @@ class Walk:
                 found.append(dialect.ATTENTION(q_, k_, v_, k_cache, v_cache, position, *rest))
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
+    def prepare_head(self, node: fx.Node) -> Callable[[Values], Any]:
+        """As `prepare`, for the call that gives the logits; it never holds all of a large head.
+
+        That holds of float heads whose rows can be read.
+        """
+        given = self.program.inputs.get(node_argument(node, 1).name)
+        rows = self._rows
+        if node.target is not dialect.LINEAR or rows is None or given is None:
+            return self.prepare(node)
+        count, columns = node_argument(node, 1).meta["val"].shape
+        if count * columns <= LARGE_HEAD:
+            return self.prepare(node)
+        step, name = max(1, LARGE_HEAD // 4 // columns), given.name
+
+        def run(values: Values) -> Any:
+            entering = values[node_argument(node, 0)]
+            logits = torch.empty(*entering.shape[:-1], count)
+            with torch.no_grad():
+                for start in range(0, count, step):
+                    some = rows(name, torch.arange(start, min(start + step, count))[None])[0]
+                    logits[..., start : start + step] = F.linear(entering, some)
+            return logits
+
+        return run
+
     def matrix(self, node: fx.Node) -> Tensor:
         """Reads the matrix of a product with a quantized weight: ``float32[rows, columns]``."""
         weights, call = self._weights(node), QuantizedCall.of(node)
@@ -220,7 +249,7 @@ class ReferenceRunner:
             walk.forget(node, values)
         # The head works token by token, so it needs no others.
         read = node_argument(head, 0)
-        logits: Tensor = walk.prepare(head)({read: values[read][:, positions]})[0]
+        logits: Tensor = walk.prepare_head(head)({read: values[read][:, positions]})[0]
         return logits
 
     def first_not_finite(self, block: Tensor) -> str | None:
@@ -255,7 +284,7 @@ class ReferenceRunner:
                 if node is head:
                     break
                 walk.advance(node, values, pool)
-        run = walk.prepare(head)
+        run = walk.prepare_head(head)
         for known in values:
             yield run(known)[0]
 

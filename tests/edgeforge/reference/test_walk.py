@@ -173,3 +173,25 @@ def test_palettes_are_exact_in_the_runner_and_the_session(tmp_path, hugging_face
     assert traced.difference(session.logits(tokens), expected.numpy()) < 1e-5
     plain = ReferenceRunner(program, lambda given: model.weights.float_weight(given.name))
     assert traced.difference(next(plain.logits(blocks)).numpy(), expected.numpy()) > 1e-4
+
+
+def test_a_large_head_is_read_some_rows_at_a_time(opened, monkeypatch):
+    model, _ = opened
+    program = trace(model.spec, CONTEXT)
+    asked = []
+
+    def rows(name, tokens):
+        asked.append(tokens.numel())
+        return model.weights.float_rows(name, tokens)
+
+    def reader(given):
+        return model.weights.float_weight(given.name)
+
+    block = torch.arange(20) % 53
+    (whole,) = ReferenceRunner(program, reader, rows=rows).logits([block])
+    assert asked == [20]  # the embedding's alone
+    asked.clear()
+    monkeypatch.setattr("edgeforge.reference.walk.LARGE_HEAD", 4 * 40 * 7)
+    (found,) = ReferenceRunner(program, reader, rows=rows).logits([block])
+    assert sum(asked) == 20 + 53 and max(asked[1:]) <= 7 * 40 // 36
+    torch.testing.assert_close(found, whole, rtol=1e-6, atol=1e-6)
