@@ -30,6 +30,9 @@ PLANTED = (
 COMMANDS = {
     "export": [("{checkpoint}", "--out", "{new}", "-q", "--target", "{targets}")],
     "verify": [("{artifacts}/{target}", "-q", "--tokens", "16")],
+    "check": [("{artifacts}/onnx", "-q", "--no-timed")],
+    "compare": [("{artifacts}/onnx", "{artifacts}/coreml")],
+    "report": [("{artifacts}", "--out", "{new}")],
     "diagnose": [("{artifacts}/{target}", "-q", "--tokens", "16", "--no-weights")],
     "inspect": [("{artifacts}/{target}",)],
     "run": [("{artifacts}/{target}", "-p", "a", "-n", "2")],
@@ -57,6 +60,8 @@ def places(tmp_path_factory):
         patch.setenv("EDGEFORGE_CACHE", str(root / "cache"))
         checkpoint = synthesise("tiny-llama", root / "checkpoint")
         api.export(checkpoint, root / "artifacts", targets=list(TARGETS), context=16)
+        for target in ("onnx", "coreml"):
+            api.verify(root / "artifacts" / target, tokens=64, timed=False)
         yield {"checkpoint": checkpoint, "artifacts": root / "artifacts"}
 
 

@@ -24,6 +24,7 @@ FILES = {
     "README.md",
     "calibration.txt",
     "config.json",
+    "conversations.json",
     "generation_config.json",
     "heldout.txt",
     "heldout_licences.txt",
