@@ -49,6 +49,8 @@ class Shipped:
         interval: a rough 95 % interval of the mean; None where there are too few positions.
         all_positions: of the graph that gives all logits against what ships, at the positions that
             both gave; None where the artifact has no such graph.
+        all_positions_max: the largest divergence of that graph from QUANTIZED at those positions; 0
+            where the artifact has no such graph.
         entropy: what QUANTIZED's predictions leave open there, in the mean, nats.
         not_finite: positions with NaN or infinite logits.
         worst: the positions with the largest divergence from QUANTIZED, a phrase each.
@@ -69,6 +71,7 @@ class Shipped:
     not_finite: int
     worst: tuple[str, ...]
     furthest: tuple[str, ...]
+    all_positions_max: float = 0.0
 
     @property
     def positions(self) -> int:
@@ -153,7 +156,11 @@ def _scored(text: LongText, run: _Run, expected: Tensor, places: dict[int, int])
     both = torch.tensor([end < _ALL_POSITIONS for end in run.ends])
     apart: Divergence | None = None
     furthest: tuple[str, ...] = ()
+    largest = 0.0
     if run.whole is not None:
+        meter = DivergenceMeter()
+        meter.add(expected[rows[both]], run.whole)
+        largest = meter.result().kl_max
         meter = DivergenceMeter()
         between = meter.add(run.whole, own[both])[:, 0]
         apart = meter.result()
@@ -173,6 +180,7 @@ def _scored(text: LongText, run: _Run, expected: Tensor, places: dict[int, int])
         not_finite=int((~finite).sum()),
         worst=_worst(divergence, _calls(run)),
         furthest=furthest,
+        all_positions_max=largest,
     )
 
 

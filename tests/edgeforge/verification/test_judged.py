@@ -128,6 +128,19 @@ def test_what_ships_is_held_against_the_graph_of_all_positions():
     assert failed(checked(replace(FOUND, shipped=worse), given)) == set()
 
 
+def test_an_outlier_that_the_graph_of_all_positions_has_too_is_none_of_what_ships():
+    """Kernels that round to 8 bits are far off at single tokens of a model with random weights."""
+    outlier = replace(SHIPPED, kl_max=0.05)
+    assert failed(checked(replace(FOUND, shipped=outlier))) == {"shipped.kl_max"}
+    both = replace(outlier, all_positions_max=0.05)
+    checks = checked(replace(FOUND, shipped=both))
+    assert failed(checks) == set()
+    assert checks["shipped.kl_max"].limit == pytest.approx(0.15)
+    # No outlier of the other graph lifts the bound over what 8 bits may cost at all.
+    both = replace(SHIPPED, kl_max=0.5, all_positions_max=0.5)
+    assert failed(checked(replace(FOUND, shipped=both))) == {"shipped.kl_max"}
+
+
 def test_other_integers_of_another_processor_are_in_doubt_and_cost_what_integers_cost():
     found = replace(lowered(0.03), unlike=("a", "b"), other_processor=True)
     assert checked(found)["stored_weights"].verdict == "doubtful"
