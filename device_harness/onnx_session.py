@@ -152,12 +152,7 @@ class OnnxSession(HostSession):
         """Names the node that gives the first NaN or infinite value of a fresh text."""
         from device_harness.onnx_finite import first_not_finite
 
-        self.load()
-        assert self._generator is not None
-        check_tokens(tokens, len(tokens), _vocab_size(self._generator), self.context)
-        whole = self._folder / VERIFY
-        graph = whole if whole.is_file() else self._folder / GENERATE
-        feeds = _fresh_text(self._generator, tokens)
+        graph, feeds = self._whole(tokens)
         found: str | None = self._call(lambda: first_not_finite(graph, feeds, self._open_bytes))
         return found
 
@@ -165,14 +160,18 @@ class OnnxSession(HostSession):
         """Returns values inside the graph while it runs a fresh text."""
         from device_harness.onnx_values import shown_values
 
+        graph, feeds = self._whole(tokens)
+        found: Shown = self._call(lambda: shown_values(graph, feeds, names, self._open_bytes))
+        return found
+
+    def _whole(self, tokens: Tokens) -> tuple[Path, dict[str, Any]]:
+        """The graph that gives most of a fresh text, and its inputs."""
         self.load()
         assert self._generator is not None
         check_tokens(tokens, len(tokens), _vocab_size(self._generator), self.context)
         whole = self._folder / VERIFY
         graph = whole if whole.is_file() else self._folder / GENERATE
-        feeds = _fresh_text(self._generator, tokens)
-        found: Shown = self._call(lambda: shown_values(graph, feeds, names, self._open_bytes))
-        return found
+        return graph, _fresh_text(self._generator, tokens)
 
     def close(self) -> None:
         """Releases the graphs and the caches."""

@@ -218,7 +218,23 @@ def write_artifact(
     progress(f"write {target.name}", 0, 0)
     folder = folder_of(target, run.targets, out)
     folder.mkdir(exist_ok=True)
-    request = ExportRequest(
+    lowered = target.write(request_of(run, target, program, made, ranges, columns), folder)
+    told = (*warnings, *warnings_of_target(run, target, lowered))
+    write_manifest(run, target, made, lowered, told, folder)
+    # The card comes after the manifest, which does not list it: `verify` writes it anew.
+    write_cards(folder, Manifest.read(folder), run.model.checkpoint, None)
+
+
+def request_of(
+    run: ExportRun,
+    target: Target,
+    program: Program,
+    made: TracedAndQuantized,
+    ranges: CacheRanges,
+    columns: FloatColumns,
+) -> ExportRequest:
+    """Returns what a target is given to write."""
+    return ExportRequest(
         program=program,
         store=made.store,
         facts=run.facts,
@@ -229,11 +245,6 @@ def write_artifact(
         cache_ranges=ranges if has_static_caches(target, run.options.target) else {},
         float_columns=columns if "activations" in target.options else {},
     )
-    lowered = target.write(request, folder)
-    told = (*warnings, *warnings_of_target(run, target, lowered))
-    write_manifest(run, target, made, lowered, told, folder)
-    # The card comes after the manifest, which does not list it: `verify` writes it anew.
-    write_cards(folder, Manifest.read(folder), run.model.checkpoint, None)
 
 
 def folder_of(target: Target, targets: Sequence[Target], out: Path) -> Path:

@@ -1,7 +1,8 @@
-"""Formats and parses sizes in bytes for people."""
+"""Numbers and sizes as people read and write them."""
 
 from __future__ import annotations
 
+import math
 import re
 
 from edgeforge.errors import UsageError
@@ -33,3 +34,17 @@ def parse_size(text: str) -> int:
         raise UsageError(f"{text!r} is not a size: write it like 900MB, 3GB or 1.5GiB")
     power = " kMGT".index(match[2] or " ")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def short(value: float) -> str:
+    """Three digits, in at most seven characters.
+
+    >>> short(0.036249), short(0.000217), short(1334.6), short(0)
+    ('0.0362', '2.17e-4', '1335', '0')
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
+    digits, power = f"{value:.2e}".split("e")
+    return f"{digits}e{int(power)}"

@@ -96,6 +96,12 @@ class Manifest:
             values[name] = {key: to_json(record) for key, record in values[name].items()}
         return values
 
+    @property
+    def tokenizer_sha256(self) -> str:
+        """The digest of the tokenizer's file; empty where there is none."""
+        record = self.files.get("tokenizer.json")
+        return "" if record is None else record.sha256
+
     def write(self, folder: Path) -> None:
         """Writes ``edgeforge.json``."""
         written = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from edgeforge.sizes import short
+
 
 def number(value: float | None) -> str:
     """Three digits.
@@ -14,12 +16,7 @@ def number(value: float | None) -> str:
     """
     if value is None or not math.isfinite(value):
         return "not a finite number"
-    if value == 0:
-        return "0"
-    if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
-    digits, power = f"{value:.2e}".split("e")
-    return f"{digits}e{int(power)}"
+    return short(value)
 
 
 def ratio(value: float | None) -> str:

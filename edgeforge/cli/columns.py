@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -48,17 +47,3 @@ def wrapped(text: str, *, hanging: int = 0, style: str = "") -> list[Text]:
         if index:
             line.pad_left(hanging)
     return lines
-
-
-def short(value: float) -> str:
-    """Three digits, in at most seven characters.
-
-    >>> short(0.036249), short(0.000217), short(1334.6), short(0)
-    ('0.0362', '2.17e-4', '1335', '0')
-    """
-    if value == 0 or not math.isfinite(value):
-        return f"{value:.0f}"
-    if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
-    digits, power = f"{value:.2e}".split("e")
-    return f"{digits}e{int(power)}"

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeforge.cli.bound_lines import bound_lines, doubtful_lines
-from edgeforge.cli.columns import COLUMN, LABEL, MOST_COLUMNS, WIDTH, row, short, wrapped
+from edgeforge.cli.columns import COLUMN, LABEL, MOST_COLUMNS, WIDTH, row, wrapped
 from edgeforge.cli.exits import one_line
 from edgeforge.cli.printable import console as escaping_console
 from edgeforge.cli.printable import printable
-from edgeforge.sizes import size_text
+from edgeforge.sizes import short, size_text
 from edgeforge.verification.sample import RANDOM_TOKENS
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ class Paired:
     """A figure that is compared with a baseline's over the same tokens.
 
     Attributes:
-        column: the column of `edgeforge.verification.block_sums.BlockSums` it is the mean of.
+        column: the column of `edgeforge.verification.intervals.BlockSums` it is the mean of.
         worse: the sign of a change for the worse.
         relative: by which share of the baseline's figure it may change before that is called a
             regression, or by how much where ``is_share``. Another processor or another version of

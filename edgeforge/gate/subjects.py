@@ -44,8 +44,7 @@ class Checking:
     @property
     def tokenizer(self) -> str:
         """Digest of the tokenizer's file; empty without one."""
-        record = self.manifest.files.get("tokenizer.json")
-        return "" if record is None else record.sha256
+        return self.manifest.tokenizer_sha256
 
 
 def find_subjects(policy: Policy, asked: Sequence[Path]) -> list[Checking]:

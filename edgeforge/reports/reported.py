@@ -51,8 +51,7 @@ class Reported:
     @property
     def tokenizer(self) -> str:
         """Digest of its tokenizer's file; empty without one."""
-        record = self.manifest.files.get("tokenizer.json")
-        return "" if record is None else record.sha256
+        return self.manifest.tokenizer_sha256
 
     def measure(self, comparison: str, figure: str) -> Measure:
         """A mean of the report and its interval, such as ``kl_mean`` of ``total``."""

@@ -222,7 +222,6 @@ def _grouped(artifacts: list[_Artifact], options: VerifyOptions) -> list[_Group]
 
 def _reference_key(manifest: Manifest) -> str:
     """All that FLOAT, QUANTIZED and the tokens depend on, as a text."""
-    tokenizer = manifest.files.get("tokenizer.json")
     plan = {
         name: (record.format, record.algorithm, record.activation)
         for name, record in manifest.weights.items()
@@ -236,7 +235,7 @@ def _reference_key(manifest: Manifest) -> str:
             plan,
             manifest.rotation,
             manifest.calibration,
-            None if tokenizer is None else tokenizer.sha256,
+            manifest.tokenizer_sha256,
         )
     )
 
@@ -307,7 +306,7 @@ def _evaluate(
     ):
         unlike = unlike_store(artifact.manifest, store)
         manifest, timed = artifact.manifest, timings[artifact.place]
-        other = may_differ(manifest, unlike)
+        other, rounds = may_differ(manifest, unlike), rounds_activations(manifest)
         bounds = bounds_of(
             manifest.target,
             options.bounds,
@@ -323,9 +322,7 @@ def _evaluate(
             store=str(store.folder),
             other_processor=other,
             unigram=unigram,
-            activations=str(manifest.options.get("activations", "auto"))
-            if rounds_activations(manifest)
-            else "",
+            activations=str(manifest.options.get("activations", "auto")) if rounds else "",
             worst_weights=worst_weights(manifest),
         )
         evaluations.append(
@@ -354,7 +351,7 @@ def _evaluate(
                 weights_unlike_store=unlike,
                 weight_store=str(store.folder),
                 other_processor=other,
-                rounds_activations=rounds_activations(manifest),
+                rounds_activations=rounds,
                 checks=(
                     *meant[artifact.place],
                     *further,

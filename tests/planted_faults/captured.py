@@ -8,8 +8,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from edgeforge import pipeline
-from edgeforge.checkpoint.model_card import provenance
-from edgeforge.export_options import ExportOptions, ExportRun, has_static_caches
+from edgeforge.export_options import ExportOptions, ExportRun
 from edgeforge.model.model import Model
 from edgeforge.trace_and_quantize import TracedAndQuantized
 from exporters.target import ExportRequest, Target
@@ -44,17 +43,7 @@ def capture(
     found: dict[str, Captured] = {}
 
     def keep(run, target, program, made, ranges, columns, warnings, folder, progress) -> None:
-        request = ExportRequest(
-            program=program,
-            store=made.store,
-            facts=run.facts,
-            tokenizer_files=run.model.checkpoint.tokenizer_files,
-            generation=run.model.checkpoint.generation_config,
-            options=run.options.target.only(target.options),
-            provenance=provenance(run.model.checkpoint),
-            cache_ranges=ranges if has_static_caches(target, run.options.target) else {},
-            float_columns=columns if "activations" in target.options else {},
-        )
+        request = pipeline.request_of(run, target, program, made, ranges, columns)
         found[target.name] = Captured(run, target, program, made, warnings, request)
 
     with patch.object(pipeline, "write_artifact", keep):
