@@ -215,7 +215,8 @@ def main() -> None:
                 )
                 export(model, [find_target(target)], folder, given)
         manifest = Manifest.read(next(iter(folders.values())))
-        reference, quantized, store = references(manifest, model, lambda *told: None)
+        made = references(manifest, model, lambda *told: None)
+        reference, quantized, store = made.original, made.quantized, made.store
         tokenizer = Tokenizer(
             model.checkpoint.tokenizer_files.get(TOKENIZER), model.checkpoint.source
         )

@@ -135,16 +135,19 @@ class CoremlSession(HostSession):
         self._run(tokens, 0, self._new_caches(), self._verify, watch)
         return watch.origin(self._package)
 
-    def values(self, tokens: Tokens, names: Sequence[str]) -> Shown:
-        """Returns results of operations while a fresh text runs; Apple's runtime shows none."""
+    def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
+        """Returns results of operations while fresh texts run; Apple's runtime shows none."""
         from device_harness.coreml_interpreter.value_watch import ValueWatch
 
-        check_tokens(tokens, len(tokens), self.vocab_size, self.context)
         if not self.limits:
             raise DeviceError("Apple's runtime shows no values between its operations")
-        watch = ValueWatch(names)
-        self._run(tokens, 0, self._new_caches(), self._verify, watch)
-        return {name: arrays for name, arrays in watch.found.items() if arrays}
+        found = []
+        for tokens in texts:
+            check_tokens(tokens, len(tokens), self.vocab_size, self.context)
+            watch = ValueWatch(names)
+            self._run(tokens, 0, self._new_caches(), self._verify, watch)
+            found.append({name: arrays for name, arrays in watch.found.items() if arrays})
+        return found
 
     def close(self) -> None:
         """Releases the package's functions and the caches."""

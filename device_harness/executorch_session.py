@@ -134,14 +134,15 @@ class ExecutorchSession(HostSession):
             position += len(piece)
         return np.concatenate(rows)
 
-    def values(self, tokens: Tokens, names: Sequence[str]) -> Shown:
-        """Returns values of a method while it runs a fresh text.
+    def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
+        """Returns values of a method while it runs fresh texts.
 
         A copy of the program returns them, so the disk must hold the program once more.
         """
         from exporters.executorch.probing import write_probing
 
-        check_tokens(tokens, len(tokens), self.vocab_size, self.context)
+        for tokens in texts:
+            check_tokens(tokens, len(tokens), self.vocab_size, self.context)
         if self._file.with_suffix(".ptd").is_file():
             raise DeviceError("values inside a program with its weights in a .ptd are not shown")
         method = VERIFY if VERIFY in self._names else GENERATE
@@ -149,9 +150,9 @@ class ExecutorchSession(HostSession):
             copy = Path(folder) / MODEL
             shown = write_probing(self._file, self.context, method, names, copy)
             if not shown:
-                return {}
+                return [{} for _ in texts]
             with ExecutorchSession(Path(folder), self.context, self._threads) as probing:
-                return probing._results(method, tokens, shown)
+                return [probing._results(method, tokens, shown) for tokens in texts]
 
     def _results(self, method: str, tokens: Tokens, names: Sequence[str]) -> Shown:
         """All results of a method over a fresh text, as ``names`` in turn."""

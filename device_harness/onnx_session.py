@@ -156,12 +156,15 @@ class OnnxSession(HostSession):
         found: str | None = self._call(lambda: first_not_finite(graph, feeds, self._open_bytes))
         return found
 
-    def values(self, tokens: Tokens, names: Sequence[str]) -> Shown:
-        """Returns values inside the graph while it runs a fresh text."""
+    def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
+        """Returns values inside the graph while it runs fresh texts."""
         from device_harness.onnx_values import shown_values
 
-        graph, feeds = self._whole(tokens)
-        found: Shown = self._call(lambda: shown_values(graph, feeds, names, self._open_bytes))
+        whole = [self._whole(tokens) for tokens in texts]
+        feeds = [given for _, given in whole]
+        found: list[Shown] = self._call(
+            lambda: shown_values(whole[0][0], feeds, names, self._open_bytes)
+        )
         return found
 
     def _whole(self, tokens: Tokens) -> tuple[Path, dict[str, Any]]:

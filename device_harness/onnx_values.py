@@ -19,17 +19,17 @@ _SUM: Final = 3  # the place of a skip norm's sum among its outputs
 
 def shown_values(
     graph: Path,
-    feeds: Mapping[str, Any],
+    texts: Sequence[Mapping[str, Any]],
     names: Sequence[str],
     open_session: Callable[[bytes], onnxruntime.InferenceSession],
-) -> Shown:
-    """Runs a graph and returns values inside it.
+) -> list[Shown]:
+    """Runs a graph on texts and returns values inside it.
 
     The sum that a norm computes on the way, and that no node reads, is named ``NORM_sum``.
 
     Args:
         graph: the .onnx, beside its weight file.
-        feeds: the graph's inputs.
+        texts: the graph's inputs, for each text.
         names: the values; what the graph does not compute is left out.
         open_session: opens a graph that is given as bytes, with weights from the same folder.
     """
@@ -48,8 +48,13 @@ def shown_values(
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
     session = open_session(model.SerializeToString())
-    found = session.run(shown, dict(feeds))
-    return {name: [np.asarray(value, np.float32)] for name, value in zip(shown, found, strict=True)}
+    return [
+        {
+            name: [np.asarray(value, np.float32)]
+            for name, value in zip(shown, session.run(shown, dict(feeds)), strict=True)
+        }
+        for feeds in texts
+    ]
 
 
 def _hides_sum(node: Any) -> bool:

@@ -82,14 +82,14 @@ class Session(Protocol):
             no values between its operations, or all of them are finite.
         """
 
-    def values(self, tokens: Tokens, names: Sequence[str]) -> Shown:
-        """Returns values inside the artifact while it runs a fresh text, in the layout it has.
+    def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
+        """Returns values inside the artifact while it runs fresh texts, in the layout it has.
 
         What the artifact does not compute, or the runtime cannot show, is left out. The text of
         `extend` stays as it is.
 
         Args:
-            tokens: the text, ``int64[t]``.
+            texts: ``int64[t]`` each.
             names: values as `exporters.lifted` names them.
 
         Raises:
@@ -135,7 +135,7 @@ class HostSession:
         """Returns None: the runtime shows no values between its operations."""
         return None
 
-    def values(self, tokens: Tokens, names: Sequence[str]) -> Shown:
+    def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
         """Refuses: the runtime shows no values between its operations."""
         raise DeviceError("this runtime shows no values between its operations")
 

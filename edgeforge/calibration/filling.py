@@ -64,8 +64,7 @@ class Filling:
 
     def float_walk(self, program: Program) -> Walk:
         """Returns a walk of the float program with the checkpoint's weights."""
-        weights = self.weights
-        return Walk(program, lambda given: weights.float_weight(given.name), weights.float_rows)
+        return self.weights.float_walk(program)
 
     def write_input_scale(self, name: str, scale: Tensor) -> None:
         """Writes the scale of a weight's inputs; call it before `quantize` marks it as done."""

@@ -15,19 +15,16 @@ from device_harness.errors import DeviceError
 from device_harness.registry import open_session
 from device_harness.session import Session
 from edgeforge.diagnosis.noise import PointNoise, decibels, leaves, noise_at_points
-from edgeforge.diagnosis.outliers import Outlier, find_outliers
+from edgeforge.diagnosis.outliers import Outlier, OutlierMeter
 from edgeforge.diagnosis.points import ArtifactPoints, Point, arranged, artifact_points
 from edgeforge.diagnosis.weights import Upgrade, WeightCost, weight_costs
 from edgeforge.model.model import Model
-from edgeforge.model.rotated_weights import recorded_rotation
-from edgeforge.model.trace import trace
 from edgeforge.reference.walk import Walk, store_reader
 from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.verification.rounding import rounds_activations
 from edgeforge.verification.sample import TokenCount, choose_sample
 from edgeforge.verification.verify import references, reopen
 from exporters.manifest import Manifest
-from quant.program.program import Program
 
 DIAGNOSIS_VERSION: Final = 1
 DEFAULT_TOKENS: Final = 512
@@ -118,8 +115,9 @@ def diagnose(folder: Path, options: DiagnoseOptions, progress: Progress = no_pro
         folder, model.spec, context, options.text, options.tokens, manifest.calibration
     )
     blocks = [torch.tensor(block, dtype=torch.int64) for block in sample.blocks]
-    _, quantized, store = references(manifest, model, progress)
-    stored, program = _as_stored(manifest, model)
+    made = references(manifest, model, progress)
+    original = made.model.weights.float_walk(made.program)
+    quantized = Walk(made.quantized.program, store_reader(made.store))
     points = artifact_points(folder, manifest)
     unshown = [points.why_none] if points.why_none else []
     with open_session(folder, manifest, options.threads) as session:
@@ -128,19 +126,18 @@ def diagnose(folder: Path, options: DiagnoseOptions, progress: Progress = no_pro
         values, missing = _artifact_values(session, points, blocks, model)
     unshown += missing
     progress("compare", 0, 0)
-    walk = _float_walk(stored, program)
-    noise = noise_at_points(walk, Walk(quantized.program, store_reader(store)), blocks, values)
+    outliers = OutlierMeter(original)
+    noise = noise_at_points(original, quantized, blocks, values, outliers.look)
     del values
     found = leaves(noise)
-    outliers = find_outliers(walk, blocks)
     costs: list[WeightCost] = []
     upgrades: list[Upgrade] = []
     if options.weights:
         costs, upgrades = weight_costs(
             manifest,
-            stored,
-            program,
-            store,
+            made.model,
+            made.program,
+            made.store,
             sample.blocks,
             lambda done, size: progress("weights", done, size),
         )
@@ -160,7 +157,7 @@ def diagnose(folder: Path, options: DiagnoseOptions, progress: Progress = no_pro
         leaves=None if found is None else found.point,
         weights=tuple(costs),
         upgrades=tuple(upgrades),
-        outliers=tuple(outliers),
+        outliers=tuple(outliers.result()),
         rounds_activations=rounds_activations(manifest),
         unshown=tuple(unshown),
     )
@@ -193,19 +190,6 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _as_stored(manifest: Manifest, model: Model) -> tuple[Model, Program]:
-    """The model whose weights were quantized, and its program: the rotated one if one was."""
-    if manifest.rotation is None:
-        return model, trace(model.spec, manifest.context)
-    rotated = recorded_rotation(model, manifest.rotation, manifest.context)
-    return rotated.model, rotated.program
-
-
-def _float_walk(model: Model, program: Program) -> Walk:
-    weights = model.weights
-    return Walk(program, lambda given: weights.float_weight(given.name), weights.float_rows)
-
-
 def _artifact_values(
     session: Session, points: ArtifactPoints, blocks: Sequence[Tensor], model: Model
 ) -> tuple[dict[Point, Tensor], list[str]]:
@@ -214,12 +198,11 @@ def _artifact_values(
         return {}, []
     parts: dict[Point, list[Tensor]] = {}
     unknown: set[Point] = set()
-    names = list(points.names.values())
-    for block in blocks:
-        try:
-            shown = session.values(block.numpy(), names)
-        except DeviceError as error:
-            return {}, [str(error)]
+    try:
+        texts = session.values([block.numpy() for block in blocks], list(points.names.values()))
+    except DeviceError as error:
+        return {}, [str(error)]
+    for block, shown in zip(blocks, texts, strict=True):
         for point, name in points.names.items():
             heads = points.heads[point.layer]
             width = model.spec.hidden_size if point.part == "layer" else heads[0] * heads[2]

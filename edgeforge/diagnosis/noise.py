@@ -8,12 +8,12 @@ the ratio says what a layer hands on, however large its numbers are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from edgeforge.diagnosis.points import Point, program_points
 from edgeforge.reference.walk import Values, Walk, block_pool
@@ -23,6 +23,9 @@ from edgeforge.reference.walk import Values, Walk, block_pool
 # noise above 1e-4 grew at most 3.4 times from one point to the next, and above 1e-3 2.1 times.
 JUMP: Final = 16.0
 LEAST: Final = 1e-3
+
+Look = Callable[[fx.Node, Sequence[Values]], None]
+"""Takes a call and the values of each text before it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,11 @@ def decibels(noise: float | None) -> float | None:
 
 
 def noise_at_points(
-    original: Walk, quantized: Walk, blocks: Sequence[Tensor], artifact: Mapping[Point, Tensor]
+    original: Walk,
+    quantized: Walk,
+    blocks: Sequence[Tensor],
+    artifact: Mapping[Point, Tensor],
+    look: Look | None = None,
 ) -> list[PointNoise]:
     """Runs FLOAT and QUANTIZED side by side, and compares the artifact's values.
 
@@ -62,9 +69,10 @@ def noise_at_points(
         blocks: texts, ``int64[t]`` each.
         artifact: the artifact's values, of all texts one after the other: ``float32[tokens,
             width]``.
+        look: called before each of FLOAT's calls, the head included.
     """
     found = []
-    pairs = zip(_points(original, blocks), _points(quantized, blocks), strict=True)
+    pairs = zip(_points(original, blocks, look), _points(quantized, blocks), strict=True)
     for (point, exact), (other, rounded) in pairs:
         assert point == other
         own = artifact.get(point)
@@ -98,16 +106,19 @@ def leaves(noise: Sequence[PointNoise]) -> PointNoise | None:
     return None
 
 
-def _points(walk: Walk, blocks: Sequence[Tensor]) -> Iterator[tuple[Point, Tensor]]:
+def _points(
+    walk: Walk, blocks: Sequence[Tensor], look: Look | None = None
+) -> Iterator[tuple[Point, Tensor]]:
     """Yields the value of each point, ``float32[tokens, width]``, while the program runs."""
-    points = program_points(walk.program)
-    last = max(points, key=walk.order.index)
+    points, head = program_points(walk.program), walk.program.output()
     values: list[Values] = [walk.begin(block) for block in blocks]
     for node in walk.order:
+        if look is not None:
+            look(node, values)
+        if node is head:
+            return
         with block_pool() as pool:
             walk.advance(node, values, pool)
         if node in points:
             parts = [known[node].reshape(-1, known[node].shape[-1]) for known in values]
             yield points[node], torch.cat(parts).float()
-        if node is last:
-            return

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from edgeforge.reference.segments import MATRICES, weight_of
-from edgeforge.reference.walk import Values, Walk, block_pool
+from edgeforge.reference.walk import Values, Walk
 from quant.program.program import node_argument
 
 # A channel is told if its largest value is this many times the median channel's largest.
@@ -39,28 +39,35 @@ class Outlier:
     outside: float
 
 
-def find_outliers(walk: Walk, blocks: Sequence[Tensor]) -> list[Outlier]:
-    """Runs FLOAT and returns the farthest channels, at most one of each matrix's inputs.
+class OutlierMeter:
+    """Looks at what enters each matrix while FLOAT runs.
 
     Args:
         walk: FLOAT.
-        blocks: texts, ``int64[t]`` each.
     """
-    found = []
-    values: list[Values] = [walk.begin(block) for block in blocks]
-    head = walk.program.output()
-    for node in walk.order:
-        if node.target in MATRICES:
-            name = weight_of(walk, node)
-            given = [known[node_argument(node, 0)] for known in values]
-            outlier = _farthest(name, [each.reshape(-1, each.shape[-1]) for each in given])
-            if outlier is not None:
-                found.append(outlier)
-        if node is head:
-            break
-        with block_pool() as pool:
-            walk.advance(node, values, pool)
-    return sorted(found, key=lambda each: -each.times)[:MOST]
+
+    def __init__(self, walk: Walk) -> None:
+        self._walk = walk
+        self._found: list[Outlier] = []
+
+    def look(self, node: fx.Node, blocks: Sequence[Values]) -> None:
+        """Looks at a call before it runs.
+
+        Args:
+            node: the call.
+            blocks: the values of each text.
+        """
+        if node.target not in MATRICES:
+            return
+        given = [known[node_argument(node, 0)] for known in blocks]
+        inputs = [each.reshape(-1, each.shape[-1]) for each in given]
+        outlier = _farthest(weight_of(self._walk, node), inputs)
+        if outlier is not None:
+            self._found.append(outlier)
+
+    def result(self) -> list[Outlier]:
+        """The farthest channels, at most one of each matrix's inputs."""
+        return sorted(self._found, key=lambda each: -each.times)[:MOST]
 
 
 def _farthest(name: str, blocks: Sequence[Tensor]) -> Outlier | None:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from edgeforge.checkpoint.imported.packed_tensor import PackedTensor
     from edgeforge.checkpoint.imported.packing import Packing
     from edgeforge.checkpoint.tensor_entry import TensorEntry
+    from edgeforge.reference.walk import Walk
     from quant.formats.formats import FloatName, IntFormat, WeightFormat
+    from quant.program.program import Program
     from quant.quantizers.rtn import QuantizedRows
 
 _READABLE = ("bfloat16", "float16", "float32")
@@ -158,6 +160,12 @@ class CheckpointWeights:
         weight: WeightSpec = self.spec.weights[name]
         rows = 1 if len(weight.shape) == 1 else weight.shape[0]
         return self.read_rows(name, 0, rows).float().reshape(weight.shape)
+
+    def float_walk(self, program: Program) -> Walk:
+        """Returns a walk of the float program with these weights."""
+        from edgeforge.reference.walk import Walk
+
+        return Walk(program, lambda given: self.float_weight(given.name), self.float_rows)
 
     def float_rows(self, name: str, tokens: torch.Tensor) -> torch.Tensor:
         """Returns rows of an embedding as ``float32``: ``int64[b, t] -> [b, t, columns]``."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from device_harness.timing import Timings
     from edgeforge.reference.walk import ReferenceRunner
     from edgeforge.verification.evaluation import Evaluation
+    from quant.program.program import Program
     from quant.store.store import WeightStore
 
 GREEDY_PROMPTS = 8
@@ -82,6 +83,25 @@ class _Group:
     artifacts: list[_Artifact]
     model: Model
     sample: Sample
+
+
+@dataclass(frozen=True)
+class References:
+    """What an artifact is held against.
+
+    Attributes:
+        original: FLOAT.
+        quantized: QUANTIZED.
+        store: the weight store that QUANTIZED reads.
+        model: the model whose weights were quantized: the rotated one if one was.
+        program: its program, in the float dialect.
+    """
+
+    original: ReferenceRunner
+    quantized: ReferenceRunner
+    store: WeightStore
+    model: Model
+    program: Program
 
 
 def verify(folder: Path, options: VerifyOptions, progress: Progress = no_progress) -> Evaluation:
@@ -266,9 +286,8 @@ def _evaluate(
     )
     with opening as sessions:
         with starting(sessions):
-            reference, quantized, store = references(
-                group.artifacts[0].manifest, group.model, progress
-            )
+            made = references(group.artifacts[0].manifest, group.model, progress)
+        reference, quantized, store = made.original, made.quantized, made.store
         further = []
         if options.against is not None:
             progress(f"against {options.against}", 0, 0)
@@ -388,13 +407,8 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
     return model
 
 
-def references(
-    manifest: Manifest, model: Model, progress: Progress
-) -> tuple[ReferenceRunner, ReferenceRunner, WeightStore]:
-    """FLOAT from the checkpoint, QUANTIZED from the store, which may be of rotated weights; both.
-
-    The store is found in the cache or made now.
-    """
+def references(manifest: Manifest, model: Model, progress: Progress) -> References:
+    """FLOAT from the checkpoint, QUANTIZED from the store, found in the cache or made now."""
     from edgeforge.calibration.text import Calibration, CalibrationRun
     from edgeforge.model.rotated_weights import recorded_rotation
     from edgeforge.model.trace import trace
@@ -427,4 +441,10 @@ def references(
         lambda given: model.weights.float_weight(given.name),
         model.weights.float_rows,
     )
-    return reference, ReferenceRunner(quantize_program(program, plan), store_reader(store)), store
+    return References(
+        original=reference,
+        quantized=ReferenceRunner(quantize_program(program, plan), store_reader(store)),
+        store=store,
+        model=stored,
+        program=program,
+    )

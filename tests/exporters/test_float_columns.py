@@ -72,7 +72,8 @@ def wanted(outliers, cache, made, tokens):
 
     def wanted(recipe):
         manifest = Manifest.read(made("onnx", "int8", recipe))
-        _, quantized, _ = references(manifest, open_model(str(outliers)), lambda *told: None)
+        found = references(manifest, open_model(str(outliers)), lambda *told: None)
+        quantized = found.quantized
         return next(quantized.logits([torch.from_numpy(tokens[:48])]))
 
     return wanted

@@ -56,7 +56,8 @@ def held_out_blocks(folder: Path, count: int, length: int = 256) -> list[list[in
 def compared(folder: Path, blocks: list[list[int]]) -> Comparison:
     manifest = Manifest.read(folder)
     model = open_model(edgeforge.model.model.DEMO)
-    reference, quantized, _ = references(manifest, model, lambda stage, done, size: None)
+    made = references(manifest, model, lambda stage, done, size: None)
+    reference, quantized = made.original, made.quantized
     session = OnnxSession(folder, manifest.context)
     (found,) = compare(blocks, reference, quantized, [session], lambda done, size: None)
     return found
