@@ -37,20 +37,9 @@ def judge(report: Report, terms: Terms, growth: float | None) -> list[Finding]:
 
 
 def _found(checked: Checked) -> Finding:
-    is_fact = checked.sense == "equal"
-    return Finding(
-        metric=checked.name,
-        outcome=checked.verdict,
-        kind="fact" if is_fact else "bound",
-        message=checked.message,
-        value=checked.value,
-        low=checked.low,
-        high=checked.high,
-        sense=checked.sense,
-        limit=checked.limit,
-        source="" if is_fact else DEFAULT,
-        where=checked.where,
-    )
+    if checked.sense == "equal":
+        return Finding.of(checked, "fact", "")
+    return Finding.of(checked, "bound", DEFAULT)
 
 
 def _allowed(finding: Finding, terms: Terms) -> Finding:
@@ -87,7 +76,7 @@ def _held(
         if figure.low is not None and figure.high is not None:
             ends = (figure.low, figure.high)
         checked = decide(Bound(name, limit, sense), value, ends, tokens=tokens, where=where)
-        yield Finding(**{**vars(_found(checked)), "source": given.source})
+        yield Finding.of(checked, "bound", given.source)
 
 
 def _missing(name: str, sense: Sense, limit: float) -> str:

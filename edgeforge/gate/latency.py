@@ -50,19 +50,7 @@ def held_ratios(
         bound = Bound(name, ratio.at_least, "at least")
         where = (f"against {ratio.against}", f"{ROUNDS} rounds by turns")
         checked = decide(bound, median(found), (min(found), max(found)), where=where)
-        yield Finding(
-            metric=name,
-            outcome=checked.verdict,
-            kind="reference",
-            value=checked.value,
-            low=checked.low,
-            high=checked.high,
-            sense=checked.sense,
-            limit=checked.limit,
-            source=ratio.source,
-            where=where,
-            message=checked.message,
-        )
+        yield Finding.of(checked, "reference", ratio.source)
 
 
 def _rounds(

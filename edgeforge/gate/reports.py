@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from quant.input_files import read_input
 from quant.quoted import quoted
 from quant.sealed_json import unseal
 
-LARGEST_REPORT = 256 << 20
+_LARGEST: Final = 256 << 20
 _SENSES: Final = ("at most", "at least", "equal")
 _VERDICTS: Final = ("passed", "failed", "doubtful")
 
@@ -49,6 +49,7 @@ class Report:
         checks: every figure and fact that was held against a bound.
         sums: what a baseline is made of; None where there are too few tokens.
         freshness: what all of it depends on.
+        data: the whole report, as it was written.
     """
 
     tokens: int
@@ -60,6 +61,7 @@ class Report:
     checks: tuple[Checked, ...]
     sums: BlockSums | None
     freshness: Freshness
+    data: Mapping[str, object] = field(repr=False)
 
 
 def read_report(folder: Path) -> Report:
@@ -69,7 +71,7 @@ def read_report(folder: Path) -> Report:
         StaleReportError: there is none, or it is damaged, changed, or of another schema.
     """
     try:
-        content = unseal(read_input(folder / REPORT, LARGEST_REPORT))
+        content = unseal(read_input(folder / REPORT, _LARGEST))
     except FileNotFoundError:
         raise StaleReportError("it has no report") from None
     except (OSError, ValueError):
@@ -98,6 +100,7 @@ def _report(data: Mapping[str, object]) -> Report:
         checks=found,
         sums=_sums(data["sums"]),
         freshness=Freshness.from_json(data["freshness"]),
+        data=data,
     )
 
 

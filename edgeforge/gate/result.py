@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from edgeforge.errors import CheckFailed
+from edgeforge.verification.bounds import Checked
 
 RESULT_VERSION = 1
 
 Outcome = Literal["passed", "failed", "doubtful", "allowed"]
+Kind = Literal["bound", "baseline", "fact", "reference"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Finding:
 
     metric: str
     outcome: Outcome
-    kind: Literal["bound", "baseline", "fact", "reference"]
+    kind: Kind
     message: str
     value: float | None = None
     low: float | None = None
@@ -52,6 +54,29 @@ class Finding:
     change_low: float | None = None
     change_high: float | None = None
     where: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, checked: Checked, kind: Kind, source: str) -> Finding:
+        """What came out of a check.
+
+        Args:
+            checked: the figure or fact.
+            kind: what it was held against.
+            source: who set the bound.
+        """
+        return cls(
+            metric=checked.name,
+            outcome=checked.verdict,
+            kind=kind,
+            message=checked.message,
+            value=checked.value,
+            low=checked.low,
+            high=checked.high,
+            sense=checked.sense,
+            limit=checked.limit,
+            source=source,
+            where=checked.where,
+        )
 
 
 @dataclass(frozen=True)

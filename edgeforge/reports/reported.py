@@ -10,14 +10,11 @@ from pathlib import Path
 
 from edgeforge.cards.card import Measure
 from edgeforge.errors import UsageError
-from edgeforge.gate.reports import LARGEST_REPORT, Report, StaleReportError, read_report
+from edgeforge.gate.reports import Report, StaleReportError, read_report
 from edgeforge.verification.artifacts import find_artifacts
 from edgeforge.verification.freshness import sha256_of
-from edgeforge.verification.report_file import REPORT
 from exporters.manifest import MANIFEST, Manifest
 from exporters.manifest_records import mapping
-from quant.input_files import read_input
-from quant.sealed_json import unseal
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,7 @@ def _read(folder: Path) -> Reported:
         report = read_report(folder)
         if report.freshness.manifest != sha256_of(folder / MANIFEST):
             raise StaleReportError("its report is of another export")
-        data = unseal(read_input(folder / REPORT, LARGEST_REPORT))
-        read = Reported(folder, manifest, report, data, "")
+        read = Reported(folder, manifest, report, report.data, "")
         _try(read)
     except StaleReportError as error:
         return Reported(folder, manifest, None, {}, str(error))
