@@ -33,7 +33,7 @@ def main() -> None:
     """Tries the tokenizer that the command line names."""
     file, packages, memory, seconds = sys.argv[1:]
     text = sys.stdin.buffer.read().decode("utf-8")
-    _limit(int(memory), int(seconds))
+    limit(int(memory), int(seconds))
     sys.path.append(packages)
     try:
         check(read(file))
@@ -155,7 +155,7 @@ def _use(file: str, text: str) -> None:
         raise Refused(f"the tokenizers library does not open it ({error})") from None
 
 
-def _limit(memory: int, seconds: int) -> None:
+def limit(memory: int, seconds: int) -> None:
     """Bounds this process's private memory, in bytes, and its time on the processor."""
     import resource
 

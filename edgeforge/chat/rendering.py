@@ -2,9 +2,9 @@
 
 A template is a program of whoever made the checkpoint. Jinja's sandbox keeps it from the machine,
 but not from running without end or filling the memory. `edgeforge.chat.template` therefore runs
-this file as a program: ``python -P rendering.py PACKAGES BYTES SECONDS``, with a request on stdin.
+`main` in a process of its own, with the arguments PACKAGES BYTES SECONDS and a request on stdin.
 PACKAGES is the folder that has Jinja. The answer on stdout is JSON: ``{"texts": [...]}`` or
-``{"refused": "why"}``. It imports nothing of EdgeForge.
+``{"refused": "why"}``.
 
 The filters, functions and tags are those that transformers gives to templates.
 """
@@ -16,6 +16,8 @@ import sys
 from datetime import datetime
 from typing import Any, NoReturn
 
+from edgeforge.tokenizer_trial import limit
+
 
 class Refused(Exception):
     """The template refused the conversation; the message is the template's own."""
@@ -25,7 +27,7 @@ def main() -> None:
     """Renders the request on stdin."""
     packages, memory, seconds = sys.argv[1:]
     request = json.loads(sys.stdin.buffer.read())
-    _limit(int(memory), int(seconds))
+    limit(int(memory), int(seconds))
     sys.path.append(packages)
     try:
         answer: dict[str, object] = {"texts": rendered(**request)}
@@ -99,20 +101,3 @@ def _to_json(
 
 def _refuse(message: str) -> NoReturn:
     raise Refused(message)
-
-
-def _limit(memory: int, seconds: int) -> None:
-    """Bounds this process's private memory, in bytes, and its time on the processor."""
-    import resource
-
-    for kind, limit in (
-        (resource.RLIMIT_DATA, memory),
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (limit if hard < 0 else min(limit, hard), hard))
-
-
-if __name__ == "__main__":
-    main()

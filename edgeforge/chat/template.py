@@ -10,11 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from device_harness.child_process import python_environment, script_command
+from device_harness.child_process import python_command, python_environment
 from edgeforge.checkpoint.json_text import MAX_INDEX_BYTES, parse_object, read_small_file
 from edgeforge.errors import CheckpointError
 
-_RENDERING: Final = Path(__file__).with_name("rendering.py")
 # What rendering may take. Real templates have at most some 20 KB and take milliseconds.
 _BYTES, _SECONDS, _WAIT = 512 << 20, 20, 60
 # Names that templates use, as tokenizer_config.json has them.
@@ -68,7 +67,7 @@ class ChatTemplate:
         }
         try:
             done = subprocess.run(
-                script_command(_RENDERING, packages, str(_BYTES), str(_SECONDS)),
+                python_command("edgeforge.chat.rendering", packages, str(_BYTES), str(_SECONDS)),
                 input=json.dumps(request).encode(),
                 capture_output=True,
                 timeout=_WAIT,
