@@ -35,7 +35,8 @@ class DeviceSession(HostSession):
         options: of the runtime, by name.
 
     Raises:
-        DeviceError: the device or the runtime refuses the artifact.
+        DeviceError: the device refuses the artifact. What the runtime says of it is known at the
+            first call.
     """
 
     def __init__(
@@ -50,20 +51,31 @@ class DeviceSession(HostSession):
         arguments = ["--options", json.dumps(given)]
         if threads is not None:
             arguments += ["--threads", str(threads)]
-        self.device = device
+        self.device, self.context = device, manifest.context
+        self._opening = f"opening {folder}"
+        self._said_hello: dict[str, Any] = {}
         self._peak, self._vocab, self._facts = 0, 0, dict[str, Any]()
         self._channel = device.start(folder, manifest, arguments)
-        try:
-            words, _ = self._answer(0, f"opening {folder}")
-            self.runtime = self._text(words["runtime"])
-            self.context = manifest.context
-            self.limits = (*map(self._text, words["limits"]), *device.limits)
-        except (KeyError, TypeError) as error:
-            self.close()
-            raise DeviceError(f"{device.name} answers what no worker does: no {error}") from error
-        except BaseException:
-            self.close()
-            raise
+
+    def _hello(self) -> Mapping[str, Any]:
+        """What the worker says once it has opened the artifact, which takes a second or more."""
+        if not self._said_hello:
+            self._require_open()
+            words, _ = self._answer(0, self._opening)
+            if not isinstance(words.get("limits"), list) or "runtime" not in words:
+                raise DeviceError(f"{self.device.name} answers what no worker does")
+            self._said_hello = words
+        return self._said_hello
+
+    @property
+    def runtime(self) -> str:
+        """The runtime's name, version and threads, for reports."""
+        return self._text(self._hello()["runtime"])
+
+    @property
+    def limits(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What this runtime cannot tell of another; the device's own limits are apart."""
+        return tuple(map(self._text, self._hello()["limits"]))
 
     def load(self) -> Mapping[str, Any]:
         """Loads the artifact, once; the other calls do it when needed.
@@ -96,6 +108,8 @@ class DeviceSession(HostSession):
     @property
     def peak_bytes(self) -> int:
         """The peak resident memory so far of the process that runs the artifact there, in bytes."""
+        if not self._closed:
+            self._hello()
         return self._peak
 
     @property
@@ -196,6 +210,7 @@ class DeviceSession(HostSession):
         **words: object,
     ) -> tuple[dict[str, Any], list[Array]]:
         self._require_open()
+        self._hello()
         try:
             given = [np.ascontiguousarray(each, np.int64) for each in arrays]
             write_frame(self._channel.requests, {"call": call, **words}, given)

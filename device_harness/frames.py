@@ -71,10 +71,9 @@ def read_frame(stream: BinaryIO, most_bytes: int) -> tuple[dict[str, Any], list[
         raise FrameError(f"{_shown(line)} is no frame") from error
     if sum(sizes) > most_bytes:
         raise FrameError(f"a frame states {sum(sizes)} bytes, where at most {most_bytes} can come")
-    arrays = []
-    for (dtype, shape), size in zip(stated, sizes, strict=True):
-        data = _read_exactly(stream, size)
-        arrays.append(np.frombuffer(data, dtype).reshape(shape))
+    arrays = [np.empty(shape, dtype) for dtype, shape in stated]
+    for each in arrays:
+        _fill(stream, each)
     return words, arrays
 
 
@@ -89,14 +88,14 @@ def _size(dtype: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * np.dtype(dtype).itemsize
 
 
-def _read_exactly(stream: BinaryIO, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        piece = stream.read(min(size - len(data), 1 << 20))
-        if not piece:
+def _fill(stream: BinaryIO, array: Array) -> None:
+    """Reads an array where it stays, because logits may be a large part of the memory."""
+    room = memoryview(array.reshape(-1).view(np.uint8))
+    while len(room):
+        count = stream.readinto(room)  # type: ignore[attr-defined]
+        if not count:
             raise FrameError("the stream ends within a frame")
-        data += piece
-    return bytes(data)
+        room = room[count:]
 
 
 def _shown(line: bytes) -> str:

@@ -61,11 +61,11 @@ def test_a_worker_gives_what_the_session_gives(target, artifacts):
 def test_values_come_from_there_too(target, artifacts):
     folder = artifacts[target]
     points = artifact_points(folder, Manifest.read(folder)).names
-    assert len(points) > 4
+    assert len(points) >= 4
     names = [*points.values(), "no such value"]
     with opened(folder) as there, open_session(folder, Manifest.read(folder), 1) as here:
         wanted, found = here.values([TEXT, TEXT[:3]], names), there.values([TEXT, TEXT[:3]], names)
-    assert len(wanted[0]) > 4 and [list(each) for each in found] == [list(each) for each in wanted]
+    assert len(wanted[0]) >= 3 and [list(each) for each in found] == [list(each) for each in wanted]
     for text, other in zip(found, wanted, strict=True):
         for name, calls in text.items():
             assert all((a == b).all() for a, b in zip(calls, other[name], strict=True))
