@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
 from device_harness.device_session import open_on
+from device_harness.devices.arm64.executorch.constructors import leave_out_constructors
 from device_harness.devices.arm64.executorch.place import executorch_folder, find_executorch
 from device_harness.devices.arm64.instructions import count_instructions
 from device_harness.devices.arm64.pins import read_pins
@@ -21,6 +25,7 @@ from edgeforge.synth.synthesise import synthesise
 from exporters.manifest import Manifest
 from exporters.registry import find_target
 
+_HEAD = b"\x7fELF\x02\x01"
 TOKENS = np.arange(3, 27)
 
 
@@ -80,3 +85,25 @@ def test_what_is_not_set_up_or_not_whole_is_told(place, program):
     executorch_folder(read_pins()).mkdir(parents=True)
     with pytest.raises(SetupError, match=r"are not whole .*whole\.json is missing"):
         find_executorch(read_pins())
+
+
+def test_a_library_without_constructors_still_works(tmp_path):
+    source, library = tmp_path / "x.c", tmp_path / "libx.so"
+    source.write_text(
+        "static int n = 1;\n__attribute__((constructor)) static void begin(void) { n = 2; }\n"
+        "int number(void) { return n; }\n"
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    shutil.copy(library, tmp_path / "liby.so")
+    leave_out_constructors(tmp_path / "liby.so")
+    assert ctypes.CDLL(str(library)).number() == 2
+    assert ctypes.CDLL(str(tmp_path / "liby.so")).number() == 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x7fELF\x02\x01", b"\x7fELF\x02\x01" + bytes(200), b"#!"]
+)
+def test_what_is_no_library_is_refused(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(SetupError, match="is no shared library"):
+        leave_out_constructors(tmp_path / "x")
