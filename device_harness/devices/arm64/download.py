@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -15,6 +16,8 @@ from typing import Final
 from device_harness.devices.arm64.progress import Progress, no_progress
 from device_harness.errors import SetupError
 
+OUT_OF_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors that are raised as they are: the disk is full."""
 _PIECE: Final = 1 << 18
 _TRIES: Final = 4
 _TIMEOUT: Final = 60.0  # seconds in which nothing arrives
@@ -49,6 +52,7 @@ def fetch(
     Raises:
         NotOnMirrorError: the address names no file.
         SetupError: it cannot be reached or written, or what arrives is something else.
+        OSError: the disk is full.
     """
     name = urllib.parse.unquote(address.rsplit("/", 1)[-1])
     try:
@@ -71,6 +75,8 @@ def fetch(
             )
         partial.replace(target)
     except OSError as error:
+        if error.errno in OUT_OF_SPACE:
+            raise
         raise SetupError(f"{target} cannot be written: {error.strerror or error}") from error
     return target
 
