@@ -28,6 +28,10 @@ class NotOnMirrorError(SetupError):
     """The address names no file: a mirror keeps only the newest version of a package."""
 
 
+class NotReachableError(SetupError):
+    """The server cannot be reached, refuses, or always ends the connection."""
+
+
 class _Cut(Exception):
     """The connection ended before the file did; what arrived is kept."""
 
@@ -51,7 +55,8 @@ def fetch(
 
     Raises:
         NotOnMirrorError: the address names no file.
-        SetupError: it cannot be reached or written, or what arrives is something else.
+        NotReachableError: it cannot be reached.
+        SetupError: it cannot be written, or what arrives is something else.
         OSError: the disk is full.
     """
     name = urllib.parse.unquote(address.rsplit("/", 1)[-1])
@@ -114,7 +119,7 @@ def _bring(address: str, name: str, partial: Path, size: int | None, progress: P
     kept = f"; its first {there} bytes are kept and the next set-up goes on from there" * (
         there > 0
     )
-    raise SetupError(f"{name} cannot be fetched from {_host(address)}: {why}{kept}")
+    raise NotReachableError(f"{name} cannot be fetched from {_host(address)}: {why}{kept}")
 
 
 def _bring_once(
