@@ -41,7 +41,7 @@ class OnnxSession(HostSession):
     """
 
     def __init__(
-        self, folder: Path, context: int, threads: int | None = None, kleidiai: str | None = None
+        self, folder: Path, context: int, threads: int | None = None, *, kleidiai: str | None = None
     ) -> None:
         version = require_onnxruntime()
         if kleidiai not in (None, "on", "off"):

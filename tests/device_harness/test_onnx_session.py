@@ -226,3 +226,13 @@ print(resident() - before, all(float(c.sum()) == 64 * 8 * 128 for c in caches))
     # Written: 1 MB of 537 MB.
     assert int(grown) < 20_000_000
     assert right == "True"
+
+
+def test_kleidiai_is_off_where_asked_and_told(artifact):
+    with OnnxSession(artifact, 64, 1, kleidiai="off") as session:
+        assert session.runtime.endswith("without KleidiAI)")
+        assert np.isfinite(session.extend(np.arange(1, 9))).all()
+    with OnnxSession(artifact, 64, 1, kleidiai="on") as session:
+        assert "KleidiAI" not in session.runtime
+    with pytest.raises(DeviceError, match="KleidiAI is on or off, not 'maybe'"):
+        OnnxSession(artifact, 64, 1, kleidiai="maybe")
