@@ -327,6 +327,7 @@ def run(
     top_p: option.TopP = 1.0,
     seed: option.DrawSeed = 0,
     threads: option.Threads = None,
+    device: option.RunDevice = "host",
     json: option.Json = False,
 ) -> None:
     """Continue a text with an artifact, token by token."""
@@ -340,6 +341,7 @@ def run(
         top_p=top_p,
         seed=seed,
         threads=threads,
+        device=device,
         emit=None if json else _emit,
     )
     if json:

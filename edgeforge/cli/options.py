@@ -270,6 +270,12 @@ Devices = Annotated[
         "give it several times for several.",
     ),
 ]
+RunDevice = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Where to run: a name from `edgeforge devices`, by default this host."
+    ),
+]
 Kleidiai = Annotated[
     str | None,
     typer.Option(
