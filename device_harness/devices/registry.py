@@ -40,7 +40,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "host": Kind(HostDevice, find_host, ("onnx", "executorch", "coreml")),
-    "arm64": Kind(Arm64Device, find_arm64, ("onnx", "executorch"), ("kleidiai",)),
+    "arm64": Kind(Arm64Device, find_arm64, ("onnx", "executorch")),
 }
 
 

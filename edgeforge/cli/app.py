@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeforge.cli import options as option
+from edgeforge.cli.devices import devices
 from edgeforge.cli.printable import answer, console, json_text, printable, printable_lines
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     suggest_commands=False,  # `edgeforge.cli.exits` suggests, and only for slips of typing
 )
+app.add_typer(devices, name="devices")
 
 
 def _print_version(asked: bool) -> None:
@@ -420,25 +422,6 @@ def doctor(json: option.Json = False) -> None:
         print(printable_lines(report_lines(report)))
     if report.export_problems:
         raise CheckFailed("; ".join(report.export_problems))
-
-
-@app.command()
-def devices(json: option.Json = False) -> None:
-    """List where artifacts can run, and what is missing for the rest; nothing is started."""
-    from dataclasses import asdict
-
-    from device_harness.devices.registry import find_devices
-
-    found = find_devices()
-    if json:
-        _print_json([asdict(each) for each in found])
-        return
-    width = max(len(printable(each.name)) for each in found)
-    for each in found:
-        state = "ready" if each.ready else "not reachable"
-        print(printable(f"{each.name:<{width}}  {state}: {each.what}"))
-        if each.cure:
-            print(printable(f"{'':<{width}}  {each.cure}"))
 
 
 @app.command()
