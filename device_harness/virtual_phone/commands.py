@@ -45,7 +45,7 @@ class HostCommands:
         ValueError: the folder's name means something to a shell.
     """
 
-    _PLACES = re.compile(r"(?<![\w./-])/(?=data/local/tmp|sys/|proc/(?:meminfo|cpuinfo|version))")
+    _PLACES = re.compile(r"(?<![\w./-])/(?=data/local/tmp|sys/)")
 
     def __init__(self, root: Path) -> None:
         if not re.fullmatch(r"[\w./-]+", str(root)):

@@ -11,7 +11,8 @@ from device_harness.virtual_phone.faults import Faults
 VIRTUAL: Final = "ro.edgeforge.virtual"
 """The property by which a virtual phone says what it is."""
 MODEL: Final = "EdgeForge virtual phone"
-_CORES: Final = {"cpu0": 1_800_000, "cpu1": 1_800_000, "cpu2": 2_400_000, "cpu3": 2_400_000}
+_CLOCK: Final = 2_000_000  # kilohertz, as the files below /sys have it
+_DEFAULT_CORES: Final = 4
 _THROTTLED: Final = 0.5
 _HOT, _WARM = 47.5, 31.0
 _SEVERE: Final = 3
@@ -37,7 +38,7 @@ case ${1-} in
 esac
 """,
     "stat": """
-if [ "${1-}" = -f ] && [ -s "$here/free" ]; then cat "$here/free"; exit 0; fi
+if [ "${1-}" = -f ] && [ -s "$here/free" ]; then echo "free $(cat "$here/free") 1"; exit 0; fi
 PATH=${PATH#*:}
 exec stat "$@"
 """,
@@ -73,7 +74,7 @@ def furnish(root: Path, faults: Faults, shell: str, chip: str) -> None:
         "dumpsys-battery": _BATTERY,
         "dumpsys-thermalservice": _thermal(status),
         "dumpsys-power": "POWER MANAGER (dumpsys power)\n\n  mWakefulness=Awake\n",
-        "free": "" if free is None else f"{free} 1\n",
+        "free": "" if free is None else f"{free}\n",
         "ahead": f"{ahead or 0}\n",
     }
     for name, text in said.items():
@@ -140,15 +141,14 @@ def _thermal(status: int | None) -> str:
 
 def _write_cores(folder: Path, status: int | None) -> None:
     share = _THROTTLED if (status or 0) >= _SEVERE else 1.0
-    for core, most in _CORES.items():
+    there = sorted(place.name for place in folder.glob("cpu[0-9]*"))
+    for core in there or [f"cpu{at}" for at in range(_DEFAULT_CORES)]:
         place = folder / core / "cpufreq"
         place.mkdir(parents=True, exist_ok=True)
-        _write(place / "cpuinfo_max_freq", f"{most}\n")
-        _write(place / "scaling_max_freq", f"{round(most * share)}\n")
-        _write(place / "scaling_cur_freq", f"{round(most * share)}\n")
+        _write(place / "cpuinfo_max_freq", f"{_CLOCK}\n")
+        _write(place / "scaling_max_freq", f"{round(_CLOCK * share)}\n")
+        _write(place / "scaling_cur_freq", f"{round(_CLOCK * share)}\n")
         _write(place / "scaling_governor", "virtual\n")
-    for name in ("online", "possible", "present"):
-        _write(folder / name, f"0-{len(_CORES) - 1}\n")
 
 
 def _write(file: Path, text: str) -> None:
