@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from device_harness.devices.arm64.device import Arm64Device, find_arm64
 from device_harness.devices.device import Device, Reachable
 from device_harness.devices.host import HostDevice, find_host
 from device_harness.errors import DeviceError
@@ -39,6 +40,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "host": Kind(HostDevice, find_host, ("onnx", "executorch", "coreml")),
+    "arm64": Kind(Arm64Device, find_arm64, ("onnx",), ("kleidiai",)),
 }
 
 

@@ -7,11 +7,14 @@ from pathlib import Path
 
 
 def arm64_folder() -> Path:
-    """Returns the emulator's folder in EdgeForge's cache, which may not exist yet.
+    """Returns the emulator's folder, which may not exist yet.
 
-    The same places as `edgeforge.cache.cache_dir`: ``$EDGEFORGE_CACHE`` if set, else
+    ``$EDGEFORGE_ARM64`` if set, else ``arm64`` in EdgeForge's cache, which is in the same places as
+    for `edgeforge.cache.cache_dir`: ``$EDGEFORGE_CACHE`` if set, else
     ``$XDG_CACHE_HOME/edgeforge``, else ``~/.cache/edgeforge``.
     """
+    if chosen := os.environ.get("EDGEFORGE_ARM64"):
+        return Path(chosen).expanduser().absolute()
     if chosen := os.environ.get("EDGEFORGE_CACHE"):
         return Path(chosen).expanduser().absolute() / "arm64"
     base = os.environ.get("XDG_CACHE_HOME", "")

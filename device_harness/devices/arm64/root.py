@@ -76,12 +76,22 @@ class Root:
         """
         return self.folder / "cores" / name
 
+    def counting_command(self, core: str, plugin: str) -> list[str]:
+        """The same by the emulator that takes plugins.
+
+        Args:
+            core: the core.
+            plugin: the file of a plugin with its options, as ``-plugin`` takes them.
+        """
+        cpu = CORES[core].counted_as
+        return [*self.counting_qemu, "-L", str(self.core(core)), "-cpu", cpu, "-plugin", plugin]
+
     def command(self, core: str) -> list[str]:
         """The command that begins an arm64 program on a core; the program's own follows.
 
         Paths that the system does not hold are the host's.
         """
-        return [str(self.qemu), "-L", str(self.core(core)), "-cpu", CORES[core].cpu]
+        return [str(self.qemu), "-L", str(self.core(core)), "-cpu", core]
 
 
 def root_folder(pins: Pins | None = None) -> Path:

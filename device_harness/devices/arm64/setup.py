@@ -39,7 +39,7 @@ _UNUSED: Final = re.compile(
     r"|usr/lib/aarch64-linux-gnu/gconv/|usr/bin/(?:ldd|localedef|iconv|locale|tzselect|zdump)"
 )
 _UNUSED_SITE: Final = re.compile(
-    r".*/tests?/|.*/_pyinstaller/|numpy/(?:f2py|distutils|typing)/|numpy/.*\.(?:pyi|h|a|c)$"
+    r".*/tests?/|.*/_pyinstaller/|numpy/(?:f2py|distutils)/|numpy/.*\.(?:pyi|h|a|c)$"
     r"|onnxruntime/(?:transformers|tools|quantization|backend|datasets)/|.*/doc/|.*\.pyi$"
 )
 _LIBRARIES: Final = re.compile(r"usr/lib/x86_64-linux-gnu/[^/]+\.so[^/]*")
