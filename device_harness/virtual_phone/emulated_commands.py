@@ -31,7 +31,8 @@ mount --rbind /dev "$1/dev"
 mount -t proc proc "$1/proc"
 mount --bind "$1/system/virtual/cpuinfo" "$1/proc/cpuinfo"
 echo ready
-exec sleep infinity
+# It also takes in the processes whose parents have ended.
+while :; do sleep infinity & wait; done
 """
 
 
@@ -57,7 +58,7 @@ class EmulatedCommands:
             "PATH": "/system/bin:/usr/bin:/bin",
             "HOME": _HOME,
             "TMPDIR": _HOME,
-            "QEMU_CPU": self._core.cpu,
+            "QEMU_CPU": self._core.name,
             "VIRTUAL_PHONE_ROOT": "",
         }
         self._furnish(root)

@@ -12,6 +12,7 @@ from device_harness.devices.android.phone import Phone
 from device_harness.devices.android.process import PhoneProcess
 from device_harness.devices.android.readings import read_condition, read_facts
 from device_harness.devices.android.transfer import HOME, Progress, install, no_progress
+from device_harness.devices.arm64.device import with_kleidiai
 from device_harness.devices.arm64.root import find_root
 from device_harness.devices.device import Condition, Facts, Place
 from device_harness.errors import DeviceError
@@ -32,12 +33,19 @@ class AndroidDevice(Place):
     Args:
         place: its serial number for adb; empty for the only phone.
         progress: is told the bytes that arrive there.
+        kleidiai: ``on`` or ``off``: whether onnxruntime may use Arm's KleidiAI kernels; None for
+            its own default, which is on.
 
     Raises:
         DeviceError: there is no such phone, it cannot be used now, or runs no arm64 programs.
     """
 
-    def __init__(self, place: str = "", progress: Progress = no_progress) -> None:
+    def __init__(
+        self, place: str = "", progress: Progress = no_progress, *, kleidiai: str | None = None
+    ) -> None:
+        if kleidiai not in (None, "on", "off"):
+            raise DeviceError(f"--kleidiai takes on or off, not {kleidiai!r}")
+        self._kleidiai = kleidiai
         self.phone = Phone(place)
         self.name = self.phone.name
         self._progress = progress
@@ -73,6 +81,7 @@ class AndroidDevice(Place):
                 f"{manifest.target} artifacts do not run on {self.name}, which runs those for "
                 f"{', '.join(TARGETS)}: export with --target {TARGETS[0]}"
             )
+        given = with_kleidiai(arguments, manifest.target, self._kleidiai, self.name)
         there = self.put_artifact(folder, manifest)
         root = find_root()
         runtime = self._put(Archive(runtime_files(root)), "the arm64 runtime")
@@ -84,7 +93,7 @@ class AndroidDevice(Place):
             f"{runtime}/{PYTHON}",
             *("-B", "-P", "-s", "-m", "device_harness.worker"),
             there,
-            *arguments,
+            *given,
         ]
         environment = {
             "PYTHONHOME": runtime,
@@ -92,6 +101,7 @@ class AndroidDevice(Place):
             "HOME": HOME,
             "TMPDIR": HOME,
             "LC_ALL": "C.UTF-8",
+            "PYTHONUTF8": "1",
         }
         return self.run(command, environment)
 

@@ -19,7 +19,7 @@ _ANSWER_SECONDS: Final = 0.4
 _START_SECONDS: Final = 30.0
 _LARGEST_ANSWER: Final = 0xFFFF
 # What adb calls phones: a serial number, HOST:PORT, or a service's name on the local network.
-_SERIAL: Final = re.compile(r"[A-Za-z0-9._:\[\]%@+-]{1,128}")
+_SERIAL: Final = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:\[\]%@+-]{0,127}")
 _ADDRESS: Final = re.compile(r".+:[0-9]{1,5}")
 INSTALL: Final = "pip install 'edgeforge[android]'"
 _CURES: Final = {
