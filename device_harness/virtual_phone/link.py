@@ -189,9 +189,7 @@ class Link:
         assert self._keys is not None or self._trusted
         if self._faults.get("unauthorized") is None and self._keys is not None:
             if packet.first == _SIGNATURE:
-                self._trusted = any(
-                    has_signed(key, self._token, packet.data) for key in self._keys
-                )
+                self._trusted = any(has_signed(key, self._token, packet.data) for key in self._keys)
             elif packet.first == _PUBLIC_KEY:
                 self._keys.append(packet.data)
                 self._trusted = True

@@ -24,9 +24,9 @@ def clean(given: bytes | str) -> str:
 
 
 def one_line(given: bytes | str, longest: int = LONGEST_LINE) -> str:
-    """The last line that says something, cut to a length.
+    r"""The last line that says something, cut to a length.
 
-    >>> one_line("first\\n  last  \\n\\n")
+    >>> one_line("first\n  last  \n\n")
     'last'
     """
     lines = [line for line in clean(given).splitlines() if line.strip()]

@@ -7,7 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -227,7 +227,7 @@ class Phone:
         from adbutils.errors import AdbError
 
         try:
-            return line.read_string_block()
+            return str(line.read_string_block())
         except (AdbError, OSError, ValueError) as error:
             raise self._gone(str(error)) from error
 
@@ -282,8 +282,6 @@ class Phone:
 
 def shut(line: AdbConnection) -> None:
     """Cuts a line, even one that another thread is reading."""
-    try:
+    with suppress(Exception):  # it may be gone
         line.conn.shutdown(socket.SHUT_RDWR)
-    except Exception:
-        pass
     line.close()

@@ -125,7 +125,9 @@ class PhoneProcess:
             raise
         self._line.conn.settimeout(silence_seconds)
         self._answers = io.BufferedReader(_Answers(self), 1 << 20)
-        self._requests = io.BufferedWriter(_Requests(self._line), _LARGEST_PIECE)
+        self._requests = io.BufferedWriter(
+            cast(io.RawIOBase, _Requests(self._line)), _LARGEST_PIECE
+        )
         self._sampler: AdbConnection | None = None
         self._start_sampler()
 
@@ -218,7 +220,9 @@ class PhoneProcess:
                 f"if that does not help, and run it again"
             ) from error
         except OSError as error:
-            raise DeviceError(f"{self._phone.name} was lost in starting a program: {error}") from error
+            raise DeviceError(
+                f"{self._phone.name} was lost in starting a program: {error}"
+            ) from error
         text = said.strip()
         if not text.isdigit() or not 1 < int(text) < 1 << 31:
             words = clean(said).strip()[:200] or f"exit code {self._code}"

@@ -193,7 +193,7 @@ def _cores(text: str) -> tuple[Core, ...]:
 
 def _each(text: str, name: str, read: Callable[[str], _T | None]) -> dict[str, _T]:
     """A value of each core."""
-    found = {}
+    found: dict[str, _T] = {}
     for core, value in re.findall(rf"^(cpu\d{{1,3}}) {name} (\S+)$", text, re.MULTILINE):
         number = read(value)
         if number is not None and len(found) < _MOST_CORES:

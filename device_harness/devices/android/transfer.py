@@ -59,9 +59,7 @@ def no_progress(step: str, done: int, total: int) -> None:
     """Tells nobody."""
 
 
-def install(
-    phone: Phone, archive: Archive, what: str, progress: Progress = no_progress
-) -> str:
+def install(phone: Phone, archive: Archive, what: str, progress: Progress = no_progress) -> str:
     """Puts an archive's files on a phone, if they are not there.
 
     Args:
