@@ -45,7 +45,7 @@ class Packet:
             checksum: whether the other side is so old that it looks at the sum of the payload.
 
         >>> Packet("OKAY", 1, 2).encode(False).hex()
-        '4f4b4159010000000200000000000000000000' + 'b0b4bea6'
+        '4f4b415901000000020000000000000000000000b0b4bea6'
         """
         word = int.from_bytes(self.command.encode(), "little")
         total = sum(self.data) & 0xFFFFFFFF if checksum else 0
