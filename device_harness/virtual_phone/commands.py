@@ -6,12 +6,14 @@ import asyncio
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import IO, Final, Protocol
 
 _LINKS_FOLLOWED: Final = 40
+_POLL_SECONDS: Final = 0.01
 
 
 class Commands(Protocol):
@@ -105,35 +107,95 @@ def place_of(root: Path, path: str, follow: bool = True) -> Path:
     return root.joinpath(*done)
 
 
-@asynccontextmanager
-async def running(
-    commands: Commands, line: str, stderr: int
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A command with pipes; it and its children end with the block.
+class Running:
+    """A command that runs, with pipes; `begin` starts one.
+
+    As on a phone, a command whose client has left finds its pipes closed and runs on: who wants it
+    to end must kill it.
+
+    Attributes:
+        output: what it prints.
+        errors: what it prints on stderr; None where that goes with the output.
+        input: its stdin.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        output: asyncio.StreamReader,
+        errors: asyncio.StreamReader | None,
+        input_: asyncio.StreamWriter,
+        pipes: list[asyncio.BaseTransport],
+    ) -> None:
+        self.output, self.errors, self.input = output, errors, input_
+        self._process, self._pipes = process, pipes
+
+    async def wait(self) -> int:
+        """Waits for its end; returns its exit code, negative for a signal."""
+        while (code := self._process.poll()) is None:
+            await asyncio.sleep(_POLL_SECONDS)
+        return code
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it and all of its group are gone."""
+        self._process.poll()
+        try:
+            os.killpg(self._process.pid, 0)
+        except OSError:
+            return True
+        return False
+
+    def leave(self) -> None:
+        """Closes its pipes."""
+        for pipe in self._pipes:
+            pipe.close()
+
+    def kill(self) -> None:
+        """Kills it and its children."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.poll()
+
+
+async def begin(commands: Commands, line: str, merged: bool) -> Running:
+    """Starts a command.
 
     Args:
         commands: what runs it.
         line: the line for the phone's shell.
-        stderr: ``PIPE``, or ``STDOUT`` for one stream with the output.
+        merged: whether its stderr goes with its output.
+
+    Raises:
+        OSError: it cannot be started.
     """
-    process = await asyncio.create_subprocess_exec(
-        *commands.command(line),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=stderr,
+    process = subprocess.Popen(
+        commands.command(line),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if merged else subprocess.PIPE,
         cwd=commands.root,
         env=dict(commands.environment),
         start_new_session=True,
+        bufsize=0,
     )
-    try:
-        yield process
-    finally:
-        # The first process may have ended and left others of its group behind.
-        kill(process)
-        await process.wait()
+    loop = asyncio.get_running_loop()
+    pipes: list[asyncio.BaseTransport] = []
 
+    async def reader(pipe: IO[bytes]) -> asyncio.StreamReader:
+        stream = asyncio.StreamReader()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), pipe
+        )
+        pipes.append(transport)
+        return stream
 
-def kill(process: asyncio.subprocess.Process) -> None:
-    """Kills a command and its children."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    assert process.stdin is not None and process.stdout is not None
+    output = await reader(process.stdout)
+    errors = None if process.stderr is None else await reader(process.stderr)
+    writing, protocol = await loop.connect_write_pipe(
+        asyncio.streams.FlowControlMixin, process.stdin
+    )
+    pipes.append(writing)
+    input_ = asyncio.StreamWriter(writing, protocol, None, loop)
+    return Running(process, output, errors, input_, pipes)

@@ -55,6 +55,7 @@ class VirtualPhone:
         self._keys: list[bytes] | None = [] if asks_for_keys else None
         self._features = features
         self.sync = Sync(commands, self.faults)
+        self._shell_service = Shell(commands, self.faults)
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -109,6 +110,7 @@ class VirtualPhone:
         self._call(lambda: self._stop.set() if self._stop else None)
         self._thread.join()
         self._thread = None
+        self._shell_service.close()
         self._commands.close()
 
     def wait(self) -> None:
@@ -178,7 +180,7 @@ class VirtualPhone:
             await link.serve()
 
     def _services(self) -> Mapping[str, Service]:
-        shell = Shell(self._commands, self.faults)
+        shell = self._shell_service
         return {
             "shell": shell.version_1,
             "shell,v2": shell.version_2,

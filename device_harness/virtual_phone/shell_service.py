@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
-from device_harness.virtual_phone.commands import Commands, kill, running
+from device_harness.virtual_phone.commands import Commands, Running, begin
 from device_harness.virtual_phone.faults import Faults
 from device_harness.virtual_phone.link import Stream
 
@@ -31,18 +31,19 @@ class Shell:
 
     def __init__(self, commands: Commands, faults: Faults) -> None:
         self._commands, self._faults = commands, faults
+        self._begun: list[Running] = []
 
     async def version_1(self, stream: Stream, line: str) -> None:
         """The services ``shell`` and ``exec``: one stream out, without an exit code."""
         if await self._misbehaves(stream, stream.write):
             return
-        async with running(self._commands, line, asyncio.subprocess.STDOUT) as process:
-            feeder = asyncio.ensure_future(_feed_all(stream, process))
-            try:
-                assert process.stdout is not None
-                await self._pump(process, process.stdout, stream.write)
-            finally:
-                feeder.cancel()
+        running = await self._begin(line, merged=True)
+        feeder = asyncio.ensure_future(_feed_all(stream, running))
+        try:
+            await self._pump(running, running.output, stream.write)
+        finally:
+            feeder.cancel()
+            running.leave()
 
     async def version_2(self, stream: Stream, line: str) -> None:
         """The service ``shell,v2``: input, output and errors apart, and the exit code."""
@@ -52,29 +53,39 @@ class Shell:
 
         if await self._misbehaves(stream, lambda data: write(_STDOUT, data)):
             return
-        async with running(self._commands, line, asyncio.subprocess.PIPE) as process:
-            feeder = asyncio.ensure_future(_feed_packets(stream, process))
-            try:
-                assert process.stdout is not None and process.stderr is not None
-                await asyncio.gather(
-                    self._pump(process, process.stdout, lambda data: write(_STDOUT, data)),
-                    self._pump(process, process.stderr, lambda data: write(_STDERR, data)),
-                )
-                code = await process.wait()
-                if self._faults.get("forgets-exit") is None:
-                    await write(_EXIT, bytes([code & 0xFF if code >= 0 else 128 - code]))
-            finally:
-                feeder.cancel()
+        running = await self._begin(line, merged=False)
+        feeder = asyncio.ensure_future(_feed_packets(stream, running))
+        try:
+            assert running.errors is not None
+            await asyncio.gather(
+                self._pump(running, running.output, lambda data: write(_STDOUT, data)),
+                self._pump(running, running.errors, lambda data: write(_STDERR, data)),
+            )
+            code = await running.wait()
+            if self._faults.get("forgets-exit") is None:
+                await write(_EXIT, bytes([code & 0xFF if code >= 0 else 128 - code]))
+        finally:
+            feeder.cancel()
+            running.leave()
 
-    async def _pump(
-        self, process: asyncio.subprocess.Process, source: asyncio.StreamReader, write: Write
-    ) -> None:
+    def close(self) -> None:
+        """Kills what still runs."""
+        for running in self._begun:
+            running.kill()
+
+    async def _begin(self, line: str, merged: bool) -> Running:
+        self._begun = [running for running in self._begun if not running.has_ended]
+        running = await begin(self._commands, line, merged)
+        self._begun.append(running)
+        return running
+
+    async def _pump(self, running: Running, source: asyncio.StreamReader, write: Write) -> None:
         answered = 0
         while data := await source.read(_PIECE):
             answered += len(data)
             limit = self._faults.get("killed")
             if limit is not None and answered > limit:
-                kill(process)
+                running.kill()
                 return
             await write(data)
 
@@ -92,29 +103,25 @@ class Shell:
         return True
 
 
-async def _feed_all(stream: Stream, process: asyncio.subprocess.Process) -> None:
-    assert process.stdin is not None
+async def _feed_all(stream: Stream, running: Running) -> None:
     with suppress(ConnectionError):
         while data := await stream.some():
-            process.stdin.write(data)
-            await process.stdin.drain()
-    process.stdin.close()
-    if stream.closed:
-        kill(process)
+            running.input.write(data)
+            await running.input.drain()
+    running.input.close()
 
 
-async def _feed_packets(stream: Stream, process: asyncio.subprocess.Process) -> None:
-    assert process.stdin is not None
+async def _feed_packets(stream: Stream, running: Running) -> None:
     with suppress(ConnectionError):
         while True:
             kind, length = _HEAD.unpack(await stream.exactly(_HEAD.size))
             if length > _LARGEST_INPUT:
                 break
             data = await stream.exactly(length)
-            if kind == _STDIN and not process.stdin.is_closing():
+            if kind == _STDIN and not running.input.is_closing():
                 with suppress(ConnectionError):  # the command has closed its input: no matter
-                    process.stdin.write(data)
-                    await process.stdin.drain()
+                    running.input.write(data)
+                    await running.input.drain()
             elif kind == _CLOSE_STDIN:
-                process.stdin.close()
-    kill(process)
+                running.input.close()
+    running.input.close()

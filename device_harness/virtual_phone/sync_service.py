@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -54,12 +55,11 @@ class Sync:
 
     async def _answer(self, stream: Stream, name: bytes, path: str) -> bool:
         if name in (b"STA2", b"LST2"):
-            follow = name == b"STA2"
-            await stream.write(name + _status(place_of(self._root, path, follow), follow))
+            await stream.write(name + _status(self._root, path, follow=name == b"STA2"))
         elif name == b"STAT":
-            await stream.write(name + _short_status(place_of(self._root, path, follow=False)))
+            await stream.write(name + _short_status(self._root, path))
         elif name in (b"LIST", b"LIS2"):
-            await stream.write(_listing(place_of(self._root, path), name == b"LIS2"))
+            await stream.write(_listing(self._root, path, name == b"LIS2"))
         elif name == b"SEND":
             path, _, mode = path.rpartition(",")
             await self._receive(stream, path, int(mode) if mode.isdecimal() else 0o644)
@@ -142,8 +142,10 @@ async def _refuse(stream: Stream, words: str) -> None:
     await stream.write(b"FAIL" + struct.pack("<I", len(words.encode())) + words.encode())
 
 
-def _status(path: Path, follow: bool) -> bytes:
+def _status(root: Path, name: str, follow: bool) -> bytes:
+    """What version 2 says of a file; where there is none, why."""
     try:
+        path = place_of(root, name, follow)
         found = path.stat() if follow else path.lstat()
     except OSError as error:
         return _STATUS.pack(error.errno or 2, *[0] * 10)
@@ -153,21 +155,24 @@ def _status(path: Path, follow: bool) -> bytes:
     return _STATUS.pack(0, *kind, *owner, found.st_size, *times)
 
 
-def _short_status(path: Path) -> bytes:
+def _short_status(root: Path, name: str) -> bytes:
+    """What version 1 says of a file; zeros where there is none."""
     try:
-        found = path.lstat()
+        found = place_of(root, name, follow=False).lstat()
     except OSError:
         return bytes(12)
     size = min(found.st_size, 0xFFFFFFFF)
     return struct.pack("<3I", found.st_mode, size, int(found.st_mtime) & 0xFFFFFFFF)
 
 
-def _listing(folder: Path, second: bool) -> bytes:
+def _listing(root: Path, name: str, second: bool) -> bytes:
     entries = []
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            name = os.fsencode(path.name)
-            status = b"DNT2" + _status(path, follow=False) if second else b"DENT"
-            status += b"" if second else _short_status(path)
-            entries.append(status + struct.pack("<I", len(name)) + name)
+    with suppress(OSError):
+        for path in sorted(place_of(root, name).iterdir()):
+            called = os.fsencode(path.name)
+            inside = f"{name}/{path.name}"
+            kind, status = b"DENT", _short_status(root, inside)
+            if second:
+                kind, status = b"DNT2", _status(root, inside, follow=False)
+            entries.append(kind + status + struct.pack("<I", len(called)) + called)
     return b"".join(entries) + b"DONE" + bytes(_STATUS.size + 4 if second else 16)

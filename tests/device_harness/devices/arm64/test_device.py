@@ -96,7 +96,9 @@ def fields(text):
 
 
 def test_an_unknown_core_or_choice_is_one_sentence():
-    with pytest.raises(DeviceError, match="no emulated core 'cortex-a77' .did you mean 'cortex-a76'"):
+    with pytest.raises(
+        DeviceError, match="no emulated core 'cortex-a77' .did you mean 'cortex-a76'"
+    ):
         open_device("arm64:cortex-a77")
     with pytest.raises(DeviceError, match="--kleidiai takes on or off, not 'maybe'"):
         open_device("arm64", {"kleidiai": "maybe"})
