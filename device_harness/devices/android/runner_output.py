@@ -93,28 +93,34 @@ def _executorch(text: str) -> Iterator[RunnerFigures]:
         }
         if not unit or any(value is None for value in stamps.values()):
             continue
-        at = {name: value / unit for name, value in stamps.items() if value is not None}
+        at = {name: value for name, value in stamps.items() if value is not None}
         prompt, output = _count(said, "prompt_tokens"), _count(said, "generated_tokens")
         sampling = _number(said, "aggregate_sampling_time_ms", 1e18)
+
+        def seconds(
+            begin: str, end: str, at: Mapping[str, float] = at, unit: float = unit
+        ) -> float:
+            return (at[end] - at[begin]) / unit
+
         yield RunnerFigures(
             EXECUTORCH,
             prompt,
             output,
-            _seconds(at["model_load_end"] - at["model_load_start"]),
-            _seconds(at["first_token"] - at["inference_start"]),
+            _seconds(seconds("model_load_start", "model_load_end")),
+            _seconds(seconds("inference_start", "first_token")),
             # The runner's own report divides so: the prompt's time includes its tokenization.
-            _rate(prompt, at["prompt_eval_end"] - at["inference_start"]),
-            _rate(output, at["inference_end"] - at["prompt_eval_end"]),
+            _rate(prompt, seconds("inference_start", "prompt_eval_end")),
+            _rate(output, seconds("prompt_eval_end", "inference_end")),
             more={} if sampling is None else {"sampling_seconds": f"{sampling / unit:g}"},
         )
 
 
 def _llama_bench_json(text: str) -> Iterator[RunnerFigures]:
     """``-o json`` is one list, ``-o jsonl`` an object a line."""
-    begin, end = text.find("["), text.rfind("]")
+    begin, end = re.search(r"^\[\s*\{", text, re.MULTILINE), text.rfind("]")
     rows: object = None
-    if 0 <= begin < end:
-        rows = _parsed(text[begin : end + 1])
+    if begin is not None:
+        rows = _parsed(text[begin.start() : end + 1])
     if not isinstance(rows, list) or not any(isinstance(row, dict) for row in rows):
         rows = [_parsed(line) for line in text.splitlines() if line.startswith("{")]
     for row in rows:

@@ -28,14 +28,13 @@ _LOOK: Final = """
 mkdir -p "$1/installed" "$1/run" || exit 1
 if [ -f "$1/installed/$2/.whole" ]; then
   cat "$1/installed/$2/.whole"
-  cd "$1/installed/$2" && find . -type f ! -name .whole -exec stat -c '%s' {} +
-  exit 0
+  (cd "$1/installed/$2" && find . -type f ! -name .whole -exec stat -c '%s' {} +)
 fi
-mkdir -p "$1/arriving/$2" && stat -f -c 'free %a %S' "$1"
+stat -f -c 'free %a %S' "$1"
 """
 # A chunk whose digest is not its name did not arrive whole.
 _ARRIVED: Final = """
-cd "$1/arriving/$2" || exit 1
+mkdir -p "$1/arriving/$2" && cd "$1/arriving/$2" || exit 1
 find . -type f -exec sha256sum {} +
 """
 _UNPACK: Final = """
