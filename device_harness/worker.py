@@ -95,12 +95,13 @@ def main() -> None:
             try:
                 manifest = Manifest.read(asked.folder)
                 session = open_session(asked.folder, manifest, asked.threads, asked.options)
+                peak = session.peak_bytes  # ExecuTorch's starts the runtime, which takes long
             except (DeviceError, ExportError) as error:
                 answers.write({"error": str(error)})
                 return
         with session:
             words = {"runtime": session.runtime, "limits": list(session.limits)}
-            answers.write({**words, "context": session.context, "peak": session.peak_bytes})
+            answers.write({**words, "context": session.context, "peak": peak})
             serve(session, sys.stdin.buffer, answers)
     except BrokenPipeError:
         sys.exit(1)

@@ -43,7 +43,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "host": Kind(HostDevice, find_host, ("onnx", "executorch", "coreml")),
-    "arm64": Kind(Arm64Device, find_arm64, ("onnx",), ("kleidiai",)),
+    "arm64": Kind(Arm64Device, find_arm64, ("onnx", "executorch"), ("kleidiai",)),
     "android": Kind(AndroidDevice, find_android, ANDROID_TARGETS, ("kleidiai",)),
 }
 

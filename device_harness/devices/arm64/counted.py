@@ -10,18 +10,24 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from device_harness.errors import DeviceError
+from device_harness.executorch_session import GENERATE, MODEL
+from device_harness.executorch_shim import shim_folder
+from device_harness.executorch_worker import open_program
 from device_harness.registry import open_session
+from device_harness.session import Session, Tokens
 from exporters.errors import ExportError
 from exporters.manifest import Manifest
 
 MARK: Final = 0x5ED6E
 """A system call that Linux does not have; the plugin takes it for a mark."""
+Run = Callable[[Tokens, int], int]
 BEGIN, PREFILLED, DECODED = 1, 2, 3
 
 
@@ -30,21 +36,52 @@ def main() -> None:
     folder, prompt, output, threads = Path(sys.argv[1]), np.load(sys.argv[2]), *sys.argv[3:5]
     try:
         manifest = Manifest.read(folder)
-        with open_session(folder, manifest, int(threads), json.loads(sys.argv[5])) as session:
-            session.extend(prompt)  # what is done once, at the first call, is not counted
-            session.reset()
-            mark(BEGIN)
-            logits = session.extend(prompt)
-            mark(PREFILLED)
-            tokens = [int(logits.argmax())]
-            while len(tokens) < int(output):
-                logits = session.extend(np.array(tokens[-1:]))
-                tokens.append(int(logits.argmax()))
-            mark(DECODED)
-            said: dict[str, object] = {"runtime": session.runtime, "tokens": tokens}
-    except (DeviceError, ExportError) as error:
+        if shim_folder() is not None:
+            run, runtime = _in_this_process(folder, int(threads)), "executorch"
+        else:
+            session = open_session(folder, manifest, int(threads), json.loads(sys.argv[5]))
+            run, runtime = _of(session), session.runtime
+        run(prompt, 0)  # what is done once, at the first call, is not counted
+        mark(BEGIN)
+        tokens = [run(prompt, 0)]
+        mark(PREFILLED)
+        while len(tokens) < int(output):
+            tokens.append(run(np.array(tokens[-1:]), len(prompt) + len(tokens) - 1))
+        mark(DECODED)
+        said: dict[str, object] = {"runtime": runtime, "tokens": tokens}
+    except (DeviceError, ExportError, RuntimeError) as error:
         said = {"error": str(error)}
     print(json.dumps(said), flush=True)
+
+
+def _of(session: Session) -> Run:
+    """What runs tokens in a session: tokens and the first one's position -> the next token."""
+
+    def run(tokens: Tokens, position: int) -> int:
+        if position == 0:
+            session.reset()
+        return int(session.extend(tokens).argmax())
+
+    return run
+
+
+def _in_this_process(folder: Path, threads: int) -> Run:
+    """The same of an ExecuTorch program, whose session would start another process."""
+    program, load = open_program(str(folder / MODEL), _weights(folder), threads)
+    longest = program.constants()["get_max_seq_len"][0]
+    method = load(GENERATE)
+
+    def run(tokens: Tokens, position: int) -> int:
+        for at in range(0, len(tokens), longest):
+            logits = method(tokens[at : at + longest], position + at)[0]
+        return int(logits.reshape(-1, logits.shape[-1])[-1].argmax())
+
+    return run
+
+
+def _weights(folder: Path) -> str:
+    file = (folder / MODEL).with_suffix(".ptd")
+    return str(file) if file.is_file() else ""
 
 
 def mark(number: int) -> None:

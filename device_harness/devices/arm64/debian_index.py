@@ -114,7 +114,8 @@ def _signed_release(mirror: str, suite: str, folder: Path, keyring: Path) -> str
         )
         if checked.returncode or not text.is_file():
             raise SetupError(
-                f"{address} has no good signature of Debian's archive: nothing that it names is used"
+                f"{address} has no good signature of Debian's archive: nothing that it names is "
+                f"used"
             )
         return text.read_text(encoding="utf-8")
 

@@ -9,14 +9,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from device_harness.child_process import python_command
+from device_harness.child_process import PYTHON, python_command
 from device_harness.devices.arm64.cores import CORES, Core
-from device_harness.devices.arm64.root import SET_UP, Root, find_root
-from device_harness.devices.arm64.setup import require_host
+from device_harness.devices.arm64.executorch.place import find_executorch
+from device_harness.devices.arm64.pins import read_pins
+from device_harness.devices.arm64.root import SET_UP, Root, find_root, require_host
 from device_harness.devices.device import Condition, Facts, Place, Reachable
 from device_harness.devices.device import Core as CoreFacts
 from device_harness.devices.host import ProcessChannel
 from device_harness.errors import DeviceError
+from device_harness.executorch_shim import VARIABLE as EXECUTORCH
 from exporters.manifest import Manifest
 from quant.suggestion import did_you_mean
 
@@ -66,9 +68,10 @@ class Arm64Device(Place):
         require_host()
         root = find_root()
         given = with_kleidiai(arguments, manifest.target, self._kleidiai, self.name)
-        command = python_command("device_harness.worker", str(folder.absolute()), *given)
+        arguments = python_command("device_harness.worker", str(folder.absolute()), *given)
+        python = [*root.command(self.core.name), *python_of(root)]
         return ProcessChannel(
-            [*root.command(self.core.name), *python_in(root, command)], environment_in(root)
+            [*python, *arguments[1:]], environment_in(root, python, manifest.target)
         )
 
 
@@ -140,21 +143,34 @@ def with_kleidiai(
     return given
 
 
-def python_in(root: Root, command: Sequence[str]) -> list[str]:
-    """A command of the host's Python as one of the arm64 one."""
-    return [str(root.python), "-S", "-B", *command[1:]]
+def python_of(root: Root) -> list[str]:
+    """The arm64 Python, without the packages of any system."""
+    return [str(root.python), "-S", "-B"]
 
 
-def environment_in(root: Root) -> dict[str, str]:
-    """The environment of the arm64 Python: nothing of the host's that leads it elsewhere."""
+def environment_in(root: Root, python: Sequence[str], target: str) -> dict[str, str]:
+    """The environment of the arm64 Python: nothing of the host's that leads it elsewhere.
+
+    Args:
+        root: where it is.
+        python: the command that starts it.
+        target: whose artifact runs.
+
+    Raises:
+        SetupError: the target's runtime is not set up.
+    """
     kept = {name: os.environ[name] for name in ("HOME", "TMPDIR", "PATH") if name in os.environ}
-    return {
+    found = {
         **kept,
         "LC_ALL": "C.UTF-8",
         "PYTHONPATH": str(root.site),
         "PYTHONUTF8": "1",
         "OMP_NUM_THREADS": "1",
+        PYTHON: json.dumps(list(python)),
     }
+    if target == "executorch":
+        found[EXECUTORCH] = str(find_executorch(read_pins()))
+    return found
 
 
 def processors_of(root: Root, core: Core) -> int:

@@ -52,7 +52,7 @@ def fetch(
     """
     name = urllib.parse.unquote(address.rsplit("/", 1)[-1])
     try:
-        if target.is_file() and digest_of(target) == sha256:
+        if is_whole(target, sha256):
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.partial")
@@ -73,6 +73,11 @@ def fetch(
     except OSError as error:
         raise SetupError(f"{target} cannot be written: {error.strerror or error}") from error
     return target
+
+
+def is_whole(target: Path, sha256: str) -> bool:
+    """Whether a file is there and has a digest."""
+    return target.is_file() and digest_of(target) == sha256
 
 
 def digest_of(file: Path) -> str:

@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,14 +23,14 @@ import numpy.typing as npt
 
 from device_harness.child_process import python_command
 from device_harness.devices.arm64.counted import BEGIN, DECODED, PREFILLED
-from device_harness.devices.arm64.device import core_of, environment_in, python_in, with_kleidiai
+from device_harness.devices.arm64.device import core_of, environment_in, python_of, with_kleidiai
 from device_harness.devices.arm64.place import arm64_folder
-from device_harness.devices.arm64.root import Root, find_root
-from device_harness.devices.arm64.setup import require_host
+from device_harness.devices.arm64.root import find_root, require_host
 from device_harness.errors import DeviceError, SetupError
 from exporters.manifest import Manifest
 
 _SOURCE: Final = Path(__file__).with_name("instructions.c")
+_FLAGS: Final = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden")
 _LONGEST: Final = 1800.0  # seconds
 
 CLASSES: Final = {
@@ -102,7 +102,9 @@ def count_instructions(
         np.save(tokens, np.asarray(prompt, np.int64))
         arguments = [str(folder.absolute()), str(tokens), str(max(2, output)), "1", options]
         command = python_command("device_harness.devices.arm64.counted", *arguments)
-        said = _run(root, chosen.name, f"{plugin},out={counts}", command, name)
+        python = [*root.counting_command(chosen.name, f"{plugin},out={counts}"), *python_of(root)]
+        environment = environment_in(root, python, manifest.target)
+        said = _run([*python, *command[1:]], environment, name)
         marks = read_counts(counts.read_text(encoding="ascii") if counts.exists() else "")
     if "error" in said:
         raise DeviceError(f"{name}: {said['error']}")
@@ -122,9 +124,9 @@ def count_instructions(
 
 
 def read_counts(text: str) -> dict[int, dict[str, int]]:
-    """Reads what the plugin wrote: by mark, the instructions before it by class.
+    r"""Reads what the plugin wrote: by mark, the instructions before it by class.
 
-    >>> read_counts("1 all=5 dot=2\\n")
+    >>> read_counts("1 all=5 dot=2\n")
     {1: {'all': 5, 'dot': 2}}
     """
     found = {}
@@ -156,8 +158,7 @@ def build_plugin() -> Path:
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         done = subprocess.run(
-            [compiler, "-O2", "-shared", "-fPIC", "-fvisibility=hidden"]
-            + ["-o", str(partial), str(_SOURCE)],
+            [compiler, *_FLAGS, "-o", str(partial), str(_SOURCE)],
             capture_output=True,
             text=True,
             errors="replace",
@@ -173,21 +174,23 @@ def build_plugin() -> Path:
     return file
 
 
-def _run(root: Root, core: str, plugin: str, command: list[str], name: str) -> dict[str, Any]:
+def _run(command: Sequence[str], environment: Mapping[str, str], name: str) -> dict[str, Any]:
     """What the program in the emulator prints."""
     try:
         done = subprocess.run(
-            [*root.counting_command(core, plugin), *python_in(root, command)],
+            command,
             capture_output=True,
             text=True,
             errors="replace",
             stdin=subprocess.DEVNULL,
-            env=environment_in(root),
+            env=dict(environment),
             timeout=_LONGEST,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise DeviceError(f"{name}: counting took more than {_LONGEST:.0f} s: use fewer tokens") from None
+        raise DeviceError(
+            f"{name}: counting took more than {_LONGEST:.0f} s: use fewer tokens"
+        ) from None
     except OSError as error:
         raise DeviceError(f"{name}: the emulator cannot be started: {error.strerror}") from error
     try:

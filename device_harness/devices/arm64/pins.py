@@ -38,20 +38,44 @@ class Package:
 
 
 @dataclass(frozen=True)
+class Member:
+    """A file of a wheel.
+
+    Attributes:
+        path: in the wheel.
+        sha256: of the file.
+        size: of the file, in bytes.
+    """
+
+    path: str
+    sha256: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The path without folders."""
+        return self.path.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
 class Wheel:
-    """An aarch64 wheel for Python 3.11.
+    """A wheel for Python 3.11 on aarch64.
 
     Attributes:
         name: of the distribution.
         version: the one that runs on the host too.
         sha256: of the file.
+        size: of the file, in bytes.
         part: what it is for.
+        members: the files that are taken out of a large wheel; empty where it is taken whole.
     """
 
     name: str
     version: str
     sha256: str
+    size: int
     part: str
+    members: tuple[Member, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +113,12 @@ def read_pins(file: Path = _FILE) -> Pins:
         for package in where["files"]
     )
     wheels = tuple(
-        Wheel(part=part, **wheel) for part, files in content["wheels"].items() for wheel in files
+        Wheel(
+            part=part,
+            members=tuple(Member(**member) for member in wheel.pop("members", ())),
+            **wheel,
+        )
+        for part, files in content["wheels"].items()
+        for wheel in files
     )
     return Pins(packages, wheels)

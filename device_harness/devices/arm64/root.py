@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,20 @@ class Root:
         Paths that the system does not hold are the host's.
         """
         return [str(self.qemu), "-L", str(self.core(core)), "-cpu", core]
+
+
+def require_host() -> None:
+    """Refuses machines that cannot run the emulator.
+
+    Raises:
+        SetupError: says what this machine is.
+    """
+    system, machine = platform.system(), platform.machine()
+    if system != "Linux" or machine not in ("x86_64", "AMD64"):
+        raise SetupError(
+            f"the arm64 emulator runs on Linux on x86-64 only, and this machine is {system} on "
+            f"{machine}: use a phone over adb, or such a machine"
+        )
 
 
 def root_folder(pins: Pins | None = None) -> Path:

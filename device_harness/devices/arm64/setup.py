@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import fcntl
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from device_harness.devices.arm64 import root as rooms
 from device_harness.devices.arm64.cores import CORES, write_core
 from device_harness.devices.arm64.deb_file import unpack
-from device_harness.devices.arm64.debian_index import Stanza, read_index
-from device_harness.devices.arm64.download import NotOnMirrorError, fetch
-from device_harness.devices.arm64.mirror import find_mirror
-from device_harness.devices.arm64.pins import Package, Pins, Wheel, read_pins
+from device_harness.devices.arm64.executorch.setup import set_up_executorch
+from device_harness.devices.arm64.fetching import bring_packages, bring_wheels
+from device_harness.devices.arm64.pins import Pins, read_pins
 from device_harness.devices.arm64.place import arm64_folder
 from device_harness.devices.arm64.progress import Progress, no_progress
-from device_harness.devices.arm64.root import Root, find_root, root_folder, what_is_wrong
-from device_harness.devices.arm64.wheels import find_wheel, unpack_wheel
+from device_harness.devices.arm64.root import (
+    Root,
+    find_root,
+    require_host,
+    root_folder,
+    what_is_wrong,
+)
+from device_harness.devices.arm64.wheels import unpack_wheel
 from device_harness.errors import SetupError
 from quant.locked_folders import unfinished
 
-_T = TypeVar("_T")
-_R = TypeVar("_R")
-_CONNECTIONS: Final = 4
 # What neither the worker nor a shell opens.
 _UNUSED: Final = re.compile(
     r"usr/share/|usr/lib/python3\.11/(?:test|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pydoc_data"
@@ -65,27 +65,11 @@ def set_up(progress: Progress = no_progress, executorch: bool = False) -> Root:
         with _alone(arm64_folder()):
             root = _whole_root(pins, progress)
             if executorch:
-                from device_harness.devices.arm64.executorch_setup import set_up_executorch
-
-                set_up_executorch(root, pins, progress)
+                set_up_executorch(pins, progress)
             return root
     except OSError as error:
         where = error.filename or arm64_folder()
         raise SetupError(f"{where} cannot be written: {error.strerror or error}") from error
-
-
-def require_host() -> None:
-    """Refuses machines that cannot run the emulator.
-
-    Raises:
-        SetupError: says what this machine is.
-    """
-    system, machine = platform.system(), platform.machine()
-    if system != "Linux" or machine not in ("x86_64", "AMD64"):
-        raise SetupError(
-            f"the arm64 emulator runs on Linux on x86-64 only, and this machine is {system} on "
-            f"{machine}: use a phone over adb, or such a machine"
-        )
 
 
 def _whole_root(pins: Pins, progress: Progress) -> Root:
@@ -211,88 +195,9 @@ def _compile(root: Root, progress: Progress) -> None:
             check=False,  # files that are no Python of this version, which nobody imports
         )
     else:
-        try:
+        with suppress(SetupError):  # the same files
             _emulated(root, [str(root.python), "-I", *command, *folders])
-        except SetupError:
-            pass  # the same files
     progress("compiling", 1, 1)
-
-
-def bring_packages(
-    packages: Sequence[Package], progress: Progress
-) -> tuple[list[Path], dict[str, str]]:
-    """Downloads packages; one that Debian replaced is taken as Debian's signed index names it.
-
-    Returns:
-        the files in the order of ``packages``, and the versions of those that were replaced.
-
-    Raises:
-        SetupError: something cannot be fetched.
-    """
-    replaced: dict[str, str] = {}
-    indexes: dict[tuple[str, str], dict[str, Stanza]] = {}
-
-    def bring(package: Package) -> Path | None:
-        target = _download(package.sha256, package.file)
-        if target.is_file():
-            return fetch("", target, package.sha256, package.size, progress)
-        try:
-            address = f"{find_mirror()}/{package.file}"
-            return fetch(address, target, package.sha256, package.size, progress)
-        except NotOnMirrorError:
-            return None
-
-    found = _at_once(bring, packages)
-    for at, package in enumerate(packages):
-        if found[at] is None:
-            found[at], version = _bring_replacement(package, indexes, progress)
-            replaced[package.name] = version
-    return [path for path in found if path is not None], replaced
-
-
-def _bring_replacement(
-    package: Package, indexes: dict[tuple[str, str], dict[str, Stanza]], progress: Progress
-) -> tuple[Path, str]:
-    """Brings what Debian's signed index names in place of a package, and its version."""
-    mirror, where = find_mirror(), (package.suite, package.architecture)
-    if where not in indexes:
-        indexes[where] = read_index(mirror, *where, arm64_folder() / "downloads", progress)
-    stanza = indexes[where].get(package.name)
-    if stanza is None:
-        raise SetupError(
-            f"{mirror} has neither {package.name} {package.version} nor any other version in "
-            f"{package.suite}: set EDGEFORGE_DEBIAN_MIRROR to a mirror that keeps this release"
-        )
-    target = _download(stanza.sha256, stanza.file)
-    fetch(f"{mirror}/{stanza.file}", target, stanza.sha256, stanza.size, progress)
-    return target, stanza.version
-
-
-def bring_wheels(wheels: Sequence[Wheel], progress: Progress) -> list[Path]:
-    """Downloads wheels.
-
-    Raises:
-        SetupError: something cannot be fetched.
-    """
-
-    def bring(wheel: Wheel) -> Path:
-        target = _download(wheel.sha256, f"{wheel.name}-{wheel.version}.whl")
-        if target.is_file():
-            return fetch("", target, wheel.sha256, progress=progress)
-        address = find_wheel(wheel.name, wheel.version).address
-        return fetch(address, target, wheel.sha256, progress=progress)
-
-    return _at_once(bring, wheels)
-
-
-def _at_once(work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        return list(pool.map(work, items))
-
-
-def _download(sha256: str, file: str) -> Path:
-    """Where a download is kept."""
-    return arm64_folder() / "downloads" / f"{sha256[:12]}-{file.rsplit('/', 1)[-1]}"
 
 
 @contextmanager
