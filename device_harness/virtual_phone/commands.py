@@ -152,10 +152,21 @@ class Running:
             pipe.close()
 
     def kill(self) -> None:
-        """Kills it and its children."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """Kills it and its children, also where what was started began a session elsewhere."""
+        for leader in (*children_of(self._process.pid), self._process.pid):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(leader, signal.SIGKILL)
         self._process.poll()
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that another one started."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            if int(place.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(place.parent.name))
+    return found
 
 
 async def begin(commands: Commands, line: str, merged: bool) -> Running:

@@ -14,6 +14,7 @@ from typing import Final
 from device_harness.devices.arm64.cores import CORES
 from device_harness.devices.arm64.root import Root
 from device_harness.errors import SetupError
+from device_harness.virtual_phone.commands import children_of
 
 SHELL: Final = "/system/bin/sh"
 _START_SECONDS: Final = 20.0
@@ -74,7 +75,9 @@ class EmulatedCommands:
         """What this host starts for a line of the phone's shell."""
         own = [SHELL, "-c", line] if line else [SHELL]
         spaces = ["--user", "--mount", "--pid", f"--target={self._first}"]
-        return [_program("nsenter"), *spaces, "--", _program("chroot"), str(self.root), *own]
+        # As adb's daemon does, each command begins a session, whose number is its own.
+        inside = [_program("setsid"), _program("chroot"), str(self.root), *own]
+        return [_program("nsenter"), *spaces, "--", *inside]
 
     def close(self) -> None:
         """Ends the namespaces, and with them all that runs there; again, it does nothing."""
@@ -135,9 +138,7 @@ def _only_child(pid: int) -> int:
     """The process that another one started; 0 where there is none."""
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until:
-        for place in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError, ValueError, IndexError):
-                if int(place.read_text().rpartition(")")[2].split()[1]) == pid:
-                    return int(place.parent.name)
+        if found := children_of(pid):
+            return found[0]
         time.sleep(0.02)
     return 0

@@ -38,16 +38,14 @@ def runtime_files(root: Root) -> dict[str, Path]:
         for path in (root.system / _LIBRARIES / loader, root.system / "usr/lib" / loader)
         if path.exists()
     )
-    for path in _below(root.system / "usr/lib/python3.11"):
-        files[f"lib/python3.11/{path.relative_to(root.system / 'usr/lib/python3.11')}"] = path
-    for path in _below(root.site):
-        files[f"site/{path.relative_to(root.site)}"] = path
-    return files
+    files |= files_below(root.system / "usr/lib/python3.11", "lib/python3.11/")
+    return files | files_below(root.site, "site/")
 
 
 def worker_files() -> dict[str, Path]:
     """EdgeForge's files that the worker may import, by their path in the archive."""
-    files = {}
+    # A process that the worker starts makes the package `edgeforge` known by this file.
+    files = {"edgeforge/__init__.py": _OURS / "edgeforge/__init__.py"}
     for package in _PACKAGES:
         for path in sorted((_OURS / package).rglob("*.py")):
             name = path.relative_to(_OURS).as_posix()
@@ -88,6 +86,22 @@ def _libraries(folder: Path) -> Iterator[tuple[str, Path]]:
             yield path.name, path
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """The files below a folder; links to files are files."""
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+def files_below(folder: Path, before: str = "") -> dict[str, Path]:
+    """The files below a folder by their path in the archive; links to files are files.
+
+    Of a Python file that was compiled the compiled one is taken alone, under the name that Python
+    looks for where there is no source: half as many files, and nothing to compile there.
+
+    Args:
+        folder: of this host.
+        before: what their path in the archive begins with.
+    """
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix != ".pyc":
+            compiled = path.parent / "__pycache__" / f"{path.stem}.cpython-311.pyc"
+            taken, name = path, path.relative_to(folder)
+            if path.suffix == ".py" and compiled.is_file():
+                taken, name = compiled, name.with_suffix(".pyc")
+            found[before + name.as_posix()] = taken
+    return found

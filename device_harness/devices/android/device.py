@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from device_harness.child_process import PYTHON as OWN_PYTHON
 from device_harness.devices.android.archive import Archive
-from device_harness.devices.android.bundle import LOADER, PYTHON, runtime_files, worker_files
+from device_harness.devices.android.bundle import (
+    LOADER,
+    PYTHON,
+    files_below,
+    runtime_files,
+    worker_files,
+)
 from device_harness.devices.android.phone import Phone
 from device_harness.devices.android.process import PhoneProcess
 from device_harness.devices.android.readings import read_condition, read_facts
 from device_harness.devices.android.transfer import HOME, Progress, install, no_progress
 from device_harness.devices.arm64.device import with_kleidiai
+from device_harness.devices.arm64.executorch.place import find_executorch
+from device_harness.devices.arm64.pins import read_pins
 from device_harness.devices.arm64.root import find_root
 from device_harness.devices.device import Condition, Facts, Place
 from device_harness.errors import DeviceError
+from device_harness.executorch_shim import VARIABLE as EXECUTORCH
 from exporters.manifest import MANIFEST, Manifest
 
-TARGETS: Final = ("onnx",)
+TARGETS: Final = ("onnx", "executorch")
 _ABI: Final = "arm64-v8a"
 _OTHERS: Final = {"armeabi-v7a": "a 32-bit arm processor", "x86": "an x86 processor"}
 _EMULATED: Final = (
@@ -82,28 +93,27 @@ class AndroidDevice(Place):
                 f"{', '.join(TARGETS)}: export with --target {TARGETS[0]}"
             )
         given = with_kleidiai(arguments, manifest.target, self._kleidiai, self.name)
-        there = self.put_artifact(folder, manifest)
         root = find_root()
+        executorch = find_executorch(read_pins()) if manifest.target == "executorch" else None
+        there = self.put_artifact(folder, manifest)
         runtime = self._put(Archive(runtime_files(root)), "the arm64 runtime")
         worker = self._put(Archive(worker_files()), "the worker")
-        command = [
-            f"{runtime}/{LOADER}",
-            "--library-path",
-            f"{runtime}/lib",
-            f"{runtime}/{PYTHON}",
-            *("-B", "-P", "-s", "-m", "device_harness.worker"),
-            there,
-            *given,
-        ]
+        python = [f"{runtime}/{LOADER}", "--library-path", f"{runtime}/lib", f"{runtime}/{PYTHON}"]
+        python += ["-B", "-s"]
         environment = {
             "PYTHONHOME": runtime,
             "PYTHONPATH": f"{runtime}/site:{worker}",
+            "PYTHONUTF8": "1",
             "HOME": HOME,
             "TMPDIR": HOME,
             "LC_ALL": "C.UTF-8",
-            "PYTHONUTF8": "1",
+            "OMP_NUM_THREADS": "1",
+            OWN_PYTHON: json.dumps(python),
         }
-        return self.run(command, environment)
+        if executorch is not None:
+            files = files_below(executorch)
+            environment[EXECUTORCH] = self._put(Archive(files), "ExecuTorch's arm64 runtime")
+        return self.run([*python, "-P", "-m", "device_harness.worker", there, *given], environment)
 
     def put_artifact(self, folder: Path, manifest: Manifest) -> str:
         """Puts an artifact there, if it is not there yet; returns its folder there."""

@@ -46,10 +46,9 @@ exec "$@" 2> stderr
 """
 # A number may have been given to another process meanwhile. $1 is the process, $2 its folder.
 _END: Final = """
-if [ -r "/proc/$1/cmdline" ]; then
-  case "$(tr '\\0' ' ' < "/proc/$1/cmdline")" in
-    *edgeforge/*) kill -9 "-$1"; kill -9 "$1" ;;
-  esac
+if grep -q edgeforge/ "/proc/$1/cmdline"; then
+  kill -9 "-$1"
+  kill -9 "$1"
 fi 2>/dev/null
 rm -rf "$2"
 """

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from device_harness.devices.android.device_text import clean, one_line
@@ -124,6 +124,13 @@ def _listed(line: str) -> Listed | None:
 
 def find_android() -> list[Reachable]:
     """What ``edgeforge devices`` tells of phones; it asks the adb server and starts none."""
+    return [
+        replace(each, cure=f"{each.cure[:1].upper()}{each.cure[1:]}." if each.cure else "")
+        for each in _found()
+    ]
+
+
+def _found() -> list[Reachable]:
     from importlib.util import find_spec
 
     if find_spec("adbutils") is None:

@@ -103,15 +103,6 @@ def _install(phone: Phone, archive: Archive, what: str, progress: Progress) -> s
         progress(what, done, archive.size)
         phone.send(archive.read(chunk), f"{HOME}/arriving/{archive.name}/{chunk.sha256}")
         done += chunk.size
-    if missing:
-        arrived = _arrived(phone, archive)
-        lost = [chunk for chunk in missing if chunk.sha256 not in arrived]
-        if lost:
-            raise DeviceError(
-                f"{phone.name} said that {what} arrived, but {len(lost)} of {len(missing)} parts "
-                f"there are damaged or missing: run it again, and try another cable or phone if "
-                f"that does not help"
-            )
     progress(what, archive.size, archive.size)
     _unpack(phone, archive, what)
     finished = phone.run(_FINISH, HOME, archive.name, seal, seconds=300.0, what="finishing")
@@ -172,6 +163,15 @@ def _unpack(phone: Phone, archive: Archive, what: str) -> None:
     )
     if found.code or _digests(found.output) != archive.digests:
         phone.run(_CLEAR, HOME, archive.name, seconds=300.0, what="clearing away")
+        # The digests of the files tell the same sooner; those of the chunks tell whose fault it is.
+        arrived = _arrived(phone, archive)
+        lost = [chunk for chunk in _once(archive.chunks) if chunk.sha256 not in arrived]
+        if lost:
+            raise DeviceError(
+                f"{phone.name} said that {what} arrived, but {len(lost)} of {len(archive.chunks)} "
+                f"parts there are damaged or missing: run it again, and try another cable or phone "
+                f"if that does not help"
+            )
         raise _failed(phone, what, found.errors)
 
 

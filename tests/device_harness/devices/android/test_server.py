@@ -79,7 +79,8 @@ def test_a_phone_that_cannot_be_used_says_why_and_what_to_do(adb, virtual_phone,
         connecting.kill()
     assert not found[0].ready and found[0].what == f"adb says: {what}" and cure in found[0].cure
     assert refusal(f"android:{virtual_phone.serial}") == (
-        f"android:{virtual_phone.serial} is {what}, says adb: {found[0].cure}"
+        f"android:{virtual_phone.serial} is {what}, says adb: "
+        f"{found[0].cure[0].lower()}{found[0].cure[1:-1]}"
     )
 
 
