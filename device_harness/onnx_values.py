@@ -39,6 +39,8 @@ def shown_values(
     made = {name for node in model.graph.node for name in node.output}
     unnamed = {f"{node.output[0]}_sum": node for node in model.graph.node if _hides_sum(node)}
     shown = [name for name in dict.fromkeys(names) if name in made or name in unnamed]
+    if not shown:
+        return [{} for _ in texts]
     for name in shown:
         if name in made:
             continue

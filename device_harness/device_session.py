@@ -1,0 +1,296 @@
+"""An artifact on a device, driven as one on this host."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from device_harness.devices.device import Device
+from device_harness.devices.registry import KINDS, kind_of
+from device_harness.errors import DeviceError
+from device_harness.frames import Array, FrameError, read_frame, write_frame
+from device_harness.session import HostSession, Logits, Shown, Tokens, check_tokens
+from device_harness.timed_run import TimedRun
+from exporters.manifest import Manifest
+
+_LARGEST_VOCABULARY: Final = 1 << 24
+_MOST_VALUES: Final = 1 << 34
+"""Bytes of the values of some texts, at most."""
+_ENDING_SECONDS: Final = 5.0
+
+
+class DeviceSession(HostSession):
+    """An artifact that a worker runs on a device.
+
+    Args:
+        device: where; it stays open when the session closes.
+        folder: the artifact on this host.
+        manifest: its manifest.
+        threads: the runtime's number of threads; None for its default there.
+        options: of the runtime, by name.
+
+    Raises:
+        DeviceError: the device refuses the artifact. What the runtime says of it is known at the
+            first call.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        folder: Path,
+        manifest: Manifest,
+        threads: int | None = None,
+        options: Mapping[str, str | None] | None = None,
+    ) -> None:
+        given = {name: value for name, value in (options or {}).items() if value is not None}
+        arguments = ["--options", json.dumps(given)]
+        if threads is not None:
+            arguments += ["--threads", str(threads)]
+        self.device, self.context = device, manifest.context
+        self._opening = f"opening {folder}"
+        self._said_hello: dict[str, Any] = {}
+        self._peak, self._vocab, self._facts = 0, 0, dict[str, Any]()
+        self._channel = device.start(folder, manifest, arguments)
+
+    def _hello(self) -> Mapping[str, Any]:
+        """What the worker says once it has opened the artifact, which takes a second or more."""
+        if not self._said_hello:
+            self._require_open()
+            words, _ = self._answer(0, self._opening)
+            if not isinstance(words.get("limits"), list) or "runtime" not in words:
+                raise DeviceError(f"{self.device.name} answers what no worker does")
+            self._said_hello = words
+        return self._said_hello
+
+    @property
+    def runtime(self) -> str:
+        """The runtime's name, version and threads, for reports."""
+        return self._text(self._hello()["runtime"])
+
+    @property
+    def limits(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What this runtime cannot tell of another; the device's own limits are apart."""
+        return tuple(map(self._text, self._hello()["limits"]))
+
+    def load(self) -> Mapping[str, Any]:
+        """Loads the artifact, once; the other calls do it when needed.
+
+        Returns:
+            ``seconds`` that it took, and ``loaded_bytes`` by which the peak memory rose.
+        """
+        self._require_open()
+        if not self._facts:
+            words, _ = self._ask("load", "loading the artifact")
+            vocab, chunks = words.get("vocab_size"), words.get("chunks")
+            if (
+                type(vocab) is not int
+                or not 0 < vocab <= _LARGEST_VOCABULARY
+                or not isinstance(chunks, list)
+                or not all(type(each) is int for each in chunks)
+                or not isinstance(words.get("seconds"), int | float)
+                or type(words.get("loaded_bytes")) is not int
+            ):
+                raise DeviceError(f"{self.device.name} answers what no worker does")
+            self._facts, self._vocab = words, vocab
+        return self._facts
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        self.load()
+        return self._vocab
+
+    @property
+    def peak_bytes(self) -> int:
+        """The peak resident memory so far of the process that runs the artifact there, in bytes."""
+        if not self._closed:
+            self._hello()
+        return self._peak
+
+    @property
+    def chunks(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The lengths that one call of the runtime takes of a longer text."""
+        return tuple(self.load()["chunks"])
+
+    @property
+    def has_all_positions(self) -> bool:  # type: ignore[override]
+        """Whether `logits` runs a graph of its own, which apps do not run."""
+        return bool(self.load()["has_all_positions"])
+
+    def reset(self) -> None:
+        """Forgets all positions."""
+        super().reset()
+        self._ask("reset", "forgetting the text")
+
+    def extend(self, tokens: Tokens) -> Logits:
+        """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
+        vocab = self.vocab_size
+        check_tokens(tokens, self._length + len(tokens), vocab, self.context)
+        what = f"running {len(tokens)} tokens at position {self._length}"
+        found = self._one("extend", what, [tokens], (vocab,))
+        self._length += len(tokens)
+        return found
+
+    def logits(self, tokens: Tokens) -> Logits:
+        """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``."""
+        vocab = self.vocab_size
+        check_tokens(tokens, len(tokens), vocab, self.context)
+        return self._one("logits", f"running {len(tokens)} tokens", [tokens], (len(tokens), vocab))
+
+    def timed(self, prompt: Tokens, output: int) -> TimedRun:
+        """Runs a prompt and generates greedily, timed on the device itself.
+
+        The text of `extend` is forgotten.
+
+        Args:
+            prompt: ``int64[t]``.
+            output: how many tokens to generate, at least 1.
+        """
+        check_tokens(prompt, len(prompt) + output - 1, self.vocab_size, self.context)
+        self._length = 0
+        what = f"a timed run of {len(prompt)} + {output} tokens"
+        words, _ = self._ask("timed", what, [prompt], output=output)
+        try:
+            run = TimedRun.from_json(words["timed"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DeviceError(f"{self.device.name} answers what no worker does: {error}") from error
+        if run.prompt_tokens != len(prompt) or len(run.tokens) != output:
+            raise DeviceError(f"{self.device.name} timed another text than it was given")
+        self._length = len(prompt) + output - 1
+        return run
+
+    def first_not_finite(self, tokens: Tokens) -> str | None:
+        """Names the operation that gives the first NaN or infinite value of a fresh text."""
+        words, _ = self._ask("first_not_finite", "looking for NaN", [tokens])
+        where = words.get("where")
+        return None if where is None else self._text(where)
+
+    def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
+        """Returns values inside the artifact while it runs fresh texts."""
+        what = f"showing values of {len(texts)} texts"
+        words, arrays = self._ask("values", what, texts, _MOST_VALUES, names=list(names))
+        counts, rest = words.get("values"), iter(arrays)
+        try:
+            found = [
+                {str(name): [next(rest) for _ in range(calls)] for name, calls in text.items()}
+                for text in counts or []
+            ]
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise DeviceError(f"{self.device.name} answers what no worker does") from error
+        if len(found) != len(texts):
+            raise DeviceError(f"{self.device.name} shows values of other texts")
+        return found
+
+    def close(self) -> None:
+        """Ends the worker."""
+        super().close()
+        self._channel.close()
+
+    def _one(self, call: str, what: str, arrays: Sequence[Array], shape: tuple[int, ...]) -> Logits:
+        """A call that answers with float32 numbers of one shape."""
+        most = 4 * int(np.prod(shape))
+        _, found = self._ask(call, what, arrays, most)
+        if len(found) != 1 or found[0].shape != shape or found[0].dtype != np.float32:
+            shapes = ", ".join(str(each.shape) for each in found) or "nothing"
+            raise DeviceError(f"{self.device.name} gives {shapes} for logits of {shape}")
+        result: Logits = found[0]
+        return result
+
+    def _ask(
+        self,
+        call: str,
+        what: str,
+        arrays: Sequence[Array] = (),
+        most_bytes: int = 0,
+        **words: object,
+    ) -> tuple[dict[str, Any], list[Array]]:
+        self._require_open()
+        self._hello()
+        try:
+            given = [np.ascontiguousarray(each, np.int64) for each in arrays]
+            write_frame(self._channel.requests, {"call": call, **words}, given)
+        except OSError:
+            pass  # the worker has ended, or cannot be reached; reading its answer reports how
+        return self._answer(most_bytes, what)
+
+    def _answer(self, most_bytes: int, what: str) -> tuple[dict[str, Any], list[Array]]:
+        """The next answer; frames that only say that the worker is alive are passed over."""
+        while True:
+            try:
+                frame = read_frame(self._channel.answers, most_bytes)
+            except FrameError as error:
+                raise DeviceError(f"{self.device.name}: {what} failed: {error}") from error
+            except TimeoutError as error:
+                self.close()
+                raise DeviceError(
+                    f"{self.device.name} has been silent too long in {what}: see whether it hangs, "
+                    f"and run it again"
+                ) from error
+            except OSError as error:
+                self.close()
+                raise DeviceError(f"{self.device.name} was lost in {what}: {error}") from error
+            if frame is None:
+                raise DeviceError(f"{self.device.name}: {self._ended()} in {what}{self._said()}")
+            words, arrays = frame
+            if "alive" in words:
+                continue
+            if "error" in words:
+                raise DeviceError(self._text(words["error"]))
+            if type(words.get("peak")) is int:
+                self._peak = max(self._peak, words["peak"])
+            return words, arrays
+
+    def _ended(self) -> str:
+        """How the worker ended."""
+        code = self._channel.wait(_ENDING_SECONDS)
+        if code is None:
+            return "the worker's answers stopped"
+        # A shell reports a signal as 128 more than its number.
+        number = -code if code < 0 else code - 128
+        if number == signal.SIGKILL:
+            return "the worker was killed, as a system does where memory runs out,"
+        if number in set(signal.Signals):
+            return f"the worker ended with {signal.Signals(number).name}"
+        return f"the worker ended (exit code {code})"
+
+    def _said(self) -> str:
+        lines = [line.strip() for line in self._channel.last_words().splitlines() if line.strip()]
+        return f": {self._text(lines[-1])[:300]}" if lines else ""
+
+    @staticmethod
+    def _text(given: object) -> str:
+        """Text of a device, fit for a terminal."""
+        return "".join(c if c.isprintable() else " " for c in str(given)[:1000])
+
+
+def open_on(
+    device: Device,
+    folder: Path,
+    manifest: Manifest,
+    threads: int | None = None,
+    options: Mapping[str, str | None] | None = None,
+) -> DeviceSession:
+    """Opens an artifact on a device; close the session, or use it in a ``with``.
+
+    Args:
+        device: where.
+        folder: the artifact on this host.
+        manifest: its manifest.
+        threads: the runtime's number of threads; None for its default there.
+        options: of the runtime, by name.
+
+    Raises:
+        DeviceError: artifacts of this target do not run there, or the device refuses this one.
+    """
+    targets = KINDS[kind_of(device.name)].targets
+    if manifest.target not in targets:
+        raise DeviceError(
+            f"{manifest.target} artifacts do not run on {device.name}, which runs those for "
+            f"{', '.join(targets)}"
+        )
+    return DeviceSession(device, folder, manifest, threads, options)

@@ -1,0 +1,1 @@
+"""Where artifacts run: this host, an emulated processor, a phone, a Mac."""
