@@ -1,4 +1,4 @@
-"""`Footprint`: the memory of a loaded model, and `RuntimeCosts`: how a runtime keeps what it loads."""
+"""`Footprint`: the memory of a loaded model; `RuntimeCosts`: how a runtime keeps what it loads."""
 
 from __future__ import annotations
 

@@ -118,15 +118,14 @@ def _known(phone: Phone, version: tuple[int, ...]) -> AppMemory:
         older = [each for each in phone.limits if parse_version(each.since) <= version]
         near = max(map(_since, older)) if older else min(map(_since, phone.limits))
         holding = [limit for limit in phone.limits if _since(limit) == near]
-        warnings.append(_unknown(phone, f"{system} {name}", holding[0].since))
-    elif version[0] > newest[0]:
-        warnings.append(_unknown(phone, f"{system} {name}", holding[0].since))
+    if version[0] > newest[0] or not any(_holds(limit, version) for limit in holding):
+        used = max(holding, key=_since).since
+        warnings.append(_unknown(phone, f"{system} {name}", used))
+        name = used
     plain = max((each for each in holding if not each.entitlement), key=_since, default=None)
     entitled = max((each for each in holding if each.entitlement), key=_since, default=None)
     if plain is None:
-        warnings.append(
-            f"the limit of an app without the entitlement is not known on {phone.title}"
-        )
+        warnings.append(f"{phone.title}: the limit without the entitlement is not known")
     given = [limit for limit in (plain, entitled) if limit is not None]
     warnings += dict.fromkeys(f"the limit: {limit.note}" for limit in given if limit.note)
     parts = [

@@ -199,7 +199,7 @@ def read_profiles(content: bytes) -> Profiles:
     sources = {key: Source(key=key, **row) for key, row in data["sources"].items()}
     phones = {name: _phone(name, row) for name, row in data["phones"].items()}
     published = tuple(_measurement(row) for row in data["published"])
-    cited = [
+    cited: list[tuple[str, Figure | Limit | Measurement]] = [
         *((name, f) for name, phone in phones.items() for f in phone.figures().values()),
         *((name, limit) for name, phone in phones.items() for limit in phone.limits),
         *((each.model, each) for each in published),

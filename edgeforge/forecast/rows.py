@@ -24,10 +24,13 @@ from quant.plans.recipes import find_recipe
 if TYPE_CHECKING:
     from exporters.runtime_memory import Footprint
 
+USEFUL_KL: Final = 1.0
+"""A recipe whose KL was measured from here on has lost the model, in nats a token."""
+
 RULE: Final = (
     f"best: of the quantized recipes that leave {HEADROOM:.0%} of the limit to the app, the one "
-    f"whose KL was the least on {measured_model()}, where any of them was measured, else the one "
-    f"with the most bits; a checkpoint that is quantized already stays as it is"
+    f"whose KL was the least on {measured_model()} and below {USEFUL_KL:g}, else the one with the "
+    f"most bits; a checkpoint that is quantized already stays as it is"
 )
 
 
@@ -201,13 +204,13 @@ def _choose(rows: Sequence[Row], app: AppMemory, context: int) -> tuple[str | No
     for verdict, needs in (("yes", ""), ("entitled", "the app needs the entitlement")):
         fitting = [row for row in rows if row.quantized and row.verdict == verdict]
         kept = [row for row in fitting if row.recipe == AS_IS]
-        measured = [row for row in fitting if row.kl is not None]
+        measured = [row for row in fitting if row.kl is not None and row.kl < USEFUL_KL]
         if kept:
             return AS_IS, needs
         if measured:
             return min(measured, key=lambda row: (row.kl or 0.0, row.stored)).recipe, needs
-        if fitting:
-            return max(fitting, key=lambda row: row.bits).recipe, needs
+        if fitting:  # those that were measured have lost the model
+            return max(fitting, key=lambda row: (row.kl is None, row.bits)).recipe, needs
     if not rows:
         return None, "it can hold none of the recipes"
     longest, least = max(

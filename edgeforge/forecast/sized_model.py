@@ -97,9 +97,7 @@ def _of_config(source: str, path: Path, ignored: tuple[str, ...]) -> SizedModel:
             f"{source} is a file: name a {CONFIG}, or the folder that holds it with the weights"
         )
     if not path.exists():
-        raise CheckpointError(
-            f"{path.parent} has no {CONFIG}, which says what the model's sizes are"
-        )
+        raise CheckpointError(f"{path.parent} has no {CONFIG}, which says the model's sizes")
     beside = path.with_name(GENERATION_CONFIG)
     config = read_config(path)
     spec = read_spec(config, read_config(beside) if beside.exists() else {}, ignored)
