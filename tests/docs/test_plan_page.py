@@ -24,8 +24,7 @@ def test_the_example_is_what_the_command_prints(tmp_path, monkeypatch, capfd):
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["edgeforge", *command.split()])
-    with pytest.raises(SystemExit, match="^0$|^None$"):
-        cli.main()
+    cli.main()
     printed = iter([line.rstrip() for line in "".join(capfd.readouterr()[::-1]).splitlines()])
     for line in shown:
         if line != "...":
@@ -63,10 +62,10 @@ def tables() -> dict[str, list[str]]:
         f"{', '.join(each.sources)} |"
         for each in PROFILES.published
     ]
-    sources = [
-        f"| {key} | {source.kind} | {source.title if source.url is None else f'[{source.title}]({source.url})'} |"
-        for key, source in PROFILES.sources.items()
-    ]
+    sources = []
+    for key, source in PROFILES.sources.items():
+        title = source.title if source.url is None else f"[{source.title}]({source.url})"
+        sources.append(f"| {key} | {source.kind} | {title} |")
     return {"phones": phones, "measured": measured, "sources": sources}
 
 
