@@ -188,7 +188,7 @@ def plan(
     Args:
         model: a checkpoint folder, a ``config.json``, a hub id, of which only the configuration is
             read, or ``demo``.
-        device: a name from ``edgeforge list devices``.
+        device: a name from ``edgeforge list phones``.
         context: declared context in tokens; None for the model's own, at most 4096.
         targets: names from ``edgeforge list targets``; None for ``coreml`` on iOS and ``onnx`` on
             Android.

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from device_harness.devices.apple.devicectl import find_ios
+from device_harness.devices.apple.iphone import IosDevice
+from device_harness.devices.apple.mac import MacDevice, find_mac
 from device_harness.devices.device import Device, Reachable
 from device_harness.devices.host import HostDevice, find_host
 from device_harness.errors import DeviceError
@@ -39,6 +42,8 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "host": Kind(HostDevice, find_host, ("onnx", "executorch", "coreml")),
+    "mac": Kind(MacDevice, find_mac, ("coreml",)),
+    "ios": Kind(IosDevice, find_ios, ("coreml",)),
 }
 
 

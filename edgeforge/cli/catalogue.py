@@ -10,7 +10,7 @@ def catalogue(what: str) -> dict[str, str]:
     """Returns names, each with one line about it.
 
     Args:
-        what: ``families``, ``recipes``, ``rotations``, ``targets``, ``presets``, ``devices`` or
+        what: ``families``, ``recipes``, ``rotations``, ``targets``, ``presets``, ``phones`` or
             ``coreml-operations``.
 
     Raises:
@@ -22,7 +22,7 @@ def catalogue(what: str) -> dict[str, str]:
         "rotations": _rotations,
         "targets": _targets,
         "presets": _presets,
-        "devices": _devices,
+        "phones": _phones,
         "coreml-operations": _coreml_operations,
     }
     if what not in kinds:
@@ -68,7 +68,7 @@ def _presets() -> dict[str, str]:
     }
 
 
-def _devices() -> dict[str, str]:
+def _phones() -> dict[str, str]:
     from edgeforge.forecast.profiles import load_profiles
 
     return {

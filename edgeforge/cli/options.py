@@ -202,7 +202,7 @@ Sized = Annotated[
     ),
 ]
 PlannedDevice = Annotated[
-    str, typer.Option("--device", help="A phone: a name from `edgeforge list devices`.")
+    str, typer.Option("--device", help="A phone: a name from `edgeforge list phones`.")
 ]
 PlannedTargets = Annotated[
     str | None,
@@ -463,7 +463,7 @@ MaxIterations = Annotated[
 What = Annotated[
     str,
     typer.Argument(
-        help="What to list: families, recipes, rotations, targets, presets, devices (of `plan`) "
+        help="What to list: families, recipes, rotations, targets, presets, phones "
         "or coreml-operations."
     ),
 ]

@@ -18,7 +18,7 @@ REGISTRIES = {
     "rotations": ROTATIONS,
     "targets": TARGETS,
     "presets": PRESETS,
-    "devices": load_profiles().phones,
+    "phones": load_profiles().phones,
 }
 
 
@@ -40,7 +40,7 @@ def test_another_list_is_refused_with_the_nearest():
         catalogue("recipies")
     assert str(caught.value) == (
         "there is no list of 'recipies' (did you mean 'recipes'?); "
-        "known: families, recipes, rotations, targets, presets, devices, coreml-operations"
+        "known: families, recipes, rotations, targets, presets, phones, coreml-operations"
     )
     with pytest.raises(UsageError, match=r"no list of 'zzz'; known"):
         catalogue("zzz")

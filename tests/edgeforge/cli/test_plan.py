@@ -72,7 +72,7 @@ def test_a_model_that_is_not_there_is_the_checkpoints_fault(edgeforge, tmp_path)
     assert done.code == 3 and done.err.count("\n") == 1
 
 
-def test_devices_are_listed(edgeforge):
-    done = edgeforge("list", "devices")
+def test_phones_are_listed(edgeforge):
+    done = edgeforge("list", "phones")
     assert "iphone-15-pro  iPhone 15 Pro: A17 Pro, 8 GB, 51.2 GB/s" in done.out
     assert "Pixel 8: Tensor G3, 8 GB\n" in done.out
