@@ -21,7 +21,7 @@ class PlannedOperation:
     """One operation of a function.
 
     Attributes:
-        output: the name of its first output.
+        output: the name of its first output; empty for one without a result.
         processor: where Core ML means to run it: ``CPU``, ``GPU`` or ``Neural Engine``.
         supported: where it could run.
         cost: its share of the function's estimated cost, 0 to 1; None where it is not estimated.
@@ -86,7 +86,8 @@ def sections_of(
     counts: Counter[tuple[str, str]] = Counter()
     costs: Counter[tuple[str, str]] = Counter()
     for each in plan:
-        key = (types.get(each.output, "not in the package"), each.processor)
+        operator = types.get(each.output, "not in the package")
+        key = (operator if each.output else "without a result", each.processor)
         counts[key] += 1
         costs[key] += round((each.cost or 0.0) * 1e6)
     rows = [

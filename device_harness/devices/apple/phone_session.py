@@ -129,7 +129,7 @@ class PhoneSession(HostSession):
         check_tokens(tokens, len(tokens), self.vocab_size, self.context)
         if self._all is None:
             return self._one_by_one(tokens)
-        size = max(_chunks(self._interface(self._all)))
+        size = max(chunks_of(self._interface(self._all)))
         if -(-len(tokens) // size) * size > self.context:
             return self._one_by_one(tokens)
         key, found = self._load(self._all).key, []
@@ -175,7 +175,7 @@ class PhoneSession(HostSession):
         """The last logits of a prompt, and the seconds that an app's calls would take for it."""
         if self._prefill is None:
             return self._extend(prompt)
-        size = max(_chunks(self._interface(self._prefill)))
+        size = max(chunks_of(self._interface(self._prefill)))
         whole, took = len(prompt) // size * size, 0.0
         logits = self._last
         for at in range(0, whole, size):
@@ -193,7 +193,7 @@ class PhoneSession(HostSession):
     def _extend(self, tokens: Tokens) -> tuple[Logits, float]:
         check_tokens(tokens, self._length + len(tokens), self.vocab_size, self.context)
         key, took, done = self._load(self._step).key, 0.0, 0
-        sizes = _chunks(self._interface(self._step)) or (1,)
+        sizes = chunks_of(self._interface(self._step)) or (1,)
         while done < len(tokens):
             fitting = [size for size in sizes if size <= len(tokens) - done]
             size = max(fitting) if self._caches and fitting else 1
@@ -251,7 +251,7 @@ class PhoneSession(HostSession):
         }
 
 
-def _chunks(interface: Interface) -> tuple[int, ...]:
+def chunks_of(interface: Interface) -> tuple[int, ...]:
     """The numbers of tokens that a call of a function may take."""
     for feature in interface.inputs:
         if feature.name == names.TOKENS:

@@ -30,7 +30,10 @@ def become_a_mac(patch: pytest.MonkeyPatch, folder: Path) -> Path:
     tools.mkdir()
     for name in ("xcrun", "devicectl", "xcodebuild"):
         script = tools / name
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {HERE}/fake_devicectl.py "$@"\n')
+        script.write_text(
+            f"#!{sys.executable} -SE\nimport sys\nsys.path.insert(0, {str(HERE)!r})\n"
+            f"from fake_devicectl import main\nmain(sys.argv[1:])\n"
+        )
         script.chmod(0o755)
     patch.setenv("PATH", str(tools), prepend=":")
     patch.setenv("FAKE_PHONE", str(phone))

@@ -6,7 +6,6 @@ It takes the commands that EdgeForge and coremltools 9 give, and no others.
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -42,6 +41,8 @@ def main(words: list[str]) -> None:
         bundle = os.environ.get("FAKE_BUNDLE", "com.coremltools.modelrunnerd")
         answer(words, {"installedApplications": [{"bundleID": bundle, "databaseUUID": "FAKE"}]})
     elif words[:3] == ["device", "process", "launch"]:
+        import subprocess
+
         sys.exit(subprocess.call([sys.executable, str(HERE / "fake_modelrunner.py"), str(phone)]))
     elif words[:3] == ["device", "copy", "to"]:
         source, target = Path(value(words, "--source")), phone / value(words, "--destination")

@@ -21,6 +21,11 @@ NANOSECONDS = 2_000_000
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
+def first_output(operation: Any) -> str:
+    """As in the app: the name of the first output, and an empty text where there is none."""
+    return operation.outputs[0].name if operation.outputs else ""
+
+
 class Runner:
     def __init__(self, root: Path) -> None:
         self.root, self.models = root, dict[str, tuple[Interpreter, str, Any]]()
@@ -75,7 +80,7 @@ class Runner:
                 {"program": {}},
                 {"programFunction": {"data": {"name": function}}},
                 {"programBlock": {"data": {"index": -1}}},
-                {"programOperation": {"data": {"outputName": operation.outputs[0].name}}},
+                {"programOperation": {"data": {"outputName": first_output(operation)}}},
             ]
             usage = {
                 "preferred": engine if on_engine else {"cpu": {}},

@@ -7,6 +7,7 @@ import pytest
 
 from device_harness.devices.apple import devicectl
 from device_harness.devices.apple.devicectl import choose_phone, find_ios, list_phones, read_phones
+from device_harness.devices.apple.report import main
 from device_harness.errors import DeviceError
 
 LISTED = json.loads((Path(__file__).parent / "fake_devicectl_list.json").read_text())
@@ -126,3 +127,9 @@ def test_a_tool_that_fails_hangs_or_is_missing_is_told(fake_mac, tmp_path, monke
     assert find_ios()[0].what == "xcrun is not installed"
     with pytest.raises(DeviceError, match="xcrun is not installed"):
         list_phones()
+
+
+def test_a_report_without_a_mac_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"^edgeforge: an iPhone is reached from a Mac with Xcode"):
+        main([str(tmp_path)])
+    assert capsys.readouterr().out == ""

@@ -11,6 +11,7 @@ from device_harness.devices.apple.compute_plan import read_plan, sections_of
 from device_harness.devices.apple.iphone import IosDevice
 from device_harness.devices.apple.phone_worker import open_on_phone
 from device_harness.devices.apple.remote import BUNDLE, TEAM
+from device_harness.devices.apple.report import examine
 from device_harness.errors import DeviceError
 from device_harness.timed_run import SelfTimed, run_timed
 from exporters.manifest import Manifest
@@ -63,9 +64,20 @@ def test_the_compute_plan_by_operation(phone):
     plan = read_plan(runner.compute_plan(runner.load(function).key), function)
     (section,) = sections_of(plan, package, function)
     processors = {row[0]: row[1] for row in section.rows}
-    assert processors["linear"] == "Neural Engine" and processors["softmax"] == "CPU"
+    assert processors["linear"] == "Neural Engine" and processors["silu"] == "CPU"
     assert sum(row[2] for row in section.rows) == len(plan)
     assert "not in the package" not in processors
+
+
+def test_a_report_keeps_loading_the_first_call_and_the_others_apart(phone):
+    _, session = phone
+    found = examine(session._package, session._phone, trials=2)
+    assert [each.function for each in found] == list(session._package.functions)
+    for each in found:
+        assert (each.load_seconds, len(each.trial_seconds)) == (0.03, 2)
+        assert {each.warm_up_seconds, *each.trial_seconds} == {0.002 * each.tokens}
+        (title,) = each.plan
+        assert title == f"Compute plan of {each.function}" and each.plan[title]
 
 
 def test_what_the_runner_refuses_is_one_sentence(phone):
