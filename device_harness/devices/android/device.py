@@ -104,7 +104,9 @@ class AndroidDevice(Place):
         if executorch is not None:
             files = files_below(executorch)
             environment[EXECUTORCH] = self._put(Archive(files), "ExecuTorch's arm64 runtime")
-        return self.run([*python, "-P", "-m", "device_harness.worker", there, *arguments], environment)
+        return self.run(
+            [*python, "-P", "-m", "device_harness.worker", there, *arguments], environment
+        )
 
     def put_artifact(self, folder: Path, manifest: Manifest) -> str:
         """Puts an artifact there, if it is not there yet; returns its folder there."""
