@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from device_harness.measuring.bench import ArmRatio
 from device_harness.measuring.lane import Arm, Lane, Site
-from device_harness.measuring.record import ArmRatio, Cell, Figure
+from device_harness.measuring.record import Cell, Figure
 from device_harness.measuring.statistics import paired_ratio
 from device_harness.measuring.sustained import sustain
 

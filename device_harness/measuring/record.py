@@ -1,4 +1,4 @@
-"""`Bench`: what was measured, run by run; ``bench.json`` holds it."""
+"""`Cell`: what was measured of one artifact on one device, run by run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any, Final, Literal
 from device_harness.measuring.conditions import Cool
 from device_harness.measuring.rules import Rules
 from device_harness.measuring.statistics import Summary, summarize
-
-BENCH_VERSION: Final = 1
-KIND: Final = "edgeforge bench"
 
 Start = Literal["first-ever", "cold", "warm"]
 Outcome = Literal["counted", "warm-up", "excluded", "failed"]
@@ -105,8 +102,10 @@ class Run:
             return len(self.step_seconds) / seconds if seconds > 0 else None
         if not self.first_token_seconds:
             return None
-        return self.first_token_seconds if name == "first_token" else (
-            prompt / self.first_token_seconds
+        return (
+            self.first_token_seconds
+            if name == "first_token"
+            else (prompt / self.first_token_seconds)
         )
 
 
@@ -252,84 +251,3 @@ class Cell:
             reasons = [run.reason for run in self.runs if run.outcome in ("failed", "excluded")]
             return f"no run counts: {reasons[-1]}" if reasons else "no run counts"
         return ""
-
-
-@dataclass(frozen=True)
-class DeviceRecord:
-    """A device that cells are of.
-
-    Attributes:
-        name: as the user named it.
-        facts: `device_harness.devices.device.Facts`; empty where it could not be reached.
-        limits: what a run there cannot tell, one sentence each.
-        failure: why nothing could be measured there, one sentence; empty where something could.
-    """
-
-    name: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    limits: tuple[str, ...] = ()
-    failure: str = ""
-
-    @property
-    def is_emulated(self) -> bool:
-        """Whether its processor is emulated, so that times mean nothing."""
-        return self.facts.get("emulated") is True
-
-
-@dataclass(frozen=True)
-class ArmRatio:
-    """How many times as fast one artifact is as the first, in runs that took turns.
-
-    Attributes:
-        figure: ``prefill`` or ``decode``.
-        device: where.
-        prompt: tokens of the prompt.
-        output: tokens generated.
-        of: digest of the manifest of the one.
-        of_folder: its folder.
-        against: digest of the manifest of the first.
-        against_folder: its folder.
-        value: the median of the pairs' ratios.
-        low: the lower end of its 95 % interval; None of fewer than six pairs.
-        high: the upper end.
-        pairs: of runs.
-    """
-
-    figure: Figure
-    device: str
-    prompt: int
-    output: int
-    of: str
-    of_folder: str
-    against: str
-    against_folder: str
-    value: float
-    low: float | None
-    high: float | None
-    pairs: int
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What a measurement found.
-
-    Attributes:
-        devices: every device that was asked for, in order.
-        cells: every cell, failed ones too.
-        ratios: of artifacts that were measured by turns.
-    """
-
-    devices: tuple[DeviceRecord, ...]
-    cells: tuple[Cell, ...]
-    ratios: tuple[ArmRatio, ...] = ()
-
-    def device(self, name: str) -> DeviceRecord:
-        """The record of a device.
-
-        Raises:
-            KeyError: there is none.
-        """
-        for each in self.devices:
-            if each.name == name:
-                return each
-        raise KeyError(name)

@@ -10,18 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Final, TypeVar
 
+from device_harness.measuring.bench import BENCH_VERSION, KIND, ArmRatio, Bench, DeviceRecord
 from device_harness.measuring.record import (
-    BENCH_VERSION,
     COOLS,
     FIGURES,
-    KIND,
     OUTCOMES,
     STARTS,
     TEXT_VERDICTS,
-    ArmRatio,
-    Bench,
     Cell,
-    DeviceRecord,
     Measured,
     Point,
     Run,
@@ -73,9 +69,7 @@ def figures_json(cell: Cell) -> dict[str, Any]:
             "first_token_seconds": cold.first_token_seconds,
         },
         "peak_bytes": cell.peak_bytes,
-        "kept": None
-        if kept_speed is None
-        else {**asdict(kept_speed), "share": kept_speed.share},
+        "kept": None if kept_speed is None else {**asdict(kept_speed), "share": kept_speed.share},
         "failed": cell.failed,
     }
 

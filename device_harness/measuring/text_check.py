@@ -61,7 +61,7 @@ def check_text(host: Session, prompt: Tokens, texts: Sequence[Sequence[int]]) ->
 def _agreement(host: Session, prompt: Tokens, text: Sequence[int]) -> list[bool]:
     """For each token of a text, whether it is this host's choice after what comes before."""
     host.reset()
-    same, given = [], np.asarray(prompt, np.int64)
+    same, given = list[bool](), np.asarray(prompt, np.int64)
     for token in text:
         if not 0 <= token < host.vocab_size:
             return [*same, *[False] * (len(text) - len(same))]

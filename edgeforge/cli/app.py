@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeforge.cli import options as option
+from edgeforge.cli.bench import bench
 from edgeforge.cli.printable import answer, console, json_text, printable, printable_lines
 
 if TYPE_CHECKING:
@@ -263,6 +264,9 @@ def diagnose(
         _print_json(found.to_json())
     else:
         print(printable_lines(diagnosis_lines(found, full=full)))
+
+
+app.command()(bench)
 
 
 @app.command()

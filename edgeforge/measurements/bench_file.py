@@ -1,4 +1,4 @@
-"""``bench.json``: written whole or not at all; one beside an artifact keeps what others measured."""
+"""``bench.json``: read, written whole or not at all, and added to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from device_harness.measuring.record import ArmRatio, Bench, Cell, DeviceRecord
+from device_harness.measuring.bench import ArmRatio, Bench, DeviceRecord
+from device_harness.measuring.record import Cell
 from device_harness.measuring.record_json import BenchError, bench_json, read_bench
 from edgeforge.errors import UsageError
 from edgeforge.output_folder.whole_file import whole_file
@@ -91,50 +92,59 @@ def of_artifact(bench: Bench, manifest: str) -> Bench:
     return Bench(tuple(each for each in bench.devices if each.name in named), cells, ratios)
 
 
-def merged(before: Bench | None, now: Bench, manifest: str) -> Bench:
-    """What an artifact's file holds after a new measurement: the new cells in place of old ones.
+def merged(before: Bench | None, now: Bench) -> Bench:
+    """What a file holds after a new measurement: the new cells in place of those like them.
 
-    What was measured on other devices, or of other lengths, stays; what is of an earlier export is
-    left out.
+    What was measured of other artifacts, on other devices or of other lengths stays.
 
     Args:
         before: the file's content; None where there was none.
-        now: the new measurement of the artifact.
-        manifest: digest of the artifact's manifest.
+        now: the new measurement.
     """
     if before is None:
         return now
-    old = of_artifact(before, manifest)
     return Bench(
-        devices=_replaced(old.devices, now.devices),
-        cells=_replaced(old.cells, now.cells),
-        ratios=_replaced(old.ratios, now.ratios),
+        devices=_replaced(before.devices, now.devices),
+        cells=_replaced(before.cells, now.cells),
+        ratios=_replaced(before.ratios, now.ratios),
     )
 
 
+def add_to_file(bench: Bench, path: Path) -> None:
+    """Writes a measurement to a file, beside what other measurements have there.
+
+    Raises:
+        UsageError: something else lies there.
+        OSError: it cannot be written.
+    """
+    write_bench_file(merged(refuse_stranger(path), bench), path)
+
+
 def keep_with_artifacts(bench: Bench) -> list[Path]:
-    """Writes each artifact's share into its folder.
+    """Adds each artifact's share to the file in its folder; what is of an earlier export goes.
 
     Returns:
         The files.
 
     Raises:
-        UsageError: one cannot be read.
+        UsageError: something else lies where one is to be written.
         OSError: one cannot be written.
     """
     written = []
     for manifest, folder in _artifacts(bench).items():
         path = folder / BENCH
         before = refuse_stranger(path)
-        write_bench_file(merged(before, of_artifact(bench, manifest), manifest), path)
+        old = None if before is None else of_artifact(before, manifest)
+        write_bench_file(merged(old, of_artifact(bench, manifest)), path)
         written.append(path)
     return written
 
 
 def cell_key(cell: Cell) -> tuple[Hashable, ...]:
-    """What makes two cells of one artifact the same: where and how, not when."""
+    """What makes two cells the same: of what, where and how, not when."""
     runner = None if cell.runner is None else (cell.runner.path, cell.runner.arguments)
     return (
+        cell.artifact.manifest,
         cell.device,
         cell.prompt,
         cell.output,

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from device_harness.measuring.record import Bench, Cell, Figure
+from device_harness.measuring.bench import Bench
+from device_harness.measuring.record import Cell, Figure
 from device_harness.measuring.record_json import figures_json
 from device_harness.measuring.statistics import Summary
 from edgeforge.errors import UsageError
@@ -113,7 +114,9 @@ def read_history(path: Path) -> History:
     """
     if not path.exists():
         if not path.absolute().parent.is_dir():
-            raise UsageError(f"--history {path} cannot be written: name a file in a folder there is")
+            raise UsageError(
+                f"--history {path} cannot be written: name a file in a folder there is"
+            )
         return History(path)
     try:
         lines = read_input(path, _LARGEST).split(b"\n")

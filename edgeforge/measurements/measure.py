@@ -16,10 +16,11 @@ from device_harness.device_session import DeviceSession, open_on
 from device_harness.devices.device import Condition, Device
 from device_harness.devices.registry import open_device
 from device_harness.errors import DeviceError
+from device_harness.measuring.bench import ArmRatio, Bench, DeviceRecord
 from device_harness.measuring.clock import Clock, SystemClock
 from device_harness.measuring.lane import Arm, Site
 from device_harness.measuring.protocol import measure_point
-from device_harness.measuring.record import ArmRatio, Bench, Cell, DeviceRecord, Measured
+from device_harness.measuring.record import Cell, Measured
 from edgeforge.errors import UsageError
 from edgeforge.measurements.host_texts import HostTexts
 from edgeforge.measurements.options import BenchOptions
@@ -85,6 +86,8 @@ def measure(
         ExportError: a folder is no artifact.
         CheckpointError: a tokenizer cannot be read.
     """
+    if options.rules.runs < 1:
+        raise UsageError(f"{options.rules.runs} runs measure nothing: ask for at least one")
     subjects = [_subject(folder) for folder in find_artifacts(folders)]
     points = options.points({str(each.folder): each.manifest.context for each in subjects})
     if options.rules.minutes and any(output < 2 for _, output in points):

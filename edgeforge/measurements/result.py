@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from device_harness.errors import DeviceError, LogitsNotFiniteError
-from device_harness.measuring.record import Bench
+from device_harness.measuring.bench import Bench
 from edgeforge.errors import CheckFailed
 
 
