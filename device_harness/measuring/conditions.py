@@ -89,18 +89,18 @@ class ClockLimits:
         >>> limits.dropped(Condition(0, clock_limits={"cpu0": 1_500_000_000}))
         'the clock of cpu0 was limited to 1.50 GHz, 25 % below the 2.00 GHz it had'
         """
-        falls = {
-            core: 1 - limit / self.best[core]
+        shares = {
+            core: limit / self.best[core]
             for core, limit in _limits(condition).items()
             if self.best.get(core)
         }
-        core = max(falls, key=lambda each: falls[each], default="")
-        if not core or falls[core] <= LARGEST_CLOCK_DROP:
+        core = min(shares, key=lambda each: shares[each], default="")
+        if not core or shares[core] >= 1 - LARGEST_CLOCK_DROP:
             return ""
         limit, best = _limits(condition)[core] / 1e9, self.best[core] / 1e9
         return (
-            f"the clock of {core} was limited to {limit:.2f} GHz, {100 * falls[core]:.0f} % below "
-            f"the {best:.2f} GHz it had"
+            f"the clock of {core} was limited to {limit:.2f} GHz, {100 * (1 - shares[core]):.0f} % "
+            f"below the {best:.2f} GHz it had"
         )
 
 

@@ -61,7 +61,8 @@ def measure_point(
                 lane.run_round(number)
         if site.rules.minutes:
             for lane in lanes:
-                lane.cell = replace(lane.cell, sustained=sustain(lane, tell))
+                points = sustain(lane, tell)  # a failure in it changes the cell, too
+                lane.cell = replace(lane.cell, sustained=points)
         tell(rounds, rounds)
     finally:
         for lane in lanes:
