@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
@@ -74,7 +75,9 @@ def bench(
     if json:
         _print_json(found)
     else:
-        _print_text(found, earlier, full=full)
+        _print_text(found, full=full)
+    if earlier is not None:
+        _print_changes(found, earlier, sys.stderr if json else sys.stdout)
     for path in _kept(found, out):
         if not json:
             print(printable(f"written to {path}"))
@@ -89,15 +92,16 @@ def _print_json(found: Bench) -> None:
     print(json_text(bench_json(found)))
 
 
-def _print_text(found: Bench, history: History | None, *, full: bool) -> None:
-    from edgeforge.cli.bench_lines import bench_lines, change_lines, run_lines
+def _print_text(found: Bench, *, full: bool) -> None:
+    from edgeforge.cli.bench_lines import bench_lines, run_lines
 
-    lines = bench_lines(found)
-    if history is not None:
-        lines += change_lines(found, history)
-    if full:
-        lines += run_lines(found)
-    print(printable_lines(lines))
+    print(printable_lines([*bench_lines(found), *(run_lines(found) if full else ())]))
+
+
+def _print_changes(found: Bench, history: History, stream: TextIO) -> None:
+    from edgeforge.cli.bench_lines import change_lines
+
+    print(printable_lines(change_lines(found, history)), file=stream)
 
 
 def _kept(found: Bench, out: Path | None) -> list[Path]:

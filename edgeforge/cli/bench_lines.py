@@ -90,7 +90,9 @@ def _lines(bench: Bench) -> Iterator[str]:
 def _point_lines(bench: Bench, cells: Sequence[Cell], letters: dict[str, str]) -> Iterator[str]:
     first = cells[0]
     rules = first.rules
-    yield f"  {first.prompt} + {first.output} tokens, {rules.runs} warm runs after {rules.warm_up}"
+    count = f"{rules.runs} warm run{'s' if rules.runs > 1 else ''}"
+    begun = f" after {rules.warm_up} to warm up" if rules.warm_up else ""
+    yield f"  {first.prompt} + {first.output} tokens, {count}{begun}"
     for cell in cells:
         folder = cell.artifact.folder
         letter = f"{letters[folder]}  " if folder in letters else ""

@@ -32,7 +32,9 @@ def test_a_fresh_process_runs_cold_then_warms_up_then_counts(site, play):
     )
 
 
-@pytest.mark.parametrize(("installed", "start"), [(True, "first-ever"), (False, "cold"), (None, "cold")])
+@pytest.mark.parametrize(
+    ("installed", "start"), [(True, "first-ever"), (False, "cold"), (None, "cold")]
+)
 def test_the_first_run_after_installing_is_apart(site, play, installed, start):
     arm = play("a", [0.1] * 9).arm(was_installed=lambda: installed)
     (cell,) = measure_point(site(runs=2), [arm], 4, 3).cells

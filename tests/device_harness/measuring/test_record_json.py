@@ -38,7 +38,10 @@ def bench(site, play) -> Bench:
     )
     other = replace(other, runner=Runner("/data/run", ("-m", "x"), "llama-bench", {"pp": 3.5}))
     facts = Facts("played", "host", "m", "Linux", "p", (Core("cpu0", 2),), 1 << 30)
-    devices = (DeviceRecord("played", facts.as_json(), ("a limit",)), DeviceRecord("gone", failure="no"))
+    devices = (
+        DeviceRecord("played", facts.as_json(), ("a limit",)),
+        DeviceRecord("gone", failure="no"),
+    )
     return Bench(devices, (one, other), turns.ratios)
 
 
@@ -70,7 +73,10 @@ def test_figures_are_made_of_the_runs_and_not_believed(bench):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema_version": 2}, "has schema version 2; this EdgeForge reads 1: read it with a newer"),
+        (
+            {"schema_version": 2},
+            "has schema version 2; this EdgeForge reads 1: read it with a newer",
+        ),
         ({"schema_version": 0}, "has schema version 0; this EdgeForge reads 1: measure again"),
         ({"schema_version": True}, "has schema version True; this EdgeForge reads 1"),
         ({"kind": "report"}, "is no bench of EdgeForge"),

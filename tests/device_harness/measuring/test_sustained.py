@@ -33,7 +33,9 @@ def test_a_failure_ends_the_curve_and_is_told(site, play):
 
 
 def test_what_is_kept_is_of_the_first_and_the_last_minute():
-    curve = [Point(float(at), 1.0, 100.0 if at < 60 else 60.0 if at < 240 else 38.0) for at in range(300)]
+    curve = [
+        Point(float(at), 1.0, 100.0 if at < 60 else 60.0 if at < 240 else 38.0) for at in range(300)
+    ]
     found = kept(curve)
     assert (found.first, found.last, found.share) == (100.0, 38.0, 0.38)
     assert kept(curve[:100]) is None and kept([]) is None
