@@ -11,6 +11,7 @@ from dataclasses import asdict, fields
 from typing import Any, Final, TypeVar
 
 from device_harness.measuring.bench import BENCH_VERSION, KIND, ArmRatio, Bench, DeviceRecord
+from device_harness.measuring.kept_speed import kept
 from device_harness.measuring.record import (
     COOLS,
     FIGURES,
@@ -26,7 +27,6 @@ from device_harness.measuring.record import (
 )
 from device_harness.measuring.rules import Rules
 from device_harness.measuring.statistics import Summary
-from device_harness.measuring.sustained import kept
 from exporters.manifest_records import integer, integers, mapping, number, text, texts
 from quant.quoted import quoted
 

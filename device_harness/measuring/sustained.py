@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Callable
 from typing import Final
 
 from device_harness.errors import DeviceError
 from device_harness.measuring.lane import Lane
 from device_harness.measuring.record import Figure, Point, Run
 
-_END_SECONDS: Final = 60.0
 _FIGURES: Final[tuple[Figure, ...]] = ("prefill", "decode")
 
 
@@ -44,35 +41,3 @@ def sustain(lane: Lane, tell: Callable[[int, int], None]) -> tuple[Point, ...]:
         after = lane.site.look()
         points.append(Point(seconds, prefill, decode, None if after is None else after.as_json()))
     return tuple(points)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """How much of its speed a device keeps.
-
-    Attributes:
-        first: tokens a second, the median of the first minute.
-        last: of the last minute.
-    """
-
-    first: float
-    last: float
-
-    @property
-    def share(self) -> float:
-        """The last over the first."""
-        return self.last / self.first
-
-
-def kept(points: Sequence[Point]) -> Kept | None:
-    """How decode changed from the first minute of a series to the last; None of a shorter one.
-
-    >>> kept([Point(0, 1, 50.0), Point(30, 1, 48.0), Point(130, 1, 30.0)]).share
-    0.6122448979591837
-    """
-    if not points or points[-1].seconds < 2 * _END_SECONDS:
-        return None
-    end = points[-1].seconds
-    first = [each.decode for each in points if each.seconds < _END_SECONDS]
-    last = [each.decode for each in points if each.seconds > end - _END_SECONDS]
-    return Kept(median(first), median(last))

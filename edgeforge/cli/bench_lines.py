@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Final
 
 from device_harness.measuring.bench import Bench, DeviceRecord
+from device_harness.measuring.kept_speed import kept
 from device_harness.measuring.record import Cell, Figure, Run
 from device_harness.measuring.statistics import LARGEST_SPREAD, Summary
-from device_harness.measuring.sustained import kept
 from edgeforge.cards.figures import with_interval
 from edgeforge.measurements.history import History, device_models
 from edgeforge.sizes import short, size_text

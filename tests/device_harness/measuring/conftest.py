@@ -111,7 +111,7 @@ def play(clock, log) -> Callable[..., Play]:
 @pytest.fixture
 def site(clock) -> Callable[..., Site]:
     def made(conditions: Sequence[Condition] | None = None, **rules: object) -> Site:
-        """A device in these conditions, one a look; the last one stays. None: it cannot be asked."""
+        """A device in these conditions, one a look; the last one stays. None cannot be asked."""
         left = list(conditions or ())
 
         def look() -> Condition | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from device_harness.devices.device import Condition
+from device_harness.measuring.kept_speed import kept
 from device_harness.measuring.protocol import measure_point
 from device_harness.measuring.record import Point
-from device_harness.measuring.sustained import kept
 
 
 def test_it_runs_as_long_as_it_was_asked_and_keeps_the_condition(site, play, clock):

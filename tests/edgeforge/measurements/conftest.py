@@ -51,5 +51,5 @@ def devices(artifacts, monkeypatch) -> None:
             return super().start(artifacts.other, manifest, arguments)
 
     for name, kind in (("gone", Gone), ("swapped", Swapped)):
-        row = registry.Kind(kind, lambda: [], ("onnx",))
+        row = registry.Kind(kind, list, ("onnx",))
         monkeypatch.setitem(registry.KINDS, name, row)

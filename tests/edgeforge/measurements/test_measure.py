@@ -124,7 +124,7 @@ def test_several_devices_write_one_file_in_the_api(artifacts, devices, tmp_path)
         )
     read = read_bench_file(out)
     assert [cell.text.verdict for cell in read.cells] == ["passed", "failed"]
-    with pytest.raises(DeviceError, match="no device 'hots'.*did you mean 'host'"):
+    with pytest.raises(DeviceError, match=r"no device 'hots'.*did you mean 'host'"):
         edgeforge.bench(artifacts.int4, device="hots", prompt=8, output=2, runs=1, out=out)
     assert len(read_bench_file(out).cells) == 2
 
