@@ -269,11 +269,11 @@ def compare(*artifacts: str | Path) -> Comparison:
     """Holds verified artifacts against the first of them, on the same tokens; nothing is run.
 
     Args:
-        artifacts: folders that `export` wrote and `verify` reported on, or that hold such; at least
-            two artifacts.
+        artifacts: folders that `export` wrote and `verify` reported on or `bench` measured, or that
+            hold such; or ``bench.json`` files, of which speeds alone are compared; at least two.
 
     Raises:
-        UsageError: there are fewer than two, or one has no report that holds.
+        UsageError: there are fewer than two, or one has neither a report that holds nor speeds.
         ExportError: a folder is no artifact.
     """
     from edgeforge.reports.paired import compare as run_compare
@@ -377,7 +377,7 @@ def bench(
         rest: seconds to leave a device alone before each run.
         cool_to: degrees Celsius that it may have then; None for any.
         longest_wait: seconds to wait for that, at most.
-        minutes: of a run without rest afterwards; 0 for none.
+        minutes: of a run of the first lengths without a rest afterwards; 0 for none.
         threads: threads for the runtime; None for the runtime's default.
         precision: rounding of the interpreter of Core ML packages, as `verify` takes it.
         compute_units: compute units of Core ML on a Mac, as `verify` takes them.

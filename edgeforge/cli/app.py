@@ -271,7 +271,7 @@ app.command()(bench)
 
 @app.command()
 def compare(artifacts: option.Compared, json: option.Json = False) -> None:
-    """Hold verified artifacts against the first of them, on the same tokens; nothing is run."""
+    """Hold artifacts, or files of bench, against the first of them; nothing is run."""
     from edgeforge.reports.lines import text_lines
     from edgeforge.reports.paired import compare as run_compare
 

@@ -79,7 +79,9 @@ LongestWait = Annotated[
 Minutes = Annotated[
     float,
     typer.Option(
-        min=0, max=1440, help="Then run for so many minutes without a rest, and show the curve."
+        min=0,
+        max=1440,
+        help="Then run the first lengths for so many minutes without a rest, for a curve.",
     ),
 ]
 HistoryFile = Annotated[
