@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeforge.cli import options as option
+from edgeforge.cli.bench import bench
 from edgeforge.cli.devices import devices
 from edgeforge.cli.printable import answer, console, json_text, printable, printable_lines
 
@@ -322,9 +323,12 @@ def diagnose(
         print(printable_lines(diagnosis_lines(found, full=full)))
 
 
+app.command()(bench)
+
+
 @app.command()
 def compare(artifacts: option.Compared, json: option.Json = False) -> None:
-    """Hold verified artifacts against the first of them, on the same tokens; nothing is run."""
+    """Hold artifacts, or files of bench, against the first of them; nothing is run."""
     from edgeforge.reports.lines import text_lines
     from edgeforge.reports.paired import compare as run_compare
 

@@ -414,7 +414,8 @@ Github = Annotated[
 Compared = Annotated[
     list[Path],
     typer.Argument(
-        metavar="DIR...", help="Artifacts with reports, or folders that hold such; 2 or more."
+        metavar="DIR|FILE...",
+        help="Artifacts with reports, folders that hold such, or bench.json files; 2 or more.",
     ),
 ]
 Reported = Annotated[
