@@ -1,32 +1,30 @@
 """Sequences that a model writes itself, for calibration without a text (as LLM-QAT, 2305.17888).
 
-Drawing one token after the other would run the program as often as a sequence is long. Here every
-pass runs it once on all tokens and draws each token anew, from what the model expects after the
-tokens before it. A token's random numbers are the same in every pass: so after n passes the first n
-tokens of a sequence are those that drawing one by one would have given, and those further on have
-changed less and less. The first sequence is of random tokens. `PASSES` are few because more of them
-do not make calibration better: second moments need plausible tokens, not coherent text.
+Each sequence begins with a random token, and each further token is drawn from what the model
+expects. All sequences are written together, one token of each at a time: operators that work token
+by token take them as if they were one text, and each sequence has caches of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from edgeforge.reference.walk import ReferenceRunner
+from edgeforge.reference.walk import Walk
+from quant.program import dialect
+from quant.program.program import Program, node_argument
 
 if TYPE_CHECKING:
     from edgeforge.model.model import Model
-    from quant.program.program import Program
 
 VERSION: Final = 1
 """Raised when other sequences are written than before."""
-PASSES: Final = 2
-# Positions whose random numbers are in memory together, each as many as the vocabulary has tokens.
-_POSITIONS: Final = 32
+
+Step = Callable[[Tensor, int], Tensor]
+"""Takes the tokens at a position, ``int64[sequences]``; returns logits ``float32[sequences, v]``."""
 
 
 def write_sequences(
@@ -40,6 +38,8 @@ def write_sequences(
 ) -> tuple[tuple[int, ...], ...]:
     """Returns sequences of tokens that the model itself finds likely.
 
+    The model's weights are in memory meanwhile, in float32.
+
     Args:
         model: the opened model.
         program: its program in the float dialect.
@@ -47,45 +47,68 @@ def write_sequences(
         count: number of sequences.
         length: tokens of each, at most the program's context.
         seed: seed of all draws.
-        progress: called with the number of sequences drawn in all passes, and how many there are.
+        progress: called with the number of tokens of each sequence that are there, and ``length``.
     """
-    weights, vocabulary = model.weights, model.spec.vocab_size
-    runner = ReferenceRunner(
-        program, lambda given: weights.float_weight(given.name), weights.float_rows
-    )
-    draw = torch.Generator().manual_seed(seed)
-    first = torch.randint(vocabulary, (count, length), generator=draw)
-    first[:, : len(head)] = torch.tensor(head, dtype=torch.int64)
-    seeds = torch.randint(1 << 62, (count,), generator=draw).tolist()
-    blocks = list(first)
-    for done in range(PASSES):
-        written = []
-        for number, logits in enumerate(runner.logits(blocks)):
-            block, random = blocks[number].clone(), torch.Generator().manual_seed(seeds[number])
-            expected = drawn(logits[:-1, :vocabulary], random)
-            kept = max(1, len(head))
-            block[kept:] = expected[kept - 1 :]
-            written.append(block)
-            progress(done * count + number + 1, PASSES * count)
-        blocks = written
-    return tuple(tuple(block.tolist()) for block in blocks)
+    random = torch.Generator().manual_seed(seed)
+    step = decoder(model.weights.float_walk(program), count, length)
+    written = torch.empty(count, length, dtype=torch.int64)
+    logits = None
+    for position in range(length):
+        if position < len(head):
+            written[:, position] = head[position]
+        elif logits is None:
+            written[:, 0] = torch.randint(model.spec.vocab_size, (count,), generator=random)
+        else:
+            expected = logits[:, : model.spec.vocab_size].softmax(-1)
+            written[:, position] = expected.multinomial(1, generator=random)[:, 0]
+        progress(position + 1, length)
+        if position + 1 < length:
+            logits = step(written[:, position], position)
+    return tuple(tuple(sequence) for sequence in written.tolist())
 
 
-def drawn(logits: Tensor, random: torch.Generator) -> Tensor:
-    """Draws a token at each position, from the softmax of its logits.
-
-    The largest of logits with Gumbel noise is such a draw; with the same noise, logits that change
-    little mostly give the same token.
+def decoder(walk: Walk, count: int, length: int) -> Step:
+    """Returns a function that gives several sequences their next token's logits.
 
     Args:
-        logits: ``float32[t, vocab]``.
-        random: the source of the noise.
-
-    Returns:
-        ``int64[t]``.
+        walk: a walk of a program in the float dialect.
+        count: number of sequences.
+        length: the most tokens of each.
     """
-    found = []
-    for some in logits.split(_POSITIONS):
-        noise = torch.empty_like(some).exponential_(generator=random).log_().neg_()
-        found.append((some + noise).argmax(-1))
-    return torch.cat(found)
+    run = {node: _step_of(walk, node, count, length) for node in walk.order}
+
+    def step(tokens: Tensor, position: int) -> Tensor:
+        values = walk.begin(tokens)
+        for node in walk.order:
+            values[node] = run[node](values, position)
+            walk.forget(node, values)
+        logits: Tensor = values[walk.program.output()][0]
+        return logits
+
+    return step
+
+
+def _step_of(walk: Walk, node: fx.Node, count: int, length: int) -> Callable[[Any, int], Any]:
+    """Returns a function of values, ``[1, count, ...]``, and the position of all tokens."""
+    if node.target is dialect.ROPE:
+        x, cos, sin, _ = node.args
+        tables = [walk.program.tables[walk.program.inputs[n.name].name] for n in (cos, sin)]
+
+        def turn(values: Any, position: int) -> Tensor:
+            each = values[x].transpose(0, 1)  # [count, 1, heads, width]
+            return dialect.ROPE(each, *tables, torch.tensor([position])).transpose(0, 1)
+
+        return turn
+    if node.target is dialect.ATTENTION:
+        q, k, v, _, _, _, *rest = node.args
+        _, heads, _, width = node_argument(node, 3).meta["val"].shape
+        caches = [torch.zeros(count, heads, length, width) for _ in range(2)]
+
+        def attend(values: Any, position: int) -> Tensor:
+            each = (values[part].transpose(0, 1) for part in (q, k, v))
+            found = dialect.ATTENTION(*each, *caches, torch.tensor([position]), *rest)
+            return found.transpose(0, 1)
+
+        return attend
+    prepared = walk.prepare_head(node) if node is walk.program.output() else walk.prepare(node)
+    return lambda values, position: prepared(values)
