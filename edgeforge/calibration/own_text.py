@@ -24,7 +24,7 @@ VERSION: Final = 1
 """Raised when other sequences are written than before."""
 
 Step = Callable[[Tensor, int], Tensor]
-"""Takes the tokens at a position, ``int64[sequences]``; returns logits ``float32[sequences, v]``."""
+"""Takes the tokens at a position, ``int64[n]``, and the position; returns ``float32[n, vocab]``."""
 
 
 def write_sequences(
