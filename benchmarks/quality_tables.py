@@ -266,7 +266,7 @@ SIDES: Final[Mapping[str, Callable[[Measurement], bool]]] = {
 }
 
 _TOOL: Final = re.compile(r"^(genai builder|onnxruntime|llama\.cpp|torchao) ")
-COLORS: Final = ("#1f77b4", "#6baed6", "#08306b", "#d95f02", "#1b9e77", "#7570b3")
+COLORS: Final = ("#1f77b4", "#41b6c4", "#6baed6", "#08306b", "#d95f02", "#1b9e77", "#7570b3")
 
 
 def panels(found: Found) -> dict[str, list[Series]]:
@@ -289,7 +289,8 @@ def panels(found: Found) -> dict[str, list[Series]]:
 TABLES: Final = {
     "recipes": Table(
         scores_rows((DATA_FREE, OWN_TEXT, MIXED, CALIBRATED)),
-        "Data-free recipes come first, then mixed plans, then those that choose integers on the "
+        "Recipes that look at weights alone come first, then those that choose integers on what "
+        "the model itself writes, then mixed plans, then those that choose integers on the "
         "calibration text. A dash is a recipe whose groups do not divide the model's rows.",
         ("own",),
     ),
@@ -300,8 +301,8 @@ TABLES: Final = {
         equal_bytes,
         "A cell is EdgeForge's recipe with the least KL at no more bytes than the peer, and at "
         "least 0.7 of them, and its mean KL relative to the peer's: below 0, EdgeForge is nearer "
-        "to FLOAT. Intervals are of the paired ratio. A text that gains nothing over the data-free "
-        "recipe has a dash.",
+        "to FLOAT. Intervals are of the paired ratio. Recipes under `own text` are calibrated on what "
+        "the model itself writes. A text that gains nothing over the weights alone has a dash.",
     ),
     "chat": Table(
         chat,
