@@ -101,8 +101,9 @@ def export(
             plan is replaced only by ``force``.
         calibrate: whether the default recipe may look at a calibration text; without it, it is
             ``int4``.
-        calibration: the text on which calibrated recipes collect activations: a UTF-8 file, or
-            ``demo``; None for ``demo`` where a recipe needs a text.
+        calibration: the text on which calibrated recipes collect activations: a UTF-8 file,
+            ``demo``, or ``self`` for what the model itself writes; None for ``demo`` where a recipe
+            needs a text.
         calibration_tokens: how many tokens of the calibration text to use; None for 8,192, or for
             32,768 from a billion parameters on.
         calibration_length: tokens of each calibration sequence, at most the context.

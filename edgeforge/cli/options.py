@@ -163,9 +163,9 @@ Calibrate = Annotated[
 Calibration = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE|demo",
+        metavar="FILE|demo|self",
         help="Text on which activations are collected for calibrated recipes and for int8 caches "
-        "of ONNX; by default `demo`.",
+        "of ONNX; `self` is what the model itself writes; by default `demo`, the text that ships.",
     ),
 ]
 CalibrationTokens = Annotated[

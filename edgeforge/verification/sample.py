@@ -242,9 +242,11 @@ def spread_blocks(
 
 def _refuse_calibration_text(record: CalibrationRecord, path: Path) -> None:
     """Refuses a text that the artifact was calibrated on; one that is gone cannot be compared."""
-    from edgeforge.calibration.text import Calibration, shared_passage
+    from edgeforge.calibration.text import SELF, Calibration, shared_passage
 
     calibration = Calibration.recorded(record)
+    if calibration.source == SELF:
+        return
     if calibration.source != DEMO and not Path(calibration.source).is_file():
         return
     source = CALIBRATION_TEXT if calibration.source == DEMO else Path(calibration.source)
