@@ -134,6 +134,7 @@ def _load(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -
     seconds = time.perf_counter() - started
     return {
         "vocab_size": vocab,
+        "processor": session.processor,
         "chunks": list(session.chunks),
         "has_all_positions": session.has_all_positions,
         "seconds": seconds,

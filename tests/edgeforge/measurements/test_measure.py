@@ -38,6 +38,7 @@ def test_what_is_measured_is_what_the_manifest_says(artifacts, tmp_path):
     assert [run.outcome for run in cell.runs] == ["counted", "warm-up", "counted", "counted"]
     assert [run.start for run in cell.runs] == ["cold", "warm", "warm", "warm"]
     assert (cell.text.verdict, cell.text.agreed, cell.text.of) == ("passed", 6, 6)
+    assert cell.processor == "CPU"
     assert cell.failed == "" and cell.cold.load_seconds > 0
 
 
