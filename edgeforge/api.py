@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from device_harness.measuring.bench import Bench
     from device_harness.session import Session
     from edgeforge.diagnosis.diagnose import Diagnosis
+    from edgeforge.forecast.forecast import Forecast
     from edgeforge.gate.result import GateResult
     from edgeforge.reports.paired import Comparison
     from edgeforge.stage_progress import Progress
@@ -100,8 +101,9 @@ def export(
             plan is replaced only by ``force``.
         calibrate: whether the default recipe may look at a calibration text; without it, it is
             ``int4``.
-        calibration: the text on which calibrated recipes collect activations: a UTF-8 file, or
-            ``demo``; None for ``demo`` where a recipe needs a text.
+        calibration: the text on which calibrated recipes collect activations: a UTF-8 file,
+            ``demo``, or ``self`` for what the model itself writes; None for ``demo`` where a recipe
+            needs a text.
         calibration_tokens: how many tokens of the calibration text to use; None for 8,192, or for
             32,768 from a billion parameters on.
         calibration_length: tokens of each calibration sequence, at most the context.
@@ -164,6 +166,62 @@ def export(
         calibrate=calibrate,
     )
     return run_export(opened, chosen, Path(out), options, progress or no_progress)
+
+
+def plan(
+    model: str | Path,
+    device: str,
+    *,
+    context: int | None = None,
+    targets: Sequence[str] | None = None,
+    recipes: Sequence[str] = (),
+    os: str | None = None,
+    memory: int | None = None,
+    kv_cache: str | None = None,
+    profile: str | None = None,
+    chunk: str | None = None,
+    opset: str | None = None,
+    revision: str | None = None,
+    ignore_config: Sequence[str] = (),
+) -> Forecast:
+    """Tells what a model would take on a phone, recipe by recipe; nothing is exported.
+
+    Args:
+        model: a checkpoint folder, a ``config.json``, a hub id, of which only the configuration is
+            read, or ``demo``.
+        device: a name from ``edgeforge list phones``.
+        context: declared context in tokens; None for the model's own, at most 4096.
+        targets: names from ``edgeforge list targets``; None for ``coreml`` on iOS and ``onnx`` on
+            Android.
+        recipes: names from ``edgeforge list recipes`` or YAML files; none for all.
+        os: version of the phone's system; None for the newest of which a limit is known.
+        memory: bytes that an app may take, in place of the limit.
+        kv_cache: as `export` takes it.
+        profile: as `export` takes it.
+        chunk: as `export` takes it.
+        opset: as `export` takes it.
+        revision: branch, tag or commit of a hub id.
+        ignore_config: fields of ``config.json`` that you know not to change the maths.
+
+    Raises:
+        EdgeForgeError: the device, the version, an option or the configuration cannot be used.
+        QuantizationError: there is no such recipe.
+        ExportError: there is no such target.
+    """
+    from edgeforge.forecast.forecast import forecast
+    from edgeforge.forecast.sized_model import size_model
+    from exporters.options import TargetOptions
+
+    return forecast(
+        size_model(str(model), revision=revision, ignore_config=ignore_config),
+        device,
+        context=context,
+        os_version=os,
+        memory=memory,
+        targets=targets,
+        recipes=recipes,
+        options=TargetOptions(kv_cache=kv_cache, profile=profile, chunk=chunk, opset=opset),
+    )
 
 
 def verify(

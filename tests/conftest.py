@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from device_harness.devices.arm64.place import arm64_folder
+from device_harness.devices.arm64.root import Root
+from device_harness.errors import SetupError
+
 ROOT = Path(__file__).parent.parent
 # Fixtures that export a model, and the one that runs a command line.
 WRITERS = frozenset(
@@ -170,3 +174,26 @@ def compared_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "shared_passage", functools.cache(text.shared_passage))
         yield
+
+
+# Before any test or fixture points the cache elsewhere: what is set up here stays for the next run.
+_ARM64 = str(arm64_folder())
+
+
+@pytest.fixture(scope="session")
+def arm64_root() -> Iterator[Root]:
+    """The arm64 emulator's root folder, set up in the user's own cache when it is not there yet.
+
+    A machine that does not allow it skips with the reason; in CI that is a failure.
+    """
+    from device_harness.devices.arm64.setup import set_up
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEFORGE_ARM64", _ARM64)
+        try:
+            root = set_up()
+        except SetupError as error:
+            if os.environ.get("CI") == "true":
+                pytest.fail(f"CI needs the arm64 emulator, and it cannot be set up: {error}")
+            pytest.skip(f"the arm64 emulator cannot be set up: {error}")
+        yield root

@@ -1,0 +1,144 @@
+"""The whole Android path on a virtual phone whose processor is emulated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import edgeforge
+from device_harness.device_session import open_on
+from device_harness.devices.android.runner import run_runner
+from device_harness.devices.arm64.executorch.place import find_executorch
+from device_harness.devices.arm64.pins import read_pins
+from device_harness.devices.registry import open_device
+from device_harness.errors import DeviceError, SetupError
+from device_harness.virtual_phone.emulated_commands import SHELL, EmulatedCommands
+from device_harness.virtual_phone.phone import VirtualPhone
+from exporters.manifest import Manifest
+
+CORE = "cortex-a76"
+TOKENS = np.random.default_rng(7).integers(0, 3000, 64)
+RUNS = "/data/local/tmp/edgeforge/run"
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """The demo model for ONNX and ExecuTorch."""
+    root = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEFORGE_CACHE", str(root / "cache"))
+        edgeforge.export("demo", ["onnx", "executorch"], root / "out")
+    return root / "out"
+
+
+@pytest.fixture(scope="module")
+def kept_phone(arm64_root, tmp_path_factory) -> Iterator[VirtualPhone]:
+    """One emulated phone for the tests of this file, so that the runtime is sent once."""
+    folder = tmp_path_factory.mktemp("phone")
+    commands = EmulatedCommands(arm64_root, folder, CORE)
+    phone = VirtualPhone(commands, shell=SHELL, chip=commands.chip)
+    try:
+        with phone:
+            yield phone
+    finally:
+        commands.close()
+
+
+@pytest.fixture
+def device(adb, kept_phone):
+    kept_phone.clear_faults()
+    with open_device(f"android:{kept_phone.serial}") as device:
+        yield device
+
+
+def running_there(device):
+    """The commands that run on the phone, without those of this question."""
+    lines = device.phone.run("ps -A -o ARGS").output.decode().splitlines()
+    return [line for line in lines if "edgeforge/" in line and "keeper" not in line]
+
+
+@pytest.mark.parametrize("target", ["onnx", "executorch"])
+def test_the_logits_are_bit_for_bit_those_of_the_emulator_without_adb(device, build, target):
+    if target == "executorch":
+        try:
+            find_executorch(read_pins())
+        except SetupError as error:
+            pytest.skip(str(error))
+    folder = build / target
+    manifest = Manifest.read(folder)
+    started = time.monotonic()
+    with open_on(device, folder, manifest) as session:
+        logits = session.logits(TOKENS)
+        run = session.timed(TOKENS[:16], 4)
+        assert session.peak_bytes > 20 << 20 and device.limits[0] in session.limits
+    assert time.monotonic() - started < 180
+    sent = device.phone.sent
+    with open_on(device, folder, manifest) as session:
+        again = session.timed(TOKENS[:16], 4)
+    assert device.phone.sent == sent and again.tokens == run.tokens
+    assert not running_there(device)
+    assert device.phone.run('ls "$1"', RUNS).output == b""
+    with open_device(f"arm64:{CORE}") as emulator, open_on(emulator, folder, manifest) as session:
+        assert np.array_equal(session.logits(TOKENS), logits)
+        assert session.timed(TOKENS[:16], 4).tokens == run.tokens
+
+
+def test_a_worker_killed_for_memory_is_told_and_leaves_nothing(device, build, kept_phone):
+    folder = build / "onnx"
+    with open_on(device, folder, Manifest.read(folder)) as session:
+        session.load()
+        kept_phone.set_fault("killed", 100_000)
+        with pytest.raises(DeviceError, match="killed, as a system does where memory runs out"):
+            session.logits(TOKENS)
+        kept_phone.clear_faults()
+    assert not running_there(device)
+
+
+def test_a_phone_unplugged_in_a_run_is_told_and_leaves_nothing(device, build, kept_phone):
+    folder = build / "onnx"
+    with open_on(device, folder, Manifest.read(folder)) as session:
+        session.load()
+        kept_phone.drop_connections()
+        with pytest.raises(DeviceError, match=f"{device.name} was lost in running 64 tokens"):
+            session.logits(TOKENS)
+    assert device.phone.wait_until_back(20)
+    assert not running_there(device)
+    with open_on(device, folder, Manifest.read(folder)) as session:
+        assert session.timed(TOKENS[:4], 2).tokens
+
+
+def test_kleidiai_can_be_switched_off(adb, build, kept_phone):
+    folder = build / "onnx"
+    name = f"android:{kept_phone.serial}"
+    with (
+        open_device(name) as device,
+        open_on(device, folder, Manifest.read(folder), options={"kleidiai": "off"}) as session,
+        open_device(f"arm64:{CORE}") as emulator,
+        open_on(emulator, folder, Manifest.read(folder), options={"kleidiai": "off"}) as other,
+    ):
+        assert np.array_equal(session.logits(TOKENS), other.logits(TOKENS))
+
+
+def test_a_runner_of_the_users_own(device, arm64_root, kept_phone, tmp_path):
+    program = arm64_root.system / "usr/bin/toybox"
+    done = run_runner(device, program, ["echo", "a b", "$(x)"], seconds=60)
+    # Its own name decides what toybox does: under another it takes the first argument.
+    assert (done.code, done.output) == (0, "a b $(x)\n") and done.figures == ()
+    failed = run_runner(device, program, ["cat", "/nonexistent"], seconds=60)
+    assert failed.code == 1 and "nonexistent" in failed.errors
+    written = run_runner(
+        device, program, ["dd", "if=/dev/zero", "of=result", "count=2"], results=tmp_path / "out"
+    )
+    assert [path.name for path in written.results] == ["result"]
+    assert (tmp_path / "out/result").read_bytes() == bytes(1024)
+    assert not running_there(device)
+
+
+def test_a_runner_that_runs_too_long_is_ended(device, arm64_root):
+    program = arm64_root.system / "usr/bin/toybox"
+    with pytest.raises(DeviceError, match=r"toybox on .* runs for more than 2 s"):
+        run_runner(device, program, ["yes"], seconds=2)
+    assert not running_there(device)
