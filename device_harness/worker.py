@@ -150,6 +150,7 @@ def _load(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -
         seconds = session.load_seconds
     return {
         "vocab_size": vocab,
+        "processor": session.processor,
         "chunks": list(session.chunks),
         "has_all_positions": session.has_all_positions,
         "seconds": seconds,

@@ -419,6 +419,7 @@ def bench(
     threads: int | None = None,
     precision: str | None = None,
     compute_units: str | None = None,
+    kleidiai: str | None = None,
     history: str | Path | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
@@ -446,6 +447,7 @@ def bench(
         threads: threads for the runtime; None for the runtime's default.
         precision: rounding of the interpreter of Core ML packages, as `verify` takes it.
         compute_units: compute units of Core ML on a Mac, as `verify` takes them.
+        kleidiai: whether onnxruntime uses KleidiAI's kernels on arm64 devices: ``on`` or ``off``.
         history: a file to add the figures to, a line of JSON each; None for none.
         out: a ``bench.json`` to write or add to; None for none.
         progress: called with a stage's name, how much of it is done, and its size.
@@ -480,7 +482,7 @@ def bench(
             minutes=minutes,
         ),
         threads=threads,
-        runtime={"precision": precision, "compute_units": compute_units},
+        runtime={"precision": precision, "compute_units": compute_units, "kleidiai": kleidiai},
         fits=prefill is not None or decode is not None,
     )
     folders = [Path(each) for each in artifacts]

@@ -11,6 +11,7 @@ from device_harness.devices.device import Condition
 from device_harness.errors import DeviceError, LogitsNotFiniteError
 from device_harness.measuring.clock import Clock
 from device_harness.measuring.conditions import ClockLimits, Rested, cool_down
+from device_harness.measuring.fallback import fell_back
 from device_harness.measuring.record import Cell, Measured, Outcome, Run, Start, TextCheck
 from device_harness.measuring.rules import Rules
 from device_harness.session import Tokens
@@ -30,6 +31,10 @@ class TimedSession(Protocol):
     @property
     def limits(self) -> tuple[str, ...]:
         """What a run there cannot tell, one sentence each."""
+
+    @property
+    def processor(self) -> str:
+        """The processor that runs the artifact; empty if not known."""
 
     def load(self) -> Mapping[str, Any]:
         """Loads the artifact; ``seconds`` of what it gives is how long that took."""
@@ -214,10 +219,14 @@ class Lane:
             self.fail(Run("cold", "failed", begun, reason=str(error)))
             return
         first_ever = self.arm.was_installed() is True and not self.cell.runs
+        processor = self.session.processor
+        fell = fell_back(self.arm.artifact.options, self.arm.options, processor)
+        notes = [*self.cell.notes, *([f"{self.arm.artifact.folder}: {fell}"] if fell else [])]
         self.cell = replace(
             self.cell,
             runtime=self.session.runtime,
-            notes=tuple(dict.fromkeys([*self.cell.notes, *self.session.limits])),
+            processor=processor,
+            notes=tuple(dict.fromkeys([*notes, *self.session.limits])),
         )
         self.run("first-ever" if first_ever else "cold", "counted", float(loaded))
         for _ in range(self.site.rules.warm_up):

@@ -35,6 +35,7 @@ def bench(
     full: option.EveryRun = False,
     precision: shared.InterpreterPrecision = None,
     compute_units: shared.ComputeUnits = None,
+    kleidiai: option.Kleidiai = None,
     threads: shared.Threads = None,
     json: shared.Json = False,
     quiet: shared.Quiet = False,
@@ -66,7 +67,7 @@ def bench(
             minutes=minutes,
         ),
         threads=threads,
-        runtime={"precision": precision, "compute_units": compute_units},
+        runtime={"precision": precision, "compute_units": compute_units, "kleidiai": kleidiai},
     )
     refuse_places(artifacts, out, history, beside=True)
     earlier = None if history is None else read_history(history)

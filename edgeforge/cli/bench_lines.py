@@ -67,6 +67,8 @@ def _lines(bench: Bench) -> Iterator[str]:
         yield from _wrapped(_device_words(device))
         if device.failure:
             yield from _wrapped(f"  FAILED: {device.failure}", hang=4)
+        for limit in device.limits:
+            yield from _wrapped(f"  note: {limit}", hang=4)
         if device.is_emulated:
             yield from _wrapped("  An emulated processor: its times are no speed.", hang=2)
         cells = [cell for cell in bench.cells if cell.device == device.name]
@@ -97,6 +99,8 @@ def _point_lines(bench: Bench, cells: Sequence[Cell], letters: dict[str, str]) -
         folder = cell.artifact.folder
         letter = f"{letters[folder]}  " if folder in letters else ""
         yield from _wrapped(f"  {letter}{cell.artifact.label}", hang=5)
+        if cell.runtime:
+            yield from _wrapped(f"     {cell.runtime}", hang=5)
         yield from _cell_lines(cell)
     for ratio in bench.ratios:
         if (ratio.device, ratio.prompt, ratio.output) != (first.device, first.prompt, first.output):
@@ -138,8 +142,6 @@ def _cell_lines(cell: Cell) -> Iterator[str]:
 
 def _other_lines(cell: Cell) -> Iterator[str]:
     """What only some cells have."""
-    if cell.processor:
-        yield from _wrapped(f"     ran on {cell.processor}", hang=5)
     if cell.sustained:
         found = kept(cell.sustained)
         words = f"sustained: {len(cell.sustained)} runs in {cell.rules.minutes:g} min"

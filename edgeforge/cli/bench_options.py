@@ -103,4 +103,12 @@ BenchOut = Annotated[
         "bench.json, beside what other devices gave.",
     ),
 ]
+Kleidiai = Annotated[
+    str | None,
+    typer.Option(
+        metavar="on|off",
+        help="Whether onnxruntime uses KleidiAI's kernels on arm64 devices; by default as "
+        "onnxruntime does.",
+    ),
+]
 EveryRun = Annotated[bool, typer.Option("--full", help="List every run.")]

@@ -21,6 +21,8 @@ from device_harness.measuring.clock import Clock, SystemClock
 from device_harness.measuring.lane import Arm, Site
 from device_harness.measuring.protocol import measure_point
 from device_harness.measuring.record import Cell, Measured
+from device_harness.measuring.sending import Sending
+from device_harness.registry import RUNTIMES
 from edgeforge.errors import UsageError
 from edgeforge.measurements.host_texts import HostTexts
 from edgeforge.measurements.options import BenchOptions
@@ -89,6 +91,7 @@ def measure(
     if options.rules.runs < 1:
         raise UsageError(f"{options.rules.runs} runs measure nothing: ask for at least one")
     subjects = [_subject(folder) for folder in find_artifacts(folders)]
+    _require_options(subjects, options)
     points = options.points({str(each.folder): each.manifest.context for each in subjects})
     if options.rules.minutes and any(output < 2 for _, output in points):
         raise UsageError("a sustained run needs an --output of at least 2, whose speed it follows")
@@ -176,16 +179,45 @@ def _trusted(ratios: Sequence[ArmRatio], cells: Sequence[Cell]) -> tuple[ArmRati
 
 
 def _arm(device: Device, subject: Subject, options: BenchOptions) -> Arm:
+    taken = _taken(subject.manifest)
+    given = {
+        name: value
+        for name, value in options.runtime.items()
+        if value is not None and name in taken
+    }
+    sending = Sending(device)
+
     def start() -> DeviceSession:
-        return open_on(device, subject.folder, subject.manifest, options.threads, options.runtime)
+        sending.begin()
+        return open_on(device, subject.folder, subject.manifest, options.threads, given)
 
     return Arm(
         artifact=subject.measured,
         open=start,
         prompt=subject.prompts.of,
         threads=options.threads,
-        options={name: value for name, value in options.runtime.items() if value is not None},
+        options=given,
+        was_installed=sending.was_needed,
     )
+
+
+def _taken(manifest: Manifest) -> tuple[str, ...]:
+    """The options of the runtime of an artifact."""
+    return RUNTIMES[manifest.target].options if manifest.target in RUNTIMES else ()
+
+
+def _require_options(subjects: Sequence[Subject], options: BenchOptions) -> None:
+    """Refuses an option that no artifact's runtime takes; the others are left without it.
+
+    Raises:
+        UsageError: names the option.
+    """
+    for name, value in options.runtime.items():
+        if value is not None and not any(name in _taken(each.manifest) for each in subjects):
+            targets = ", ".join(dict.fromkeys(each.manifest.target for each in subjects))
+            raise UsageError(
+                f"{targets} artifacts have no option --{name.replace('_', '-')}: leave it out"
+            )
 
 
 def _subject(folder: Path) -> Subject:

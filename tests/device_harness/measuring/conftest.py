@@ -39,6 +39,7 @@ class PlayedSession:
     def __init__(self, play: Play) -> None:
         self._play = play
         self.runtime, self.limits = "played runtime 1.0 (1 thread)", ("It is played.",)
+        self.processor = "CPU"
         self.is_open = True
 
     def load(self):

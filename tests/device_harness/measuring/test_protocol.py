@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from device_harness.devices.device import Condition
@@ -144,3 +146,13 @@ def test_processes_end_when_somebody_interrupts(site, play):
     with pytest.raises(KeyboardInterrupt):
         measure_point(site(runs=5), [one.arm(), two.arm()], 8, 5, tell)
     assert not any(each.is_open for each in (*one.opened, *two.opened))
+
+
+def test_a_silent_fall_back_is_named(site, play):
+    arm = play("a", [0.1] * 9).arm()
+    arm = replace(arm, artifact=replace(arm.artifact, options={"backend": "vulkan"}))
+    (cell,) = measure_point(site(runs=1), [arm], 8, 5).cells
+    assert cell.processor == "CPU"
+    assert cell.notes[0] == (
+        "a: it was to run on GPU (backend vulkan) and ran on CPU: the runtime fell back"
+    )

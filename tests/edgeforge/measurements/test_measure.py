@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import edgeforge
+from device_harness.devices import registry
+from device_harness.devices.host import HostDevice
 from device_harness.errors import DeviceError, LogitsNotFiniteError
 from device_harness.measuring.rules import Rules
 from device_harness.registry import open_session
@@ -38,6 +40,7 @@ def test_what_is_measured_is_what_the_manifest_says(artifacts, tmp_path):
     assert [run.outcome for run in cell.runs] == ["counted", "warm-up", "counted", "counted"]
     assert [run.start for run in cell.runs] == ["cold", "warm", "warm", "warm"]
     assert (cell.text.verdict, cell.text.agreed, cell.text.of) == ("passed", 6, 6)
+    assert cell.processor == "CPU"
     assert cell.failed == "" and cell.cold.load_seconds > 0
 
 
@@ -71,6 +74,10 @@ def test_each_point_of_the_grid_is_a_cell(artifacts):
         (replace(QUICK, prompts=(65,), outputs=()), "do not fit the context of 64"),
         (replace(QUICK, outputs=(1,), rules=Rules(minutes=1)), "sustained run needs an --output"),
         (replace(QUICK, rules=Rules(runs=0)), "measure nothing"),
+        (
+            replace(QUICK, runtime={"precision": "fp32"}),
+            "onnx artifacts have no option --precision",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(artifacts, options, words):
@@ -135,6 +142,24 @@ def test_one_artifacts_figures_are_the_results_own(artifacts):
     assert found.decode_tokens_per_second == found.only.summary("decode").median > 0
     assert found.load_seconds > 0 and found.peak_bytes > 1 << 20
     assert found.runtime.startswith("onnxruntime")
+
+
+def test_the_first_run_after_sending_files_is_the_first_ever(artifacts, devices, monkeypatch):
+    class Counting(HostDevice):
+        """Sends an artifact once, as a phone does."""
+
+        name, sent_bytes, has = "counting", 0, ()
+
+        def start(self, folder, manifest, arguments):
+            if folder not in self.has:
+                self.sent_bytes, self.has = self.sent_bytes + 100, (*self.has, folder)
+            return super().start(folder, manifest, arguments)
+
+    row = registry.Kind(Counting, list, ("onnx",))
+    monkeypatch.setitem(registry.KINDS, "counting", row)
+    options = replace(QUICK, devices=("counting",), prompts=(4, 8), rules=Rules(runs=1))
+    cells = measure([artifacts.int4, artifacts.int8], options).cells
+    assert [cell.runs[0].start for cell in cells] == ["first-ever", "first-ever", "cold", "cold"]
 
 
 def test_no_process_is_left(artifacts, devices):
