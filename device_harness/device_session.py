@@ -106,6 +106,11 @@ class DeviceSession(HostSession):
         return self._vocab
 
     @property
+    def processor(self) -> str:  # type: ignore[override]
+        """The processor there that runs the artifact; empty if not known."""
+        return self._text(self.load().get("processor", ""))
+
+    @property
     def peak_bytes(self) -> int:
         """The peak resident memory so far of the process that runs the artifact there, in bytes."""
         if not self._closed:

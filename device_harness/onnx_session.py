@@ -44,6 +44,8 @@ class OnnxSession(HostSession):
         self, folder: Path, context: int, threads: int | None = None, kleidiai: str | None = None
     ) -> None:
         version = require_onnxruntime()
+        if kleidiai not in (None, "on", "off"):
+            raise DeviceError(f"KleidiAI is on or off, not {kleidiai!r}")
         self._has_kleidiai = kleidiai != "off"
         self._folder, self._threads = folder, threads or default_threads()
         self.context = context
@@ -92,6 +94,8 @@ class OnnxSession(HostSession):
         self._require_open()
         if self._generator is None:
             self._generator = self._open(GENERATE)
+            used = self._generator.get_providers()
+            self.processor = ", ".join(name.removesuffix("ExecutionProvider") for name in used)
             self._caches = self._make_caches(self._generator)
 
     def _make_caches(self, generator: onnxruntime.InferenceSession) -> Caches:

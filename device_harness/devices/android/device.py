@@ -20,7 +20,6 @@ from device_harness.devices.android.phone import Phone
 from device_harness.devices.android.process import PhoneProcess
 from device_harness.devices.android.readings import read_condition, read_facts
 from device_harness.devices.android.transfer import HOME, Progress, install, no_progress
-from device_harness.devices.arm64.device import with_kleidiai
 from device_harness.devices.arm64.executorch.place import find_executorch
 from device_harness.devices.arm64.pins import read_pins
 from device_harness.devices.arm64.root import find_root
@@ -44,8 +43,6 @@ class AndroidDevice(Place):
     Args:
         place: its serial number for adb; empty for the only phone.
         progress: is told the bytes that arrive there.
-        kleidiai: ``on`` or ``off``: whether onnxruntime may use Arm's KleidiAI kernels; None for
-            its own default, which is on.
 
     Raises:
         DeviceError: there is no such phone, it cannot be used now, or runs no arm64 programs.
@@ -55,12 +52,7 @@ class AndroidDevice(Place):
             first ever; None before any.
     """
 
-    def __init__(
-        self, place: str = "", progress: Progress = no_progress, *, kleidiai: str | None = None
-    ) -> None:
-        if kleidiai not in (None, "on", "off"):
-            raise DeviceError(f"--kleidiai takes on or off, not {kleidiai!r}")
-        self._kleidiai = kleidiai
+    def __init__(self, place: str = "", progress: Progress = no_progress) -> None:
         self.phone = Phone(place)
         self.name = self.phone.name
         self._progress = progress
@@ -97,7 +89,6 @@ class AndroidDevice(Place):
                 f"{manifest.target} artifacts do not run on {self.name}, which runs those for "
                 f"{', '.join(TARGETS)}: export with --target {TARGETS[0]}"
             )
-        given = with_kleidiai(arguments, manifest.target, self._kleidiai, self.name)
         root = find_root()
         executorch = find_executorch(read_pins()) if manifest.target == "executorch" else None
         before = self.phone.sent
@@ -120,7 +111,9 @@ class AndroidDevice(Place):
         if executorch is not None:
             files = files_below(executorch)
             environment[EXECUTORCH] = self._put(Archive(files), "ExecuTorch's arm64 runtime")
-        return self.run([*python, "-P", "-m", "device_harness.worker", there, *given], environment)
+        return self.run(
+            [*python, "-P", "-m", "device_harness.worker", there, *arguments], environment
+        )
 
     def put_artifact(self, folder: Path, manifest: Manifest) -> str:
         """Puts an artifact there, if it is not there yet; returns its folder there."""

@@ -1,8 +1,8 @@
 """Runs an artifact between the marks that `instructions.c` counts by, in the emulator.
 
-Its arguments are FOLDER, a file of the prompt's tokens (``.npy``), how many tokens to generate, the
-runtime's threads, and its options as JSON. It prints the runtime's name and the generated tokens as
-one line of JSON.
+Its arguments are FOLDER, the prompt's length, how many tokens to generate, the runtime's threads,
+and its options as JSON. The prompt's tokens are drawn at random, the same each time. It prints the
+runtime's name and the generated tokens as one line of JSON.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ BEGIN, PREFILLED, DECODED = 1, 2, 3
 
 def main() -> None:
     """Runs the artifact."""
-    folder, prompt, output, threads = Path(sys.argv[1]), np.load(sys.argv[2]), *sys.argv[3:5]
+    folder, (length, output, threads) = Path(sys.argv[1]), map(int, sys.argv[2:5])
     try:
         manifest = Manifest.read(folder)
         if shim_folder() is not None:
-            run, runtime = _in_this_process(folder, int(threads)), "executorch"
+            run, vocab, runtime = *_in_this_process(folder, threads), "executorch"
         else:
-            session = open_session(folder, manifest, int(threads), json.loads(sys.argv[5]))
-            run, runtime = _of(session), session.runtime
+            session = open_session(folder, manifest, threads, json.loads(sys.argv[5]))
+            run, vocab, runtime = _of(session), session.vocab_size, session.runtime
+        prompt = np.random.default_rng(0).integers(0, vocab, length, dtype=np.int64)
         run(prompt, 0)  # what is done once, at the first call, is not counted
         mark(BEGIN)
         tokens = [run(prompt, 0)]
         mark(PREFILLED)
-        while len(tokens) < int(output):
+        while len(tokens) < output:
             tokens.append(run(np.array(tokens[-1:]), len(prompt) + len(tokens) - 1))
         mark(DECODED)
         said: dict[str, object] = {"runtime": runtime, "tokens": tokens}
@@ -65,10 +66,15 @@ def _of(session: Session) -> Run:
     return run
 
 
-def _in_this_process(folder: Path, threads: int) -> Run:
-    """The same of an ExecuTorch program, whose session would start another process."""
+def _in_this_process(folder: Path, threads: int) -> tuple[Run, int]:
+    """The same of an ExecuTorch program, whose session would start another process.
+
+    Returns:
+        what runs tokens, and the size of the vocabulary.
+    """
     program, load = open_program(str(folder / MODEL), _weights(folder), threads)
-    longest = program.constants()["get_max_seq_len"][0]
+    constants = program.constants()
+    longest, vocab = constants["get_max_seq_len"][0], constants["get_vocab_size"][0]
     method = load(GENERATE)
 
     def run(tokens: Tokens, position: int) -> int:
@@ -76,7 +82,7 @@ def _in_this_process(folder: Path, threads: int) -> Run:
             logits = method(tokens[at : at + longest], position + at)[0]
         return int(logits.reshape(-1, logits.shape[-1])[-1].argmax())
 
-    return run
+    return run, vocab
 
 
 def _weights(folder: Path) -> str:

@@ -30,18 +30,13 @@ class Arm64Device(Place):
 
     Args:
         place: the core's name; empty for `DEFAULT_CORE`.
-        kleidiai: ``on`` or ``off``: whether onnxruntime may use Arm's KleidiAI kernels; None for
-            its own default, which is on.
 
     Raises:
-        DeviceError: there is no such core or choice.
+        DeviceError: there is no such core.
     """
 
-    def __init__(self, place: str = "", *, kleidiai: str | None = None) -> None:
+    def __init__(self, place: str = "") -> None:
         self.core = core_of(place)
-        if kleidiai not in (None, "on", "off"):
-            raise DeviceError(f"--kleidiai takes on or off, not {kleidiai!r}")
-        self._kleidiai = kleidiai
         self.name = f"arm64:{self.core.name}"
         self.limits = limits_of(self.core)
 
@@ -53,10 +48,10 @@ class Arm64Device(Place):
             kind="arm64",
             model=f"{self.core.name} (emulated by qemu)",
             system=f"Debian's arm64 Python on {platform.system()} {platform.release()}",
-            processor=f"{self.core.name}, {self.core.architecture}: {self.core.kernels}",
+            processor=self.core.name,
             cores=tuple(CoreFacts(f"cpu{at}") for at in range(processors_of(root, self.core))),
             emulated=True,
-            more={"kleidiai": self._kleidiai or "on (onnxruntime's default)"},
+            more={"architecture": self.core.architecture, "kernels": self.core.kernels},
         )
 
     def condition(self) -> Condition:
@@ -67,11 +62,10 @@ class Arm64Device(Place):
         """Starts a worker on an artifact."""
         require_host()
         root = find_root()
-        given = with_kleidiai(arguments, manifest.target, self._kleidiai, self.name)
-        arguments = python_command("device_harness.worker", str(folder.absolute()), *given)
+        command = python_command("device_harness.worker", str(folder.absolute()), *arguments)
         python = [*root.command(self.core.name), *python_of(root)]
         return ProcessChannel(
-            [*python, *arguments[1:]], environment_in(root, python, manifest.target)
+            [*python, *command[1:]], environment_in(root, python, manifest.target)
         )
 
 
@@ -113,34 +107,11 @@ def limits_of(core: Core) -> tuple[str, ...]:
     """What running an artifact on an emulated core cannot tell."""
     emulated = (
         f"arm64:{core.name} is emulated: its kernels give what the core's would, and neither its "
-        f"times nor its memory are a phone's"
+        f"times nor its memory are a phone's."
     )
     if core.is_real:
         return (emulated,)
-    return emulated, f"{core.name} is no real core: no phone has all that it has"
-
-
-def with_kleidiai(
-    arguments: Sequence[str], target: str, kleidiai: str | None, device: str
-) -> list[str]:
-    """A worker's arguments with the choice of kernels among the runtime's options.
-
-    Raises:
-        DeviceError: the target's runtime has no such choice.
-    """
-    given = list(arguments)
-    if kleidiai is None:
-        return given
-    if target != "onnx":
-        raise DeviceError(
-            f"--kleidiai is a choice of onnxruntime, and {device} is given an artifact for "
-            f"{target}: leave it out"
-        )
-    if "--options" not in given:
-        given += ["--options", "{}"]
-    at = given.index("--options") + 1
-    given[at] = json.dumps({**json.loads(given[at]), "kleidiai": kleidiai})
-    return given
+    return emulated, f"{core.name} is no real core: no phone has all that it has."
 
 
 def python_of(root: Root) -> list[str]:

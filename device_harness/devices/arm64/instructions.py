@@ -18,12 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
 from device_harness.child_process import python_command
 from device_harness.devices.arm64.counted import BEGIN, DECODED, PREFILLED
-from device_harness.devices.arm64.device import core_of, environment_in, python_of, with_kleidiai
+from device_harness.devices.arm64.device import core_of, environment_in, python_of
 from device_harness.devices.arm64.place import arm64_folder
 from device_harness.devices.arm64.root import find_root, require_host
 from device_harness.errors import DeviceError, SetupError
@@ -72,10 +69,10 @@ class Instructions:
 
 def count_instructions(
     folder: Path,
-    prompt: npt.NDArray[np.int64],
+    prompt: int = 16,
     output: int = 24,
     core: str = "",
-    kleidiai: str | None = None,
+    options: Mapping[str, str | None] | None = None,
 ) -> Instructions:
     """Counts an artifact's instructions on an emulated core, in prefill and in decode.
 
@@ -84,10 +81,10 @@ def count_instructions(
 
     Args:
         folder: the artifact.
-        prompt: ``int64[t]``.
+        prompt: tokens of a prompt, at least 1, which are drawn at random.
         output: tokens to generate, at least 2.
         core: the core's name; empty for the default.
-        kleidiai: ``on`` or ``off``; None for onnxruntime's default.
+        options: of the runtime, by name; None as a value means the default.
 
     Raises:
         DeviceError: the emulator is not set up or fails, or the artifact does not run there.
@@ -95,13 +92,19 @@ def count_instructions(
     require_host()
     root, chosen, manifest = find_root(), core_of(core), Manifest.read(folder)
     name = f"arm64:{chosen.name}"
-    options = with_kleidiai(["--options", "{}"], manifest.target, kleidiai, name)[1]
+    if prompt < 1 or output < 2 or prompt + output > manifest.context:
+        raise DeviceError(
+            f"instructions are counted over a prompt of at least 1 token and at least 2 generated "
+            f"ones, and {folder} holds {manifest.context} together: {prompt} + {output} do not fit"
+        )
+    given = {key: value for key, value in (options or {}).items() if value is not None}
     plugin = build_plugin()
     with tempfile.TemporaryDirectory(prefix="edgeforge-") as temporary:
-        tokens, counts = Path(temporary) / "prompt.npy", Path(temporary) / "counts"
-        np.save(tokens, np.asarray(prompt, np.int64))
-        arguments = [str(folder.absolute()), str(tokens), str(max(2, output)), "1", options]
-        command = python_command("device_harness.devices.arm64.counted", *arguments)
+        counts = Path(temporary) / "counts"
+        command = python_command(
+            "device_harness.devices.arm64.counted",
+            *(str(folder.absolute()), str(prompt), str(output), "1", json.dumps(given)),
+        )
         python = [*root.counting_command(chosen.name, f"{plugin},out={counts}"), *python_of(root)]
         environment = environment_in(root, python, manifest.target)
         said = _run([*python, *command[1:]], environment, name)
@@ -115,7 +118,7 @@ def count_instructions(
     return Instructions(
         name,
         str(said["runtime"]),
-        len(prompt),
+        prompt,
         len(said["tokens"]),
         marks[PREFILLED],
         {kind: count / steps for kind, count in marks[DECODED].items()},

@@ -114,10 +114,10 @@ def test_kleidiai_can_be_switched_off(adb, build, kept_phone):
     folder = build / "onnx"
     name = f"android:{kept_phone.serial}"
     with (
-        open_device(name, {"kleidiai": "off"}) as device,
-        open_on(device, folder, Manifest.read(folder)) as session,
-        open_device(f"arm64:{CORE}", {"kleidiai": "off"}) as emulator,
-        open_on(emulator, folder, Manifest.read(folder)) as other,
+        open_device(name) as device,
+        open_on(device, folder, Manifest.read(folder), options={"kleidiai": "off"}) as session,
+        open_device(f"arm64:{CORE}") as emulator,
+        open_on(emulator, folder, Manifest.read(folder), options={"kleidiai": "off"}) as other,
     ):
         assert np.array_equal(session.logits(TOKENS), other.logits(TOKENS))
 

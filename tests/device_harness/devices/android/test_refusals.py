@@ -29,12 +29,6 @@ def test_a_phone_of_another_processor(virtual_phone, fault, words):
     )
 
 
-@pytest.mark.parametrize("given", ["maybe", "ON", ""])
-def test_kleidiai_is_on_or_off(given):
-    with pytest.raises(DeviceError, match="--kleidiai takes on or off"):
-        open_device("android", {"kleidiai": given})
-
-
 def test_an_artifact_for_another_target(virtual_phone, artifact):
     manifest = Manifest.read(artifact)
     other = Manifest(**{**vars(manifest), "target": "coreml"})

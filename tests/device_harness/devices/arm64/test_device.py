@@ -22,8 +22,8 @@ def on(core, folder, kleidiai=None):
     """Logits of `TOKENS`, those of `extend`, and the session's words, from an emulated core."""
     manifest = Manifest.read(folder)
     with (
-        open_device(f"arm64:{core}", {"kleidiai": kleidiai}) as device,
-        open_on(device, folder, manifest, 1) as session,
+        open_device(f"arm64:{core}") as device,
+        open_on(device, folder, manifest, 1, {"kleidiai": kleidiai}) as session,
     ):
         return session.logits(TOKENS), session.extend(TOKENS), session.runtime, session.limits
 
@@ -68,7 +68,7 @@ def test_limits_say_that_times_mean_nothing_and_that_max_is_no_core():
 def test_facts_and_the_default_core(arm64_root):
     with open_device("arm64") as device:
         assert device.name == "arm64:cortex-a76" and device.facts().emulated
-        assert device.facts().as_json()["more"]["kleidiai"].startswith("on")
+        assert device.facts().as_json()["more"]["kernels"] == "dot product"
 
 
 @pytest.mark.parametrize("name", CORES)
@@ -95,21 +95,16 @@ def fields(text):
     }
 
 
-def test_an_unknown_core_or_choice_is_one_sentence():
+def test_an_unknown_core_is_one_sentence():
     with pytest.raises(
-        DeviceError, match="no emulated core 'cortex-a77' .did you mean 'cortex-a76'"
+        DeviceError, match=r"no emulated core 'cortex-a77' \(did you mean 'cortex-a76'"
     ):
         open_device("arm64:cortex-a77")
-    with pytest.raises(DeviceError, match="--kleidiai takes on or off, not 'maybe'"):
-        open_device("arm64", {"kleidiai": "maybe"})
 
 
-def test_kleidiai_of_another_runtime_is_refused(arm64_root, artifact):
-    from dataclasses import replace
-
-    manifest = replace(Manifest.read(artifact), target="executorch")
-    with pytest.raises(DeviceError, match="--kleidiai is a choice of onnxruntime"):
-        Arm64Device(kleidiai="off").start(artifact, manifest, [])
+def test_a_choice_of_kernels_that_there_is_not_is_one_sentence(arm64_root, artifact):
+    with pytest.raises(DeviceError, match="KleidiAI is on or off, not 'maybe'"):
+        on("cortex-a76", artifact, "maybe")
 
 
 def test_without_a_root_the_cure_is_told(tmp_path, monkeypatch, artifact):
@@ -128,5 +123,5 @@ def test_with_a_root_each_core_is_reachable(arm64_root):
 def test_nothing_of_the_host_leads_python_elsewhere(arm64_root, monkeypatch):
     for name in ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "QEMU_CPU"):
         monkeypatch.setenv(name, "/nowhere")
-    given = environment_in(arm64_root)
+    given = environment_in(arm64_root, [], "onnx")
     assert "/nowhere" not in given.values()
