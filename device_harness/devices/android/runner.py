@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from device_harness.devices.android.device import AndroidDevice
-from device_harness.devices.android.device_text import clean
+from device_harness.devices.android.device_text import clean, one_line
 from device_harness.devices.android.process import MemorySamples, new_folder
 from device_harness.devices.android.runner_output import (
     LARGEST_OUTPUT,
@@ -67,6 +67,7 @@ def run_runner(
     artifact: tuple[Path, Manifest] | None = None,
     seconds: float = 600.0,
     results: Path | None = None,
+    files: Sequence[Path] = (),
 ) -> RunnerResult:
     """Runs a program in a folder of its own, in which the artifact's files lie.
 
@@ -77,6 +78,7 @@ def run_runner(
         artifact: the artifact's folder on this host and its manifest; None where none is needed.
         seconds: how long it may run.
         results: takes the files that it wrote; None to leave them.
+        files: further files that it finds beside those of the artifact, such as a model.
 
     Raises:
         DeviceError: it is no program for arm64, the phone was lost, or it runs too long.
@@ -86,11 +88,15 @@ def run_runner(
     name = runner.name if _NAME.fullmatch(runner.name) else "runner"
     there = device.put_files({name: runner}, f"the runner {runner.name}")
     folder = new_folder()
-    if artifact is not None:
-        place = device.put_artifact(*artifact)
+    places = [] if artifact is None else [device.put_artifact(*artifact)]
+    places += [device.put_files({each.name: each}, f"the file {each.name}") for each in files]
+    for place in places:
         linked = device.phone.run(_LINK, folder, place, what="preparing the run")
         if linked.code:
-            raise DeviceError(f"{device.name} does not let {folder} be written")
+            raise DeviceError(
+                f"{device.name} does not let {folder} be written, or two files have one name "
+                f"({one_line(linked.errors)})"
+            )
     started = time.monotonic()
     environment = {"HOME": HOME, "TMPDIR": HOME, "LD_LIBRARY_PATH": there}
     process = device.run([f"{there}/{name}", *arguments], environment, folder)

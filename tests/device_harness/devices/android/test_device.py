@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -159,3 +162,32 @@ def test_a_runner_that_runs_too_long_is_ended(device, shell):
 @pytest.mark.parametrize(("line", "code"), [("kill -9 $$", 137), ("exit 200", 200)])
 def test_how_a_runner_ended_is_told(device, shell, line, code):
     assert run_runner(device, shell, ["-c", line]).code == code
+
+
+def command(*arguments):
+    line = [sys.executable, "-m", "edgeforge", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True)
+
+
+def test_the_command_line_runs_a_program_and_reads_its_figures(device, shell, tmp_path):
+    name, given = device.name, tmp_path / "given"
+    given.write_text("PyTorchObserver none\n| model | test | t/s |\n| m | pp16 | 100.5 |\n")
+    asked = "devices", "runner", shell, "--device", name, "--file", given
+    done = command(*asked, "--results", tmp_path / "out", "--", "-c", "cat given; echo x > written")
+    assert done.returncode == 0, done.stderr
+    assert "llama-bench, 16 + 0 tokens: prefill 100.50 tokens/s\n" in done.stdout
+    assert (tmp_path / "out/written").read_text() == "x\n"
+    done = command(*asked, "--results", tmp_path / "out", "--", "-c", "true")
+    assert (done.returncode, done.stdout) == (2, "") and "exists: name a new folder" in done.stderr
+    done = command(*asked, "--json", "--", "-c", "echo 'it is \033[31mlost' >&2; exit 5")
+    assert done.returncode == 6
+    assert done.stderr == f"edgeforge: mksh on {name} ended with exit code 5: it is lost\n"
+    record = json.loads(done.stdout)
+    assert record["device"]["model"] == "EdgeForge EdgeForge virtual phone" and record["limits"]
+    assert record["code"] == 5 and record["before"]["battery_percent"] == 80
+
+
+def test_a_program_runs_on_phones_alone(shell):
+    done = command("devices", "runner", shell, "--device", "host")
+    assert done.returncode == 2
+    assert done.stderr == ("edgeforge: a program of your own runs on phones, and host is none\n")
