@@ -183,8 +183,27 @@ def test_the_command_line_runs_a_program_and_reads_its_figures(device, shell, tm
     assert done.returncode == 6
     assert done.stderr == f"edgeforge: mksh on {name} ended with exit code 5: it is lost\n"
     record = json.loads(done.stdout)
-    assert record["device"]["model"] == "EdgeForge EdgeForge virtual phone" and record["limits"]
+    assert record["device"]["model"] == "EdgeForge virtual phone" and record["limits"]
     assert record["code"] == 5 and record["before"]["battery_percent"] == 80
+
+
+def test_the_whole_path_from_the_command_line(device, build, kept_phone):
+    name = device.name
+    listed = json.loads(command("devices", "--json").stdout)
+    assert {"name": name, "ready": True, "what": "EdgeForge virtual phone", "cure": ""} in listed
+    done = command("verify", build / "onnx", "--device", name, "--tokens", 64)
+    assert done.returncode == 0, done.stderr
+    assert f"{name} is EdgeForge virtual phone, Android 14" in done.stdout
+    kept_phone.set_fault("throttling", 2)
+    measured = "bench", build / "onnx", "--device", name, "--prompt", 8, "--output", 3, "--json"
+    done = command(*measured, "--runs", 1, "--warm-up", 0, "--longest-wait", 0)
+    bench = json.loads(done.stdout)
+    assert '"thermal_status": 2' in done.stdout and '"emulated": true' in done.stdout
+    assert "EdgeForge virtual phone" in done.stdout and bench["schema_version"]
+    kept_phone.clear_faults()
+    done = command(*measured, "--runs", 1, "--warm-up", 0)
+    assert done.returncode == 0, done.stderr
+    assert not running_there(device)
 
 
 def test_a_program_runs_on_phones_alone(shell):
