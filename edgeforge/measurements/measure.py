@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from device_harness.device_session import DeviceSession, open_on
-from device_harness.devices.device import Condition, Device
+from device_harness.devices.device import Condition, Device, Facts
 from device_harness.devices.registry import open_device
 from device_harness.errors import DeviceError
 from device_harness.measuring.bench import ArmRatio, Bench, DeviceRecord
@@ -36,6 +36,9 @@ from exporters.manifest import MANIFEST, Manifest
 
 _ON_THIS_MACHINE: Final = ("host", "mac")
 """Kinds of devices that run on this machine's own processor, as emulated ones do."""
+
+_OWNERS: Final = ("title",)
+"""Facts that are the owner's affair: what he calls his phone."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def _on_device(
     try:
         with open_device(name, options.device) as device:
             facts = device.facts()
-            record = DeviceRecord(name, facts.as_json(), device.limits)
+            record = DeviceRecord(name, _told(facts, name), device.limits)
             is_here = facts.emulated or facts.kind in _ON_THIS_MACHINE
             site = Site(name, partial(_look, device), options.rules, clock)
             if options.runner is not None:
@@ -258,6 +261,13 @@ def _look(device: Device) -> Condition | None:
         return device.condition()
     except DeviceError:
         return None
+
+
+def _told(facts: Facts, name: str) -> dict[str, Any]:
+    """A device's facts for a file that may be sent to others: named as the user did."""
+    told = facts.as_json()
+    more = {key: value for key, value in told["more"].items() if key not in _OWNERS}
+    return {**told, "name": name, "more": more}
 
 
 @contextmanager
