@@ -186,14 +186,23 @@ def arm64_root() -> Iterator[Root]:
 
     A machine that does not allow it skips with the reason; in CI that is a failure.
     """
-    from device_harness.devices.arm64.setup import set_up
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEFORGE_ARM64", _ARM64)
-        try:
-            root = set_up()
-        except SetupError as error:
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"CI needs the arm64 emulator, and it cannot be set up: {error}")
-            pytest.skip(f"the arm64 emulator cannot be set up: {error}")
-        yield root
+        yield _set_up()
+
+
+@pytest.fixture(scope="session")
+def arm64_executorch(arm64_root: Root) -> Root:
+    """The same with ExecuTorch's kernels for arm64."""
+    return _set_up(executorch=True)
+
+
+def _set_up(executorch: bool = False) -> Root:
+    from device_harness.devices.arm64.setup import set_up
+
+    try:
+        return set_up(executorch=executorch)
+    except SetupError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI needs the arm64 emulator, and it cannot be set up: {error}")
+        pytest.skip(f"the arm64 emulator cannot be set up: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -32,8 +33,10 @@ mount --rbind /dev "$1/dev"
 mount -t proc proc "$1/proc"
 mount --bind "$1/system/virtual/cpuinfo" "$1/proc/cpuinfo"
 echo ready
-# It also takes in the processes whose parents have ended.
-while :; do sleep infinity & wait; done
+# Its input ends when who started it ends, however that came; a command that waits also takes in
+# the processes whose parents have ended.
+cat > /dev/null
+exit 0
 """
 
 
@@ -85,7 +88,7 @@ class EmulatedCommands:
             with suppress(ProcessLookupError):
                 os.kill(self._first, 9)
             self._keeper.kill()
-            self._keeper.wait()
+            self._keeper.communicate()
             self._keeper = None
 
     def _furnish(self, root: Root) -> None:
@@ -100,6 +103,7 @@ class EmulatedCommands:
         core = root.core(self._core.name)
         shutil.copytree(core / "sys", self.root / "sys", dirs_exist_ok=True)
         shutil.copyfile(core / "proc/cpuinfo", self.root / "system/virtual/cpuinfo")
+        _lend_sha256sum(self.root)
 
     def _open_namespaces(self) -> str:
         """Opens the namespaces; returns why that is not possible, where it is not."""
@@ -108,7 +112,7 @@ class EmulatedCommands:
         try:
             keeper = subprocess.Popen(
                 [_program("unshare"), *spaces, "/bin/sh", "-ec", _KEEPER, "keeper", *given],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
@@ -125,6 +129,37 @@ class EmulatedCommands:
             return said or "unshare says nothing"
         self._keeper, self._first = keeper, first
         return ""
+
+
+def _lend_sha256sum(root: Path) -> None:
+    """Gives the phone this host's ``sha256sum``, which need not be emulated.
+
+    What is sent there is hashed there: emulated that takes a minute for a runtime, and a phone has
+    instructions for it. Where this host's cannot be lent the phone uses toybox's.
+    """
+    folder = root / "system/virtual/native"
+    try:
+        program = _program("sha256sum")
+        listed = subprocess.run(
+            [_program("ldd"), program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"LC_ALL": "C", "PATH": "/usr/bin:/bin"},
+        ).stdout
+        libraries = re.findall(r"(?:=> |^\s*)(/\S+) \(0x", listed, re.MULTILINE)
+        loader = next(Path(name).name for name in libraries if "/ld-linux" in name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (program, *libraries):
+            shutil.copy(name, folder)
+    except (SetupError, OSError, subprocess.SubprocessError, StopIteration):
+        return
+    place = "/system/virtual/native"
+    script = root / "system/bin/sha256sum"
+    script.write_text(
+        f'#!{SHELL}\nexec {place}/{loader} --library-path {place} {place}/sha256sum "$@"\n'
+    )
+    script.chmod(0o755)
 
 
 def _program(name: str) -> str:

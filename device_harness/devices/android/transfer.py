@@ -35,14 +35,14 @@ stat -f -c 'free %a %S' "$1"
 # A chunk whose digest is not its name did not arrive whole.
 _ARRIVED: Final = """
 mkdir -p "$1/arriving/$2" && cd "$1/arriving/$2" || exit 1
-find . -type f -exec sha256sum {} +
+find . -type f -exec sh -c 'sha256sum "$@"' sh {} +
 """
 _UNPACK: Final = """
 made="$1/installed/$2.unfinished"
 rm -rf "$made" && mkdir -p "$made" || exit 1
 cd "$1/arriving/$2" || exit 1
 while read -r name; do cat "$name" || exit 1; done < order | tar -x -f - -C "$made" || exit 1
-cd "$made" && find . -type f -exec sha256sum {} +
+cd "$made" && find . -type f -exec sh -c 'sha256sum "$@"' sh {} +
 """
 _FINISH: Final = """
 made="$1/installed/$2.unfinished"

@@ -39,7 +39,7 @@ def unpack(deb: Path, folder: Path, wanted: Callable[[str], bool] = lambda name:
         with deb.open("rb") as content, tarfile.open(fileobj=_data(content, deb)) as archive:
             return _unpack(archive, deb, folder, wanted)
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, ValueError) as error:
-        raise SetupError(f"{deb} is damaged: {error}") from error
+        raise SetupError(f"{deb} is damaged: {' '.join(str(error).split())[:200]}") from error
 
 
 def _data(content: BinaryIO, deb: Path) -> BinaryIO:

@@ -95,11 +95,8 @@ class Pins:
 
     def digest(self, *parts: str) -> str:
         """Names what some parts hold, in twelve characters: another pin gives another name."""
-        chosen = sorted(
-            f"{pin.name} {pin.sha256}"
-            for pin in (*self.packages, *self.wheels)
-            if pin.part in parts
-        )
+        pins: list[Package | Wheel] = [*self.packages, *self.wheels]
+        chosen = sorted(f"{pin.name} {pin.sha256}" for pin in pins if pin.part in parts)
         return hashlib.sha256("\n".join(chosen).encode()).hexdigest()[:12]
 
 

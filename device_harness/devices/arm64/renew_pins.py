@@ -70,8 +70,8 @@ def main() -> None:
         ]
         content["packages"][part] = {"suite": suite, "architecture": architecture, "files": files}
     versions = dict(_versions())
-    for part, names in _WHEELS.items():
-        content["wheels"][part] = [_wheel(name, versions[name]) for name in names]
+    for part, wheels in _WHEELS.items():
+        content["wheels"][part] = [_wheel(name, versions[name]) for name in wheels]
     text = json.dumps(content, indent=1) + "\n"
     Path(__file__).with_name("pins.json").write_text(text, encoding="utf-8")
 

@@ -13,7 +13,7 @@ from device_harness.errors import SetupError
 
 _HERE: Final = Path(__file__).parent
 # Counts up when the same downloads are unpacked or linked in another way.
-_BUILD: Final = 1
+_BUILD: Final = 2
 
 
 def executorch_folder(pins: Pins) -> Path:

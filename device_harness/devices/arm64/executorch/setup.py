@@ -18,6 +18,7 @@ from typing import Final
 
 from device_harness.devices.arm64.deb_file import unpack
 from device_harness.devices.arm64.download import fetch
+from device_harness.devices.arm64.executorch.constructors import leave_out_constructors
 from device_harness.devices.arm64.executorch.place import executorch_folder
 from device_harness.devices.arm64.fetching import bring_packages, bring_wheels, download_file
 from device_harness.devices.arm64.pins import Pins, Wheel
@@ -38,6 +39,7 @@ _RUNTIME: Final = {
 _HEADERS: Final = "executorch/include/"
 # Libraries that others name and nothing here calls: of the GPU, and of torch beyond the processor.
 _EMPTY: Final = ("libtorch.so", "libcudart.so.13", "libcupti.so.13")
+_TORCH: Final = "libtorch_cpu.so"
 _TRIPLE: Final = "aarch64-linux-gnu"
 
 
@@ -57,7 +59,11 @@ def set_up_executorch(pins: Pins, progress: Progress) -> Path:
     with unfinished(folder.parent, folder.name) as making:
         progress("building ExecuTorch's shim", 0, 1)
         for file, member in zip(libraries, torch.members, strict=True):
-            _link_or_copy(file, making / member.name)
+            if member.name == _TORCH:
+                shutil.copyfile(file, making / member.name)
+                leave_out_constructors(making / member.name)
+            else:
+                _link_or_copy(file, making / member.name)
         with unfinished(making, "build") as build:
             unpack_wheel(wheel, build, lambda name: name in _RUNTIME or name.startswith(_HEADERS))
             for name in _RUNTIME:

@@ -30,7 +30,7 @@ def build(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEFORGE_CACHE", str(root / "cache"))
-        edgeforge.export("demo", ["onnx", "executorch"], root / "out")
+        edgeforge.export("demo", root / "out", targets=("onnx", "executorch"), recipe="int4")
     return root / "out"
 
 
@@ -122,23 +122,40 @@ def test_kleidiai_can_be_switched_off(adb, build, kept_phone):
         assert np.array_equal(session.logits(TOKENS), other.logits(TOKENS))
 
 
-def test_a_runner_of_the_users_own(device, arm64_root, kept_phone, tmp_path):
-    program = arm64_root.system / "usr/bin/toybox"
-    done = run_runner(device, program, ["echo", "a b", "$(x)"], seconds=60)
-    # Its own name decides what toybox does: under another it takes the first argument.
-    assert (done.code, done.output) == (0, "a b $(x)\n") and done.figures == ()
-    failed = run_runner(device, program, ["cat", "/nonexistent"], seconds=60)
-    assert failed.code == 1 and "nonexistent" in failed.errors
-    written = run_runner(
-        device, program, ["dd", "if=/dev/zero", "of=result", "count=2"], results=tmp_path / "out"
+@pytest.fixture(scope="module")
+def shell(arm64_root):
+    """A program for arm64 that does as it is told: the phone's own shell."""
+    return arm64_root.system / "usr/bin/mksh"
+
+
+def test_a_runner_of_the_users_own(device, shell, build, tmp_path):
+    odd = ["a b", "$(x)", "'\""]
+    done = run_runner(device, shell, ["-c", 'printf "%s|" "$@"; ls', "sh", *odd])
+    assert (done.code, done.output) == (0, "a b|$(x)|'\"|pid\nstderr\n") and done.figures == ()
+    sent = device.phone.sent
+    line = (
+        "stat -c %s model.onnx; echo done > result; echo no >&2; "
+        'echo "| model | test | t/s |\n| m | tg8 | 12.5 ± 0.1 |"; exit 3'
     )
-    assert [path.name for path in written.results] == ["result"]
-    assert (tmp_path / "out/result").read_bytes() == bytes(1024)
+    artifact = build / "onnx", Manifest.read(build / "onnx")
+    done = run_runner(device, shell, ["-c", line], artifact, results=tmp_path / "out")
+    assert done.code == 3 and done.errors == "no\n"
+    assert done.output.startswith(f"{(build / 'onnx/model.onnx').stat().st_size}\n")
+    assert [each.decode_tokens_per_second for each in done.figures] == [12.5]
+    assert [path.name for path in done.results] == ["result"]
+    assert (tmp_path / "out/result").read_text() == "done\n"
+    assert (
+        device.phone.sent - sent < sum(f.stat().st_size for f in (build / "onnx").iterdir()) + 1e6
+    )
     assert not running_there(device)
 
 
-def test_a_runner_that_runs_too_long_is_ended(device, arm64_root):
-    program = arm64_root.system / "usr/bin/toybox"
-    with pytest.raises(DeviceError, match=r"toybox on .* runs for more than 2 s"):
-        run_runner(device, program, ["yes"], seconds=2)
+def test_a_runner_that_runs_too_long_is_ended(device, shell):
+    with pytest.raises(DeviceError, match=r"mksh on .* runs for more than 2 s"):
+        run_runner(device, shell, ["-c", "while :; do echo y; sleep 0.2; done"], seconds=2)
     assert not running_there(device)
+
+
+@pytest.mark.parametrize(("line", "code"), [("kill -9 $$", 137), ("exit 200", 200)])
+def test_how_a_runner_ended_is_told(device, shell, line, code):
+    assert run_runner(device, shell, ["-c", line]).code == code

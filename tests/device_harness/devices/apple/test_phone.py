@@ -1,11 +1,14 @@
 """An iPhone through unmodified coremltools; Xcode's tools and the runner are fakes: FAKE.md."""
 
 import json
+import os
+import threading
 
 import numpy as np
 import pytest
 
 from device_harness.coreml_session import CoremlSession
+from device_harness.device_session import open_on
 from device_harness.devices.apple import iphone
 from device_harness.devices.apple.compute_plan import read_plan, sections_of
 from device_harness.devices.apple.iphone import IosDevice
@@ -14,6 +17,7 @@ from device_harness.devices.apple.remote import BUNDLE, TEAM
 from device_harness.devices.apple.report import examine
 from device_harness.errors import DeviceError
 from device_harness.timed_run import SelfTimed, run_timed
+from device_harness.worker import Answers, serve
 from exporters.manifest import Manifest
 
 UDID = "00008130-FA4E000000000001"
@@ -166,3 +170,51 @@ def test_the_device_starts_a_worker_of_its_own(artifacts, fake_mac, monkeypatch)
         device.start(artifacts["ios18"], manifest, ["--options", "{}"])
         assert "device_harness.devices.apple.phone_worker" in started[0]
         assert started[0][started[0].index("--udid") + 1] == UDID
+
+
+class Threaded:
+    """A device whose worker is a thread here, so that it can share a fake phone."""
+
+    limits: tuple[str, ...] = ()
+
+    def __init__(self, session):
+        self.name, self.session = f"ios:{UDID}", session
+
+    def start(self, folder, manifest, arguments):
+        asked, requests = os.pipe()
+        answers, answered = os.pipe()
+        self.requests, self.answers = os.fdopen(requests, "wb"), os.fdopen(answers, "rb")
+
+        def work():
+            session = self.session
+            with os.fdopen(asked, "rb") as incoming, os.fdopen(answered, "wb") as outgoing:
+                answers = Answers(outgoing)
+                words = {"runtime": session.runtime, "limits": list(session.limits)}
+                answers.write({**words, "context": session.context, "peak": session.peak_bytes})
+                serve(session, incoming, answers)
+
+        self.thread = threading.Thread(target=work)
+        self.thread.start()
+        return self
+
+    def wait(self, seconds):
+        return 0
+
+    def last_words(self):
+        return ""
+
+    def close(self):
+        self.requests.close()
+        self.thread.join()
+        self.answers.close()
+
+
+def test_a_session_on_the_device_takes_the_phones_own_clock(session, artifacts, phone):
+    opened, host = session
+    folder = artifacts[phone[0]]
+    with open_on(Threaded(opened), folder, Manifest.read(folder)) as there:
+        assert there.load()["seconds"] == pytest.approx(opened.load_seconds)
+        run = there.timed(PROMPT[:5], 2)
+        assert run.tokens == run_timed(host, PROMPT[:5], 2).tokens
+        assert run.first_token_seconds == pytest.approx(0.002 * 5)
+        assert "by coremltools 9.0's runner" in there.runtime and there.limits == opened.limits
