@@ -37,8 +37,8 @@ from edgeforge.pipeline import export
 from edgeforge.reference.walk import Values, Walk, WeightReader, block_pool, store_reader
 from edgeforge.tokenizer import TOKENIZER, Tokenizer, read_text
 from edgeforge.verification.metrics import DivergenceMeter
+from edgeforge.verification.references import references
 from edgeforge.verification.sample import spread_blocks
-from edgeforge.verification.verify import references
 from exporters.float_columns import ALL, FloatColumns
 from exporters.manifest import Manifest
 from exporters.onnx.quantized import block_size

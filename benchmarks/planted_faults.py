@@ -22,8 +22,10 @@ from edgeforge.errors import EdgeForgeError
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import DEMO, DEMO_FOLDER, HELDOUT, Model, open_model
 from edgeforge.verification.meaning.check import check_meaning
+from edgeforge.verification.references import reopen
 from edgeforge.verification.soundness import CheckFailed
-from edgeforge.verification.verify import VerifyOptions, reopen, verify_together
+from edgeforge.verification.verify import verify_together
+from edgeforge.verification.verify_options import VerifyOptions
 from exporters.errors import ExportError
 from exporters.manifest import Manifest
 from exporters.registry import TARGETS

@@ -90,7 +90,7 @@ def _size(dtype: str, shape: tuple[int, ...]) -> int:
 
 def _fill(stream: BinaryIO, array: Array) -> None:
     """Reads an array where it stays, because logits may be a large part of the memory."""
-    room = memoryview(array.reshape(-1).view(np.uint8))
+    room = array.reshape(-1).view(np.uint8).data
     while len(room):
         count = stream.readinto(room)  # type: ignore[attr-defined]
         if not count:

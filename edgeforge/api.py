@@ -175,6 +175,8 @@ def verify(
     checkpoint: str | None = None,
     bounds: Mapping[str, float] | None = None,
     against: str | None = None,
+    devices: Sequence[str] = (),
+    kleidiai: str | None = None,
     threads: int | None = None,
     timed: bool = True,
     precision: str | None = None,
@@ -190,6 +192,10 @@ def verify(
         checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
         bounds: of figures, by their names, in place of the defaults.
         against: ``transformers``, to hold FLOAT against its logits of the same checkpoint, too.
+        devices: where to run the artifact too, such as ``arm64:cortex-a76``; what came out there is
+            in the evaluation's ``elsewhere``.
+        kleidiai: whether onnxruntime uses KleidiAI's kernels on arm64 devices: ``on``, ``off`` or
+            ``both``.
         threads: threads for the runtime; None for the runtime's default.
         timed: whether to time the artifact too.
         precision: rounding of the interpreter of Core ML packages: ``fp16`` (the default) or
@@ -204,8 +210,8 @@ def verify(
             `edgeforge.verification.soundness.UnsoundError`, whose ``evaluations`` hold the figures.
         UsageError: ``tokens`` is neither a number of at least 2 nor ``all``, or a bound cannot be.
     """
-    from edgeforge.verification.verify import VerifyOptions
     from edgeforge.verification.verify import verify as run_verify
+    from edgeforge.verification.verify_options import VerifyOptions, devices_of
 
     options = VerifyOptions(
         text=None if text is None else Path(text),
@@ -216,6 +222,7 @@ def verify(
         runtime={"precision": precision, "compute_units": compute_units},
         bounds=bounds or {},
         against=against,
+        devices=devices_of(devices, kleidiai),
     )
     return run_verify(Path(artifact), options)
 

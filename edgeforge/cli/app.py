@@ -152,6 +152,8 @@ def verify(
     timed: option.Timed = True,
     precision: option.InterpreterPrecision = None,
     compute_units: option.ComputeUnits = None,
+    device: option.Devices = None,
+    kleidiai: option.Kleidiai = None,
     threads: option.Threads = None,
     json: option.Json = False,
     quiet: option.Quiet = False,
@@ -163,7 +165,8 @@ def verify(
     from edgeforge.verification.bounds import parse_bounds
     from edgeforge.verification.sample import parse_tokens
     from edgeforge.verification.soundness import require_sound
-    from edgeforge.verification.verify import VerifyOptions, verify_together
+    from edgeforge.verification.verify import verify_together
+    from edgeforge.verification.verify_options import VerifyOptions, devices_of
 
     options = VerifyOptions(
         text=text,
@@ -174,6 +177,7 @@ def verify(
         runtime={"precision": precision, "compute_units": compute_units},
         bounds=parse_bounds(bound or ()),
         against=against,
+        devices=devices_of(device or (), kleidiai),
     )
     folders = find_artifacts(artifacts)
     with Reporter(quiet) as progress:
@@ -414,6 +418,25 @@ def doctor(json: option.Json = False) -> None:
         print(printable_lines(report_lines(report)))
     if report.export_problems:
         raise CheckFailed("; ".join(report.export_problems))
+
+
+@app.command()
+def devices(json: option.Json = False) -> None:
+    """List where artifacts can run, and what is missing for the rest; nothing is started."""
+    from dataclasses import asdict
+
+    from device_harness.devices.registry import find_devices
+
+    found = find_devices()
+    if json:
+        _print_json([asdict(each) for each in found])
+        return
+    width = max(len(printable(each.name)) for each in found)
+    for each in found:
+        state = "ready" if each.ready else "not reachable"
+        print(printable(f"{each.name:<{width}}  {state}: {each.what}"))
+        if each.cure:
+            print(printable(f"{'':<{width}}  {each.cure}"))
 
 
 @app.command()

@@ -261,6 +261,22 @@ ComputeUnits = Annotated[
         help="Compute units of Core ML on a Mac: all (the default), cpu, cpu-and-gpu or cpu-and-ne."
     ),
 ]
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Also run on this device, such as arm64:cortex-a76 (edgeforge devices lists them); "
+        "give it several times for several.",
+    ),
+]
+Kleidiai = Annotated[
+    str | None,
+    typer.Option(
+        help="Whether onnxruntime uses KleidiAI's kernels on arm64 devices: on, off or both (one "
+        "after the other); by default as onnxruntime does."
+    ),
+]
 
 # Of `check`.
 Checked = Annotated[

@@ -67,38 +67,44 @@ def print_results(
     from edgeforge.cli.tables import evaluation_tables, limit_lines
 
     console = _console()
-    lines = verdict_lines(results)
-    if not full:
-        lines = summary_lines(results, asked)
+    rows = labelled(results)
+    lines = verdict_lines(rows) if full else summary_lines(rows, asked)
     for line in lines:
         # No wrapping: every line is as long as it should be.
         console.print(line, soft_wrap=True, highlight=False)
     if not full:
         return
     console.print()
-    for table in evaluation_tables(list(results.values())):
+    for table in evaluation_tables(list(rows.values())):
         # A log or a pipe has no width: there the table is as wide as its longest cells.
         if not console.is_terminal:
             wide = console.options.update(max_width=10_000)
             console.width = console.measure(table, options=wide).maximum
         console.print(table)
-    for text in limit_lines(list(results.values())):
+    for text in limit_lines(list(rows.values())):
         print(printable(text))
 
 
-def summary_lines(results: Mapping[Path, Evaluation], asked: Sequence[Path]) -> list[Text]:
-    """The verdicts, the figures, what they were measured on, and what to do next."""
+def summary_lines(rows: Mapping[str, Evaluation], asked: Sequence[Path]) -> list[Text]:
+    """The verdicts, the figures, what they were measured on, and what to do next.
+
+    Args:
+        rows: what was found, by the label of `labelled`.
+        asked: the folders that the user named.
+    """
     from rich.text import Text
 
-    evaluations = list(results.values())
-    lines = [*verdict_lines(results), Text(), *_figure_lines(results), Text()]
-    checked = bound_lines(_labels(results), evaluations)
+    labels, evaluations = list(rows), list(rows.values())
+    lines = [*verdict_lines(rows), Text(), *_figure_lines(rows), Text()]
+    checked = bound_lines(labels, evaluations)
     lines += [*checked, Text()] if checked else []
     for sentence in (*_TERMS, *_measured_on(evaluations), _MEANING):
         lines += wrapped(sentence, hanging=2)
-    for sentence in _about_shipped(_labels(results), evaluations):
+    for sentence in _about_shipped(labels, evaluations):
         lines += wrapped(sentence, hanging=2)
-    for label, result in zip(_labels(results), evaluations, strict=True):
+    for sentence in _about_devices(evaluations):
+        lines += wrapped(sentence, hanging=2)
+    for label, result in rows.items():
         lines += doubtful_lines(label, result)
         if result.limits:
             words = f"{label} ran in EdgeForge's interpreter, not in Apple's runtime."
@@ -119,15 +125,14 @@ def summary_lines(results: Mapping[Path, Evaluation], asked: Sequence[Path]) -> 
     return [*lines, Text(), *_next_lines(evaluations, asked)]
 
 
-def verdict_lines(results: Mapping[Path, Evaluation]) -> list[Text]:
-    """One line for each artifact: what was checked of it, and how close it is."""
+def verdict_lines(rows: Mapping[str, Evaluation]) -> list[Text]:
+    """One line for each artifact and place: what was checked of it, and how close it is."""
     from rich.cells import cell_len
     from rich.text import Text
 
-    labels = _labels(results)
-    widest = max(map(cell_len, labels))
+    widest = max(map(cell_len, rows))
     lines = []
-    for label, result in zip(labels, results.values(), strict=True):
+    for label, result in rows.items():
         word, style, facts = _verdict(result)
         verdict = Text.assemble((word, style), "  ", "; ".join(facts))
         if widest + 2 + verdict.cell_len <= WIDTH:
@@ -165,12 +170,12 @@ def _verdict(result: Evaluation) -> tuple[str, str, list[str]]:
     return "SOUND", _GOOD, [weights, ran, f"perplexity x {ratio}"]
 
 
-def _figure_lines(results: Mapping[Path, Evaluation]) -> list[Text]:
+def _figure_lines(rows: Mapping[str, Evaluation]) -> list[Text]:
     """The figures side by side where they fit, else one artifact under the other."""
     from rich.cells import cell_len
     from rich.text import Text
 
-    labels, evaluations = _labels(results), list(results.values())
+    labels, evaluations = list(rows), list(rows.values())
     figures = _figures(evaluations)
     recipes = list(dict.fromkeys(result.recipe for result in evaluations))
     corner = one_line(f"recipe {recipes[0]}") if len(recipes) == 1 else ""
@@ -310,15 +315,33 @@ def _next_lines(results: list[Evaluation], asked: Sequence[Path]) -> list[Text]:
     ]
 
 
-def _labels(results: Mapping[Path, Evaluation]) -> list[str]:
-    """The shortest names that tell artifacts apart."""
+def labelled(results: Mapping[Path, Evaluation]) -> dict[str, Evaluation]:
+    """The evaluations of each artifact, here and elsewhere, by the shortest labels that differ."""
     evaluations = list(results.values())
     targets = [result.target for result in evaluations]
     recipes = [one_line(f"{result.target} {result.recipe}") for result in evaluations]
-    for names in (targets, recipes):
-        if len(set(names)) == len(names):
-            return names
-    return [one_line(str(folder)) for folder in results]
+    paths = [one_line(str(folder)) for folder in results]
+    numbered = [f"{path} ({at})" for at, path in enumerate(paths, 1)]
+    choices = (targets, recipes, paths, numbered)
+    names = next(names for names in choices if len({*names}) == len(names))
+    rows = {}
+    for name, result in zip(names, evaluations, strict=True):
+        rows[name] = result
+        for there in result.elsewhere:
+            device = one_line(there.device)
+            rows[device if len(names) == 1 else f"{name} on {device}"] = there
+    return rows
+
+
+def _about_devices(results: Sequence[Evaluation]) -> list[str]:
+    """Where else artifacts ran, and what that cannot tell, each once."""
+    sentences = []
+    for result in results:
+        if result.device_facts is not None:
+            model, system = (one_line(str(result.device_facts[k])) for k in ("model", "system"))
+            sentences.append(f"{one_line(result.device)} is {model}, {system}.")
+            sentences += map(one_line, result.device_limits)
+    return list(dict.fromkeys(sentences))
 
 
 def _interval(interval: Interval | None, form: Callable[[float], str]) -> str:

@@ -21,9 +21,9 @@ from edgeforge.diagnosis.weights import Upgrade, WeightCost, weight_costs
 from edgeforge.model.model import Model
 from edgeforge.reference.walk import Walk, store_reader
 from edgeforge.stage_progress import Progress, no_progress
+from edgeforge.verification.references import references, reopen
 from edgeforge.verification.rounding import rounds_activations
 from edgeforge.verification.sample import TokenCount, choose_sample
-from edgeforge.verification.verify import references, reopen
 from exporters.manifest import Manifest
 
 DIAGNOSIS_VERSION: Final = 1

@@ -138,7 +138,8 @@ def _verify_apart(checking: Checking, options: GateOptions, progress: Progress) 
 
 
 def _verify(group: Sequence[Checking], options: GateOptions, progress: Progress) -> None:
-    from edgeforge.verification.verify import VerifyOptions, verify_together
+    from edgeforge.verification.verify import verify_together
+    from edgeforge.verification.verify_options import VerifyOptions
 
     terms = group[0].terms
     asked = VerifyOptions(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 import torch
 
+from device_harness.device_session import open_on
+from device_harness.devices.device import Device
 from device_harness.registry import open_session
 from device_harness.session import Session
 from exporters.manifest import Manifest
@@ -19,33 +22,59 @@ from quant.processors import default_threads
 Given = TypeVar("Given")
 
 
+@dataclass(frozen=True)
+class Place:
+    """An artifact, and where it is to run.
+
+    Attributes:
+        folder: the artifact.
+        manifest: its manifest.
+        device: where it runs; None for this host.
+        options: of the runtime on the device, as `open_session` takes them.
+    """
+
+    folder: Path
+    manifest: Manifest
+    device: Device | None = None
+    options: Mapping[str, str | None] = field(default_factory=dict)
+
+
 @contextmanager
 def open_sessions(
-    artifacts: Sequence[tuple[Path, Manifest]],
+    places: Sequence[Place],
     threads: int | None,
     options: Mapping[str, str | None],
 ) -> Iterator[list[Session]]:
     """Opens artifacts for `EachSession`, and closes all of them at the end of the block.
 
     Args:
-        artifacts: each folder and its manifest.
-        threads: for each runtime; None shares the processors out. The threads of one runtime wait
-            for each other at every operator, and long where there are more than processors.
-        options: of the runtimes, as `open_session` takes them.
+        places: the artifacts and where they run.
+        threads: for each runtime; None shares the processors of this host out. The threads of one
+            runtime wait for each other at every operator, and long where there are more than
+            processors.
+        options: of the runtimes on this host, as `open_session` takes them.
     """
     before = torch.get_num_threads()
-    shared = max(1, default_threads() // len(artifacts)) if len(artifacts) > 1 else None
+    here = sum(place.device is None for place in places)
+    shared = max(1, default_threads() // here) if here > 1 else None
     with ExitStack() as opened:
         try:
             sessions = [
-                opened.enter_context(open_session(folder, manifest, threads or shared, options))
-                for folder, manifest in artifacts
+                opened.enter_context(_opened(place, threads, shared, options)) for place in places
             ]
         finally:
             if threads is None:
                 # A runtime that computes in PyTorch sets its threads for the references, too.
                 torch.set_num_threads(before)
         yield sessions
+
+
+def _opened(
+    place: Place, threads: int | None, shared: int | None, options: Mapping[str, str | None]
+) -> Session:
+    if place.device is not None:
+        return open_on(place.device, place.folder, place.manifest, threads, place.options)
+    return open_session(place.folder, place.manifest, threads or shared, options)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from device_harness.timing import Timings
@@ -66,6 +67,11 @@ class Evaluation:
             there are no intervals.
         freshness: what all of it depends on; None where it was not verified.
         curve: the divergences along a block; None where they were not kept.
+        device: where it ran: ``host``, or a device and the runtime's options there.
+        device_facts: what is known of the device (`device_harness.devices.device.Facts`).
+        device_limits: what running it there cannot tell, one sentence each.
+        elsewhere: evaluations of the same artifact on devices, on the same tokens and under the
+            same bounds. These have no sums and no facts of the files, which are no other there.
         schema_version: of the report.
     """
 
@@ -98,6 +104,10 @@ class Evaluation:
     freshness: Freshness | None = None
     shipped: Shipped | None = None
     curve: PositionCurve | None = None
+    device: str = "host"
+    device_facts: Mapping[str, object] | None = None
+    device_limits: tuple[str, ...] = ()
+    elsewhere: tuple[Evaluation, ...] = ()
     schema_version: int = REPORT_VERSION
 
     @property
@@ -115,7 +125,9 @@ class Evaluation:
 
     def to_json(self) -> dict[str, object]:
         """The report as ``report.json`` holds it, where null stands for what is not finite."""
-        return {**asdict(self), "perplexity_ratio": self.perplexity_ratio}
+        elsewhere = [each.to_json() for each in self.elsewhere]
+        own = asdict(replace(self, elsewhere=()))
+        return {**own, "elsewhere": elsewhere, "perplexity_ratio": self.perplexity_ratio}
 
     def write(self, folder: Path) -> Path:
         """Writes ``report.json`` beside the artifact's files, whole or not at all.

@@ -42,4 +42,7 @@ def require_sound(folders: Sequence[Path], evaluations: Sequence[Evaluation]) ->
 
 def problems_of(evaluation: Evaluation) -> list[str]:
     """Returns why an artifact is not sound, a phrase each; nothing where it is."""
-    return [each.message for each in evaluation.checks if each.verdict == "failed"]
+    found = [each.message for each in evaluation.checks if each.verdict == "failed"]
+    for there in evaluation.elsewhere:
+        found += [f"on {there.device}: {problem}" for problem in problems_of(there)]
+    return found

@@ -13,7 +13,8 @@ from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
-from edgeforge.verification.verify import VerifyOptions, verify
+from edgeforge.verification.verify import verify
+from edgeforge.verification.verify_options import VerifyOptions
 from exporters.manifest import Manifest
 from exporters.options import TargetOptions
 from exporters.registry import find_target

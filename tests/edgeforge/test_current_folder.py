@@ -38,6 +38,7 @@ COMMANDS = {
     "run": [("{artifacts}/{target}", "-p", "a", "-n", "2")],
     "coreml-run": [("{artifacts}/coreml/model.mlpackage",)],
     "list": [("recipes",)],
+    "devices": [("--json",)],
     "doctor": [("--json",)],
     "synth": [("tiny-llama", "--out", "{new}", "-q")],
 }

@@ -244,7 +244,8 @@ def test_a_text_or_recipe_that_changes_is_refused(checkpoint, tmp_path, what):
 
 def test_a_checkpoint_that_changes_while_it_is_verified_is_refused(checkpoint, tmp_path):
     (folder,) = api.export(checkpoint, tmp_path / "out", recipe="int4-g32", context=48)
-    from edgeforge.verification.verify import VerifyOptions, verify
+    from edgeforge.verification.verify import verify
+    from edgeforge.verification.verify_options import VerifyOptions
 
     changed = at_stage("generate", lambda: in_place(checkpoint / "model.safetensors"))
     with pytest.raises(EdgeForgeError, match="changed while it was read"):

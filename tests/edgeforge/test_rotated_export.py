@@ -17,7 +17,8 @@ from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.planning.budget import Budget
-from edgeforge.verification.verify import VerifyOptions, verify
+from edgeforge.verification.verify import verify
+from edgeforge.verification.verify_options import VerifyOptions
 from exporters.manifest import Manifest
 from exporters.manifest_records import RotationRecord
 from exporters.registry import find_target
@@ -33,7 +34,7 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEFORGE_CACHE", str(folder))
-        patch.setattr("edgeforge.verification.verify.GREEDY_PROMPTS", 1)
+        patch.setattr("edgeforge.verification.evaluate.GREEDY_PROMPTS", 1)
         yield folder
 
 

@@ -16,8 +16,8 @@ from device_harness.registry import open_session
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import DEMO, open_model
 from edgeforge.pipeline import export
+from edgeforge.verification.references import references
 from edgeforge.verification.rounding import rounds_activations
-from edgeforge.verification.verify import references
 from exporters.errors import ExportError
 from exporters.float_columns import ALL, column_values
 from exporters.manifest import Manifest

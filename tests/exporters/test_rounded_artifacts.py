@@ -12,7 +12,8 @@ import edgeforge.trace_and_quantize as trace_and_quantize
 from edgeforge.calibration.text import CalibrationOptions
 from edgeforge.export_options import ExportOptions
 from edgeforge.pipeline import export
-from edgeforge.verification.verify import VerifyOptions, verify
+from edgeforge.verification.verify import verify
+from edgeforge.verification.verify_options import VerifyOptions
 from exporters.coreml.package import open_package
 from exporters.errors import ExportError
 from exporters.manifest import Manifest

@@ -19,7 +19,8 @@ from edgeforge.model.model import open_model
 from edgeforge.output_folder.contents import strange_file
 from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
-from edgeforge.verification.verify import VerifyOptions, verify
+from edgeforge.verification.verify import verify
+from edgeforge.verification.verify_options import VerifyOptions
 from exporters.manifest import MANIFEST, Manifest, check_files
 from exporters.registry import find_target
 

@@ -12,7 +12,7 @@ import pytest
 from rich.cells import cell_len
 
 from device_harness.timing import Timings
-from edgeforge.cli.verdict import print_results, short, summary_lines, verdict_lines
+from edgeforge.cli.verdict import labelled, print_results, short, summary_lines, verdict_lines
 from edgeforge.verification.bounds import Bound, decide
 from edgeforge.verification.evaluation import Evaluation
 from edgeforge.verification.finite import NotFinite
@@ -78,7 +78,7 @@ def named(*results: Evaluation) -> dict[Path, Evaluation]:
 
 
 def plain(*results: Evaluation, asked: str = "out/demo") -> list[str]:
-    lines = [line.plain for line in summary_lines(named(*results), [Path(asked)])]
+    lines = [line.plain for line in summary_lines(labelled(named(*results)), [Path(asked)])]
     assert max(map(cell_len, lines)) <= 80, max(lines, key=cell_len)
     assert not any(line != line.rstrip() for line in lines)
     return lines
@@ -279,7 +279,9 @@ def printed(monkeypatch, stream, columns: int, full: bool = False) -> str:
 @pytest.mark.parametrize("columns", [80, 120, 200])
 def test_the_terminals_width_changes_nothing(monkeypatch, columns):
     monkeypatch.setenv("NO_COLOR", "1")
-    lines = [line.plain for line in summary_lines(named(*THREE_TARGETS), [Path("out/demo")])]
+    lines = [
+        line.plain for line in summary_lines(labelled(named(*THREE_TARGETS)), [Path("out/demo")])
+    ]
     assert printed(monkeypatch, Terminal(), columns).splitlines() == lines
     assert printed(monkeypatch, io.StringIO(), columns).splitlines() == lines
 
@@ -298,7 +300,7 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch):
 def test_full_prints_every_figure_unfolded_where_there_is_no_terminal(monkeypatch):
     shown = printed(monkeypatch, io.StringIO(), 80, full=True)
     lines = shown.splitlines()
-    assert [line.plain for line in verdict_lines(named(*THREE_TARGETS))] == lines[:3]
+    assert [line.plain for line in verdict_lines(labelled(named(*THREE_TARGETS)))] == lines[:3]
     for row in (
         "perplexity QUANTIZED",
         "KL p99 / max",

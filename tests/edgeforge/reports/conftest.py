@@ -12,7 +12,8 @@ from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
-from edgeforge.verification.verify import VerifyOptions, verify_together
+from edgeforge.verification.verify import verify_together
+from edgeforge.verification.verify_options import VerifyOptions
 from exporters.registry import find_target
 
 

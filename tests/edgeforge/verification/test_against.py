@@ -7,7 +7,8 @@ import pytest
 from edgeforge.errors import UsageError
 from edgeforge.families.registry import FAMILIES
 from edgeforge.verification.against import check_against
-from edgeforge.verification.verify import VerifyOptions, verify
+from edgeforge.verification.verify import verify
+from edgeforge.verification.verify_options import VerifyOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,7 @@ from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.tokenizer import Tokenizer, read_text, split_blocks
 from edgeforge.verification.comparison import Comparison, compare
-from edgeforge.verification.verify import references
+from edgeforge.verification.references import references
 from exporters.manifest import Manifest
 from exporters.registry import find_target
 

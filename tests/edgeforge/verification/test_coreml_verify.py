@@ -9,7 +9,8 @@ import pytest
 from device_harness.errors import DeviceError
 from edgeforge import api
 from edgeforge.cli.tables import limit_lines
-from edgeforge.verification.verify import VerifyOptions, verify
+from edgeforge.verification.verify import verify
+from edgeforge.verification.verify_options import VerifyOptions
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def artifact(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def one_prompt(monkeypatch):
-    monkeypatch.setattr("edgeforge.verification.verify.GREEDY_PROMPTS", 1)
+    monkeypatch.setattr("edgeforge.verification.evaluate.GREEDY_PROMPTS", 1)
 
 
 def verified(folder, precision=None):

@@ -21,7 +21,8 @@ from edgeforge import api
 from edgeforge.generation.generate import generate
 from edgeforge.synth.synthesise import synthesise
 from edgeforge.verification.soundness import UnsoundError, require_sound
-from edgeforge.verification.verify import VerifyOptions, verify, verify_together
+from edgeforge.verification.verify import verify, verify_together
+from edgeforge.verification.verify_options import VerifyOptions
 from exporters.manifest import Manifest
 
 DOWN = "model.layers.1.mlp.down_proj.weight"

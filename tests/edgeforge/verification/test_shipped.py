@@ -15,7 +15,8 @@ from device_harness.registry import open_session
 from edgeforge import api
 from edgeforge.synth.synthesise import synthesise
 from edgeforge.verification.soundness import UnsoundError
-from edgeforge.verification.verify import VerifyOptions, verify, verify_together
+from edgeforge.verification.verify import verify, verify_together
+from edgeforge.verification.verify_options import VerifyOptions
 from exporters.manifest import Manifest, record_files
 
 CONTEXT = 96

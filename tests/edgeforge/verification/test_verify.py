@@ -15,9 +15,11 @@ from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
+from edgeforge.verification.references import reopen
 from edgeforge.verification.soundness import UnsoundError
 from edgeforge.verification.stored_weights import may_differ
-from edgeforge.verification.verify import VerifyOptions, reopen, verify, verify_together
+from edgeforge.verification.verify import verify, verify_together
+from edgeforge.verification.verify_options import VerifyOptions
 from exporters.manifest import Manifest
 from exporters.manifest_records import RotationRecord
 from exporters.registry import find_target
@@ -85,7 +87,7 @@ def pair(tmp_path):
 
 
 def test_artifacts_of_one_export_share_their_references(pair, monkeypatch):
-    from edgeforge.verification import verify as module
+    from edgeforge.verification import evaluate as module
 
     made = []
     references = module.references

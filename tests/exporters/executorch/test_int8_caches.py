@@ -12,7 +12,8 @@ from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import DEMO, open_model
 from edgeforge.pipeline import export
 from edgeforge.reference.walk import Walk, block_pool, store_reader
-from edgeforge.verification.verify import VerifyOptions, verify
+from edgeforge.verification.verify import verify
+from edgeforge.verification.verify_options import VerifyOptions
 from exporters.errors import ExportError
 from exporters.executorch.reader import read_pte
 from exporters.options import TargetOptions

@@ -20,7 +20,8 @@ from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import CALIBRATION_TEXT, DEMO, HELDOUT, open_model
 from edgeforge.pipeline import export
 from edgeforge.reference.walk import Walk, block_pool, store_reader
-from edgeforge.verification.verify import VerifyOptions, verify
+from edgeforge.verification.verify import verify
+from edgeforge.verification.verify_options import VerifyOptions
 from exporters.errors import ExportError
 from exporters.manifest import Manifest
 from exporters.options import TargetOptions

@@ -11,7 +11,8 @@ from edgeforge.export_options import ExportOptions, scale_name
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.planning.choose import PlanRequest, choose_plan
-from edgeforge.verification.verify import VerifyOptions, verify
+from edgeforge.verification.verify import verify
+from edgeforge.verification.verify_options import VerifyOptions
 from exporters.errors import ExportError
 from exporters.manifest import Manifest
 from exporters.registry import find_target

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from edgeforge.verification.soundness import UnsoundError
-from edgeforge.verification.verify import VerifyOptions, verify
+from edgeforge.verification.verify import verify
+from edgeforge.verification.verify_options import VerifyOptions
 from tests.planted_faults.table import FAULTS
 from tests.planted_faults.written import write_faulty
 
