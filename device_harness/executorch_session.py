@@ -44,6 +44,7 @@ class ExecutorchSession(HostSession):
         found = require_executorch()
         self.context = context
         self._file, self._threads = folder / MODEL, threads or default_threads()
+        self.processor = "CPU"  # `_require_backend` refuses programs for other delegates
         self.runtime = f"executorch {found} (XNNPACK on CPU, {self._threads} threads)"
         self._worker: subprocess.Popen[bytes] | None = None
         self._ending: weakref.finalize[..., ExecutorchSession] | None = None

@@ -94,6 +94,8 @@ class OnnxSession(HostSession):
         self._require_open()
         if self._generator is None:
             self._generator = self._open(GENERATE)
+            used = self._generator.get_providers()
+            self.processor = ", ".join(name.removesuffix("ExecutionProvider") for name in used)
             self._caches = self._make_caches(self._generator)
 
     def _make_caches(self, generator: onnxruntime.InferenceSession) -> Caches:

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeforge.artifact_manifest import facts_of, write_manifest
+from edgeforge.artifact_manifest import write_manifest
 from edgeforge.cache import writable_cache
-from edgeforge.calibration.text import calibration_for
+from edgeforge.calibration.text import CalibrationRun, calibration_for
 from edgeforge.cards.write import write_cards
 from edgeforge.checkpoint.model_card import provenance
-from edgeforge.errors import UsageError
 from edgeforge.export_inputs import inputs_of
 from edgeforge.export_options import ExportOptions, ExportRun, has_static_caches
 from edgeforge.export_warnings import warnings_of, warnings_of_target
-from edgeforge.families.spec import ModelSpec
+from edgeforge.families.facts import choose_context, facts_of
 from edgeforge.model.model import Model
 from edgeforge.output_folder.atomic import atomic_folder, check_output
 from edgeforge.planning.advice import check_targets
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from edgeforge.model.rotated_weights import Rotated
     from exporters.target import CacheRanges
     from quant.program.program import Program
-
-# A longer context must be asked for, because its caches and rotary tables cost memory on the phone.
-DEFAULT_CONTEXT = 4096
 
 
 def export(
@@ -113,21 +109,6 @@ def export(
     return [folder_of(target, targets, out) for target in targets]
 
 
-def choose_context(spec: ModelSpec, asked: int | None) -> int:
-    """Returns the declared context in tokens: ``asked``, or the model's up to `DEFAULT_CONTEXT`.
-
-    Raises:
-        UsageError: ``asked`` is under 2 or longer than the model's own context.
-    """
-    if asked is None:
-        return min(spec.max_context, DEFAULT_CONTEXT)
-    if not 2 <= asked <= spec.max_context:
-        raise UsageError(
-            f"--context {asked} is not possible: this model takes 2 to {spec.max_context} tokens"
-        )
-    return asked
-
-
 def rotate_if_asked(
     model: Model, options: ExportOptions, context: int, progress: Progress
 ) -> Rotated | None:
@@ -168,11 +149,14 @@ def ranges_of_caches(
         return {}
     from edgeforge.calibration.cache_ranges import cache_ranges
 
-    assert run.calibration is not None and run.calibration.blocks is not None
+    assert run.calibration is not None
+    calibration = CalibrationRun(run.model, run.calibration, lambda: made.program)
+    blocks = calibration.sequences(progress).blocks
+    assert blocks is not None
     return cache_ranges(
         program,
         made.store,
-        run.calibration.blocks,
+        blocks,
         writable_cache() / "cache-ranges",
         lambda done, size: progress("calibrate caches", done, size),
     )

@@ -163,9 +163,9 @@ Calibrate = Annotated[
 Calibration = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE|demo",
+        metavar="FILE|demo|self",
         help="Text on which activations are collected for calibrated recipes and for int8 caches "
-        "of ONNX; by default `demo`.",
+        "of ONNX; `self` is what the model itself writes; by default `demo`, the text that ships.",
     ),
 ]
 CalibrationTokens = Annotated[
@@ -190,6 +190,48 @@ Resume = Annotated[
 Force = Annotated[
     bool,
     typer.Option(help="Replace an output folder that EdgeForge wrote, every file of it."),
+]
+
+# Of `plan`.
+Sized = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A checkpoint folder, a config.json, a hub id (org/name) of which only the "
+        "configuration is read, or `demo`.",
+    ),
+]
+PlannedDevice = Annotated[
+    str, typer.Option("--device", help="A phone: a name from `edgeforge list phones`.")
+]
+PlannedTargets = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="Targets, separated by commas; by default coreml for iOS and onnx for Android.",
+    ),
+]
+PlannedRecipes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--recipe",
+        help="A name from `edgeforge list recipes`, or a YAML file of rules; several times for "
+        "several; by default all.",
+    ),
+]
+SystemVersion = Annotated[
+    str | None,
+    typer.Option(
+        "--os",
+        help="Version of the phone's system, such as 26.4, as limits change with it; by default "
+        "the newest of which a limit is known.",
+    ),
+]
+AppMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", help="Memory that an app may take, such as 3GB, in place of the known limit."
+    ),
 ]
 
 # Of `verify`.
@@ -268,6 +310,12 @@ Devices = Annotated[
         metavar="NAME",
         help="Also run on this device, such as arm64:cortex-a76 (edgeforge devices lists them); "
         "give it several times for several.",
+    ),
+]
+RunDevice = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Where to run: a name from `edgeforge devices`, by default this host."
     ),
 ]
 Kleidiai = Annotated[
@@ -366,7 +414,8 @@ Github = Annotated[
 Compared = Annotated[
     list[Path],
     typer.Argument(
-        metavar="DIR...", help="Artifacts with reports, or folders that hold such; 2 or more."
+        metavar="DIR|FILE...",
+        help="Artifacts with reports, folders that hold such, or bench.json files; 2 or more.",
     ),
 ]
 Reported = Annotated[
@@ -452,7 +501,8 @@ MaxIterations = Annotated[
 What = Annotated[
     str,
     typer.Argument(
-        help="What to list: families, recipes, rotations, targets, presets or coreml-operations."
+        help="What to list: families, recipes, rotations, targets, presets, phones "
+        "or coreml-operations."
     ),
 ]
 

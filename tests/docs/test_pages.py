@@ -136,6 +136,8 @@ def _wrong_edgeforge(words: list[str]) -> Iterator[str]:
     given: list[str] = []
     rest = iter([*words[:place], *words[place + 1 :]])
     for word in rest:
+        if word == "--":  # what follows is a runner's, and no option of ours
+            break
         if not word.startswith("-"):
             given.append(word)
             continue
