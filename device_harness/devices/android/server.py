@@ -27,7 +27,7 @@ _CURES: Final = {
     "authorizing": "unlock the phone and answer 'Allow USB debugging' with yes",
     "offline": "unplug the phone and plug it in again, or run `adb reconnect offline`",
     "connecting": "wait a moment, and run it again",
-    "no permissions": "give your user the right to use the USB device (udev rules), or run `adb kill-server`",
+    "no permissions": "give your user the right to use the USB device, by your system's udev rules",
     "recovery": "let the phone start Android",
     "bootloader": "let the phone start Android",
     "sideload": "let the phone start Android",
