@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeforge.cli import options as option
-from edgeforge.cli.bench import bench
+from edgeforge.cli.bench import AfterDashes, bench
 from edgeforge.cli.devices import devices
 from edgeforge.cli.printable import answer, console, json_text, printable, printable_lines
 
@@ -323,7 +323,7 @@ def diagnose(
         print(printable_lines(diagnosis_lines(found, full=full)))
 
 
-app.command()(bench)
+app.command(cls=AfterDashes)(bench)
 
 
 @app.command()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TextIO
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import typer
+from typer.core import TyperCommand
 
 from edgeforge.cli import bench_options as option
 from edgeforge.cli import options as shared
 from edgeforge.cli.printable import json_text, printable, printable_lines
+
+_ARGUMENTS: Final = "edgeforge.bench.runner"
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +22,20 @@ if TYPE_CHECKING:
     from edgeforge.measurements.history import History
 
 
+class AfterDashes(TyperCommand):
+    """A command whose words after ``--`` are the arguments of ``--runner``, where one is given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Takes those words apart; without a runner they are artifacts, as everywhere."""
+        given = args[: args.index("--")] if "--" in args else []
+        if any(word.partition("=")[0] == "--runner" for word in given):
+            ctx.meta[_ARGUMENTS] = tuple(args[len(given) + 1 :])
+            args = given
+        return super().parse_args(ctx, args)
+
+
 def bench(
+    context: typer.Context,
     artifacts: option.Measured,
     device: option.Devices = None,
     prompt: option.Prompt = None,
@@ -30,6 +47,8 @@ def bench(
     cool_to: option.CoolTo = None,
     longest_wait: option.LongestWait = 600.0,
     minutes: option.Minutes = 0.0,
+    instructions: option.Instructions = False,
+    runner: option.Runner = None,
     history: option.HistoryFile = None,
     out: option.BenchOut = None,
     full: option.EveryRun = False,
@@ -48,6 +67,7 @@ def bench(
     from edgeforge.measurements.measure import measure
     from edgeforge.measurements.options import BenchOptions, parse_devices, parse_lengths
     from edgeforge.measurements.result import require_measured
+    from edgeforge.measurements.user_runner import UserRunner
 
     if output is not None and decode is not None:
         raise typer.BadParameter("--output and --decode say the same: give one of them")
@@ -67,8 +87,12 @@ def bench(
             minutes=minutes,
         ),
         threads=threads,
+        instructions=instructions,
         runtime={"precision": precision, "compute_units": compute_units, "kleidiai": kleidiai},
     )
+    if runner is not None:
+        words = context.meta.get(_ARGUMENTS, ())
+        options = replace(options, runner=UserRunner(runner, words))
     refuse_places(artifacts, out, history, beside=True)
     earlier = None if history is None else read_history(history)
     with Reporter(quiet) as progress:

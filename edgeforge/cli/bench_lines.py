@@ -102,12 +102,27 @@ def _point_lines(bench: Bench, cells: Sequence[Cell], letters: dict[str, str]) -
         if cell.runtime:
             yield from _wrapped(f"     {cell.runtime}", hang=5)
         yield from _cell_lines(cell)
-    for ratio in bench.ratios:
+    yield from _cost_lines(cells, letters)
+    # Where a processor is emulated, times compare nothing.
+    ratios = () if bench.device(first.device).is_emulated else bench.ratios
+    for ratio in ratios:
         if (ratio.device, ratio.prompt, ratio.output) != (first.device, first.prompt, first.output):
             continue
         one, other = (letters.get(each, each) for each in (ratio.of_folder, ratio.against_folder))
         text = with_interval(ratio.value, ratio.low, ratio.high, lambda value: f"{value:.3f}")
         yield f"  {one} against {other}: {ratio.figure} x {text}, {ratio.pairs} pairs"
+
+
+def _cost_lines(cells: Sequence[Cell], letters: dict[str, str]) -> Iterator[str]:
+    """Instructions of the others over the first one's: repeats differ by less than a thousandth."""
+    first = cells[0]
+    for cell in cells[1:]:
+        for part in ("prefill", "decode"):
+            own = (cell.instructions or {}).get(f"{part}.all")
+            other = (first.instructions or {}).get(f"{part}.all")
+            if own and other:
+                one, two = letters[cell.artifact.folder], letters[first.artifact.folder]
+                yield f"  {one} against {two}: instructions of {part} x {own / other:.3f}"
 
 
 def _cell_lines(cell: Cell) -> Iterator[str]:
@@ -152,8 +167,12 @@ def _other_lines(cell: Cell) -> Iterator[str]:
             )
         yield from _wrapped(f"     {words}", hang=5)
     if cell.instructions:
-        counts = ", ".join(f"{short(n / 1e6)} M {name}" for name, n in cell.instructions.items())
-        yield from _wrapped(f"     instructions (no latency): {counts}", hang=5)
+        counts = ", ".join(
+            f"{part} {short(cell.instructions[f'{part}.all'] / 1e6)} M"
+            for part in ("prefill", "decode")
+            if f"{part}.all" in cell.instructions
+        )
+        yield from _wrapped(f"     instructions: {counts} a token; a cost, no latency", hang=5)
     if cell.runner is not None:
         figures = ", ".join(f"{name} {short(n)}" for name, n in cell.runner.figures.items())
         yield from _wrapped(f"     {cell.runner.parser} of {cell.runner.path}: {figures}", hang=5)

@@ -111,4 +111,20 @@ Kleidiai = Annotated[
         "onnxruntime does.",
     ),
 ]
+Instructions = Annotated[
+    bool,
+    typer.Option(
+        "--instructions",
+        help="Also count instructions on emulated arm64 cores: a cost to compare, no latency.",
+    ),
+]
+Runner = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Run this program on an Android phone instead, beside the artifact's files, and read "
+        "the figures that it prints (ExecuTorch's llama runner, llama-bench); its arguments follow "
+        "after --.",
+    ),
+]
 EveryRun = Annotated[bool, typer.Option("--full", help="List every run.")]

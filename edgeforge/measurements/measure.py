@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from device_harness.device_session import DeviceSession, open_on
-from device_harness.devices.device import Condition, Device
+from device_harness.devices.device import Condition, Device, Facts
 from device_harness.devices.registry import open_device
 from device_harness.errors import DeviceError
 from device_harness.measuring.bench import ArmRatio, Bench, DeviceRecord
@@ -25,8 +25,10 @@ from device_harness.measuring.sending import Sending
 from device_harness.registry import RUNTIMES
 from edgeforge.errors import UsageError
 from edgeforge.measurements.host_texts import HostTexts
+from edgeforge.measurements.instructions import counted, require_counting
 from edgeforge.measurements.options import BenchOptions
 from edgeforge.measurements.prompts import Prompts
+from edgeforge.measurements.user_runner import run_on
 from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.verification.artifacts import find_artifacts
 from edgeforge.verification.freshness import sha256_of
@@ -34,6 +36,9 @@ from exporters.manifest import MANIFEST, Manifest
 
 _ON_THIS_MACHINE: Final = ("host", "mac")
 """Kinds of devices that run on this machine's own processor, as emulated ones do."""
+
+_OWNERS: Final = ("title",)
+"""Facts that are the owner's affair: what he calls his phone."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,10 @@ def measure(
     points = options.points({str(each.folder): each.manifest.context for each in subjects})
     if options.rules.minutes and any(output < 2 for _, output in points):
         raise UsageError("a sustained run needs an --output of at least 2, whose speed it follows")
+    if options.instructions:
+        require_counting(options.devices)
+    if options.runner is not None:
+        options.runner.require_devices(options.devices)
     turn, stop = threading.Lock(), threading.Event()
     texts = HostTexts(options.threads, options.runtime, turn)
     work = partial(
@@ -145,9 +154,15 @@ def _on_device(
     try:
         with open_device(name, options.device) as device:
             facts = device.facts()
-            record = DeviceRecord(name, facts.as_json(), device.limits)
+            record = DeviceRecord(name, _told(facts, name), device.limits)
             is_here = facts.emulated or facts.kind in _ON_THIS_MACHINE
             site = Site(name, partial(_look, device), options.rules, clock)
+            if options.runner is not None:
+                for each in subjects:
+                    tell(len(cells), len(subjects))
+                    found = run_on(site, device, options.runner, each.measured, each.manifest)
+                    cells.append(replace(found, edgeforge=_version()))
+                return Found(record, tuple(cells))
             for number, (prompt, output) in enumerate(points):
                 if number:  # the sustained run is of the first lengths
                     site.rules = replace(options.rules, minutes=0.0)
@@ -157,7 +172,11 @@ def _on_device(
                 for cell, each in zip(turns.cells, subjects, strict=True):
                     known = replace(cell, edgeforge=_version())
                     given = each.prompts.of(prompt)
-                    cells.append(texts.judged(known, each.folder, each.manifest, given))
+                    known = texts.judged(known, each.folder, each.manifest, given)
+                    if options.instructions:
+                        with _turn(turn if is_here else None):
+                            known = counted(known, each.folder)
+                    cells.append(known)
                 ratios += turns.ratios
     except DeviceError as error:
         record = replace(record, failure=str(error))
@@ -242,6 +261,13 @@ def _look(device: Device) -> Condition | None:
         return device.condition()
     except DeviceError:
         return None
+
+
+def _told(facts: Facts, name: str) -> dict[str, Any]:
+    """A device's facts for a file that may be sent to others: named as the user did."""
+    told = facts.as_json()
+    more = {key: value for key, value in told["more"].items() if key not in _OWNERS}
+    return {**told, "name": name, "more": more}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Final
 
 from device_harness.measuring.rules import Rules
 from edgeforge.errors import UsageError
+from edgeforge.measurements.user_runner import UserRunner
 from quant.quoted import quoted
 
 PROMPT: Final = 128
@@ -28,6 +29,8 @@ class BenchOptions:
         threads: of the runtimes; None for their defaults.
         runtime: further options of the runtimes, by name; None as a value means the default.
         device: further options of the devices, by name.
+        instructions: whether to count instructions, where a device does.
+        runner: a program of the user's own to run in place of EdgeForge's; None for none.
         fits: whether lengths that a context does not hold are shortened, and not refused.
     """
 
@@ -38,6 +41,8 @@ class BenchOptions:
     threads: int | None = None
     runtime: Mapping[str, str | None] = field(default_factory=dict)
     device: Mapping[str, str | None] = field(default_factory=dict)
+    instructions: bool = False
+    runner: UserRunner | None = None
     fits: bool = False
 
     def points(self, folders_contexts: Mapping[str, int]) -> list[tuple[int, int]]:

@@ -74,6 +74,11 @@ class AndroidDevice(Place):
         """What running an artifact there cannot tell, one sentence each."""
         return _EMULATED if self._facts.emulated else ()
 
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of files that were sent to it since it was opened."""
+        return self.phone.sent
+
     def facts(self) -> Facts:
         """What is known of it."""
         return self._facts

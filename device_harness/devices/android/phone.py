@@ -63,7 +63,13 @@ class Phone:
     """
 
     def __init__(self, serial: str = "") -> None:
-        from adbutils import AdbClient
+        try:
+            from adbutils import AdbClient
+        except ModuleNotFoundError:
+            raise DeviceError(
+                "Android phones need the package adbutils, which is not installed: "
+                "pip install 'edgeforge[android]'"
+            ) from None
 
         self.serial = choose_phone(serial).serial
         self.name = f"android:{self.serial}"

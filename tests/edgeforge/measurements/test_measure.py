@@ -14,6 +14,7 @@ import edgeforge
 from device_harness.devices import registry
 from device_harness.devices.host import HostDevice
 from device_harness.errors import DeviceError, LogitsNotFiniteError
+from device_harness.measuring.record_json import bench_json
 from device_harness.measuring.rules import Rules
 from device_harness.registry import open_session
 from device_harness.timed_run import run_timed
@@ -160,6 +161,24 @@ def test_the_first_run_after_sending_files_is_the_first_ever(artifacts, devices,
     options = replace(QUICK, devices=("counting",), prompts=(4, 8), rules=Rules(runs=1))
     cells = measure([artifacts.int4, artifacts.int8], options).cells
     assert [cell.runs[0].start for cell in cells] == ["first-ever", "first-ever", "cold", "cold"]
+
+
+def test_what_its_owner_calls_a_phone_is_in_no_file(artifacts, monkeypatch):
+    class Phone(HostDevice):
+        name = "ios:00008110-001E"
+
+        def __init__(self, place: str = "") -> None:
+            super().__init__()
+
+        def facts(self):
+            more = {"title": "Ada's phone", "developer mode": "enabled"}
+            return replace(super().facts(), name=self.name, kind="ios", more=more)
+
+    monkeypatch.setitem(registry.KINDS, "ios", registry.Kind(Phone, list, ("onnx",)))
+    found = measure([artifacts.int4], replace(QUICK, devices=("ios",), rules=Rules(runs=1)))
+    text = json.dumps(bench_json(found))
+    assert found.devices[0].facts["more"] == {"developer mode": "enabled"}
+    assert "00008110" not in text and "Ada" not in text
 
 
 def test_no_process_is_left(artifacts, devices):
