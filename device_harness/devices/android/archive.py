@@ -91,16 +91,20 @@ class Archive:
         """The bytes of a chunk, in pieces.
 
         Raises:
-            DeviceError: a file cannot be read any more.
+            DeviceError: a file cannot be read any more, or has changed.
         """
-        begins, left = 0, chunk.size
+        begins, left, digest = 0, chunk.size, hashlib.sha256()
         for segment in self._segments:
             ends = begins + segment.size
             if ends > chunk.at and left:
                 skipped = max(0, chunk.at - begins)
                 for piece in _pieces(segment, skipped):
-                    yield piece[:left]
-                    left -= min(left, len(piece))
+                    piece = piece[:left]
+                    digest.update(piece)
+                    left -= len(piece)
+                    if not left and digest.hexdigest() != chunk.sha256:
+                        raise DeviceError("a file changed while it was sent: run it again")
+                    yield piece
                     if not left:
                         return
             begins = ends

@@ -27,7 +27,7 @@ _CURES: Final = {
     "authorizing": "unlock the phone and answer 'Allow USB debugging' with yes",
     "offline": "unplug the phone and plug it in again, or run `adb reconnect offline`",
     "connecting": "wait a moment, and run it again",
-    "no": "give your user the right to use the USB device (udev rules), or run `adb kill-server`",
+    "no permissions": "give your user the right to use the USB device, by your system's udev rules",
     "recovery": "let the phone start Android",
     "bootloader": "let the phone start Android",
     "sideload": "let the phone start Android",
@@ -118,8 +118,9 @@ def _listed(line: str) -> Listed | None:
     words = line.split()
     if len(words) < 2 or not _SERIAL.fullmatch(words[0]):
         return None
+    state = "no permissions" if words[1] == "no" else words[1]  # adb explains it in a sentence
     models = [word.removeprefix("model:") for word in words[2:] if word.startswith("model:")]
-    return Listed(words[0], words[1], models[0].replace("_", " ")[:80] if models else "")
+    return Listed(words[0], state, models[0].replace("_", " ")[:80] if models else "")
 
 
 def find_android() -> list[Reachable]:
@@ -196,7 +197,7 @@ def choose_phone(serial: str) -> Listed:
     """The phone of a serial number, or the only one; the adb server is started if none runs.
 
     Args:
-        serial: as adb names it; empty for the only phone.
+        serial: as adb names it; empty for that of ``$ANDROID_SERIAL``, or else the only phone.
 
     Raises:
         DeviceError: there is no such phone, there are several, or it cannot be used now.
@@ -205,6 +206,7 @@ def choose_phone(serial: str) -> Listed:
 
     if find_spec("adbutils") is None:
         raise DeviceError(f"android needs the package adbutils: {INSTALL}")
+    serial = serial or os.environ.get("ANDROID_SERIAL", "")
     if serial and not _SERIAL.fullmatch(serial):
         raise DeviceError(
             f"{one_line(serial, 80)!r} is no serial number of a phone: see `edgeforge devices`"

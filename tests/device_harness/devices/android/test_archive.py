@@ -64,3 +64,10 @@ def test_a_file_that_is_missing_or_becomes_shorter_is_one_sentence(files):
     files["a"].unlink()
     with pytest.raises(DeviceError, match="cannot be read: No such file"):
         Archive(files)
+
+
+def test_a_file_that_changes_meanwhile_is_told_apart_from_a_phone_that_lies(files):
+    archive = Archive(files, 4096)
+    files["a"].write_bytes(b"2" * 512)
+    with pytest.raises(DeviceError, match="a file changed while it was sent: run it again"):
+        b"".join(piece for chunk in archive.chunks for piece in archive.read(chunk))

@@ -49,7 +49,7 @@ def test_a_phone_is_found_once_adb_knows_it(adb, virtual_phone):
     assert found.what == "EdgeForge virtual phone"
 
 
-def test_of_two_phones_one_must_be_named(adb, virtual_phone, tmp_path):
+def test_of_two_phones_one_must_be_named(adb, virtual_phone, tmp_path, monkeypatch):
     with VirtualPhone(HostCommands(tmp_path / "second")) as second:
         adb("connect", virtual_phone.serial)
         adb("connect", second.serial)
@@ -61,6 +61,9 @@ def test_of_two_phones_one_must_be_named(adb, virtual_phone, tmp_path):
         assert words.startswith("adb knows 2 phones: say which one, of ")
         assert f"android:{second.serial}" in words
         assert Phone(second.serial).run("echo ok").output == b"ok\n"
+        monkeypatch.setenv("ANDROID_SERIAL", second.serial)  # as adb itself takes it
+        assert Phone().serial == second.serial
+        assert Phone(virtual_phone.serial).serial == virtual_phone.serial
 
 
 @pytest.mark.parametrize(
@@ -156,8 +159,8 @@ def test_what_answers_and_is_no_adb(adb, monkeypatch, answer):
     assert not found.ready and "does not answer as an adb server" in found.what
 
 
-def test_a_hostile_list_of_phones_names_none(adb, monkeypatch):
-    listing = b"\x1b]0;x\x07bad;serial device\n\n\x00\xff\nok device model:A\x1b[31m_B\n" * 20
+def found_in(listing, monkeypatch):
+    """What is found where adb's server gives this list of phones."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(server.getsockname()[1]))
 
@@ -171,7 +174,24 @@ def test_a_hostile_list_of_phones_names_none(adb, monkeypatch):
         thread.start()
         found = find_android()
         thread.join()
+    return found
+
+
+def test_a_hostile_list_of_phones_names_none(adb, monkeypatch):
+    listing = b"\x1b]0;x\x07bad;serial device\n\n\x00\xff\nok device model:A\x1b[31m_B\n" * 20
+    found = found_in(listing, monkeypatch)
     assert {(each.name, each.what) for each in found} == {("android:ok", "A B")}
+
+
+def test_every_other_state_has_a_cure(adb, monkeypatch):
+    listing = (
+        b"R1\tno permissions (user in plugdev group; are your udev rules wrong?) usb:1-1\n"
+        b"R2\trecovery usb:1-2\nR3\tauthorizing\nR4\tconnecting\nR5\thost\n"
+    )
+    found = found_in(listing, monkeypatch)
+    assert [each.name for each in found] == [f"android:R{at}" for at in range(1, 6)]
+    assert found[0].what == "adb says: no permissions" and "udev" in found[0].cure
+    assert not any(each.ready for each in found) and all(each.cure for each in found)
 
 
 def test_nothing_of_the_users_home_is_used(adb, virtual_phone):
