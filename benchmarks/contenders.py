@@ -35,11 +35,13 @@ from measurements import Measurement, OnText, code_digest, made_now, refused_now
 from plans import mixed_plan, parameters, recipe_plan, stored_bytes
 from yardstick import ROOT, Yardstick
 
+from edgeforge.calibration.text import SELF
 from edgeforge.errors import EdgeForgeError
 from quant.errors import QuantizationError
 from quant.plans.plan import QuantPlan, calibrated_weights
 
-PEER, DATA_FREE, MIXED, CALIBRATED = "peer", "data-free", "mixed", "calibrated"
+PEER, DATA_FREE, OWN_TEXT = "peer", "data-free", "own text"
+MIXED, CALIBRATED = "mixed", "calibrated"
 BUDGETS: Final = (4.0, 4.5, 5.0)
 # The file types of llama.cpp at whose bytes mixed plans are made too.
 MATCHED: Final = ("Q4_K_M",)
@@ -87,8 +89,8 @@ class Contender:
         quantize: returns the values, or the plan of one of EdgeForge's recipes.
         facts: what its figures depend on, beside the model and the texts.
         kind: ``peer``, or what one of EdgeForge's recipes needs: ``data-free`` for nothing,
-            ``mixed`` for a text to choose formats on, ``calibrated`` for a text to choose integers.
-            Of a recipe the plan tells.
+            ``own text`` for sequences that the model writes, ``mixed`` for a text to choose formats
+            on, ``calibrated`` for a text to choose integers. Of the last the plan tells.
     """
 
     name: str
@@ -124,7 +126,9 @@ class Contender:
             return made_now(self.name, self.kind, elements, made.bits, seconds, found, facts)
         model, program = yardstick.model, yardstick.program
         planned = time.perf_counter() - begun
-        with filled_store(model, program, made, yardstick.calibration) as filled:
+        is_own = self.kind == OWN_TEXT
+        text = yardstick.own_calibration if is_own else yardstick.calibration
+        with filled_store(model, program, made, text) as filled:
             found = {
                 name: OnText(
                     judge.tokens, judge.perplexity, judge.judge_store(program, made, filled.store)
@@ -133,7 +137,7 @@ class Contender:
             }
         bits = 8.0 * stored_bytes(model, made, vectors=False)
         seconds = planned + filled.seconds
-        kind = CALIBRATED if calibrated_weights(made) else self.kind
+        kind = CALIBRATED if calibrated_weights(made) and not is_own else self.kind
         return made_now(self.name, kind, elements, bits, seconds, found, facts)
 
 
@@ -242,6 +246,13 @@ def recipes() -> Iterator[Contender]:
                 {**_own(name), "targets": targets},
                 DATA_FREE,
             )
+    for title, targets in _FOLLOWING["int4"].items():
+        yield Contender(
+            f"int4-gptq on its own text, {title}",
+            lambda y, t=targets: recipe_plan(y.model, "int4-gptq", t),
+            {**_own("int4-gptq"), "targets": targets, "text": SELF},
+            OWN_TEXT,
+        )
     for name in _UNIFORM:
         yield Contender(name, lambda y, n=name: recipe_plan(y.model, n), _own(name), DATA_FREE)
 

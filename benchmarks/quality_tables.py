@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from contenders import AS_IT_COMES, BUDGETS, CALIBRATED, DATA_FREE, MIXED, PEER
+from contenders import AS_IT_COMES, BUDGETS, CALIBRATED, DATA_FREE, MIXED, OWN_TEXT, PEER
 from curve_picture import Series, write_picture
 from measurements import Measurement
 from pages import write_block
@@ -130,19 +130,22 @@ def equal_bytes(found: Found) -> Rows:
     """Returns, for each peer, EdgeForge's best at no more bytes and how its divergence compares."""
     header = ["peer"]
     for model in found:
-        header += [f"{MODELS[model]}: bits", "data-free", "formats chosen on a text", "calibrated"]
+        header += [
+            *(f"{MODELS[model]}: bits", "weights alone", "own text"),
+            *("formats chosen on a text", "calibrated"),
+        ]
     rows = [header]
     for name in names_of(found, (PEER,)):
         row = [name]
         for by_name in found.values():
             peer = by_name.get(name)
             if peer is None or peer.refused:
-                row += [NONE] * 4
+                row += [NONE] * 5
                 continue
             row.append(f"{peer.bits:.3f}")
             plain = best_within(by_name, DATA_FREE, peer.bits)
             row.append(versus(plain, peer))
-            for kind in (MIXED, CALIBRATED):
+            for kind in (OWN_TEXT, MIXED, CALIBRATED):
                 best = best_within(by_name, kind, peer.bits)
                 pays = best is not None and (plain is None or _kl(best) < _kl(plain))
                 row.append(versus(best if pays else None, peer))
@@ -199,7 +202,7 @@ def chat(found: Found) -> Rows:
         ]
     ]
     for model, by_name in found.items():
-        for name in names_of({model: by_name}, (DATA_FREE, MIXED, CALIBRATED, PEER)):
+        for name in names_of({model: by_name}, (DATA_FREE, OWN_TEXT, MIXED, CALIBRATED, PEER)):
             one = by_name[name]
             if CHAT not in one.texts:
                 continue
@@ -251,7 +254,8 @@ def _begins(*starts: str) -> Callable[[Measurement], bool]:
 
 
 SIDES: Final[Mapping[str, Callable[[Measurement], bool]]] = {
-    "EdgeForge, data-free": lambda one: one.kind == DATA_FREE,
+    "EdgeForge, weights alone": lambda one: one.kind == DATA_FREE,
+    "EdgeForge, own text": lambda one: one.kind == OWN_TEXT,
     "EdgeForge, `mixed`": lambda one: one.kind == MIXED,
     "EdgeForge, calibrated": lambda one: one.kind == CALIBRATED,
     "onnxruntime": lambda one: (
@@ -262,7 +266,7 @@ SIDES: Final[Mapping[str, Callable[[Measurement], bool]]] = {
 }
 
 _TOOL: Final = re.compile(r"^(genai builder|onnxruntime|llama\.cpp|torchao) ")
-COLORS: Final = ("#1f77b4", "#6baed6", "#08306b", "#d95f02", "#1b9e77", "#7570b3")
+COLORS: Final = ("#1f77b4", "#41b6c4", "#6baed6", "#08306b", "#d95f02", "#1b9e77", "#7570b3")
 
 
 def panels(found: Found) -> dict[str, list[Series]]:
@@ -284,8 +288,9 @@ def panels(found: Found) -> dict[str, list[Series]]:
 
 TABLES: Final = {
     "recipes": Table(
-        scores_rows((DATA_FREE, MIXED, CALIBRATED)),
-        "Data-free recipes come first, then mixed plans, then those that choose integers on the "
+        scores_rows((DATA_FREE, OWN_TEXT, MIXED, CALIBRATED)),
+        "Recipes that look at weights alone come first, then those that choose integers on what "
+        "the model itself writes, then mixed plans, then those that choose integers on the "
         "calibration text. A dash is a recipe whose groups do not divide the model's rows.",
         ("own",),
     ),
@@ -296,8 +301,9 @@ TABLES: Final = {
         equal_bytes,
         "A cell is EdgeForge's recipe with the least KL at no more bytes than the peer, and at "
         "least 0.7 of them, and its mean KL relative to the peer's: below 0, EdgeForge is nearer "
-        "to FLOAT. Intervals are of the paired ratio. A text that gains nothing over the data-free "
-        "recipe has a dash.",
+        "to FLOAT. Intervals are of the paired ratio. Under `own text` are recipes calibrated on "
+        "what the model itself writes. A text that gains nothing over the weights alone has a "
+        "dash.",
     ),
     "chat": Table(
         chat,

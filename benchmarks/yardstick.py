@@ -24,7 +24,13 @@ from typing import Final
 import torch
 from judging import BLOCK, Judge, text_blocks
 
-from edgeforge.calibration.text import Calibration, CalibrationOptions, draw_calibration
+from edgeforge.calibration.text import (
+    SELF,
+    Calibration,
+    CalibrationOptions,
+    CalibrationRun,
+    draw_calibration,
+)
 from edgeforge.model.model import HELDOUT, Model, open_model
 from edgeforge.model.trace import trace
 from edgeforge.tokenizer import Tokenizer
@@ -121,6 +127,13 @@ class Yardstick:
     def calibration(self) -> Calibration:
         """The calibration text that recipes take by default."""
         return draw_calibration(self.model, CalibrationOptions(), self.model.spec.max_context)
+
+    @cached_property
+    def own_calibration(self) -> Calibration:
+        """The sequences that the model writes itself."""
+        options = CalibrationOptions(SELF)
+        planned = draw_calibration(self.model, options, self.model.spec.max_context)
+        return CalibrationRun(self.model, planned, lambda: self.program).sequences()
 
     @cached_property
     def program(self) -> Program:

@@ -108,12 +108,13 @@ def serve_opened(opened: Callable[[], Session]) -> None:
         with answers.alive():
             try:
                 session = opened()
+                peak = session.peak_bytes  # ExecuTorch's starts the runtime, which takes long
             except (DeviceError, ExportError) as error:
                 answers.write({"error": str(error)})
                 return
         with session:
             words = {"runtime": session.runtime, "limits": list(session.limits)}
-            answers.write({**words, "context": session.context, "peak": session.peak_bytes})
+            answers.write({**words, "context": session.context, "peak": peak})
             serve(session, sys.stdin.buffer, answers)
     except BrokenPipeError:
         sys.exit(1)
@@ -149,6 +150,7 @@ def _load(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -
         seconds = session.load_seconds
     return {
         "vocab_size": vocab,
+        "processor": session.processor,
         "chunks": list(session.chunks),
         "has_all_positions": session.has_all_positions,
         "seconds": seconds,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeforge.artifact_manifest import write_manifest
 from edgeforge.cache import writable_cache
-from edgeforge.calibration.text import calibration_for
+from edgeforge.calibration.text import CalibrationRun, calibration_for
 from edgeforge.cards.write import write_cards
 from edgeforge.checkpoint.model_card import provenance
 from edgeforge.export_inputs import inputs_of
@@ -149,11 +149,14 @@ def ranges_of_caches(
         return {}
     from edgeforge.calibration.cache_ranges import cache_ranges
 
-    assert run.calibration is not None and run.calibration.blocks is not None
+    assert run.calibration is not None
+    calibration = CalibrationRun(run.model, run.calibration, lambda: made.program)
+    blocks = calibration.sequences(progress).blocks
+    assert blocks is not None
     return cache_ranges(
         program,
         made.store,
-        run.calibration.blocks,
+        blocks,
         writable_cache() / "cache-ranges",
         lambda done, size: progress("calibrate caches", done, size),
     )

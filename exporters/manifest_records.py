@@ -169,11 +169,11 @@ class CalibrationRecord:
     """The text that quantizers and the scales of caches were calibrated on.
 
     Attributes:
-        source: a file's path, or ``demo``.
+        source: a file's path, ``demo``, or ``self`` where the model wrote the sequences itself.
         tokens: the number of tokens of all sequences together.
         length: the number of tokens of each sequence.
         seed: the seed by which the sequences were drawn.
-        digest: the SHA-256 of the sequences.
+        digest: the SHA-256 of the sequences; of ``self``, of what they depend on.
         chats: how many of the sequences are conversations in the model's own template.
     """
 

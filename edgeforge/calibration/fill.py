@@ -55,7 +55,7 @@ def fill_calibrated(
         )
         partial.keep()
     program = run.program()
-    calibration = run.calibration.drawn(run.model, program.context)
+    calibration = run.sequences(progress)
     assert calibration.blocks is not None
     for note in calibration.notes:
         progress(note, 0, 0)

@@ -1,7 +1,8 @@
 """`Calibration`: the blocks of tokens on which quantizers collect activations.
 
 The text that ships is documentation. A model with a chat template is asked to talk, so a quarter of
-its sequences are conversations that ship too, written by its own template.
+its sequences are conversations that ship too, written by its own template. Where no text is wanted,
+the model writes the sequences itself (`edgeforge.calibration.own_text`).
 """
 
 from __future__ import annotations
@@ -9,27 +10,30 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from edgeforge.chat.template import find_template
+from edgeforge.calibration.conversations import shipped_conversations
 from edgeforge.errors import CheckpointError, UsageError
 from edgeforge.model.model import (
     CALIBRATION_TEXT,
-    CONVERSATIONS,
     DEMO,
     DEMO_FOLDER,
     HELDOUT,
     Model,
 )
+from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.tokenizer import Tokenizer, read_text
 from exporters.manifest_records import CalibrationRecord
 from quant.plans.plan import QuantPlan
 
 if TYPE_CHECKING:
     from quant.program.program import Program
+
+SELF: Final = "self"
+"""The source of sequences that the model writes itself."""
 
 # A passage of the evaluation text that is this long and occurs in the calibration text word for
 # word is no coincidence.
@@ -38,11 +42,12 @@ QUICK_PARAMETERS: Final = 1_000_000_000
 """Models with fewer parameters are calibrated by default, on `QUICK_TOKENS` of the text."""
 QUICK_TOKENS: Final = 8192
 WIDE_TOKENS: Final = 32768
-# One of so many sequences is a conversation; templates that tell the date tell this one, for the
-# same sequences on every day.
-_CHAT_SHARE, _CHAT_DATE = 4, "2026-01-31"
+# One of so many sequences is a conversation.
+_CHAT_SHARE: Final = 4
 # A text with fewer distinct tokens than this exercises almost nothing of a model.
 _FEW_TOKENS: Final = 16
+# The most bytes of weights of a model that writes its own sequences.
+_LARGEST_WRITER: Final = 8_000_000_000
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,8 @@ class CalibrationOptions:
     """What a user asks of calibration.
 
     Attributes:
-        source: a UTF-8 file, ``demo`` for the text that ships with EdgeForge, or None for that text
-            where a recipe needs one.
+        source: a UTF-8 file, ``demo`` for the text that ships with EdgeForge, `SELF` for what the
+            model writes itself, or None for the text that ships where a recipe needs one.
         tokens: how many tokens of the text to use; None for as many as `default_tokens` returns.
         length: tokens of each sequence, at most the context.
         seed: seed of the draw of sequences.
@@ -79,13 +84,14 @@ class Calibration:
     """Sequences drawn from a text, with all that is needed to draw them again.
 
     Attributes:
-        source: the text: a file's path or ``demo``.
+        source: the text: a file's path, ``demo`` or `SELF`.
         tokens: number of tokens in all sequences.
         length: tokens of each sequence.
         seed: seed of the draw.
-        digest: SHA-256 of the sequences.
+        digest: SHA-256 of the sequences; of `SELF`, of all that they depend on beside the model.
         blocks: the sequences, each with what the tokenizer puts in front of a text; None in a
-            recorded calibration until `drawn` draws them again. Conversations come last.
+            recorded calibration until `drawn` draws them again, and of `SELF`, until the model has
+            written them (`CalibrationRun.sequences`). Conversations come last.
         chats: how many of the sequences are conversations.
         notes: what a user must know, one sentence each.
     """
@@ -158,6 +164,34 @@ class CalibrationRun:
     program: Callable[[], Program]
     resume: Path | None = None
 
+    def sequences(self, progress: Progress = no_progress) -> Calibration:
+        """Returns the calibration with its sequences, drawn or written if they are not there yet.
+
+        Args:
+            progress: called as the model writes, if it does.
+
+        Raises:
+            UsageError: the text is missing or was changed.
+        """
+        calibration, program = self.calibration, self.program()
+        if calibration.blocks is not None or calibration.source != SELF:
+            return calibration.drawn(self.model, program.context)
+        from edgeforge.calibration.own_text import write_sequences
+
+        head, length = _front(self.model), calibration.length
+        count, seed = calibration.tokens // length, calibration.seed
+        if calibration.digest != _digest_of_own(head, count, length, seed):
+            raise UsageError(
+                "the artifact was calibrated on sequences that the model wrote in the way of "
+                "another version of EdgeForge: verify it with that version, or export it again"
+            )
+
+        def report(done: int, size: int) -> None:
+            progress("write sequences", done, size)
+
+        blocks = write_sequences(self.model, program, head, count, length, seed, report)
+        return replace(calibration, blocks=blocks)
+
 
 def calibration_for(
     plan: QuantPlan,
@@ -202,7 +236,7 @@ def calibration_for(
 
 
 def draw_calibration(model: Model, options: CalibrationOptions, context: int) -> Calibration:
-    """Draws sequences from a text.
+    """Draws sequences from a text, or says which ones the model is to write itself.
 
     The text is cut into consecutive sequences from a random starting point on, and the wanted
     number of them is drawn at random. Where the text is the one that ships, up to a quarter of them
@@ -219,29 +253,18 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
         CheckpointError: there is no tokenizer.
     """
     source = options.source or DEMO
+    if source == SELF and not Path(SELF).is_file():
+        return _own_calibration(model, options, context)
     is_demo = source == DEMO and not Path(DEMO).is_file()
     path = CALIBRATION_TEXT if is_demo else Path(source)
     file = model.checkpoint.tokenizer_files.get("tokenizer.json")
     written = read_text(path)
     tokenizer = Tokenizer(file, model.checkpoint.source, text=written)
     text = tokenizer.encode(written, special=False)
-    vocabulary = model.spec.vocab_size
-    if text and max(text) >= vocabulary:
-        raise UsageError(
-            f"the tokenizer gives token {max(text)}, but the model has {vocabulary} tokens: it is "
-            f"another model's; name the right one with --tokenizer PATH"
-        )
+    _check_vocabulary(model, text)
     head = tokenizer.added()[0]
-    length = min(options.length, context)
+    count, length = _size(model, options, context, head)
     step = length - len(head)
-    tokens = default_tokens(model) if options.tokens is None else options.tokens
-    if step < 1 or tokens < length:
-        raise UsageError(
-            f"--calibration-tokens {tokens} and --calibration-length {options.length} make "
-            f"no sequence: give a length of at least {len(head) + 1}, and at least as many tokens "
-            f"as one sequence has"
-        )
-    count = tokens // length
     if len(text) < count * step:
         raise UsageError(
             f"the calibration text {source} has {len(text)} tokens, but {count * step} are wanted: "
@@ -257,7 +280,7 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
     chats: tuple[tuple[int, ...], ...] = ()
     if is_demo and options.chats:
         try:
-            chats = _chats(model, tokenizer, count // _CHAT_SHARE, length)
+            chats = shipped_conversations(model, tokenizer, count // _CHAT_SHARE, length)
         except CheckpointError as error:
             notes.append(f"{error}; so the model is calibrated on no conversation")
         blocks = blocks[: count - len(chats)] + chats
@@ -279,44 +302,65 @@ def draw_calibration(model: Model, options: CalibrationOptions, context: int) ->
     )
 
 
-def _chats(
-    model: Model, tokenizer: Tokenizer, most: int, length: int
-) -> tuple[tuple[int, ...], ...]:
-    """Returns sequences of conversations in the model's own template; none if it has no template.
+def _own_calibration(model: Model, options: CalibrationOptions, context: int) -> Calibration:
+    """Returns a calibration on sequences that the model has yet to write."""
+    needed = 4 * model.spec.num_parameters
+    if needed > _LARGEST_WRITER:
+        raise UsageError(
+            f"--calibration {SELF} takes {needed / 1e9:.0f} GB for this model, which would be in "
+            f"memory in float32 while it writes; {_LARGEST_WRITER / 1e9:.0f} GB is the most: name "
+            f"a text with --calibration FILE, or leave --calibration out for the one that ships"
+        )
+    head = _front(model)
+    count, length = _size(model, options, context, head)
+    digest = _digest_of_own(head, count, length, options.seed)
+    return Calibration(SELF, count * length, length, options.seed, digest, None)
 
-    A sequence begins where a conversation begins. Conversations follow each other until it is
-    full, and what is left of the last one is dropped.
 
-    Args:
-        model: the opened model.
-        tokenizer: its tokenizer.
-        most: how many sequences to return at most.
-        length: tokens of each.
+def _digest_of_own(head: tuple[int, ...], count: int, length: int, seed: int) -> str:
+    from edgeforge.calibration.own_text import VERSION
+
+    facts = [SELF, VERSION, head, count, length, seed]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _front(model: Model) -> tuple[int, ...]:
+    """Returns what the model's tokenizer puts in front of a text; nothing if there is none."""
+    file = model.checkpoint.tokenizer_files.get("tokenizer.json")
+    if file is None:
+        return ()
+    head = Tokenizer(file, model.checkpoint.source).added()[0]
+    _check_vocabulary(model, head)
+    return head
+
+
+def _check_vocabulary(model: Model, tokens: Sequence[int]) -> None:
+    """Refuses tokens that the model does not have."""
+    vocabulary = model.spec.vocab_size
+    if tokens and max(tokens) >= vocabulary:
+        raise UsageError(
+            f"the tokenizer gives token {max(tokens)}, but the model has {vocabulary} tokens: it "
+            f"is another model's; name the right one with --tokenizer PATH"
+        )
+
+
+def _size(
+    model: Model, options: CalibrationOptions, context: int, head: tuple[int, ...]
+) -> tuple[int, int]:
+    """Returns how many sequences are wanted, and how many tokens each has.
 
     Raises:
-        CheckpointError: the template cannot write them, or writes tokens the model does not have.
+        UsageError: the options make no sequence.
     """
-    template = find_template(model.checkpoint.tokenizer_files)
-    if template is None:
-        return ()
-    speakers = ("user", "assistant")
-    conversations = [
-        [{"role": speakers[at % 2], "content": content} for at, content in enumerate(turns)]
-        for turns in json.loads(CONVERSATIONS.read_text(encoding="utf-8"))
-    ]
-    found: list[list[int]] = [[]]
-    for text in template.render(conversations, today=_CHAT_DATE):
-        if len(found[-1]) >= length:
-            found.append([])
-        found[-1] += tokenizer.encode(text, special=False)
-    chats = tuple(tuple(each[:length]) for each in found if len(each) >= length)[:most]
-    largest = max((token for each in chats for token in each), default=0)
-    if largest >= model.spec.vocab_size:
-        raise CheckpointError(
-            f"the chat template in {template.source} writes token {largest}, but the model has "
-            f"{model.spec.vocab_size} tokens"
+    length = min(options.length, context)
+    tokens = default_tokens(model) if options.tokens is None else options.tokens
+    if length <= len(head) or tokens < length:
+        raise UsageError(
+            f"--calibration-tokens {tokens} and --calibration-length {options.length} make "
+            f"no sequence: give a length of at least {len(head) + 1}, and at least as many tokens "
+            f"as one sequence has"
         )
-    return chats
+    return tokens // length, length
 
 
 def _refuse_overlap(text: str, source: str) -> None:

@@ -205,4 +205,6 @@ def _file_name(source: str) -> str:
     """What to call a calibration text: a path of somebody's machine tells a reader nothing."""
     if source == "demo":
         return "EdgeForge's calibration text"
+    if source == "self":
+        return "what the model itself writes"
     return code(source.replace("\\", "/").rpartition("/")[2])

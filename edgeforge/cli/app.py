@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeforge.cli import options as option
+from edgeforge.cli.bench import AfterDashes, bench
+from edgeforge.cli.devices import devices
 from edgeforge.cli.printable import answer, console, json_text, printable, printable_lines
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     suggest_commands=False,  # `edgeforge.cli.exits` suggests, and only for slips of typing
 )
+app.add_typer(devices, name="devices")
 
 
 def _print_version(asked: bool) -> None:
@@ -320,9 +323,12 @@ def diagnose(
         print(printable_lines(diagnosis_lines(found, full=full)))
 
 
+app.command(cls=AfterDashes)(bench)
+
+
 @app.command()
 def compare(artifacts: option.Compared, json: option.Json = False) -> None:
-    """Hold verified artifacts against the first of them, on the same tokens; nothing is run."""
+    """Hold artifacts, or files of bench, against the first of them; nothing is run."""
     from edgeforge.reports.lines import text_lines
     from edgeforge.reports.paired import compare as run_compare
 
@@ -378,6 +384,7 @@ def run(
     top_p: option.TopP = 1.0,
     seed: option.DrawSeed = 0,
     threads: option.Threads = None,
+    device: option.RunDevice = "host",
     json: option.Json = False,
 ) -> None:
     """Continue a text with an artifact, token by token."""
@@ -391,6 +398,7 @@ def run(
         top_p=top_p,
         seed=seed,
         threads=threads,
+        device=device,
         emit=None if json else _emit,
     )
     if json:
@@ -469,25 +477,6 @@ def doctor(json: option.Json = False) -> None:
         print(printable_lines(report_lines(report)))
     if report.export_problems:
         raise CheckFailed("; ".join(report.export_problems))
-
-
-@app.command()
-def devices(json: option.Json = False) -> None:
-    """List where artifacts can run, and what is missing for the rest; nothing is started."""
-    from dataclasses import asdict
-
-    from device_harness.devices.registry import find_devices
-
-    found = find_devices()
-    if json:
-        _print_json([asdict(each) for each in found])
-        return
-    width = max(len(printable(each.name)) for each in found)
-    for each in found:
-        state = "ready" if each.ready else "not reachable"
-        print(printable(f"{each.name:<{width}}  {state}: {each.what}"))
-        if each.cure:
-            print(printable(f"{'':<{width}}  {each.cure}"))
 
 
 @app.command()

@@ -163,9 +163,9 @@ Calibrate = Annotated[
 Calibration = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE|demo",
+        metavar="FILE|demo|self",
         help="Text on which activations are collected for calibrated recipes and for int8 caches "
-        "of ONNX; by default `demo`.",
+        "of ONNX; `self` is what the model itself writes; by default `demo`, the text that ships.",
     ),
 ]
 CalibrationTokens = Annotated[
@@ -312,12 +312,49 @@ Devices = Annotated[
         "give it several times for several.",
     ),
 ]
+RunDevice = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Where to run: a name from `edgeforge devices`, by default this host."
+    ),
+]
 Kleidiai = Annotated[
     str | None,
     typer.Option(
         help="Whether onnxruntime uses KleidiAI's kernels on arm64 devices: on, off or both (one "
         "after the other); by default as onnxruntime does."
     ),
+]
+
+# Of `devices`.
+SetUpDevice = Annotated[
+    str, typer.Argument(metavar="DEVICE", help="What to set up: arm64, the emulated cores.")
+]
+SetUpExecutorch = Annotated[
+    bool,
+    typer.Option(
+        "--executorch", help="Set up ExecuTorch's kernels for arm64 too: 120 MB more to download."
+    ),
+]
+Counted = Annotated[
+    list[Path],
+    typer.Argument(metavar="DIR...", help="Artifacts that export wrote; the first is held as 1."),
+]
+CountingDevice = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="An emulated core, such as arm64:max.")
+]
+CountedPrompt = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Tokens of the prompt, run in one call.")
+]
+CountedKleidiai = Annotated[
+    str | None,
+    typer.Option(
+        "--kleidiai",
+        help="Whether onnxruntime uses KleidiAI's kernels: on or off; by default as it does.",
+    ),
+]
+CountedOutput = Annotated[
+    int, typer.Option(min=2, metavar="N", help="Tokens to generate, the first by the prompt.")
 ]
 
 # Of `check`.
@@ -377,7 +414,8 @@ Github = Annotated[
 Compared = Annotated[
     list[Path],
     typer.Argument(
-        metavar="DIR...", help="Artifacts with reports, or folders that hold such; 2 or more."
+        metavar="DIR|FILE...",
+        help="Artifacts with reports, folders that hold such, or bench.json files; 2 or more.",
     ),
 ]
 Reported = Annotated[

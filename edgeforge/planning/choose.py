@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from edgeforge.calibration.text import QUICK_PARAMETERS, CalibrationOptions
+from edgeforge.calibration.text import QUICK_PARAMETERS, CalibrationOptions, CalibrationRun
 from edgeforge.errors import UsageError
 from edgeforge.planning.budget import MIXED, Budget
 from edgeforge.stage_progress import Progress, no_progress
@@ -253,6 +253,7 @@ def _mixed(
     progress("trace", 0, 0)
     rotated = request.rotated
     program = trace(model.spec, facts.context) if rotated is None else rotated.program
+    calibration = CalibrationRun(model, calibration, lambda: program).sequences(progress)
     free = {name: given for name, given in candidates.items() if name not in fixed}
     mixed = mix(model, recipe, request.budget, free, fixed, calibration, program, progress)
     warnings = (*calibration.notes, *_of_floats(without, shapes))

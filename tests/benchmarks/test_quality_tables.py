@@ -44,6 +44,7 @@ def found(one):
     demo = [
         one("int4", "data-free", 4.6, 0.04),
         one("int4-pc", "data-free", 4.1, 0.08),
+        one("int4-gptq on its own text", "own text", 4.6, 0.025),
         one("int4-gptq", "calibrated", 4.6, 0.02),
         one("mixed at 4.5 bits", "mixed", 4.5, 0.03),
         one("genai builder default", "peer", 4.5, 0.045),
@@ -67,18 +68,19 @@ def cells(rows, title):
 
 def test_a_peer_meets_the_best_recipe_at_no_more_bytes(tables, found):
     rows = tables.equal_bytes(found)
-    bits, plain, mixed, calibrated, *_ = cells(rows, "llama.cpp Q4_0")
+    bits, plain, own, mixed, calibrated, *_ = cells(rows, "llama.cpp Q4_0")
     assert bits == "4.900"
     assert plain.startswith("**+33 ") and plain.endswith("`int4`")  # 0.04 against 0.03
+    assert own.startswith("-17 ") and own.endswith("`int4-gptq` on its own text")
     assert mixed.startswith(("-0 ", "0 "))
     assert calibrated.startswith("-33 ")
     # At 4.5 bits int4 is too large; the smaller recipe meets the peer.
     assert cells(rows, "genai builder default")[1].endswith("`int4-pc`")
     # What takes 4.6 bits says nothing against 8.5.
-    assert cells(rows, "llama.cpp Q8_0")[:4] == ["8.500", "-", "-", "-"]
+    assert cells(rows, "llama.cpp Q8_0")[:5] == ["8.500", "-", "-", "-", "-"]
     # A peer that cannot hold a model, and one that was not measured.
-    assert cells(rows, "torchao 8da4w g128")[4:] == ["-"] * 4
-    assert cells(rows, "llama.cpp Q4_0")[4:] == ["-"] * 4
+    assert cells(rows, "torchao 8da4w g128")[5:] == ["-"] * 5
+    assert cells(rows, "llama.cpp Q4_0")[5:] == ["-"] * 5
 
 
 def test_models_stand_side_by_side_and_a_dash_is_what_cannot_be(tables, found):
@@ -88,12 +90,15 @@ def test_models_stand_side_by_side_and_a_dash_is_what_cannot_be(tables, found):
     assert cells(rows, "genai builder default")[:3:2] == ["4.500", "90.0 ±0.0"]
     assert cells(rows, "torchao 8da4w g128")[4:] == ["-"] * 4
     own = [row[0] for row in tables.TABLES["recipes"].rows(found)]
-    assert own == ["", "`int4`", "`int4-pc`", "`mixed` at 4.5 bits", "`int4-gptq`"]
+    assert own == [
+        *("", "`int4`", "`int4-pc`", "`int4-gptq` on its own text", "`mixed` at 4.5 bits"),
+        "`int4-gptq`",
+    ]
 
 
 def test_curves_give_each_side_its_best_within_the_bits(tables, found):
     rows = tables.curves(found)
-    assert [cell.split(" ")[-1] for cell in cells(rows, "EdgeForge, data-free")[:3]] == [
+    assert [cell.split(" ")[-1] for cell in cells(rows, "EdgeForge, weights alone")[:3]] == [
         *("-", "`int4-pc`", "`int4`")
     ]
     assert cells(rows, "torchao")[0] == "-"
@@ -134,7 +139,7 @@ def test_the_picture_is_svg_with_every_point_between_four_and_six_bits(tables, f
     text = benchmark("curve_picture").picture(tables.panels(found))
     root = ElementTree.fromstring(text)
     points = [e.text for e in root.iter("{http://www.w3.org/2000/svg}title")][1:]
-    assert len(points) == 9
+    assert len(points) == 10
     assert "Q4_0: 4.90 bits, KL 0.03" in points
     lows = [
         float(e.get("cy"))

@@ -34,6 +34,7 @@ COMMANDS = {
     "check": [("{artifacts}/onnx", "-q", "--no-timed")],
     "compare": [("{artifacts}/onnx", "{artifacts}/coreml")],
     "report": [("{artifacts}", "--out", "{new}")],
+    "bench": [("{artifacts}/{target}", "-q", "--runs", "1", "--out", "{new}")],
     "diagnose": [("{artifacts}/{target}", "-q", "--tokens", "16", "--no-weights")],
     "inspect": [("{artifacts}/{target}",)],
     "run": [("{artifacts}/{target}", "-p", "a", "-n", "2")],

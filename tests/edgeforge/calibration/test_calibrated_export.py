@@ -76,9 +76,29 @@ def test_another_seed_is_another_store(artifact, cache, tmp_path):
     assert not list((tmp_path / "partial").iterdir())
 
 
+def test_a_model_calibrates_on_what_it_writes_itself(cache, tmp_path):
+    """Without a text: the plan, the integers and the scales of caches."""
+    folder = synthesise("tiny-llama", tmp_path / "model")
+    options = {"recipe": "mixed-gptq", "bits_per_weight": 6, "kv_cache": "int8", "context": 64}
+    text = {"calibration": "self", "calibration_tokens": 256, "calibration_length": 16}
+    api.export(folder, tmp_path / "out", targets=["onnx"], **options, **text)
+    manifest = Manifest.read(tmp_path / "out")
+    assert (manifest.calibration.source, manifest.calibration.tokens) == ("self", 256)
+    card = (tmp_path / "out" / "CARD.md").read_text(encoding="utf-8")
+    assert "256 tokens of what the model itself writes" in card
+    shutil.rmtree(cache / "stores")
+    stages = []
+    options = VerifyOptions(tokens=64, timed=False)
+    found = verify(tmp_path / "out", options, lambda stage, done, size: stages.append(stage))
+    assert {"write sequences", "calibrate"} <= set(stages)
+    assert found.stored_weights_equal
+
+
 def test_a_recipe_that_does_not_calibrate_takes_no_text(tmp_path):
     with pytest.raises(UsageError, match="recipe int4 uses no activations"):
         api.export("demo", tmp_path / "out", recipe="int4", calibration="demo")
+    with pytest.raises(UsageError, match="so --calibration self would have no effect"):
+        api.export("demo", tmp_path / "out", recipe="int4", calibration="self")
     assert not (tmp_path / "out").exists()
 
 

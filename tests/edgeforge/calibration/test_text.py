@@ -14,11 +14,13 @@ from edgeforge.calibration.text import (
     OVERLAP_TOKENS,
     Calibration,
     CalibrationOptions,
+    CalibrationRun,
     calibration_for,
     draw_calibration,
 )
 from edgeforge.errors import CheckpointError, UsageError
 from edgeforge.model.model import CALIBRATION_TEXT, CONVERSATIONS, HELDOUT, Model, open_model
+from edgeforge.model.trace import trace
 from edgeforge.synth.synthesise import synthesise
 from edgeforge.tokenizer import Tokenizer
 from quant.plans.recipes import find_recipe
@@ -148,6 +150,50 @@ def test_only_recipes_that_calibrate_take_a_text(demo):
         plan(demo, "int4-gptq"), demo, CalibrationOptions(tokens=64, length=64), 64
     )
     assert drawn is not None and drawn.source == "demo"
+
+
+def test_sequences_of_the_model_itself_are_written_when_they_are_needed(demo, tmp_path):
+    options = CalibrationOptions("self", tokens=100, length=16, seed=2)
+    planned = draw_calibration(demo, options, 64)
+    assert (planned.source, planned.tokens, planned.length) == ("self", 96, 16)
+    assert planned.blocks is None and planned.chats == 0
+    seeds = draw_calibration(demo, replace(options, seed=3), 64)
+    assert seeds.digest != planned.digest
+    program = trace(demo.spec, 64)
+    told = []
+    run = CalibrationRun(demo, planned, lambda: program)
+    made = run.sequences(lambda *report: told.append(report))
+    assert len(made.blocks) == 6 and {len(block) for block in made.blocks} == {16}
+    assert {block[0] for block in made.blocks} == {demo.spec.bos}
+    assert told[-1] == ("write sequences", 16, 16)
+    again = CalibrationRun(demo, Calibration.recorded(made.record()), lambda: program)
+    assert again.sequences() == made
+    other = Calibration.recorded(replace(made.record(), digest="0" * 64))
+    with pytest.raises(UsageError, match="in the way of another version of EdgeForge"):
+        CalibrationRun(demo, other, lambda: program).sequences()
+
+
+def test_sequences_of_the_model_itself_need_no_tokenizer_and_no_more_memory_than_there_is(
+    demo, monkeypatch, tmp_path
+):
+    folder = synthesise("tiny-llama", tmp_path / "tiny")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    bare = open_model(str(folder))
+    planned = draw_calibration(bare, CalibrationOptions("self", tokens=64, length=8), 64)
+    program = trace(bare.spec, 64)
+    blocks = CalibrationRun(bare, planned, lambda: program).sequences().blocks
+    assert len(blocks) == 8 and len({block[0] for block in blocks}) > 1
+    monkeypatch.setattr(text, "_LARGEST_WRITER", 4 * demo.spec.num_parameters - 1)
+    with pytest.raises(UsageError, match="in memory in float32 while it writes"):
+        draw_calibration(demo, CalibrationOptions("self"), 64)
+
+
+def test_a_file_named_self_is_a_text(demo, tmp_path, monkeypatch):
+    (tmp_path / "self").write_text(CALIBRATION_TEXT.read_text("utf-8"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    drawn = draw_calibration(demo, CalibrationOptions("self", tokens=512, length=64), 64)
+    assert drawn.source == str(tmp_path / "self") and drawn.blocks
 
 
 def with_template(demo: Model, folder: Path, template: str) -> Model:

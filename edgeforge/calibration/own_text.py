@@ -1,0 +1,115 @@
+"""Sequences that a model writes itself, for calibration without a text (as LLM-QAT, 2305.17888).
+
+Each sequence begins with a random token, and each further token is drawn from what the model
+expects. All sequences are written together, one token of each at a time: operators that work token
+by token take them as if they were one text, and each sequence has caches of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, fx
+
+from edgeforge.reference.walk import Walk
+from quant.program import dialect
+from quant.program.program import Program, node_argument
+
+if TYPE_CHECKING:
+    from edgeforge.model.model import Model
+
+VERSION: Final = 1
+"""Raised when other sequences are written than before."""
+
+Step = Callable[[Tensor, int], Tensor]
+"""Takes tokens, ``int64[n]``, and the position of all; returns logits, ``float32[n, vocab]``."""
+
+
+def write_sequences(
+    model: Model,
+    program: Program,
+    head: Sequence[int],
+    count: int,
+    length: int,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, size: None,
+) -> tuple[tuple[int, ...], ...]:
+    """Returns sequences of tokens that the model itself finds likely.
+
+    The model's weights are in memory meanwhile, in float32.
+
+    Args:
+        model: the opened model.
+        program: its program in the float dialect.
+        head: the tokens that its tokenizer puts in front of a text.
+        count: number of sequences.
+        length: tokens of each, at most the program's context.
+        seed: seed of all draws.
+        progress: called with the number of tokens of each sequence that are there, and ``length``.
+    """
+    random = torch.Generator().manual_seed(seed)
+    step = decoder(model.weights.float_walk(program), count, length)
+    written = torch.empty(count, length, dtype=torch.int64)
+    logits = None
+    for position in range(length):
+        if position < len(head):
+            written[:, position] = head[position]
+        elif logits is None:
+            written[:, 0] = torch.randint(model.spec.vocab_size, (count,), generator=random)
+        else:
+            expected = logits[:, : model.spec.vocab_size].softmax(-1)
+            written[:, position] = expected.multinomial(1, generator=random)[:, 0]
+        progress(position + 1, length)
+        if position + 1 < length:
+            logits = step(written[:, position], position)
+    return tuple(tuple(sequence) for sequence in written.tolist())
+
+
+def decoder(walk: Walk, count: int, length: int) -> Step:
+    """Returns a function that gives several sequences their next token's logits.
+
+    Args:
+        walk: a walk of a program in the float dialect.
+        count: number of sequences.
+        length: the most tokens of each.
+    """
+    run = {node: _step_of(walk, node, count, length) for node in walk.order}
+
+    def step(tokens: Tensor, position: int) -> Tensor:
+        values = walk.begin(tokens)
+        for node in walk.order:
+            values[node] = run[node](values, position)
+            walk.forget(node, values)
+        logits: Tensor = values[walk.program.output()][0]
+        return logits
+
+    return step
+
+
+def _step_of(walk: Walk, node: fx.Node, count: int, length: int) -> Callable[[Any, int], Any]:
+    """Returns a function of values, ``[1, count, ...]``, and the position of all tokens."""
+    if node.target is dialect.ROPE:
+        x, named = node_argument(node, 0), (node_argument(node, 1), node_argument(node, 2))
+        tables = [walk.program.tables[walk.program.inputs[each.name].name] for each in named]
+
+        def turn(values: Any, position: int) -> Tensor:
+            each = values[x].transpose(0, 1)  # [count, 1, heads, width]
+            turned: Tensor = dialect.ROPE(each, *tables, torch.tensor([position]))
+            return turned.transpose(0, 1)
+
+        return turn
+    if node.target is dialect.ATTENTION:
+        given, rest = [node_argument(node, at) for at in range(3)], node.args[6:]
+        _, heads, _, width = node_argument(node, 3).meta["val"].shape
+        caches = [torch.zeros(count, heads, length, width) for _ in range(2)]
+
+        def attend(values: Any, position: int) -> Tensor:
+            each = (values[part].transpose(0, 1) for part in given)
+            found: Tensor = dialect.ATTENTION(*each, *caches, torch.tensor([position]), *rest)
+            return found.transpose(0, 1)
+
+        return attend
+    prepared = walk.prepare_head(node) if node is walk.program.output() else walk.prepare(node)
+    return lambda values, position: prepared(values)
