@@ -63,7 +63,7 @@ class IosDevice(Place):
             model=phone.model,
             system=f"iOS {phone.ios} ({phone.build})",
             processor=phone.processor or "not known",
-            more={"title": phone.title, "developer mode": phone.developer},
+            more={"developer mode": phone.developer},  # its owner's name for it is nobody's
         )
 
     def condition(self) -> Condition:
