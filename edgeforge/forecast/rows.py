@@ -220,5 +220,5 @@ def _choose(rows: Sequence[Row], app: AppMemory, context: int) -> tuple[str | No
     if longest < 2:
         return None, "none fits, at any context: choose a smaller model or a phone of more memory"
     if longest >= context:
-        return None, f"of the quantized recipes none fits, and {least} does"
+        return None, f"no quantized recipe that was asked for fits, and {least} does"
     return None, f"none fits at {context} tokens; {least} does with --context {longest} or less"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,9 @@ from device_harness.devices.host import ProcessChannel
 from device_harness.errors import DeviceError
 from exporters.manifest import Manifest
 
+ENDING_SECONDS: Final = 15.0
+"""How long a worker may take to end by itself."""
+
 LIMITS: Final = (
     "memory, temperature, clocks and battery: devicectl tells none of them",
     "the speed of an app's own loop: the runner times each call on the phone, without what lies "
@@ -21,6 +25,17 @@ LIMITS: Final = (
     "whether prefill hands its caches to decode: the runner keeps the states of each function "
     "apart, so that the text comes from decode alone, and prefill is timed beside it",
 )
+
+
+class PhoneChannel(ProcessChannel):
+    """The worker on this Mac, which has time to end the app and to remove its files."""
+
+    def close(self) -> None:
+        """Ends the worker, at first by the end of its requests."""
+        with suppress(OSError):
+            self.requests.close()
+        self.wait(ENDING_SECONDS)
+        super().close()
 
 
 class IosDevice(Place):
@@ -48,14 +63,14 @@ class IosDevice(Place):
             model=phone.model,
             system=f"iOS {phone.ios} ({phone.build})",
             processor=phone.processor or "not known",
-            more={"title": phone.title, "developer mode": phone.developer},
+            more={"developer mode": phone.developer},  # its owner's name for it is nobody's
         )
 
     def condition(self) -> Condition:
         """Nothing is known of how it is."""
         return Condition(at=time.time())
 
-    def start(self, folder: Path, manifest: Manifest, arguments: Sequence[str]) -> ProcessChannel:
+    def start(self, folder: Path, manifest: Manifest, arguments: Sequence[str]) -> PhoneChannel:
         """Starts a worker on this Mac, which drives the runner on the phone.
 
         Raises:
@@ -72,4 +87,4 @@ class IosDevice(Place):
             self._phone.udid,
             *arguments,
         )
-        return ProcessChannel(command, python_environment())
+        return PhoneChannel(command, python_environment())

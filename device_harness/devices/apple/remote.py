@@ -43,6 +43,10 @@ ATTEMPTS: Final = 1200
 POLL_SECONDS: Final = 0.5
 """The pause between two looks."""
 
+LOOK_SECONDS: Final = 1.0
+"""How often it is seen whether the app is still there."""
+
+_ENDING_SECONDS: Final = 5.0
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._/-]+")
 _TEAM: Final = re.compile(r"[A-Z0-9]{10}")
 _BUNDLE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{2,154}")
@@ -83,6 +87,7 @@ class RemoteRunner:
         self._event_loop = asyncio.Runner()
         self._folder = Path(tempfile.mkdtemp(prefix="edgeforge-phone-"))
         self._device: Any = None
+        self._process: subprocess.Popen[bytes] | None = None
         try:
             if _PLAIN.fullmatch(str(self._folder)) is None:
                 raise DeviceError(
@@ -132,13 +137,12 @@ class RemoteRunner:
     def close(self) -> None:
         """Ends the runner and removes the files for it."""
         for service in self._services.values():
-            with suppress(Exception):  # the app ends with its session in any case
-                self._event_loop.run(service.unload())
+            # The app forgets them as it ends; else coremltools would send messages to nobody.
+            service._state = self._remote._RemoteMLModelService.State.Unloaded
         self._services = {}
-        if self._device is not None:
-            with suppress(Exception):
-                self._device.session.stop()
-            self._device = None
+        if self._process is not None:
+            end_app(self._process)
+            self._process = None
         self._event_loop.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -175,11 +179,14 @@ class RemoteRunner:
             raise DeviceError("devicectl installed an app whose identifier is none")
         files = self._folder / "messages"
         files.mkdir()
-        session = self._timed(
-            "starting",
-            lambda: remote._DeviceCtl.launch_app(
-                device=device, installation_info=installed, working_directory=files
-            ),
+        self._process = self._timed(
+            "starting", lambda: start_app(device.identifier, installed.bundle_identifier)
+        )
+        session = remote._AppSession(
+            device=device,
+            process=self._process,
+            installation_info=installed,
+            working_directory=files,
         )
         return replace(device, session=session)
 
@@ -204,7 +211,23 @@ class RemoteRunner:
         return found
 
     def _run(self, work: Coroutine[Any, Any, Any], what: str) -> Any:
-        return self._call(lambda: self._event_loop.run(work), what)
+        return self._call(lambda: self._event_loop.run(self._watched(work, what)), what)
+
+    async def _watched(self, work: Coroutine[Any, Any, Any], what: str) -> Any:
+        """Awaits an answer as long as the app lives, which coremltools does not look at."""
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            await asyncio.wait({task}, timeout=LOOK_SECONDS)
+            if not task.done() and not self._device.session.is_alive():
+                task.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await task
+                raise DeviceError(
+                    f"the runner on the phone ended in {what}: keep the phone awake and unlocked, "
+                    f"and run it again; where memory runs out iOS ends it, and a smaller artifact "
+                    f"may do"
+                )
+        return task.result()
 
     @staticmethod
     def _call(work: Callable[[], Any], what: str) -> Any:
@@ -224,6 +247,32 @@ def compile_package(package: Path, folder: Path) -> Path:
 
     # The package's own path may hold any characters; the compiled one is pasted into a shell line.
     return Path(compile_model(str(package), str(folder / "model.mlmodelc")))
+
+
+def start_app(identifier: str, bundle: str) -> subprocess.Popen[bytes]:
+    """Starts an installed app; it stays in this process's group and ends with it.
+
+    coremltools would start it by a shell, and end that shell alone.
+    """
+    launch = ["xcrun", "devicectl", "device", "process", "launch", "--console"]
+    return subprocess.Popen(
+        [*launch, "-d", identifier, bundle],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def end_app(process: subprocess.Popen[bytes]) -> None:
+    """Ends what `start_app` started: ``xcrun`` becomes ``devicectl``, which ends the app."""
+    process.terminate()
+    try:
+        process.wait(_ENDING_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def find_devicectl() -> None:

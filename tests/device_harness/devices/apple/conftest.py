@@ -56,6 +56,7 @@ def have_xcode(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(f"{MODULE}.remote.compile_package", compiled)
     patch.setattr(f"{MODULE}.remote.POLL_SECONDS", 0.02)
+    patch.setattr(f"{MODULE}.remote.LOOK_SECONDS", 0.1)
     patch.setattr(remote_device._ModelRunnerAppBuilder, "build", staticmethod(built))
 
 

@@ -41,9 +41,8 @@ def main(words: list[str]) -> None:
         bundle = os.environ.get("FAKE_BUNDLE", "com.coremltools.modelrunnerd")
         answer(words, {"installedApplications": [{"bundleID": bundle, "databaseUUID": "FAKE"}]})
     elif words[:3] == ["device", "process", "launch"]:
-        import subprocess
-
-        sys.exit(subprocess.call([sys.executable, str(HERE / "fake_modelrunner.py"), str(phone)]))
+        runner = str(HERE / "fake_modelrunner.py")
+        os.execv(sys.executable, [sys.executable, runner, str(phone)])  # it ends with this process
     elif words[:3] == ["device", "copy", "to"]:
         source, target = Path(value(words, "--source")), phone / value(words, "--destination")
         target.parent.mkdir(parents=True, exist_ok=True)

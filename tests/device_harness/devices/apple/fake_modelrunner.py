@@ -3,22 +3,25 @@
 As in the app, each function that is loaded has one state, which lives as long as the function.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from device_harness.coreml_interpreter.interpreter import Interpreter
-from device_harness.coreml_interpreter.values import Precision
 from exporters.coreml.package import open_package
+
+if TYPE_CHECKING:
+    from device_harness.coreml_interpreter.interpreter import Interpreter
 
 DTYPES = {"Float16": np.float16, "Float32": np.float32, "Int32": np.int32}
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 NANOSECONDS = 2_000_000
-Arrays = dict[str, np.ndarray[Any, Any]]
+Arrays = dict[str, Any]
 
 
 def first_output(operation: Any) -> str:
@@ -28,9 +31,13 @@ def first_output(operation: Any) -> str:
 
 class Runner:
     def __init__(self, root: Path) -> None:
-        self.root, self.models = root, dict[str, tuple[Interpreter, str, Any]]()
+        self.root = root
+        self.models: dict[str, tuple[Interpreter, str, Any]] = {}
 
     def load(self, params: dict[str, Any], resource: Path | None, folder: Path) -> dict[str, Any]:
+        from device_harness.coreml_interpreter.interpreter import Interpreter
+        from device_harness.coreml_interpreter.values import Precision
+
         assert resource is not None
         link = resource.with_suffix(".mlpackage")  # what is not compiled here keeps its own name
         link.symlink_to(resource)

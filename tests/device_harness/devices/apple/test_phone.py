@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 
 import numpy as np
@@ -93,9 +94,16 @@ def test_what_the_runner_refuses_is_one_sentence(phone):
 
 def test_what_was_made_for_it_is_removed(artifacts, fake_xcode):
     with open_on_phone(artifacts["ios18"], UDID, {}) as session:
-        folder = session._phone._folder
-        assert folder.is_dir()
+        folder, app = session._phone._folder, session._phone._process
+        assert folder.is_dir() and app.poll() is None
+        app.kill()  # as iOS does where memory runs out
+        with pytest.raises(DeviceError, match="the runner on the phone ended in loading decode"):
+            session.extend(PROMPT)
     assert not folder.exists()
+    with open_on_phone(artifacts["ios18"], UDID, {}) as session:
+        app = session._phone._process
+        assert app.poll() is None
+    assert app.poll() is not None
     with pytest.raises(DeviceError, match="this session is closed"):
         session.extend(PROMPT)
 
@@ -160,7 +168,7 @@ def test_an_option_or_a_phone_that_is_none_is_refused(artifacts, fake_xcode):
 
 def test_the_device_starts_a_worker_of_its_own(artifacts, fake_mac, monkeypatch):
     started = []
-    monkeypatch.setattr(iphone, "ProcessChannel", lambda command, _: started.append(command))
+    monkeypatch.setattr(iphone, "PhoneChannel", lambda command, _: started.append(command))
     with IosDevice() as device:
         facts = device.facts()
         assert (device.name, facts.model) == (f"ios:{UDID}", "iPhone 15 Pro")
@@ -170,6 +178,14 @@ def test_the_device_starts_a_worker_of_its_own(artifacts, fake_mac, monkeypatch)
         device.start(artifacts["ios18"], manifest, ["--options", "{}"])
         assert "device_harness.devices.apple.phone_worker" in started[0]
         assert started[0][started[0].index("--udid") + 1] == UDID
+
+
+def test_a_worker_ends_by_itself_before_it_is_ended(tmp_path):
+    script = "import sys, pathlib; sys.stdin.read(); pathlib.Path(sys.argv[1]).touch()"
+    channel = iphone.PhoneChannel([sys.executable, "-c", script, str(tmp_path / "clean")], {})
+    channel.close()
+    assert (tmp_path / "clean").exists()
+    channel.close()
 
 
 class Threaded:
