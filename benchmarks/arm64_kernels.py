@@ -100,7 +100,7 @@ def errors(
                 print(*rows[-1], f"{time.perf_counter() - begun:.0f} s", flush=True)
     return rows, (
         f"{options.model}, {options.recipe}, {sum(map(len, blocks))} held-out tokens, against "
-        f"QUANTIZED; \"within\" is the largest difference from the logits on this machine."
+        f'QUANTIZED; "within" is the largest difference from the logits on this machine.'
     )
 
 

@@ -301,8 +301,9 @@ TABLES: Final = {
         equal_bytes,
         "A cell is EdgeForge's recipe with the least KL at no more bytes than the peer, and at "
         "least 0.7 of them, and its mean KL relative to the peer's: below 0, EdgeForge is nearer "
-        "to FLOAT. Intervals are of the paired ratio. Recipes under `own text` are calibrated on what "
-        "the model itself writes. A text that gains nothing over the weights alone has a dash.",
+        "to FLOAT. Intervals are of the paired ratio. Under `own text` are recipes calibrated on "
+        "what the model itself writes. A text that gains nothing over the weights alone has a "
+        "dash.",
     ),
     "chat": Table(
         chat,

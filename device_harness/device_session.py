@@ -13,7 +13,7 @@ import numpy as np
 from device_harness.devices.device import Device
 from device_harness.devices.registry import KINDS, kind_of
 from device_harness.errors import DeviceError
-from device_harness.frames import Array, FrameError, read_frame, write_frame
+from device_harness.frames import Array, FrameCutError, FrameError, read_frame, write_frame
 from device_harness.session import HostSession, Logits, Shown, Tokens, check_tokens
 from device_harness.timed_run import TimedRun
 from exporters.manifest import Manifest
@@ -228,6 +228,8 @@ class DeviceSession(HostSession):
         while True:
             try:
                 frame = read_frame(self._channel.answers, most_bytes)
+            except FrameCutError:
+                frame = None
             except FrameError as error:
                 raise DeviceError(f"{self.device.name}: {what} failed: {error}") from error
             except TimeoutError as error:

@@ -68,13 +68,17 @@ class ShimRuntime:
         self._shim = _declared(ctypes.CDLL(str(folder / "libshim.so"), flags))
         self._shim.shim_threads(threads)
 
-    def open(self, file: str) -> ShimProgram:
+    def open(self, file: str, weights: str = "") -> ShimProgram:
         """Opens a program.
+
+        Args:
+            file: the .pte.
+            weights: the .ptd; empty for none.
 
         Raises:
             RuntimeError: it is none.
         """
-        return ShimProgram(self._shim, file)
+        return ShimProgram(self._shim, file, weights)
 
 
 class ShimProgram:
@@ -84,13 +88,14 @@ class ShimProgram:
         names: of its methods.
     """
 
-    def __init__(self, shim: ctypes.CDLL, file: str) -> None:
+    def __init__(self, shim: ctypes.CDLL, file: str, weights: str) -> None:
         self._shim = shim
-        with open(file, "rb") as stream:
-            self._pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        data = np.frombuffer(self._pages, np.uint8)
+        # The runtime reads from the mapped files as long as the program is used.
+        self._files = [_mapped(each) for each in (file, weights) if each]
+        parts = [part for each in self._files for part in (each.ctypes.data, len(each))]
         error = ctypes.c_int()
-        self._program = shim.shim_open(data.ctypes.data, len(data), ctypes.byref(error))
+        given = (*parts, *(None, 0)[: 4 - len(parts)])
+        self._program = shim.shim_open(*given, ctypes.byref(error))
         if not self._program:
             raise RuntimeError(f"loading the program failed: {_words(error.value)}")
         count = shim.shim_methods(self._program)
@@ -157,6 +162,20 @@ class ShimProgram:
         return np.ctypeslib.as_array(data, (int(np.prod(shape)),)).reshape(shape).copy()
 
 
+def _mapped(file: str) -> npt.NDArray[np.uint8]:
+    """A file's bytes, ``uint8[n]``, which are read when they are used.
+
+    Raises:
+        RuntimeError: it cannot be read.
+    """
+    try:
+        with open(file, "rb") as stream:
+            pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise RuntimeError(f"{file} cannot be read: {error}") from error
+    return np.frombuffer(pages, np.uint8)
+
+
 def _in_order(folder: Path) -> list[Path]:
     """The libraries, each after those that it names.
 
@@ -180,7 +199,7 @@ def _declared(shim: ctypes.CDLL) -> ctypes.CDLL:
     text, number, error = ctypes.c_char_p, ctypes.c_int64, ctypes.POINTER(ctypes.c_int)
     types: dict[str, tuple[object, tuple[object, ...]]] = {
         "shim_threads": (None, (ctypes.c_uint,)),
-        "shim_open": (pointer, (pointer, size, error)),
+        "shim_open": (pointer, (pointer, size, pointer, size, error)),
         "shim_methods": (size, (pointer,)),
         "shim_method_name": (text, (pointer, size)),
         "shim_inputs": (long, (pointer, text)),

@@ -137,9 +137,7 @@ def open_program(file: str, weights: str, threads: int) -> tuple[Program, Callab
     if folder is None:
         program = TorchRuntime(threads).open(file)
         return program, lambda name: program.load(name, weights)
-    if weights:
-        raise RuntimeError("weights in a .ptd do not run without ExecuTorch's Python package")
-    shimmed = ShimRuntime(folder, threads).open(file)
+    shimmed = ShimRuntime(folder, threads).open(file, weights)
     return shimmed, shimmed.load
 
 

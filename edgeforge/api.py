@@ -206,7 +206,7 @@ def plan(
     Raises:
         EdgeForgeError: the device, the version, an option or the configuration cannot be used.
         QuantizationError: there is no such recipe.
-        ExportError: there is no such target.
+        ExportError: there is no such target, or none of them holds any of the recipes.
     """
     from edgeforge.forecast.forecast import forecast
     from edgeforge.forecast.sized_model import size_model

@@ -70,7 +70,6 @@ def check_memory(
     memory: int | None,
     *,
     note: str = "",
-    multiple: int = 1,
 ) -> None:
     """Refuses a context that does not fit the stated memory.
 
@@ -80,7 +79,6 @@ def check_memory(
         context: the declared context, in tokens.
         memory: bytes that the device has for the model; None when the user states no limit.
         note: other advice, appended to the message.
-        multiple: the context's caches are rounded up to a multiple of so many tokens.
 
     Raises:
         MemoryRefused: says how much memory is needed, and the largest context that fits.
@@ -91,7 +89,7 @@ def check_memory(
         f"weights {_text(footprint.weights)}, caches {_text(footprint.caches_at(context))}, "
         f"buffers {_text(footprint.buffers_at(context))}"
     )
-    largest = footprint.largest_context(memory) // multiple * multiple
+    largest = footprint.largest_context(memory)
     if footprint.weights > memory:
         cure = "not even its weights fit: choose a recipe of fewer bits"
     elif largest < 2:

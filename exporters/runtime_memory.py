@@ -39,6 +39,7 @@ class Footprint:
         buffers_per_token: bytes of the other buffers for each token of the context.
         stored: bytes that the artifact's files hold of the weights.
         run_tokens: how many tokens one run of a prompt takes.
+        context_multiple: the context is rounded up to a multiple of so many tokens.
     """
 
     weights: int
@@ -47,14 +48,15 @@ class Footprint:
     buffers_per_token: float
     stored: int = 0
     run_tokens: int = 1
+    context_multiple: int = 1
 
     def caches_at(self, context: int) -> int:
         """Bytes of the caches for a context of so many tokens."""
-        return math.ceil(context * self.caches_per_token)
+        return math.ceil(self._positions(context) * self.caches_per_token)
 
     def buffers_at(self, context: int) -> int:
         """Bytes of everything except weights and caches, for a context of so many tokens."""
-        return self.buffers + math.ceil(context * self.buffers_per_token)
+        return self.buffers + math.ceil(self._positions(context) * self.buffers_per_token)
 
     def total(self, context: int) -> int:
         """Bytes of weights, caches and buffers together, for a context of so many tokens.
@@ -72,4 +74,9 @@ class Footprint:
         """
         left = memory - self.weights - self.buffers
         tokens = max(0, math.floor(left / (self.caches_per_token + self.buffers_per_token)))
-        return tokens if self.total(tokens) <= memory or not tokens else tokens - 1
+        tokens -= tokens % self.context_multiple
+        fits = self.total(tokens) <= memory or not tokens
+        return tokens if fits else tokens - self.context_multiple
+
+    def _positions(self, context: int) -> int:
+        return -(-context // self.context_multiple) * self.context_multiple

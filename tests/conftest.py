@@ -17,8 +17,12 @@ from device_harness.errors import SetupError
 
 ROOT = Path(__file__).parent.parent
 # Fixtures that export a model, and the one that runs a command line.
+# `arm64_root` sets an emulator up from the registries, or finds it set up.
 WRITERS = frozenset(
-    {"artifact", "artifacts", "build", "captures", "edgeforge", "reported", "sound_artifact"}
+    {
+        *("artifact", "artifacts", "build", "captures", "edgeforge", "reported", "sound_artifact"),
+        "arm64_root",
+    }
 )
 # Files and folders whose tests start command lines, or run whole packages, by themselves.
 RUNNERS = (

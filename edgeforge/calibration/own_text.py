@@ -24,7 +24,7 @@ VERSION: Final = 1
 """Raised when other sequences are written than before."""
 
 Step = Callable[[Tensor, int], Tensor]
-"""Takes the tokens at a position, ``int64[n]``, and the position; returns ``float32[n, vocab]``."""
+"""Takes tokens, ``int64[n]``, and the position of all; returns logits, ``float32[n, vocab]``."""
 
 
 def write_sequences(
@@ -91,22 +91,23 @@ def decoder(walk: Walk, count: int, length: int) -> Step:
 def _step_of(walk: Walk, node: fx.Node, count: int, length: int) -> Callable[[Any, int], Any]:
     """Returns a function of values, ``[1, count, ...]``, and the position of all tokens."""
     if node.target is dialect.ROPE:
-        x, cos, sin, _ = node.args
-        tables = [walk.program.tables[walk.program.inputs[n.name].name] for n in (cos, sin)]
+        x, named = node_argument(node, 0), (node_argument(node, 1), node_argument(node, 2))
+        tables = [walk.program.tables[walk.program.inputs[each.name].name] for each in named]
 
         def turn(values: Any, position: int) -> Tensor:
             each = values[x].transpose(0, 1)  # [count, 1, heads, width]
-            return dialect.ROPE(each, *tables, torch.tensor([position])).transpose(0, 1)
+            turned: Tensor = dialect.ROPE(each, *tables, torch.tensor([position]))
+            return turned.transpose(0, 1)
 
         return turn
     if node.target is dialect.ATTENTION:
-        q, k, v, _, _, _, *rest = node.args
+        given, rest = [node_argument(node, at) for at in range(3)], node.args[6:]
         _, heads, _, width = node_argument(node, 3).meta["val"].shape
         caches = [torch.zeros(count, heads, length, width) for _ in range(2)]
 
         def attend(values: Any, position: int) -> Tensor:
-            each = (values[part].transpose(0, 1) for part in (q, k, v))
-            found = dialect.ATTENTION(*each, *caches, torch.tensor([position]), *rest)
+            each = (values[part].transpose(0, 1) for part in given)
+            found: Tensor = dialect.ATTENTION(*each, *caches, torch.tensor([position]), *rest)
             return found.transpose(0, 1)
 
         return attend

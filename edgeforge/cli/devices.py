@@ -1,4 +1,4 @@
-"""The commands of `edgeforge devices`: what is reachable, set-up, and counted instructions."""
+"""The commands of `edgeforge devices`: what is reachable, set-up, counts, and own programs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from edgeforge.cli import options as option
 from edgeforge.cli.printable import json_text, printable, printable_lines
+from edgeforge.cli.runner import runner
 
 devices = typer.Typer(
     help="List where artifacts can run, and what is missing for the rest; nothing is started.",
@@ -15,6 +16,8 @@ devices = typer.Typer(
     rich_markup_mode=None,
     suggest_commands=False,
 )
+
+devices.command()(runner)
 
 
 @devices.callback(invoke_without_command=True)

@@ -15,6 +15,7 @@ from edgeforge.forecast.sized_model import SizedModel
 from edgeforge.forecast.speed import CACHED_BYTES
 from edgeforge.planning.choose import AS_IS, PLANNED
 from exporters.checks import check_options
+from exporters.errors import ExportError
 from exporters.options import TargetOptions
 from exporters.registry import find_target
 from quant.plans.recipes import RECIPES, find_recipe
@@ -159,7 +160,7 @@ def forecast(
         UsageError: there is no such profile, the context is longer than the model's, or the version
             or an option cannot be.
         QuantizationError: there is no such recipe.
-        ExportError: there is no such target.
+        ExportError: there is no such target, or none of them holds any of the recipes.
     """
     profiles = load_profiles()
     phone = profiles.phone(device)
@@ -173,6 +174,9 @@ def forecast(
         _check_name(name, model)
     facts = facts_of(model.spec, length)
     made = tuple(recipes_on(each, names, model, facts, given, phone, app) for each in chosen)
+    if not any(each.rows for each in made):
+        # What refuses every recipe is the model or an option: that is what the user must hear.
+        raise ExportError(next(iter(made[0].refused.values())))
     shares = [s for each in profiles.published if (s := share_of_bound(profiles, each)) is not None]
     return Forecast(
         model=model.source,

@@ -57,15 +57,12 @@ class CoremlTarget:
         options: TargetOptions,
     ) -> None:
         """Refuses options that exclude each other, and formats that a package cannot hold."""
-        from exporters.coreml.attention import ANE_MULTIPLE
         from exporters.coreml.choices import check_formats
 
         style = choose_style(options, facts.context)
         check_formats(plan, shapes, options)
         footprint = self.footprint(plan, shapes, facts, options)
-        # The context's caches are padded where the profile pads widths.
-        multiple = 1 if style.wide else ANE_MULTIPLE
-        check_memory(self.name, footprint, style.context, options.max_memory, multiple=multiple)
+        check_memory(self.name, footprint, style.context, options.max_memory)
 
     def footprint(
         self,
@@ -75,8 +72,12 @@ class CoremlTarget:
         options: TargetOptions,
     ) -> Footprint:
         """What Core ML keeps, as far as that can be known without it."""
+        from exporters.coreml.attention import ANE_MULTIPLE
+
         style, chunks = choose_style(options, facts.context), choose_chunks(options, facts.context)
-        return estimate(plan, shapes, stored_facts(facts, style), costs(style, chunks))
+        kept = estimate(plan, shapes, stored_facts(facts, style), costs(style, chunks))
+        # The context's caches are padded where the profile pads widths.
+        return replace(kept, context_multiple=1 if style.wide else ANE_MULTIPLE)
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.mlpackage`` and the tokenizer's files beside it."""

@@ -17,7 +17,7 @@ from device_harness.devices.android.bundle import (
     worker_files,
 )
 from device_harness.devices.android.phone import Phone
-from device_harness.devices.android.process import PhoneProcess
+from device_harness.devices.android.process import PhoneProcess, sweep
 from device_harness.devices.android.readings import read_condition, read_facts
 from device_harness.devices.android.transfer import HOME, Progress, install, no_progress
 from device_harness.devices.arm64.executorch.place import find_executorch
@@ -96,6 +96,7 @@ class AndroidDevice(Place):
             )
         root = find_root()
         executorch = find_executorch(read_pins()) if manifest.target == "executorch" else None
+        sweep(self.phone)
         before = self.phone.sent
         there = self.put_artifact(folder, manifest)
         self.was_installed = self.phone.sent > before

@@ -53,20 +53,32 @@ fi 2>/dev/null
 rm -rf "$2"
 """
 _LAST: Final = 'tail -c "$2" "$1/stderr"'
-# It starts one program every half second, and ends with the process or when nobody listens.
+# It starts one program every half second, and ends with the process or when nobody listens. What
+# the process itself started, as ExecuTorch's runtime, is counted with it.
 _SAMPLE: Final = """
 while [ -r "/proc/$1/status" ]; do
-  now= most= state=
-  while read -r name value rest; do
-    case $name in
-      VmRSS:) now=$value ;;
-      VmHWM:) most=$value ;;
-      State:) state=$value ;;
-    esac
-  done < "/proc/$1/status" 2>/dev/null
+  now=0 most=0 state= children=
+  read -r children 2>/dev/null < "/proc/$1/task/$1/children"
+  for each in "$1" $children; do
+    while read -r name value rest; do
+      case $name in
+        VmRSS:) now=$((now + value)) ;;
+        VmHWM:) most=$((most + value)) ;;
+        State:) [ "$each" = "$1" ] && state=$value ;;
+      esac
+    done < "/proc/$each/status"
+  done 2>/dev/null
   [ "$state" = Z ] && exit 0
   echo "$now $most" || exit 0
   sleep 0.5
+done
+"""
+# What earlier runs left that ended without their host. $1 is the folder of runs.
+_SWEEP: Final = """
+for folder in "$1"/*; do
+  if read -r number 2>/dev/null < "$folder/pid"; then
+    grep -q edgeforge/ "/proc/$number/cmdline" 2>/dev/null || rm -rf "$folder"
+  fi
 done
 """
 
@@ -76,7 +88,7 @@ class MemorySamples:
     """The memory of a process, sampled every half second.
 
     Attributes:
-        peak_bytes: the most that it ever had, as the kernel says (VmHWM).
+        peak_bytes: the most that it and what it started ever had, as the kernel says (VmHWM).
         samples: seconds since the start, and the resident bytes then.
     """
 
@@ -273,6 +285,15 @@ class PhoneProcess:
                         self.memory.peak_bytes = max(self.memory.peak_bytes, most)
                         self.memory.samples.append((time.monotonic() - started, now))
                 rest = rest[-_LAST_WORDS:]
+
+
+def sweep(phone: Phone) -> None:
+    """Removes the folders of runs whose programs have ended.
+
+    Raises:
+        DeviceError: the phone is gone.
+    """
+    phone.run(_SWEEP, f"{HOME}/run", seconds=60.0, what="clearing away")
 
 
 def new_folder() -> str:

@@ -93,7 +93,7 @@ def read_facts(phone: Phone) -> Facts:
     return Facts(
         name=phone.name,
         kind="android",
-        model=" ".join(word for word in (maker, model) if word),
+        model=model if model.lower().startswith(maker.lower()) else f"{maker} {model}",
         system=f"Android {version or 'of unknown version'}",
         processor=soc or _words(said, "ro.board.platform") or _words(said, "machine"),
         cores=_cores(said.get("cores", "")),

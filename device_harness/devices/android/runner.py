@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from device_harness.devices.android.device import AndroidDevice
-from device_harness.devices.android.device_text import clean
+from device_harness.devices.android.device_text import clean, one_line
 from device_harness.devices.android.process import MemorySamples, new_folder
 from device_harness.devices.android.runner_output import (
     LARGEST_OUTPUT,
@@ -25,6 +25,7 @@ from exporters.manifest import Manifest
 _ELF: Final = b"\x7fELF"
 _64_BIT: Final = 2
 _AARCH64: Final = 183
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}")
 _MOST_RESULTS: Final = 100
 _LARGEST_RESULT: Final = 256 << 20
 _ENDING_SECONDS: Final = 10.0
@@ -66,6 +67,7 @@ def run_runner(
     artifact: tuple[Path, Manifest] | None = None,
     seconds: float = 600.0,
     results: Path | None = None,
+    files: Sequence[Path] = (),
 ) -> RunnerResult:
     """Runs a program in a folder of its own, in which the artifact's files lie.
 
@@ -76,21 +78,28 @@ def run_runner(
         artifact: the artifact's folder on this host and its manifest; None where none is needed.
         seconds: how long it may run.
         results: takes the files that it wrote; None to leave them.
+        files: further files that it finds beside those of the artifact, such as a model.
 
     Raises:
         DeviceError: it is no program for arm64, the phone was lost, or it runs too long.
     """
     _require_arm64(runner)
-    there = device.put_files({"runner": runner}, f"the runner {runner.name}")
+    # Some programs do what their name says, and a shell whose name begins with r does less.
+    name = runner.name if _NAME.fullmatch(runner.name) else "runner"
+    there = device.put_files({name: runner}, f"the runner {runner.name}")
     folder = new_folder()
-    if artifact is not None:
-        place = device.put_artifact(*artifact)
+    places = [] if artifact is None else [device.put_artifact(*artifact)]
+    places += [device.put_files({each.name: each}, f"the file {each.name}") for each in files]
+    for place in places:
         linked = device.phone.run(_LINK, folder, place, what="preparing the run")
         if linked.code:
-            raise DeviceError(f"{device.name} does not let {folder} be written")
+            raise DeviceError(
+                f"{device.name} does not let {folder} be written, or two files have one name "
+                f"({one_line(linked.errors)})"
+            )
     started = time.monotonic()
     environment = {"HOME": HOME, "TMPDIR": HOME, "LD_LIBRARY_PATH": there}
-    process = device.run([f"{there}/runner", *arguments], environment, folder)
+    process = device.run([f"{there}/{name}", *arguments], environment, folder)
     try:
         process.requests.close()
         output = bytearray()

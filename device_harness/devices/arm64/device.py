@@ -114,6 +114,29 @@ def limits_of(core: Core) -> tuple[str, ...]:
     return emulated, f"{core.name} is no real core: no phone has all that it has."
 
 
+def with_kleidiai(
+    arguments: Sequence[str], target: str, kleidiai: str | None, device: str
+) -> list[str]:
+    """A worker's arguments with the choice of kernels among the runtime's options.
+
+    Raises:
+        DeviceError: the target's runtime has no such choice.
+    """
+    given = list(arguments)
+    if kleidiai is None:
+        return given
+    if target != "onnx":
+        raise DeviceError(
+            f"--kleidiai is a choice of onnxruntime, and {device} is given an artifact for "
+            f"{target}: leave it out"
+        )
+    if "--options" not in given:
+        given += ["--options", "{}"]
+    at = given.index("--options") + 1
+    given[at] = json.dumps({**json.loads(given[at]), "kleidiai": kleidiai})
+    return given
+
+
 def python_of(root: Root) -> list[str]:
     """The arm64 Python, without the packages of any system."""
     return [str(root.python), "-S", "-B"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -15,6 +16,8 @@ from typing import Final
 from device_harness.devices.arm64.progress import Progress, no_progress
 from device_harness.errors import SetupError
 
+OUT_OF_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors that are raised as they are: the disk is full."""
 _PIECE: Final = 1 << 18
 _TRIES: Final = 4
 _TIMEOUT: Final = 60.0  # seconds in which nothing arrives
@@ -23,6 +26,10 @@ _LARGEST: Final = 2 << 30  # bytes, of a file whose size is not known
 
 class NotOnMirrorError(SetupError):
     """The address names no file: a mirror keeps only the newest version of a package."""
+
+
+class NotReachableError(SetupError):
+    """The server cannot be reached, refuses, or always ends the connection."""
 
 
 class _Cut(Exception):
@@ -48,7 +55,9 @@ def fetch(
 
     Raises:
         NotOnMirrorError: the address names no file.
-        SetupError: it cannot be reached or written, or what arrives is something else.
+        NotReachableError: it cannot be reached.
+        SetupError: it cannot be written, or what arrives is something else.
+        OSError: the disk is full.
     """
     name = urllib.parse.unquote(address.rsplit("/", 1)[-1])
     try:
@@ -71,6 +80,8 @@ def fetch(
             )
         partial.replace(target)
     except OSError as error:
+        if error.errno in OUT_OF_SPACE:
+            raise
         raise SetupError(f"{target} cannot be written: {error.strerror or error}") from error
     return target
 
@@ -108,7 +119,7 @@ def _bring(address: str, name: str, partial: Path, size: int | None, progress: P
     kept = f"; its first {there} bytes are kept and the next set-up goes on from there" * (
         there > 0
     )
-    raise SetupError(f"{name} cannot be fetched from {_host(address)}: {why}{kept}")
+    raise NotReachableError(f"{name} cannot be fetched from {_host(address)}: {why}{kept}")
 
 
 def _bring_once(

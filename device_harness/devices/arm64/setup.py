@@ -16,6 +16,7 @@ from typing import Final
 from device_harness.devices.arm64 import root as rooms
 from device_harness.devices.arm64.cores import CORES, write_core
 from device_harness.devices.arm64.deb_file import unpack
+from device_harness.devices.arm64.download import OUT_OF_SPACE
 from device_harness.devices.arm64.executorch.setup import set_up_executorch
 from device_harness.devices.arm64.fetching import bring_packages, bring_wheels
 from device_harness.devices.arm64.pins import Pins, read_pins
@@ -58,16 +59,19 @@ def set_up(progress: Progress = no_progress, executorch: bool = False) -> Root:
     Raises:
         SetupError: this machine does not allow it, or something cannot be fetched; it says what to
             do.
+        OSError: the disk is full.
     """
     require_host()
     pins = read_pins()
     try:
-        with _alone(arm64_folder()):
+        with _alone(arm64_folder(), progress):
             root = _whole_root(pins, progress)
             if executorch:
                 set_up_executorch(pins, progress)
             return root
     except OSError as error:
+        if error.errno in OUT_OF_SPACE:
+            raise
         where = error.filename or arm64_folder()
         raise SetupError(f"{where} cannot be written: {error.strerror or error}") from error
 
@@ -201,9 +205,13 @@ def _compile(root: Root, progress: Progress) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path, progress: Progress) -> Iterator[None]:
     """Lets one process at a time set up."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("waiting for another set-up", 0, 0)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield

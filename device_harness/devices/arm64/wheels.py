@@ -9,7 +9,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -43,31 +43,61 @@ def find_wheel(name: str, version: str) -> Found:
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run"]
-        command += ["--disable-pip-version-check", "--no-input", "--ignore-installed", "--no-deps"]
-        command += ["--only-binary=:all:", "--target", folder, "--report", str(report)]
-        command += ["--python-version=3.11", "--implementation=cp", "--abi=cp311"]
-        command += [f"--platform={platform}" for platform in _PLATFORMS]
-        asked = subprocess.run(
-            [*command, f"{name}=={version}"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PIP_NO_COLOR": "1"},
-            check=False,
-        )
+        wanted = ["--dry-run", "--ignore-installed", "--target", folder, "--report", str(report)]
+        asked = _pip("install", [*wanted, f"{name}=={version}"])
         try:
             content = json.loads(report.read_text(encoding="utf-8"))
             info = content["install"][0]["download_info"]
             hashes = info["archive_info"].get("hashes", {})
             return Found(info["url"], hashes.get("sha256", ""))
         except (OSError, ValueError, KeyError, IndexError):
-            said = [line for line in asked.stderr.splitlines() if line.strip()]
-            last = said[-1].strip()[:300] if said else f"exit code {asked.returncode}"
             raise SetupError(
-                f"pip finds no aarch64 wheel of {name} {version} for Python 3.11: {last}"
+                f"pip finds no aarch64 wheel of {name} {version} for Python 3.11: {_last(asked)}"
             ) from None
+
+
+def download_wheel(name: str, version: str, folder: Path) -> Path:
+    """Has pip download a wheel, from an index that wants more than an address.
+
+    Args:
+        name: of the distribution.
+        version: of it.
+        folder: takes the file, under the wheel's own name.
+
+    Raises:
+        SetupError: pip is missing or fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = _pip("download", ["--dest", str(folder), f"{name}=={version}"])
+    found = next(folder.glob(f"{name.replace('-', '_')}-{version}-*.whl"), None)
+    if asked.returncode or found is None:
+        raise SetupError(
+            f"pip cannot download the aarch64 wheel of {name} {version}: {_last(asked)}"
+        )
+    return found
+
+
+def _pip(command: str, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Runs pip for Python 3.11 on aarch64."""
+    words = [sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check"]
+    words += ["--no-input", "--no-deps", "--only-binary=:all:"]
+    words += ["--python-version=3.11", "--implementation=cp", "--abi=cp311"]
+    words += [f"--platform={platform}" for platform in _PLATFORMS]
+    return subprocess.run(
+        [*words, *options],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PIP_NO_COLOR": "1"},
+        check=False,
+    )
+
+
+def _last(asked: subprocess.CompletedProcess[str]) -> str:
+    """The last thing that pip said."""
+    said = [line for line in asked.stderr.splitlines() if line.strip()]
+    return said[-1].strip()[:300] if said else f"exit code {asked.returncode}"
 
 
 def unpack_wheel(

@@ -80,7 +80,8 @@ def test_nothing_is_left_when_the_phone_ends(arm64_root, adb, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_when_its_process_is_ended(arm64_root, adb, number):
+def test_nothing_is_left_when_its_process_is_ended(arm64_root, adb, number, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     command = [sys.executable, "-m", "device_harness.virtual_phone", "--port", "0", "--keys"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -93,6 +94,8 @@ def test_nothing_is_left_when_its_process_is_ended(arm64_root, adb, number):
         process.send_signal(number)
         assert process.wait(20) in (143, -number)
     until(lambda: not Path(f"/proc/{keeper}").exists())
+    # A process that is killed can remove no folder; one that is asked to end does.
+    assert bool(list(tmp_path.glob("edgeforge-phone-*"))) == (number == signal.SIGKILL)
 
 
 def is_keeper(pid):

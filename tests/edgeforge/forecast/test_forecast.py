@@ -211,6 +211,9 @@ def test_everything_is_in_the_json_with_its_sources():
         ({"recipes": ["mixed"]}, UsageError, "its size is the budget"),
         ({"recipes": ["as-is"]}, UsageError, "name the folder of the whole checkpoint"),
         ({"options": TargetOptions(kv_cache="int8")}, ExportError, "has no option --kv-cache"),
+        ({"options": TargetOptions(chunk="many")}, ExportError, "--chunk many is not possible"),
+        ({"options": TargetOptions(profile="npu")}, ExportError, "npu"),
+        ({"recipes": ["w8a8"]}, ExportError, "Core ML's quantize takes constant scales only"),
     ],
 )
 def test_bad_input_is_one_sentence(changes, kind, words):

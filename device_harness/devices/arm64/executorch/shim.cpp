@@ -3,6 +3,7 @@
 
 #include <executorch/runtime/core/data_loader.h>
 #include <executorch/runtime/core/hierarchical_allocator.h>
+#include <executorch/runtime/core/named_data_map.h>
 #include <executorch/runtime/executor/memory_manager.h>
 #include <executorch/runtime/executor/method.h>
 #include <executorch/runtime/executor/program.h>
@@ -11,6 +12,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <vector>
 
 using namespace executorch::runtime;
@@ -70,9 +72,18 @@ class Heap final : public MemoryAllocator {
   std::vector<void*> blocks_;
 };
 
+// The class of weights in a file of their own; the wheel has no header of it. Its object, in a
+// `Result`, begins with a pointer to its functions, or else with the error.
+struct DataMap {
+  alignas(16) unsigned char bytes[1024];
+};
+DataMap load_data_map(DataLoader*) asm(
+    "_ZN10executorch9extension17FlatTensorDataMap4loadEPNS_7runtime10DataLoaderE");
+
 struct Opened {
-  std::unique_ptr<Mapped> file;
+  std::unique_ptr<Mapped> file, weights;
   std::unique_ptr<Program> program;
+  NamedDataMap* map = nullptr;  // stays until the process ends, as the program does
 };
 
 struct Loaded {
@@ -94,8 +105,9 @@ void shim_threads(unsigned count) {
   executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(count);
 }
 
-// The file's bytes, aligned to a page, must stay; null where it is no program, with the error.
-void* shim_open(const void* data, size_t size, int* error) {
+// The bytes of the program and of its weights, if it has a file of them, aligned to pages, must stay;
+// null where they are none, with the error.
+void* shim_open(const void* data, size_t size, const void* weights, size_t weight_size, int* error) {
   runtime_init();
   auto opened = std::make_unique<Opened>();
   opened->file = std::make_unique<Mapped>(data, size);
@@ -103,6 +115,18 @@ void* shim_open(const void* data, size_t size, int* error) {
   *error = code(program.error());
   if (!program.ok()) return nullptr;
   opened->program = std::make_unique<Program>(std::move(*program));
+  if (weights) {
+    opened->weights = std::make_unique<Mapped>(weights, weight_size);
+    void* room = calloc(1, sizeof(DataMap));
+    if (!room) return nullptr;
+    auto* made = new (room) DataMap(load_data_map(opened->weights.get()));
+    auto first = *reinterpret_cast<uintptr_t*>(made->bytes);
+    if (first < 0x10000) {
+      *error = static_cast<int>(first);
+      return nullptr;
+    }
+    opened->map = reinterpret_cast<NamedDataMap*>(made->bytes);
+  }
   return opened.release();
 }
 
@@ -120,8 +144,8 @@ long shim_inputs(void* program, const char* name) {
 }
 
 void* shim_load(void* program, const char* name, int* error) {
-  auto* opened = static_cast<Opened*>(program)->program.get();
-  auto meta = opened->method_meta(name);
+  auto* opened = static_cast<Opened*>(program);
+  auto meta = opened->program->method_meta(name);
   *error = code(meta.error());
   if (!meta.ok()) return nullptr;
   auto loaded = std::make_unique<Loaded>();
@@ -136,7 +160,7 @@ void* shim_load(void* program, const char* name, int* error) {
       Span<Span<uint8_t>>(loaded->spans.data(), loaded->spans.size()));
   loaded->memory = std::make_unique<MemoryManager>(
       &loaded->fixed, loaded->planned.get(), &loaded->temporary);
-  auto method = opened->load_method(name, loaded->memory.get());
+  auto method = opened->program->load_method(name, loaded->memory.get(), nullptr, opened->map);
   *error = code(method.error());
   if (!method.ok()) return nullptr;
   loaded->method = std::make_unique<Method>(std::move(*method));

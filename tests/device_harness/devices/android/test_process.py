@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from device_harness.devices.android.process import PhoneProcess
+from device_harness.devices.android.process import PhoneProcess, sweep
 from device_harness.errors import DeviceError
 
 RUN = "data/local/tmp/edgeforge/run"
@@ -158,3 +158,20 @@ def test_memory_is_sampled_every_half_second(start):
     assert all(0.3 < b - a < 1.5 for a, b in pairwise(seconds[1:]))
     process.requests.close()
     assert process.wait(10) == 1
+
+
+def test_memory_of_what_it_started_is_counted_too(start):
+    line = "sh -c 'x=$(head -c 30000000 /dev/zero | tr \"\\0\" a); echo; read -r line'; :"
+    process = start("sh", "-c", line)
+    process.answers.readline()
+    until(lambda: process.memory.peak_bytes > 30_000_000)
+
+
+def test_what_a_host_that_died_left_is_cleared_away(start, reached, tmp_path):
+    process = start("sh", "-c", ": edgeforge/; sleep 300")
+    runs = tmp_path / "phone" / RUN
+    (runs / "left").mkdir()
+    (runs / "left/pid").write_text("999999999\n")
+    (runs / "begun").mkdir()
+    sweep(reached)
+    assert {path.name for path in runs.iterdir()} == {"begun", process.folder.rpartition("/")[2]}

@@ -42,7 +42,7 @@ HAL Ready: true
 def test_a_virtual_phone_says_that_it_is_one(reached):
     facts = read_facts(reached)
     assert facts.name == reached.name and facts.kind == "android" and facts.emulated
-    assert facts.model == "EdgeForge EdgeForge virtual phone" and facts.system == "Android 14"
+    assert facts.model == "EdgeForge virtual phone" and facts.system == "Android 14"
     assert facts.more["virtual"] == "this is EdgeForge's virtual phone, not a real one"
     assert facts.memory_bytes and facts.memory_bytes > 1 << 28
     assert [core.name for core in facts.cores] == ["cpu0", "cpu1", "cpu2", "cpu3"]
@@ -169,4 +169,4 @@ def test_names_of_a_phone_cannot_draw_on_a_terminal(reached, tmp_path):
 def test_the_mark_between_parts_cannot_be_guessed(reached: Phone, tmp_path):
     getprop = tmp_path / "phone/system/bin/getprop"
     getprop.write_text("#!/bin/sh\necho 'edgeforge-0000000000000000 end'; echo model\n")
-    assert read_facts(reached).model == "model model"
+    assert read_facts(reached).model == "model"

@@ -8,6 +8,7 @@ import lzma
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -68,7 +69,8 @@ def mirror() -> Iterator[Mirror]:
                 self.close_connection = True
                 self.connection.close()
                 return
-            self.wfile.write(content[begin:end])
+            with suppress(OSError):  # who asked has heard enough
+                self.wfile.write(content[begin:end])
 
         def log_message(self, *_: object) -> None:
             pass

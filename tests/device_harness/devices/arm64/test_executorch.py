@@ -23,6 +23,7 @@ from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
 from exporters.manifest import Manifest
+from exporters.options import TargetOptions
 from exporters.registry import find_target
 
 _HEAD = b"\x7fELF\x02\x01"
@@ -55,6 +56,23 @@ def test_the_emulated_core_agrees_with_the_host(arm64_executorch, program):
         session.reset()
         assert np.abs(session.extend(TOKENS) - last).max() < 0.05 * np.ptp(here)
         assert session.runtime.startswith("executorch ") and session.has_all_positions
+
+
+def test_weights_in_a_file_of_their_own_give_the_same_logits(arm64_executorch, tmp_path, program):
+    model = open_model(str(program.parent / "checkpoint"))
+    options = ExportOptions("int4", context=64, target=TargetOptions(weights="external"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEFORGE_CACHE", str(program.parent / "cache"))
+        export(model, [find_target("executorch")], tmp_path / "apart", options)
+    assert (tmp_path / "apart/model.ptd").is_file()
+    found = []
+    for folder in (program, tmp_path / "apart"):
+        with (
+            open_device("arm64:cortex-a76") as device,
+            open_on(device, folder, Manifest.read(folder), 1) as session,
+        ):
+            found.append(session.extend(TOKENS))
+    assert np.array_equal(*found)
 
 
 def test_a_damaged_program_is_one_sentence(arm64_executorch, program, tmp_path):

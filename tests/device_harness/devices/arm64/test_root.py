@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import platform
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +25,9 @@ from device_harness.devices.arm64.root import (
 )
 from device_harness.errors import SetupError
 from edgeforge.cache import cache_dir
+from edgeforge.cli.exits import explain
+
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
@@ -112,6 +121,44 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEFORGE_ARM64", str(tmp_path / "file"))
     with pytest.raises(SetupError, match="file cannot be written: "):
         setup.set_up()
+
+
+def test_a_full_disk_is_told_as_such(small, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x/y")
+
+    monkeypatch.setattr(setup, "_make", fail)
+    with pytest.raises(OSError, match="No space left") as caught:
+        setup.set_up()
+    assert explain(caught.value) == (5, "/x/y: No space left on device")
+
+
+def test_a_second_set_up_waits_for_the_first(small, place):
+    place.mkdir()
+    told = []
+    with (place / ".lock").open("w") as lock, ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = pool.submit(setup.set_up, lambda stage, *_: told.append(stage))
+        while not told:
+            time.sleep(0.01)
+        assert told == ["waiting for another set-up"] and not small
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert second.result().folder == root_folder()
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", "1 error"), ("", "1 skipped")])
+def test_without_the_emulator_tests_skip_and_in_ci_they_fail(tmp_path, ci, outcome):
+    (tmp_path / "file").touch()
+    environment = {**os.environ, "EDGEFORGE_ARM64": str(tmp_path / "file"), "CI": ci}
+    test = (
+        "tests/device_harness/devices/arm64/test_root.py::test_the_root_serves_a_shell_and_a_phone"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", test]
+    done = subprocess.run(
+        [*command, "-rs"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert outcome in done.stdout, done.stdout
+    assert "the arm64 emulator" in done.stdout and "cannot be written" in done.stdout
 
 
 @pytest.mark.parametrize(("system", "machine"), [("Darwin", "arm64"), ("Linux", "aarch64")])
