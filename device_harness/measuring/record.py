@@ -223,8 +223,8 @@ class Cell:
 
     @property
     def cold(self) -> Run | None:
-        """The run of a fresh process, if it came to its end."""
-        found = [run for run in self.runs if run.start != "warm" and run.first_token_seconds]
+        """The first run of a fresh process that counts."""
+        found = [run for run in self.runs if run.start != "warm" and run.outcome == "counted"]
         return found[0] if found else None
 
     @property

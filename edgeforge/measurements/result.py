@@ -53,7 +53,7 @@ def require_measured(bench: Bench) -> None:
         BenchNotFinite: all that failed gave NaN or infinite logits.
         BenchFailed: a text is not the model's.
     """
-    lost = [f"{each.name}: {each.failure}" for each in bench.devices if each.failure]
+    lost = [_of_device(each.name, each.failure) for each in bench.devices if each.failure]
     texts, finite = [], True
     for cell in bench.cells:
         words = f"{cell.artifact.folder} on {cell.device}, {cell.prompt} + {cell.output} tokens"
@@ -66,6 +66,11 @@ def require_measured(bench: Bench) -> None:
         raise DevicesFailed(_sentence([*lost, *texts]), bench)
     if texts:
         raise (BenchFailed if finite else BenchNotFinite)(_sentence(texts), bench)
+
+
+def _of_device(name: str, failure: str) -> str:
+    """A failure that names its device, once."""
+    return failure if failure.startswith(name) else f"{name}: {failure}"
 
 
 def _sentence(problems: Sequence[str]) -> str:

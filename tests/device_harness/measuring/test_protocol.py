@@ -120,6 +120,7 @@ def test_a_run_of_a_device_that_stays_warm_is_excluded(site, play, clock):
     assert [run.cool for run in warm] == ["not cool"] * 3
     assert {run.reason for run in warm} == {"the device was not cool after 100 s of waiting"}
     assert cell.failed.startswith("no run counts: the device was not cool")
+    assert cell.cold is None
 
 
 def test_unknown_is_not_cool_and_does_not_exclude(site, play):

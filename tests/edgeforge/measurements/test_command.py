@@ -64,7 +64,7 @@ def test_a_lost_device_ends_with_6_and_the_rest_is_kept(edgeforge, artifacts, de
     out = ("--out", "b.json")
     done = edgeforge("bench", artifacts.int4, *QUICK, "--device", "gone", "--device", "host", *out)
     assert done.code == 6
-    assert done.err.splitlines()[-1] == ("edgeforge: gone: gone: is not connected: plug it in")
+    assert done.err.splitlines()[-1] == ("edgeforge: gone: is not connected: plug it in")
     assert "text: 24 of 24 tokens" in done.out
     read = read_bench(json.loads((here / "b.json").read_text()))
     assert [each.failure != "" for each in read.devices] == [True, False]

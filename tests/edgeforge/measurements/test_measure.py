@@ -99,7 +99,7 @@ def test_a_device_that_fails_does_not_stop_the_rest(artifacts, devices):
     assert found.only.device == "host" and not found.only.failed
     with pytest.raises(DevicesFailed) as caught:
         require_measured(found)
-    words = "gone:1: gone:1 is not connected: plug it in (and 1 more)"
+    words = "gone:1 is not connected: plug it in (and 1 more)"
     assert str(caught.value) == words and caught.value.bench is found
 
 
