@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from edgeforge.artifact_manifest import facts_of
+from edgeforge.families.facts import facts_of
 from edgeforge.model.model import Model
 from edgeforge.planning.budget import Budget
 from edgeforge.planning.choose import PlanRequest, choose_plan

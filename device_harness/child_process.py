@@ -7,11 +7,13 @@ would be run in place of Python's own; so would an empty or relative entry of ``
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 from typing import Final
 
+PYTHON: Final = "EDGEFORGE_PYTHON"
 _ROOT: Final = Path(__file__).absolute().parents[1]
 # The packages come from where this process found them, though that folder be on the child's path
 # in another place or, as a checkout's, nowhere.
@@ -39,7 +41,17 @@ def python_command(module: str, *arguments: str) -> list[str]:
         module: the module's full name.
         arguments: what ``main`` finds in ``sys.argv``.
     """
-    return [sys.executable, "-P", "-c", _BEGIN, str(_ROOT), module, *arguments]
+    return [*interpreter(), "-P", "-c", _BEGIN, str(_ROOT), module, *arguments]
+
+
+def interpreter() -> list[str]:
+    """Returns the command that starts this Python again.
+
+    Where it runs in an emulator, or by a loader of its own, its file alone cannot be started:
+    whoever starts it there says how in ``$EDGEFORGE_PYTHON``, as a list in JSON.
+    """
+    given = os.environ.get(PYTHON)
+    return [str(word) for word in json.loads(given)] if given else [sys.executable]
 
 
 def script_command(script: Path, *arguments: str) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from device_harness.devices.device import Device
 from device_harness.devices.registry import KINDS, kind_of
 from device_harness.errors import DeviceError
-from device_harness.frames import Array, FrameError, read_frame, write_frame
+from device_harness.frames import Array, FrameCutError, FrameError, read_frame, write_frame
 from device_harness.session import HostSession, Logits, Shown, Tokens, check_tokens
 from device_harness.timed_run import TimedRun
 from exporters.manifest import Manifest
@@ -104,6 +104,11 @@ class DeviceSession(HostSession):
         """Width of the logits."""
         self.load()
         return self._vocab
+
+    @property
+    def processor(self) -> str:  # type: ignore[override]
+        """The processor there that runs the artifact; empty if not known."""
+        return self._text(self.load().get("processor", ""))
 
     @property
     def peak_bytes(self) -> int:
@@ -223,6 +228,8 @@ class DeviceSession(HostSession):
         while True:
             try:
                 frame = read_frame(self._channel.answers, most_bytes)
+            except FrameCutError:
+                frame = None
             except FrameError as error:
                 raise DeviceError(f"{self.device.name}: {what} failed: {error}") from error
             except TimeoutError as error:

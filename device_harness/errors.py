@@ -7,3 +7,7 @@ class DeviceError(RuntimeError):
 
 class LogitsNotFiniteError(DeviceError):
     """A runtime ran to its end and gave NaN or infinite logits."""
+
+
+class SetupError(DeviceError):
+    """What a device needs on this machine cannot be set up, or is not whole."""

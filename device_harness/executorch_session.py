@@ -16,6 +16,7 @@ import numpy as np
 
 from device_harness.child_process import python_command, python_environment
 from device_harness.errors import DeviceError
+from device_harness.executorch_shim import shim_folder, shim_version
 from device_harness.session import HostSession, Logits, Shown, Tokens, check_tokens
 from exporters.errors import ExportError
 from exporters.executorch import installed
@@ -43,6 +44,7 @@ class ExecutorchSession(HostSession):
         found = require_executorch()
         self.context = context
         self._file, self._threads = folder / MODEL, threads or default_threads()
+        self.processor = "CPU"  # `_require_backend` refuses programs for other delegates
         self.runtime = f"executorch {found} (XNNPACK on CPU, {self._threads} threads)"
         self._worker: subprocess.Popen[bytes] | None = None
         self._ending: weakref.finalize[..., ExecutorchSession] | None = None
@@ -57,13 +59,7 @@ class ExecutorchSession(HostSession):
         self._require_open()
         if self._worker is not None:
             return
-        from exporters.executorch.reader import read_weights
-
-        try:
-            external = read_weights(self._file)
-        except ExportError as error:
-            raise DeviceError(str(error)) from error
-        weights = str(external.file) if external else ""
+        weights = _weights_of(self._file)
         self._worker = start_worker(str(self._file), weights, self._threads, self._said)
         # When a session is garbage-collected without `close`, this ends its process.
         self._ending = weakref.finalize(self, _end, self._worker)
@@ -265,6 +261,24 @@ def start_worker(file: str, weights: str, threads: int, said: IO[bytes]) -> subp
     )
 
 
+def _weights_of(file: Path) -> str:
+    """The .ptd of a program; empty for none.
+
+    Raises:
+        DeviceError: the program or its .ptd is damaged.
+    """
+    if shim_folder() is not None:  # what reads a program's head is not on every device
+        weights = file.with_suffix(".ptd")
+        return str(weights) if weights.is_file() else ""
+    from exporters.executorch.reader import read_weights
+
+    try:
+        external = read_weights(file)
+    except ExportError as error:
+        raise DeviceError(str(error)) from error
+    return str(external.file) if external else ""
+
+
 def _end(worker: subprocess.Popen[bytes]) -> None:
     """Ends a process and waits until it is gone."""
     assert worker.stdin is not None and worker.stdout is not None
@@ -298,6 +312,14 @@ def require_executorch() -> str:
         DeviceError: ExecuTorch is not installed, or is a version that EdgeForge is not tested
             with.
     """
+    folder = shim_folder()
+    if folder is not None:
+        try:
+            return shim_version(folder)
+        except OSError as error:
+            raise DeviceError(
+                f"ExecuTorch's runtime in {folder} cannot be read: {error}"
+            ) from error
     try:
         return installed.require_executorch("this artifact runs in it")
     except ExportError as error:

@@ -15,11 +15,25 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from device_harness.executorch_shim import ShimRuntime, shim_folder
 from device_harness.memory import resident_peak
+
+Run = Callable[[np.ndarray[Any, Any], int], list[np.ndarray[Any, Any]]]
+"""A method: tokens ``int64[t]`` and the first one's position -> its results, float32."""
+
+
+class Program(Protocol):
+    """A program in a runtime."""
+
+    names: list[str]
+
+    def constants(self) -> dict[str, list[int]]:
+        """The results of all methods without inputs."""
+
 
 # Shared libraries that register the kernels of quantized embeddings, attention and caches.
 _KERNELS = (
@@ -61,41 +75,93 @@ def main() -> None:
         sys.exit(1)
 
 
+class TorchRuntime:
+    """ExecuTorch's own Python package, which takes and gives tensors of torch.
+
+    Args:
+        threads: for the runtime.
+    """
+
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._runtime = load_runtime()
+        self._runtime._unsafe_reset_threadpool(threads)
+
+    def open(self, file: str) -> TorchProgram:
+        """Opens a program."""
+        return TorchProgram(self._runtime, file)
+
+
+class TorchProgram:
+    """A program in ExecuTorch's Python package; the same as `device_harness.executorch_shim`'s.
+
+    Attributes:
+        names: of its methods.
+    """
+
+    def __init__(self, runtime: Any, file: str) -> None:
+        self._runtime, self._file = runtime, file
+        self._program = program = runtime._load_program(file)
+        self.names = sorted({program.get_method_name(i) for i in range(program.num_methods())})
+
+    def constants(self) -> dict[str, list[int]]:
+        """The results of all methods without inputs, which are integers."""
+        return {
+            name: [int(value) for value in self._program.load_method(name)([])]
+            for name in self.names
+            if self._program.method_meta(name).num_inputs() == 0
+        }
+
+    def load(self, name: str, weights: str = "") -> Run:
+        """Loads a method with caches of its own; ``weights`` is the .ptd, or empty."""
+        import torch
+
+        method = load_method(self._runtime, self._file, weights, name)
+
+        def run(tokens: np.ndarray[Any, Any], position: int) -> list[np.ndarray[Any, Any]]:
+            text = torch.from_numpy(tokens.copy()).reshape(1, -1)
+            return [each.float().numpy() for each in method([text, torch.tensor([position])])]
+
+        return run
+
+
+def open_program(file: str, weights: str, threads: int) -> tuple[Program, Callable[[str], Run]]:
+    """Opens a program, and returns it with what loads its methods.
+
+    Raises:
+        RuntimeError: the runtime refuses it.
+    """
+    folder = shim_folder()
+    if folder is None:
+        program = TorchRuntime(threads).open(file)
+        return program, lambda name: program.load(name, weights)
+    shimmed = ShimRuntime(folder, threads).open(file, weights)
+    return shimmed, shimmed.load
+
+
 def serve(file: str, weights: str, threads: int, requests: BinaryIO, answers: BinaryIO) -> None:
     """Loads a program and answers requests."""
-    import torch
-
-    torch.set_num_threads(1)
-    runtime = load_runtime()
-    runtime._unsafe_reset_threadpool(threads)
     try:
-        program = runtime._load_program(file)
-        names = {program.get_method_name(i) for i in range(program.num_methods())}
-        constants = {
-            name: [int(value) for value in program.load_method(name)([])]
-            for name in names
-            if program.method_meta(name).num_inputs() == 0
-        }
+        program, load = open_program(file, weights, threads)
+        names, constants = program.names, program.constants()
     except RuntimeError as error:
         _answer(answers, {"error": str(error)})
         return
     _answer(answers, {"methods": sorted(names), "constants": constants, "peak": resident_peak()})
-    methods: dict[tuple[str, bool], Any] = {}
+    methods: dict[tuple[str, bool], Run] = {}
     for line in requests:
         asked = json.loads(line)
         name = asked["method"], asked["apart"]
         tokens = np.frombuffer(requests.read(8 * asked["tokens"]), np.int64)
         try:
             if name not in methods:
-                methods[name] = load_method(runtime, file, weights, name[0])
+                methods[name] = load(name[0])
             if not len(tokens):  # asked to load it only
                 _answer(answers, {"shape": [0], "peak": resident_peak()})
                 continue
-            inputs = [
-                torch.from_numpy(tokens.copy()).reshape(1, -1),
-                torch.tensor([asked["position"]]),
-            ]
-            found = [result.float().numpy() for result in methods[name](inputs)]
+            found = methods[name](tokens, asked["position"])
         except RuntimeError as error:
             _answer(answers, {"error": str(error)})
             continue

@@ -26,6 +26,10 @@ class FrameError(ValueError):
     """What came is no frame."""
 
 
+class FrameCutError(FrameError):
+    """The stream ended within a frame, as it does when who writes it is killed."""
+
+
 def write_frame(
     stream: BinaryIO, words: Mapping[str, object], arrays: Sequence[Array] = ()
 ) -> None:
@@ -94,7 +98,7 @@ def _fill(stream: BinaryIO, array: Array) -> None:
     while len(room):
         count = stream.readinto(room)  # type: ignore[attr-defined]
         if not count:
-            raise FrameError("the stream ends within a frame")
+            raise FrameCutError("the stream ends within a frame")
         room = room[count:]
 
 

@@ -33,16 +33,24 @@ class OnnxSession(HostSession):
         folder: the artifact.
         context: the declared context, in tokens.
         threads: onnxruntime's number of threads; by default one per processor, at most four.
+        kleidiai: ``off`` forbids onnxruntime Arm's KleidiAI kernels, which it uses on arm64 by
+            default; ``on`` and None leave it its default. No other processor has them.
 
     Raises:
         DeviceError: onnxruntime is not installed or refuses the artifact.
     """
 
-    def __init__(self, folder: Path, context: int, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, context: int, threads: int | None = None, kleidiai: str | None = None
+    ) -> None:
         version = require_onnxruntime()
+        if kleidiai not in (None, "on", "off"):
+            raise DeviceError(f"KleidiAI is on or off, not {kleidiai!r}")
+        self._has_kleidiai = kleidiai != "off"
         self._folder, self._threads = folder, threads or default_threads()
         self.context = context
-        self.runtime = f"onnxruntime {version} (CPU, {self._threads} threads)"
+        without = "" if self._has_kleidiai else ", without KleidiAI"
+        self.runtime = f"onnxruntime {version} (CPU, {self._threads} threads{without})"
         self.has_all_positions = (folder / VERIFY).is_file()
         self._generator: onnxruntime.InferenceSession | None = None
         self._verifier: onnxruntime.InferenceSession | None = None
@@ -57,6 +65,8 @@ class OnnxSession(HostSession):
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # errors are raised; they need not be printed too
+        if not self._has_kleidiai:
+            options.add_session_config_entry("mlas.disable_kleidiai", "1")
         return options
 
     def _open_bytes(self, graph: bytes) -> onnxruntime.InferenceSession:
@@ -84,6 +94,8 @@ class OnnxSession(HostSession):
         self._require_open()
         if self._generator is None:
             self._generator = self._open(GENERATE)
+            used = self._generator.get_providers()
+            self.processor = ", ".join(name.removesuffix("ExecutionProvider") for name in used)
             self._caches = self._make_caches(self._generator)
 
     def _make_caches(self, generator: onnxruntime.InferenceSession) -> Caches:

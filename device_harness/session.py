@@ -34,6 +34,10 @@ class Session(Protocol):
         """The runtime's name, version and threads, for reports."""
 
     @property
+    def processor(self) -> str:
+        """The processor that runs the artifact, once it is loaded; empty if not known."""
+
+    @property
     def limits(self) -> tuple[str, ...]:
         """What running the artifact here cannot tell about a device, one sentence each."""
 
@@ -115,11 +119,13 @@ class HostSession:
     """The part that all sessions on this host share: after `close` they refuse to run.
 
     Attributes:
+        processor: the processor that runs the artifact, once it is loaded; empty if not known.
         limits: what running the artifact here cannot tell about a device, one sentence each.
         chunks: the lengths that one call of the runtime takes of a longer text; here any length.
         has_all_positions: whether `logits` runs a graph of its own; here it runs that of `extend`.
     """
 
+    processor: str = ""
     limits: tuple[str, ...] = ()
     chunks: tuple[int, ...] = ()
     has_all_positions: bool = False

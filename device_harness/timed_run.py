@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -53,6 +53,20 @@ class TimedRun:
             raise ValueError("there are not as many steps as tokens")
         row = {"step_seconds": tuple(data["step_seconds"]), "tokens": tuple(data["tokens"])}
         return cls(**{**data, **row, "where": str(data["where"])})
+
+
+@runtime_checkable
+class SelfTimed(Protocol):
+    """A session that times itself, because this process's clock would count more than the runtime.
+
+    Attributes:
+        load_seconds: that loading took so far.
+    """
+
+    load_seconds: float
+
+    def run_timed(self, prompt: Tokens, output: int) -> TimedRun:
+        """Does what the function of this name does, by a clock of its own."""
 
 
 def run_timed(session: Session, prompt: Tokens, output: int) -> TimedRun:

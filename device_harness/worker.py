@@ -30,7 +30,7 @@ from device_harness.errors import DeviceError
 from device_harness.frames import Array, FrameError, read_frame, write_frame
 from device_harness.registry import open_session
 from device_harness.session import Session
-from device_harness.timed_run import run_timed
+from device_harness.timed_run import SelfTimed, run_timed
 from exporters.errors import ExportError
 from exporters.manifest import Manifest
 
@@ -79,13 +79,27 @@ class Answers:
 
 def main() -> None:
     """Serves the artifact named on the command line until stdin ends."""
-    # Ctrl-C reaches this process too where it runs on the host; who started it decides its end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parser = argparse.ArgumentParser(prog="device_harness.worker")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--options", type=json.loads, default={})
     asked = parser.parse_args()
+
+    def opened() -> Session:
+        manifest = Manifest.read(asked.folder)
+        return open_session(asked.folder, manifest, asked.threads, asked.options)
+
+    serve_opened(opened)
+
+
+def serve_opened(opened: Callable[[], Session]) -> None:
+    """Serves what is opened until stdin ends.
+
+    Args:
+        opened: opens an artifact.
+    """
+    # Ctrl-C reaches this process too where it runs on the host; who started it decides its end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The runtime may print on stdout, so its output goes to stderr, and only frames go to stdout.
     stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -93,14 +107,14 @@ def main() -> None:
     try:
         with answers.alive():
             try:
-                manifest = Manifest.read(asked.folder)
-                session = open_session(asked.folder, manifest, asked.threads, asked.options)
+                session = opened()
+                peak = session.peak_bytes  # ExecuTorch's starts the runtime, which takes long
             except (DeviceError, ExportError) as error:
                 answers.write({"error": str(error)})
                 return
         with session:
             words = {"runtime": session.runtime, "limits": list(session.limits)}
-            answers.write({**words, "context": session.context, "peak": session.peak_bytes})
+            answers.write({**words, "context": session.context, "peak": peak})
             serve(session, sys.stdin.buffer, answers)
     except BrokenPipeError:
         sys.exit(1)
@@ -132,8 +146,11 @@ def _load(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -
     before, started = session.peak_bytes, time.perf_counter()
     vocab = session.vocab_size
     seconds = time.perf_counter() - started
+    if isinstance(session, SelfTimed):
+        seconds = session.load_seconds
     return {
         "vocab_size": vocab,
+        "processor": session.processor,
         "chunks": list(session.chunks),
         "has_all_positions": session.has_all_positions,
         "seconds": seconds,
@@ -155,7 +172,10 @@ def _logits(session: Session, words: Mapping[str, Any], arrays: Sequence[Array])
 
 
 def _timed(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
-    return {"timed": asdict(run_timed(session, arrays[0], words["output"]))}, ()
+    prompt, output = arrays[0], words["output"]
+    if isinstance(session, SelfTimed):
+        return {"timed": asdict(session.run_timed(prompt, output))}, ()
+    return {"timed": asdict(run_timed(session, prompt, output))}, ()
 
 
 def _first_not_finite(

@@ -4,6 +4,7 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -30,11 +31,17 @@ def page() -> str:
         context.terminal_width = WIDTH
         parts = [HEAD, _section("edgeforge", context.get_help())]
         for name, command in sorted(group.commands.items()):
-            with command.make_context(
-                name, [], parent=context, resilient_parsing=True
-            ) as command_context:
-                parts.append(_section(f"edgeforge {name}", command_context.get_help()))
+            parts += _sections(f"edgeforge {name}", name, command, context)
     return "\n".join(parts)
+
+
+def _sections(title: str, name: str, command: Any, parent: Any) -> list[str]:
+    """A command, and the commands of a group of them."""
+    with command.make_context(name, [], parent=parent, resilient_parsing=True) as context:
+        found = [_section(title, context.get_help())]
+        for inner, each in sorted(getattr(command, "commands", {}).items()):
+            found += _sections(f"{title} {inner}", inner, each, context)
+        return found
 
 
 def _section(title: str, help_text: str) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from device_harness.measuring.bench import Bench
     from device_harness.session import Session
-    from device_harness.timing import Timings
     from edgeforge.diagnosis.diagnose import Diagnosis
+    from edgeforge.forecast.forecast import Forecast
     from edgeforge.gate.result import GateResult
     from edgeforge.reports.paired import Comparison
     from edgeforge.stage_progress import Progress
@@ -167,6 +168,62 @@ def export(
     return run_export(opened, chosen, Path(out), options, progress or no_progress)
 
 
+def plan(
+    model: str | Path,
+    device: str,
+    *,
+    context: int | None = None,
+    targets: Sequence[str] | None = None,
+    recipes: Sequence[str] = (),
+    os: str | None = None,
+    memory: int | None = None,
+    kv_cache: str | None = None,
+    profile: str | None = None,
+    chunk: str | None = None,
+    opset: str | None = None,
+    revision: str | None = None,
+    ignore_config: Sequence[str] = (),
+) -> Forecast:
+    """Tells what a model would take on a phone, recipe by recipe; nothing is exported.
+
+    Args:
+        model: a checkpoint folder, a ``config.json``, a hub id, of which only the configuration is
+            read, or ``demo``.
+        device: a name from ``edgeforge list phones``.
+        context: declared context in tokens; None for the model's own, at most 4096.
+        targets: names from ``edgeforge list targets``; None for ``coreml`` on iOS and ``onnx`` on
+            Android.
+        recipes: names from ``edgeforge list recipes`` or YAML files; none for all.
+        os: version of the phone's system; None for the newest of which a limit is known.
+        memory: bytes that an app may take, in place of the limit.
+        kv_cache: as `export` takes it.
+        profile: as `export` takes it.
+        chunk: as `export` takes it.
+        opset: as `export` takes it.
+        revision: branch, tag or commit of a hub id.
+        ignore_config: fields of ``config.json`` that you know not to change the maths.
+
+    Raises:
+        EdgeForgeError: the device, the version, an option or the configuration cannot be used.
+        QuantizationError: there is no such recipe.
+        ExportError: there is no such target, or none of them holds any of the recipes.
+    """
+    from edgeforge.forecast.forecast import forecast
+    from edgeforge.forecast.sized_model import size_model
+    from exporters.options import TargetOptions
+
+    return forecast(
+        size_model(str(model), revision=revision, ignore_config=ignore_config),
+        device,
+        context=context,
+        os_version=os,
+        memory=memory,
+        targets=targets,
+        recipes=recipes,
+        options=TargetOptions(kv_cache=kv_cache, profile=profile, chunk=chunk, opset=opset),
+    )
+
+
 def verify(
     artifact: str | Path,
     *,
@@ -277,11 +334,11 @@ def compare(*artifacts: str | Path) -> Comparison:
     """Holds verified artifacts against the first of them, on the same tokens; nothing is run.
 
     Args:
-        artifacts: folders that `export` wrote and `verify` reported on, or that hold such; at least
-            two artifacts.
+        artifacts: folders that `export` wrote and `verify` reported on or `bench` measured, or that
+            hold such; or ``bench.json`` files, of which speeds alone are compared; at least two.
 
     Raises:
-        UsageError: there are fewer than two, or one has no report that holds.
+        UsageError: there are fewer than two, or one has neither a report that holds nor speeds.
         ExportError: a folder is no artifact.
     """
     from edgeforge.reports.paired import compare as run_compare
@@ -347,40 +404,99 @@ def diagnose(
 
 
 def bench(
-    artifact: str | Path,
-    *,
-    prefill: int = 128,
-    decode: int = 32,
+    *artifacts: str | Path,
+    device: str | Sequence[str] = "host",
+    prompt: int | Sequence[int] | None = None,
+    output: int | Sequence[int] | None = None,
+    prefill: int | None = None,
+    decode: int | None = None,
+    runs: int = 6,
+    warm_up: int = 1,
+    rest: float = 0.0,
+    cool_to: float | None = None,
+    longest_wait: float = 600.0,
+    minutes: float = 0.0,
     threads: int | None = None,
     precision: str | None = None,
     compute_units: str | None = None,
-) -> Timings:
-    """Times an artifact on this host, in a process of its own.
+    kleidiai: str | None = None,
+    history: str | Path | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Bench:
+    """Measures artifacts on devices, each in a process of its own, and checks what they generate.
+
+    Of one artifact, on one device and with one length, the figures are attributes of the result
+    itself, such as ``decode_tokens_per_second``.
 
     Args:
-        artifact: a folder that `export` wrote.
-        prefill: tokens of the prompt.
-        decode: tokens decoded one by one after the prompt.
+        artifacts: folders that `export` wrote, or that hold such. Several take turns, and each is
+            held against the first.
+        device: where to run: ``host``, or names from ``edgeforge devices``.
+        prompt: tokens of the prompt, one length or several; None for 128.
+        output: tokens to generate, one number or several; None for 32.
+        prefill: in place of ``prompt``, shortened where the context does not hold it.
+        decode: in place of ``output``: tokens that are timed one by one after the first; shortened
+            where the context does not hold them.
+        runs: warm runs that count.
+        warm_up: runs after the cold one that do not.
+        rest: seconds to leave a device alone before each run.
+        cool_to: degrees Celsius that it may have then; None for any.
+        longest_wait: seconds to wait for that, at most.
+        minutes: of a run of the first lengths without a rest afterwards; 0 for none.
         threads: threads for the runtime; None for the runtime's default.
         precision: rounding of the interpreter of Core ML packages, as `verify` takes it.
         compute_units: compute units of Core ML on a Mac, as `verify` takes them.
+        kleidiai: whether onnxruntime uses KleidiAI's kernels on arm64 devices: ``on`` or ``off``.
+        history: a file to add the figures to, a line of JSON each; None for none.
+        out: a ``bench.json`` to write or add to; None for none.
+        progress: called with a stage's name, how much of it is done, and its size.
 
     Raises:
-        LogitsNotFiniteError: the artifact gives NaN or infinite logits.
-        DeviceError: the artifact's runtime is not installed, or failed.
-        ExportError: the folder is no artifact.
+        LogitsNotFiniteError: an artifact gives NaN or infinite logits.
+        BenchFailed: what a device generates is not the model's text.
+        DeviceError: a device could not be reached, or its runtime is not installed, or failed. As
+            the two above, it is raised when all has been measured, and has it as ``bench``.
+        UsageError: a length does not fit the context, or a file cannot be written there.
+        ExportError: a folder is no artifact.
     """
-    from device_harness.timing import time_artifact
+    from device_harness.measuring.rules import Rules
+    from edgeforge.measurements.bench_file import add_to_file
+    from edgeforge.measurements.history import read_history
+    from edgeforge.measurements.keep import refuse_places
+    from edgeforge.measurements.measure import measure
+    from edgeforge.measurements.options import BenchOptions, lengths, parse_devices
+    from edgeforge.measurements.result import require_measured
+    from edgeforge.stage_progress import no_progress
 
-    timings = time_artifact(
-        Path(artifact),
+    options = BenchOptions(
+        devices=parse_devices([device] if isinstance(device, str) else device),
+        prompts=lengths(prefill if prompt is None else prompt, "prompt"),
+        outputs=lengths(decode + 1 if output is None and decode is not None else output, "output"),
+        rules=Rules(
+            runs=runs,
+            warm_up=warm_up,
+            rest=rest,
+            cool_to=cool_to,
+            longest_wait=longest_wait,
+            minutes=minutes,
+        ),
         threads=threads,
-        prefill=prefill,
-        decode=decode,
-        options={"precision": precision, "compute_units": compute_units},
+        runtime={"precision": precision, "compute_units": compute_units, "kleidiai": kleidiai},
+        fits=prefill is not None or decode is not None,
     )
-    timings.require_finite()
-    return timings
+    folders = [Path(each) for each in artifacts]
+    place = None if out is None else Path(out)
+    lines = None if history is None else Path(history)
+    refuse_places(folders, place, lines, beside=False)
+    earlier = None if lines is None else read_history(lines)
+    found = measure(folders, options, progress or no_progress)
+    if place is not None:
+        add_to_file(found, place)
+    if earlier is not None:
+        earlier.append(found)
+    require_measured(found)
+    return found
 
 
 def load(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from edgeforge.checkpoint.checkpoint import CheckpointDigest
 from edgeforge.export_options import ExportRun
-from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
 from edgeforge.tokenizer import TOKENIZER, Tokenizer
 from edgeforge.trace_and_quantize import TracedAndQuantized
@@ -17,32 +16,12 @@ from exporters.float_columns import FloatColumns
 from exporters.manifest import Manifest, record_files
 from exporters.manifest_records import ModelRecord, SourceRecord, TokenizerRecord, WeightRecord
 from exporters.structure import to_json
-from exporters.target import Lowered, ModelFacts, Target
+from exporters.target import Lowered, Target
 from quant.plans.plan import QuantPlan
 from quant.processors import processor_kind
 from quant.store.store import WeightStore
 
 _TOOLS = ("edgeforge", "torch", "onnx", "onnxruntime")
-
-
-def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
-    """Returns what targets need to know about a model.
-
-    Args:
-        spec: the model's dimensions.
-        context: declared context in tokens.
-    """
-    return ModelFacts(
-        model_type=spec.model_type,
-        hidden_size=spec.hidden_size,
-        head_dim=spec.head_dim,
-        num_heads=tuple(layer.num_heads for layer in spec.layers),
-        num_kv_heads=tuple(layer.num_kv_heads for layer in spec.layers),
-        bos=spec.bos,
-        eos=spec.eos,
-        pad=spec.pad,
-        context=context,
-    )
 
 
 def write_manifest(

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeforge.artifact_manifest import facts_of, write_manifest
+from edgeforge.artifact_manifest import write_manifest
 from edgeforge.cache import writable_cache
 from edgeforge.calibration.text import CalibrationRun, calibration_for
 from edgeforge.cards.write import write_cards
 from edgeforge.checkpoint.model_card import provenance
-from edgeforge.errors import UsageError
 from edgeforge.export_inputs import inputs_of
 from edgeforge.export_options import ExportOptions, ExportRun, has_static_caches
 from edgeforge.export_warnings import warnings_of, warnings_of_target
-from edgeforge.families.spec import ModelSpec
+from edgeforge.families.facts import choose_context, facts_of
 from edgeforge.model.model import Model
 from edgeforge.output_folder.atomic import atomic_folder, check_output
 from edgeforge.planning.advice import check_targets
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from edgeforge.model.rotated_weights import Rotated
     from exporters.target import CacheRanges
     from quant.program.program import Program
-
-# A longer context must be asked for, because its caches and rotary tables cost memory on the phone.
-DEFAULT_CONTEXT = 4096
 
 
 def export(
@@ -111,21 +107,6 @@ def export(
         for target in targets:
             write_artifact(run, target, program, made, ranges, columns, warnings, partial, progress)
     return [folder_of(target, targets, out) for target in targets]
-
-
-def choose_context(spec: ModelSpec, asked: int | None) -> int:
-    """Returns the declared context in tokens: ``asked``, or the model's up to `DEFAULT_CONTEXT`.
-
-    Raises:
-        UsageError: ``asked`` is under 2 or longer than the model's own context.
-    """
-    if asked is None:
-        return min(spec.max_context, DEFAULT_CONTEXT)
-    if not 2 <= asked <= spec.max_context:
-        raise UsageError(
-            f"--context {asked} is not possible: this model takes 2 to {spec.max_context} tokens"
-        )
-    return asked
 
 
 def rotate_if_asked(

@@ -11,80 +11,16 @@ code that runs them, grew a process by 19 MB there and by 25 MB in ONNX Runtime,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from exporters.errors import MemoryRefused
+from exporters.runtime_memory import Footprint, RuntimeCosts
 from exporters.target import ModelFacts
 from quant.formats.formats import IntFormat
 from quant.plans.plan import QuantPlan, matrix_shape
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _FLOAT = 4
-
-
-@dataclass(frozen=True)
-class RuntimeCosts:
-    """How a runtime keeps what it loads.
-
-    Attributes:
-        cache_element: bytes of one number in the caches, its share of the scales included.
-        tied_copies: how many copies it holds of a matrix that is both embedding and head.
-        run_tokens: how many tokens one run takes; its buffers grow with them.
-        scores: whether attention keeps the scores of a run's tokens over the whole context.
-        float_element: bytes of one element of a float weight once loaded; None when the weight
-            stays as it is stored.
-    """
-
-    cache_element: float
-    tied_copies: int
-    run_tokens: int
-    scores: bool = False
-    float_element: int | None = None
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """The memory of a loaded model, in bytes.
-
-    Attributes:
-        weights: bytes of all weights.
-        buffers: bytes of one run's buffers that do not depend on the context.
-        caches_per_token: bytes of keys and values for each token of the context.
-        buffers_per_token: bytes of the other buffers for each token of the context.
-    """
-
-    weights: int
-    buffers: int
-    caches_per_token: float
-    buffers_per_token: float
-
-    def caches_at(self, context: int) -> int:
-        """Bytes of the caches for a context of so many tokens."""
-        return math.ceil(context * self.caches_per_token)
-
-    def buffers_at(self, context: int) -> int:
-        """Bytes of everything except weights and caches, for a context of so many tokens."""
-        return self.buffers + math.ceil(context * self.buffers_per_token)
-
-    def total(self, context: int) -> int:
-        """Bytes of weights, caches and buffers together, for a context of so many tokens.
-
-        >>> Footprint(1000, 100, 2.0, 0.5).total(40)
-        1200
-        """
-        return self.weights + self.caches_at(context) + self.buffers_at(context)
-
-    def largest_context(self, memory: int) -> int:
-        """The longest context, in tokens, that fits into so many bytes; 0 when none fits.
-
-        >>> Footprint(1000, 100, 2.0, 0.5).largest_context(1200)
-        40
-        """
-        left = memory - self.weights - self.buffers
-        tokens = max(0, math.floor(left / (self.caches_per_token + self.buffers_per_token)))
-        return tokens if self.total(tokens) <= memory or not tokens else tokens - 1
 
 
 def estimate(
@@ -101,13 +37,14 @@ def estimate(
         facts: the numbers of heads and their width.
         costs: how the runtime keeps what it loads.
     """
-    weights, widest = 0, 0
+    weights, stored, widest = 0, 0, 0
     for name, assignment in plan.weights.items():
         rows, columns = matrix_shape(shapes[name])
         size = assignment.format.nbytes(rows, columns)
+        tied = name == _EMBEDDING and _HEAD not in shapes
+        stored += size * (costs.stored_copies if tied else 1)
         if not isinstance(assignment.format, IntFormat) and costs.float_element is not None:
             size = rows * columns * costs.float_element
-        tied = name == _EMBEDDING and _HEAD not in shapes
         weights += size * (costs.tied_copies if tied else 1)
         if name not in (_EMBEDDING, _HEAD):
             widest = max(widest, rows)
@@ -121,6 +58,8 @@ def estimate(
         buffers=run * _FLOAT,
         caches_per_token=2 * sum(facts.num_kv_heads) * facts.head_dim * costs.cache_element,
         buffers_per_token=(facts.head_dim + scores) * _FLOAT,  # cosines and sines
+        stored=stored,
+        run_tokens=costs.run_tokens,
     )
 
 
@@ -131,7 +70,6 @@ def check_memory(
     memory: int | None,
     *,
     note: str = "",
-    multiple: int = 1,
 ) -> None:
     """Refuses a context that does not fit the stated memory.
 
@@ -141,7 +79,6 @@ def check_memory(
         context: the declared context, in tokens.
         memory: bytes that the device has for the model; None when the user states no limit.
         note: other advice, appended to the message.
-        multiple: the context's caches are rounded up to a multiple of so many tokens.
 
     Raises:
         MemoryRefused: says how much memory is needed, and the largest context that fits.
@@ -152,7 +89,7 @@ def check_memory(
         f"weights {_text(footprint.weights)}, caches {_text(footprint.caches_at(context))}, "
         f"buffers {_text(footprint.buffers_at(context))}"
     )
-    largest = footprint.largest_context(memory) // multiple * multiple
+    largest = footprint.largest_context(memory)
     if footprint.weights > memory:
         cure = "not even its weights fit: choose a recipe of fewer bits"
     elif largest < 2:

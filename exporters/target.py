@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from exporters.float_columns import FloatColumns
 from exporters.options import Choices, TargetOptions
+from exporters.runtime_memory import Footprint
 from exporters.structure import Section
 
 if TYPE_CHECKING:  # these import torch, which listing the targets does not need
@@ -158,6 +159,22 @@ class Target(Protocol):
 
         Raises:
             ExportError: names the weight or dimension, and what to use instead.
+        """
+
+    def footprint(
+        self,
+        plan: QuantPlan,
+        shapes: Mapping[str, tuple[int, ...]],
+        facts: ModelFacts,
+        options: TargetOptions,
+    ) -> Footprint:
+        """Returns the memory that a runtime takes for the model, estimated before any work.
+
+        Args:
+            plan: the format of every weight.
+            shapes: the shape of every weight.
+            facts: facts about the model.
+            options: the options that this target takes.
         """
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:

@@ -11,10 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from device_harness.devices.arm64.place import arm64_folder
+from device_harness.devices.arm64.root import Root
+from device_harness.errors import SetupError
+
 ROOT = Path(__file__).parent.parent
 # Fixtures that export a model, and the one that runs a command line.
+# `arm64_root` sets an emulator up from the registries, or finds it set up.
 WRITERS = frozenset(
-    {"artifact", "artifacts", "build", "captures", "edgeforge", "reported", "sound_artifact"}
+    {
+        *("artifact", "artifacts", "build", "captures", "edgeforge", "reported", "sound_artifact"),
+        "arm64_root",
+    }
 )
 # Files and folders whose tests start command lines, or run whole packages, by themselves.
 RUNNERS = (
@@ -170,3 +178,35 @@ def compared_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "shared_passage", functools.cache(text.shared_passage))
         yield
+
+
+# Before any test or fixture points the cache elsewhere: what is set up here stays for the next run.
+_ARM64 = str(arm64_folder())
+
+
+@pytest.fixture(scope="session")
+def arm64_root() -> Iterator[Root]:
+    """The arm64 emulator's root folder, set up in the user's own cache when it is not there yet.
+
+    A machine that does not allow it skips with the reason; in CI that is a failure.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEFORGE_ARM64", _ARM64)
+        yield _set_up()
+
+
+@pytest.fixture(scope="session")
+def arm64_executorch(arm64_root: Root) -> Root:
+    """The same with ExecuTorch's kernels for arm64."""
+    return _set_up(executorch=True)
+
+
+def _set_up(executorch: bool = False) -> Root:
+    from device_harness.devices.arm64.setup import set_up
+
+    try:
+        return set_up(executorch=executorch)
+    except SetupError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI needs the arm64 emulator, and it cannot be set up: {error}")
+        pytest.skip(f"the arm64 emulator cannot be set up: {error}")

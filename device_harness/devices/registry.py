@@ -9,6 +9,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from device_harness.devices.android.device import TARGETS as ANDROID_TARGETS
+from device_harness.devices.android.device import AndroidDevice
+from device_harness.devices.android.server import find_android
+from device_harness.devices.apple.devicectl import find_ios
+from device_harness.devices.apple.iphone import IosDevice
+from device_harness.devices.apple.mac import MacDevice, find_mac
+from device_harness.devices.arm64.device import Arm64Device, find_arm64
 from device_harness.devices.device import Device, Reachable
 from device_harness.devices.host import HostDevice, find_host
 from device_harness.errors import DeviceError
@@ -39,6 +46,10 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "host": Kind(HostDevice, find_host, ("onnx", "executorch", "coreml")),
+    "arm64": Kind(Arm64Device, find_arm64, ("onnx", "executorch")),
+    "android": Kind(AndroidDevice, find_android, ANDROID_TARGETS),
+    "mac": Kind(MacDevice, find_mac, ("coreml",)),
+    "ios": Kind(IosDevice, find_ios, ("coreml",)),
 }
 
 

@@ -85,10 +85,10 @@ class Checkpoint:
         self.warnings: tuple[str, ...] = ()
         self.source_files = source_files
         source_files.watch((*(path / name for name in layout.files), *tokenizer_files.values()))
-        self.config = _read_config(path / CONFIG)
+        self.config = read_config(path / CONFIG)
         generation = path / GENERATION_CONFIG
         refuse_dangling(generation)
-        self.generation_config = _read_config(generation) if generation.exists() else {}
+        self.generation_config = read_config(generation) if generation.exists() else {}
         self.files = tuple(path / name for name in layout.files)
         self.tokenizer_files = tokenizer_files
         self.tensors: Mapping[str, TensorEntry] = MappingProxyType(_read_tensors(path, layout))
@@ -309,7 +309,7 @@ class Checkpoint:
             ) from error
 
 
-def _read_config(path: Path) -> dict[str, object]:
+def read_config(path: Path) -> dict[str, object]:
     return parse_object(read_small_file(path, MAX_CONFIG_BYTES), str(path), strict=False)
 
 

@@ -71,6 +71,18 @@ def download_checkpoint(hub_id: str, revision: str | None) -> Path:
     return folder
 
 
+def download_config(hub_id: str, revision: str | None) -> Path:
+    """Return the snapshot folder of a hub repository with its configuration in it, and no weights.
+
+    Raises:
+        CheckpointError: As ``download_checkpoint``.
+    """
+    folder = _snapshot(hub_id, revision, (CONFIG, GENERATION_CONFIG))
+    if not (folder / CONFIG).is_file():
+        raise _incomplete(hub_id, revision, folder, CONFIG)
+    return folder
+
+
 def download_tokenizer(hub_id: str, revision: str | None) -> Path:
     """Return the snapshot folder of a hub repository with its tokenizer files in it.
 

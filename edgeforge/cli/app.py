@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeforge.cli import options as option
+from edgeforge.cli.bench import AfterDashes, bench
+from edgeforge.cli.devices import devices
 from edgeforge.cli.printable import answer, console, json_text, printable, printable_lines
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     suggest_commands=False,  # `edgeforge.cli.exits` suggests, and only for slips of typing
 )
+app.add_typer(devices, name="devices")
 
 
 def _print_version(asked: bool) -> None:
@@ -138,6 +141,57 @@ def export(
         line = f"{folder}: {manifest.target}, {manifest.recipe}, context {manifest.context}, "
         print(printable(f"{line}{manifest.bits_per_weight:.3f} bits a weight, {size}"))
     _print_warnings(manifests)
+
+
+@app.command()
+def plan(
+    model: option.Sized,
+    device: option.PlannedDevice,
+    context: option.Context = None,
+    target: option.PlannedTargets = None,
+    recipe: option.PlannedRecipes = None,
+    os: option.SystemVersion = None,
+    memory: option.AppMemory = None,
+    kv_cache: option.KvCache = None,
+    profile: option.Profile = None,
+    chunk: option.Chunk = None,
+    opset: option.Opset = None,
+    revision: option.Revision = None,
+    ignore_config: option.IgnoreConfig = None,
+    json: option.Json = False,
+) -> None:
+    """Tell what a model would take on a phone, recipe by recipe; nothing is exported."""
+    from edgeforge import api
+    from edgeforge.cli.exits import one_line
+    from edgeforge.cli.forecast_report import foot_lines, head_lines, target_lines, target_table
+    from edgeforge.sizes import parse_size
+
+    found = api.plan(
+        model,
+        device,
+        context=context,
+        targets=None if target is None else [name.strip() for name in target.split(",")],
+        recipes=recipe or (),
+        os=os,
+        memory=None if memory is None else parse_size(memory),
+        kv_cache=kv_cache,
+        profile=profile,
+        chunk=chunk,
+        opset=opset,
+        revision=revision,
+        ignore_config=ignore_config or (),
+    )
+    for warning in found.warnings:
+        print(one_line(f"warning: {warning}"), file=sys.stderr)
+    if json:
+        _print_json(found.to_json())
+        return
+    print(printable_lines(head_lines(found)))
+    for made in found.targets:
+        if made.rows:
+            _console().print(target_table(found, made))
+        print(printable_lines(target_lines(made)))
+    print(printable_lines(foot_lines(found)))
 
 
 @app.command()
@@ -269,9 +323,12 @@ def diagnose(
         print(printable_lines(diagnosis_lines(found, full=full)))
 
 
+app.command(cls=AfterDashes)(bench)
+
+
 @app.command()
 def compare(artifacts: option.Compared, json: option.Json = False) -> None:
-    """Hold verified artifacts against the first of them, on the same tokens; nothing is run."""
+    """Hold artifacts, or files of bench, against the first of them; nothing is run."""
     from edgeforge.reports.lines import text_lines
     from edgeforge.reports.paired import compare as run_compare
 
@@ -327,6 +384,7 @@ def run(
     top_p: option.TopP = 1.0,
     seed: option.DrawSeed = 0,
     threads: option.Threads = None,
+    device: option.RunDevice = "host",
     json: option.Json = False,
 ) -> None:
     """Continue a text with an artifact, token by token."""
@@ -340,6 +398,7 @@ def run(
         top_p=top_p,
         seed=seed,
         threads=threads,
+        device=device,
         emit=None if json else _emit,
     )
     if json:
@@ -418,25 +477,6 @@ def doctor(json: option.Json = False) -> None:
         print(printable_lines(report_lines(report)))
     if report.export_problems:
         raise CheckFailed("; ".join(report.export_problems))
-
-
-@app.command()
-def devices(json: option.Json = False) -> None:
-    """List where artifacts can run, and what is missing for the rest; nothing is started."""
-    from dataclasses import asdict
-
-    from device_harness.devices.registry import find_devices
-
-    found = find_devices()
-    if json:
-        _print_json([asdict(each) for each in found])
-        return
-    width = max(len(printable(each.name)) for each in found)
-    for each in found:
-        state = "ready" if each.ready else "not reachable"
-        print(printable(f"{each.name:<{width}}  {state}: {each.what}"))
-        if each.cure:
-            print(printable(f"{'':<{width}}  {each.cure}"))
 
 
 @app.command()

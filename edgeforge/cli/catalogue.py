@@ -10,7 +10,7 @@ def catalogue(what: str) -> dict[str, str]:
     """Returns names, each with one line about it.
 
     Args:
-        what: ``families``, ``recipes``, ``rotations``, ``targets``, ``presets`` or
+        what: ``families``, ``recipes``, ``rotations``, ``targets``, ``presets``, ``phones`` or
             ``coreml-operations``.
 
     Raises:
@@ -22,6 +22,7 @@ def catalogue(what: str) -> dict[str, str]:
         "rotations": _rotations,
         "targets": _targets,
         "presets": _presets,
+        "phones": _phones,
         "coreml-operations": _coreml_operations,
     }
     if what not in kinds:
@@ -64,6 +65,16 @@ def _presets() -> dict[str, str]:
     return {
         name: f"{preset.parameters:,} parameters, {preset.model_type}"
         for name, preset in PRESETS.items()
+    }
+
+
+def _phones() -> dict[str, str]:
+    from edgeforge.forecast.profiles import load_profiles
+
+    return {
+        name: f"{phone.title}: {phone.soc.value}, {phone.memory.number:g} GB"
+        + (f", {phone.bandwidth.number:g} GB/s" if phone.bandwidth else "")
+        for name, phone in load_profiles().phones.items()
     }
 
 

@@ -117,7 +117,7 @@ def _spread(timings: Timings) -> str:
 def _table(title: str, results: list[Evaluation]) -> Table:
     from rich.markup import escape
 
-    table = _titled(title)
+    table = titled(title)
     table.add_column("")
     for result in results:
         table.add_column(escape(f"{result.target} {result.recipe}"), overflow="fold")
@@ -182,13 +182,13 @@ def inspect_tables(manifest: Manifest) -> list[Table]:
         row["weights"] += 1
         row["parameters"] += size
         row["worst"] = max(row["worst"], round(record.relative_error * 1e6))
-    summary = _titled("Weights")
+    summary = titled("Weights")
     for heading in ("format", "tensors", "parameters", "largest relative error"):
         summary.add_column(heading)
     for name, row in formats.items():
         worst = f"{row['worst'] / 1e6:.2e}" if row["worst"] else "exact"
         summary.add_row(escape(name), str(row["weights"]), f"{row['parameters']:,}", worst)
-    files = _titled("Files")
+    files = titled("Files")
     for heading in ("file", "size", "SHA-256"):
         files.add_column(heading)
     for name, file in manifest.files.items():
@@ -202,7 +202,7 @@ def section_tables(sections: tuple[Section, ...]) -> list[Table]:
 
     tables = []
     for section in sections:
-        table = _titled(section.title)
+        table = titled(section.title)
         for heading in section.columns:
             table.add_column("size" if heading == "bytes" else heading, overflow="fold")
         for row in section.rows:
@@ -223,7 +223,7 @@ def weight_table(manifest: Manifest) -> Table:
     """Every weight's shape, format and error."""
     from rich.markup import escape
 
-    table = _titled("Each weight")
+    table = titled("Each weight")
     for heading in ("weight", "shape", "format", "by", "relative error"):
         table.add_column(heading, overflow="fold")
     for name, record in manifest.weights.items():
@@ -233,7 +233,7 @@ def weight_table(manifest: Manifest) -> Table:
     return table
 
 
-def _titled(title: str) -> Table:
+def titled(title: str) -> Table:
     """An empty table as all of them look: its title on the left, one line under the headings."""
     from rich import box
     from rich.table import Table

@@ -338,9 +338,9 @@ def _about_devices(results: Sequence[Evaluation]) -> list[str]:
     sentences = []
     for result in results:
         if result.device_facts is not None:
-            model, system = (one_line(str(result.device_facts[k])) for k in ("model", "system"))
-            sentences.append(f"{one_line(result.device)} is {model}, {system}.")
-            sentences += map(one_line, result.device_limits)
+            facts = [one_line(str(result.device_facts[key])) for key in ("name", "model", "system")]
+            sentences.append("{} is {}, {}.".format(*facts))
+            sentences += [one_line(f"{limit.rstrip('.')}.") for limit in result.device_limits]
     return list(dict.fromkeys(sentences))
 
 

@@ -11,8 +11,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from device_harness.device_session import open_on
+from device_harness.devices.host import HostDevice
 from device_harness.errors import DeviceError
-from device_harness.registry import open_session
 from device_harness.session import Session
 from edgeforge.diagnosis.noise import PointNoise, decibels, leaves, noise_at_points
 from edgeforge.diagnosis.outliers import Outlier, OutlierMeter
@@ -120,7 +121,7 @@ def diagnose(folder: Path, options: DiagnoseOptions, progress: Progress = no_pro
     quantized = Walk(made.quantized.program, store_reader(made.store))
     points = artifact_points(folder, manifest)
     unshown = [points.why_none] if points.why_none else []
-    with open_session(folder, manifest, options.threads) as session:
+    with open_on(HostDevice(), folder, manifest, options.threads) as session:
         runtime = session.runtime
         progress("run the artifact", 0, 0)
         values, missing = _artifact_values(session, points, blocks, model)

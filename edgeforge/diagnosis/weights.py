@@ -9,7 +9,7 @@ from typing import Final
 
 from torch import Tensor
 
-from edgeforge.artifact_manifest import facts_of
+from edgeforge.families.facts import facts_of
 from edgeforge.model.model import Model
 from edgeforge.planning.candidates import allowed_formats
 from edgeforge.planning.sensitivity import stored_divergences

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from edgeforge.errors import CheckFailed, UsageError
 from edgeforge.gate.judge import judge
 from edgeforge.gate.latency import held_ratios
+from edgeforge.gate.metrics import RATIOS
+from edgeforge.gate.on_devices import held_bench, held_on_devices, needs_bench, read_own_bench
 from edgeforge.gate.policy import POLICY, Policy
 from edgeforge.gate.policy_file import read_policy
 from edgeforge.gate.reports import read_report
@@ -165,8 +167,15 @@ def _findings(
         for each in judge(checking.report, checking.terms, growth)
     ]
     found += compared
-    if options.timed and checking.terms.ratios:
-        found += held_ratios(checking.folder, checking.terms.ratios, options.threads, {}, progress)
+    found += held_on_devices(checking.report, checking.terms)
+    if options.timed:
+        here = {
+            name: checking.terms.ratios[name] for name in RATIOS if name in checking.terms.ratios
+        }
+        found += held_ratios(checking.folder, here, options.threads, {}, progress)
+        if needs_bench(checking.terms):
+            bench = read_own_bench(checking.folder)
+            found += held_bench(checking.folder, bench, checking.terms)
     return tuple(found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from edgeforge.gate.metrics import GROWTH, number_text
+from edgeforge.gate.metrics import BENCH, DEVICE, GROWTH, number_text
 from edgeforge.gate.policy import Range, Terms
 from edgeforge.gate.reports import Figure, Report
 from edgeforge.gate.result import Finding
@@ -17,7 +17,8 @@ DEFAULT = "the target's own bound"
 def judge(report: Report, terms: Terms, growth: float | None) -> list[Finding]:
     """Holds an artifact's figures and facts against a policy.
 
-    What the policy does not name keeps the verdict of the verification.
+    What the policy does not name keeps the verdict of the verification. What was found on devices
+    is left to `edgeforge.gate.on_devices`.
 
     Args:
         report: of the artifact.
@@ -32,7 +33,8 @@ def judge(report: Report, terms: Terms, growth: float | None) -> list[Finding]:
         _allowed(_found(each), terms) for each in report.checks if each.name not in terms.bounds
     ]
     for name, given in terms.bounds.items():
-        findings += _held(name, given, figures.get(name), report.tokens, where.get(name, ()))
+        if not name.startswith((BENCH, DEVICE)):
+            findings += held(name, given, figures.get(name), report.tokens, where.get(name, ()))
     return findings
 
 
@@ -50,9 +52,18 @@ def _allowed(finding: Finding, terms: Terms) -> Finding:
     return Finding(**{**vars(finding), "outcome": "allowed", "message": words})
 
 
-def _held(
-    name: str, given: Range, figure: Figure | None, tokens: int, where: tuple[str, ...]
+def held(
+    name: str, given: Range, figure: Figure | None, tokens: int | None, where: tuple[str, ...]
 ) -> Iterator[Finding]:
+    """Holds a figure against each side of its range; one that is missing fails.
+
+    Args:
+        name: the figure's dotted name.
+        given: what it may be.
+        figure: its value; None where there is none.
+        tokens: how many tokens it is of; None where more would not tell more.
+        where: where to look.
+    """
     sides: list[tuple[Sense, float | None]] = [
         ("at most", given.at_most),
         ("at least", given.at_least),

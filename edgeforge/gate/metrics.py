@@ -10,20 +10,34 @@ from edgeforge.verification.bounds import ADJUSTABLE, Sense
 
 SIZE, GROWTH, BITS = "size.bytes", "size.growth", "size.bits_per_weight"
 DECODE, PREFILL = "decode_ratio", "prefill_ratio"
+BENCH, DEVICE = "bench.", "device."
+"""How names begin of what `bench` measured, and of what `verify --device` did."""
+BENCH_DECODE, BENCH_PREFILL = f"{BENCH}{DECODE}", f"{BENCH}{PREFILL}"
+SPREAD, TEXT_AGREEMENT = f"{BENCH}spread", f"{BENCH}text_agreement"
 
 FIGURES: Final[Mapping[str, Sense]] = {
     **ADJUSTABLE,
     SIZE: "at most",
     GROWTH: "at most",
     BITS: "at most",
+    SPREAD: "at most",
+    TEXT_AGREEMENT: "at least",
+    **{
+        f"{DEVICE}{name}": sense for name, sense in ADJUSTABLE.items() if name != "float.perplexity"
+    },
 }
 """What ``bounds`` of a policy may name, and which side of a bound is good."""
 
-SHARES: Final = frozenset(name for name in FIGURES if name.endswith("top1_agreement"))
+SHARES: Final = frozenset(
+    {SPREAD, TEXT_AGREEMENT, *(name for name in FIGURES if name.endswith("top1_agreement"))}
+)
 """Figures that are shares, of at most 1."""
 
 RATIOS: Final = (DECODE, PREFILL)
 """Speeds, which are bounded only as ratios to a reference that runs in the same job."""
+
+BENCH_RATIOS: Final = (BENCH_DECODE, BENCH_PREFILL)
+"""The same as `bench` measured them, on any device."""
 
 
 @dataclass(frozen=True)

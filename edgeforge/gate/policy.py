@@ -31,11 +31,19 @@ class Range:
 
 @dataclass(frozen=True)
 class Ratio:
-    """The smallest ratio of a speed to a reference's in the same job."""
+    """The smallest ratio of a speed to a reference's in the same job.
+
+    Attributes:
+        against: the reference's folder.
+        at_least: the smallest ratio.
+        source: who says so, for messages.
+        device: of what `bench` measured, the devices that it is for; a pattern of a shell.
+    """
 
     against: Path
     at_least: float
     source: str = "the policy"
+    device: str = "*"
 
 
 @dataclass(frozen=True)

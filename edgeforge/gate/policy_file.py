@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from edgeforge.errors import UsageError
-from edgeforge.gate.metrics import COMPARED, FIGURES, RATIOS, SHARES, SIZE
+from edgeforge.gate.metrics import BENCH_RATIOS, COMPARED, FIGURES, RATIOS, SHARES, SIZE
 from edgeforge.gate.policy import Policy, Range, Ratio, Rule, Terms, refuse_contradiction
 from edgeforge.sizes import parse_size
 from edgeforge.verification.sample import parse_tokens
@@ -23,7 +23,8 @@ Told = TypeVar("Told")
 
 LARGEST_POLICY = 1 << 20
 _VERSION = "1"
-_TERMS: Final = ("text", "tokens", "checkpoint", "bounds", *RATIOS, "worse_by", "allow")
+_SPEEDS: Final = (*RATIOS, *BENCH_RATIOS)
+_TERMS: Final = ("text", "tokens", "checkpoint", "bounds", *_SPEEDS, "worse_by", "allow")
 _TOP: Final = ("version", "artifacts", "baseline", *_TERMS, "rules")
 _MATCH: Final = ("path", "target", "recipe", "model")
 # An artifact that is not as it was written, or gives no numbers, is none.
@@ -106,8 +107,8 @@ class _Reader:
                 for name, each in bounds.items()
             },
             ratios={
-                name: self._ratio(row[name], f"{where}{name}", source)
-                for name in RATIOS
+                name: self._ratio(name, row[name], f"{where}{name}", source)
+                for name in _SPEEDS
                 if name in row
             },
             worse_by={
@@ -179,13 +180,17 @@ class _Reader:
             return float(self._told("", parse_size, data, where))
         return self._number(data, where, share=name in SHARES)
 
-    def _ratio(self, data: object, where: str, source: str) -> Ratio:
-        row = self.table(data, where, ("against", "at_least"))
+    def _ratio(self, name: str, data: object, where: str, source: str) -> Ratio:
+        keys = (
+            ("against", "at_least", "device") if name in BENCH_RATIOS else ("against", "at_least")
+        )
+        row = self.table(data, where, keys)
         for key in ("against", "at_least"):
             if key not in row:
                 raise self._error(f"{where} has no {key}: it needs both against and at_least")
         limit = self._number(row["at_least"], f"{where}: at_least", share=False)
-        return Ratio(self.place(row["against"], f"{where}: against"), limit, source)
+        device = self.text(row.get("device", "*"), f"{where}: device")
+        return Ratio(self.place(row["against"], f"{where}: against"), limit, source, device)
 
     def _reason(self, name: str, data: object, where: str) -> str:
         if name in FIGURES or name in _NEVER:

@@ -36,6 +36,23 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """What a report has of a run on a device.
+
+    Attributes:
+        device: its name, and the runtime's options there.
+        tokens: tokens of the text, in blocks.
+        figures: what a policy may bound, by its name without ``device.``.
+        checks: every figure that was held against a bound.
+    """
+
+    device: str
+    tokens: int
+    figures: Mapping[str, Figure]
+    checks: tuple[Checked, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """What the gate needs of a report.
 
@@ -50,6 +67,7 @@ class Report:
         sums: what a baseline is made of; None where there are too few tokens.
         freshness: what all of it depends on.
         data: the whole report, as it was written.
+        elsewhere: the same artifact on devices.
     """
 
     tokens: int
@@ -62,6 +80,7 @@ class Report:
     sums: BlockSums | None
     freshness: Freshness
     data: Mapping[str, object] = field(repr=False)
+    elsewhere: tuple[Elsewhere, ...] = ()
 
 
 def read_report(folder: Path) -> Report:
@@ -86,10 +105,7 @@ def read_report(folder: Path) -> Report:
 
 
 def _report(data: Mapping[str, object]) -> Report:
-    checks = data["checks"]
-    if not isinstance(checks, list):
-        raise TypeError("checks is not a list")
-    found = tuple(_checked(each) for each in checks)
+    found = _checks(data)
     return Report(
         tokens=integer(data, "tokens"),
         text=text(data, "text"),
@@ -101,7 +117,27 @@ def _report(data: Mapping[str, object]) -> Report:
         sums=_sums(data["sums"]),
         freshness=Freshness.from_json(data["freshness"]),
         data=data,
+        elsewhere=_elsewhere(data.get("elsewhere") or []),
     )
+
+
+def _elsewhere(rows: object) -> tuple[Elsewhere, ...]:
+    if not isinstance(rows, list):
+        raise TypeError("elsewhere is not a list")
+    found = []
+    for each in rows:
+        row = mapping(each, "a run on a device")
+        checks = _checks(row)
+        figures = _figures(row, checks)
+        found.append(Elsewhere(text(row, "device"), integer(row, "tokens"), figures, checks))
+    return tuple(found)
+
+
+def _checks(data: Mapping[str, object]) -> tuple[Checked, ...]:
+    checks = data["checks"]
+    if not isinstance(checks, list):
+        raise TypeError("checks is not a list")
+    return tuple(_checked(each) for each in checks)
 
 
 def _figures(data: Mapping[str, object], checks: tuple[Checked, ...]) -> dict[str, Figure]:

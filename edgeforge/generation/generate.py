@@ -63,6 +63,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     threads: int | None = None,
+    device: str = "host",
     emit: Callable[[str], None] | None = None,
 ) -> Generated:
     """Continues a prompt.
@@ -75,15 +76,17 @@ def generate(
         top_p: draw only from the likeliest tokens whose probabilities add up to this.
         seed: seed of the draws.
         threads: threads for the runtime; None for the runtime's default.
+        device: where to run, as ``--device`` takes it.
         emit: called with each piece of text as it comes.
 
     Raises:
         CheckpointError: the artifact has no tokenizer.
         UsageError: the prompt does not fit the context, or a value of sampling is out of range.
         LogitsNotFiniteError: the runtime gave NaN or infinite logits.
-        DeviceError: the runtime failed.
+        DeviceError: the device cannot be reached, or the runtime failed.
     """
-    from device_harness.registry import open_session
+    from device_harness.device_session import open_on
+    from device_harness.devices.registry import open_device
 
     sampling = Sampling(temperature, top_p, seed)
     sampling.check()
@@ -97,7 +100,7 @@ def generate(
         )
     given: list[int] = []
     pieces = []
-    with open_session(folder, manifest, threads) as session:
+    with open_device(device) as where, open_on(where, folder, manifest, threads) as session:
         run = Generation(
             session=session,
             prompt=tokens,

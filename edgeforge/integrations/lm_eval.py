@@ -53,13 +53,14 @@ class EdgeForgeLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         max_batch_size: object = None,
         device: object = None,
     ) -> None:
-        from device_harness.registry import open_session
+        from device_harness.device_session import open_on
+        from device_harness.devices.host import HostDevice
 
         super().__init__()
         folder = Path(artifact)
         self._manifest = Manifest.read(folder)
         self._tokenizer = Tokenizer(folder / "tokenizer.json", str(folder))
-        self._session = open_session(folder, self._manifest, threads)
+        self._session = open_on(HostDevice(), folder, self._manifest, threads)
 
     @property
     def eot_token_id(self) -> int:

@@ -20,10 +20,12 @@ from edgeforge.output_folder.generated_cards import CARD, CARD_DATA, is_generate
 from exporters.manifest import MANIFEST
 
 SYNTH_RECORD: Final = "edgeforge-synth.json"
-# `verify` adds the report, and cards lie beside an artifact's files; the Finder of macOS adds a
-# file to every folder that it shows.
-_REPORT: Final = frozenset({"report.json", ".report.json.partial"})
-_ADDED: Final = _REPORT | {CARD, f".{CARD}.partial", CARD_DATA, f".{CARD_DATA}.partial"}
+# `verify` adds the report, `bench` its figures, and cards lie beside an artifact's files; the
+# Finder of macOS adds a file to every folder that it shows.
+_FOUND: Final = frozenset(
+    {"report.json", ".report.json.partial", "bench.json", ".bench.json.partial"}
+)
+_ADDED: Final = _FOUND | {CARD, f".{CARD}.partial", CARD_DATA, f".{CARD_DATA}.partial"}
 _FINDERS: Final = ".DS_Store"
 _LARGEST_RECORD: Final = 256 << 20
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from exporters.target import ModelFacts, Target
     from quant.formats.formats import ScaleName
     from quant.plans.plan import Assignment, QuantPlan
+    from quant.plans.rules import Recipe
     from quant.program.program import Program
 
 AS_IS: Final = "as-is"
@@ -105,7 +106,7 @@ def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_prog
     from quant.plans.plan import QuantPlan
 
     shapes, rotated = model.weights.shapes(), request.rotated
-    imported = _imported(model.weights, request.imported_scales)
+    imported = imported_assignments(model.weights, request.imported_scales)
     name = request.recipe or default_recipe(model, calibrate=request.calibrate)
     request.budget.check(name)
     check_plan_file(request.save_plan)
@@ -155,28 +156,46 @@ def _plan_of_recipe(
     progress: Progress,
 ) -> Planned:
     """Returns a recipe's plan for every weight, before imported weights replace theirs."""
-    from quant.plans.plan import FLOAT32, Assignment, QuantPlan
     from quant.plans.recipes import find_recipe
 
     if name in MIXED:
         return _mixed(model, name, request, imported, progress)
-    shapes = model.weights.shapes()
     if name != AS_IS:
-        recipe = find_recipe(name, PLANNED)
-        roles, check = model.weights.roles(), _plan_check(model, request)
-        for variant in recipe.variants() if request.facts is not None else ():
-            plan = variant.plan(shapes, roles)
-            if check.refusal(plan.weights) is None:
-                return Planned(plan)
-        return Planned(recipe.plan(shapes, roles))
+        check = _plan_check(model, request)
+        return Planned(plan_of(find_recipe(name, PLANNED), model.weights.roles(), check))
     if request.rotated is not None:
         raise UsageError(
             f"recipe {AS_IS} keeps every weight as the checkpoint has it, but a rotation changes "
             f"weights: leave one of the two out"
         )
-    given = model.weights.stored_formats().items()
+    return Planned(as_is(model.weights))
+
+
+def plan_of(recipe: Recipe, roles: Mapping[str, str], check: PlanCheck) -> QuantPlan:
+    """Returns a recipe's plan: that of the first variant that all targets hold, else its own.
+
+    Args:
+        recipe: the recipe.
+        roles: each weight's role.
+        check: asks the targets; it has the weights' shapes.
+
+    Raises:
+        QuantizationError: a rule does not suit the model.
+    """
+    for variant in recipe.variants() if check.facts is not None else ():
+        plan = variant.plan(check.shapes, roles)
+        if check.refusal(plan.weights) is None:
+            return plan
+    return recipe.plan(check.shapes, roles)
+
+
+def as_is(weights: CheckpointWeights) -> QuantPlan:
+    """Returns the plan that keeps every matrix as the checkpoint has it, imported ones aside."""
+    from quant.plans.plan import FLOAT32, Assignment, QuantPlan
+
+    shapes, given = weights.shapes(), weights.stored_formats().items()
     kept = {n: FLOAT32 if len(shapes[n]) == 1 else format for n, format in given}
-    return Planned(QuantPlan(AS_IS, {n: Assignment(f, CAST) for n, f in kept.items()}))
+    return QuantPlan(AS_IS, {n: Assignment(f, CAST) for n, f in kept.items()})
 
 
 def rotation_of(recipe: str | None, rotation: str | None) -> str | None:
@@ -253,7 +272,9 @@ def _of_floats(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> t
     )
 
 
-def _imported(weights: CheckpointWeights, scales: ScaleName) -> dict[str, Assignment]:
+def imported_assignments(
+    weights: CheckpointWeights, scales: ScaleName = "float16"
+) -> dict[str, Assignment]:
     """Returns the assignments of the weights that the checkpoint holds as integers."""
     from quant.plans.algorithms import IMPORTED
     from quant.plans.plan import Assignment

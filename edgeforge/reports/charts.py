@@ -57,6 +57,16 @@ class Curve:
     values: Sequence[float]
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A value with its interval, on a line of its own."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
 def front(points: Sequence[Point]) -> list[Point]:
     """The points that no other one beats in both bytes and KL, the smallest first.
 
@@ -133,7 +143,39 @@ def curve_chart(curves: Sequence[Curve], title: str) -> str:
     return _svg(figure, title)
 
 
-def _axes(x: str, y: str) -> tuple[Figure, Axes]:
+def ratio_chart(rows: Sequence[Spread], title: str) -> str:
+    """Ratios and their intervals, a line each, around 1, as SVG."""
+    figure, axes = _axes("times as fast", "", height=1.1 + 0.32 * len(rows))
+    axes.axvline(1, color=_LINE, linewidth=1.6)
+    for place, row in enumerate(rows):
+        ends = (row.low or row.value, row.high or row.value)
+        spread: Any = [[row.value - ends[0]], [ends[1] - row.value]]
+        axes.errorbar(
+            [row.value], [place], xerr=spread, fmt="o", color=_SERIES[0], markersize=6, capsize=3
+        )
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], color=_INK, fontsize=9)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    return _svg(figure, title)
+
+
+def sustained_chart(curves: Sequence[Curve], title: str) -> str:
+    """Decode over the minutes of a sustained run, a line each, as SVG."""
+    figure, axes = _axes("minutes without a rest", "decode, tokens/s")
+    for index, curve in enumerate(curves):
+        axes.plot(
+            [seconds / 60 for seconds in curve.positions],
+            curve.values,
+            color=_SERIES[index % len(_SERIES)],
+            linestyle=_DASHES[(index // len(_SERIES)) % len(_DASHES)],
+            label=curve.name,
+            linewidth=1.6,
+        )
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, labelcolor=_INK, fontsize=10, ncols=2)
+    return _svg(figure, title)
+
+
+def _axes(x: str, y: str, height: float = 3.6) -> tuple[Figure, Axes]:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -141,7 +183,7 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
             "the page's charts need matplotlib, which is not installed: pip install \"edgeforge"
             '[report]"'
         ) from None
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.2, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x, color=_INK)
     axes.set_ylabel(y, color=_INK)

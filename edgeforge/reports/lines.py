@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from edgeforge.cards.figures import number, share, with_interval
 from edgeforge.gate.metrics import SHARES
 from edgeforge.reports.paired import FIGURES, LETTERS, Compared, Comparison, Difference
+from edgeforge.reports.speed_lines import speed_lines
 from edgeforge.sizes import size_text
 
 WIDTH = 80
@@ -20,6 +21,14 @@ def text_lines(comparison: Comparison) -> list[str]:
 
 
 def _lines(comparison: Comparison) -> Iterator[str]:
+    artifacts, speeds = comparison.artifacts, comparison.speeds
+    if artifacts:
+        yield from _accuracy_lines(comparison)
+    if speeds is not None:
+        yield from speed_lines(speeds, named=bool(artifacts))
+
+
+def _accuracy_lines(comparison: Comparison) -> Iterator[str]:
     artifacts = comparison.artifacts
     for letter, each in zip(LETTERS, artifacts, strict=False):
         assert each.report is not None

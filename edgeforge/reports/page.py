@@ -13,10 +13,12 @@ from edgeforge.cards.card import Card, FormatShare
 from edgeforge.cards.figures import number, ratio, share, with_interval
 from edgeforge.errors import UsageError
 from edgeforge.gate.metrics import SHARES
+from edgeforge.measurements.bench_file import BENCH
 from edgeforge.output_folder.inputs import Input, refuse_inputs
 from edgeforge.output_folder.whole_file import whole_file
 from edgeforge.reports.charts import Curve, Point, accuracy_chart, curve_chart, front
 from edgeforge.reports.heat import Heat, heat_of
+from edgeforge.reports.on_devices import OnDevices, on_devices
 from edgeforge.reports.paired import FIGURES, LETTERS
 from edgeforge.reports.peers import Peer, peers_of
 from edgeforge.reports.reported import Reported, read_artifacts
@@ -125,10 +127,12 @@ def write_page(folders: Sequence[Path], out: Path) -> tuple[Path, list[str]]:
     inputs = [
         Input("the artifact's file", each.folder / name)
         for each in artifacts
-        for name in (MANIFEST, REPORT, *each.manifest.files)
+        for name in (MANIFEST, REPORT, BENCH, *each.manifest.files)
     ]
     refuse_inputs(out, inputs, "--out")
-    text = page(artifacts, folders)
+    entries = [_entry(place, each) for place, each in enumerate(artifacts)]
+    measured = on_devices([(each.letter, each.artifact) for each in entries])
+    text = page(entries, measured, folders)
     with whole_file(out) as stream:
         stream.write(text.encode("utf-8", "replace"))
     notes = [
@@ -136,10 +140,10 @@ def write_page(folders: Sequence[Path], out: Path) -> tuple[Path, list[str]]:
         for each in artifacts
         if each.report is None
     ]
-    return out, notes
+    return out, [*notes, *measured.notes]
 
 
-def page(artifacts: Sequence[Reported], folders: Sequence[Path]) -> str:
+def page(entries: Sequence[Entry], measured: OnDevices, folders: Sequence[Path]) -> str:
     """The page's HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -150,7 +154,6 @@ def page(artifacts: Sequence[Reported], folders: Sequence[Path]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    entries = [_entry(place, each) for place, each in enumerate(artifacts)]
     alike: dict[str, list[Entry]] = {}
     for entry in entries:
         alike.setdefault(entry.artifact.manifest.source.sha256, []).append(entry)
@@ -158,6 +161,7 @@ def page(artifacts: Sequence[Reported], folders: Sequence[Path]) -> str:
     return template.render(
         groups=[_group(sha256, members) for sha256, members in alike.items()],
         entries=entries,
+        measured=measured,
         style=(_HERE / "report.css").read_text(encoding="utf-8"),
         now=_time(datetime.now(UTC).timestamp()),
         command=f"edgeforge report {' '.join(map(str, folders))}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -12,7 +12,10 @@ from edgeforge.cards.card import Measure
 from edgeforge.cards.figures import number, ratio, share
 from edgeforge.errors import UsageError
 from edgeforge.gate.metrics import SHARES
+from edgeforge.measurements.bench_file import BENCH
 from edgeforge.reports.reported import Reported, read_artifacts, require_reports
+from edgeforge.reports.speeds import Side, Speeds, compare_speeds, side_of_artifact, sides_of_file
+from edgeforge.verification.artifacts import find_artifacts
 from edgeforge.verification.intervals import BlockSums, paired_difference
 
 COMPARE_VERSION: Final = 1
@@ -90,11 +93,13 @@ class Comparison:
         artifacts: all of them; the first is what the others are held against.
         differences: of the others, where they were measured on the same tokens.
         apart: by an artifact's place, why it cannot be held against the first, a phrase.
+        speeds: what `bench` measured of them; None where it measured none.
     """
 
     artifacts: tuple[Reported, ...]
     differences: tuple[Difference, ...]
     apart: Mapping[int, str]
+    speeds: Speeds | None = None
 
     def to_json(self) -> dict[str, object]:
         """For ``--json``."""
@@ -103,25 +108,69 @@ class Comparison:
             "artifacts": [_row(each) for each in self.artifacts],
             "differences": [asdict(each) for each in self.differences],
             "not_compared": {str(place): reason for place, reason in self.apart.items()},
+            "speeds": None if self.speeds is None else self.speeds.to_json(),
         }
 
 
-def compare(folders: Sequence[Path]) -> Comparison:
+def compare(places: Sequence[Path]) -> Comparison:
     """Holds artifacts against the first of them; nothing is run.
 
+    Speeds are compared where `bench` measured at least two of them. Where one is a file, or an
+    artifact that was measured has no report, speeds are all that is compared.
+
     Args:
-        folders: artifacts that were verified, or folders with such in them.
+        places: artifacts that were verified or measured, folders with such in them, or
+            ``bench.json`` files.
 
     Raises:
         UsageError: there are fewer than two, more than 26, or one without a report that holds.
         ExportError: a folder is no artifact.
     """
-    artifacts = read_artifacts(folders)
-    if not 2 <= len(artifacts) <= len(LETTERS):
+    if any(place.is_file() or place.suffix == ".json" for place in places):
+        return Comparison((), (), {}, _speeds(_all_sides(places)))
+    artifacts = read_artifacts(places)
+    sides = [side_of_artifact(each.folder) for each in artifacts]
+    known = [side for side in sides if side is not None]
+    if len(known) == len(artifacts) > 1 and any(each.report is None for each in artifacts):
+        return Comparison((), (), {}, _speeds(known))
+    found = _paired(artifacts)
+    # Letters stand for artifacts, so that speeds need them all.
+    return replace(found, speeds=_speeds(known)) if len(known) == len(artifacts) else found
+
+
+def _all_sides(places: Sequence[Path]) -> list[Side]:
+    found: list[Side] = []
+    for place in places:
+        if place.is_file() or place.suffix == ".json":
+            found += sides_of_file(place)
+            continue
+        for folder in find_artifacts([place]):
+            side = side_of_artifact(folder)
+            if side is None:
+                raise UsageError(
+                    f"{folder} has no {BENCH} of this export: run `edgeforge bench {folder}` first"
+                )
+            found.append(side)
+    return found
+
+
+def _speeds(sides: Sequence[Side]) -> Speeds:
+    _require_some(len(sides))
+    return compare_speeds(sides)
+
+
+def _require_some(count: int) -> None:
+    """Refuses what is too few to compare, or more than there are letters."""
+    if not 2 <= count <= len(LETTERS):
         raise UsageError(
-            f"{len(artifacts)} artifact{'s were' if len(artifacts) != 1 else ' was'} named; "
-            f"2 to {len(LETTERS)} can be compared"
+            f"{count} artifact{'s were' if count != 1 else ' was'} named; 2 to {len(LETTERS)} can "
+            f"be compared"
         )
+
+
+def _paired(artifacts: Sequence[Reported]) -> Comparison:
+    """Holds artifacts with reports against the first of them."""
+    _require_some(len(artifacts))
     require_reports(artifacts)
     first, *others = artifacts
     apart = {

@@ -14,7 +14,7 @@ import torch
 
 from device_harness.device_session import open_on
 from device_harness.devices.device import Device
-from device_harness.registry import open_session
+from device_harness.devices.host import HostDevice
 from device_harness.session import Session
 from exporters.manifest import Manifest
 from quant.processors import default_threads
@@ -54,19 +54,10 @@ def open_sessions(
             processors.
         options: of the runtimes on this host, as `open_session` takes them.
     """
-    before = torch.get_num_threads()
     here = sum(place.device is None for place in places)
     shared = max(1, default_threads() // here) if here > 1 else None
     with ExitStack() as opened:
-        try:
-            sessions = [
-                opened.enter_context(_opened(place, threads, shared, options)) for place in places
-            ]
-        finally:
-            if threads is None:
-                # A runtime that computes in PyTorch sets its threads for the references, too.
-                torch.set_num_threads(before)
-        yield sessions
+        yield [opened.enter_context(_opened(place, threads, shared, options)) for place in places]
 
 
 def _opened(
@@ -74,7 +65,8 @@ def _opened(
 ) -> Session:
     if place.device is not None:
         return open_on(place.device, place.folder, place.manifest, threads, place.options)
-    return open_session(place.folder, place.manifest, threads or shared, options)
+    # A runtime that crashes or runs out of memory must not take the figures of the others along.
+    return open_on(HostDevice(), place.folder, place.manifest, threads or shared, options)
 
 
 @contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from device_harness.registry import RUNTIMES
 from edgeforge.model.model import Model
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from quant.store.store import WeightStore
 
 GREEDY_PROMPTS = 8
+OF_THE_ARTIFACT: Final = frozenset({"stored_weights", "float.perplexity"})
+"""Checks that no device changes: they are made once, with those of this host."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,8 @@ def evaluate(
     runs = [Run(artifact) for artifact in group.artifacts]
     runs += [
         Run(artifact, device)
+        for device in sorted(devices, key=lambda device: device.facts.emulated)
         for artifact in group.artifacts
-        for device in devices
         if artifact.manifest.target in device.runs
     ]
     opening = open_sessions([_place(run) for run in runs], options.threads, options.runtime)
@@ -141,12 +144,15 @@ def evaluate(
             sessions,
             lambda done, size: progress("compare", done, size),
         )
-        shipped = score_shipped(
-            long_text(sample, context, group.model.spec.num_parameters, options.tokens),
-            quantized,
-            sessions,
-            lambda done, size: progress("shipped graphs", done, size),
-        )
+        shipped: list[Shipped] = []
+        for emulated, some in groupby(zip(runs, sessions, strict=True), lambda r: _emulated(r[0])):
+            size = group.model.spec.num_parameters
+            shipped += score_shipped(
+                long_text(sample, context, size, options.tokens, emulated=emulated),
+                quantized,
+                [session for _, session in some],
+                lambda done, size: progress("shipped graphs", done, size),
+            )
         agreements = greedy_agreement(
             greedy_prompts(sample.blocks, GREEDY_PROMPTS, context),
             sessions,
@@ -179,6 +185,7 @@ def evaluate(
             continue
         there = replace(
             evaluation,
+            checks=tuple(each for each in evaluation.checks if each.name not in OF_THE_ARTIFACT),
             device=where.asked.label,
             device_facts=where.facts.as_json(),
             device_limits=where.device.limits,
@@ -186,6 +193,10 @@ def evaluate(
         here = found[artifact.place]
         found[artifact.place] = replace(here, elsewhere=(*here.elsewhere, there))
     return [found[artifact.place] for artifact in group.artifacts]
+
+
+def _emulated(run: Run) -> bool:
+    return run.where is not None and run.where.facts.emulated
 
 
 def _place(run: Run) -> Place:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from edgeforge.errors import UsageError
 from edgeforge.families.spec import ModelSpec
@@ -150,6 +150,9 @@ def choose_sample(
     return Sample(blocks, label, available, found, head)
 
 
+_EMULATED_TOKENS: Final = 128
+
+
 @dataclass(frozen=True)
 class LongText:
     """One text that goes as far into the context as may be.
@@ -165,7 +168,14 @@ class LongText:
     context: int
 
 
-def long_text(sample: Sample, context: int, parameters: int, tokens: TokenCount | None) -> LongText:
+def long_text(
+    sample: Sample,
+    context: int,
+    parameters: int,
+    tokens: TokenCount | None,
+    *,
+    emulated: bool = False,
+) -> LongText:
     """Makes a text as long as the context, or as the budget.
 
     A text that is shorter is repeated until it is long enough.
@@ -175,8 +185,10 @@ def long_text(sample: Sample, context: int, parameters: int, tokens: TokenCount 
         context: the declared context, in tokens.
         parameters: of the model.
         tokens: what a user asks for; ``all`` for the whole context.
+        emulated: whether the processor is emulated, which takes a hundred times as long.
     """
-    reach = context if tokens == "all" else min(context, _budget(parameters))
+    budget = _EMULATED_TOKENS if emulated else _budget(parameters)
+    reach = context if tokens == "all" else min(context, budget)
     room = max(0, reach - len(sample.head))
     times = -(-room // len(sample.whole))
     if times > 1:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from exporters.coreml import names
 from exporters.errors import ExportError
-from exporters.footprint import RuntimeCosts, check_memory, estimate
+from exporters.footprint import check_memory, estimate
 from exporters.options import Choices, TargetOptions
+from exporters.runtime_memory import Footprint, RuntimeCosts
 from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.plans.plan import QuantPlan
@@ -56,15 +57,27 @@ class CoremlTarget:
         options: TargetOptions,
     ) -> None:
         """Refuses options that exclude each other, and formats that a package cannot hold."""
-        from exporters.coreml.attention import ANE_MULTIPLE
         from exporters.coreml.choices import check_formats
 
-        style, chunks = choose_style(options, facts.context), choose_chunks(options, facts.context)
+        style = choose_style(options, facts.context)
         check_formats(plan, shapes, options)
-        footprint = estimate(plan, shapes, stored_facts(facts, style), costs(style, chunks))
+        footprint = self.footprint(plan, shapes, facts, options)
+        check_memory(self.name, footprint, style.context, options.max_memory)
+
+    def footprint(
+        self,
+        plan: QuantPlan,
+        shapes: Mapping[str, tuple[int, ...]],
+        facts: ModelFacts,
+        options: TargetOptions,
+    ) -> Footprint:
+        """What Core ML keeps, as far as that can be known without it."""
+        from exporters.coreml.attention import ANE_MULTIPLE
+
+        style, chunks = choose_style(options, facts.context), choose_chunks(options, facts.context)
+        kept = estimate(plan, shapes, stored_facts(facts, style), costs(style, chunks))
         # The context's caches are padded where the profile pads widths.
-        multiple = 1 if style.wide else ANE_MULTIPLE
-        check_memory(self.name, footprint, style.context, options.max_memory, multiple=multiple)
+        return replace(kept, context_multiple=1 if style.wide else ANE_MULTIPLE)
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.mlpackage`` and the tokenizer's files beside it."""

@@ -19,8 +19,9 @@ from exporters.checks import (
 from exporters.executorch.backends import BACKENDS, XNNPACK, Backend, check_backend, is_stock
 from exporters.executorch.installed import SUPPORTED
 from exporters.float_columns import Columns, FloatColumns, told
-from exporters.footprint import RuntimeCosts, check_memory, estimate
+from exporters.footprint import check_memory, estimate
 from exporters.options import Choices, TargetOptions
+from exporters.runtime_memory import Footprint, RuntimeCosts
 from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats.activations import NONE, TENSOR
@@ -36,8 +37,11 @@ GENERATE, VERIFY = "forward", "logits_all"
 # faster, and the buffers between kernels grow with it.
 CHUNK_TOKENS: Final = 128
 # XNNPACK packs a copy of every matrix when it loads it, and an embedding's table is read from the
-# file, so that a tied matrix is held twice.
-COSTS: Final = RuntimeCosts(cache_element=4, tied_copies=2, run_tokens=CHUNK_TOKENS)
+# file, so that a tied matrix is held twice. The file holds it twice, too: once in each kernel's
+# layout; a file of external weights holds most such matrices once.
+COSTS: Final = RuntimeCosts(
+    cache_element=4, tied_copies=2, run_tokens=CHUNK_TOKENS, stored_copies=2
+)
 
 
 def has_int8_caches(options: TargetOptions) -> bool:
@@ -47,10 +51,11 @@ def has_int8_caches(options: TargetOptions) -> bool:
 
 def _costs(facts: ModelFacts, options: TargetOptions) -> RuntimeCosts:
     """What the runtime keeps; int8 caches have a scale and a zero point for each token and head."""
-    # A row of int8 codes has a float32 scale (4 bytes) and an int8 zero point (1 byte).
+    costs = replace(COSTS, stored_copies=1) if options.weights == "external" else COSTS
     if not has_int8_caches(options):
-        return COSTS
-    return replace(COSTS, cache_element=(facts.head_dim + 4 + 1) / facts.head_dim)
+        return costs
+    # A row of int8 codes has a float32 scale (4 bytes) and an int8 zero point (1 byte).
+    return replace(costs, cache_element=(facts.head_dim + 4 + 1) / facts.head_dim)
 
 
 class ExecutorchTarget:
@@ -89,8 +94,18 @@ class ExecutorchTarget:
             why="XNNPACK's products by fixed scales would round their results too",
             use="activation int8-token, as recipe w8a8 does",
         )
-        footprint = estimate(plan, shapes, facts, _costs(facts, options))
+        footprint = self.footprint(plan, shapes, facts, options)
         check_memory(self.name, footprint, facts.context, options.max_memory)
+
+    def footprint(
+        self,
+        plan: QuantPlan,
+        shapes: Mapping[str, tuple[int, ...]],
+        facts: ModelFacts,
+        options: TargetOptions,
+    ) -> Footprint:
+        """What ExecuTorch keeps."""
+        return estimate(plan, shapes, facts, _costs(facts, options))
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.pte``, ``model.ptd`` for external weights, and the tokenizer's files."""

@@ -17,8 +17,9 @@ from exporters.checks import (
 )
 from exporters.errors import ExportError
 from exporters.float_columns import FloatColumns, told
-from exporters.footprint import RuntimeCosts, check_memory, estimate
+from exporters.footprint import check_memory, estimate
 from exporters.options import Choices, TargetOptions
+from exporters.runtime_memory import Footprint, RuntimeCosts
 from exporters.structure import Section
 from exporters.target import ExportRequest, Lowered, ModelFacts
 from quant.formats.formats import IntFormat
@@ -66,14 +67,24 @@ class OnnxTarget:
 
         refuse_palettes(plan, "ONNX Runtime")
         check_float_activations(plan, options)
-        costs = replace(COSTS, cache_element=1) if options.kv_cache == "int8" else COSTS
-        footprint = estimate(plan, shapes, facts, costs)
+        footprint = self.footprint(plan, shapes, facts, options)
         check_memory(self.name, footprint, facts.context, options.max_memory)
         check_head_width(facts.head_dim)
         check_rounded(plan)
         for weight, assignment in plan.weights.items():
             if isinstance(assignment.format, IntFormat):
                 block_size(weight, assignment.format, matrix_shape(shapes[weight])[1])
+
+    def footprint(
+        self,
+        plan: QuantPlan,
+        shapes: Mapping[str, tuple[int, ...]],
+        facts: ModelFacts,
+        options: TargetOptions,
+    ) -> Footprint:
+        """What ONNX Runtime keeps; int8 caches have fixed scales, which take no memory a token."""
+        costs = replace(COSTS, cache_element=1) if options.kv_cache == "int8" else COSTS
+        return estimate(plan, shapes, facts, costs)
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes both graphs, their weight file, and the files that onnxruntime-genai reads."""

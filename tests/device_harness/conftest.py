@@ -1,19 +1,26 @@
-"""One small artifact for every test of the host runtime."""
+"""What tests of devices share: one small artifact, and a phone that is none."""
 
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from device_harness.devices.android.phone import Phone
+from device_harness.virtual_phone.commands import HostCommands
+from device_harness.virtual_phone.phone import VirtualPhone
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
 from exporters.registry import find_target
+
+Answer = subprocess.CompletedProcess[bytes]
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +48,46 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         model = open_model(str(synthesise("tiny-llama", root / "checkpoint")))
         export(model, [find_target("onnx")], root / "artifact", ExportOptions("int4", context=64))
         yield root / "artifact"
+
+
+@pytest.fixture
+def adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Answer]]:
+    """The adb that adbutils carries, with a server, a port and a home of this test's own.
+
+    The server is started by whoever needs it first, and ended with the test.
+    """
+    adbutils = pytest.importorskip("adbutils", reason="the extra `android` is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", port)
+    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
+    # Phones that are plugged in here are not for tests, and looking for them takes three seconds.
+    for name in ("ADB_USB", "ADB_LIBUSB", "ADB_MDNS"):
+        monkeypatch.setenv(name, "0")
+    program = adbutils.adb_path()
+
+    def run(*arguments: str, given: bytes = b"", seconds: float = 60) -> Answer:
+        command = [program, "-P", port, *arguments]
+        return subprocess.run(command, input=given, capture_output=True, timeout=seconds)
+
+    yield run
+    with socket.socket() as line:
+        running = line.connect_ex(("127.0.0.1", int(port))) == 0
+    if running:
+        run("kill-server")
+
+
+@pytest.fixture
+def virtual_phone(adb: Callable[..., Answer], tmp_path: Path) -> Iterator[VirtualPhone]:
+    """A virtual phone that runs this host's commands: nothing is emulated, and nothing set up."""
+    with VirtualPhone(HostCommands(tmp_path / "phone")) as phone:
+        yield phone
+
+
+@pytest.fixture
+def reached(virtual_phone: VirtualPhone) -> Phone:
+    """The virtual phone as our client reaches it."""
+    return Phone(virtual_phone.serial)

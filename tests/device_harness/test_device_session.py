@@ -191,7 +191,12 @@ LOADED = FIRST + (
         (
             LOADED + "say(json.dumps({'arrays': [{'dtype': 'float32', 'shape': [512]}]}) + '\\n',"
             "bytes(12))",
-            "the stream ends within a frame",
+            r"the worker ended \(exit code 0\) in running 3 tokens",
+        ),
+        (
+            LOADED + "say(json.dumps({'arrays': [{'dtype': 'float32', 'shape': [512]}]}) + '\\n',"
+            "bytes(12)); import os; os.kill(os.getpid(), 9)",
+            "the worker was killed, as a system does where memory runs out, in running 3 tokens",
         ),
         (LOADED + "say(json.dumps({'error': 'a\\nb\\x1b[31mc', 'arrays': []}) + '\\n')", "a b"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from edgeforge import api
 from edgeforge.gate.gate import GateOptions, check
-from edgeforge.gate.metrics import FIGURES
+from edgeforge.gate.metrics import BENCH_RATIOS, FIGURES, RATIOS
 from edgeforge.gate.policy_file import read_policy
 from edgeforge.synth.synthesise import synthesise
 from quant.yaml_input import parse_yaml
@@ -60,8 +60,16 @@ def test_the_policy_holds_what_it_says(build):
 
 
 def test_the_page_names_every_figure_and_key():
-    for name in (*FIGURES, "decode_ratio", "prefill_ratio", "worse_by", "allow", "checkpoint"):
+    for name in (*FIGURES, *RATIOS, *BENCH_RATIOS, "worse_by", "allow", "checkpoint"):
         assert f"`{name}`" in PAGE, name
+
+
+def test_the_policy_of_devices_is_one(tmp_path):
+    path = tmp_path / "devices.yaml"
+    path.write_text(BLOCKS["devices.yaml"], "utf-8")
+    terms = read_policy(path).terms
+    assert terms.ratios["bench.decode_ratio"].device == "android*"
+    assert terms.bounds["device.lowering.top1_agreement"].at_least == 0.98
 
 
 def test_the_workflow_uses_the_action_as_it_is():

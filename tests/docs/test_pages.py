@@ -69,13 +69,19 @@ def dead_paths(text: str, page: Path) -> Iterator[str]:
 
 @cache
 def commands() -> dict[str, dict[str, bool]]:
-    """By command, its options, and whether each takes a value; the empty name is for no command."""
+    """By command, its options, and whether each takes a value; the empty name is for no command.
+
+    A command of a group of commands has both names: ``devices setup``.
+    """
     import typer
 
     from edgeforge.cli.app import app
 
     group = typer.main.get_command(app)
     found = {"": group, **group.commands}
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", {})
+        found |= {f"{name} {each}": inner[each] for each in inner}
     return {
         name: {
             "--help": False,
@@ -121,6 +127,8 @@ def _wrong_edgeforge(words: list[str]) -> Iterator[str]:
         place += 1
     if place < len(words):
         name = words[place]
+        if len(words) > place + 1 and f"{name} {words[place + 1]}" in commands():
+            name, words = f"{name} {words[place + 1]}", [*words[:place], *words[place + 1 :]]
     if name not in commands():
         yield f"there is no command {name}"
         return
@@ -128,6 +136,8 @@ def _wrong_edgeforge(words: list[str]) -> Iterator[str]:
     given: list[str] = []
     rest = iter([*words[:place], *words[place + 1 :]])
     for word in rest:
+        if word == "--":  # what follows is a runner's, and no option of ours
+            break
         if not word.startswith("-"):
             given.append(word)
             continue

@@ -29,10 +29,12 @@ PLANTED = (
 # What each command is given, by the command's name: a new command needs a row.
 COMMANDS = {
     "export": [("{checkpoint}", "--out", "{new}", "-q", "--target", "{targets}")],
+    "plan": [("{checkpoint}", "--device", "iphone-15-pro")],
     "verify": [("{artifacts}/{target}", "-q", "--tokens", "16")],
     "check": [("{artifacts}/onnx", "-q", "--no-timed")],
     "compare": [("{artifacts}/onnx", "{artifacts}/coreml")],
     "report": [("{artifacts}", "--out", "{new}")],
+    "bench": [("{artifacts}/{target}", "-q", "--runs", "1", "--out", "{new}")],
     "diagnose": [("{artifacts}/{target}", "-q", "--tokens", "16", "--no-weights")],
     "inspect": [("{artifacts}/{target}",)],
     "run": [("{artifacts}/{target}", "-p", "a", "-n", "2")],

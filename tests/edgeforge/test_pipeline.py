@@ -13,9 +13,10 @@ import pytest
 import quant.store.fill
 from edgeforge.errors import UsageError
 from edgeforge.export_options import ExportOptions
+from edgeforge.families.facts import DEFAULT_CONTEXT, choose_context
 from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.model.model import Model, open_model
-from edgeforge.pipeline import DEFAULT_CONTEXT, choose_context, export
+from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
 from edgeforge.verification.artifacts import find_artifacts
 from edgeforge.verification.stored_weights import require_recorded_weights

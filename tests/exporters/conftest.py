@@ -13,8 +13,8 @@ import torch
 from safetensors.numpy import save_file
 
 from device_harness import executorch_session
-from edgeforge.artifact_manifest import facts_of
 from edgeforge.export_options import ExportOptions
+from edgeforge.families.facts import facts_of
 from edgeforge.model import trace
 from edgeforge.model.model import Model, open_model
 from edgeforge.pipeline import export

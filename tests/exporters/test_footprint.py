@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import edgeforge.trace_and_quantize as trace_and_quantize
@@ -56,6 +58,25 @@ def test_the_largest_context_is_the_last_that_fits(memory):
     footprint = Footprint(1000, 500, 2.5, 0.75)
     largest = footprint.largest_context(memory)
     assert footprint.total(largest) <= memory < footprint.total(largest + 1)
+
+
+@pytest.mark.parametrize("memory", range(3000, 3200, 7))
+def test_where_contexts_are_padded_the_largest_is_a_multiple(memory):
+    footprint = Footprint(1000, 500, 2.5, 0.75, context_multiple=32)
+    assert footprint.caches_at(33) == footprint.caches_at(64) == 160
+    largest = footprint.largest_context(memory)
+    assert largest % 32 == 0
+    assert footprint.total(largest) <= memory < footprint.total(largest + 1)
+
+
+def test_the_neural_engines_caches_are_padded():
+    roles, shapes = ROLES, SHAPES
+    plan = find_recipe("int8").plan(shapes, roles)
+    target, facts = find_target("coreml"), replace(FACTS, context=33)
+    gpu = target.footprint(plan, shapes, facts, TargetOptions())
+    ane = target.footprint(plan, shapes, facts, TargetOptions(profile="ane"))
+    assert gpu.caches_at(33) == 2 * (2 + 1) * 16 * 2 * 33
+    assert ane.caches_at(33) == 2 * (2 + 1) * 32 * 2 * 64  # heads of 16 columns, and 33 positions
 
 
 def test_what_is_said():

@@ -5,6 +5,7 @@ import pytest
 from edgeforge.cli.catalogue import catalogue
 from edgeforge.errors import UsageError
 from edgeforge.families.registry import FAMILIES
+from edgeforge.forecast.profiles import load_profiles
 from edgeforge.model.rotations import ROTATIONS
 from edgeforge.planning.choose import PLANNED
 from edgeforge.synth.synthesise import PRESETS
@@ -17,6 +18,7 @@ REGISTRIES = {
     "rotations": ROTATIONS,
     "targets": TARGETS,
     "presets": PRESETS,
+    "phones": load_profiles().phones,
 }
 
 
@@ -38,7 +40,7 @@ def test_another_list_is_refused_with_the_nearest():
         catalogue("recipies")
     assert str(caught.value) == (
         "there is no list of 'recipies' (did you mean 'recipes'?); "
-        "known: families, recipes, rotations, targets, presets, coreml-operations"
+        "known: families, recipes, rotations, targets, presets, phones, coreml-operations"
     )
     with pytest.raises(UsageError, match=r"no list of 'zzz'; known"):
         catalogue("zzz")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import device_harness.registry
+import device_harness.device_session
 from device_harness.errors import DeviceError
 from device_harness.session import HostSession
 from edgeforge.errors import CheckpointError, UsageError
@@ -70,7 +70,7 @@ def say(monkeypatch):
 
     def put(text: str, **options) -> Script:
         session = Script(text, **options)
-        monkeypatch.setattr(device_harness.registry, "open_session", lambda *_: session)
+        monkeypatch.setattr(device_harness.device_session, "open_on", lambda *_: session)
         return session
 
     return put

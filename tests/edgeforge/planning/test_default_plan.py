@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgeforge.artifact_manifest import facts_of
+from edgeforge.families.facts import facts_of
 from edgeforge.model.model import open_model
 from edgeforge.planning import choose
 from edgeforge.planning.choose import PlanRequest, choose_plan, default_recipe

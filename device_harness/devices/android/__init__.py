@@ -1,0 +1,1 @@
+"""Android phones, over adb: no app is built, and nothing is left running."""

@@ -1,0 +1,1 @@
+"""iPhones and Macs, by coremltools and Xcode's tools; none of it has ever met an Apple device."""

@@ -1,0 +1,1 @@
+"""ExecuTorch's own XNNPACK kernels for arm64, taken from its aarch64 wheel, without torch."""

@@ -1,0 +1,47 @@
+"""What targets are told of a model, and the context that an artifact declares."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgeforge.errors import UsageError
+from edgeforge.families.spec import ModelSpec
+from exporters.target import ModelFacts
+
+DEFAULT_CONTEXT: Final = 4096
+"""A longer context must be asked for: its caches and rotary tables cost memory on the phone."""
+
+
+def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
+    """Returns what targets need to know about a model.
+
+    Args:
+        spec: the model's dimensions.
+        context: declared context in tokens.
+    """
+    return ModelFacts(
+        model_type=spec.model_type,
+        hidden_size=spec.hidden_size,
+        head_dim=spec.head_dim,
+        num_heads=tuple(layer.num_heads for layer in spec.layers),
+        num_kv_heads=tuple(layer.num_kv_heads for layer in spec.layers),
+        bos=spec.bos,
+        eos=spec.eos,
+        pad=spec.pad,
+        context=context,
+    )
+
+
+def choose_context(spec: ModelSpec, asked: int | None) -> int:
+    """Returns the declared context in tokens: ``asked``, or the model's up to `DEFAULT_CONTEXT`.
+
+    Raises:
+        UsageError: ``asked`` is under 2 or longer than the model's own context.
+    """
+    if asked is None:
+        return min(spec.max_context, DEFAULT_CONTEXT)
+    if not 2 <= asked <= spec.max_context:
+        raise UsageError(
+            f"--context {asked} is not possible: this model takes 2 to {spec.max_context} tokens"
+        )
+    return asked

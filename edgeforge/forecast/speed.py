@@ -1,0 +1,93 @@
+"""Upper bounds of speed: what a phone's memory and its arithmetic allow at most.
+
+A decoded token reads every matrix once: the layers', and the head's, which is the embedding's where
+they are tied. It also reads the keys and values of the tokens before it, within the window. No
+decoder without speculation is faster than the memory gives these bytes. A run of a prompt's tokens
+reads the same matrices once for all of its tokens, and multiplies each of them with each matrix of
+the layers. Everything else, such as attention's own products, only makes it slower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from edgeforge.families.assembly import EMBEDDING
+from edgeforge.families.spec import ModelSpec
+from quant.plans.plan import matrix_shape
+
+if TYPE_CHECKING:
+    from exporters.runtime_memory import Footprint
+    from quant.plans.plan import QuantPlan
+
+CACHED_BYTES: Final = 64 << 20
+"""So many bytes a processor's own caches may hold, and memory's bandwidth is then no bound."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a token costs.
+
+    Attributes:
+        weights: bytes of weights that a decoded token reads.
+        cache_row: bytes of keys and values of one earlier token.
+        window: how many earlier tokens it reads at most; 0 for all.
+        operations: multiplications and additions of one token of a prompt, in the layers.
+        run_tokens: tokens of one run of a prompt.
+    """
+
+    weights: int
+    cache_row: float
+    window: int
+    operations: int
+    run_tokens: int
+
+    def read_at(self, position: int) -> int:
+        """Bytes that the token after so many others reads.
+
+        >>> Work(1000, 2.0, 0, 0, 1).read_at(50), Work(1000, 2.0, 10, 0, 1).read_at(50)
+        (1100, 1020)
+        """
+        seen = min(position, self.window) if self.window else position
+        return self.weights + math.ceil(seen * self.cache_row)
+
+    def decode_bound(self, bandwidth: float, position: int) -> float:
+        """Tokens a second at most, from a bandwidth in bytes a second."""
+        return bandwidth / self.read_at(position)
+
+    def prefill_bound(self, bandwidth: float | None, operations: float | None) -> float | None:
+        """Tokens of a prompt a second at most.
+
+        Args:
+            bandwidth: bytes a second; None where it is not known.
+            operations: operations a second of the fastest processor; None where it is not known.
+        """
+        bounds = []
+        if bandwidth is not None:
+            bounds.append(bandwidth / self.weights * self.run_tokens)
+        if operations is not None and self.operations:
+            bounds.append(operations / self.operations)
+        return min(bounds, default=None)
+
+
+def work_of(
+    plan: QuantPlan, shapes: Mapping[str, tuple[int, ...]], spec: ModelSpec, footprint: Footprint
+) -> Work:
+    """Returns what a token costs with a plan.
+
+    Args:
+        plan: the format of every weight.
+        shapes: the shape of every weight.
+        spec: the model's dimensions.
+        footprint: what a runtime keeps of the caches for each token.
+    """
+    read = operations = 0
+    for name, given in plan.weights.items():
+        if name == EMBEDDING and not spec.tied:
+            continue  # one row of it
+        read += given.format.nbytes(*matrix_shape(shapes[name]))
+        if spec.weights[name].role == "linear":
+            operations += 2 * math.prod(shapes[name])
+    return Work(read, footprint.caches_per_token, spec.window, operations, footprint.run_tokens)

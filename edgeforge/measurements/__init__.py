@@ -1,0 +1,1 @@
+"""Measurements: what `bench` does around the protocol: devices, prompts, files and history."""
