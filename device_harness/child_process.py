@@ -64,6 +64,16 @@ def script_command(script: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-P", str(script), *arguments]
 
 
+def module_command(module: str, *arguments: str) -> list[str]:
+    """Returns the command that runs a module of another package as a program.
+
+    Args:
+        module: the module's name, such as ``pip``.
+        arguments: what it finds in ``sys.argv``.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
 def python_environment() -> dict[str, str]:
     """Returns this process's environment, without what leads a child to the current folder.
 

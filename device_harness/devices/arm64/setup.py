@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from device_harness.child_process import module_command, python_environment
 from device_harness.devices.arm64 import root as rooms
 from device_harness.devices.arm64.cores import CORES, write_core
 from device_harness.devices.arm64.deb_file import unpack
@@ -189,18 +190,19 @@ def _compile(root: Root, progress: Progress) -> None:
     Importing what is not compiled takes three times as long under the emulator.
     """
     progress("compiling", 0, 1)
-    command = ["-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]
+    options = ["-q", "-f", "--invalidation-mode", "unchecked-hash"]
     folders = [str(root.system / "usr/lib/python3.11"), str(root.site)]
     if sys.version_info[:2] == (3, 11):
         subprocess.run(
-            [sys.executable, "-I", *command, "-j", "0", *folders],
+            module_command("compileall", *options, "-j", "0", *folders),
             stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
+            env=python_environment(),
             check=False,  # files that are no Python of this version, which nobody imports
         )
     else:
         with suppress(SetupError):  # the same files
-            _emulated(root, [str(root.python), "-I", *command, *folders])
+            _emulated(root, [str(root.python), "-I", "-m", "compileall", *options, *folders])
     progress("compiling", 1, 1)
 
 

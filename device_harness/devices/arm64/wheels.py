@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 import zipfile
 import zlib
@@ -14,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from device_harness.child_process import module_command, python_environment
 from device_harness.errors import SetupError
 
 _PLATFORMS: Final = (
@@ -79,7 +78,7 @@ def download_wheel(name: str, version: str, folder: Path) -> Path:
 
 def _pip(command: str, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Runs pip for Python 3.11 on aarch64."""
-    words = [sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check"]
+    words = module_command("pip", command, "--quiet", "--disable-pip-version-check")
     words += ["--no-input", "--no-deps", "--only-binary=:all:"]
     words += ["--python-version=3.11", "--implementation=cp", "--abi=cp311"]
     words += [f"--platform={platform}" for platform in _PLATFORMS]
@@ -89,7 +88,7 @@ def _pip(command: str, options: Sequence[str]) -> subprocess.CompletedProcess[st
         text=True,
         errors="replace",
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "PIP_NO_COLOR": "1"},
+        env={**python_environment(), "PIP_NO_COLOR": "1"},
         check=False,
     )
 
