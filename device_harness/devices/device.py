@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
 
+from device_harness.devices.progress import Progress, no_progress
 from exporters.manifest import Manifest
 
 
@@ -117,7 +118,13 @@ class Channel(Protocol):
 
 
 class Device(Protocol):
-    """A place where artifacts run; close it, or use it in a ``with`` statement."""
+    """A place where artifacts run; close it, or use it in a ``with`` statement.
+
+    Attributes:
+        tell: is told how much of what is sent there has arrived, in bytes.
+    """
+
+    tell: Progress
 
     @property
     def name(self) -> str:
@@ -169,7 +176,13 @@ class Device(Protocol):
 
 
 class Place:
-    """The part that devices share: they close at the end of a ``with`` statement."""
+    """The part that devices share: they close at the end of a ``with`` statement.
+
+    Attributes:
+        tell: is told how much of what is sent there has arrived, in bytes.
+    """
+
+    tell: Progress = staticmethod(no_progress)
 
     def close(self) -> None:
         """Leaves the device; there is nothing to do."""

@@ -18,6 +18,7 @@ from device_harness.devices.apple.mac import MacDevice, find_mac
 from device_harness.devices.arm64.device import Arm64Device, find_arm64
 from device_harness.devices.device import Device, Reachable
 from device_harness.devices.host import HostDevice, find_host
+from device_harness.devices.progress import Progress, no_progress
 from device_harness.errors import DeviceError
 from quant.suggestion import did_you_mean
 
@@ -68,12 +69,17 @@ def kind_of(name: str) -> str:
     return kind
 
 
-def open_device(name: str, options: Mapping[str, str | None] | None = None) -> Device:
+def open_device(
+    name: str,
+    options: Mapping[str, str | None] | None = None,
+    progress: Progress = no_progress,
+) -> Device:
     """Opens a device; close it, or use it in a ``with``.
 
     Args:
         name: a kind, or a kind, a colon and which one: ``arm64:cortex-a76``.
         options: further options of the kind, by name; None as a value means the default.
+        progress: is told how much of what is sent there has arrived, in bytes.
 
     Raises:
         DeviceError: there is no such device, it cannot be reached, or it has no such option.
@@ -85,7 +91,9 @@ def open_device(name: str, options: Mapping[str, str | None] | None = None) -> D
     for key in given:
         if key not in kind.options:
             raise DeviceError(f"{name} has no option --{key.replace('_', '-')}: leave it out")
-    return kind.open(name.partition(":")[2], **given)
+    device = kind.open(name.partition(":")[2], **given)
+    device.tell = progress
+    return device
 
 
 def find_devices() -> list[Reachable]:

@@ -388,6 +388,7 @@ def run(
     json: option.Json = False,
 ) -> None:
     """Continue a text with an artifact, token by token."""
+    from edgeforge.cli.progress import Reporter
     from edgeforge.generation.generate import generate
 
     result = generate(
@@ -400,6 +401,7 @@ def run(
         threads=threads,
         device=device,
         emit=None if json else _emit,
+        progress=Reporter(),  # lines, for a bar would be drawn over the text
     )
     if json:
         _print_json(result.to_json())

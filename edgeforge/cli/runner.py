@@ -60,6 +60,7 @@ def runner(
     from device_harness.devices.android.runner import run_runner
     from device_harness.devices.registry import kind_of, open_device
     from device_harness.errors import DeviceError
+    from edgeforge.cli.progress import Reporter
     from edgeforge.errors import UsageError
     from exporters.manifest import Manifest
 
@@ -68,7 +69,7 @@ def runner(
     if results is not None and results.exists():
         raise UsageError(f"{results} exists: name a new folder for what the program writes")
     given = None if artifact is None else (artifact, Manifest.read(artifact))
-    with open_device(device) as phone:
+    with Reporter() as progress, open_device(device, progress=progress) as phone:
         assert isinstance(phone, AndroidDevice)
         before = phone.condition()
         done = run_runner(phone, program, arguments or [], given, seconds, results, file or ())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgeforge.errors import UsageError
 from edgeforge.generation.sampling import Generation, Sampling
+from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.tokenizer import Tokenizer, stream_text
 from exporters.manifest import Manifest
 
@@ -65,6 +66,7 @@ def generate(
     threads: int | None = None,
     device: str = "host",
     emit: Callable[[str], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Generated:
     """Continues a prompt.
 
@@ -78,6 +80,7 @@ def generate(
         threads: threads for the runtime; None for the runtime's default.
         device: where to run, as ``--device`` takes it.
         emit: called with each piece of text as it comes.
+        progress: told how much of what is sent to the device has arrived.
 
     Raises:
         CheckpointError: the artifact has no tokenizer.
@@ -100,7 +103,10 @@ def generate(
         )
     given: list[int] = []
     pieces = []
-    with open_device(device) as where, open_on(where, folder, manifest, threads) as session:
+    with (
+        open_device(device, progress=progress) as where,
+        open_on(where, folder, manifest, threads) as session,
+    ):
         run = Generation(
             session=session,
             prompt=tokens,

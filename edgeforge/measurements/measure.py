@@ -152,7 +152,7 @@ def _on_device(
         progress(f"measure on {name}", done, of)
 
     try:
-        with open_device(name, options.device) as device:
+        with open_device(name, options.device, progress) as device:
             facts = device.facts()
             record = DeviceRecord(name, _told(facts, name), device.limits)
             is_here = facts.emulated or facts.kind in _ON_THIS_MACHINE

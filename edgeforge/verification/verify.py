@@ -84,7 +84,7 @@ def verify_together(
             refuse_inputs(folder / REPORT, text, "the report")
     if not options.devices:
         return _verified(folders, options, (), progress)
-    with _open_devices(options) as devices:
+    with _open_devices(options, progress) as devices:
         if options.tokens is None and any(each.facts.emulated for each in devices):
             options = replace(options, tokens=EMULATED_TOKENS)
         return _verified(folders, options, devices, progress)
@@ -160,7 +160,7 @@ def _open(place: int, folder: Path, options: VerifyOptions) -> Artifact:
 
 
 @contextmanager
-def _open_devices(options: VerifyOptions) -> Iterator[list[Opened]]:
+def _open_devices(options: VerifyOptions, progress: Progress) -> Iterator[list[Opened]]:
     """Opens the devices that were asked for, each once, and closes them at the end."""
     with ExitStack() as stack:
         known = {}
@@ -168,7 +168,7 @@ def _open_devices(options: VerifyOptions) -> Iterator[list[Opened]]:
         for asked in options.devices:
             key = asked.name, tuple(sorted(asked.options.items()))
             if key not in known:
-                device = stack.enter_context(open_device(asked.name, asked.options))
+                device = stack.enter_context(open_device(asked.name, asked.options, progress))
                 known[key] = device, device.facts()
             runs = KINDS[kind_of(asked.name)].targets
             found.append(Opened(asked, *known[key], runs))

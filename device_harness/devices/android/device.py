@@ -19,7 +19,7 @@ from device_harness.devices.android.bundle import (
 from device_harness.devices.android.phone import Phone
 from device_harness.devices.android.process import PhoneProcess, sweep
 from device_harness.devices.android.readings import read_condition, read_facts
-from device_harness.devices.android.transfer import HOME, Progress, install, no_progress
+from device_harness.devices.android.transfer import HOME, install
 from device_harness.devices.arm64.executorch.place import find_executorch
 from device_harness.devices.arm64.pins import read_pins
 from device_harness.devices.arm64.root import find_root
@@ -42,7 +42,6 @@ class AndroidDevice(Place):
 
     Args:
         place: its serial number for adb; empty for the only phone.
-        progress: is told the bytes that arrive there.
 
     Raises:
         DeviceError: there is no such phone, it cannot be used now, or runs no arm64 programs.
@@ -52,10 +51,9 @@ class AndroidDevice(Place):
             first ever; None before any.
     """
 
-    def __init__(self, place: str = "", progress: Progress = no_progress) -> None:
+    def __init__(self, place: str = "") -> None:
         self.phone = Phone(place)
         self.name = self.phone.name
-        self._progress = progress
         self._processes: list[PhoneProcess] = []
         self.was_installed: bool | None = None
         self.phone.require_shell()
@@ -144,4 +142,4 @@ class AndroidDevice(Place):
             self._processes.pop().close()
 
     def _put(self, archive: Archive, what: str) -> str:
-        return install(self.phone, archive, what, self._progress)
+        return install(self.phone, archive, what, self.tell)

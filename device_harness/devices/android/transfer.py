@@ -7,12 +7,12 @@ is there already sends nothing. What counts is what the phone's own ``sha256sum`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Final
 
 from device_harness.devices.android.archive import Archive, Chunk
 from device_harness.devices.android.device_text import one_line
 from device_harness.devices.android.phone import Phone, PhoneGoneError
+from device_harness.devices.progress import Progress, no_progress
 from device_harness.errors import DeviceError
 
 HOME: Final = "/data/local/tmp/edgeforge"
@@ -50,12 +50,6 @@ echo "$3" > "$made/.whole" && rm -rf "$1/installed/$2" && mv "$made" "$1/install
 rm -rf "$1/arriving/$2"
 """
 _CLEAR: Final = 'rm -rf "$1/installed/$2.unfinished"'
-
-Progress = Callable[[str, int, int], None]
-
-
-def no_progress(step: str, done: int, total: int) -> None:
-    """Tells nobody."""
 
 
 def install(phone: Phone, archive: Archive, what: str, progress: Progress = no_progress) -> str:
@@ -100,10 +94,10 @@ def _install(phone: Phone, archive: Archive, what: str, progress: Progress) -> s
     _require_space(phone, archive, sum(c.size for c in missing), what, lines)
     done = archive.size - sum(c.size for c in missing)
     for chunk in missing:
-        progress(what, done, archive.size)
+        progress(f"send {what}", done, archive.size)
         phone.send(archive.read(chunk), f"{HOME}/arriving/{archive.name}/{chunk.sha256}")
         done += chunk.size
-    progress(what, archive.size, archive.size)
+    progress(f"send {what}", archive.size, archive.size)
     _unpack(phone, archive, what)
     finished = phone.run(_FINISH, HOME, archive.name, seal, seconds=300.0, what="finishing")
     if finished.code:

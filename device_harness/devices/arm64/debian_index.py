@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from device_harness.devices.arm64.download import fetch
-from device_harness.devices.arm64.progress import Progress, no_progress
+from device_harness.devices.progress import Progress, no_progress
 from device_harness.errors import SetupError
 
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Final
 
-from device_harness.devices.arm64.progress import Progress, no_progress
+from device_harness.devices.progress import Progress, no_progress
 from device_harness.errors import SetupError
 
 OUT_OF_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -18,8 +18,8 @@ from device_harness.devices.arm64.download import (
 from device_harness.devices.arm64.mirror import find_mirror
 from device_harness.devices.arm64.pins import Package, Wheel
 from device_harness.devices.arm64.place import arm64_folder
-from device_harness.devices.arm64.progress import Progress
 from device_harness.devices.arm64.wheels import download_wheel, find_wheel
+from device_harness.devices.progress import Progress
 from device_harness.errors import SetupError
 from quant.locked_folders import unfinished
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from device_harness.devices.arm64.download import OUT_OF_SPACE
 from device_harness.devices.arm64.pins import Member
-from device_harness.devices.arm64.progress import Progress, no_progress
+from device_harness.devices.progress import Progress, no_progress
 from device_harness.errors import SetupError
 
 _BLOCK: Final = 1 << 22

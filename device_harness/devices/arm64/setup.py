@@ -22,7 +22,6 @@ from device_harness.devices.arm64.executorch.setup import set_up_executorch
 from device_harness.devices.arm64.fetching import bring_packages, bring_wheels
 from device_harness.devices.arm64.pins import Pins, read_pins
 from device_harness.devices.arm64.place import arm64_folder
-from device_harness.devices.arm64.progress import Progress, no_progress
 from device_harness.devices.arm64.root import (
     Root,
     find_root,
@@ -31,6 +30,7 @@ from device_harness.devices.arm64.root import (
     what_is_wrong,
 )
 from device_harness.devices.arm64.wheels import unpack_wheel
+from device_harness.devices.progress import Progress, no_progress
 from device_harness.errors import SetupError
 from quant.locked_folders import unfinished
 

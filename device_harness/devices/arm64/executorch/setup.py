@@ -23,10 +23,10 @@ from device_harness.devices.arm64.executorch.place import executorch_folder
 from device_harness.devices.arm64.fetching import bring_packages, bring_wheels, download_file
 from device_harness.devices.arm64.pins import Pins, Wheel
 from device_harness.devices.arm64.place import arm64_folder
-from device_harness.devices.arm64.progress import Progress
 from device_harness.devices.arm64.remote_wheel import NoRangesError, fetch_members
 from device_harness.devices.arm64.root import what_is_wrong, write_record
 from device_harness.devices.arm64.wheels import find_wheel, unpack_wheel
+from device_harness.devices.progress import Progress
 from device_harness.errors import SetupError
 from quant.locked_folders import unfinished
 

@@ -67,3 +67,15 @@ def test_a_file_of_an_artifact_that_is_missing(virtual_phone, artifact, tmp_path
         with pytest.raises(DeviceError, match="cannot be read: No such file"):
             device.put_artifact(tmp_path / "copy", manifest)
         assert device.phone.sent == 0
+
+
+def test_how_much_of_what_is_sent_has_arrived_is_told(virtual_phone, artifact):
+    told = []
+    name = f"android:{virtual_phone.serial}"
+    with open_device(name, progress=lambda *each: told.append(each)) as device:
+        device.put_artifact(artifact, Manifest.read(artifact))
+        assert {stage for stage, _, _ in told} == {f"send the artifact {artifact.name}"}
+        assert told[0][1] == 0 and told[-1][1] == told[-1][2] > 0
+        count = len(told)
+        device.put_artifact(artifact, Manifest.read(artifact))
+        assert len(told) == count

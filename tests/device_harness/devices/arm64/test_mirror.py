@@ -11,7 +11,7 @@ from device_harness.devices.arm64.debian_index import read_index
 from device_harness.devices.arm64.fetching import bring_packages
 from device_harness.devices.arm64.mirror import find_mirror
 from device_harness.devices.arm64.pins import Package, read_pins
-from device_harness.devices.arm64.progress import no_progress
+from device_harness.devices.progress import no_progress
 from device_harness.errors import SetupError
 
 

@@ -10,8 +10,8 @@ from device_harness.devices.arm64 import fetching
 from device_harness.devices.arm64.download import NotReachableError, digest_of
 from device_harness.devices.arm64.fetching import bring_wheels
 from device_harness.devices.arm64.pins import Wheel
-from device_harness.devices.arm64.progress import no_progress
 from device_harness.devices.arm64.wheels import find_wheel, unpack_wheel
+from device_harness.devices.progress import no_progress
 from device_harness.errors import SetupError
 
 

@@ -1,4 +1,4 @@
-"""How the set-up reports how far it is."""
+"""How set-up and sending files report how far they are."""
 
 from __future__ import annotations
 
