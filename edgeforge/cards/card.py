@@ -25,6 +25,27 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class VerifiedThere:
+    """What a verification found of an artifact on a device.
+
+    Attributes:
+        device: its name, and the runtime's options there.
+        model: what it is.
+        runtime: what ran the artifact.
+        emulated: whether the processor is emulated.
+        lowering_kl: of ARTIFACT, from QUANTIZED: nats a token.
+        problems: why it is not sound there, one phrase each; nothing where it is.
+    """
+
+    device: str
+    model: str
+    runtime: str
+    emulated: bool
+    lowering_kl: Measure
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Verified:
     """What a verification found of an artifact.
 
@@ -46,6 +67,7 @@ class Verified:
         passed: how many checks passed.
         doubtful: names of checks that more tokens would settle.
         problems: why the artifact is not sound, one phrase each; nothing where it is.
+        elsewhere: what was found on devices.
     """
 
     how: Literal["measured", "interpreted"]
@@ -64,6 +86,7 @@ class Verified:
     passed: int
     doubtful: tuple[str, ...]
     problems: tuple[str, ...]
+    elsewhere: tuple[VerifiedThere, ...] = ()
 
 
 @dataclass(frozen=True)

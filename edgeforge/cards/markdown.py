@@ -147,6 +147,14 @@ def _places(card: Card) -> Iterator[str]:
         yield "| anywhere | not run |"
     else:
         yield f"| {plain(found.runtime)}, on {plain(found.processor)} | {found.how} |"
+        for each in found.elsewhere:
+            sound = f"measured, lowering error {number(each.lowering_kl.value)}"
+            sound = "measured, **not sound there**" if each.problems else sound
+            emulated = ", an emulated processor" if each.emulated else ""
+            yield (
+                f"| {plain(each.runtime)}, on {plain(each.model)} ({plain(each.device)})"
+                f"{emulated} | {sound} |"
+            )
         if found.how == "interpreted" and target in INTERPRETED:
             yield f"| {INTERPRETED[target]} | not run |"
         yield from (f"| {place} | not run |" for place in ELSEWHERE.get(target, ()))

@@ -18,7 +18,7 @@ from edgeforge.gate.reports import Report
 from edgeforge.gate.result import Finding
 from edgeforge.measurements.bench_file import BENCH as BENCH_FILE
 from edgeforge.measurements.bench_file import of_artifact, read_bench_file
-from edgeforge.verification.bounds import Bound, Checked, decide
+from edgeforge.verification.bounds import Bound, decide
 from edgeforge.verification.freshness import sha256_of
 from exporters.manifest import MANIFEST
 
@@ -40,9 +40,9 @@ def held_on_devices(report: Report, terms: Terms) -> Iterator[Finding]:
         terms: of the policy, for this artifact.
     """
     for each in report.elsewhere:
-        for check in each.checks:
-            if f"{DEVICE}{check.name}" not in terms.bounds:
-                yield Finding.of(_named(check, each.device), "bound", DEFAULT)
+        for check in each.named_checks:
+            if check.name not in terms.bounds:
+                yield Finding.of(check, "bound", DEFAULT)
     for name, given in terms.bounds.items():
         if not name.startswith(DEVICE):
             continue
@@ -156,12 +156,6 @@ def _failed(name: str, ratio: Ratio, why: str) -> Finding:
         source=ratio.source,
         message=f"{name} must be at least {number_text(name, ratio.at_least)}, and {why}",
     )
-
-
-def _named(check: Checked, device: str) -> Checked:
-    words = f"on {device}: {check.message}"
-    where = (f"on {device}", *check.where)
-    return replace(check, name=f"{DEVICE}{check.name}", message=words, where=where)
 
 
 def _place(cell: Cell) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final
 
+from edgeforge.gate.metrics import DEVICE
 from edgeforge.verification.bounds import Checked
 from edgeforge.verification.freshness import Freshness
 from edgeforge.verification.intervals import BlockSums
@@ -51,6 +52,19 @@ class Elsewhere:
     figures: Mapping[str, Figure]
     checks: tuple[Checked, ...]
 
+    @property
+    def named_checks(self) -> list[Checked]:
+        """The checks under the names that a policy has for them, with the device in their words."""
+        return [
+            replace(
+                each,
+                name=f"{DEVICE}{each.name}",
+                message=f"on {self.device}: {each.message}",
+                where=(f"on {self.device}", *each.where),
+            )
+            for each in self.checks
+        ]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -81,6 +95,11 @@ class Report:
     freshness: Freshness
     data: Mapping[str, object] = field(repr=False)
     elsewhere: tuple[Elsewhere, ...] = ()
+
+    @property
+    def checks_everywhere(self) -> tuple[Checked, ...]:
+        """The checks of this host and of every device."""
+        return (*self.checks, *(each for there in self.elsewhere for each in there.named_checks))
 
 
 def read_report(folder: Path) -> Report:

@@ -1,8 +1,8 @@
-"""What `bench` measured of artifacts, as the page shows it."""
+"""What `bench` measured and `verify` found of artifacts on devices, as the page shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final
@@ -10,12 +10,14 @@ from typing import Final
 from device_harness.measuring.bench import ArmRatio, DeviceRecord
 from device_harness.measuring.kept_speed import kept
 from device_harness.measuring.record import Cell, Figure, Point
-from edgeforge.cards.figures import with_interval
+from edgeforge.cards.figures import number, share, with_interval
 from edgeforge.errors import UsageError
+from edgeforge.gate.reports import Figure as Value
 from edgeforge.reports.charts import Curve, Spread, ratio_chart, sustained_chart
 from edgeforge.reports.reported import Reported
 from edgeforge.reports.speeds import Side, side_of_artifact
 from edgeforge.sizes import short, size_text
+from edgeforge.verification.bounds import Verdict
 
 _PARTS: Final = 100
 
@@ -107,6 +109,60 @@ def on_devices(artifacts: Sequence[tuple[str, Reported]]) -> OnDevices:
     )
 
 
+@dataclass(frozen=True)
+class Accuracy:
+    """What `verify` found of an artifact on a device.
+
+    Attributes:
+        letter: of the artifact.
+        device: its name, and the runtime's options there.
+        verdict: ``passed``, ``doubtful`` or ``failed``.
+        tokens: of the text.
+        lowering: the mean KL from QUANTIZED, with its interval.
+        here: the same on the host that verified.
+        top1: how often the likeliest token is QUANTIZED's.
+    """
+
+    letter: str
+    device: str
+    verdict: str
+    tokens: str
+    lowering: str
+    here: str
+    top1: str
+
+
+def accuracies(artifacts: Sequence[tuple[str, Reported]]) -> list[Accuracy]:
+    """What `verify --device` found of artifacts.
+
+    Args:
+        artifacts: letter and artifact.
+    """
+    found = []
+    for letter, artifact in artifacts:
+        report = artifact.report
+        for there in () if report is None else report.elsewhere:
+            assert report is not None
+            verdicts = {each.verdict for each in there.checks}
+            order: tuple[Verdict, ...] = ("failed", "doubtful")
+            found.append(
+                Accuracy(
+                    letter=letter,
+                    device=there.device,
+                    verdict=next((each for each in order if each in verdicts), "passed"),
+                    tokens=f"{there.tokens:,}",
+                    lowering=_value(there.figures["lowering.kl_mean"], number),
+                    here=_value(report.figures["lowering.kl_mean"], number),
+                    top1=_value(there.figures["lowering.top1_agreement"], share),
+                )
+            )
+    return found
+
+
+def _value(figure: Value, form: Callable[[float | None], str]) -> str:
+    return with_interval(figure.value, figure.low, figure.high, form)
+
+
 def _ratios(sides: Iterable[Side], letters: Mapping[str, str]) -> list[ArmRatio]:
     """Each ratio once, though the files of both artifacts have it; of artifacts of the page."""
     found = {
@@ -137,7 +193,7 @@ def _row(letter: str, cell: Cell, device: DeviceRecord) -> Row:
         kind, verdict = "doubtful", "UNRELIABLE"
     if device.is_emulated and not cell.failed:
         kind, verdict = "doubtful", "emulated: no speed"
-    cold, share = cell.cold, kept(cell.sustained)
+    cold, left = cell.cold, kept(cell.sustained)
     model = str(device.facts.get("model", ""))
     loaded = "" if cold is None or cold.load_seconds is None else f"{short(cold.load_seconds)} s + "
     return Row(
@@ -151,7 +207,7 @@ def _row(letter: str, cell: Cell, device: DeviceRecord) -> Row:
         else f"{loaded}{short(1e3 * cold.first_token_seconds)} ms",
         peak=size_text(cell.peak_bytes) if cell.peak_bytes else "",
         text=f"{cell.text.agreed} of {cell.text.of}" if cell.text.of else "not checked",
-        kept="" if share is None else f"{100 * share.share:.0f} %",
+        kept="" if left is None else f"{100 * left.share:.0f} %",
         kind=kind,
         verdict=verdict,
         reason=cell.failed,

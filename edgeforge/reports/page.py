@@ -18,7 +18,7 @@ from edgeforge.output_folder.inputs import Input, refuse_inputs
 from edgeforge.output_folder.whole_file import whole_file
 from edgeforge.reports.charts import Curve, Point, accuracy_chart, curve_chart, front
 from edgeforge.reports.heat import Heat, heat_of
-from edgeforge.reports.on_devices import OnDevices, on_devices
+from edgeforge.reports.on_devices import OnDevices, accuracies, on_devices
 from edgeforge.reports.paired import FIGURES, LETTERS
 from edgeforge.reports.peers import Peer, peers_of
 from edgeforge.reports.reported import Reported, read_artifacts
@@ -162,6 +162,7 @@ def page(entries: Sequence[Entry], measured: OnDevices, folders: Sequence[Path])
         groups=[_group(sha256, members) for sha256, members in alike.items()],
         entries=entries,
         measured=measured,
+        accuracies=accuracies([(entry.letter, entry.artifact) for entry in entries]),
         style=(_HERE / "report.css").read_text(encoding="utf-8"),
         now=_time(datetime.now(UTC).timestamp()),
         command=f"edgeforge report {' '.join(map(str, folders))}",
@@ -198,7 +199,7 @@ def _entry(place: int, artifact: Reported) -> Entry:
     verdict, kind = "not verified", "missing"
     written = ""
     if artifact.report is not None:
-        verdicts = {each.verdict for each in artifact.report.checks}
+        verdicts = {each.verdict for each in artifact.report.checks_everywhere}
         verdict, kind = "sound", "passed"
         if "failed" in verdicts:
             verdict, kind = "failed", "failed"

@@ -15,6 +15,7 @@ from edgeforge.verification.finite import NotFinite
 from edgeforge.verification.freshness import Freshness
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import BlockSums, Intervals
+from edgeforge.verification.kept_elsewhere import kept_elsewhere
 from edgeforge.verification.metrics import Divergence, Perplexity
 from edgeforge.verification.report_file import REPORT, REPORT_VERSION
 from edgeforge.verification.shipped import Shipped
@@ -133,8 +134,11 @@ class Evaluation:
         """Writes ``report.json`` beside the artifact's files, whole or not at all.
 
         It has a digest of its own content, so that nobody takes a changed report for a fresh one.
+        What the report that it replaces has of other devices is kept (`kept_elsewhere`).
         """
         content = json.loads(json_text(self.to_json()))
+        devices = [each.device for each in self.elsewhere]
+        content["elsewhere"] += kept_elsewhere(folder, self.freshness, devices)
         with whole_file(folder / REPORT) as stream:
             stream.write((seal(content, indent=1) + "\n").encode())
         return folder / REPORT

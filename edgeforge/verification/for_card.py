@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeforge.cards.card import Measure, Verified
+from edgeforge.cards.card import Measure, Verified, VerifiedThere
 from edgeforge.verification.evaluation import Evaluation
 from edgeforge.verification.intervals import Interval
 from edgeforge.verification.soundness import problems_of
@@ -27,6 +27,19 @@ def for_card(evaluation: Evaluation) -> Verified:
         stored_weights_equal=evaluation.stored_weights_equal,
         passed=sum(each.verdict == "passed" for each in evaluation.checks),
         doubtful=tuple(each.name for each in evaluation.checks if each.verdict == "doubtful"),
+        problems=tuple(problems_of(evaluation)),
+        elsewhere=tuple(map(_there, evaluation.elsewhere)),
+    )
+
+
+def _there(evaluation: Evaluation) -> VerifiedThere:
+    facts = evaluation.device_facts or {}
+    return VerifiedThere(
+        device=evaluation.device,
+        model=str(facts.get("model", "a device")),
+        runtime=evaluation.runtime,
+        emulated=facts.get("emulated") is True,
+        lowering_kl=_measure(evaluation, "lowering", "kl_mean"),
         problems=tuple(problems_of(evaluation)),
     )
 

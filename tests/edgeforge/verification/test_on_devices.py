@@ -54,7 +54,7 @@ def artifacts(tmp_path_factory) -> list[Path]:
         return edgeforge.export(checkpoint, root / "out", targets=("onnx", "coreml"), context=48)
 
 
-def test_a_device_is_held_under_the_same_bounds_in_the_same_report(artifacts, twin):
+def test_a_device_is_held_under_the_same_bounds_in_the_same_report(artifacts, twin, tmp_path):
     onnx = artifacts[0]
     found = edgeforge.verify(onnx, tokens=96, timed=False, devices=["twin", "host"])
     (there,) = found.elsewhere
@@ -67,6 +67,12 @@ def test_a_device_is_held_under_the_same_bounds_in_the_same_report(artifacts, tw
     written = json.loads((onnx / "report.json").read_text())
     assert [each["device"] for each in written["elsewhere"]] == ["twin"]
     assert written["elsewhere"][0]["lowering"] == written["lowering"]
+    card = (onnx / "CARD.md").read_text()
+    assert "on a copy of this host (twin), an emulated processor | measured, lowering" in card
+    (in_card,) = json.loads((onnx / "card.json").read_text())["verified"]["elsewhere"]
+    assert in_card["lowering_kl"]["value"] == found.lowering.kl_mean
+    page = edgeforge.report(onnx, out=tmp_path / "page.html").read_text()
+    assert 'class="device-accuracy"' in page and '<td class="name">twin</td>' in page
     rows = labelled({onnx: found})
     assert list(rows) == ["onnx", "twin"]
     text = "\n".join(line.plain for line in summary_lines(rows, [onnx]))
@@ -80,7 +86,7 @@ def test_an_emulated_device_has_fewer_tokens_by_default(artifacts, twin, monkeyp
     assert edgeforge.verify(artifacts[0], timed=False, devices=["twin"]).tokens == 70
 
 
-def test_a_bound_that_fails_there_fails_the_artifact(artifacts, twin, monkeypatch):
+def test_a_bound_that_fails_there_fails_the_artifact(artifacts, twin, monkeypatch, tmp_path):
     from edgeforge.verification import evaluate
 
     real = evaluate._evaluation
@@ -96,12 +102,37 @@ def test_a_bound_that_fails_there_fails_the_artifact(artifacts, twin, monkeypatc
         checks = [
             replace(each, verdict="failed", message="it is bad") for each in evaluation.checks
         ]
-        return replace(evaluation, checks=tuple(checks[:1]))
+        return replace(evaluation, checks=tuple(checks[-1:]))
 
     monkeypatch.setattr(evaluate, "_evaluation", spoilt)
     with pytest.raises(CheckFailed, match="on twin: it is bad"):
         edgeforge.verify(artifacts[0], tokens=96, timed=False, devices=["twin"])
     assert len(places) == 2
+    assert "**not sound there**" in (artifacts[0] / "CARD.md").read_text()
+    page = edgeforge.report(artifacts[0], out=tmp_path / "page.html").read_text()
+    assert '<td class="mark failed">failed</td>' in page and "on twin: it is bad" in page
+    with pytest.raises(CheckFailed):
+        edgeforge.check(artifacts[0])
+
+
+def devices_in(artifact: Path) -> list[str]:
+    return [
+        each["device"] for each in json.loads((artifact / "report.json").read_text())["elsewhere"]
+    ]
+
+
+def test_what_devices_gave_outlives_a_verification_here(artifacts, twin, monkeypatch):
+    from edgeforge.verification import freshness
+
+    onnx = artifacts[0]
+    edgeforge.verify(onnx, tokens=96, timed=False, devices=["twin"], kleidiai="off")
+    edgeforge.verify(onnx, tokens=96, timed=False, devices=["twin"])
+    assert devices_in(onnx) == ["twin", "twin, kleidiai off"]
+    edgeforge.verify(onnx, tokens=80, timed=False)
+    assert devices_in(onnx) == ["twin", "twin, kleidiai off"]
+    monkeypatch.setattr(freshness, "version", lambda name: "another")
+    edgeforge.verify(onnx, tokens=80, timed=False)
+    assert devices_in(onnx) == []
 
 
 def test_a_device_that_fails_is_named(artifacts, twin):
