@@ -56,7 +56,8 @@ def adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
 
     The server is started by whoever needs it first, and ended with the test.
     """
-    adbutils = pytest.importorskip("adbutils", reason="the extra `android` is not installed")
+    import adbutils
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

