@@ -35,8 +35,8 @@ def list_devices(context: typer.Context, json: option.Json = False) -> None:
     for each in found:
         state = "ready" if each.ready else "not reachable"
         print(printable(f"{each.name:<{width}}  {state}: {each.what}"))
-        if each.cure:
-            print(printable(f"{'':<{width}}  {each.cure}"))
+        if cure := each.cure.rstrip("."):  # in messages a cure is the end of a sentence
+            print(printable(f"{'':<{width}}  {cure[:1].upper()}{cure[1:]}."))
 
 
 @devices.command()
