@@ -23,6 +23,8 @@ FEATURES: Final = (
 _LONGEST_START: Final = 10.0
 _LARGEST_BUFFER: Final = 4 << 20
 
+_SIGNAL_SECONDS: Final = 0.2
+
 
 class VirtualPhone:
     """A phone that is none; use it in a ``with`` statement.
@@ -115,8 +117,10 @@ class VirtualPhone:
 
     def wait(self) -> None:
         """Waits until the daemon ends."""
-        if self._thread is not None:
-            self._thread.join()
+        # A signal may reach another thread than this one, and Python calls its handler here alone:
+        # a wait without an end would never be left.
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(_SIGNAL_SECONDS)
 
     def __enter__(self) -> Self:
         self.start()

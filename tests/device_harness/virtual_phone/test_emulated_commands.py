@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -83,7 +84,8 @@ def test_nothing_is_left_when_the_phone_ends(arm64_root, adb, tmp_path):
 def test_nothing_is_left_when_its_process_is_ended(arm64_root, adb, number, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     command = [sys.executable, "-m", "device_harness.virtual_phone", "--port", "0", "--keys"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
         assert process.stdout is not None
         words = process.stdout.readline()
         serial = words.rsplit(" ", 1)[-1].strip()
@@ -93,9 +95,27 @@ def test_nothing_is_left_when_its_process_is_ended(arm64_root, adb, number, tmp_
         phone.open("sleep 300")
         process.send_signal(number)
         assert process.wait(20) in (143, -number)
+    finally:
+        process.kill()
+        process.communicate()
     until(lambda: not Path(f"/proc/{keeper}").exists())
     # A process that is killed can remove no folder; one that is asked to end does.
     assert bool(list(tmp_path.glob("edgeforge-phone-*"))) == (number == signal.SIGKILL)
+
+
+def test_a_signal_that_another_thread_gets_ends_it_too(arm64_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    command = [sys.executable, "-m", "device_harness.virtual_phone", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline()
+        threads = sorted(int(each.name) for each in Path(f"/proc/{process.pid}/task").iterdir())
+        to_thread = ctypes.CDLL(None).syscall
+        assert to_thread(234, process.pid, threads[-1], int(signal.SIGTERM)) == 0  # tgkill, x86-64
+        assert process.wait(20) == 143
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def is_keeper(pid):
