@@ -12,11 +12,10 @@ import typer
 from edgeforge.cli import options as option
 from edgeforge.cli.bench import AfterDashes, bench
 from edgeforge.cli.devices import devices
-from edgeforge.cli.printable import answer, console, json_text, printable, printable_lines
+from edgeforge.cli.plan import plan
+from edgeforge.cli.printable import answer, json_text, printable, printable_lines, table_console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from exporters.manifest import Manifest
 
 app = typer.Typer(
@@ -143,55 +142,7 @@ def export(
     _print_warnings(manifests)
 
 
-@app.command()
-def plan(
-    model: option.Sized,
-    device: option.PlannedDevice,
-    context: option.Context = None,
-    target: option.PlannedTargets = None,
-    recipe: option.PlannedRecipes = None,
-    os: option.SystemVersion = None,
-    memory: option.AppMemory = None,
-    kv_cache: option.KvCache = None,
-    profile: option.Profile = None,
-    chunk: option.Chunk = None,
-    opset: option.Opset = None,
-    revision: option.Revision = None,
-    ignore_config: option.IgnoreConfig = None,
-    json: option.Json = False,
-) -> None:
-    """Tell what a model would take on a phone, recipe by recipe; nothing is exported."""
-    from edgeforge import api
-    from edgeforge.cli.exits import one_line
-    from edgeforge.cli.forecast_report import foot_lines, head_lines, target_lines, target_table
-    from edgeforge.sizes import parse_size
-
-    found = api.plan(
-        model,
-        device,
-        context=context,
-        targets=None if target is None else [name.strip() for name in target.split(",")],
-        recipes=recipe or (),
-        os=os,
-        memory=None if memory is None else parse_size(memory),
-        kv_cache=kv_cache,
-        profile=profile,
-        chunk=chunk,
-        opset=opset,
-        revision=revision,
-        ignore_config=ignore_config or (),
-    )
-    for warning in found.warnings:
-        print(one_line(f"warning: {warning}"), file=sys.stderr)
-    if json:
-        _print_json(found.to_json())
-        return
-    print(printable_lines(head_lines(found)))
-    for made in found.targets:
-        if made.rows:
-            _console().print(target_table(found, made))
-        print(printable_lines(target_lines(made)))
-    print(printable_lines(foot_lines(found)))
+app.command()(plan)
 
 
 @app.command()
@@ -367,7 +318,7 @@ def inspect(
         print(printable_lines(report.lines()))
         tables = [*inspect_tables(report.manifest), *section_tables(report.sections)]
         for table in [*tables, weight_table(report.manifest)] if weights else tables:
-            _console().print(table)
+            table_console().print(table)
     report.require_whole()
     if not json:
         print(
@@ -540,8 +491,3 @@ def _print_cache_warning() -> None:
 
 def _print_json(value: object) -> None:
     print(json_text(value))
-
-
-def _console() -> Console:
-    # Output that is not a terminal is wide enough for every table, so that a log is not cut.
-    return console(width=None if sys.stdout.isatty() else 110)

@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 import typer
 
-from edgeforge.cli import options as option
+from edgeforge.cli import device_options as option
+from edgeforge.cli import options as shared
 from edgeforge.cli.printable import json_text, printable, printable_lines
 from edgeforge.cli.runner import runner
 
@@ -21,7 +22,7 @@ devices.command()(runner)
 
 
 @devices.callback(invoke_without_command=True)
-def list_devices(context: typer.Context, json: option.Json = False) -> None:
+def list_devices(context: typer.Context, json: shared.Json = False) -> None:
     """List where artifacts can run, and what is missing for the rest; nothing is started."""
     if context.invoked_subcommand is not None:
         return
@@ -43,7 +44,7 @@ def list_devices(context: typer.Context, json: option.Json = False) -> None:
 def setup(
     device: option.SetUpDevice,
     executorch: option.SetUpExecutorch = False,
-    quiet: option.Quiet = False,
+    quiet: shared.Quiet = False,
 ) -> None:
     """Set up what a device needs on this machine, once: downloads, checked by digest."""
     from edgeforge.cli.progress import Reporter
@@ -67,8 +68,8 @@ def instructions(
     prompt: option.CountedPrompt = 16,
     output: option.CountedOutput = 24,
     kleidiai: option.CountedKleidiai = None,
-    json: option.Json = False,
-    quiet: option.Quiet = False,
+    json: shared.Json = False,
+    quiet: shared.Quiet = False,
 ) -> None:
     """Count the instructions of artifacts on an emulated core: a cost to compare, no latency."""
     from device_harness.devices.arm64.instructions import count_instructions

@@ -192,48 +192,6 @@ Force = Annotated[
     typer.Option(help="Replace an output folder that EdgeForge wrote, every file of it."),
 ]
 
-# Of `plan`.
-Sized = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A checkpoint folder, a config.json, a hub id (org/name) of which only the "
-        "configuration is read, or `demo`.",
-    ),
-]
-PlannedDevice = Annotated[
-    str, typer.Option("--device", help="A phone: a name from `edgeforge list phones`.")
-]
-PlannedTargets = Annotated[
-    str | None,
-    typer.Option(
-        "--target",
-        help="Targets, separated by commas; by default coreml for iOS and onnx for Android.",
-    ),
-]
-PlannedRecipes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--recipe",
-        help="A name from `edgeforge list recipes`, or a YAML file of rules; several times for "
-        "several; by default all.",
-    ),
-]
-SystemVersion = Annotated[
-    str | None,
-    typer.Option(
-        "--os",
-        help="Version of the phone's system, such as 26.4, as limits change with it; by default "
-        "the newest of which a limit is known.",
-    ),
-]
-AppMemory = Annotated[
-    str | None,
-    typer.Option(
-        "--memory", help="Memory that an app may take, such as 3GB, in place of the known limit."
-    ),
-]
-
 # Of `verify`.
 Artifacts = Annotated[
     list[Path], typer.Argument(metavar="DIR...", help="Artifacts that export wrote.")
@@ -324,37 +282,6 @@ Kleidiai = Annotated[
         help="Whether onnxruntime uses KleidiAI's kernels on arm64 devices: on, off or both (one "
         "after the other); by default as onnxruntime does."
     ),
-]
-
-# Of `devices`.
-SetUpDevice = Annotated[
-    str, typer.Argument(metavar="DEVICE", help="What to set up: arm64, the emulated cores.")
-]
-SetUpExecutorch = Annotated[
-    bool,
-    typer.Option(
-        "--executorch", help="Set up ExecuTorch's kernels for arm64 too: 120 MB more to download."
-    ),
-]
-Counted = Annotated[
-    list[Path],
-    typer.Argument(metavar="DIR...", help="Artifacts that export wrote; the first is held as 1."),
-]
-CountingDevice = Annotated[
-    str, typer.Option("--device", metavar="NAME", help="An emulated core, such as arm64:max.")
-]
-CountedPrompt = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Tokens of the prompt, run in one call.")
-]
-CountedKleidiai = Annotated[
-    str | None,
-    typer.Option(
-        "--kleidiai",
-        help="Whether onnxruntime uses KleidiAI's kernels: on or off; by default as it does.",
-    ),
-]
-CountedOutput = Annotated[
-    int, typer.Option(min=2, metavar="N", help="Tokens to generate, the first by the prompt.")
 ]
 
 # Of `check`.

@@ -7,6 +7,7 @@ generates is the model's answer: a pipe gets it as it is, a terminal without con
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -92,3 +93,8 @@ def console(**options: Any) -> Console:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+def table_console() -> Console:
+    """Returns a console for tables; what is no terminal is wide enough for all of them."""
+    return console(width=None if sys.stdout.isatty() else 110)
