@@ -41,6 +41,17 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 
+def taken_options(target: str, options: Mapping[str, str | None]) -> dict[str, str]:
+    """Returns those of some options that the runtime of a target takes, without the defaults.
+
+    Args:
+        target: whose artifacts run.
+        options: of any runtimes, by name; None as a value means the default.
+    """
+    taken = RUNTIMES[target].options if target in RUNTIMES else ()
+    return {name: value for name, value in options.items() if value is not None and name in taken}
+
+
 def open_session(
     folder: Path,
     manifest: Manifest,

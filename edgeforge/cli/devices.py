@@ -74,7 +74,7 @@ def instructions(
     """Count the instructions of artifacts on an emulated core: a cost to compare, no latency."""
     from device_harness.devices.arm64.instructions import count_instructions
     from device_harness.devices.registry import kind_of
-    from device_harness.registry import RUNTIMES
+    from device_harness.registry import taken_options
     from edgeforge.cli.instruction_table import instruction_lines
     from edgeforge.cli.progress import Reporter
     from edgeforge.errors import UsageError
@@ -90,8 +90,7 @@ def instructions(
     with Reporter(quiet) as progress:
         for at, artifact in enumerate(artifacts):
             progress("counting instructions", at, len(artifacts))
-            takes = RUNTIMES[Manifest.read(artifact).target].options
-            options = {"kleidiai": kleidiai} if "kleidiai" in takes else {}
+            options = taken_options(Manifest.read(artifact).target, {"kleidiai": kleidiai})
             found.append(count_instructions(artifact, prompt, output, core, options))
         progress("counting instructions", len(artifacts), len(artifacts))
     names = [str(artifact) for artifact in artifacts]

@@ -12,7 +12,7 @@ from device_harness.devices.host import HostDevice
 from device_harness.errors import DeviceError
 from device_harness.measuring.record import Cell, TextCheck
 from device_harness.measuring.text_check import check_text
-from device_harness.registry import RUNTIMES
+from device_harness.registry import taken_options
 from device_harness.session import Tokens
 from exporters.manifest import Manifest
 
@@ -54,8 +54,7 @@ class HostTexts:
 
     def _session(self, folder: Path, manifest: Manifest) -> DeviceSession:
         if folder not in self._opened:
-            known = RUNTIMES[manifest.target].options if manifest.target in RUNTIMES else ()
-            given = {name: self._options.get(name) for name in known}
+            given = taken_options(manifest.target, self._options)
             self._opened[folder] = open_on(HostDevice(), folder, manifest, self._threads, given)
         return self._opened[folder]
 

@@ -22,7 +22,7 @@ from device_harness.measuring.lane import Arm, Site
 from device_harness.measuring.protocol import measure_point
 from device_harness.measuring.record import Cell, Measured
 from device_harness.measuring.sending import Sending
-from device_harness.registry import RUNTIMES
+from device_harness.registry import taken_options
 from edgeforge.errors import UsageError
 from edgeforge.measurements.host_texts import HostTexts
 from edgeforge.measurements.instructions import counted, require_counting
@@ -152,7 +152,7 @@ def _on_device(
         progress(f"measure on {name}", done, of)
 
     try:
-        with open_device(name, options.device, progress) as device:
+        with open_device(name, progress=progress) as device:
             facts = device.facts()
             record = DeviceRecord(name, _told(facts, name), device.limits)
             is_here = facts.emulated or facts.kind in _ON_THIS_MACHINE
@@ -198,12 +198,7 @@ def _trusted(ratios: Sequence[ArmRatio], cells: Sequence[Cell]) -> tuple[ArmRati
 
 
 def _arm(device: Device, subject: Subject, options: BenchOptions) -> Arm:
-    taken = _taken(subject.manifest)
-    given = {
-        name: value
-        for name, value in options.runtime.items()
-        if value is not None and name in taken
-    }
+    given = taken_options(subject.manifest.target, options.runtime)
     sending = Sending(device)
 
     def start() -> DeviceSession:
@@ -220,11 +215,6 @@ def _arm(device: Device, subject: Subject, options: BenchOptions) -> Arm:
     )
 
 
-def _taken(manifest: Manifest) -> tuple[str, ...]:
-    """The options of the runtime of an artifact."""
-    return RUNTIMES[manifest.target].options if manifest.target in RUNTIMES else ()
-
-
 def _require_options(subjects: Sequence[Subject], options: BenchOptions) -> None:
     """Refuses an option that no artifact's runtime takes; the others are left without it.
 
@@ -232,7 +222,9 @@ def _require_options(subjects: Sequence[Subject], options: BenchOptions) -> None
         UsageError: names the option.
     """
     for name, value in options.runtime.items():
-        if value is not None and not any(name in _taken(each.manifest) for each in subjects):
+        if value is not None and not any(
+            name in taken_options(each.manifest.target, options.runtime) for each in subjects
+        ):
             targets = ", ".join(dict.fromkeys(each.manifest.target for each in subjects))
             raise UsageError(
                 f"{targets} artifacts have no option --{name.replace('_', '-')}: leave it out"

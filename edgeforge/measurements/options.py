@@ -28,7 +28,6 @@ class BenchOptions:
         rules: how to measure.
         threads: of the runtimes; None for their defaults.
         runtime: further options of the runtimes, by name; None as a value means the default.
-        device: further options of the devices, by name.
         instructions: whether to count instructions, where a device does.
         runner: a program of the user's own to run in place of EdgeForge's; None for none.
         fits: whether lengths that a context does not hold are shortened, and not refused.
@@ -40,7 +39,6 @@ class BenchOptions:
     rules: Rules = field(default_factory=Rules)
     threads: int | None = None
     runtime: Mapping[str, str | None] = field(default_factory=dict)
-    device: Mapping[str, str | None] = field(default_factory=dict)
     instructions: bool = False
     runner: UserRunner | None = None
     fits: bool = False

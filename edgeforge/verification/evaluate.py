@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from device_harness.registry import RUNTIMES
+from device_harness.registry import taken_options
 from edgeforge.model.model import Model
 from edgeforge.stage_progress import Progress
 from edgeforge.verification.bounds import Checked, bounds_of
@@ -204,8 +204,7 @@ def _place(run: Run) -> Place:
     artifact, where = run.artifact, run.where
     if where is None:
         return Place(artifact.folder, artifact.manifest)
-    taken = RUNTIMES[artifact.manifest.target].options
-    runtime = {name: value for name, value in where.asked.runtime.items() if name in taken}
+    runtime = taken_options(artifact.manifest.target, where.asked.runtime)
     return Place(artifact.folder, artifact.manifest, where.device, runtime)
 
 

@@ -164,15 +164,10 @@ def _open_devices(options: VerifyOptions, progress: Progress) -> Iterator[list[O
     """Opens the devices that were asked for, each once, and closes them at the end."""
     with ExitStack() as stack:
         known = {}
-        found = []
-        for asked in options.devices:
-            key = asked.name, tuple(sorted(asked.options.items()))
-            if key not in known:
-                device = stack.enter_context(open_device(asked.name, asked.options, progress))
-                known[key] = device, device.facts()
-            runs = KINDS[kind_of(asked.name)].targets
-            found.append(Opened(asked, *known[key], runs))
-        yield found
+        for name in dict.fromkeys(asked.name for asked in options.devices):
+            device = stack.enter_context(open_device(name, progress=progress))
+            known[name] = device, device.facts(), KINDS[kind_of(name)].targets
+        yield [Opened(asked, *known[asked.name]) for asked in options.devices]
 
 
 def _require_targets(artifacts: Sequence[Artifact], devices: Sequence[Opened]) -> None:

@@ -26,18 +26,15 @@ class OnDevice:
         name: as ``--device`` takes it.
         runtime: options of the runtime there, by name; those that a target's runtime does not take
             are left out for it.
-        options: options of the device, by name.
     """
 
     name: str
     runtime: Mapping[str, str | None] = field(default_factory=dict)
-    options: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """The name, and the runtime's options there."""
-        given = {**self.options, **self.runtime}
-        words = [f"{name} {value}" for name, value in given.items() if value is not None]
+        words = [f"{name} {value}" for name, value in self.runtime.items() if value is not None]
         return ", ".join([self.name, *words])
 
 
