@@ -21,6 +21,7 @@ from device_harness.devices.arm64.executorch.setup import set_up_executorch
 from device_harness.devices.arm64.fetching import bring_packages, bring_wheels
 from device_harness.devices.arm64.pins import Pins, read_pins
 from device_harness.devices.arm64.place import arm64_folder
+from device_harness.devices.arm64.programs import last_line, run_program
 from device_harness.devices.arm64.root import (
     Root,
     find_root,
@@ -167,19 +168,11 @@ def _name_tools(root: Root) -> None:
 def _emulated(root: Root, command: Sequence[str]) -> str:
     """What an arm64 program prints."""
     try:
-        done = subprocess.run(
-            [*root.command("max"), *command],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            timeout=600,
-            check=False,
-        )
+        done = run_program([*root.command("max"), *command], seconds=600)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SetupError(f"the emulator {root.qemu} does not run here: {error}") from error
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1][:300]
+        last = last_line(done.stderr)
         raise SetupError(f"{command[0]} fails under the emulator with {done.returncode}: {last}")
     return done.stdout
 
