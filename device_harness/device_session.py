@@ -14,6 +14,7 @@ from device_harness.devices.device import Device
 from device_harness.devices.registry import KINDS, kind_of
 from device_harness.errors import DeviceError
 from device_harness.frames import Array, FrameCutError, FrameError, read_frame, write_frame
+from device_harness.plain_text import plain
 from device_harness.session import HostSession, Logits, Shown, Tokens, check_tokens
 from device_harness.timed_run import TimedRun
 from exporters.manifest import Manifest
@@ -70,12 +71,12 @@ class DeviceSession(HostSession):
     @property
     def runtime(self) -> str:
         """The runtime's name, version and threads, for reports."""
-        return self._text(self._hello()["runtime"])
+        return _text(self._hello()["runtime"])
 
     @property
     def limits(self) -> tuple[str, ...]:  # type: ignore[override]
         """What this runtime cannot tell of another; the device's own limits are apart."""
-        return tuple(map(self._text, self._hello()["limits"]))
+        return tuple(map(_text, self._hello()["limits"]))
 
     def load(self) -> Mapping[str, Any]:
         """Loads the artifact, once; the other calls do it when needed.
@@ -108,7 +109,7 @@ class DeviceSession(HostSession):
     @property
     def processor(self) -> str:  # type: ignore[override]
         """The processor there that runs the artifact; empty if not known."""
-        return self._text(self.load().get("processor", ""))
+        return _text(self.load().get("processor", ""))
 
     @property
     def peak_bytes(self) -> int:
@@ -173,7 +174,7 @@ class DeviceSession(HostSession):
         """Names the operation that gives the first NaN or infinite value of a fresh text."""
         words, _ = self._ask("first_not_finite", "looking for NaN", [tokens])
         where = words.get("where")
-        return None if where is None else self._text(where)
+        return None if where is None else _text(where)
 
     def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
         """Returns values inside the artifact while it runs fresh texts."""
@@ -247,7 +248,7 @@ class DeviceSession(HostSession):
             if "alive" in words:
                 continue
             if "error" in words:
-                raise DeviceError(self._text(words["error"]))
+                raise DeviceError(_text(words["error"]))
             if type(words.get("peak")) is int:
                 self._peak = max(self._peak, words["peak"])
             return words, arrays
@@ -267,12 +268,7 @@ class DeviceSession(HostSession):
 
     def _said(self) -> str:
         lines = [line.strip() for line in self._channel.last_words().splitlines() if line.strip()]
-        return f": {self._text(lines[-1])[:300]}" if lines else ""
-
-    @staticmethod
-    def _text(given: object) -> str:
-        """Text of a device, fit for a terminal."""
-        return "".join(c if c.isprintable() else " " for c in str(given)[:1000])
+        return f": {_text(lines[-1])[:300]}" if lines else ""
 
 
 def open_on(
@@ -301,3 +297,7 @@ def open_on(
             f"{', '.join(targets)}"
         )
     return DeviceSession(device, folder, manifest, threads, options)
+
+
+def _text(given: object) -> str:
+    return plain(str(given), 1000)

@@ -59,7 +59,7 @@ class ExecutorchSession(HostSession):
         self._require_open()
         if self._worker is not None:
             return
-        weights = _weights_of(self._file)
+        weights = weights_of(self._file)
         self._worker = start_worker(str(self._file), weights, self._threads, self._said)
         # When a session is garbage-collected without `close`, this ends its process.
         self._ending = weakref.finalize(self, _end, self._worker)
@@ -261,7 +261,7 @@ def start_worker(file: str, weights: str, threads: int, said: IO[bytes]) -> subp
     )
 
 
-def _weights_of(file: Path) -> str:
+def weights_of(file: Path) -> str:
     """The .ptd of a program; empty for none.
 
     Raises:

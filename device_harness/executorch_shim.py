@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Run = Callable[[npt.NDArray[np.int64], int], list[npt.NDArray[np.float32]]]
+"""A method: tokens ``int64[t]`` and the first one's position -> its results."""
 
 VARIABLE: Final = "EDGEFORGE_EXECUTORCH"
 
@@ -110,14 +111,8 @@ class ShimProgram:
             if self._shim.shim_inputs(self._program, name.encode()) == 0
         }
 
-    def load(
-        self, name: str
-    ) -> Callable[[npt.NDArray[np.int64], int], list[npt.NDArray[np.float32]]]:
+    def load(self, name: str) -> Run:
         """Loads a method with caches of its own.
-
-        Returns:
-            a function of tokens ``int64[t]`` and the position of the first, which returns the
-            method's results.
 
         Raises:
             RuntimeError: it cannot be loaded, or, of the function, it fails.

@@ -19,11 +19,8 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from device_harness.executorch_shim import ShimRuntime, shim_folder
+from device_harness.executorch_shim import Run, ShimRuntime, shim_folder
 from device_harness.memory import resident_peak
-
-Run = Callable[[np.ndarray[Any, Any], int], list[np.ndarray[Any, Any]]]
-"""A method: tokens ``int64[t]`` and the first one's position -> its results, float32."""
 
 
 class Program(Protocol):
@@ -33,6 +30,9 @@ class Program(Protocol):
 
     def constants(self) -> dict[str, list[int]]:
         """The results of all methods without inputs."""
+
+    def load(self, name: str) -> Run:
+        """Loads a method with caches of its own."""
 
 
 # Shared libraries that register the kernels of quantized embeddings, attention and caches.
@@ -89,9 +89,9 @@ class TorchRuntime:
         self._runtime = load_runtime()
         self._runtime._unsafe_reset_threadpool(threads)
 
-    def open(self, file: str) -> TorchProgram:
-        """Opens a program."""
-        return TorchProgram(self._runtime, file)
+    def open(self, file: str, weights: str) -> TorchProgram:
+        """Opens a program; ``weights`` is the .ptd, or empty."""
+        return TorchProgram(self._runtime, file, weights)
 
 
 class TorchProgram:
@@ -101,8 +101,8 @@ class TorchProgram:
         names: of its methods.
     """
 
-    def __init__(self, runtime: Any, file: str) -> None:
-        self._runtime, self._file = runtime, file
+    def __init__(self, runtime: Any, file: str, weights: str) -> None:
+        self._runtime, self._file, self._weights = runtime, file, weights
         self._program = program = runtime._load_program(file)
         self.names = sorted({program.get_method_name(i) for i in range(program.num_methods())})
 
@@ -114,11 +114,11 @@ class TorchProgram:
             if self._program.method_meta(name).num_inputs() == 0
         }
 
-    def load(self, name: str, weights: str = "") -> Run:
-        """Loads a method with caches of its own; ``weights`` is the .ptd, or empty."""
+    def load(self, name: str) -> Run:
+        """Loads a method with caches of its own."""
         import torch
 
-        method = load_method(self._runtime, self._file, weights, name)
+        method = load_method(self._runtime, self._file, self._weights, name)
 
         def run(tokens: np.ndarray[Any, Any], position: int) -> list[np.ndarray[Any, Any]]:
             text = torch.from_numpy(tokens.copy()).reshape(1, -1)
@@ -127,24 +127,21 @@ class TorchProgram:
         return run
 
 
-def open_program(file: str, weights: str, threads: int) -> tuple[Program, Callable[[str], Run]]:
-    """Opens a program, and returns it with what loads its methods.
+def open_program(file: str, weights: str, threads: int) -> Program:
+    """Opens a program in the runtime that is here; ``weights`` is the .ptd, or empty.
 
     Raises:
         RuntimeError: the runtime refuses it.
     """
     folder = shim_folder()
-    if folder is None:
-        program = TorchRuntime(threads).open(file)
-        return program, lambda name: program.load(name, weights)
-    shimmed = ShimRuntime(folder, threads).open(file, weights)
-    return shimmed, shimmed.load
+    runtime = TorchRuntime(threads) if folder is None else ShimRuntime(folder, threads)
+    return runtime.open(file, weights)
 
 
 def serve(file: str, weights: str, threads: int, requests: BinaryIO, answers: BinaryIO) -> None:
     """Loads a program and answers requests."""
     try:
-        program, load = open_program(file, weights, threads)
+        program = open_program(file, weights, threads)
         names, constants = program.names, program.constants()
     except RuntimeError as error:
         _answer(answers, {"error": str(error)})
@@ -157,7 +154,7 @@ def serve(file: str, weights: str, threads: int, requests: BinaryIO, answers: Bi
         tokens = np.frombuffer(requests.read(8 * asked["tokens"]), np.int64)
         try:
             if name not in methods:
-                methods[name] = load(name[0])
+                methods[name] = program.load(name[0])
             if not len(tokens):  # asked to load it only
                 _answer(answers, {"shape": [0], "peak": resident_peak()})
                 continue

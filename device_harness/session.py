@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from device_harness.closing import Closing
 from device_harness.errors import DeviceError
 from device_harness.memory import resident_peak
 
@@ -18,7 +18,7 @@ Shown = dict[str, list[npt.NDArray[Any]]]
 """Values inside an artifact by name: a float32 array for each call that took a part of the text."""
 
 
-class Session(Protocol):
+class Session(Closing, Protocol):
     """One artifact, opened in a runtime; close it, or use it in a ``with`` statement."""
 
     @property
@@ -103,19 +103,8 @@ class Session(Protocol):
     def close(self) -> None:
         """Releases memory and processes; closing again does nothing."""
 
-    def __enter__(self) -> Self:
-        """The session itself."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes it."""
-
-
-class HostSession:
+class HostSession(Closing):
     """The part that all sessions on this host share: after `close` they refuse to run.
 
     Attributes:
@@ -153,17 +142,6 @@ class HostSession:
     def close(self) -> None:
         """Releases memory and processes; closing again does nothing."""
         self._closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _require_open(self) -> None:
         """Refuses any further use after `close`.

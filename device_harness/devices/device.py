@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Protocol
 
+from device_harness.closing import Closing
 from device_harness.devices.progress import Progress, no_progress
 from exporters.manifest import Manifest
 
@@ -117,7 +117,7 @@ class Channel(Protocol):
         """Ends it and all that it started; closing again does nothing."""
 
 
-class Device(Protocol):
+class Device(Closing, Protocol):
     """A place where artifacts run; close it, or use it in a ``with`` statement.
 
     Attributes:
@@ -163,20 +163,9 @@ class Device(Protocol):
     def close(self) -> None:
         """Leaves the device; closing again does nothing."""
 
-    def __enter__(self) -> Self:
-        """The device itself."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes it."""
-
-
-class Place:
-    """The part that devices share: they close at the end of a ``with`` statement.
+class Place(Closing):
+    """The part that devices share: most have nothing to leave, and nobody to tell.
 
     Attributes:
         tell: is told how much of what is sent there has arrived, in bytes.
@@ -186,17 +175,6 @@ class Place:
 
     def close(self) -> None:
         """Leaves the device; there is nothing to do."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)

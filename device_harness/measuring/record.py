@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from device_harness.measuring.conditions import Cool
 from device_harness.measuring.rules import Rules
@@ -14,11 +14,11 @@ Start = Literal["first-ever", "cold", "warm"]
 Outcome = Literal["counted", "warm-up", "excluded", "failed"]
 TextVerdict = Literal["passed", "failed", "not checked"]
 Figure = Literal["prefill", "decode", "first_token"]
-STARTS: Final = ("first-ever", "cold", "warm")
-OUTCOMES: Final = ("counted", "warm-up", "excluded", "failed")
-TEXT_VERDICTS: Final = ("passed", "failed", "not checked")
-COOLS: Final = ("cool", "not cool", "unknown")
-FIGURES: Final = ("prefill", "decode", "first_token")
+STARTS: Final[tuple[str, ...]] = get_args(Start)
+OUTCOMES: Final[tuple[str, ...]] = get_args(Outcome)
+TEXT_VERDICTS: Final[tuple[str, ...]] = get_args(TextVerdict)
+COOLS: Final[tuple[str, ...]] = get_args(Cool)
+FIGURES: Final[tuple[str, ...]] = get_args(Figure)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Archive:
         unpacked_bytes: bytes of all files.
         digests: of each file, by its path in the archive.
         chunks: the parts, in order.
-        name: a digest of the whole archive.
+        name: a digest of the whole archive, by those of its parts.
     """
 
     def __init__(self, files: Mapping[str, Path], chunk: int = CHUNK) -> None:
@@ -68,12 +68,11 @@ class Archive:
         self.digests: dict[str, str] = {}
         by_file = {path: name for name, path in files.items()}
         self.chunks: list[Chunk] = []
-        whole, part, filled, at = hashlib.sha256(), hashlib.sha256(), 0, 0
+        part, filled, at = hashlib.sha256(), 0, 0
         for segment in self._segments:
             file = hashlib.sha256()
             for piece in _pieces(segment, 0):
                 file.update(piece)
-                whole.update(piece)
                 while piece:
                     head, piece = piece[: chunk - filled], piece[chunk - filled :]
                     part.update(head)
@@ -85,7 +84,8 @@ class Archive:
                 self.digests[by_file[segment.file]] = file.hexdigest()
         if filled:
             self.chunks.append(Chunk(at, filled, part.hexdigest()))
-        self.name = whole.hexdigest()[:32]
+        parts = "".join(each.sha256 for each in self.chunks)
+        self.name = hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     def read(self, chunk: Chunk) -> Iterator[bytes]:
         """The bytes of a chunk, in pieces.

@@ -45,17 +45,12 @@ class AndroidDevice(Place):
 
     Raises:
         DeviceError: there is no such phone, it cannot be used now, or runs no arm64 programs.
-
-    Attributes:
-        was_installed: whether the last start put the artifact there, so that its first run is the
-            first ever; None before any.
     """
 
     def __init__(self, place: str = "") -> None:
         self.phone = Phone(place)
         self.name = self.phone.name
         self._processes: list[PhoneProcess] = []
-        self.was_installed: bool | None = None
         self.phone.require_shell()
         self._facts = read_facts(self.phone)
         abi = self._facts.more.get("abi", "")
@@ -95,9 +90,7 @@ class AndroidDevice(Place):
         root = find_root()
         executorch = find_executorch(read_pins()) if manifest.target == "executorch" else None
         sweep(self.phone)
-        before = self.phone.sent
         there = self.put_artifact(folder, manifest)
-        self.was_installed = self.phone.sent > before
         runtime = self._put(Archive(runtime_files(root)), "the arm64 runtime")
         worker = self._put(Archive(worker_files()), "the worker")
         python = [f"{runtime}/{LOADER}", "--library-path", f"{runtime}/lib", f"{runtime}/{PYTHON}"]

@@ -63,15 +63,9 @@ class Phone:
     """
 
     def __init__(self, serial: str = "") -> None:
-        try:
-            from adbutils import AdbClient
-        except ModuleNotFoundError:
-            raise DeviceError(
-                "Android phones need the package adbutils, which is not installed: "
-                "pip install 'edgeforge[android]'"
-            ) from None
-
         self.serial = choose_phone(serial).serial
+        from adbutils import AdbClient  # what chooses a phone says so where this is missing
+
         self.name = f"android:{self.serial}"
         self._adb = AdbClient("127.0.0.1", server_port()).device(self.serial)
         self.sent = 0
@@ -141,8 +135,7 @@ class Phone:
         # The script is not wrapped in a shell of its own: $$ is then the leader of the session
         # that adb's daemon makes, so that all of it can be killed by one number.
         given = f"set -- {shlex.join(arguments)}\n{script}"
-        line = self._transport(f"shell,v2,raw:{given}")
-        return line
+        return self._transport(f"shell,v2,raw:{given}")
 
     def send(self, pieces: Iterable[bytes], path: str, mode: int = 0o644) -> None:
         """Writes a file on the phone.

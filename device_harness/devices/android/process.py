@@ -22,6 +22,7 @@ from device_harness.devices.android.phone import (
     Phone,
     shut,
 )
+from device_harness.devices.android.server import read_exactly
 from device_harness.devices.android.transfer import HOME
 from device_harness.errors import DeviceError
 
@@ -274,10 +275,10 @@ class PhoneProcess:
         with suppress(OSError, ValueError, DeviceError):
             line.conn.settimeout(self._silence)
             while len(self.memory.samples) < _MOST_SAMPLES:
-                kind, length = SHELL_HEAD.unpack(_read(line, SHELL_HEAD.size))
+                kind, length = SHELL_HEAD.unpack(read_exactly(line.conn, SHELL_HEAD.size))
                 if kind == EXIT or length > _LARGEST_PIECE:
                     return
-                rest = (rest + _read(line, length)) if kind == STDOUT else rest
+                rest = (rest + read_exactly(line.conn, length)) if kind == STDOUT else rest
                 *lines, rest = rest.split(b"\n")
                 for numbers in (words.split() for words in lines):
                     if len(numbers) == 2 and all(word.isdigit() for word in numbers):
@@ -299,16 +300,6 @@ def sweep(phone: Phone) -> None:
 def new_folder() -> str:
     """A folder of the phone for one run; no two runs have the same."""
     return f"{HOME}/run/{secrets.token_hex(8)}"
-
-
-def _read(line: AdbConnection, count: int) -> bytes:
-    found = bytearray()
-    while len(found) < count:
-        piece = line.conn.recv(count - len(found))
-        if not piece:
-            raise ConnectionResetError("the line ended")
-        found += piece
-    return bytes(found)
 
 
 class _Answers(io.RawIOBase):

@@ -84,11 +84,11 @@ def listed_phones(port: int) -> list[Listed] | None:
     try:
         with socket.create_connection(("127.0.0.1", port), _ANSWER_SECONDS) as line:
             line.sendall(b"%04x" % len(asked) + asked)
-            head = _exactly(line, 8)
+            head = read_exactly(line, 8)
             size = int(head[4:], 16) if head[:4] == b"OKAY" else -1
             if not 0 <= size <= _LARGEST_ANSWER:
                 raise ValueError("no answer of adb's")
-            text = clean(_exactly(line, size))
+            text = clean(read_exactly(line, size))
     except ConnectionRefusedError:
         return None
     except (OSError, ValueError) as error:
@@ -99,14 +99,19 @@ def listed_phones(port: int) -> list[Listed] | None:
     return [found for line_ in text.splitlines() if (found := _listed(line_)) is not None]
 
 
-def _exactly(line: socket.socket, count: int) -> bytes:
-    parts = b""
-    while len(parts) < count:
-        piece = line.recv(count - len(parts))
+def read_exactly(line: socket.socket, count: int) -> bytes:
+    """That many bytes of a line.
+
+    Raises:
+        OSError: the line ended before, or fails.
+    """
+    found = bytearray()
+    while len(found) < count:
+        piece = line.recv(count - len(found))
         if not piece:
-            raise ConnectionResetError("the answer ended early")
-        parts += piece
-    return parts
+            raise ConnectionResetError("the line ended early")
+        found += piece
+    return bytes(found)
 
 
 def _listed(line: str) -> Listed | None:

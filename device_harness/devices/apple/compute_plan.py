@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from device_harness.devices.apple.devicectl import plain
 from device_harness.errors import DeviceError
+from device_harness.plain_text import plain
 from exporters.coreml.package import Package
 from exporters.structure import Section
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from device_harness.devices.device import Reachable
 from device_harness.errors import DeviceError
+from device_harness.plain_text import plain
 from quant.input_files import read_input
 from quant.json_input import JsonError, parse_json
 
@@ -222,11 +223,6 @@ def choose_phone(udid: str) -> Phone:
     if problem is not None:
         raise DeviceError(f"ios:{chosen[0].udid}: {problem[0]}: {problem[1]}")
     return chosen[0]
-
-
-def plain(text: str) -> str:
-    """Text of a tool, fit for one line of a terminal."""
-    return "".join(c if c.isprintable() else " " for c in text[:300])
 
 
 def _part(row: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from device_harness.child_process import python_command, python_environment
-from device_harness.devices.apple.devicectl import PAGE, on_a_mac, plain
+from device_harness.devices.apple.devicectl import PAGE, on_a_mac
 from device_harness.devices.device import Condition, Core, Facts, Place, Reachable
 from device_harness.devices.host import ProcessChannel
 from device_harness.errors import DeviceError
+from device_harness.plain_text import plain
 from exporters.manifest import Manifest
 
 _SECONDS: Final = 3.0

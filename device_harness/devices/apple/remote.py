@@ -27,9 +27,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from device_harness.devices.apple.devicectl import NAME, PAGE, plain
+from device_harness.devices.apple.devicectl import NAME, PAGE
 from device_harness.devices.apple.phone_session import Arrays, Loaded
 from device_harness.errors import DeviceError
+from device_harness.plain_text import plain
 
 TEAM: Final = "EDGEFORGE_APPLE_TEAM"
 """The environment variable with the team that signs the runner, ten letters and digits."""

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from device_harness.errors import DeviceError
-from device_harness.executorch_session import GENERATE, MODEL
+from device_harness.executorch_session import GENERATE, MODEL, weights_of
 from device_harness.executorch_shim import shim_folder
 from device_harness.executorch_worker import open_program
 from device_harness.registry import open_session
@@ -72,10 +72,11 @@ def _in_this_process(folder: Path, threads: int) -> tuple[Run, int]:
     Returns:
         what runs tokens, and the size of the vocabulary.
     """
-    program, load = open_program(str(folder / MODEL), _weights(folder), threads)
+    file = folder / MODEL
+    program = open_program(str(file), weights_of(file), threads)
     constants = program.constants()
     longest, vocab = constants["get_max_seq_len"][0], constants["get_vocab_size"][0]
-    method = load(GENERATE)
+    method = program.load(GENERATE)
 
     def run(tokens: Tokens, position: int) -> int:
         for at in range(0, len(tokens), longest):
@@ -83,11 +84,6 @@ def _in_this_process(folder: Path, threads: int) -> tuple[Run, int]:
         return int(logits.reshape(-1, logits.shape[-1])[-1].argmax())
 
     return run, vocab
-
-
-def _weights(folder: Path) -> str:
-    file = (folder / MODEL).with_suffix(".ptd")
-    return str(file) if file.is_file() else ""
 
 
 def mark(number: int) -> None:

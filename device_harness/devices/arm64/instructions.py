@@ -22,6 +22,7 @@ from device_harness.child_process import python_command
 from device_harness.devices.arm64.counted import BEGIN, DECODED, PREFILLED
 from device_harness.devices.arm64.device import core_of, environment_in, python_of
 from device_harness.devices.arm64.place import arm64_folder
+from device_harness.devices.arm64.programs import last_line, run_program
 from device_harness.devices.arm64.root import find_root, require_host
 from device_harness.errors import DeviceError, SetupError
 from exporters.manifest import Manifest
@@ -160,16 +161,9 @@ def build_plugin() -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        done = subprocess.run(
-            [compiler, *_FLAGS, "-o", str(partial), str(_SOURCE)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+        done = run_program([compiler, *_FLAGS, "-o", str(partial), str(_SOURCE)])
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1][:300]
+            last = last_line(done.stderr)
             raise SetupError(f"{compiler} cannot build the plugin that counts: {last}")
         partial.replace(file)
     finally:
@@ -180,16 +174,7 @@ def build_plugin() -> Path:
 def _run(command: Sequence[str], environment: Mapping[str, str], name: str) -> dict[str, Any]:
     """What the program in the emulator prints."""
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            env=dict(environment),
-            timeout=_LONGEST,
-            check=False,
-        )
+        done = run_program(command, environment, _LONGEST)
     except subprocess.TimeoutExpired:
         raise DeviceError(
             f"{name}: counting took more than {_LONGEST:.0f} s: use fewer tokens"
@@ -199,6 +184,6 @@ def _run(command: Sequence[str], environment: Mapping[str, str], name: str) -> d
     try:
         said: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
-        last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1][:300]
+        last = last_line(done.stderr)
         raise DeviceError(f"{name}: the emulator ended with {done.returncode}: {last}") from None
     return said

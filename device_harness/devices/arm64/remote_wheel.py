@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from device_harness.devices.arm64.download import OUT_OF_SPACE
+from device_harness.devices.arm64.download import OUT_OF_SPACE, is_whole
 from device_harness.devices.arm64.pins import Member
 from device_harness.devices.progress import Progress, no_progress
 from device_harness.errors import SetupError
@@ -127,8 +127,8 @@ def fetch_members(
         OSError: the disk is full.
     """
     targets = [folder / f"{member.sha256[:12]}-{member.name}" for member in members]
-    total, done = sum(member.size for member in members), 0
-    missing = [at for at, target in enumerate(targets) if not _is_whole(target, members[at])]
+    total = sum(member.size for member in members)
+    missing = [at for at, each in enumerate(targets) if not is_whole(each, members[at].sha256)]
     done = total - sum(members[at].size for at in missing)
     if not missing:
         return targets
@@ -163,10 +163,3 @@ def fetch_members(
             f"goes on from there"
         ) from error
     return targets
-
-
-def _is_whole(target: Path, member: Member) -> bool:
-    if not target.is_file() or target.stat().st_size != member.size:
-        return False
-    with target.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest() == member.sha256

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from device_harness.devices.arm64.cores import CORES
 from device_harness.devices.arm64.pins import Pins, read_pins
@@ -28,11 +28,14 @@ class Root:
 
     Attributes:
         folder: holds all of it.
-        replaced: packages that Debian had replaced, with the version that was taken.
     """
 
     folder: Path
-    replaced: Mapping[str, str]
+
+    @property
+    def replaced(self) -> dict[str, str]:
+        """Packages that Debian had replaced, with the version that was taken."""
+        return dict(_record(self.folder)["replaced"])
 
     @property
     def system(self) -> Path:
@@ -128,8 +131,7 @@ def find_root(pins: Pins | None = None) -> Root:
         raise SetupError(
             f"the arm64 emulator's root {folder} is not whole ({wrong}): run `{SET_UP}`"
         )
-    record = unseal((folder / RECORD).read_text(encoding="utf-8"))
-    return Root(folder, dict(record["replaced"]))
+    return Root(folder)
 
 
 def write_record(folder: Path, replaced: Mapping[str, str]) -> None:
@@ -141,7 +143,7 @@ def write_record(folder: Path, replaced: Mapping[str, str]) -> None:
 def what_is_wrong(folder: Path) -> str | None:
     """Says what a folder lacks of what its record states; None where it is whole."""
     try:
-        recorded = unseal((folder / RECORD).read_text(encoding="utf-8"))["files"]
+        recorded = _record(folder)["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return f"{RECORD} is missing or damaged"
     found = dict(_files(folder))
@@ -151,6 +153,10 @@ def what_is_wrong(folder: Path) -> str | None:
         if found[name] != what:
             return f"{name} has {found[name]} bytes, not {what}"
     return None
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    return unseal((folder / RECORD).read_text(encoding="utf-8"))
 
 
 def _files(folder: Path) -> Iterator[tuple[str, int | str]]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 from device_harness.child_process import module_command, python_environment
-from device_harness.devices.arm64 import root as rooms
 from device_harness.devices.arm64.cores import CORES, write_core
 from device_harness.devices.arm64.deb_file import unpack
 from device_harness.devices.arm64.download import OUT_OF_SPACE
@@ -22,12 +21,14 @@ from device_harness.devices.arm64.executorch.setup import set_up_executorch
 from device_harness.devices.arm64.fetching import bring_packages, bring_wheels
 from device_harness.devices.arm64.pins import Pins, read_pins
 from device_harness.devices.arm64.place import arm64_folder
+from device_harness.devices.arm64.programs import last_line, run_program
 from device_harness.devices.arm64.root import (
     Root,
     find_root,
     require_host,
     root_folder,
     what_is_wrong,
+    write_record,
 )
 from device_harness.devices.arm64.wheels import unpack_wheel
 from device_harness.devices.progress import Progress, no_progress
@@ -80,10 +81,10 @@ def set_up(progress: Progress = no_progress, executorch: bool = False) -> Root:
 def _whole_root(pins: Pins, progress: Progress) -> Root:
     folder = root_folder(pins)
     if folder.is_dir() and what_is_wrong(folder) is None:
-        return find_root(pins)
+        return Root(folder)
     with unfinished(folder.parent, folder.name) as making:
         replaced = _make(making, pins, progress)
-        rooms.write_record(making, replaced)
+        write_record(making, replaced)
         shutil.rmtree(folder, ignore_errors=True)  # what is there is not whole
         making.rename(folder)
     return find_root(pins)
@@ -94,7 +95,7 @@ def _make(making: Path, pins: Pins, progress: Progress) -> dict[str, str]:
     packages = pins.packages_of("python", "shell", "qemu", "host")
     debs, replaced = bring_packages(packages, progress)
     wheels = bring_wheels(pins.wheels_of("site"), progress)
-    root = Root(making, {})
+    root = Root(making)
     steps = len(debs) + len(wheels)
     for name in ("usr/bin", "usr/lib", "usr/lib64", "usr/sbin", "tmp", "etc"):
         (root.system / name).mkdir(parents=True)
@@ -167,19 +168,11 @@ def _name_tools(root: Root) -> None:
 def _emulated(root: Root, command: Sequence[str]) -> str:
     """What an arm64 program prints."""
     try:
-        done = subprocess.run(
-            [*root.command("max"), *command],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            timeout=600,
-            check=False,
-        )
+        done = run_program([*root.command("max"), *command], seconds=600)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SetupError(f"the emulator {root.qemu} does not run here: {error}") from error
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1][:300]
+        last = last_line(done.stderr)
         raise SetupError(f"{command[0]} fails under the emulator with {done.returncode}: {last}")
     return done.stdout
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from device_harness.child_process import module_command, python_environment
+from device_harness.devices.arm64.programs import run_program
 from device_harness.errors import SetupError
 
 _PLATFORMS: Final = (
@@ -82,15 +83,7 @@ def _pip(command: str, options: Sequence[str]) -> subprocess.CompletedProcess[st
     words += ["--no-input", "--no-deps", "--only-binary=:all:"]
     words += ["--python-version=3.11", "--implementation=cp", "--abi=cp311"]
     words += [f"--platform={platform}" for platform in _PLATFORMS]
-    return subprocess.run(
-        [*words, *options],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-        env={**python_environment(), "PIP_NO_COLOR": "1"},
-        check=False,
-    )
+    return run_program([*words, *options], {**python_environment(), "PIP_NO_COLOR": "1"})
 
 
 def _last(asked: subprocess.CompletedProcess[str]) -> str:

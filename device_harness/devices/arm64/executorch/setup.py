@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -23,6 +22,7 @@ from device_harness.devices.arm64.executorch.place import executorch_folder
 from device_harness.devices.arm64.fetching import bring_packages, bring_wheels, download_file
 from device_harness.devices.arm64.pins import Pins, Wheel
 from device_harness.devices.arm64.place import arm64_folder
+from device_harness.devices.arm64.programs import run_program
 from device_harness.devices.arm64.remote_wheel import NoRangesError, fetch_members
 from device_harness.devices.arm64.root import what_is_wrong, write_record
 from device_harness.devices.arm64.wheels import find_wheel, unpack_wheel
@@ -138,14 +138,7 @@ def _run(compiler: Path, command: Sequence[str]) -> None:
     """Runs a program of the compiler's packages with the libraries that it was built with."""
     libraries = compiler / "usr/lib/x86_64-linux-gnu"
     loader = [str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries)]
-    done = subprocess.run(
-        [*loader, *command],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
+    done = run_program([*loader, *command])
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or ["no reason"]
         raise SetupError(
