@@ -97,6 +97,15 @@ class Manifest:
         return values
 
     @property
+    def draft_positions(self) -> int:
+        """How many of its last tokens' logits one call gives in the graph for drafts.
+
+        1 where there is no such graph.
+        """
+        given = self.options.get("draft_positions", 1)
+        return given if type(given) is int and given > 1 else 1
+
+    @property
     def tokenizer_sha256(self) -> str:
         """The digest of the tokenizer's file; empty where there is none."""
         record = self.files.get("tokenizer.json")

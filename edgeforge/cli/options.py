@@ -128,6 +128,24 @@ MaxMemory = Annotated[
         "refused."
     ),
 ]
+DraftPositions = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="K",
+        help="Also write a graph that gives the logits of the last K tokens of a call, which "
+        "speculative decoding needs; with 1 (the default) there is none.",
+    ),
+]
+ExitLayer = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Cut the model after this layer, counted from 1; the last norm and the head follow "
+        "it. For models that were trained to exit early (LayerSkip).",
+    ),
+]
 BitsPerWeight = Annotated[
     float | None,
     typer.Option(help="Budget of a mixed recipe: stored bits divided by parameters, such as 4.5."),

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from exporters.checks import check_draft_positions
 from exporters.coreml import names
 from exporters.errors import ExportError
 from exporters.footprint import check_memory, estimate
@@ -39,6 +40,7 @@ class CoremlTarget:
             "cache_write": ("slice", "onehot"),
             "opset": ("ios18", "ios17"),
             "max_memory": (),
+            "draft_positions": (),
         }
     )
     passed_over: Mapping[str, str] = MappingProxyType(
@@ -60,6 +62,7 @@ class CoremlTarget:
         from exporters.coreml.choices import check_formats
 
         style = choose_style(options, facts.context)
+        check_draft_positions(options, facts.context)
         check_formats(plan, shapes, options)
         footprint = self.footprint(plan, shapes, facts, options)
         check_memory(self.name, footprint, style.context, options.max_memory)
@@ -97,6 +100,8 @@ class CoremlTarget:
         last = keep_last_token(request.program)
         several = chunks[0] if len(chunks) == 1 else -1
         plans = [(names.DECODE, request.program, 1), (names.PREFILL, last, several)]
+        if options.draft_positions is not None:
+            plans.append((names.DRAFT, request.program, options.draft_positions))
         if not options.strip:
             plans.append((names.VERIFY, request.program, max(chunks)))
         if not style.states:
@@ -161,6 +166,11 @@ def choose_style(options: TargetOptions, context: int) -> Style:
         raise ExportError(
             "--cache-write slice needs an operator that iOS 18 introduced: leave it out, or use "
             "--opset ios18"
+        )
+    if opset == "ios17" and options.draft_positions is not None:
+        raise ExportError(
+            "--draft-positions needs a function of its own, and a package for iOS 17 holds only "
+            "one: leave it out, or use --opset ios18"
         )
     write = options.cache_write or ("onehot" if opset == "ios17" else "slice")
     length = padded(context) if profile == "ane" else context

@@ -176,7 +176,7 @@ def _split(state: Lowering, node: fx.Node) -> None:
 
 
 def _last(state: Lowering, node: fx.Node) -> None:
-    """Selects each row's last attended token.
+    """Selects each row's last attended token, or its last few.
 
     Given::
 
@@ -189,7 +189,10 @@ def _last(state: Lowering, node: fx.Node) -> None:
     onnxruntime-genai pads the shorter prompts of a batch on the right, so that the last column
     holds padding.
     """
-    indices = _last_token(state.builder)
+    positions = node.meta["positions"]
+    indices = (
+        _last_token(state.builder) if positions == 1 else _last_tokens(state.builder, positions)
+    )
     state.builder.node(
         "GatherND", [state.operand(node, 0), indices], state.name(node), batch_dims=1
     )
@@ -208,6 +211,29 @@ def _last_token(builder: GraphBuilder) -> str:
         builder.node("Sub", ["attended_of_new", one], "last_of_new")
         builder.node("Unsqueeze", ["last_of_new", axes], "last_token")
     return "last_token"
+
+
+def _last_tokens(builder: GraphBuilder, positions: int) -> str:
+    """Emits the places of each row's last attended tokens: ``int64[batch, kept, 1]``.
+
+    ``kept`` is ``positions``, or the number of new tokens where there are fewer. A row of a batch
+    with fewer attended tokens repeats its first one in front.
+    """
+    if not builder.has("last_tokens"):
+        zero = builder.constant("zero", np.array(0, np.int64))
+        one = builder.constant("one", np.array(1, np.int64))
+        most = builder.constant("draft_positions", np.array(positions, np.int64))
+        axis = builder.constant("axis_1", np.array([1], np.int64))
+        axis_2 = builder.constant("axis_2", np.array([2], np.int64))
+        builder.node("Min", ["attended", new_length(builder)], "attended_of_new")
+        builder.node("Min", ["new_length", most], "kept_length")
+        builder.node("Range", [zero, "kept_length", one], "kept_steps")
+        builder.node("Sub", ["attended_of_new", "kept_length"], "first_kept")
+        builder.node("Unsqueeze", ["first_kept", axis], "first_kept_column")
+        builder.node("Add", ["first_kept_column", "kept_steps"], "kept_places")
+        builder.node("Max", ["kept_places", zero], "kept_of_new")
+        builder.node("Unsqueeze", ["kept_of_new", axis_2], "last_tokens")
+    return "last_tokens"
 
 
 def _attention(state: Lowering, node: fx.Node) -> None:
