@@ -62,7 +62,7 @@ def read_llama_like(
     """
     hidden, heads, kv_heads, head_dim = read_head_counts(config, family.kv_heads)
     config.choice("hidden_act", ("silu", "swish"), "silu")
-    layer = LayerSpec(heads, kv_heads, config.integer("intermediate_size"))
+    layer = LayerSpec(heads, kv_heads, config.integer("intermediate_size"), family.window)
     layers = (layer,) * config.layer_count("num_hidden_layers")
     vocab = config.integer("vocab_size")
     tied = config.flag("tie_word_embeddings", False)
@@ -83,9 +83,7 @@ def read_llama_like(
         vocab_size=vocab,
         layers=layers,
         norm_eps=config.real("rms_norm_eps", family.norm_eps),
-        rope=rope,
-        qk_norm=False,
-        window=family.window,
+        ropes=(rope,),
         tied=tied,
         max_context=scaled_context(rope, max_context),
         bos=next(iter(token_ids(fields, generation, "bos_token_id", vocab)), None),
@@ -99,7 +97,7 @@ def read_llama_like(
                 family.layer_weights or separate_projections, hidden=hidden, head_dim=head_dim
             ),
             embedding="model.embed_tokens.weight",
-            final_norm="model.norm.weight",
+            final_norm={"weight": norm("model.norm.weight", hidden)},
             head=None if tied else "lm_head.weight",
         ),
         ignored=("*.rotary_emb.inv_freq", *(("lm_head.weight",) if tied else ())),

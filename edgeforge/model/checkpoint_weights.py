@@ -73,7 +73,9 @@ class CheckpointWeights:
         """Returns the tensors that make up a weight, each with its rows; a vector is one row."""
         weight = self.spec.weights[name]
         if len(weight.shape) == 1:
-            return ((weight.pieces[0].tensor, 1),)
+            return tuple(
+                (piece.tensor, int(not index)) for index, piece in enumerate(weight.pieces)
+            )
         return tuple((piece.tensor, piece.shape[0]) for piece in weight.pieces)
 
     def mapping_digest(self) -> str:
@@ -82,6 +84,9 @@ class CheckpointWeights:
             name: [(piece.tensor, piece.shape, piece.first) for piece in weight.pieces]
             for name, weight in self.spec.weights.items()
         }
+        added = {name: each.added for name, each in self.spec.weights.items() if each.added}
+        if added:
+            rows["added"] = added
         if self.packing is not None:
             rows["packing"] = repr(self.packing)
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
@@ -96,19 +101,24 @@ class CheckpointWeights:
                 formats[name] = self.imported[name]
                 continue
             dtypes = {self.checkpoint.tensors[piece.tensor].dtype for piece in weight.pieces}
+            if weight.added:
+                dtypes.add("float32")
             formats[name] = FloatFormat(_float_name(dtypes))
         return formats
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Returns rows of a weight in the checkpoint's dtype: ``[stop - start, columns]``.
 
-        A vector is one row. Rows from pieces of different dtypes are returned as float32.
+        A vector is one row. Rows from pieces of different dtypes, and vectors to which a number is
+        added, are returned as float32.
         """
         import torch
 
         weight = self.spec.weights[name]
         if len(weight.shape) == 1:
-            return self._piece(weight.pieces[0], 0, weight.shape[0]).reshape(1, -1)
+            parts = [self._piece(piece, 0, piece.shape[0]) for piece in weight.pieces]
+            row = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(1, -1)
+            return row.float() + weight.added if weight.added else row
         found = []
         begin = 0
         for piece in weight.pieces:
@@ -152,6 +162,8 @@ class CheckpointWeights:
         if piece.tensor in self._packed:
             return self._packed[piece.tensor].dequantize()[start:stop]
         rows = torch.from_numpy(self.checkpoint.read_rows(piece.tensor, start, stop))
+        if rows.ndim > 2:  # a convolution's [columns, 1, width]
+            rows = rows.flatten(1)
         entry = self.checkpoint.tensors[piece.tensor]
         return rows.view(torch.bfloat16) if entry.dtype == "bfloat16" else rows
 
