@@ -53,6 +53,7 @@ class DeviceSession(HostSession):
         if threads is not None:
             arguments += ["--threads", str(threads)]
         self.device, self.context = device, manifest.context
+        self.can_rewind = manifest.can_rewind
         self._opening = f"opening {folder}"
         self._said_hello: dict[str, Any] = {}
         self._peak, self._vocab, self._facts = 0, 0, dict[str, Any]()

@@ -340,10 +340,14 @@ def run(
     seed: option.DrawSeed = 0,
     threads: option.Threads = None,
     device: option.RunDevice = "host",
+    speculate: option.Speculate = None,
+    draft: option.Draft = None,
+    ngram: option.Ngram = None,
     json: option.Json = False,
 ) -> None:
     """Continue a text with an artifact, token by token."""
     from edgeforge.cli.progress import Reporter
+    from edgeforge.generation.drafters import speculation_of
     from edgeforge.generation.generate import generate
 
     result = generate(
@@ -355,6 +359,7 @@ def run(
         seed=seed,
         threads=threads,
         device=device,
+        speculation=speculation_of(speculate, draft, ngram),
         emit=None if json else _emit,
         progress=Reporter(),  # lines, for a bar would be drawn over the text
     )
@@ -365,6 +370,8 @@ def run(
         for note in result.notes:
             print(f"note: {note}", file=sys.stderr)
         print(printable(result.summary()), file=sys.stderr)
+        for line in result.speculation.lines(len(result.tokens)) if result.speculation else ():
+            print(printable(line), file=sys.stderr)
 
 
 @app.command(name="coreml-run")

@@ -392,6 +392,29 @@ TopP = Annotated[
 DrawSeed = Annotated[
     int, typer.Option(min=0, help="Seed of the draws; the same seed gives the same text.")
 ]
+Speculate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="lookup|DIR",
+        help="Run several tokens a call: `lookup` proposes what came after the same words earlier "
+        "in the text, an artifact of a smaller model with the same tokenizer proposes what it "
+        "would write. The artifact needs export --draft-positions.",
+    ),
+]
+Draft = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Tokens that are proposed at most; by default as many as the artifact takes.",
+    ),
+]
+Ngram = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Longest run of last tokens that `lookup` looks up, then shorter ones; 3 by default.",
+    ),
+]
 
 # Of `coreml-run`.
 Package = Annotated[

@@ -9,15 +9,15 @@ same seed stay the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from device_harness.finite import require_finite
-from device_harness.session import Session
+from edgeforge.generation.drafters import Drafter
 from edgeforge.generation.sampling import Generation, choose
 
 NEAR: Final = 0.005
@@ -28,96 +28,7 @@ to 8 bits, such a difference moves codes: the logits of the demo model moved by 
 range, in ONNX Runtime and in ExecuTorch alike.
 """
 _PLAIN_STEPS: Final = 24
-
-
-class Drafter(Protocol):
-    """Proposes what comes next."""
-
-    def propose(self, text: Sequence[int], most: int) -> list[int]:
-        """Proposes at most so many tokens to come after a text.
-
-        Args:
-            text: all token ids so far; each call's text begins with what the last call's text had.
-            most: how many tokens are asked for, at least 1.
-        """
-
-
-class PromptLookup:
-    """Proposes what came after the same last tokens earlier in the text (Saxena 2023).
-
-    Args:
-        ngram: the longest run of last tokens that is looked up; shorter ones follow.
-    """
-
-    def __init__(self, ngram: int) -> None:
-        self._ngram = ngram
-        self._text: list[int] = []
-        self._after: dict[tuple[int, ...], int] = {}
-
-    def propose(self, text: Sequence[int], most: int) -> list[int]:
-        """Proposes what came after the longest run of last tokens, where it came last.
-
-        Where that is so near that the text ends, what is proposed is taken up in turn, so that a
-        text that repeats itself goes on doing so.
-
-        >>> PromptLookup(3).propose([1, 2, 3, 9, 1, 2], 3)
-        [3, 9, 1]
-        >>> PromptLookup(3).propose([7, 8, 7, 8], 5)
-        [7, 8, 7, 8, 7]
-        >>> PromptLookup(3).propose([1, 2, 3], 4)
-        []
-        """
-        self._learn(text)
-        for length in range(min(self._ngram, len(text) - 1), 0, -1):
-            at = self._after.get(tuple(text[-length:]))
-            if at is not None:
-                known = [*text[at:]]
-                while len(known) < most:
-                    known += known
-                return known[:most]
-        return []
-
-    def _learn(self, text: Sequence[int]) -> None:
-        """Notes where the runs of tokens before the last token end."""
-        shared = len(self._text)
-        if list(text[:shared]) != self._text:
-            self._text, self._after, shared = [], {}, 0
-        for end in range(max(1, shared), len(text)):
-            for length in range(1, min(self._ngram, end) + 1):
-                self._after[tuple(text[end - length : end])] = end
-        self._text = list(text)
-
-
-class DraftModel:
-    """Proposes what a smaller model would write.
-
-    Args:
-        session: runs the smaller model, whose tokens are the same.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._text: list[int] = []
-        session.reset()
-
-    def propose(self, text: Sequence[int], most: int) -> list[int]:
-        """Proposes the model's greedy continuation."""
-        most = min(most, self._session.context - len(text))
-        if most < 1:
-            return []
-        same = 0
-        for ours, theirs in zip(self._text, text[:-1], strict=False):
-            if ours != theirs:
-                break
-            same += 1
-        self._session.rewind(same)
-        logits = self._session.extend(np.array(text[same:], np.int64))
-        found = [int(logits.argmax())]
-        while len(found) < most:
-            logits = self._session.extend(np.array(found[-1:], np.int64))
-            found.append(int(logits.argmax()))
-        self._text = [*text, *found[:-1]]
-        return found
+_PLAIN_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +44,7 @@ class Speculated:
             of its places; 0 where it was not measured.
         speed_up: tokens per second over those of plain decoding; 0 where they were not measured.
         compared: at how many places plain decoding was measured.
-        different: at how many of them it gives another token.
+        different: at how many of them its likeliest token is another; 0 for drawn text.
     """
 
     steps: int
@@ -144,6 +55,35 @@ class Speculated:
     speed_up: float = 0.0
     compared: int = 0
     different: int = 0
+
+    def lines(self, tokens: int) -> list[str]:
+        """Returns what is said of it: a line of figures, and one of what is not as expected.
+
+        Args:
+            tokens: how many were produced.
+        """
+        each = (tokens - 1) / self.steps if self.steps else 0.0
+        told = (
+            f"[speculation: {each:.2f} tokens a step, {self.accepted} of {self.proposed} proposed "
+            f"tokens accepted"
+        )
+        if self.plain_tokens_per_second:
+            told += (
+                f"; {self.speed_up:.2f} times as fast as plain decoding, "
+                f"{self.plain_tokens_per_second:.1f} tokens/s"
+            )
+        if self.run_again:
+            told += (
+                f"; {self.run_again} tokens decided alone, as two were nearly as likely there"
+            )
+        lines = [f"{told}]"]
+        if self.different:
+            lines.append(
+                f"note: plain decoding gives another token at {self.different} of "
+                f"{self.compared} places that were run again: kernels of several tokens round "
+                f"otherwise than those of one"
+            )
+        return lines
 
 
 @dataclass
@@ -259,8 +199,11 @@ class SpeculativeGeneration(Generation):
         """
         first, last = len(self.prompt), len(self.text) - 1
         places = np.unique(np.linspace(last - 1, first, min(_PLAIN_STEPS, max(0, last - first))))
-        different, seconds = 0, []
+        different = 0
+        seconds: list[float] = []
         for place in sorted({int(each) for each in places}, reverse=True):
+            if sum(seconds) > _PLAIN_SECONDS:
+                break
             self.session.rewind(place)
             started = time.perf_counter()
             logits = self.session.extend(np.array([self.text[place]], np.int64))
