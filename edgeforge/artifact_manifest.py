@@ -107,7 +107,8 @@ def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:
 
 def _model_record(model: Model) -> ModelRecord:
     ignored = list(model.ignored_config)
-    return ModelRecord.from_json({**model.spec.summary(), "ignored_config": ignored})
+    fields = {**model.spec.summary(), "eos": list(model.eos), "ignored_config": ignored}
+    return ModelRecord.from_json(fields)
 
 
 def _weight_records(
