@@ -82,7 +82,7 @@ class Answer:
         read = self.prompt_tokens - self.kept_tokens
         loaded = f"loaded in {self.load_seconds:.2f} s; " if self.load_seconds > 0.01 else ""
         kept = f" after {self.kept_tokens} that were kept" if self.kept_tokens else ""
-        used = self.prompt_tokens + len(self.tokens)
+        used = min(self.prompt_tokens + len(self.tokens), self.context)
         return (
             f"[{loaded}{read} tokens read{kept}, first token after "
             f"{self.first_token_seconds * 1e3:.0f} ms; {len(self.tokens)} tokens at "
@@ -124,7 +124,9 @@ class Conversation:
         self._session, self._tokenizer, self._template = session, tokenizer, template
         self._manifest, self._stop, self._options = manifest, stop, options
         self._held: list[int] = []  # the tokens that the session's caches hold
-        self._said: tuple[str, list[int]] = "", []  # all that was said: its text and its tokens
+        # All that was said until the end of each turn: its text, "" where that hides a token, and
+        # its tokens.
+        self._turns: list[tuple[str, list[int]]] = []
         self._goes_on = False  # whether the next message follows what the caches hold
         self.messages: list[dict[str, str]] = []
         self.system = options.system
@@ -132,15 +134,16 @@ class Conversation:
     def reset(self) -> None:
         """Forgets what was said; the system prompt stays."""
         self.messages.clear()
-        self._said, self._goes_on = ("", []), False
+        self._turns.clear()
+        self._goes_on = False
 
     def undo(self) -> str | None:
         """Forgets the last message and its answer; returns the message, or None where none is."""
         if not self.messages:
             return None
         message = self.messages[-2]["content"]
-        del self.messages[-2:]
-        self._said, self._goes_on = ("", []), False
+        del self.messages[-2:], self._turns[-1]
+        self._goes_on = False
         return message
 
     def prompt(self, message: str) -> tuple[str, list[int]]:
@@ -174,7 +177,7 @@ class Conversation:
 
     def _encode(self, text: str) -> list[int]:
         tokens = self._tokenizer.encode(text, special=False)
-        before, said = self._said
+        before, said = self._turns[-1] if self._turns else ("", [])
         rest = text[len(before) :]
         if not before or tokens[: len(said)] == said or not text.startswith(before):
             return tokens
@@ -245,7 +248,7 @@ class Conversation:
         said = "".join(pieces)
         # What the text does not show of the answer is not part of the conversation.
         is_shown = self._tokenizer.special_tokens.isdisjoint(given)
-        self._said = (text + said, [*tokens, *given]) if is_shown else ("", [])
+        self._turns.append((text + said if is_shown else "", [*tokens, *given]))
         self._goes_on = True
         self.messages += [
             {"role": "user", "content": message},
