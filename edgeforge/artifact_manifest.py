@@ -106,7 +106,8 @@ def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:
 
 
 def _model_record(model: Model) -> ModelRecord:
-    row = {**model.spec.summary(), "ignored_config": list(model.ignored_config)}
+    ignored = list(model.ignored_config)
+    row = {**model.spec.summary(), "eos": list(model.eos), "ignored_config": ignored}
     if model.exit_layer is not None:
         row |= {"exit_layer": model.exit_layer, "checkpoint_layers": model.checkpoint_layers}
     return ModelRecord.from_json(row)

@@ -73,9 +73,7 @@ class Speculated:
                 f"{self.plain_tokens_per_second:.1f} tokens/s"
             )
         if self.run_again:
-            told += (
-                f"; {self.run_again} tokens decided alone, as two were nearly as likely there"
-            )
+            told += f"; {self.run_again} tokens decided alone, as two were nearly as likely there"
         lines = [f"{told}]"]
         if self.different:
             lines.append(
@@ -140,9 +138,7 @@ class SpeculativeGeneration(Generation):
         """Runs a token and a draft behind it, and returns the tokens that come after it."""
         session, text = self.session, self.text
         text.append(token)
-        room = min(
-            self.draft, session.context - len(text), self.limit - self.produced - 1
-        )
+        room = min(self.draft, session.context - len(text), self.limit - self.produced - 1)
         proposed = self.drafter.propose(text, room)[:room] if room > 0 and self.drafter else []
         start = len(text) - 1
         rows = session.extend_draft(np.array([token, *proposed], np.int64))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from edgeforge.chat.template import find_template
+from edgeforge.chat.turn_end import turn_ends
 from edgeforge.checkpoint.checkpoint import Checkpoint
 from edgeforge.checkpoint.imported.registry import read_packing
 from edgeforge.families.registry import read_spec
@@ -39,6 +42,18 @@ class Model:
     ignored_config: tuple[str, ...] = ()
     exit_layer: int | None = None
     checkpoint_layers: int = 0
+
+    @cached_property
+    def eos(self) -> tuple[int, ...]:
+        """Tokens that end a text: those of the configuration, and the chat template's.
+
+        Raises:
+            CheckpointError: a file of the tokenizer is damaged.
+        """
+        files = self.checkpoint.tokenizer_files
+        ends = turn_ends(files, find_template(files))
+        known = (token for token in ends if token < self.spec.vocab_size)
+        return tuple(dict.fromkeys((*self.spec.eos, *known)))
 
 
 def open_model(
