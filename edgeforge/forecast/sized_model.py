@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from edgeforge.checkpoint import hub
 from edgeforge.checkpoint.checkpoint import read_config
-from edgeforge.checkpoint.imported.registry import read_packing
+from edgeforge.checkpoint.gguf.source import is_gguf
+from edgeforge.checkpoint.imported.registry import read_method
 from edgeforge.checkpoint.layout import CONFIG, GENERATION_CONFIG, find_weights
 from edgeforge.errors import CheckpointError, UsageError
 from edgeforge.families.registry import read_spec
@@ -53,8 +54,8 @@ def size_model(
     """Reads a model's sizes; no weight is read, and of a hub's repository only the configuration.
 
     Args:
-        source: a checkpoint folder, a folder with a ``config.json`` alone, that file, a hub id, or
-            ``demo``.
+        source: a checkpoint folder, a GGUF file, a folder with a ``config.json`` alone, that file,
+            a hub id, or ``demo``.
         revision: branch, tag or commit of a hub id.
         ignore_config: config fields that the user knows not to change the maths.
 
@@ -80,13 +81,13 @@ def size_model(
                 f"organisation/name"
             )
         path = hub.download_config(source, revision)
-    if path.is_dir() and find_weights(path) is not None and is_here:
+    if is_here and (is_gguf(path) or (path.is_dir() and find_weights(path) is not None)):
         return _with_weights(source, path, ignored)
     return _of_config(source, path / CONFIG if path.is_dir() else path, ignored)
 
 
-def _with_weights(source: str, folder: Path, ignored: tuple[str, ...]) -> SizedModel:
-    model = open_model(str(folder), ignore_config=ignored)
+def _with_weights(source: str, path: Path, ignored: tuple[str, ...]) -> SizedModel:
+    model = open_model(str(path), ignore_config=ignored)
     imported = imported_assignments(model.weights)
     return SizedModel(source, model.spec, imported, as_is(model.weights))
 
@@ -101,7 +102,7 @@ def _of_config(source: str, path: Path, ignored: tuple[str, ...]) -> SizedModel:
     beside = path.with_name(GENERATION_CONFIG)
     config = read_config(path)
     spec = read_spec(config, read_config(beside) if beside.exists() else {}, ignored)
-    if read_packing(config, ignored) is not None:
+    if read_method(config, ignored) is not None:
         raise CheckpointError(
             f"{source} is quantized already, and its configuration does not say which weights are: "
             f"name the folder of the whole checkpoint"

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.checkpoint.imported.awq import read_awq
 from edgeforge.checkpoint.imported.compressed_tensors import read_compressed_tensors
+from edgeforge.checkpoint.imported.gguf_tensors import GgufTensors
 from edgeforge.checkpoint.imported.gptq import read_gptq
-from edgeforge.checkpoint.imported.packing import Packing
+from edgeforge.checkpoint.imported.method import Method
+from edgeforge.checkpoint.imported.packed_tensor import PackedLayers
 from edgeforge.errors import CheckpointError
 from quant.quoted import quoted
 from quant.suggestion import did_you_mean
 
+if TYPE_CHECKING:
+    from edgeforge.checkpoint.checkpoint import Checkpoint
+
 FIELD = "quantization_config"
 
-METHODS: dict[str, Callable[[ConfigReader], Packing]] = {
-    "gptq": read_gptq,
-    "awq": read_awq,
-    "compressed-tensors": read_compressed_tensors,
+METHODS: dict[str, Callable[[ConfigReader], Method]] = {
+    "gptq": lambda reader: PackedLayers(read_gptq(reader)),
+    "awq": lambda reader: PackedLayers(read_awq(reader)),
+    "compressed-tensors": lambda reader: PackedLayers(read_compressed_tensors(reader)),
 }
 
 MLX_FIELD = "quantization"
@@ -39,8 +45,19 @@ OTHER_METHODS: dict[str, str] = {
 """What known methods store that EdgeForge does not import, by ``quant_method``."""
 
 
-def read_packing(config: Mapping[str, object], ignore: Iterable[str] = ()) -> Packing | None:
-    """Returns the packing that a ``config.json`` declares; None when the checkpoint holds floats.
+def method_of(checkpoint: Checkpoint, ignore: Iterable[str] = ()) -> Method | None:
+    """Returns how an opened checkpoint holds its matrices; None where they are plain floats.
+
+    Raises:
+        CheckpointError: as `read_method`.
+    """
+    if checkpoint.gguf is not None:
+        return GgufTensors(checkpoint.gguf)
+    return read_method(checkpoint.config, ignore)
+
+
+def read_method(config: Mapping[str, object], ignore: Iterable[str] = ()) -> Method | None:
+    """Returns the method that a ``config.json`` declares; None when the checkpoint holds floats.
 
     Args:
         config: the parsed ``config.json``.
