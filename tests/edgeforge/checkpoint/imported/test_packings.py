@@ -56,7 +56,7 @@ def test_codes_and_zero_points_are_those_another_reader_finds(packed):
 def test_every_method_is_read_from_the_config_that_its_writers_leave(packed_checkpoints):
     seen = set()
     for case in packed_checkpoints.CASES.values():
-        packing = read_method({"quantization_config": case.config()})
+        packing = read_method({"quantization_config": case.config()}).packing
         assert (packing.bits, packing.group_size or 0) == (case.bits, case.group_size)
         seen.add(packing.method)
     assert seen == set(METHODS)
