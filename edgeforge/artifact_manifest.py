@@ -98,7 +98,7 @@ def _tokenizer_record(files: Mapping[str, Path], folder: Path) -> TokenizerRecor
 def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:
     return SourceRecord(
         model=model.checkpoint.source,
-        path=str(model.checkpoint.path.resolve()),
+        path=str(model.checkpoint.place),
         revision=model.checkpoint.revision,
         sha256=digest.sha256,
         files={file.name: file.sha256 for file in digest.files},
