@@ -50,6 +50,7 @@ class ShortConvolution:
         )
         kept = emitter.select(f"{name}_kept", follows, before, 0.0)
         rows = emitter.concat(f"{name}_rows", [kept, x], 1)
+        self._keep(held, name, rows, (1, width - 1, columns))
         shape = (1, x.shape[1], columns)
         made: Value | None = None
         for index, factors in enumerate(self._factors(name, node)):
@@ -59,7 +60,6 @@ class ShortConvolution:
             last = name if not behind else f"{name}_sum_{index}"
             made = term if made is None else emitter.binary("add", last, made, term)
         assert made is not None
-        self._keep(held, name, rows, (1, width - 1, columns))
         return made
 
     def _keep(self, held: Value, name: str, rows: Value, shape: Shape) -> None:

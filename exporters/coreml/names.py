@@ -31,6 +31,9 @@ _STATES: Final = {"k_cache": "keyCache", "v_cache": "valueCache", "recent": "con
 # Suffix of the output that gives a state back after the call, where there are no states.
 UPDATED: Final = "Updated"
 
+# How the names of weights end, in the program and in the package.
+_ENDS: Final = ("weight", "bias")
+
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.]+")
 
 
@@ -68,3 +71,12 @@ def weight_name(identifier: str) -> str:
     'lm_head.weight'
     """
     return identifier.replace("__", ".")
+
+
+def is_weight(identifier: str) -> bool:
+    """Whether an identifier is a weight's.
+
+    >>> is_weight("model__norm__weight"), is_weight("no_bias_fp16_64")
+    (True, False)
+    """
+    return identifier.endswith(tuple(f"__{end}" for end in _ENDS))

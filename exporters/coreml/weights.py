@@ -168,8 +168,9 @@ class WeightBank:
             dtype: the dtype of the product that adds it.
         """
         extent = self.store.extents(weight)["value"]
+        shape = (int(np.prod(extent.shape)),)
         if (extent.dtype, dtype) in (("F32", "fp32"), ("F16", "fp16")):
-            return self.floating(emitter, weight, extent.shape)
+            return self.floating(emitter, weight, shape)
         if extent.dtype != "F32" or dtype != "fp16":
             return None
         values = self.store.part(weight, "value").numpy()
@@ -179,7 +180,7 @@ class WeightBank:
             return None
         offset = self.file.place((weight, "halved"), "fp16", half.size, Blob(half.tobytes()))
         name = identifier(weight) + HALVED_NAME
-        return emitter.stored(name, FileValue("fp16", half.shape, offset))
+        return emitter.stored(name, FileValue("fp16", shape, offset))
 
     def input_scale(self, emitter: Emitter, weight: str) -> Value:
         """Emits the scale of the activations that enter a matrix, as float16, which is exact."""
