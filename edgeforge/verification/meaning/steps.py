@@ -71,11 +71,11 @@ class WantedRope:
 Wanted = WantedNorm | WantedBias | WantedNumber | WantedRope
 
 _NUMBERS: Final[dict[type[Step], tuple[str, str]]] = {
-    Scaled: ("factors", "is multiplied by {:.6g}"),
-    Softcap: ("bounds", "is bounded by {:.6g} with a tanh"),
-    Clamp: ("bounds", "is bounded by {:.6g}"),
+    Scaled: ("factors", "factor"),
+    Softcap: ("bounds", "softcap"),
+    Clamp: ("bounds", "bound"),
 }
-"""By kind: the fact of one that must not be there, and what it does, in words."""
+"""By kind: the fact of one that must not be there, and what it is called."""
 
 
 def open_facts(spec: ModelSpec, findings: Findings) -> None:
@@ -140,9 +140,9 @@ class Steps:
             words = f"{place}: {what} has the bias {name}, not {wanted.weight}"
             self.findings.same("biases", name == wanted.weight, place, words)
         elif isinstance(wanted, WantedNumber):
-            number, does = _number(found), _NUMBERS[wanted.kind][1]
+            number, word = _number(found), _NUMBERS[wanted.kind][1]
             near = math.isclose(number, wanted.number, rel_tol=_NUMBER_SLACK)
-            words = f"{place}: {what} {does.format(number)}, not by {wanted.number:.6g}"
+            words = f"{place} has a {word} of {number:.6g} on {what}, not {wanted.number:.6g}"
             if not self.findings.same(wanted.fact, near, place, words):
                 self.findings.number(wanted.fact, number)
 
@@ -172,8 +172,8 @@ class Steps:
         elif isinstance(wanted, WantedBias):
             same("biases", False, place, f"{place}: {wanted.weight} is not added to {what}")
         elif isinstance(wanted, WantedNumber):
-            does = _NUMBERS[wanted.kind][1].format(wanted.number).replace("is ", "is not ", 1)
-            same(wanted.fact, False, place, f"{place}: {what} {does}")
+            word, number = _NUMBERS[wanted.kind][1], wanted.number
+            same(wanted.fact, False, place, f"{place} has no {word} of {number:.6g} on {what}")
 
     def _extra(self, place: str, what: str, found: Step) -> None:
         same = self.findings.same
@@ -182,11 +182,13 @@ class Steps:
             words = f"{place}: {name} makes {what}, where the checkpoint has none"
             same("norms", False, place, words)
         elif isinstance(found, Bias):
-            words = f"{place}: {found.weight.name} is added to {what}, which has no bias"
+            words = (
+                f"{place}: {found.weight.name} is added to {what}, where the checkpoint has no bias"
+            )
             same("biases", False, place, words)
         elif isinstance(found, Scaled | Softcap | Clamp):
-            fact, does = _NUMBERS[type(found)]
-            words = f"{place}: {what} {does.format(_number(found))}, which the checkpoint has not"
+            (fact, word), number = _NUMBERS[type(found)], _number(found)
+            words = f"{place} has a {word} of {number:.6g} on {what}, which the checkpoint has not"
             same(fact, False, place, words)
 
 
