@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
-from device_harness.session import HostSession, Logits, Shown, Tokens, check_tokens
+from device_harness.session import (
+    NO_DRAFTS,
+    HostSession,
+    Logits,
+    Shown,
+    Tokens,
+    check_tokens,
+    draft_rows,
+)
 from quant.processors import default_threads
 
 if TYPE_CHECKING:
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
     is in the same memory; recent tokens (`quant.program.states`) get a memory of their own by every
     call, so that no kernel writes where it still reads."""
 
-GENERATE, VERIFY = "model.onnx", "verify.onnx"
+GENERATE, DRAFT, VERIFY = "model.onnx", "draft.onnx", "verify.onnx"
 # How the names of states begin: of caches, and of the recent tokens of a convolution.
 _CACHE, _RECENT = "past_key_values.", "past."
 _STATES = (_CACHE, _RECENT)
@@ -60,6 +68,7 @@ class OnnxSession(HostSession):
         without = "" if self._has_kleidiai else ", without KleidiAI"
         self.runtime = f"onnxruntime {version} (CPU, {self._threads} threads{without})"
         self.has_all_positions = (folder / VERIFY).is_file()
+        self._graph = GENERATE
         self._generator: onnxruntime.InferenceSession | None = None
         self._verifier: onnxruntime.InferenceSession | None = None
         self._states: States = {}
@@ -101,7 +110,7 @@ class OnnxSession(HostSession):
         """Loads the graph that generates and makes its states; `extend` does it when needed."""
         self._require_open()
         if self._generator is None:
-            self._generator = self._open(GENERATE)
+            self._generator = self._open(self._graph)
             used = self._generator.get_providers()
             self.processor = ", ".join(name.removesuffix("ExecutionProvider") for name in used)
             self._states = self._make_states(self._generator)
@@ -126,8 +135,25 @@ class OnnxSession(HostSession):
         assert self._generator is not None
         return _vocab_size(self._generator)
 
+    def prepare_drafts(self) -> None:
+        """Makes `extend` run the graph of `extend_draft`; the text is forgotten."""
+        self.reset()
+        if not (self._folder / DRAFT).is_file():
+            raise DeviceError(NO_DRAFTS)
+        if self._graph != DRAFT:
+            self._graph, self._generator = DRAFT, None
+
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
+        last: Logits = self._extend(tokens)[-1]
+        return last
+
+    def extend_draft(self, tokens: Tokens) -> Logits:
+        """Appends a token and its draft and returns the logits of each, ``float32[t, vocab]``."""
+        return draft_rows(self._extend(tokens), tokens)
+
+    def _extend(self, tokens: Tokens) -> Logits:
+        """Appends tokens and returns the logits that the graph gives, ``float32[rows, vocab]``."""
         self.load()
         assert self._generator is not None
         total = self._length + len(tokens)
@@ -139,7 +165,11 @@ class OnnxSession(HostSession):
     def _run(
         self, generator: onnxruntime.InferenceSession, tokens: Tokens, total: int, states: States
     ) -> Logits:
-        """Runs the last tokens of a text of ``total`` tokens; the states hold those before."""
+        """Runs the last tokens of a text of ``total`` tokens; the states hold those before.
+
+        Returns:
+            The logits that the graph gives, ``float32[rows, vocab]``.
+        """
         binding = generator.io_binding()
         binding.bind_cpu_input("input_ids", tokens.reshape(1, -1))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
@@ -155,7 +185,7 @@ class OnnxSession(HostSession):
         logits, *made = binding.get_outputs()[: 1 + len(recent)]
         for past, held in zip(recent, made, strict=True):
             states[past] = states[past][0], held
-        result: Logits = logits.numpy().reshape(-1).copy()
+        result: Logits = logits.numpy()[0].copy()
         return result
 
     def logits(self, tokens: Tokens) -> Logits:
@@ -217,7 +247,7 @@ class OnnxSession(HostSession):
             self._run(self._generator, tokens[at : at + 1], at + 1, self._apart)
             for at in range(len(tokens))
         ]
-        return np.stack(rows)
+        return np.concatenate(rows)
 
     def _call(self, work: Any) -> Any:
         try:

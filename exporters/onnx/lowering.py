@@ -14,7 +14,7 @@ from exporters.onnx import elementwise, norms, quantized, rounded
 from exporters.onnx.attention import emit_attention, match_attention
 from exporters.onnx.caches import CacheScales, scales_of
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
-from exporters.onnx.positions import emit_positions, last_token
+from exporters.onnx.positions import emit_positions, last_token, last_tokens
 from exporters.onnx.short_conv import emit_short_conv
 from exporters.onnx.state import LoweredState, Lowering
 from quant.program import dialect
@@ -100,7 +100,7 @@ def _split(state: Lowering, node: fx.Node) -> None:
 
 
 def _last(state: Lowering, node: fx.Node) -> None:
-    """Selects each row's last attended token.
+    """Selects each row's last attended token, or its last few.
 
     Given::
 
@@ -113,7 +113,8 @@ def _last(state: Lowering, node: fx.Node) -> None:
     onnxruntime-genai pads the shorter prompts of a batch on the right, so that the last column
     holds padding.
     """
-    indices = last_token(state.builder)
+    positions = node.meta["positions"]
+    indices = last_token(state.builder) if positions == 1 else last_tokens(state.builder, positions)
     state.builder.node(
         "GatherND", [state.operand(node, 0), indices], state.name(node), batch_dims=1
     )

@@ -105,3 +105,26 @@ def recent_tokens(builder: GraphBuilder, count: int) -> str:
         builder.node("Add", ["first_recent", steps], f"{name}_rows")
         builder.node("Unsqueeze", [f"{name}_rows", last], name)
     return name
+
+
+def last_tokens(builder: GraphBuilder, positions: int) -> str:
+    """Emits the places of each row's last attended tokens: ``int64[batch, kept, 1]``.
+
+    ``kept`` is ``positions``, or the number of new tokens where there are fewer. A row of a batch
+    with fewer attended tokens repeats its first one in front.
+    """
+    if not builder.has("last_tokens"):
+        zero = builder.constant("zero", np.array(0, np.int64))
+        one = builder.constant("one", np.array(1, np.int64))
+        most = builder.constant("draft_positions", np.array(positions, np.int64))
+        axis = builder.constant("axis_1", np.array([1], np.int64))
+        axis_2 = builder.constant("axis_2", np.array([2], np.int64))
+        attended = attended_of_new(builder)
+        builder.node("Min", [new_length(builder), most], "kept_length")
+        builder.node("Range", [zero, "kept_length", one], "kept_steps")
+        builder.node("Sub", [attended, "kept_length"], "first_kept")
+        builder.node("Unsqueeze", ["first_kept", axis], "first_kept_column")
+        builder.node("Add", ["first_kept_column", "kept_steps"], "kept_places")
+        builder.node("Max", ["kept_places", zero], "kept_of_new")
+        builder.node("Unsqueeze", ["kept_of_new", axis_2], "last_tokens")
+    return "last_tokens"
