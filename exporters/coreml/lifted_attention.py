@@ -224,10 +224,12 @@ def _capped(value: Value) -> tuple[Value, Value, float] | None:
 def fused(walk: Walk, name: str, given: Given) -> Made:
     """Attention as one operation, whose scale is that of the queries' stated width."""
     query, keys, values, mask = (given[key][0] for key in ("query", "key", "value", "attn_mask"))
-    width = walk.shape(query)[-1:] or (None,)
-    if width[0] is None:
+    if not isinstance(keys, Updated):
+        return (Unknown(name, NO_NEW_ROWS, (query, keys, values)),)
+    width = _heads(walk, query, keys)[1]
+    if width is None:
         return None
-    return _attention(walk, name, query, keys, values, mask, width[0] ** -0.5, 0.0)
+    return _attention(walk, name, query, keys, values, mask, width**-0.5, 0.0)
 
 
 def _attention(
@@ -244,10 +246,7 @@ def _attention(
         return (Unknown(name, NO_NEW_ROWS, (query, keys, values)),)
     if not isinstance(mask, Numbers):
         return None
-    of_query, of_key = walk.shape(query), walk.shape(keys.new)
-    if len(of_query) != 4 or len(of_key) != 4:
-        return None
-    heads, kv_heads, width = of_query[2], of_key[2], of_query[3]
+    (heads, width), (kv_heads, _) = (_heads(walk, each, keys) for each in (query, keys.new))
     visible = _visible(walk, mask)
     if heads is None or kv_heads is None or width is None or visible is None:
         return None
@@ -265,6 +264,21 @@ def _attention(
             softcap,
         ),
     )
+
+
+def _heads(walk: Walk, value: Value, keys: Updated) -> tuple[int | None, int | None]:
+    """The heads of queries or keys, and their width.
+
+    Where nothing is done to them head by head, such as a rotation, they are the columns of a
+    product, which a view parts into heads as wide as the cache's.
+    """
+    shape, cache = walk.shape(value), walk.shape(keys.old)
+    if len(shape) == 4:
+        return shape[2], shape[3]
+    columns, width = (each[-1] if each else None for each in (shape, cache))
+    if not columns or not width or columns % width:
+        return None, None
+    return columns // width, width
 
 
 def _cache(walk: Walk, updated: Updated) -> Cache:
