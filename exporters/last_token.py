@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from quant.program.dialect import EMBEDDING, LAST, POINTWISE, QUANT_EMBEDDING, check_lowered
+from quant.program.dialect import EMBEDDING, GET, LAST, POINTWISE, QUANT_EMBEDDING, check_lowered
 from quant.program.program import Program
 
 _LOOKUPS = (EMBEDDING, QUANT_EMBEDDING)
@@ -45,6 +45,8 @@ def keep_last_token(program: Program) -> Program:
             and all(user in moved for user in node.users)
         ):
             moved.add(node)
+    # A part of a split that is computed for every position is selected itself.
+    moved -= {node for node in moved if node.target is GET and node.args[0] not in moved}
     slices: dict[fx.Node, fx.Node] = {}
     for node in list(graph.nodes):
         if node not in moved or node.op == "output":
