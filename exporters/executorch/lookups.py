@@ -1,4 +1,4 @@
-"""Emits the kernels that select rows: those of an embedding, and the last token's row."""
+"""Emits the kernels that select rows: those of an embedding, and the last tokens' rows."""
 
 from __future__ import annotations
 
@@ -70,12 +70,14 @@ def quant_embedding(state: MethodLowering, node: fx.Node) -> None:
 
 
 def last(state: MethodLowering, node: fx.Node) -> None:
-    """Emits the selection of the last token's row."""
+    """Emits the selection of the last token's row, or of the last few: of those that are there."""
     method, source = state.method, node_argument(node, 0)
     if source in state.scored:
         last_of(state, node, source)
         return
     dims = state.outer_dims(node)
-    out = state.tensors[node] = method.tensor(state.outer_dtype(node), dims, dynamic=False)
-    ends = method.integer(-1), method.integer(LAST_INDEX)
+    out = state.tensors[node] = method.tensor(
+        state.outer_dtype(node), dims, dynamic=state.is_dynamic(node)
+    )
+    ends = method.integer(-node.meta["positions"]), method.integer(LAST_INDEX)
     state.slice(state.tensors[source], 1, *ends, out)

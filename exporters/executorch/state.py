@@ -77,7 +77,7 @@ class Scored:
 
 
 def origin(node: fx.Node) -> fx.Node:
-    """The operand of a selection of the last token; for any other node, the node itself."""
+    """The operand of a selection of last tokens; for any other node, the node itself."""
     return node_argument(node, 0) if node.target is dialect.LAST else node
 
 
@@ -150,7 +150,8 @@ class MethodLowering:
 
     def dims(self, node: fx.Node) -> list[int]:
         """A node's shape for the largest number of tokens."""
-        return [self.limit if dim == -1 else dim for dim in shape_of(node)]
+        most = min(self.limit, node.meta.get("positions", self.limit))
+        return [most if dim == -1 else dim for dim in shape_of(node)]
 
     def is_dynamic(self, node: fx.Node) -> bool:
         """Whether a node's shape depends on the number of tokens."""
