@@ -96,7 +96,7 @@ class Decoder:
         final_norm: the norm after the last layer; None where there is none.
         norm_matrix: the product between last norm and head, as in a rotated model.
         head: the product that gives the logits.
-        last: whether the logits are those of the last token alone.
+        last: of how many last tokens the logits are; 0 for all.
     """
 
     embedding: Embedding
@@ -104,7 +104,7 @@ class Decoder:
     final_norm: Norm | None
     norm_matrix: Linear | None
     head: Linear
-    last: bool
+    last: int
 
     def norms(self) -> list[Norm]:
         """Every norm that is there."""
@@ -129,27 +129,26 @@ def decoder_of(logits: Value) -> Decoder:
     Raises:
         NoDecoderError: names the first value, from the end, that is another.
     """
-    last = False
     value = logits
     head = _linear(value, "the logits")
     value, norm_matrix = head.source, None
     found = _plain(value)
     if isinstance(found, Linear):
         norm_matrix, value = found, found.source
-    last = _is_last(value) or _is_last(head)
+    last = _last_rows(value) or _last_rows(head)
     final_norm, stream = _norm_of(value)
-    last = last or _is_last(stream)
+    last = last or _last_rows(stream)
     layers: list[Layer] = []
     stream = _plain(stream)
     while not isinstance(stream, Embedding):
         layer, before, selected = _layer(stream)
-        last = last or (selected and not layers)
+        last = last or (0 if layers else selected)
         layers.append(layer)
         stream = _plain(before)
     return Decoder(stream, tuple(reversed(layers)), final_norm, norm_matrix, head, last)
 
 
-def _layer(stream: Value) -> tuple[Layer, Value, bool]:
+def _layer(stream: Value) -> tuple[Layer, Value, int]:
     """The layer that ends in a value of the residual stream, and the value before the layer."""
     middle, down = _residual(stream, "the feed-forward part")
     gated = _expect(down.source, Product, "the operand of the last product of a feed-forward part")
@@ -181,7 +180,7 @@ def _layer(stream: Value) -> tuple[Layer, Value, bool]:
     layer = Layer(
         attention, query, key, qk, v, o, gate, up, gate_up, down, input_norm, post_norm, stream
     )
-    return layer, before, _is_last(middle) or _is_last(before) or _is_last(o.source)
+    return layer, before, _last_rows(middle) or _last_rows(before) or _last_rows(o.source)
 
 
 def _attention(value: Value) -> Attention:
@@ -264,5 +263,5 @@ def _plain(value: Value) -> Value:
     return value
 
 
-def _is_last(value: Value) -> bool:
-    return isinstance(value, Last)
+def _last_rows(value: Value) -> int:
+    return value.positions if isinstance(value, Last) else 0
