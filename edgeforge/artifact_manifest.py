@@ -98,7 +98,7 @@ def _tokenizer_record(files: Mapping[str, Path], folder: Path) -> TokenizerRecor
 def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:
     return SourceRecord(
         model=model.checkpoint.source,
-        path=str(model.checkpoint.path.resolve()),
+        path=str(model.checkpoint.place),
         revision=model.checkpoint.revision,
         sha256=digest.sha256,
         files={file.name: file.sha256 for file in digest.files},
@@ -106,7 +106,8 @@ def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:
 
 
 def _model_record(model: Model) -> ModelRecord:
-    row = {**model.spec.summary(), "ignored_config": list(model.ignored_config)}
+    ignored = list(model.ignored_config)
+    row = {**model.spec.summary(), "eos": list(model.eos), "ignored_config": ignored}
     if model.exit_layer is not None:
         row |= {"exit_layer": model.exit_layer, "checkpoint_layers": model.checkpoint_layers}
     return ModelRecord.from_json(row)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from quant.program.dialect import EMBEDDING, LAST, POINTWISE, QUANT_EMBEDDING, check_lowered
-from quant.program.program import Program
+from quant.program.dialect import EMBEDDING, GET, LAST, POINTWISE, QUANT_EMBEDDING, check_lowered
+from quant.program.program import Program, node_argument
 
 _LOOKUPS = (EMBEDDING, QUANT_EMBEDDING)
 
@@ -50,6 +50,9 @@ def keep_last_token(program: Program, positions: int = 1) -> Program:
             and all(user in moved for user in node.users)
         ):
             moved.add(node)
+    # The parts of a split are selected one by one where the split itself is needed for all
+    # positions, as the gate of a convolution is.
+    moved -= {node for node in moved if node.target is GET and node_argument(node, 0) not in moved}
     slices: dict[fx.Node, fx.Node] = {}
     for node in list(graph.nodes):
         if node not in moved or node.op == "output":

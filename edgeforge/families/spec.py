@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-RopeScaling = Literal["default", "linear", "llama3", "longrope"]
+RopeScaling = Literal["default", "linear", "llama3", "longrope", "yarn"]
 Role = Literal["embedding", "linear", "head", "norm", "bias", "conv"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 Block = Literal["pre", "sandwich", "post", "parallel"]
@@ -22,16 +22,22 @@ class RopeSpec:
         width: how many columns of each head are rotated (even, at most the head width).
         scaling: the rule that changes the frequencies; each field below names the rules that use
             it.
-        factor: ``linear`` and ``llama3``: divisor of the frequencies.
+        factor: ``linear``, ``llama3`` and ``yarn``: divisor of the frequencies.
         low_freq_factor: ``llama3``: wavelengths over ``original_context / low_freq_factor`` are
             stretched by the full ``factor``.
         high_freq_factor: ``llama3``: wavelengths under ``original_context / high_freq_factor`` are
             not changed.
-        original_context: ``llama3`` and ``longrope``: context before it was extended, tokens.
+        original_context: ``llama3``, ``longrope`` and ``yarn``: context before it was extended,
+            tokens.
         short_factor: ``longrope``: one divisor per frequency, for a declared context of at most
             ``original_context``.
         long_factor: ``longrope``: one divisor per frequency, for a longer declared context.
-        attention_factor: ``longrope``: multiplier of both cosine and sine.
+        attention_factor: ``longrope`` and ``yarn``: multiplier of both cosine and sine.
+        beta_fast: ``yarn``: frequencies of more turns in the original context are not changed.
+        beta_slow: ``yarn``: frequencies of fewer turns are divided by the full ``factor``.
+        truncate: ``yarn``: whether the bounds of the two are whole pairs of columns.
+        growth: how queries grow with the position p: cosine and sine are multiplied by
+            ``1 + growth * log(1 + floor(p / original_context))``; 0 for none.
     """
 
     theta: float
@@ -44,6 +50,10 @@ class RopeSpec:
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
     attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    growth: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from edgeforge.checkpoint import hub
 from edgeforge.checkpoint.checkpoint import read_config
-from edgeforge.checkpoint.imported.registry import read_packing
+from edgeforge.checkpoint.gguf.source import is_gguf
+from edgeforge.checkpoint.imported.registry import read_method
 from edgeforge.checkpoint.layout import CONFIG, GENERATION_CONFIG, find_weights
 from edgeforge.errors import CheckpointError, UsageError
 from edgeforge.families.registry import read_spec
@@ -58,8 +59,8 @@ def size_model(
     """Reads a model's sizes; no weight is read, and of a hub's repository only the configuration.
 
     Args:
-        source: a checkpoint folder, a folder with a ``config.json`` alone, that file, a hub id, or
-            ``demo``.
+        source: a checkpoint folder, a GGUF file, a folder with a ``config.json`` alone, that file,
+            a hub id, or ``demo``.
         revision: branch, tag or commit of a hub id.
         ignore_config: config fields that the user knows not to change the maths.
         exit_layer: the layer, counted from 1, after which the model is cut; None for all of it.
@@ -87,16 +88,16 @@ def size_model(
                 f"organisation/name"
             )
         path = hub.download_config(source, revision)
-    if path.is_dir() and find_weights(path) is not None and is_here:
+    if is_here and (is_gguf(path) or (path.is_dir() and find_weights(path) is not None)):
         return _with_weights(source, path, ignored, exit_layer)
     config = path / CONFIG if path.is_dir() else path
     return _of_config(source, config, ignored, exit_layer)
 
 
 def _with_weights(
-    source: str, folder: Path, ignored: tuple[str, ...], exit_layer: int | None
+    source: str, path: Path, ignored: tuple[str, ...], exit_layer: int | None
 ) -> SizedModel:
-    model = open_model(str(folder), ignore_config=ignored, exit_layer=exit_layer)
+    model = open_model(str(path), ignore_config=ignored, exit_layer=exit_layer)
     imported = imported_assignments(model.weights)
     return SizedModel(source, model.spec, imported, as_is(model.weights))
 
@@ -113,7 +114,7 @@ def _of_config(
     beside = path.with_name(GENERATION_CONFIG)
     config = read_config(path)
     spec = read_spec(config, read_config(beside) if beside.exists() else {}, ignored)
-    if read_packing(config, ignored) is not None:
+    if read_method(config, ignored) is not None:
         raise CheckpointError(
             f"{source} is quantized already, and its configuration does not say which weights are: "
             f"name the folder of the whole checkpoint"

@@ -77,9 +77,7 @@ class Speculated:
                 f"{self.plain_tokens_per_second:.1f} tokens/s"
             )
         if self.run_again:
-            told += (
-                f"; {self.run_again} tokens decided alone, as two were nearly as likely there"
-            )
+            told += f"; {self.run_again} tokens decided alone, as two were nearly as likely there"
         lines = [f"{told}]"]
         if self.apart is not None and self.apart > self.near:
             lines.append(
@@ -122,7 +120,7 @@ class SpeculativeGeneration(Generation):
         session, self.text = self.session, list(self.prompt)
         self._asked = self.draft
         started = time.perf_counter()
-        session.prepare_drafts()
+        session.use_drafts(True)
         _ = session.vocab_size  # waits until the model is loaded
         self.load_seconds = time.perf_counter() - started
         started = time.perf_counter()

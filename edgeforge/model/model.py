@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from edgeforge.chat.template import find_template
+from edgeforge.chat.turn_end import turn_ends
 from edgeforge.checkpoint.checkpoint import Checkpoint
-from edgeforge.checkpoint.imported.registry import read_packing
+from edgeforge.checkpoint.imported.registry import method_of
 from edgeforge.families.registry import read_spec
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.checkpoint_weights import CheckpointWeights
@@ -40,6 +43,18 @@ class Model:
     exit_layer: int | None = None
     checkpoint_layers: int = 0
 
+    @cached_property
+    def eos(self) -> tuple[int, ...]:
+        """Tokens that end a text: those of the configuration, and the chat template's.
+
+        Raises:
+            CheckpointError: a file of the tokenizer is damaged.
+        """
+        files = self.checkpoint.tokenizer_files
+        ends = turn_ends(files, find_template(files))
+        known = (token for token in ends if token < self.spec.vocab_size)
+        return tuple(dict.fromkeys((*self.spec.eos, *known)))
+
 
 def open_model(
     source: str,
@@ -52,7 +67,7 @@ def open_model(
     """Opens a checkpoint and checks it against its configuration.
 
     Args:
-        source: a folder, a hub id, or ``demo`` for the model that ships with EdgeForge.
+        source: a folder, a GGUF file, a hub id, or ``demo`` for the model that ships with EdgeForge.
         revision: branch, tag or commit of a hub id.
         tokenizer: folder, file or hub id from which to take the tokenizer instead.
         ignore_config: config fields that the user knows not to change the maths.
@@ -67,9 +82,9 @@ def open_model(
     checkpoint = Checkpoint.open(where, revision=revision, tokenizer=tokenizer)
     ignored = tuple(ignore_config)
     spec = read_spec(checkpoint.config, checkpoint.generation_config, ignored)
-    packing = read_packing(checkpoint.config, ignored)
-    weights = CheckpointWeights(checkpoint, spec, packing)
+    method = method_of(checkpoint, ignored)
+    weights = CheckpointWeights(checkpoint, spec, method)
     layers = len(spec.layers)
     if exit_layer is not None:
-        weights = CheckpointWeights(checkpoint, cut_after(weights.spec, exit_layer), packing)
+        weights = CheckpointWeights(checkpoint, cut_after(weights.spec, exit_layer), method)
     return Model(checkpoint, weights.spec, weights, ignored, exit_layer, layers)

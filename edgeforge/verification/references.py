@@ -50,7 +50,7 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
     where, revision = checkpoint or source.path, None
     if source.model == str(DEMO_FOLDER) and checkpoint is None:
         where = DEMO
-    elif checkpoint is None and not Path(where).is_dir() and source.revision:
+    elif checkpoint is None and not Path(where).exists() and source.revision:
         where, revision = source.model, source.revision
     model = open_model(
         where,

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from exporters.checks import activation_notes
 from exporters.coreml import names
-from exporters.coreml.attention import ANE_MULTIPLE
+from exporters.coreml.carried import ANE_MULTIPLE
 from exporters.coreml.emitter import Emitter
 from exporters.coreml.package_writer import Metadata
 from exporters.coreml.state import Style

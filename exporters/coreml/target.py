@@ -75,7 +75,7 @@ class CoremlTarget:
         options: TargetOptions,
     ) -> Footprint:
         """What Core ML keeps, as far as that can be known without it."""
-        from exporters.coreml.attention import ANE_MULTIPLE
+        from exporters.coreml.carried import ANE_MULTIPLE
 
         style, chunks = choose_style(options, facts.context), choose_chunks(options, facts.context)
         kept = estimate(plan, shapes, stored_facts(facts, style), costs(style, chunks))
@@ -157,7 +157,7 @@ def choose_style(options: TargetOptions, context: int) -> Style:
     Raises:
         ExportError: the options exclude each other.
     """
-    from exporters.coreml.attention import padded
+    from exporters.coreml.carried import padded
     from exporters.coreml.state import Style
 
     profile, opset = options.profile or "gpu", options.opset or "ios18"
@@ -194,7 +194,7 @@ def costs(style: Style, chunks: tuple[int, ...]) -> RuntimeCosts:
 
 def stored_facts(facts: ModelFacts, style: Style) -> ModelFacts:
     """The model's facts with the head width that the caches have, which a profile may pad."""
-    from exporters.coreml.attention import padded
+    from exporters.coreml.carried import padded
 
     return facts if style.wide else replace(facts, head_dim=padded(facts.head_dim))
 

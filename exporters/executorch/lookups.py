@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from torch import fx
 
 from exporters.executorch.blobs import NIBBLES_SWAPPED, SIGNED, WIDE, WIDENED, Blob, Conversion
+from exporters.executorch.capped_attention import last_of
 from exporters.executorch.method import SCALAR_TYPES, ScalarType
 from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE
-from exporters.executorch.state import MethodLowering
+from exporters.executorch.state import LAST_INDEX, MethodLowering
 from quant.program.calls import QuantizedCall
 from quant.program.program import node_argument, shape_of
-
-_LAST_INDEX: Final = 2**63 - 1
 
 
 def embedding(state: MethodLowering, node: fx.Node) -> None:
@@ -75,9 +72,12 @@ def quant_embedding(state: MethodLowering, node: fx.Node) -> None:
 def last(state: MethodLowering, node: fx.Node) -> None:
     """Emits the selection of the last token's row, or of the last few: of those that are there."""
     method, source = state.method, node_argument(node, 0)
+    if source in state.scored:
+        last_of(state, node, source)
+        return
     dims = state.outer_dims(node)
     out = state.tensors[node] = method.tensor(
         state.outer_dtype(node), dims, dynamic=state.is_dynamic(node)
     )
-    ends = method.integer(-node.meta["positions"]), method.integer(_LAST_INDEX)
+    ends = method.integer(-node.meta["positions"]), method.integer(LAST_INDEX)
     state.slice(state.tensors[source], 1, *ends, out)

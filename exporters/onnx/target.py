@@ -122,7 +122,7 @@ class OnnxTarget:
         graph = models[GRAPH].graph
         return Lowered(
             entry=GRAPH,
-            inputs={v.name: _describe(v) for v in graph.input if not v.name.startswith("past_")},
+            inputs={v.name: _describe(v) for v in graph.input if not v.name.startswith("past")},
             outputs={
                 v.name if name == GRAPH else f"{name} {v.name}": _describe(v)
                 for name in (GRAPH, DRAFT_GRAPH)
@@ -130,7 +130,7 @@ class OnnxTarget:
                 for v in models[name].graph.output
                 if not v.name.startswith("present.")
             },
-            states={v.name: _describe(v) for v in graph.input if v.name.startswith("past_")},
+            states={v.name: _describe(v) for v in graph.input if v.name.startswith("past")},
             notes=(
                 *_notes(graph, request.store.plan, kept),
                 *((NOTE,) if request.cache_ranges else ()),
@@ -188,9 +188,14 @@ def _model(
     shape = [batch, length, program.vocab_size]
     outputs = [tensor("logits", TensorProto.FLOAT, shape)]
     cache = TensorProto.INT8 if request.cache_ranges else TensorProto.FLOAT
-    for past, present, (heads, width) in lowered.caches:
-        inputs.append(tensor(past, cache, [batch, heads, "past_length", width]))
-        outputs.append(tensor(present, cache, [batch, heads, "cache_length", width]))
+    for each in lowered.states:
+        first, last = each.shape
+        if each.kind == "cache":
+            inputs.append(tensor(each.past, cache, [batch, first, "past_length", last]))
+            outputs.append(tensor(each.present, cache, [batch, first, "cache_length", last]))
+        else:
+            inputs.append(tensor(each.past, TensorProto.FLOAT, [batch, first, last]))
+            outputs.append(tensor(each.present, TensorProto.FLOAT, [batch, first, last]))
     return builder.model(inputs, outputs), lowered.kept
 
 
