@@ -107,7 +107,7 @@ class OnnxTarget:
                 onnx.checker.check_model(str(folder / name))
             except onnx.checker.ValidationError as error:
                 raise ExportError(f"onnx.checker refuses {name}: {error}") from error
-        write_tokenizer(request.tokenizer_files, folder)
+        warnings = write_tokenizer(request.tokenizer_files, folder)
         config = genai_config(request, GRAPH)
         (folder / "genai_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         graph = models[GRAPH].graph
@@ -122,6 +122,7 @@ class OnnxTarget:
                 *_notes(graph, request.store.plan, kept),
                 *((NOTE,) if request.cache_ranges else ()),
             ),
+            warnings=warnings,
             float_columns=kept,
         )
 
