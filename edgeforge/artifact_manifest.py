@@ -98,7 +98,7 @@ def _tokenizer_record(files: Mapping[str, Path], folder: Path) -> TokenizerRecor
 def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:
     return SourceRecord(
         model=model.checkpoint.source,
-        path=str(model.checkpoint.path.resolve()),
+        path=str(model.checkpoint.place),
         revision=model.checkpoint.revision,
         sha256=digest.sha256,
         files={file.name: file.sha256 for file in digest.files},
@@ -107,8 +107,10 @@ def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:
 
 def _model_record(model: Model) -> ModelRecord:
     ignored = list(model.ignored_config)
-    fields = {**model.spec.summary(), "eos": list(model.eos), "ignored_config": ignored}
-    return ModelRecord.from_json(fields)
+    row = {**model.spec.summary(), "eos": list(model.eos), "ignored_config": ignored}
+    if model.exit_layer is not None:
+        row |= {"exit_layer": model.exit_layer, "checkpoint_layers": model.checkpoint_layers}
+    return ModelRecord.from_json(row)
 
 
 def _weight_records(

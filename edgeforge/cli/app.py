@@ -79,6 +79,8 @@ def export(
     kv_cache: option.KvCache = None,
     activations: option.Activations = None,
     max_memory: option.MaxMemory = None,
+    draft_positions: option.DraftPositions = None,
+    exit_layer: option.ExitLayer = None,
     bits_per_weight: option.BitsPerWeight = None,
     max_size: option.MaxSize = None,
     max_kl: option.MaxKl = None,
@@ -122,6 +124,8 @@ def export(
             kv_cache=kv_cache,
             activations=activations,
             max_memory=None if max_memory is None else parse_size(max_memory),
+            draft_positions=draft_positions,
+            exit_layer=exit_layer,
             bits_per_weight=bits_per_weight,
             max_size=None if max_size is None else parse_size(max_size),
             max_kl=max_kl,
@@ -338,6 +342,9 @@ def run(
     seed: option.DrawSeed = 0,
     threads: option.Threads = None,
     device: option.RunDevice = "host",
+    speculate: option.Speculate = None,
+    draft: option.Draft = None,
+    ngram: option.Ngram = None,
     chat: chat_options.IsChat = False,
     system: chat_options.System = None,
     chat_template: chat_options.Template = None,
@@ -348,6 +355,7 @@ def run(
     from edgeforge.cli.progress import Reporter
     from edgeforge.errors import UsageError
     from edgeforge.generation.conversation import Answer, ChatOptions, open_conversation
+    from edgeforge.generation.drafters import speculation_of
     from edgeforge.generation.generate import Generated, generate
     from edgeforge.generation.sampling import Sampling
 
@@ -359,6 +367,10 @@ def run(
     lost = [name for name, value in given.items() if value is not None]
     if lost and not chat:
         raise UsageError(f"{lost[0]} is for conversations: add --chat, or leave it out")
+    if chat and (speculate, draft, ngram) != (None, None, None):
+        raise UsageError(
+            "--speculate continues a text and cannot answer a message: leave --chat out"
+        )
     progress = Reporter()  # lines, for a bar would be drawn over the text
     result: Answer | Generated
     if chat:
@@ -379,6 +391,7 @@ def run(
             seed=seed,
             threads=threads,
             device=device,
+            speculation=speculation_of(speculate, draft, ngram),
             emit=None if json else emit,
             progress=progress,
         )
@@ -389,6 +402,9 @@ def run(
         for note in result.notes:
             print(f"note: {note}", file=sys.stderr)
         print(printable(result.summary()), file=sys.stderr)
+        spoken = result.speculation if isinstance(result, Generated) else None
+        for line in spoken.lines(len(result.tokens)) if spoken else ():
+            print(printable(line), file=sys.stderr)
 
 
 app.command(name="chat")(chat)

@@ -98,11 +98,11 @@ def rotate(model: Model, name: str, context: int, seed: int = SEED) -> Rotated:
 
     kind = find_rotation(name)
     if model.weights.imported:
-        packing = model.weights.packing
+        method = model.weights.method
         raise UsageError(
             f"--rotation {name} is not possible: the checkpoint holds "
             f"{next(iter(model.weights.imported))} as integers "
-            f"({'quantized' if packing is None else packing.method}), which would have to be "
+            f"({'quantized' if method is None else method.method}), which would have to be "
             f"quantized again: leave the option out, or give the original checkpoint"
         )
     spec = rotated_spec(model.spec, kind)
@@ -167,7 +167,7 @@ class RotatedWeights(CheckpointWeights):
         values: Sequence[ValuePlace],
         seed: str,
     ) -> None:
-        super().__init__(base.checkpoint, spec)
+        super().__init__(base.checkpoint, spec, base.method)
         self._seed = seed
         self._residual = residual or ResidualPlaces("", {}, frozenset())
         self._stream = random_hadamard(spec.hidden_size, f"{seed}/stream")

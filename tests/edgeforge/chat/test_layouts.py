@@ -27,7 +27,7 @@ from edgeforge.tokenizer import Tokenizer
 from exporters.coreml.app_tokenizer import write_tokenizer as write_for_coreml
 from exporters.executorch.runner_tokenizer import RUNNER_TOKENIZER
 from exporters.executorch.runner_tokenizer import write_tokenizer as write_for_executorch
-from exporters.onnx.genai import write_tokenizer as write_for_genai
+from exporters.onnx.genai_tokenizer import write_tokenizer as write_for_genai
 
 _FILE = Path(__file__).parents[2] / "oracles" / "tokenizer_layouts.py"
 _spec = importlib.util.spec_from_file_location("edgeforge_oracle_tokenizer_layouts", _FILE)
