@@ -22,7 +22,7 @@ from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
 from edgeforge.tokenizer import Tokenizer
 from exporters.manifest import Manifest
-from exporters.onnx.genai import write_tokenizer
+from exporters.onnx.genai_tokenizer import write_tokenizer
 from exporters.registry import find_target
 
 TINY = ["tiny-llama", "tiny-llama2", "tiny-openelm", "tiny-mistral", "tiny-phi-3"]
