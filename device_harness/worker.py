@@ -167,6 +167,20 @@ def _extend(session: Session, words: Mapping[str, Any], arrays: Sequence[Array])
     return {}, (session.extend(arrays[0]),)
 
 
+def _prepare_drafts(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
+    session.prepare_drafts()
+    return {}, ()
+
+
+def _extend_draft(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
+    return {}, (session.extend_draft(arrays[0]),)
+
+
+def _rewind(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
+    session.rewind(words["length"])
+    return {}, ()
+
+
 def _logits(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
     return {}, (session.logits(arrays[0]),)
 
@@ -201,6 +215,9 @@ CALLS: Final[dict[str, Callable[[Session, Mapping[str, Any], Sequence[Array]], A
     "load": _load,
     "reset": _reset,
     "extend": _extend,
+    "prepare_drafts": _prepare_drafts,
+    "extend_draft": _extend_draft,
+    "rewind": _rewind,
     "logits": _logits,
     "timed": _timed,
     "first_not_finite": _first_not_finite,

@@ -107,7 +107,10 @@ def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:
 
 def _model_record(model: Model) -> ModelRecord:
     ignored = list(model.ignored_config)
-    return ModelRecord.from_json({**model.spec.summary(), "ignored_config": ignored})
+    row = {**model.spec.summary(), "eos": list(model.eos), "ignored_config": ignored}
+    if model.exit_layer is not None:
+        row |= {"exit_layer": model.exit_layer, "checkpoint_layers": model.checkpoint_layers}
+    return ModelRecord.from_json(row)
 
 
 def _weight_records(

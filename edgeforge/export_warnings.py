@@ -34,7 +34,7 @@ def warnings_of(run: ExportRun) -> tuple[str, ...]:
         *run.model.checkpoint.warnings,
         *_of_adapters(run.model.checkpoint.path),
         *_of_tokenizer(run.model.checkpoint.tokenizer_files, spec),
-        *_of_ends(spec),
+        *_of_ends(run.model.eos),
         *_of_longrope(spec, context),
         *run.planned.warnings,
         *(() if run.calibration is None else run.calibration.notes),
@@ -111,8 +111,8 @@ def _of_added_tokens(files: Mapping[str, Path], tokenizer: Tokenizer) -> tuple[s
     return tuple(told)
 
 
-def _of_ends(spec: ModelSpec) -> tuple[str, ...]:
-    if spec.eos:
+def _of_ends(eos: tuple[int, ...]) -> tuple[str, ...]:
+    if eos:
         return ()
     return (
         "the checkpoint names no token that ends a text (eos_token_id): generation goes on until "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,7 @@ def export(
     rotated = rotate_if_asked(model, options, context, progress)
     model = model if rotated is None else rotated.model
     # The plan says which format each weight gets; it is checked before any weight is read.
-    facts = facts_of(model.spec, context)
+    facts = replace(facts_of(model.spec, context), eos=model.eos)
     planned = choose_plan(model, options.plan_request(targets, facts, rotated), progress)
     # Each target refuses a plan that its format, its kernels or the device's memory cannot hold.
     check_targets(planned.plan, model.weights.shapes(), targets, facts, options.target)

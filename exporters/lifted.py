@@ -134,19 +134,64 @@ class Linear(Value):
 
 
 @dataclass(frozen=True, eq=False)
+class Bias(Value):
+    """A weight's vector added to every row: ``source + values``.
+
+    A file that adds it within a product is lifted as a `Bias` of the `Linear`, and one that adds
+    it to some columns of a product as a `Bias` of the `Columns`.
+
+    Attributes:
+        source: what it is added to.
+        weight: the vector's weight.
+        values: its values, ``float32[n]``.
+    """
+
+    source: Value
+    weight: StoredWeight
+    values: Array
+
+
+@dataclass(frozen=True, eq=False)
 class Norm(Value):
-    """RMSNorm over the last dimension.
+    """RMSNorm over the last dimension, or over a group of its columns where ``n`` is smaller.
+
+    Queries and keys that are normalised head by head have a norm of ``n`` columns, a head's, and
+    those that are normalised together one as wide as all heads; views are not lifted.
 
     Attributes:
         source: what is normalised.
         weight: the weight of the norm.
-        values: the weight's values, ``float32[n]``.
+        values: the weight's values, ``float32[n]``, as the file multiplies by them.
         epsilon: what is added to the mean of squares.
     """
 
     source: Value
     weight: StoredWeight
     values: Array
+    epsilon: float
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNorm(Value):
+    """LayerNorm over the last dimension: the mean is subtracted, whatever the file adds after it.
+
+    A scale or a shift that the file leaves out is None. One that it holds as plain ones or zeros,
+    because its operator cannot do without, is a constant and None here too.
+
+    Attributes:
+        source: what is normalised.
+        weight: the weight of the scale.
+        values: its values, ``float32[n]``; None where there is no scale.
+        bias: the weight of the shift.
+        shift: its values, ``float32[n]``; None where there is none.
+        epsilon: what is added to the biased variance.
+    """
+
+    source: Value
+    weight: StoredWeight | None
+    values: Array | None
+    bias: StoredWeight | None
+    shift: Array | None
     epsilon: float
 
 
@@ -167,6 +212,47 @@ class Silu(Value):
 
 
 @dataclass(frozen=True, eq=False)
+class Gelu(Value):
+    """GELU.
+
+    Attributes:
+        source: its operand.
+        tanh: whether it is the form with a tanh, else the exact one with an error function.
+    """
+
+    source: Value
+    tanh: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled(Value):
+    """``source * factor``: one number for all elements; a division is its inverse factor.
+
+    A factor on queries or keys that the file applies in place of attention's own belongs to
+    `Attention.scale` and is not lifted as this.
+    """
+
+    source: Value
+    factor: float
+
+
+@dataclass(frozen=True, eq=False)
+class Softcap(Value):
+    """``cap * tanh(source / cap)``, with both numbers equal; otherwise it is an `Unknown`."""
+
+    source: Value
+    cap: float
+
+
+@dataclass(frozen=True, eq=False)
+class Clamp(Value):
+    """``source`` kept within ``-limit`` and ``limit``; other bounds are an `Unknown`."""
+
+    source: Value
+    limit: float
+
+
+@dataclass(frozen=True, eq=False)
 class Product(Value):
     """A product of two values, element by element."""
 
@@ -182,9 +268,15 @@ class Sum(Value):
 
 @dataclass(frozen=True, eq=False)
 class Last(Value):
-    """The row of the call's last token."""
+    """The row of the call's last token, or the rows of its last few.
+
+    Attributes:
+        source: the rows of all tokens.
+        positions: how many rows there are, where the call has as many tokens.
+    """
 
     source: Value
+    positions: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,11 +322,13 @@ class Attention(Value):
         key: the new keys.
         value: the new values.
         heads: the number of query heads, of key/value heads, and the width of a head.
-        scale: the factor on the scores.
+        scale: the factor on the scores, with what the file multiplies queries or keys by instead.
         keys: the cache of keys.
         values: the cache of values.
         visible: which tokens each new token sees, ``bool[count, tokens]``, for each probe; tokens
             beyond the array's last are not seen.
+        softcap: scores ``s``, scaled and not yet masked, become ``softcap * tanh(s / softcap)``;
+            0 where they stay as they are.
     """
 
     query: Value
@@ -245,6 +339,40 @@ class Attention(Value):
     keys: Cache
     values: Cache
     visible: tuple[Array, ...]
+    softcap: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recent:
+    """The last few tokens' inputs of a convolution, as a call takes and leaves them.
+
+    Attributes:
+        read: the name of the state that the call's first tokens are joined to.
+        written: the name of the state that gets the last ``w - 1`` of both.
+        ignored: for each probe, whether the call takes zeros in place of what the state holds:
+            it must at position 0 and nowhere else. None where the file does not say.
+    """
+
+    read: str
+    written: str
+    ignored: tuple[bool, ...] | None
+
+
+@dataclass(frozen=True, eq=False)
+class ShortConv(Value):
+    """A causal convolution of each column over the last few tokens (``edgeforge::short_conv``).
+
+    Attributes:
+        source: what is convolved, the product of a gate and a value.
+        weight: the weight.
+        values: its values, ``float32[n, w]``; the last column multiplies the token itself.
+        recent: the state, named as caches are: ``3.recent`` for layer 3 where states have names.
+    """
+
+    source: Value
+    weight: StoredWeight
+    values: Array
+    recent: Recent
 
 
 @dataclass(frozen=True, eq=False)

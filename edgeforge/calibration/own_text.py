@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from edgeforge.reference.walk import Walk
 from quant.program import dialect
+from quant.program.head import head_of
 from quant.program.program import Program, node_argument
 
 if TYPE_CHECKING:
@@ -111,5 +112,5 @@ def _step_of(walk: Walk, node: fx.Node, count: int, length: int) -> Callable[[An
             return found.transpose(0, 1)
 
         return attend
-    prepared = walk.prepare_head(node) if node is walk.program.output() else walk.prepare(node)
+    prepared = walk.prepare_head(node) if node is head_of(walk.program) else walk.prepare(node)
     return lambda values, position: prepared(values)

@@ -22,6 +22,7 @@ from edgeforge.reference.spilled_values import Activations
 from edgeforge.reference.walk import Values, Walk, store_reader
 from quant.errors import QuantizationError
 from quant.input_files import open_input
+from quant.program.head import head_of
 from quant.program.program import Program, node_argument
 from quant.program.rewrite import quantize_program
 from quant.quoted import quoted
@@ -52,7 +53,7 @@ def quantize_sequentially(
     wanted = set(filling.wanted())
     if not wanted:
         return
-    head = program.inputs[node_argument(program.output(), 1).name].name
+    head = program.inputs[node_argument(head_of(program), 1).name].name
     if head in wanted and filling.weights.roles()[head] == "embedding":
         _quantize_tied(filling, head, program, blocks)
         wanted.discard(head)
@@ -77,7 +78,7 @@ def _quantize_tied(
     with filling.stretches(walk, known) as stretches:
         for _ in stretches.matrices():  # runs the program up to the head, its last matrix
             pass
-        moment = stretches.second_moment(node_argument(program.output(), 0), name)
+        moment = stretches.second_moment(node_argument(head_of(program), 0), name)
     moment.diagonal().add_(moment.diagonal().mean())
     filling.quantize(name, moment)
 

@@ -352,9 +352,7 @@ class Checkpoint:
     def _weight(self, name: str) -> TensorEntry:
         return self._entry(name, READ_AS, "weights")
 
-    def _entry(
-        self, name: str, dtypes: Iterable[str] | None = None, what: str = ""
-    ) -> TensorEntry:
+    def _entry(self, name: str, dtypes: Iterable[str] | None = None, what: str = "") -> TensorEntry:
         entry = self.tensors.get(name)
         if entry is None:
             near = nearest(name, self.tensors)

@@ -138,6 +138,16 @@ class ConfigReader:
             raise CheckpointError(f"{self.where}: {field} is {_show(value)}, not an object")
         return ConfigReader(value, self._ignore, f"{self.where}: {field}")
 
+    def with_defaults(self, defaults: Mapping[str, object]) -> ConfigReader:
+        """Returns a reader of the same fields and, where the file has none or null, of others.
+
+        What either of the two readers reads counts as read for both.
+        """
+        given = {field: value for field, value in self._config.items() if value is not None}
+        other = ConfigReader({**self._config, **defaults, **given}, self._ignore, self.where)
+        other._read = self._read
+        return other
+
     def finish(self) -> None:
         """Refuses the first field that is set, was never read and is not known to be harmless."""
         known = self._read | self._ignore

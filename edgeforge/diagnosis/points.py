@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
-from edgeforge.verification.meaning.decoder import Decoder, NoDecoderError, decoder_of
+from edgeforge.verification.meaning.chains import NoDecoderError
+from edgeforge.verification.meaning.decoder import Decoder, decoder_of
 from edgeforge.verification.meaning.registry import READERS
 from exporters.manifest import Manifest
 from quant.program import dialect

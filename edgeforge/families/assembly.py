@@ -8,7 +8,8 @@ only lists the checkpoint tensors from which each program weight is stacked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 from edgeforge.families.spec import LayerSpec, Piece, WeightSpec
 
@@ -16,9 +17,12 @@ EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 NORM_MATRIX = "model.norm_matrix.weight"
 HEAD = "lm_head.weight"
+HEAD_BIAS = "lm_head.bias"
 
 
-def matrix(role: str, columns: int, *pieces: tuple[str, int]) -> WeightSpec:
+def matrix(
+    role: Literal["embedding", "linear", "head"], columns: int, *pieces: tuple[str, int]
+) -> WeightSpec:
     """Returns a matrix of ``columns`` columns, stacked from ``(checkpoint tensor, rows)`` pairs.
 
     >>> matrix("linear", 8, ("q", 4), ("k", 2)).shape
@@ -26,8 +30,22 @@ def matrix(role: str, columns: int, *pieces: tuple[str, int]) -> WeightSpec:
     """
     stacked = tuple(Piece(name, (rows, columns)) for name, rows in pieces)
     rows = sum(piece.shape[0] for piece in stacked)
-    assert role in ("embedding", "linear", "head")
-    return WeightSpec((rows, columns), stacked, role)  # type: ignore[arg-type]
+    return WeightSpec((rows, columns), stacked, role)
+
+
+def bias(*pieces: tuple[str, int]) -> WeightSpec:
+    """Returns a bias, stacked from ``(checkpoint tensor, numbers)`` pairs like its matrix.
+
+    >>> bias(("q.bias", 4), ("k.bias", 2)).shape
+    (6,)
+    """
+    stacked = tuple(Piece(name, (count,)) for name, count in pieces)
+    return WeightSpec((sum(piece.shape[0] for piece in stacked),), stacked, "bias")
+
+
+def convolution(tensor: str, columns: int, width: int) -> WeightSpec:
+    """Returns the weight of a convolution of each column: a tensor ``[columns, 1, width]``."""
+    return WeightSpec((columns, width), (Piece(tensor, (columns, 1, width)),), "conv")
 
 
 def packed_qkv(tensor: str, columns: int, q: int, kv: int) -> tuple[WeightSpec, WeightSpec]:
@@ -49,9 +67,15 @@ def packed_qkv(tensor: str, columns: int, q: int, kv: int) -> tuple[WeightSpec, 
     return WeightSpec(qk.shape, (qk,), "linear"), WeightSpec(v.shape, (v,), "linear")
 
 
-def norm(tensor: str, width: int) -> WeightSpec:
-    """Returns a norm's scale, which is one checkpoint tensor of ``width`` numbers."""
-    return WeightSpec((width,), (Piece(tensor, (width,)),), "norm")
+def norm(tensor: str, width: int, *, added: float = 0.0) -> WeightSpec:
+    """Returns a norm's scale, which is one checkpoint tensor of ``width`` numbers.
+
+    Args:
+        tensor: the tensor's name.
+        width: how many numbers it has.
+        added: what is added to each of them: 1 for norms that multiply by one plus their weight.
+    """
+    return WeightSpec((width,), (Piece(tensor, (width,)),), "norm", added)
 
 
 def assemble(
@@ -61,8 +85,9 @@ def assemble(
     layers: tuple[LayerSpec, ...],
     layer_weights: Callable[[int, LayerSpec], dict[str, WeightSpec]],
     embedding: str,
-    final_norm: str,
+    final_norm: Mapping[str, WeightSpec],
     head: str | None,
+    head_bias: str | None = None,
 ) -> dict[str, WeightSpec]:
     """Returns all weights of a decoder by program name, in the order the program uses them.
 
@@ -70,16 +95,22 @@ def assemble(
         hidden_size: width of the residual stream.
         vocab_size: rows of the embedding and the head.
         layers: the dimensions of each layer.
-        layer_weights: returns one layer's weights by their names within the layer.
+        layer_weights: returns one layer's weights by their names within the layer, a matrix or a
+            norm's scale without ``.weight`` at the end, a bias with ``.bias``.
         embedding: the checkpoint's name of the embedding.
-        final_norm: the checkpoint's name of the last norm.
+        final_norm: the last norm's weights, by ``weight`` and ``bias``; empty where it has none.
         head: the checkpoint's name of the head, None when it is tied to the embedding.
+        head_bias: the checkpoint's name of the head's bias, None where it has none.
     """
     weights = {EMBEDDING: matrix("embedding", hidden_size, (embedding, vocab_size))}
     for index, layer in enumerate(layers):
         for name, weight in layer_weights(index, layer).items():
-            weights[f"model.layers.{index}.{name}.weight"] = weight
-    weights[FINAL_NORM] = norm(final_norm, hidden_size)
+            part = name if name.endswith(".bias") else f"{name}.weight"
+            weights[f"model.layers.{index}.{part}"] = weight
+    for part, weight in final_norm.items():
+        weights[f"{FINAL_NORM.removesuffix('weight')}{part}"] = weight
     if head is not None:
         weights[HEAD] = matrix("head", hidden_size, (head, vocab_size))
+    if head_bias is not None:
+        weights[HEAD_BIAS] = bias((head_bias, vocab_size))
     return weights

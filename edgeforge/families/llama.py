@@ -8,9 +8,11 @@ from functools import partial
 
 from edgeforge.checkpoint.config_reader import ConfigReader, token_ids
 from edgeforge.errors import CheckpointError
-from edgeforge.families.assembly import assemble, matrix, norm
+from edgeforge.families.activation import read_activation
+from edgeforge.families.assembly import assemble, norm
+from edgeforge.families.projections import read_biases, separate_projections
 from edgeforge.families.rotary import read_rope, scaled_context
-from edgeforge.families.spec import LayerSpec, ModelSpec, WeightSpec
+from edgeforge.families.spec import LayerSpec, ModelSpec, RopeSpec, WeightSpec
 
 LayerWeights = Callable[..., dict[str, WeightSpec]]
 
@@ -22,29 +24,55 @@ class Conventions:
     Attributes:
         model_type: the family's name.
         window: attention window in tokens, 0 for none.
-        norm_eps: default of ``rms_norm_eps``.
+        norm_eps: default of ``eps_field``.
+        eps_field: the field of the norms' epsilon; empty where the family has none, and
+            ``norm_eps`` is its constant.
+        norm_added: what norms add to their weight before they multiply by it.
         max_context: default of ``max_position_embeddings``, tokens.
         kv_heads: default of ``num_key_value_heads``; 0 for as many as query heads.
+        head_dim: default of ``head_dim``; 0 for the hidden size over the query heads.
+        tied: default of ``tie_word_embeddings``.
+        activation_field: the field that names the activation function.
+        activation: that field's default.
+        theta: default of ``rope_theta``.
         original_context: longrope's original context where the file has none beside its section,
             tokens; 0 for the section's, or the model's own context.
         partial_rotary: whether the family may rotate only the first columns of each head.
+        rotary_share: the share of rotated columns where the file has none.
+        growing: whether queries may grow with the position.
+        ropes: the rotary embeddings, where the family reads them itself.
         layer_weights: returns a layer's weights; None for `separate_projections`.
+        final_norm: the last norm's weights, by ``weight`` and ``bias``; None for one without bias.
     """
 
     model_type: str
     window: int = 0
     norm_eps: float = 1e-6
+    eps_field: str = "rms_norm_eps"
+    norm_added: float = 0.0
     max_context: int = 2048
     kv_heads: int = 0
+    head_dim: int = 0
+    tied: bool = False
+    activation_field: str = "hidden_act"
+    activation: str = "silu"
+    theta: float = 10000.0
     original_context: int = 0
     partial_rotary: bool = False
+    rotary_share: float = 1.0
+    growing: bool = False
+    ropes: tuple[RopeSpec, ...] = ()
     layer_weights: LayerWeights | None = None
+    final_norm: Mapping[str, WeightSpec] | None = None
 
 
 def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:
     """Reads a Llama configuration (transformers' ``LlamaConfig`` fields)."""
-    config.absent("attention_bias", "mlp_bias", "rope_interleaved")
-    return read_llama_like(config, generation, Conventions("llama"))
+    config.absent("rope_interleaved")
+    weights = partial(
+        separate_projections, biased=read_biases(config, "attention_bias", "mlp_bias")
+    )
+    return read_llama_like(config, generation, Conventions("llama", layer_weights=weights))
 
 
 def read_llama_like(
@@ -60,21 +88,27 @@ def read_llama_like(
     Raises:
         CheckpointError: a field is missing, wrong or not implemented.
     """
-    hidden, heads, kv_heads, head_dim = read_head_counts(config, family.kv_heads)
-    config.choice("hidden_act", ("silu", "swish"), "silu")
-    layer = LayerSpec(heads, kv_heads, config.integer("intermediate_size"))
+    hidden, heads, kv_heads, head_dim = read_head_counts(config, family.kv_heads, family.head_dim)
+    layer = LayerSpec(heads, kv_heads, config.integer("intermediate_size"), family.window)
     layers = (layer,) * config.layer_count("num_hidden_layers")
     vocab = config.integer("vocab_size")
-    tied = config.flag("tie_word_embeddings", False)
+    tied = config.flag("tie_word_embeddings", family.tied)
     max_context = config.integer("max_position_embeddings", family.max_context)
-    rope = read_rope(
-        config,
-        head_dim,
-        max_context,
-        original_context=family.original_context,
-        partial=family.partial_rotary,
+    ropes = family.ropes or (
+        read_rope(
+            config,
+            head_dim,
+            max_context,
+            theta=family.theta,
+            share=family.rotary_share,
+            original_context=family.original_context,
+            partial=family.partial_rotary,
+            growing=family.growing,
+        ),
     )
     fields = config.raw()
+    eps = config.real(family.eps_field, family.norm_eps) if family.eps_field else family.norm_eps
+    last = {"weight": norm("model.norm.weight", hidden, added=family.norm_added)}
 
     return ModelSpec(
         model_type=family.model_type,
@@ -82,15 +116,14 @@ def read_llama_like(
         head_dim=head_dim,
         vocab_size=vocab,
         layers=layers,
-        norm_eps=config.real("rms_norm_eps", family.norm_eps),
-        rope=rope,
-        qk_norm=False,
-        window=family.window,
+        norm_eps=eps,
+        ropes=ropes,
         tied=tied,
-        max_context=scaled_context(rope, max_context),
+        max_context=scaled_context(ropes[0], max_context),
         bos=next(iter(token_ids(fields, generation, "bos_token_id", vocab)), None),
         eos=token_ids(fields, generation, "eos_token_id", vocab),
         pad=next(iter(token_ids(fields, generation, "pad_token_id", vocab)), None),
+        activation=read_activation(config, family.activation_field, family.activation),
         weights=assemble(
             hidden_size=hidden,
             vocab_size=vocab,
@@ -99,45 +132,23 @@ def read_llama_like(
                 family.layer_weights or separate_projections, hidden=hidden, head_dim=head_dim
             ),
             embedding="model.embed_tokens.weight",
-            final_norm="model.norm.weight",
+            final_norm=last if family.final_norm is None else family.final_norm,
             head=None if tied else "lm_head.weight",
         ),
         ignored=("*.rotary_emb.inv_freq", *(("lm_head.weight",) if tied else ())),
     )
 
 
-def separate_projections(
-    index: int, layer: LayerSpec, *, hidden: int, head_dim: int
-) -> dict[str, WeightSpec]:
-    """Returns one layer's weights, for a checkpoint with separate q, k, v, gate and up tensors."""
-    at = f"model.layers.{index}."
-    q, kv = layer.num_heads * head_dim, layer.num_kv_heads * head_dim
-    attn, mlp = at + "self_attn.", at + "mlp."
-    return {
-        "input_layernorm": norm(at + "input_layernorm.weight", hidden),
-        "self_attn.qk_proj": matrix(
-            "linear", hidden, (attn + "q_proj.weight", q), (attn + "k_proj.weight", kv)
-        ),
-        "self_attn.v_proj": matrix("linear", hidden, (attn + "v_proj.weight", kv)),
-        "self_attn.o_proj": matrix("linear", q, (attn + "o_proj.weight", hidden)),
-        "post_attention_layernorm": norm(at + "post_attention_layernorm.weight", hidden),
-        "mlp.gate_up_proj": matrix(
-            "linear",
-            hidden,
-            (mlp + "gate_proj.weight", layer.ffn_width),
-            (mlp + "up_proj.weight", layer.ffn_width),
-        ),
-        "mlp.down_proj": matrix("linear", layer.ffn_width, (mlp + "down_proj.weight", hidden)),
-    }
-
-
-def read_head_counts(config: ConfigReader, absent_kv_heads: int) -> tuple[int, int, int, int]:
+def read_head_counts(
+    config: ConfigReader, absent_kv_heads: int = 0, absent_head_dim: int = 0
+) -> tuple[int, int, int, int]:
     """Returns hidden size, query heads, key/value heads and head width.
 
     Args:
         config: the reader of ``config.json``.
         absent_kv_heads: key/value heads where the file has no such field, 0 for as many as query
             heads; null in the file always means as many as query heads.
+        absent_head_dim: head width where the file has none, 0 for the hidden size over the heads.
 
     Raises:
         CheckpointError: query heads are not a multiple of key/value heads, or the file has no
@@ -152,8 +163,9 @@ def read_head_counts(config: ConfigReader, absent_kv_heads: int) -> tuple[int, i
             f"{config.where}: num_attention_heads {heads} is not a multiple of "
             f"num_key_value_heads {kv_heads}"
         )
-    if config.get("head_dim") is None and hidden % heads:
+    if config.get("head_dim") is None and not absent_head_dim and hidden % heads:
         raise CheckpointError(
             f"{config.where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
         )
-    return hidden, heads, kv_heads, config.integer("head_dim", hidden // heads)
+    width = absent_head_dim or hidden // heads
+    return hidden, heads, kv_heads, config.integer("head_dim", width)

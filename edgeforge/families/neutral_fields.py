@@ -12,9 +12,11 @@ from typing import Final
 
 from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.errors import CheckpointError
+from edgeforge.families.layer_kinds import kind_of
 from edgeforge.families.spec import ModelSpec
 
-_CAUSAL_HEADS: Final = ("forcausallm", "lmheadmodel")
+# A model of images and text generates text too; its family reads the part that does.
+_CAUSAL_HEADS: Final = ("forcausallm", "lmheadmodel", "gemma3forconditionalgeneration")
 
 # What every family here does: false would be another model, and no field at all means true.
 _CAUSAL: Final = (
@@ -34,25 +36,23 @@ _ALWAYS_ON: Final = (
 
 _NEUTRAL: Final[dict[str, Callable[[ModelSpec], float]]] = {
     **dict.fromkeys(
-        (
-            "embedding_multiplier",
-            "embedding_scale",
-            "logit_scale",
-            "logits_scaling",
-            "residual_multiplier",
-            "residual_scale",
-            "rope_percent",
-            "rotary_pct",
-            "scale_emb",
-        ),
-        lambda spec: 1.0,
+        ("embedding_multiplier", "embedding_scale", "scale_emb"),
+        lambda spec: spec.embedding_multiplier,
     ),
-    "attention_multiplier": lambda spec: spec.head_dim**-0.5,
-    "query_pre_attn_scalar": lambda spec: spec.head_dim,
-    "dim_model_base": lambda spec: spec.hidden_size,
-    "scale_depth": lambda spec: math.sqrt(len(spec.layers)),
+    **dict.fromkeys(
+        ("residual_multiplier", "residual_scale"), lambda spec: spec.residual_multiplier
+    ),
+    **dict.fromkeys(
+        ("rope_percent", "rope_pct", "rotary_pct"), lambda spec: spec.rope.width / spec.head_dim
+    ),
+    "logit_scale": lambda spec: spec.logit_multiplier,
+    "logits_scaling": lambda spec: 1 / spec.logit_multiplier,
+    "attention_multiplier": lambda spec: spec.scale,
+    "query_pre_attn_scalar": lambda spec: spec.scale**-2,
+    "dim_model_base": lambda spec: spec.hidden_size * spec.logit_multiplier,
+    "scale_depth": lambda spec: spec.residual_multiplier * math.sqrt(len(spec.layers)),
 }
-"""The factor that changes nothing, by field."""
+"""What the spec computes already, by the field that would say it: no other value is neutral."""
 
 
 def check_causal(config: ConfigReader) -> None:
@@ -105,7 +105,6 @@ def check_neutral_fields(config: ConfigReader, spec: ModelSpec) -> None:
     """
     for field, neutral in _NEUTRAL.items():
         config.require(field, neutral(spec))
-    kind = "sliding_attention" if spec.window else "full_attention"
-    config.require("layer_types", [kind] * len(spec.layers))
+    config.require("layer_types", [kind_of(layer) for layer in spec.layers])
     if spec.window:
         config.get("use_sliding_window")  # transformers' classes with a window do not read it

@@ -7,21 +7,58 @@ from collections.abc import Callable, Iterable, Mapping
 from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.checkpoint.imported.registry import FIELD, MLX_FIELD, read_method
 from edgeforge.errors import CheckpointError
-from edgeforge.families import llama, mistral, openelm, phi3
+from edgeforge.families import (
+    gemma,
+    gemma2,
+    gemma3,
+    gemma3_text,
+    granite,
+    lfm2,
+    llama,
+    minicpm,
+    ministral3,
+    mistral,
+    olmo,
+    olmo2,
+    olmo3,
+    openelm,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+    stablelm,
+)
 from edgeforge.families.neutral_fields import check_causal, check_neutral_fields
 from edgeforge.families.spec import ModelSpec
 from quant.quoted import quoted
 from quant.suggestion import did_you_mean
 
 FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] = {
+    "gemma": gemma.read_spec,
+    "gemma2": gemma2.read_spec,
+    "gemma3": gemma3.read_spec,
+    "gemma3_text": gemma3_text.read_spec,
+    "granite": granite.read_spec,
+    "lfm2": lfm2.read_spec,
     "llama": llama.read_spec,
+    "minicpm": minicpm.read_spec,
+    "ministral3": ministral3.read_spec,
     "mistral": mistral.read_spec,
+    "olmo": olmo.read_spec,
+    "olmo2": olmo2.read_spec,
+    "olmo3": olmo3.read_spec,
     "openelm": openelm.read_spec,
+    "phi": phi.read_spec,
     "phi3": phi3.read_spec,
+    "qwen2": qwen2.read_spec,
+    "qwen3": qwen3.read_spec,
+    "smollm3": smollm3.read_spec,
+    "stablelm": stablelm.read_spec,
 }
 
 # Released types whose names are one letter away from a family's: they are not misspelt.
-_OTHER_TYPES = ("llava", "mixtral", "mllama")
+_OTHER_TYPES = ("gemma3n", "llava", "mixtral", "mllama", "molmo2", "olmoe")
 
 
 def read_spec(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.errors import CheckpointError
+from edgeforge.families.layer_kinds import FULL, SLIDING
 from edgeforge.families.spec import RopeSpec
 from quant.quoted import quoted
 
@@ -18,8 +20,11 @@ def read_rope(
     head_dim: int,
     max_context: int,
     *,
+    theta: float = 10000.0,
+    share: float = 1.0,
     original_context: int = 0,
     partial: bool = False,
+    growing: bool = False,
 ) -> RopeSpec:
     """Reads ``rope_theta`` + ``rope_scaling`` (old files) or ``rope_parameters`` (newer ones).
 
@@ -27,19 +32,24 @@ def read_rope(
         config: the reader of the whole ``config.json``.
         head_dim: width of one head.
         max_context: ``max_position_embeddings``, tokens.
+        theta: the base frequency where the file has none.
+        share: the share of rotated columns where the file has none.
         original_context: longrope's original context where the file has none beside the section,
             tokens; 0 for the section's, or ``max_context``.
         partial: whether the family may rotate only the first columns of each head.
+        growing: whether the family's queries may grow with the position.
 
     Raises:
         CheckpointError: the type of scaling is not implemented, its values are wrong, or both
             spellings are in the file and contradict each other.
     """
-    theta = config.real("rope_theta", 10000.0)
-    outer = config.get("partial_rotary_factor", 1.0)
+    theta = config.real("rope_theta", theta)
+    outer = config.get("partial_rotary_factor", share)
     sections = (config.section("rope_parameters"), config.section("rope_scaling"))
     ropes = [
-        _read_section(config, section, theta, outer, head_dim, max_context, original_context)
+        _read_section(
+            config, section, theta, outer, head_dim, max_context, original_context, growing
+        )
         for section in sections
         if section is not None and section.fields()
     ] or [RopeSpec(theta, rotated_columns(head_dim, outer))]
@@ -56,6 +66,50 @@ def read_rope(
     return rope
 
 
+def read_ropes_by_kind(
+    config: ConfigReader,
+    head_dim: int,
+    max_context: int,
+    *,
+    theta: float,
+    sliding_theta: float,
+) -> tuple[RopeSpec, RopeSpec]:
+    """Reads the rotary embeddings of layers that see the whole context, and of sliding layers.
+
+    Newer files have a section for each in ``rope_parameters``. In older ones ``rope_theta`` and
+    ``rope_scaling`` speak of the first alone.
+
+    Args:
+        config: the reader of the whole ``config.json``.
+        head_dim: width of one head.
+        max_context: ``max_position_embeddings``, tokens.
+        theta: the base frequency of the first where the file has none.
+        sliding_theta: that of the second where neither ``rope_parameters`` nor the field
+            ``rope_local_base_freq`` has one.
+
+    Raises:
+        CheckpointError: as `read_rope`.
+    """
+    theta = config.real("rope_theta", theta)
+    sliding_theta = config.real("rope_local_base_freq", sliding_theta)
+    both, scaling = config.section("rope_parameters"), config.section("rope_scaling")
+    full = None if both is None else both.section(FULL)
+    sliding = None if both is None else both.section(SLIDING)
+    if both is not None:
+        both.finish()
+    if full is not None and scaling is not None and scaling.fields():
+        raise CheckpointError(
+            f"{config.where}: rope_parameters and rope_scaling contradict each other; keep one"
+        )
+
+    def read(section: ConfigReader | None, theta: float) -> RopeSpec:
+        if section is None or not section.fields():
+            return RopeSpec(theta, rotated_columns(head_dim))
+        return _read_section(config, section, theta, 1.0, head_dim, max_context, 0)
+
+    return read(full or scaling, theta), read(sliding, sliding_theta)
+
+
 def _read_section(
     config: ConfigReader,
     section: ConfigReader,
@@ -64,6 +118,7 @@ def _read_section(
     head_dim: int,
     max_context: int,
     original_context: int,
+    growing: bool = False,
 ) -> RopeSpec:
     if "rope_type" in section.fields() or "type" not in section.fields():
         kind = section.get("rope_type", "default")
@@ -73,6 +128,10 @@ def _read_section(
     theta = section.real("rope_theta", theta)
     width = rotated_columns(head_dim, section.get("partial_rotary_factor", outer))
     rope = _read_scaling(config, section, str(kind), theta, width, max_context, original_context)
+    if growing and section.get("llama_4_scaling_beta") is not None:
+        section.get("max_position_embeddings")  # repeats the field outside, and no code reads it
+        original = section.integer(_ORIGINAL)
+        rope = replace(rope, original_context=original, growth=section.real("llama_4_scaling_beta"))
     section.finish()
     return rope
 
@@ -127,9 +186,36 @@ def _read_scaling(
                 long_factor=_factors(section, "long_factor", width),
                 attention_factor=section.real("attention_factor", attention),
             )
+        case "yarn":
+            return _read_yarn(section, theta, width, max_context)
     raise CheckpointError(
         f"{section.where} has the type {quoted(kind)}; EdgeForge implements default, linear, "
-        f"llama3 and longrope (also spelled su)"
+        f"llama3, yarn and longrope (also spelled su)"
+    )
+
+
+def _read_yarn(section: ConfigReader, theta: float, width: int, max_context: int) -> RopeSpec:
+    """Reads YaRN (Peng et al. 2023, arXiv 2309.00071), with DeepSeek's pair of mscales."""
+    original = section.integer(_ORIGINAL, max_context)
+    factor = section.real("factor", max_context / original)
+
+    def magnitude(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    scales = [section.get(field) and section.real(field) for field in ("mscale", "mscale_all_dim")]
+    attention = magnitude(1.0)
+    if scales[0] and scales[1]:
+        attention = magnitude(float(scales[0])) / magnitude(float(scales[1]))
+    return RopeSpec(
+        theta,
+        width,
+        "yarn",
+        factor=factor,
+        original_context=original,
+        attention_factor=section.real("attention_factor", attention),
+        beta_fast=section.real("beta_fast", 32.0),
+        beta_slow=section.real("beta_slow", 1.0),
+        truncate=section.flag("truncate", True),
     )
 
 
@@ -169,12 +255,14 @@ def _factors(section: ConfigReader, field: str, width: int) -> tuple[float, ...]
 def scaled_context(rope: RopeSpec, max_context: int) -> int:
     """Returns the longest context of a model, tokens.
 
-    Linear scaling stretches the positions that the file states by its factor; the other rules are
-    written into files that state the stretched context already.
+    Linear scaling stretches the positions that the file states by its factor, and YaRN those that
+    its section states; the other rules are written into files that state the stretched context.
 
     >>> scaled_context(RopeSpec(10000.0, 64, "linear", factor=4.0), 4096)
     16384
     """
+    if rope.scaling == "yarn":
+        return max(max_context, int(rope.original_context * rope.factor))
     stretch = rope.factor if rope.scaling == "linear" else 1.0
     return max(max_context, int(max_context * stretch))
 

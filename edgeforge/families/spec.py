@@ -6,7 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-RopeScaling = Literal["default", "linear", "llama3", "longrope"]
+RopeScaling = Literal["default", "linear", "llama3", "longrope", "yarn"]
+Role = Literal["embedding", "linear", "head", "norm", "bias", "conv"]
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+Block = Literal["pre", "sandwich", "post", "parallel"]
+Mixer = Literal["attention", "short_conv"]
 
 
 @dataclass(frozen=True)
@@ -18,16 +22,22 @@ class RopeSpec:
         width: how many columns of each head are rotated (even, at most the head width).
         scaling: the rule that changes the frequencies; each field below names the rules that use
             it.
-        factor: ``linear`` and ``llama3``: divisor of the frequencies.
+        factor: ``linear``, ``llama3`` and ``yarn``: divisor of the frequencies.
         low_freq_factor: ``llama3``: wavelengths over ``original_context / low_freq_factor`` are
             stretched by the full ``factor``.
         high_freq_factor: ``llama3``: wavelengths under ``original_context / high_freq_factor`` are
             not changed.
-        original_context: ``llama3`` and ``longrope``: context before it was extended, tokens.
+        original_context: ``llama3``, ``longrope`` and ``yarn``: context before it was extended,
+            tokens.
         short_factor: ``longrope``: one divisor per frequency, for a declared context of at most
             ``original_context``.
         long_factor: ``longrope``: one divisor per frequency, for a longer declared context.
-        attention_factor: ``longrope``: multiplier of both cosine and sine.
+        attention_factor: ``longrope`` and ``yarn``: multiplier of both cosine and sine.
+        beta_fast: ``yarn``: frequencies of more turns in the original context are not changed.
+        beta_slow: ``yarn``: frequencies of fewer turns are divided by the full ``factor``.
+        truncate: ``yarn``: whether the bounds of the two are whole pairs of columns.
+        growth: how queries grow with the position p: cosine and sine are multiplied by
+            ``1 + growth * log(1 + floor(p / original_context))``; 0 for none.
     """
 
     theta: float
@@ -40,15 +50,34 @@ class RopeSpec:
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
     attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    growth: float = 0.0
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """Dimensions of one decoder layer: head counts, and the width of the feed-forward part."""
+    """Dimensions of one decoder layer.
+
+    Attributes:
+        num_heads: query heads; 0 where the mixer is no attention.
+        num_kv_heads: key/value heads; 0 where the mixer is no attention.
+        ffn_width: width of the feed-forward part.
+        window: attention window in tokens, 0 when there is none.
+        rope: the index in `ModelSpec.ropes` of the layer's rotary embedding; None for no rotation.
+        query_rope: the index of the queries' own, where theirs differs from the keys' (tables
+            that grow with the position); None for the same as ``rope``.
+        mixer: what mixes tokens: attention over cached keys and values, or a short convolution.
+    """
 
     num_heads: int
     num_kv_heads: int
     ffn_width: int
+    window: int = 0
+    rope: int | None = 0
+    query_rope: int | None = None
+    mixer: Mixer = "attention"
 
 
 @dataclass(frozen=True)
@@ -79,20 +108,28 @@ class WeightSpec:
     """One weight of the program: pieces of the checkpoint stacked along axis 0.
 
     Attributes:
-        shape: ``(out, in)`` for a matrix, ``(n,)`` for a norm.
+        shape: ``(out, in)`` for a matrix, ``(n,)`` for a norm or a bias, ``(n, w)`` for a
+            convolution, whose checkpoint tensor is ``(n, 1, w)``.
         pieces: the tensors to stack, in order; their rows add up to ``shape[0]``. Empty for a
             matrix that only a rotation adds (`edgeforge.model.rotated_weights`).
-        role: the weight's role; recipes choose formats by it.
+        role: the weight's role; recipes choose formats by it. Norms, biases and convolutions stay
+            float.
+        added: a number that is added to every value of a vector when it is read: 1 for norms that
+            multiply by one plus their weight.
     """
 
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
-    role: Literal["embedding", "linear", "head", "norm"]
+    role: Role
+    added: float = 0.0
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """Everything that the decoder and its exporters need from a checkpoint's configuration.
+
+    What ``weights`` lacks the decoder leaves out: biases, norms of queries and keys, and the scales
+    and shifts of norms are there where the map names them.
 
     Attributes:
         model_type: the checkpoint's ``model_type``, a key of `edgeforge.families.registry`.
@@ -100,19 +137,34 @@ class ModelSpec:
         head_dim: width of one attention head.
         vocab_size: rows of the embedding.
         layers: dimensions layer by layer.
-        norm_eps: epsilon of every RMSNorm.
-        rope: the rotary embedding.
-        qk_norm: whether each head of q and k is RMS-normalised before the rotary embedding.
-        window: attention window in tokens, 0 when there is none.
+        norm_eps: epsilon of every norm.
+        ropes: the rotary embeddings; layers name theirs by index. The first is that of layers that
+            see the whole context.
         tied: whether the head is the embedding transposed.
-        norm_matrix: whether a matrix replaces the last norm's scale, as in a rotated model whose
-            head stays tied (`edgeforge.model.rotated_weights`).
         max_context: the longest context that the checkpoint was made for, tokens.
         bos: token that begins a text, if any.
         eos: tokens that end a text.
         pad: padding token, if any.
         weights: the shape and checkpoint tensors of each weight, by program weight name.
         ignored: names of checkpoint tensors that are not needed (shell patterns).
+        norm_matrix: whether a matrix replaces the last norm's scale, as in a rotated model whose
+            head stays tied (`edgeforge.model.rotated_weights`).
+        norm: RMSNorm, or LayerNorm, which also subtracts the mean. Queries and keys are always
+            RMS-normalised, if at all: each head where the norm is as wide as a head, else all
+            heads together.
+        block: where norms and sums stand in a layer: ``pre`` is ``x + f(norm(x))`` for the mixer
+            and then for the feed-forward part; ``sandwich`` is ``x + norm(f(norm(x)))``; ``post``
+            is ``x + norm(f(x))``; ``parallel`` adds both parts of one norm to ``x``.
+        activation: the activation function of the feed-forward part.
+        gated: whether a feed-forward part is ``down(act(gate) * up)``, else ``down(act(up))``.
+        attention_scale: factor on attention's scores; None for ``head_dim ** -0.5``.
+        attention_softcap: bound on attention's scores by a tanh; 0 for none.
+        logit_softcap: bound on the logits by a tanh; 0 for none.
+        clip_qkv: largest magnitude of queries, keys and values; 0 for no bound.
+        embedding_multiplier: factor on the embedding's rows.
+        residual_multiplier: factor on what a layer's parts add to the residual stream.
+        logit_multiplier: factor on the logits.
+        conv_width: tokens that a short convolution reads, the token itself among them.
     """
 
     model_type: str
@@ -121,9 +173,7 @@ class ModelSpec:
     vocab_size: int
     layers: tuple[LayerSpec, ...]
     norm_eps: float
-    rope: RopeSpec
-    qk_norm: bool
-    window: int
+    ropes: tuple[RopeSpec, ...]
     tied: bool
     max_context: int
     bos: int | None
@@ -132,6 +182,44 @@ class ModelSpec:
     weights: dict[str, WeightSpec]
     ignored: tuple[str, ...] = ()
     norm_matrix: bool = False
+    norm: Literal["rms", "layer"] = "rms"
+    block: Block = "pre"
+    activation: Activation = "silu"
+    gated: bool = True
+    attention_scale: float | None = None
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    clip_qkv: float = 0.0
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logit_multiplier: float = 1.0
+    conv_width: int = 0
+
+    @property
+    def rope(self) -> RopeSpec:
+        """The rotary embedding of layers that see the whole context."""
+        return self.ropes[0]
+
+    @property
+    def window(self) -> int:
+        """The window that every attention has, tokens; 0 where a layer sees the whole context."""
+        windows = {layer.window for layer in self.layers if layer.mixer == "attention"}
+        return max(windows) if windows and 0 not in windows else 0
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normalised."""
+        return any(name.endswith(".self_attn.q_norm.weight") for name in self.weights)
+
+    @property
+    def scale(self) -> float:
+        """The factor on attention's scores."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether a text's last tokens can be taken back by a smaller position alone."""
+        return all(layer.mixer == "attention" for layer in self.layers)
 
     @property
     def num_parameters(self) -> int:

@@ -78,7 +78,9 @@ class CheckpointWeights:
         """Returns the tensors that make up a weight, each with its rows; a vector is one row."""
         weight = self.spec.weights[name]
         if len(weight.shape) == 1:
-            return ((weight.pieces[0].tensor, 1),)
+            return tuple(
+                (piece.tensor, int(not index)) for index, piece in enumerate(weight.pieces)
+            )
         return tuple((piece.tensor, piece.shape[0]) for piece in weight.pieces)
 
     def mapping_digest(self) -> str:
@@ -87,6 +89,9 @@ class CheckpointWeights:
             name: [(piece.tensor, piece.shape, piece.first) for piece in weight.pieces]
             for name, weight in self.spec.weights.items()
         }
+        added = {name: each.added for name, each in self.spec.weights.items() if each.added}
+        if added:
+            rows["added"] = added
         if self.method is not None:
             rows["method"] = repr(self.method)
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
@@ -101,6 +106,8 @@ class CheckpointWeights:
                 formats[name] = self.imported[name]
                 continue
             dtypes = {self._dtype(piece.tensor) for piece in weight.pieces}
+            if weight.added:
+                dtypes.add("float32")
             formats[name] = FloatFormat(_float_name(dtypes))
         return formats
 
@@ -130,13 +137,16 @@ class CheckpointWeights:
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Returns rows of a weight in the checkpoint's dtype: ``[stop - start, columns]``.
 
-        A vector is one row. Rows from pieces of different dtypes are returned as float32.
+        A vector is one row. Rows from pieces of different dtypes, and vectors to which a number is
+        added, are returned as float32.
         """
         import torch
 
         weight = self.spec.weights[name]
         if len(weight.shape) == 1:
-            return self._piece(weight.pieces[0], 0, weight.shape[0]).reshape(1, -1)
+            parts = [self._piece(piece, 0, piece.shape[0]) for piece in weight.pieces]
+            row = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(1, -1)
+            return row.float() + weight.added if weight.added else row
         found = []
         begin = 0
         for piece in weight.pieces:
@@ -182,6 +192,8 @@ class CheckpointWeights:
         if piece.tensor in self._decoded:
             return self._decoded[piece.tensor].read(start, stop)
         rows = torch.from_numpy(self.checkpoint.read_rows(piece.tensor, start, stop))
+        if rows.ndim > 2:  # a convolution's [columns, 1, width]
+            rows = rows.flatten(1)
         entry = self.checkpoint.tensors[piece.tensor]
         return rows.view(torch.bfloat16) if entry.dtype == "bfloat16" else rows
 
@@ -263,9 +275,7 @@ def _check_tensors(
     spec: ModelSpec,
     found: Mapping[str, IntegerTensor | DecodedTensor],
 ) -> None:
-    wanted = {
-        p.tensor: p for w in spec.weights.values() for p in w.pieces if p.tensor not in found
-    }
+    wanted = {p.tensor: p for w in spec.weights.values() for p in w.pieces if p.tensor not in found}
     parts = {name for tensor in found.values() for name in tensor.tensors}
     missing = [name for name in wanted if name not in checkpoint.tensors]
     extra = [

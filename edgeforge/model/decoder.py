@@ -1,8 +1,9 @@
-"""The decoder module that is traced: pre-norm attention and a gated feed-forward in each layer.
+"""The decoder module that is traced, written once for every family.
 
-It uses only the ``edgeforge::`` operators and a few ATen views. It is built on the meta device, so
-a model of any size takes no memory here. Submodules are named so that ``state_dict`` keys are the
-weight names of `edgeforge.families.spec.ModelSpec`.
+`edgeforge.families.spec.ModelSpec` says what a layer consists of, and its map of weights says which
+biases and norms there are. The module uses only the ``edgeforge::`` operators and a few ATen views.
+It is built on the meta device, so a model of any size takes no memory here. Submodules are named so
+that ``state_dict`` keys are the weight names of the spec.
 """
 
 from __future__ import annotations
@@ -12,15 +13,53 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeforge.families.spec import LayerSpec, ModelSpec
-from quant.program import ops
+from quant.program import ops, state_ops, token_ops
 
 
-class Weight(nn.Module):
-    """A module with one parameter called ``weight``, on the meta device."""
+class Weights(nn.Module):
+    """The weights of one part on the meta device: ``weight`` and ``bias``, None where not mapped.
 
-    def __init__(self, *shape: int) -> None:
+    Args:
+        spec: the model.
+        at: the part's name, to which ``.weight`` and ``.bias`` are added.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, spec: ModelSpec, at: str) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
+        for part in ("weight", "bias"):
+            given, made = spec.weights.get(f"{at}.{part}"), None
+            if given is not None:
+                empty = torch.empty(given.shape, device="meta")
+                made = nn.Parameter(empty, requires_grad=False)
+            self.register_parameter(part, made)
+
+
+class Projection(Weights):
+    """A product with a matrix, and its bias: ``float[1, t, i] -> float[1, t, o]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transforms each token on its own."""
+        made: Tensor = ops.linear(x, self.weight)
+        return made if self.bias is None else token_ops.bias(made, self.bias)
+
+
+class Norm(Weights):
+    """The norm of the family's kind: ``float[1, t, n] -> float[1, t, n]``."""
+
+    def __init__(self, spec: ModelSpec, at: str) -> None:
+        super().__init__(spec, at)
+        self.eps, self.kind = spec.norm_eps, spec.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises each token on its own."""
+        if self.kind == "layer":
+            made: Tensor = token_ops.layer_norm(x, self.weight, self.bias, self.eps)
+        else:
+            made = ops.rms_norm(x, self.weight, self.eps)
+        return made
 
 
 class Attention(nn.Module):
@@ -30,80 +69,152 @@ class Attention(nn.Module):
     ``float[1, kv_heads, context, head_dim]``.
     """
 
-    def __init__(self, spec: ModelSpec, layer: LayerSpec, context: int) -> None:
+    def __init__(self, spec: ModelSpec, layer: LayerSpec, at: str, context: int) -> None:
         super().__init__()
         self.spec, self.layer = spec, layer
-        width = layer.num_heads * spec.head_dim
-        shared = layer.num_kv_heads * spec.head_dim
-        self.qk_proj = Weight(width + shared, spec.hidden_size)
-        self.v_proj = Weight(shared, spec.hidden_size)
-        if spec.qk_norm:
-            self.q_norm = Weight(spec.head_dim)
-            self.k_norm = Weight(spec.head_dim)
-        self.o_proj = Weight(spec.hidden_size, width)
+        self.qk_proj = Projection(spec, f"{at}.qk_proj")
+        self.v_proj = Projection(spec, f"{at}.v_proj")
+        self.q_norm = Weights(spec, f"{at}.q_norm")
+        self.k_norm = Weights(spec, f"{at}.k_norm")
+        self.o_proj = Projection(spec, f"{at}.o_proj")
         cache = torch.zeros(1, layer.num_kv_heads, context, spec.head_dim, device="meta")
         self.register_buffer("k_cache", cache)
         self.register_buffer("v_cache", torch.zeros_like(cache))
         # A window as wide as the context masks nothing, so the program can do without it.
-        self.window = spec.window if spec.window < context else 0
+        self.window = layer.window if layer.window < context else 0
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tables: tuple[Tensor, ...], position: Tensor) -> Tensor:
         """Attends from each token to itself and to the tokens before it."""
-        spec, layer, t = self.spec, self.layer, x.shape[1]
+        spec, layer = self.spec, self.layer
         heads = (layer.num_heads, layer.num_kv_heads)
-        packed = ops.linear(x, self.qk_proj.weight)
-        q, k = (
-            part.view(1, t, count, spec.head_dim)
-            for part, count in zip(
-                packed.split([n * spec.head_dim for n in heads], -1), heads, strict=True
-            )
+        packed, v = self.qk_proj(x), self.v_proj(x)
+        if spec.clip_qkv:
+            packed, v = (token_ops.clamp(each, spec.clip_qkv) for each in (packed, v))
+        q, k = packed.split([n * spec.head_dim for n in heads], -1)
+        q, k = self._heads(q, self.q_norm, heads[0]), self._heads(k, self.k_norm, heads[1])
+        v = v.view(1, v.shape[1], layer.num_kv_heads, spec.head_dim)
+        if layer.rope is not None:
+            own = layer.rope if layer.query_rope is None else layer.query_rope
+            q = ops.rope(q, tables[2 * own], tables[2 * own + 1], position)
+            k = ops.rope(k, tables[2 * layer.rope], tables[2 * layer.rope + 1], position)
+        mixed = state_ops.attention(
+            q,
+            k,
+            v,
+            self.k_cache,
+            self.v_cache,
+            position,
+            self.window,
+            spec.scale,
+            spec.attention_softcap,
         )
-        v = ops.linear(x, self.v_proj.weight).view(1, t, layer.num_kv_heads, spec.head_dim)
-        if spec.qk_norm:
-            q = ops.rms_norm(q, self.q_norm.weight, spec.norm_eps)
-            k = ops.rms_norm(k, self.k_norm.weight, spec.norm_eps)
-        q, k = ops.rope(q, cos, sin, position), ops.rope(k, cos, sin, position)
-        mixed = ops.attention(
-            q, k, v, self.k_cache, self.v_cache, position, self.window, spec.head_dim**-0.5
-        )
-        out: Tensor = ops.linear(mixed, self.o_proj.weight)
+        out: Tensor = self.o_proj(mixed)
+        return out
+
+    def _heads(self, x: Tensor, norm: Weights, count: int) -> Tensor:
+        """Queries or keys head by head, normalised before or after they are parted."""
+        width, eps, weight = self.spec.head_dim, self.spec.norm_eps, norm.weight
+        if weight is not None and weight.shape[0] != width:
+            x = ops.rms_norm(x, weight, eps)
+        x = x.view(1, x.shape[1], count, width)
+        if weight is not None and weight.shape[0] == width:
+            x = ops.rms_norm(x, weight, eps)
+        return x
+
+
+class ShortConvolution(nn.Module):
+    """A gated short convolution (LFM2): ``float[1, t, hidden] -> float[1, t, hidden]``.
+
+    Three parts of one product are ``b``, ``c`` and ``x``; the result is
+    ``out(c * convolution(b * x))``. The state is ``float[1, hidden, width - 1]``.
+    """
+
+    def __init__(self, spec: ModelSpec, at: str) -> None:
+        super().__init__()
+        self.width = spec.hidden_size
+        self.in_proj = Projection(spec, f"{at}.in_proj")
+        self.conv = Weights(spec, f"{at}.conv")
+        self.out_proj = Projection(spec, f"{at}.out_proj")
+        recent = torch.zeros(1, spec.hidden_size, spec.conv_width - 1, device="meta")
+        self.register_buffer("recent", recent)
+
+    def forward(self, x: Tensor, tables: tuple[Tensor, ...], position: Tensor) -> Tensor:
+        """Mixes each token with the few before it."""
+        b, c, x = self.in_proj(x).split([self.width] * 3, -1)
+        mixed = state_ops.short_conv(b * x, self.conv.weight, self.recent, position)
+        if self.conv.bias is not None:
+            mixed = token_ops.bias(mixed, self.conv.bias)
+        out: Tensor = self.out_proj(c * mixed)
         return out
 
 
-class GatedFeedForward(nn.Module):
-    """``down(silu(gate) * up)`` (Shazeer 2020): ``float[1, t, hidden] -> float[1, t, hidden]``."""
+class FeedForward(nn.Module):
+    """``down(act(gate) * up)`` (Shazeer 2020) or ``down(act(up))``: ``float[1, t, hidden]``."""
 
-    def __init__(self, spec: ModelSpec, layer: LayerSpec) -> None:
+    def __init__(self, spec: ModelSpec, layer: LayerSpec, at: str) -> None:
         super().__init__()
-        self.gate_up_proj = Weight(2 * layer.ffn_width, spec.hidden_size)
-        self.down_proj = Weight(spec.hidden_size, layer.ffn_width)
-        self.width = layer.ffn_width
+        self.activation, self.gated, self.width = spec.activation, spec.gated, layer.ffn_width
+        if spec.gated:
+            self.gate_up_proj = Projection(spec, f"{at}.gate_up_proj")
+        else:
+            self.up_proj = Projection(spec, f"{at}.up_proj")
+        self.down_proj = Projection(spec, f"{at}.down_proj")
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms each token on its own."""
-        gate, up = ops.linear(x, self.gate_up_proj.weight).split([self.width, self.width], -1)
-        out: Tensor = ops.linear(F.silu(gate) * up, self.down_proj.weight)
+        if self.gated:
+            gate, up = self.gate_up_proj(x).split([self.width, self.width], -1)
+            made = self._activate(gate) * up
+        else:
+            made = self._activate(self.up_proj(x))
+        out: Tensor = self.down_proj(made)
         return out
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if self.activation == "silu":
+            return F.silu(x)
+        made: Tensor = token_ops.gelu(x, "tanh" if self.activation == "gelu_tanh" else "none")
+        return made
 
 
 class Layer(nn.Module):
-    """A pre-norm block: ``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``."""
+    """A mixer of tokens and a feed-forward part, with norms and sums as `ModelSpec.block` says."""
 
-    def __init__(self, spec: ModelSpec, layer: LayerSpec, context: int) -> None:
+    def __init__(self, spec: ModelSpec, layer: LayerSpec, index: int, context: int) -> None:
         super().__init__()
-        self.eps = spec.norm_eps
-        self.input_layernorm = Weight(spec.hidden_size)
-        self.self_attn = Attention(spec, layer, context)
-        self.post_attention_layernorm = Weight(spec.hidden_size)
-        self.mlp = GatedFeedForward(spec, layer)
+        at = f"model.layers.{index}"
+        self.block, self.multiplier = spec.block, spec.residual_multiplier
+        if spec.block != "post":
+            self.input_layernorm = Norm(spec, f"{at}.input_layernorm")
+        if layer.mixer == "attention":
+            self.self_attn: nn.Module = Attention(spec, layer, f"{at}.self_attn", context)
+        else:
+            self.conv: nn.Module = ShortConvolution(spec, f"{at}.conv")
+        self.mixer = layer.mixer
+        if spec.block in ("sandwich", "post"):
+            self.attention_output_norm = Norm(spec, f"{at}.attention_output_norm")
+            self.mlp_output_norm = Norm(spec, f"{at}.mlp_output_norm")
+        if spec.block in ("pre", "sandwich"):
+            self.post_attention_layernorm = Norm(spec, f"{at}.post_attention_layernorm")
+        self.mlp = FeedForward(spec, layer, f"{at}.mlp")
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
-        """Applies attention and feed-forward, each with its norm and residual."""
-        normed = ops.rms_norm(x, self.input_layernorm.weight, self.eps)
-        x = x + self.self_attn(normed, cos, sin, position)
-        normed = ops.rms_norm(x, self.post_attention_layernorm.weight, self.eps)
-        out: Tensor = x + self.mlp(normed)
-        return out
+    def forward(self, x: Tensor, tables: tuple[Tensor, ...], position: Tensor) -> Tensor:
+        """Applies mixer and feed-forward part, each with its norms and residual."""
+        mixer = self.self_attn if self.mixer == "attention" else self.conv
+        normed = x if self.block == "post" else self.input_layernorm(x)
+        added = mixer(normed, tables, position)
+        if self.block == "parallel":
+            return x + self._scaled(added) + self._scaled(self.mlp(normed))
+        if self.block != "pre":
+            added = self.attention_output_norm(added)
+        x = x + self._scaled(added)
+        added = self.mlp(x if self.block == "post" else self.post_attention_layernorm(x))
+        if self.block != "pre":
+            added = self.mlp_output_norm(added)
+        return x + self._scaled(added)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.multiplier == 1 else token_ops.scale(x, self.multiplier)
 
 
 class Trunk(nn.Module):
@@ -111,15 +222,17 @@ class Trunk(nn.Module):
 
     def __init__(self, spec: ModelSpec, context: int) -> None:
         super().__init__()
-        self.embed_tokens = Weight(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Layer(spec, layer, context) for layer in spec.layers)
-        self.norm = Weight(spec.hidden_size)
+        self.embed_tokens = Weights(spec, "model.embed_tokens")
+        self.layers = nn.ModuleList(
+            Layer(spec, layer, index, context) for index, layer in enumerate(spec.layers)
+        )
+        self.norm = Norm(spec, "model.norm")
         if spec.norm_matrix:
-            self.norm_matrix = Weight(spec.hidden_size, spec.hidden_size)
+            self.norm_matrix = Projection(spec, "model.norm_matrix")
 
 
 class Decoder(nn.Module):
-    """A causal language model with its caches as buffers.
+    """A causal language model with its states as buffers.
 
     Args:
         spec: the dimensions.
@@ -132,21 +245,37 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.model = Trunk(spec, context)
-        if not spec.tied:
-            self.lm_head = Weight(spec.vocab_size, spec.hidden_size)
-        table = torch.empty(context, spec.rope.width // 2, device="meta")
-        self.register_buffer("rope_cos", table)
-        self.register_buffer("rope_sin", torch.empty_like(table))
+        self.lm_head = Weights(spec, "lm_head")
+        self.tables = [name for index in range(len(spec.ropes)) for name in table_names(index)]
+        for index, rope in enumerate(spec.ropes):
+            for name in table_names(index):
+                self.register_buffer(name, torch.empty(context, rope.width // 2, device="meta"))
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
         """Returns the logits of every position."""
-        trunk = self.model
+        spec, trunk = self.spec, self.model
         x = ops.embedding(tokens, trunk.embed_tokens.weight)
+        if spec.embedding_multiplier != 1:
+            x = token_ops.scale(x, spec.embedding_multiplier)
+        tables = tuple(self.get_buffer(name) for name in self.tables)
         for layer in trunk.layers:
-            x = layer(x, self.rope_cos, self.rope_sin, position)
-        x = ops.rms_norm(x, trunk.norm.weight, self.spec.norm_eps)
-        if self.spec.norm_matrix:
-            x = ops.linear(x, trunk.norm_matrix.weight)
-        head = trunk.embed_tokens if self.spec.tied else self.lm_head
-        logits: Tensor = ops.linear(x, head.weight)
-        return logits
+            x = layer(x, tables, position)
+        x = trunk.norm(x)
+        if spec.norm_matrix:
+            x = trunk.norm_matrix(x)
+        logits: Tensor = ops.linear(x, (trunk.embed_tokens if spec.tied else self.lm_head).weight)
+        if self.lm_head.bias is not None:
+            logits = token_ops.bias(logits, self.lm_head.bias)
+        if spec.logit_multiplier != 1:
+            logits = token_ops.scale(logits, spec.logit_multiplier)
+        return token_ops.softcap(logits, spec.logit_softcap) if spec.logit_softcap else logits
+
+
+def table_names(index: int) -> tuple[str, str]:
+    """Returns the names of a rotary embedding's tables of cosines and sines.
+
+    >>> table_names(0), table_names(1)
+    (('rope_cos', 'rope_sin'), ('rope_cos_1', 'rope_sin_1'))
+    """
+    suffix = f"_{index}" if index else ""
+    return f"rope_cos{suffix}", f"rope_sin{suffix}"

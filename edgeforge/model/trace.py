@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 
 from edgeforge.families.spec import ModelSpec
-from edgeforge.model.decoder import Decoder
+from edgeforge.model.decoder import Decoder, table_names
 from edgeforge.model.rope import tables
 from quant.program.program import Input, InputKind, Program
-
-_KINDS: dict[str, InputKind] = {"rope_cos": "table", "rope_sin": "table"}
 
 
 def trace(spec: ModelSpec, context: int) -> Program:
@@ -39,15 +37,30 @@ def trace(spec: ModelSpec, context: int) -> Program:
             inputs[name] = Input("weight", signature.inputs_to_parameters[name])
         elif name in signature.inputs_to_buffers:
             target = signature.inputs_to_buffers[name]
-            inputs[name] = Input(_KINDS.get(target, "cache"), target)
+            inputs[name] = Input(_kind(target), target)
         else:
             kind = next(user)
             inputs[name] = Input("tokens" if kind == "tokens" else "position", kind)
-    cos, sin = tables(spec.rope, context)
+    made = {
+        name: table
+        for index, rope in enumerate(spec.ropes)
+        for name, table in zip(table_names(index), tables(rope, context), strict=True)
+    }
     return Program(
         graph=exported.graph,
         inputs=inputs,
-        tables={"rope_cos": cos, "rope_sin": sin},
+        tables={name: made[name] for name in _tables_used(inputs)},
         context=context,
         vocab_size=spec.vocab_size,
     )
+
+
+def _kind(buffer: str) -> InputKind:
+    """Returns what a buffer of the decoder is, by its name."""
+    if buffer.startswith("rope_"):
+        return "table"
+    return "recent" if buffer.endswith(".recent") else "cache"
+
+
+def _tables_used(inputs: dict[str, Input]) -> list[str]:
+    return [given.name for given in inputs.values() if given.kind == "table"]

@@ -221,7 +221,9 @@ def plan_of(recipe: Recipe, roles: Mapping[str, str], check: PlanCheck) -> Quant
     return recipe.plan(check.shapes, roles)
 
 
-def as_is(weights: CheckpointWeights, imported: Mapping[str, Assignment] | None = None) -> QuantPlan:
+def as_is(
+    weights: CheckpointWeights, imported: Mapping[str, Assignment] | None = None
+) -> QuantPlan:
     """Returns the plan that keeps every matrix as the checkpoint has it, imported ones aside.
 
     Args:

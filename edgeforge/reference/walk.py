@@ -23,6 +23,7 @@ from quant.kernels import native
 from quant.kernels.threads import single_threaded_torch
 from quant.program import dialect
 from quant.program.calls import QuantizedCall
+from quant.program.head import head_of
 from quant.program.program import Input, Program, node_argument
 from quant.store.store import WeightStore
 from quant.store.writer import StoreWriter
@@ -158,6 +159,23 @@ class Walk:
 
         return run
 
+    def prepare_logits(self) -> Callable[[Values], Tensor]:
+        """As `prepare_head`, with the calls after the head: its bias, a factor, a softcap."""
+        head = head_of(self.program)
+        first = self.prepare_head(head)
+        after = self.order[self._position[head] + 1 :]
+        rest = [(node, self.prepare(node)) for node in after]
+
+        def run(values: Values) -> Tensor:
+            made, last = {head: first(values)}, head
+            for node, step in rest:
+                made = {node: step(made)}
+                last = node
+            logits: Tensor = made[last]
+            return logits
+
+        return run
+
     def matrix(self, node: fx.Node) -> Tensor:
         """Reads the matrix of a product with a quantized weight: ``float32[rows, columns]``."""
         weights, call = self._weights(node), QuantizedCall.of(node)
@@ -190,6 +208,8 @@ class Walk:
             given = self.program.inputs[source.name]
             if given.kind == "position":
                 return torch.zeros(1, dtype=torch.int64)
+            if given.kind == "recent":  # a fresh one for each block, because the call changes it
+                return torch.zeros(tuple(map(int, source.meta["val"].shape)))
             # Every block is a text of its own that begins at position 0, so an empty cache as long
             # as the block is enough.
             _, heads, _, width = source.meta["val"].shape
@@ -239,7 +259,7 @@ class ReferenceRunner:
         Returns:
             ``float32[n, vocab]``.
         """
-        walk, head = self._walk, self.program.output()
+        walk, head = self._walk, head_of(self.program)
         values = walk.begin(block)
         # One text alone: the threads of the operators may as well work.
         for node in walk.order:
@@ -249,8 +269,7 @@ class ReferenceRunner:
             walk.forget(node, values)
         # The head works token by token, so it needs no others.
         read = node_argument(head, 0)
-        logits: Tensor = walk.prepare_head(head)({read: values[read][:, positions]})[0]
-        return logits
+        return walk.prepare_logits()({read: values[read][:, positions]})[0]
 
     def first_not_finite(self, block: Tensor) -> str | None:
         """Names the operator that gives the first NaN or infinite value of a text.
@@ -277,14 +296,14 @@ class ReferenceRunner:
         return None
 
     def _run(self, blocks: list[Tensor]) -> Iterator[Tensor]:
-        walk, head = self._walk, self.program.output()
+        walk, head = self._walk, head_of(self.program)
         values = [walk.begin(block) for block in blocks]
         with block_pool() as pool:
             for node in walk.order:
                 if node is head:
                     break
                 walk.advance(node, values, pool)
-        run = walk.prepare_head(head)
+        run = walk.prepare_logits()
         for known in values:
             yield run(known)[0]
 

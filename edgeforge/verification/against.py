@@ -88,11 +88,12 @@ def _transformers(model: Model, context: int, tokens: Tensor) -> Tensor:
         # It chooses by the text's length, and an artifact by its declared context.
         config.rope_parameters = {**rope, "short_factor": rope["long_factor"]}
     try:
+        # Loaded in its own dtype, so that constants are rounded as the model's are, then widened.
         loaded = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=torch.float32, attn_implementation="eager", **where
+            path, config=config, dtype="auto", attn_implementation="eager", **where
         )
         with torch.no_grad():
-            logits: Tensor = loaded.eval()(tokens[None], use_cache=False).logits[0].float()
+            logits: Tensor = loaded.float().eval()(tokens[None], use_cache=False).logits[0].float()
     except Exception as error:  # its errors share no base class
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DeviceError(f"transformers cannot run {path}: {reason[:200]}") from error

@@ -1,93 +1,36 @@
-"""Attention over caches, its mask, and the rotary embedding."""
+"""Attention over caches, and its mask."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 from torch import fx
 
+from exporters.coreml.carried import Carried
 from exporters.coreml.function import Value
-from exporters.coreml.names import UPDATED, cache_name
+from exporters.coreml.positions import Positions
 from exporters.coreml.state import FunctionLowering
 from quant.program.calls import AttentionCall
-from quant.program.program import node_argument, shape_of
 
 # The largest float16; its negative is added to the score of a token that is not visible.
 _HIDDEN: Final = 65504.0
-# The Neural Engine takes states whose last two dimensions are multiples of this.
-ANE_MULTIPLE: Final = 32
-
-
-def padded(size: int) -> int:
-    """Rounds a size up to a multiple of `ANE_MULTIPLE`.
-
-    >>> [padded(n) for n in (32, 33)]
-    [32, 64]
-    """
-    return -(-size // ANE_MULTIPLE) * ANE_MULTIPLE
 
 
 class Attention:
-    """Emits the attentions and rotary embeddings of one function, and the values they share.
+    """Emits the attentions of one function, and the masks that they share.
 
     Args:
         state: the function being lowered.
+        positions: the positions of its tokens.
+        carried: the caches.
     """
 
-    def __init__(self, state: FunctionLowering) -> None:
+    def __init__(self, state: FunctionLowering, positions: Positions, carried: Carried) -> None:
         self.state, self.emitter, self.position = state, state.emitter, state.position
+        self.positions, self.carried = positions, carried
         self.context = state.style.context
-        self._updated: list[Value] = []
         self._masks: dict[tuple[int, int], Value] = {}
-        self._shared: dict[str, Value] = {}
-        self._declare()
-
-    def _declare(self) -> None:
-        """Declares the caches, as states or as inputs, in the order of the layers."""
-        style = self.state.style
-        self._caches: dict[str, Value] = {}
-        for node, given in self.state.program.placeholders("cache"):
-            _, heads, _, width = shape_of(node)
-            _, _, layer, *_, part = given.name.split(".")
-            name = cache_name(int(layer), part)
-            shape = (1, heads, self.context, padded(width) if not style.wide else width)
-            self._caches[node.name] = (
-                self.emitter.state(name, shape)
-                if style.states
-                else self.emitter.input(name, "fp16", shape)
-            )
-
-    def outputs(self) -> None:
-        """Declares the updated caches as outputs, where they are not states."""
-        for value in self._updated:
-            self.emitter.output(value)
-
-    def rope(self, node: fx.Node) -> Value:
-        """Emits the rotary embedding, which rotates the first columns of each head.
-
-        Given::
-
-            %y = edgeforge::rope(%x, %cos, %sin, %position)
-
-        Result: ``%y = x * [cos, cos] + [second, first] * [-sin, sin]`` over the rotated columns,
-        where ``first`` and ``second`` are their halves, with the tables' rows for these positions.
-        """
-        emitter, name, x = self.emitter, self.state.name(node), self.state.value(node, 0)
-        width = 2 * shape_of(node_argument(node, 1))[1]
-        rest: list[Value] = []
-        if width < x.shape[-1]:
-            sizes = [width, x.shape[-1] - width]
-            x, *rest = emitter.split([f"{name}_rotary", f"{name}_rest"], x, sizes)
-        halves = emitter.split([f"{name}_first", f"{name}_second"], x, [width // 2] * 2)
-        swapped = emitter.concat(f"{name}_swapped", halves[::-1], -1)
-        cos, sin = self._rotations()
-        straight = emitter.binary("mul", f"{name}_straight", x, cos)
-        crossed = emitter.binary("mul", f"{name}_crossed", swapped, sin)
-        last = name if not rest else f"{name}_rotated"
-        rotated = emitter.binary("add", last, straight, crossed)
-        return emitter.concat(name, [rotated, *rest], -1) if rest else rotated
 
     def emit(self, node: fx.Node) -> Value:
         """Emits a layer's writes to its caches and its attention over them."""
@@ -104,9 +47,9 @@ class Attention:
             (1, kv_heads, -1 if t == -1 else groups * t, stored),
         )
         call = AttentionCall.of(node)
-        window, scale = call.window, call.scale
-        mask = self._mask(window, groups)
-        if state.style.wide and state.style.states and np.isclose(scale, stored**-0.5, rtol=1e-9):
+        mask = self._mask(call.window, groups)
+        usual = not call.softcap and np.isclose(call.scale, stored**-0.5, rtol=1e-9)
+        if usual and state.style.wide and state.style.states:
             mixed = emitter.call(
                 "scaled_dot_product_attention",
                 f"{name}_mixed",
@@ -118,7 +61,8 @@ class Attention:
                 attn_mask=mask,
             )
         else:
-            weights = self._scaled_softmax(name, rows, keys, scale, mask)
+            softmax = self._capped_softmax if call.softcap else self._scaled_softmax
+            weights = softmax(name, rows, keys, call, mask)
             mixed = emitter.matmul(f"{name}_mixed", weights, values)
         mixed = emitter.first_columns(f"{name}_unpadded", mixed, width)
         apart = emitter.reshape(f"{name}_heads", mixed, (1, heads, t, width))
@@ -126,7 +70,7 @@ class Attention:
         return emitter.reshape(name, back, (1, t, heads * width))
 
     def _scaled_softmax(
-        self, name: str, rows: Value, keys: Value, scale: float, mask: Value
+        self, name: str, rows: Value, keys: Value, call: AttentionCall, mask: Value
     ) -> Value:
         """``softmax(rows @ keys.T * scale + mask)``, safe for scores that exceed float16.
 
@@ -135,6 +79,48 @@ class Attention:
         No difference is positive, so one that overflows float16 becomes minus infinity, and its
         weight becomes 0, which is the right value.
         """
+        emitter = self.emitter
+        scores, divisor = self._small_scores(name, rows, keys, call.scale)
+        seen = emitter.binary("add", f"{name}_seen", scores, mask)
+        top = emitter.reduce("reduce_max", f"{name}_top", seen)
+        below = emitter.binary("sub", f"{name}_below", seen, top)
+        return emitter.softmax(
+            f"{name}_weights", emitter.binary("mul", f"{name}_stretched", below, divisor)
+        )
+
+    def _capped_softmax(
+        self, name: str, rows: Value, keys: Value, call: AttentionCall, mask: Value
+    ) -> Value:
+        """``softmax(cap * tanh(rows @ keys.T * scale / cap) + mask)``, for any size of scores.
+
+        Each row is divided by its largest magnitude m before the product, if m is over 1, and the
+        scores are multiplied by m / cap. One that overflows float16 becomes infinite, and its
+        hyperbolic tangent 1, which is the right value. For the GPU the tangent and what is left
+        of it below the row's largest are float32: between 1 and 1/2, float16 has 1024 numbers,
+        too few for weights of which each is an exponential of 50 times one.
+        """
+        emitter = self.emitter
+        scores, divisor = self._small_scores(name, rows, keys, call.scale)
+        if self.state.style.wide:
+            scores = emitter.cast(f"{name}_wide_scores", scores, "fp32")
+            divisor = emitter.cast(f"{name}_wide_divisor", divisor, "fp32")
+            mask = emitter.cast_once(f"{mask.name}_wide", mask, "fp32")
+        factor = emitter.binary("real_div", f"{name}_factor", divisor, call.softcap)
+        bent = emitter.unary(
+            "tanh", f"{name}_bent", emitter.binary("mul", f"{name}_stretched", scores, factor)
+        )
+        capped = emitter.binary("mul", f"{name}_capped", bent, call.softcap)
+        seen = emitter.binary("add", f"{name}_seen", capped, mask)
+        top = emitter.reduce("reduce_max", f"{name}_top", seen)
+        below = emitter.binary("sub", f"{name}_below", seen, top)
+        return emitter.softmax(
+            f"{name}_weights", emitter.cast(f"{name}_differences", below, "fp16")
+        )
+
+    def _small_scores(
+        self, name: str, rows: Value, keys: Value, scale: float
+    ) -> tuple[Value, Value]:
+        """``rows / m @ keys.T * scale`` and m, each row's largest magnitude or 1."""
         emitter = self.emitter
         most = emitter.reduce(
             "reduce_max", f"{name}_most", emitter.unary("abs", f"{name}_abs", rows)
@@ -145,25 +131,17 @@ class Attention:
             unit = emitter.cast(f"{name}_wide", unit, "fp32")
         scaled = emitter.binary("mul", f"{name}_scaled", unit, scale)
         small = emitter.cast(f"{name}_small", scaled, "fp16")
-        scores = emitter.matmul(f"{name}_scores", small, keys, transpose_y=True)
-        seen = emitter.binary("add", f"{name}_seen", scores, mask)
-        top = emitter.reduce("reduce_max", f"{name}_top", seen)
-        below = emitter.binary("sub", f"{name}_below", seen, top)
-        return emitter.softmax(
-            f"{name}_weights", emitter.binary("mul", f"{name}_stretched", below, divisor)
-        )
+        return emitter.matmul(f"{name}_scores", small, keys, transpose_y=True), divisor
 
     def _write(self, node: fx.Node, index: int, new: Value) -> Value:
         """Writes the new tokens' rows into a cache and returns the cache as attention reads it."""
         emitter, style = self.emitter, self.state.style
-        cache = self._caches[node_argument(node, index).name]
+        cache = self.carried.held(node, index)
         name = f"{cache.name}_new"
         rows = emitter.heads_first(f"{name}_rows", new)
         rows = emitter.pad_last(f"{name}_pad", rows, cache.shape[-1])
-        old = cache
-        if style.states:
-            old = emitter.call("read_state", f"{cache.name}_old", "fp16", cache.shape, input=cache)
-        written = name if style.states else cache.name + UPDATED
+        old = self.carried.read(cache)
+        written = self.carried.written_name(cache)
         if style.one_hot:
             updated = self._write_one_hot(written, old, rows)
         else:
@@ -181,10 +159,9 @@ class Attention:
                 begin_mask=free,
                 end_mask=free,
             )
+        self.carried.write(cache, updated)
         if not style.states:
-            self._updated.append(updated)
             return updated
-        emitter.call_many("write_state", [], input=cache, data=updated)
         return emitter.call("read_state", f"{cache.name}_now", "fp16", cache.shape, input=cache)
 
     def _write_one_hot(self, name: str, old: Value, rows: Value) -> Value:
@@ -196,7 +173,7 @@ class Attention:
         hot, kept = self._one_hot()
         stay = emitter.binary("mul", f"{name}_kept", old, kept)
         if t == 1:
-            column = self._share(
+            column = self.positions.share(
                 "hot_column", lambda n: emitter.reshape(n, hot, (1, 1, self.context, 1))
             )
             come = emitter.binary("mul", f"{name}_placed", rows, column)
@@ -214,12 +191,14 @@ class Attention:
         emitter, t = self.emitter, self.state.tokens
 
         def make_hot(name: str) -> Value:
-            at = emitter.binary("equal", f"{name}_at", self._keys(), self._queries())
+            at = emitter.binary(
+                "equal", f"{name}_at", self.positions.keys(), self.positions.queries()
+            )
             half = emitter.cast(f"{name}_half", at, "fp16")
             return emitter.reshape(name, half, (1, 1, t, self.context))
 
         def make_kept(name: str) -> Value:
-            hot = self._share("hot", make_hot)
+            hot = self.positions.share("hot", make_hot)
             sums = hot
             if t != 1:
                 sums = emitter.call(
@@ -234,24 +213,24 @@ class Attention:
             left = emitter.binary("sub", f"{name}_row", emitter.constant(1.0, "fp16"), sums)
             return emitter.reshape(name, left, (1, 1, self.context, 1))
 
-        return self._share("hot", make_hot), self._share("kept", make_kept)
+        return self.positions.share("hot", make_hot), self.positions.share("kept", make_kept)
 
     def _bounds(self) -> tuple[Value, Value]:
         """The begin and the end of the new rows in a cache, as ``slice_update`` takes them."""
         emitter, t = self.emitter, self.state.tokens
 
         def make_end(name: str) -> Value:
-            count = t if t != -1 else self._count()
+            count = t if t != -1 else self.positions.count()
             return emitter.binary("add", name, self.position, count)
 
         def make(name: str, at: Value) -> Value:
             none = emitter.constant([0])
             return emitter.concat(name, [none, none, at, none], 0)
 
-        end = self._share("position_after", make_end)
+        end = self.positions.share("position_after", make_end)
         return (
-            self._share("write_begin", lambda name: make(name, self.position)),
-            self._share("write_end", lambda name: make(name, end)),
+            self.positions.share("write_begin", lambda name: make(name, self.position)),
+            self.positions.share("write_end", lambda name: make(name, end)),
         )
 
     def _mask(self, window: int, groups: int) -> Value:
@@ -270,7 +249,7 @@ class Attention:
                 reps=[1, 1, groups, 1],
             )
         else:
-            keys, queries = self._keys(), self._queries()
+            keys, queries = self.positions.keys(), self.positions.queries()
             seen = emitter.binary("less_equal", f"{name}_past", keys, queries)
             if window:
                 edge = emitter.binary("sub", f"{name}_edge", queries, window)
@@ -288,72 +267,3 @@ class Attention:
             made = emitter.reshape(name, flat, (1, 1, t, self.context))
         self._masks[window, groups] = made
         return made
-
-    def _rotations(self) -> tuple[Value, Value]:
-        """``[cos, cos]`` and ``[-sin, sin]`` for these positions: two ``fp16[1, t, 1, width]``."""
-        emitter = self.emitter
-
-        def make(name: str, sign: float | None) -> Value:
-            table = f"rope_{name[:3]}"
-            values = self.state.program.tables[table].numpy()
-            if not self.state.style.wide:
-                values = values.astype(np.float16)
-            stored = self.state.bank.table(emitter, table, values)
-            rows = emitter.gather_rows(f"{name}_rows", stored, self._positions())
-            half = emitter.cast(f"{name}_half", rows, "fp16")
-            left = half if sign is None else emitter.binary("mul", f"{name}_negative", half, sign)
-            both = emitter.concat(f"{name}_both", [left, half], -1)
-            t, width = both.shape
-            return emitter.reshape(name, both, (1, t, 1, width))
-
-        return (
-            self._share("cos", lambda name: make(name, None)),
-            self._share("sin", lambda name: make(name, -1.0)),
-        )
-
-    def _count(self) -> Value:
-        """The number of tokens of a call, where the caller chooses it: ``int32[]``."""
-        emitter = self.emitter
-
-        def make(name: str) -> Value:
-            shape = emitter.call("shape", f"{name}_shape", "int32", (2,), x=self.state.ids)
-            return emitter.call(
-                "gather",
-                name,
-                "int32",
-                (),
-                x=shape,
-                indices=1,
-                axis=0,
-                batch_dims=0,
-                validate_indices=False,
-            )
-
-        return self._share("token_count", make)
-
-    def _positions(self) -> Value:
-        """The positions of these tokens: ``int32[t]``."""
-
-        def make(name: str) -> Value:
-            count = self.state.tokens if self.state.tokens != -1 else self._count()
-            if count == 1:
-                return self.position
-            steps = self.emitter.numbers(f"{name}_steps", count)
-            return self.emitter.binary("add", name, steps, self.position)
-
-        return self._share("positions", make)
-
-    def _queries(self) -> Value:
-        shape = (self.state.tokens, 1)
-        return self._share(
-            "query_positions", lambda name: self.emitter.reshape(name, self._positions(), shape)
-        )
-
-    def _keys(self) -> Value:
-        return self._share("key_positions", lambda name: self.emitter.numbers(name, self.context))
-
-    def _share(self, name: str, make: Callable[[str], Value]) -> Value:
-        """Returns a value that many attentions use; the first one that asks for it emits it."""
-        if name not in self._shared:
-            self._shared[name] = make(name)
-        return self._shared[name]

@@ -16,6 +16,8 @@ from quant.plans.algorithms import POSITIVE
 from quant.plans.plan import QuantPlan
 
 _OF_IOS17: Final = IntFormat(8, None)
+# The end of a short convolution's name, whose few columns are float whatever the recipe.
+_CONVOLUTION: Final = ".conv.conv.weight"
 
 
 def check_formats(
@@ -25,7 +27,7 @@ def check_formats(
 
     Args:
         plan: the format and the algorithm of every weight.
-        shapes: the shape of every weight; vectors are always float.
+        shapes: the shape of every weight; vectors and convolutions are always float.
         options: the target's options, of which the profile and the opset are read.
 
     Raises:
@@ -40,7 +42,7 @@ def check_formats(
     for weight, assignment in plan.weights.items():
         format = assignment.format
         identifier(weight)
-        if len(shapes[weight]) == 1:
+        if len(shapes[weight]) == 1 or weight.endswith(_CONVOLUTION):
             continue
         if isinstance(format, IntFormat) and format.bits not in (4, 8):
             palette = next(bits for bits in (2, 3, 6, 8) if bits >= format.bits)

@@ -19,7 +19,7 @@ class Emitter(FunctionBuilder):
         return self.call(kind, name, dtype, broadcast(x.shape, y.shape), x=x, y=y)
 
     def unary(self, kind: str, name: str, x: Value) -> Value:
-        """``silu``, ``abs`` or ``square``, element by element."""
+        """``silu``, ``tanh``, ``abs`` or ``square``, element by element."""
         return self.call(kind, name, x.dtype, x.shape, x=x)
 
     def cast(self, name: str, x: Value, dtype: str) -> Value:
@@ -27,7 +27,7 @@ class Emitter(FunctionBuilder):
         return x if x.dtype == dtype else self.call("cast", name, dtype, x.shape, x=x, dtype=dtype)
 
     def cast_once(self, name: str, x: Value, dtype: str) -> Value:
-        """Casts a constant to a dtype, once for all of its uses."""
+        """Casts to a dtype, once for all uses of a value; itself when it has that dtype."""
         key = "cast", name
         if key not in self._constants:
             self._constants[key] = self.cast(name, x, dtype)
@@ -66,7 +66,8 @@ class Emitter(FunctionBuilder):
     def concat(self, name: str, values: Sequence[Value], axis: int) -> Value:
         """Concatenates values along an axis."""
         shape = list(values[0].shape)
-        shape[axis] = sum(value.shape[axis] for value in values)
+        sizes = [value.shape[axis] for value in values]
+        shape[axis] = -1 if -1 in sizes else sum(sizes)
         return self.call(
             "concat",
             name,
@@ -77,12 +78,29 @@ class Emitter(FunctionBuilder):
             interleave=False,
         )
 
-    def split(self, names: Sequence[str], x: Value, sizes: Sequence[int]) -> list[Value]:
-        """Splits along the last axis into pieces of these sizes."""
+    def split(
+        self, names: Sequence[str], x: Value, sizes: Sequence[int], axis: int = -1
+    ) -> list[Value]:
+        """Splits along an axis, the last or the first, into pieces of these sizes."""
         results = [
-            (name, x.dtype, (*x.shape[:-1], size)) for name, size in zip(names, sizes, strict=True)
+            (name, x.dtype, (*x.shape[:-1], size) if axis else (size, *x.shape[1:]))
+            for name, size in zip(names, sizes, strict=True)
         ]
-        return self.call_many("split", results, x=x, split_sizes=list(sizes), axis=-1)
+        return self.call_many("split", results, x=x, split_sizes=list(sizes), axis=axis)
+
+    def gelu(self, name: str, x: Value, mode: str) -> Value:
+        """The Gaussian error linear unit, ``EXACT`` or by the ``TANH_APPROXIMATION``."""
+        return self.call("gelu", name, x.dtype, x.shape, x=x, mode=mode)
+
+    def clip(self, name: str, x: Value, limit: float) -> Value:
+        """Keeps values within ``-limit`` and ``limit``."""
+        low, high = (self.constant(bound, x.dtype) for bound in (-limit, limit))
+        return self.call("clip", name, x.dtype, x.shape, x=x, alpha=low, beta=high)
+
+    def select(self, name: str, condition: Value, x: Value, otherwise: float) -> Value:
+        """``x`` where a condition that broadcasts to it holds, one number elsewhere."""
+        b = self.constant(otherwise, x.dtype)
+        return self.call("select", name, x.dtype, x.shape, cond=condition, a=x, b=b)
 
     def reduce(self, kind: str, name: str, x: Value) -> Value:
         """``reduce_mean`` or ``reduce_max`` over the last axis, which stays with size 1."""
@@ -156,20 +174,64 @@ class Emitter(FunctionBuilder):
             end_mask=[True, True, True],
         )
 
+    def token_rows(self, name: str, x: Value, begin: int, end: int, shape: Shape) -> Value:
+        """Rows ``begin`` to ``end`` of the second of three axes; negative ones count from its end.
+
+        Args:
+            name: the result's name.
+            x: ``[1, n, width]``.
+            begin: the first row.
+            end: the row after the last; 0 for all up to the end.
+            shape: the result's shape.
+        """
+        free = [True, False, True]
+        return self.call(
+            "slice_by_index",
+            name,
+            x.dtype,
+            shape,
+            x=x,
+            begin=[0, begin, 0],
+            end=[0, end, 0],
+            begin_mask=free,
+            end_mask=free if end else [True] * 3,
+        )
+
     def pad_last(self, name: str, x: Value, width: int) -> Value:
         """Pads the last axis with zeros at its end, up to a width."""
-        more = width - x.shape[-1]
-        if not more:
+        return self.pad_to(name, x, (*x.shape[:-1], width))
+
+    def pad_to(self, name: str, x: Value, shape: Shape) -> Value:
+        """Pads axes with zeros at their ends, up to a shape."""
+        if shape == x.shape:
             return x
+        more = [(0, new - old) for new, old in zip(shape, x.shape, strict=True)]
         return self.call(
             "pad",
             name,
             x.dtype,
-            (*x.shape[:-1], width),
+            shape,
             x=x,
-            pad=[0] * (2 * len(x.shape) - 1) + [more],
+            pad=[size for pair in more for size in pair],
             mode="constant",
             constant_val=self.constant(0.0, x.dtype),
+        )
+
+    def leading(self, name: str, x: Value, shape: Shape) -> Value:
+        """Selects the first elements along each axis, as many as a shape says."""
+        if shape == x.shape:
+            return x
+        rank = len(shape)
+        return self.call(
+            "slice_by_index",
+            name,
+            x.dtype,
+            shape,
+            x=x,
+            begin=[0] * rank,
+            end=list(shape),
+            begin_mask=[True] * rank,
+            end_mask=[False] * rank,
         )
 
     def first_columns(self, name: str, x: Value, width: int) -> Value:

@@ -28,6 +28,7 @@ from exporters.lifted import (
     Numbers,
     Product,
     Rope,
+    Scaled,
     Sum,
     Unknown,
     Value,
@@ -157,6 +158,7 @@ def mixed(walk: Walk, name: str, given: Given) -> Made:
     Given::
 
         scores = softmax((s - max(s)) * m), s = (rows / m * scale) @ keys.T + mask
+        scores = softmax(s - max(s)), s = tanh((rows / m * scale) @ keys.T * m / cap) * cap + mask
         mixed = scores @ values
     """
     x, y = given["x"][0], given["y"][0]
@@ -173,32 +175,50 @@ def mixed(walk: Walk, name: str, given: Given) -> Made:
     found = _softmax_operand(weights[-1])
     if found is None:
         return None
-    query, keys, mask, scale = found
-    return _attention(walk, name, query, keys, y, mask, scale)
+    query, keys, mask, scale, softcap = found
+    return _attention(walk, name, query, keys, y, mask, scale, softcap)
 
 
-def _softmax_operand(value: Value) -> tuple[Value, Value, Value, float] | None:
-    """Queries, keys, mask and scale of what a softmax is taken of."""
-    if not isinstance(value, Product):
-        return None
-    below, divisor = value.factors
-    parts = operands(below, "sub")
+def _softmax_operand(value: Value) -> tuple[Value, Value, Value, float, float] | None:
+    """Queries, keys, mask, scale and softcap of what a softmax is taken of."""
+    stretched: Value | None = None
+    if isinstance(value, Product):
+        value, stretched = value.factors
+    parts = operands(value, "sub")
     if parts is None or not isinstance(parts[0], Sum):
         return None
     seen, top = parts
     highest = operands(top, "reduce_max")
     assert isinstance(seen, Sum)
-    scores = operands(seen.terms[0], "scores")
-    if highest is None or highest[-1] is not seen or scores is None:
+    scores, softcap = seen.terms[0], 0.0
+    if stretched is None:
+        capped = _capped(scores)
+        if capped is None:
+            return None
+        scores, stretched, softcap = capped
+    product = operands(scores, "scores")
+    if highest is None or highest[-1] is not seen or product is None:
         return None
-    scaled, keys = scores
-    if not isinstance(scaled, Product):
+    scaled, keys = product
+    if not isinstance(scaled, Scaled):
         return None
-    unit, factor = scaled.factors
-    divided, scale = operands(unit, "real_div"), number(factor)
-    if divided is None or scale is None or divided[1] is not divisor:
+    divided = operands(scaled.source, "real_div")
+    if divided is None or divided[1] is not stretched:
         return None
-    return divided[0], keys, seen.terms[1], scale
+    return divided[0], keys, seen.terms[1], scaled.factor, softcap
+
+
+def _capped(value: Value) -> tuple[Value, Value, float] | None:
+    """``cap * tanh(scores * (divisor / cap))``: the scores, their divisor, and the cap."""
+    bent = operands(value.source, "tanh") if isinstance(value, Scaled) else None
+    if bent is None or not isinstance(bent[0], Product):
+        return None
+    assert isinstance(value, Scaled)
+    scores, factor = bent[0].factors
+    divided = operands(factor, "real_div")
+    if divided is None or number(divided[1]) != value.factor:
+        return None
+    return scores, divided[0], value.factor
 
 
 def fused(walk: Walk, name: str, given: Given) -> Made:
@@ -207,7 +227,7 @@ def fused(walk: Walk, name: str, given: Given) -> Made:
     width = walk.shape(query)[-1:] or (None,)
     if width[0] is None:
         return None
-    return _attention(walk, name, query, keys, values, mask, width[0] ** -0.5)
+    return _attention(walk, name, query, keys, values, mask, width[0] ** -0.5, 0.0)
 
 
 def _attention(
@@ -218,6 +238,7 @@ def _attention(
     values: Value,
     mask: Value,
     scale: float,
+    softcap: float,
 ) -> Made:
     if not (isinstance(keys, Updated) and isinstance(values, Updated)):
         return (Unknown(name, NO_NEW_ROWS, (query, keys, values)),)
@@ -241,6 +262,7 @@ def _attention(
             _cache(walk, keys),
             _cache(walk, values),
             visible,
+            softcap,
         ),
     )
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from exporters.coreml.constants import Constant as Stored
 from exporters.coreml.constants import read_constant, read_text
-from exporters.coreml.names import TOKENS, UPDATED, weight_name
+from exporters.coreml.names import TOKENS, UPDATED, is_weight, weight_name
 from exporters.coreml.numbers import NUMBERS
 from exporters.coreml.package import Package, tensor_type
-from exporters.coreml.weights import DESCALE, INPUT_SCALE_NAME, WIDENED_NAME
+from exporters.coreml.weights import DESCALE, HALVED_NAME, INPUT_SCALE_NAME, WIDENED_NAME
 from exporters.errors import ExportError
 from exporters.lifted import (
     Array,
@@ -31,8 +31,10 @@ from exporters.lifted import (
     probes_of,
 )
 
-_WEIGHT: Final = "__weight"
 _FLOATS: Final = {"fp16": "fp16", "fp32": "fp32"}
+_STATES: Final = {"keyCache": "key", "valueCache": "value", "convState": "recent"}
+# The weight of a short convolution has at most so many columns.
+_FEW_COLUMNS: Final = 16
 # Constants of so many bytes are weights under an unknown name, and are not read.
 _LARGEST_CONSTANT: Final = 1 << 28
 
@@ -45,7 +47,7 @@ class Part(Value):
         weight: the weight, with the format in which the file holds it.
         part: ``value`` for a weight that operations read, ``descale`` for the factors of its
             rows, ``input_scale`` for the scale of what enters it.
-        values: the values of a vector; None for a matrix.
+        values: the values of a vector or of a convolution; None for a matrix.
     """
 
     weight: StoredWeight
@@ -155,11 +157,7 @@ class Operations:
     def weights_with_factors(self) -> set[str]:
         """The weights whose rows were scaled, so that results are multiplied by factors."""
         names = (str(each.outputs[0].name) for each in self.operations if each.type == "const")
-        return {
-            weight_name(name.removesuffix(DESCALE))
-            for name in names
-            if name.endswith(_WEIGHT + DESCALE)
-        }
+        return {weight_name(name.removesuffix(DESCALE)) for name in names if name.endswith(DESCALE)}
 
     def lifted_constant(self, operation: Any) -> Value:
         """A ``const`` as a part of a weight, an array, or a text."""
@@ -168,16 +166,18 @@ class Operations:
         if text is not None:
             return Unknown(text, "text")
         for suffix, part in ((DESCALE, "descale"), (INPUT_SCALE_NAME, "input_scale")):
-            if name.endswith(_WEIGHT + suffix):
+            if name.endswith(suffix):
                 weight = StoredWeight(weight_name(name.removesuffix(suffix)), StoredFormat(""))
                 return Part(name, weight, part)
-        plain = name.removesuffix(WIDENED_NAME)
-        if not plain.endswith(_WEIGHT):
+        plain, format = name, StoredFormat(_FLOATS.get(self.dtypes[name], self.dtypes[name]))
+        for suffix, kind in ((WIDENED_NAME, "bf16"), (HALVED_NAME, "fp32")):
+            if name.endswith(suffix):
+                plain, format = name.removesuffix(suffix), StoredFormat(kind)
+        if not is_weight(plain):
             return Constant(name, self.array(name, value))
-        kind = _FLOATS.get(self.dtypes[name], self.dtypes[name])
-        format = StoredFormat(kind if plain == name else "bf16")
-        vector = len(self.shapes[name]) == 1
-        values = self.array(name, value).astype(np.float32) if vector else None
+        shape = self.shapes[name]
+        short = len(shape) == 1 or (shape[-1] is not None and shape[-1] <= _FEW_COLUMNS)
+        values = self.array(name, value).astype(np.float32) if short else None
         return Part(name, StoredWeight(weight_name(plain), format), "value", values)
 
     def unpacked(self, operation: Any) -> Value:
@@ -189,7 +189,7 @@ class Operations:
             if str(key) in ("data", "quantized_data", "indices", "scale", "offset", "lut")
         }
         format = _unpacked_format(kind, parts)
-        if format is None or not name.endswith(_WEIGHT):
+        if format is None or not is_weight(name):
             return Unknown(name, kind)
         return Part(name, StoredWeight(weight_name(name), format), "value")
 
@@ -268,13 +268,14 @@ def probes_of_function(package: Package, name: str, context: int) -> tuple[Probe
 
 
 def cache_label(name: str) -> str:
-    """A cache's name without the side on which it enters or leaves.
+    """A state's name without the side on which it enters or leaves.
 
-    >>> cache_label("keyCache_3"), cache_label("valueCache_0Updated")
-    ('3.key', '0.value')
+    >>> cache_label("keyCache_3"), cache_label("valueCache_0Updated"), cache_label("convState_1")
+    ('3.key', '0.value', '1.recent')
     """
-    kind, _, layer = name.removesuffix(UPDATED).partition("Cache_")
-    return f"{layer}.{kind}" if layer.isdecimal() else name
+    kind, _, layer = name.removesuffix(UPDATED).partition("_")
+    part = _STATES.get(kind)
+    return f"{layer}.{part}" if layer.isdecimal() and part else name
 
 
 @dataclass
@@ -289,6 +290,7 @@ class Walk:
         factors: the weights whose rows' results are multiplied by factors.
         outside: operations that are not expected, in words.
         visible: which tokens a mask shows, by the mask's name.
+        kept: by the name of rows, the state or the output that gets some of them, and which.
     """
 
     operations: Operations
@@ -298,6 +300,7 @@ class Walk:
     factors: set[str] = field(default_factory=set)
     outside: list[str] = field(default_factory=list)
     visible: dict[str, tuple[Array, ...] | None] = field(default_factory=dict)
+    kept: dict[str, tuple[str, int, int]] = field(default_factory=dict)
 
     def shape(self, value: Value) -> tuple[int | None, ...]:
         """The shape of a value as the function states it."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from exporters.coreml import lifted_attention, lifted_norms
+from exporters.coreml import lifted_attention, lifted_convolution, lifted_norms
 from exporters.coreml.lifted_values import (
     Held,
     Operations,
@@ -15,6 +15,8 @@ from exporters.coreml.lifted_values import (
     Updated,
     Walk,
     computed,
+    number,
+    operands,
     probes_of_function,
     whole_numbers,
 )
@@ -25,16 +27,22 @@ from exporters.errors import ExportError
 from exporters.lifted import (
     Array,
     Attention,
+    Bias,
+    Clamp,
     Columns,
     Constant,
     Embedding,
     EntryPoint,
+    Gelu,
     Last,
+    LayerNorm,
     Linear,
     Numbers,
     Precision,
     Product,
+    Scaled,
     Silu,
+    Softcap,
     StoredWeight,
     Sum,
     Tokens,
@@ -43,9 +51,14 @@ from exporters.lifted import (
 )
 
 Given = Mapping[str, tuple[Value, ...]]
-# What stays float32 where all else is float16: norms, rotary tables, the scale of scores, and
-# weights that are float32 themselves.
-_MAY_BE_FLOAT32: Final = frozenset({"const", "cast", "gather", "mul", "reduce_mean", "rsqrt"})
+# What stays float32 where all else is float16: norms, rotary tables, the scale of scores, softcaps,
+# residual streams that float16 cannot hold, and weights that are float32 themselves.
+_MAY_BE_FLOAT32: Final = frozenset(
+    {
+        *("const", "cast", "gather", "slice_by_index", "add", "sub", "mul", "real_div", "tanh"),
+        *("reduce_mean", "reduce_max", "rsqrt"),
+    }
+)
 _EMITTED: Final = frozenset(
     {
         *NUMBERS,
@@ -60,6 +73,10 @@ _EMITTED: Final = frozenset(
         "softmax",
         "scaled_dot_product_attention",
         "silu",
+        "gelu",
+        "tanh",
+        "clip",
+        "select",
         "abs",
         "maximum",
         "real_div",
@@ -150,6 +167,8 @@ def _check_precision(walk: Walk, kind: str, name: str, made: tuple[Value, ...]) 
     product = made[0] if made else None
     if isinstance(product, Unknown) and product.operands:
         product = product.operands[0]
+    if isinstance(product, Bias):
+        product = product.source
     if isinstance(product, Linear) and product.weight.format.kind in ("fp32", "bf16"):
         return
     walk.outside.append(f"{kind} in float32 at {name}")
@@ -164,6 +183,8 @@ def _passed(walk: Walk, name: str, given: Given, operation: Any) -> Made:
 
 
 def _transpose(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    if whole_numbers(given["perm"][0]) == (1, 0):
+        return lifted_convolution.turned(given)
     swapped = whole_numbers(given["perm"][0]) == (0, 2, 1, 3)
     return given["x"][:1] if swapped else None
 
@@ -197,7 +218,8 @@ def _linear(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     source, weight, bias = (given[key][0] for key in ("x", "weight", "bias"))
     if not isinstance(weight, Part) or weight.part != "value":
         return None
-    if not isinstance(bias, Constant) or np.any(bias.array):
+    added = isinstance(bias, Part) and bias.values is not None
+    if not added and (not isinstance(bias, Constant) or np.any(bias.array)):
         return None
     half = walk.operations.dtypes.get(name) == "fp16"
     precision: Precision = "float16" if half else "float32"
@@ -205,8 +227,10 @@ def _linear(walk: Walk, name: str, given: Given, operation: Any) -> Made:
         scale, x = source.operands
         if isinstance(scale, Part) and scale.weight.name == weight.weight.name:
             source, precision = x, "int8-tensor"
-    found = Linear(name, source, weight.weight, precision)
-    return (_unscaled(walk, name, weight.weight, found),)
+    found = _unscaled(walk, name, weight.weight, Linear(name, source, weight.weight, precision))
+    if isinstance(bias, Part) and bias.values is not None:
+        return (Bias(name, found, bias.weight, bias.values),)
+    return (found,)
 
 
 def _quantize(walk: Walk, name: str, given: Given, operation: Any) -> Made:
@@ -228,11 +252,30 @@ def _mul(walk: Walk, name: str, given: Given, operation: Any) -> Made:
             own = isinstance(inner, Linear | Embedding) and inner.weight.name == other.weight.name
             return (inner,) if own else None
         if isinstance(other, Part):
-            norm = lifted_norms.norm_of(name, one, other)
+            norm: Value | None = lifted_norms.norm_of(name, one, other)
+            if isinstance(one, LayerNorm):
+                norm = lifted_norms.scaled_by(name, one, other)
             if norm is not None:
                 return (norm,)
     found = lifted_attention.scaled_rows(name, pair)
-    return found or lifted_attention.placed_by(walk, name, pair) or (Product(name, pair),)
+    found = found or lifted_attention.placed_by(walk, name, pair)
+    if found is not None:
+        return found
+    for one, other in (pair, pair[::-1]):
+        factor = number(other)
+        if factor is not None:
+            return (_by_number(name, one, factor),)
+    layer_norm = lifted_norms.layer_norm_of(name, pair)
+    return (Product(name, pair) if layer_norm is None else layer_norm,)
+
+
+def _by_number(name: str, source: Value, factor: float) -> Value:
+    """A value times a number: a softcap where it is a tanh of a quotient by the same number."""
+    bent = operands(source, "tanh")
+    divided = None if bent is None else operands(bent[0], "real_div")
+    if divided is not None and number(divided[1]) == factor:
+        return Softcap(name, divided[0], factor)
+    return Scaled(name, source, factor)
 
 
 def _add(walk: Walk, name: str, given: Given, operation: Any) -> Made:
@@ -240,17 +283,41 @@ def _add(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     rope = lifted_attention.rotated(name, pair)
     if rope is not None:
         return (rope,)
-    updated = lifted_attention.one_hot_update(walk, name, pair)
-    return (updated,) if updated is not None else (Sum(name, pair),)
+    for one, other in (pair, pair[::-1]):
+        if isinstance(other, Part) and other.values is not None:
+            if isinstance(one, LayerNorm):
+                shifted = lifted_norms.shifted_by(name, one, other)
+                return None if shifted is None else (shifted,)
+            return (Bias(name, one, other.weight, other.values),)
+    found = lifted_attention.one_hot_update(walk, name, pair)
+    found = found or lifted_convolution.convolution(walk, name, pair)
+    return (Sum(name, pair) if found is None else found,)
 
 
 def _silu(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     return (Silu(name, given["x"][0]),)
 
 
+def _gelu(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    forms = {"EXACT": False, "TANH_APPROXIMATION": True}
+    form = forms.get(given["mode"][0].name)
+    return None if form is None else (Gelu(name, given["x"][0], form),)
+
+
+def _clip(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    low, high = (number(given[key][0]) for key in ("alpha", "beta"))
+    if low is None or high is None or low != -high:
+        return None
+    return (Clamp(name, given["x"][0], high),)
+
+
 def _split(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     sizes = whole_numbers(given["split_sizes"][0])
     axis = whole_numbers(given["axis"][0])
+    source = given["x"][0]
+    if isinstance(source, lifted_convolution.Turned) and sizes is not None and axis == (0,):
+        names = [str(output.name) for output in operation.outputs]
+        return lifted_convolution.columns(names, source, sizes)
     if sizes is None or axis != (-1,):
         return None
     ends = np.cumsum(sizes).tolist()
@@ -262,6 +329,10 @@ def _split(walk: Walk, name: str, given: Given, operation: Any) -> Made:
 
 def _slice(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     source = given["x"][0]
+    if isinstance(source, lifted_convolution.Rows):
+        return lifted_convolution.shifted(walk, name, given)
+    if isinstance(source, Held):  # what is behind is padding
+        return (source,)
     begin, end = (whole_numbers(given[key][0]) for key in ("begin", "end"))
     free = [whole_numbers(given[key][0]) for key in ("begin_mask", "end_mask")]
     if begin == (0, -1, 0) and free == [(1, 0, 1), (1, 1, 1)]:
@@ -275,13 +346,18 @@ def _slice(walk: Walk, name: str, given: Given, operation: Any) -> Made:
 
 
 def _concat(walk: Walk, name: str, given: Given, operation: Any) -> Made:
-    return lifted_attention.joined(name, given["values"])
+    rows = lifted_convolution.joined(name, given["values"], whole_numbers(given["axis"][0]))
+    return rows or lifted_attention.joined(name, given["values"])
 
 
 def _pad(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     """Zeros at the end of a head's columns change no product of queries and keys."""
     widths, filled = whole_numbers(given["pad"][0]), given["constant_val"][0]
     zero = isinstance(filled, Constant) and not np.any(filled.array)
+    if isinstance(given["x"][0], lifted_convolution.Shifted):
+        behind = widths is not None and not any(widths[::2])
+        lifted_convolution.kept(walk, name, given["x"][0])
+        return given["x"][:1] if behind and zero else None
     return given["x"][:1] if widths is not None and not any(widths[:-1]) and zero else None
 
 
@@ -294,8 +370,13 @@ def _write_state(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     state, data = given["input"][0], given["data"][0]
     if isinstance(data, Updated):
         data = Updated(data.name, data.old, data.new, data.rows, state.name)
+    lifted_convolution.kept(walk, state.name, data)
     walk.states[state.name] = data
     return ()
+
+
+def _select(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    return lifted_convolution.select(walk, name, given)
 
 
 def _slice_update(walk: Walk, name: str, given: Given, operation: Any) -> Made:
@@ -322,6 +403,9 @@ HANDLERS: Final[Mapping[str, Callable[[Walk, str, Given, Any], Made]]] = {
     "mul": _mul,
     "add": _add,
     "silu": _silu,
+    "gelu": _gelu,
+    "clip": _clip,
+    "select": _select,
     "split": _split,
     "slice_by_index": _slice,
     "concat": _concat,

@@ -8,14 +8,23 @@ import numpy as np
 from torch import fx
 
 from exporters.coreml.attention import Attention
+from exporters.coreml.carried import Carried
+from exporters.coreml.convolution import ShortConvolution
 from exporters.coreml.emitter import Emitter
 from exporters.coreml.function import Value
-from exporters.coreml.norms import scaled_rms_norm, wide_rms_norm
+from exporters.coreml.norms import (
+    scaled_layer_norm,
+    scaled_rms_norm,
+    wide_layer_norm,
+    wide_rms_norm,
+)
+from exporters.coreml.positions import Positions
+from exporters.coreml.rotary import Rotary
 from exporters.coreml.state import FunctionLowering
 from exporters.coreml.weights import Weight
 from exporters.errors import ExportError
 from quant.program import dialect
-from quant.program.calls import NormCall, SplitCall
+from quant.program.calls import FactorCall, LayerNormCall, NormCall, SplitCall
 
 
 def lower_function(state: FunctionLowering) -> Emitter:
@@ -24,12 +33,18 @@ def lower_function(state: FunctionLowering) -> Emitter:
     Raises:
         ExportError: a node that has no handler.
     """
-    # Attention keeps masks and caches that all layers share, so its handlers are an object's.
-    attention = Attention(state)
-    shared = {dialect.ROPE: attention.rope, dialect.ATTENTION: attention.emit}
+    # These handlers are objects' that keep what all layers share: positions, masks, states.
+    positions, carried = Positions(state), Carried(state)
+    shared = {
+        dialect.ROPE: Rotary(state, positions).emit,
+        dialect.ATTENTION: Attention(state, positions, carried).emit,
+        dialect.SHORT_CONV: ShortConvolution(state, positions, carried).emit,
+    }
     for node in state.program.graph.nodes:
         if node.op != "call_function" or node.target in (dialect.GET, dialect.SIZE):
             continue  # the split's handler names what GET gives; sizes are operands of views only
+        if state.holds(node):
+            continue  # a bias that the product before it adds
         if node.target in shared:
             value = shared[node.target](node)
         elif node.target in HANDLERS:
@@ -38,34 +53,53 @@ def lower_function(state: FunctionLowering) -> Emitter:
             raise ExportError(f"the Core ML target has no handler for {node.target} at {node.name}")
         state.hold(node, value)
     state.emitter.output(state.result(state.program.output()))
-    attention.outputs()
+    carried.outputs()
     return state.emitter
 
 
 def _product(state: FunctionLowering, node: fx.Node, weight: Weight) -> Value:
-    """Emits ``x @ weight.T`` in the weight's dtype and casts the result to float16."""
-    emitter, name = state.emitter, state.name(node)
-    dtype = weight.value.dtype
-    zeros = np.zeros(weight.value.shape[0], np.float32 if dtype == "fp32" else np.float16)
-    bias = state.bank.table(emitter, f"no_bias_{dtype}_{len(zeros)}", zeros)
-    x = emitter.cast(f"{name}_wide_input", state.value(node, 0), dtype)
+    """Emits ``x @ weight.T`` in the weight's dtype and casts the result to float16.
+
+    A bias that alone reads the product is added within it where that is exact.
+    """
+    emitter = state.emitter
+    dtype, rows = weight.value.dtype, weight.value.shape[0]
+    adding = _bias_of(node) if weight.descale is None else None
+    bias = None if adding is None else state.bank.bias(emitter, state.weight_name(adding), dtype)
+    name = state.name(node if bias is None or adding is None else adding)
+    if bias is None:
+        zeros = np.zeros(rows, np.float32 if dtype == "fp32" else np.float16)
+        bias = state.bank.table(emitter, f"no_bias_{dtype}_{rows}", zeros)
+        adding = None
+    x = emitter.cast_once(f"{state.given(node, 0).name}_as_{dtype}", state.given(node, 0), dtype)
     raw = name if weight.descale is None and dtype == "fp16" else f"{name}_raw"
     product = emitter.linear(raw, x, weight.value, bias)
     if weight.descale is not None:
         product = emitter.binary("mul", name, product, weight.descale)
-    return emitter.cast(name, product, "fp16")
+    made = emitter.cast(name, product, "fp16")
+    if adding is not None:
+        state.hold(adding, made)
+    return made
+
+
+def _bias_of(product: fx.Node) -> fx.Node | None:
+    """The bias that alone reads a product, if there is one."""
+    users = list(product.users)
+    return users[0] if len(users) == 1 and users[0].target is dialect.BIAS else None
 
 
 def _rows(state: FunctionLowering, node: fx.Node, weight: Weight) -> Value:
-    """Emits the table's rows for the tokens, as float16."""
+    """Emits the table's rows for the tokens."""
     emitter, name = state.emitter, state.name(node)
-    raw = name if weight.descale is None and weight.value.dtype == "fp16" else f"{name}_raw"
+    wide = state.stays_wide(node)
+    kept = weight.descale is None and weight.value.dtype == ("fp32" if wide else "fp16")
+    raw = name if kept else f"{name}_raw"
     rows = emitter.gather_rows(raw, weight.value, state.ids)
     if weight.descale is not None:
         factors = emitter.gather_rows(f"{name}_factors", weight.descale, state.ids)
         column = emitter.reshape(f"{name}_factor_column", factors, (*factors.shape, 1))
-        rows = emitter.binary("mul", name, rows, column)
-    return emitter.cast(name, rows, "fp16")
+        rows = emitter.binary("mul", f"{name}_scaled" if wide else name, rows, column)
+    return emitter.cast(name, rows, "fp32" if wide else "fp16")
 
 
 def _embedding(state: FunctionLowering, node: fx.Node) -> Value:
@@ -92,13 +126,88 @@ def _round_per_tensor(state: FunctionLowering, node: fx.Node) -> Value:
 def _rms_norm(state: FunctionLowering, node: fx.Node) -> Value:
     epsilon = NormCall.of(node).epsilon
     norm = wide_rms_norm if state.style.wide else scaled_rms_norm
-    return norm(
-        state.emitter, state.name(node), state.value(node, 0), state.floating(node), epsilon
+    x, weight = _normalised(state, node), state.floating(node)
+    return _narrow(state, node, norm(state.emitter, state.name(node), x, weight, epsilon))
+
+
+def _layer_norm(state: FunctionLowering, node: fx.Node) -> Value:
+    call = LayerNormCall.of(node)
+    norm = wide_layer_norm if state.style.wide else scaled_layer_norm
+    weight, bias = (
+        None if source is None else state.float_weight(source)
+        for source in (call.weight, call.bias)
     )
+    x = _normalised(state, node)
+    made = norm(state.emitter, state.name(node), x, weight, bias, call.epsilon)
+    return _narrow(state, node, made)
+
+
+def _normalised(state: FunctionLowering, node: fx.Node) -> Value:
+    """What a norm reads: a residual stream as it is, all else as float16."""
+    return state.given(node, 0) if state.style.wide else state.value(node, 0)
+
+
+def _narrow(state: FunctionLowering, node: fx.Node, value: Value) -> Value:
+    """A result as float16, except where it is a part of a stream that stays float32."""
+    if state.stays_wide(node):
+        return value
+    return state.emitter.cast(state.name(node), value, "fp16")
+
+
+def _bias(state: FunctionLowering, node: fx.Node) -> Value:
+    stored, x = state.floating(node), state.value(node, 0)
+    added = state.emitter.cast_once(f"{stored.name}_half", stored, "fp16")
+    return state.emitter.binary("add", state.name(node), x, added)
+
+
+def _scale(state: FunctionLowering, node: fx.Node) -> Value:
+    """Multiplies by a number; for the GPU in float32 where float16 would round the number."""
+    factor = FactorCall.of(node).number
+    wide = state.stays_wide(node) or (state.style.wide and float(np.float16(factor)) != factor)
+    return _by_number(state, node, "mul", factor, wide)
+
+
+def _softcap(state: FunctionLowering, node: fx.Node) -> Value:
+    """``cap * tanh(x / cap)``, for the GPU in float32."""
+    emitter, name, cap = state.emitter, state.name(node), FactorCall.of(node).number
+    x = _in(state, node, state.style.wide)
+    divided = emitter.binary("real_div", f"{name}_over_cap", x, cap)
+    bent = emitter.unary("tanh", f"{name}_bent", divided)
+    last = name if bent.dtype == "fp16" else f"{name}_capped"
+    return emitter.cast(name, emitter.binary("mul", last, bent, cap), "fp16")
+
+
+def _by_number(
+    state: FunctionLowering, node: fx.Node, kind: str, number: float, wide: bool
+) -> Value:
+    name, x = state.name(node), _in(state, node, wide)
+    last = name if x.dtype == "fp16" or state.stays_wide(node) else f"{name}_wide"
+    return _narrow(state, node, state.emitter.binary(kind, last, x, number))
+
+
+def _in(state: FunctionLowering, node: fx.Node, wide: bool) -> Value:
+    """What an operator reads, as float32 or as float16."""
+    x, dtype = state.given(node, 0), "fp32" if wide else "fp16"
+    return state.emitter.cast_once(f"{x.name}_as_{dtype}", x, dtype)
+
+
+def _gelu(state: FunctionLowering, node: fx.Node) -> Value:
+    mode = "TANH_APPROXIMATION" if node.args[1] == "tanh" else "EXACT"
+    return state.emitter.gelu(state.name(node), state.value(node, 0), mode)
+
+
+def _clamp(state: FunctionLowering, node: fx.Node) -> Value:
+    limit = FactorCall.of(node).number
+    return state.emitter.clip(state.name(node), state.value(node, 0), limit)
 
 
 def _add(state: FunctionLowering, node: fx.Node) -> Value:
-    return state.emitter.binary("add", state.name(node), state.value(node, 0), state.value(node, 1))
+    emitter, name = state.emitter, state.name(node)
+    if not state.stays_wide(node):
+        return emitter.binary("add", name, state.value(node, 0), state.value(node, 1))
+    terms = [state.given(node, index) for index in (0, 1)]
+    x, y = (emitter.cast_once(f"{term.name}_as_fp32", term, "fp32") for term in terms)
+    return emitter.binary("add", name, x, y)
 
 
 def _mul(state: FunctionLowering, node: fx.Node) -> Value:
@@ -122,7 +231,7 @@ def _split(state: FunctionLowering, node: fx.Node) -> Value:
 
 
 def _last(state: FunctionLowering, node: fx.Node) -> Value:
-    return state.emitter.last_position(state.name(node), state.value(node, 0))
+    return state.emitter.last_position(state.name(node), state.given(node, 0))
 
 
 HANDLERS: dict[object, Callable[[FunctionLowering, fx.Node], Value]] = {
@@ -132,6 +241,12 @@ HANDLERS: dict[object, Callable[[FunctionLowering, fx.Node], Value]] = {
     dialect.QUANT_LINEAR: _quant_linear,
     dialect.ROUND_PER_TENSOR: _round_per_tensor,
     dialect.RMS_NORM: _rms_norm,
+    dialect.LAYER_NORM: _layer_norm,
+    dialect.BIAS: _bias,
+    dialect.SCALE: _scale,
+    dialect.SOFTCAP: _softcap,
+    dialect.CLAMP: _clamp,
+    dialect.GELU: _gelu,
     dialect.ADD: _add,
     dialect.MUL: _mul,
     dialect.SILU: _silu,

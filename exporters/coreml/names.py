@@ -17,6 +17,9 @@ WEIGHTS_REFERENCE: Final = "@model_path/weights/weight.bin"
 DECODE: Final = "decode"
 # Takes as many tokens as it was written for and gives the logits of the last.
 PREFILL: Final = "prefill"
+# Takes a token and the draft behind it, as many tokens as it was written for, and gives the logits
+# of all.
+DRAFT: Final = "draft"
 # Takes as many tokens as it was written for and gives the logits of all.
 VERIFY: Final = "verify"
 # The only function of a package for iOS 17: takes one token or a chunk and gives the logits of the
@@ -27,20 +30,24 @@ TOKENS: Final = "inputIds"  # int32[1, t]
 POSITION: Final = "position"  # int32[1]: tokens already cached
 LOGITS: Final = "logits"  # fp16[1, 1 or t, vocabulary]
 
-_CACHES: Final = {"k_cache": "keyCache", "v_cache": "valueCache"}
-# Suffix of the output that gives a cache back after the call, where caches are not states.
+_STATES: Final = {"k_cache": "keyCache", "v_cache": "valueCache", "recent": "convState"}
+# Suffix of the output that gives a state back after the call, where there are no states.
 UPDATED: Final = "Updated"
+
+# How the names of weights end, in the program and in the package.
+_ENDS: Final = ("weight", "bias")
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.]+")
 
 
-def cache_name(layer: int, part: str) -> str:
-    """The name of the state (for iOS 17: the input) that holds a layer's keys or values.
+def state_name(name: str) -> str:
+    """The name of the state (for iOS 17: the input) that a program's state becomes.
 
-    >>> cache_name(3, "k_cache")
-    'keyCache_3'
+    >>> state_name("model.layers.3.self_attn.k_cache"), state_name("model.layers.0.conv.recent")
+    ('keyCache_3', 'convState_0')
     """
-    return f"{_CACHES[part]}_{layer}"
+    _, _, layer, *_, part = name.split(".")
+    return f"{_STATES[part]}_{layer}"
 
 
 def identifier(weight: str) -> str:
@@ -67,3 +74,12 @@ def weight_name(identifier: str) -> str:
     'lm_head.weight'
     """
     return identifier.replace("__", ".")
+
+
+def is_weight(identifier: str) -> bool:
+    """Whether an identifier is a weight's.
+
+    >>> is_weight("model__norm__weight"), is_weight("no_bias_fp16_64")
+    (True, False)
+    """
+    return identifier.endswith(tuple(f"__{end}" for end in _ENDS))

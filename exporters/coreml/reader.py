@@ -15,17 +15,16 @@ import numpy as np
 
 from exporters.blobs import flip_nibble_signs, flip_sign, narrow_to_bfloat16
 from exporters.coreml.constants import Constant, read_constant
-from exporters.coreml.names import weight_name
+from exporters.coreml.names import is_weight, weight_name
 from exporters.coreml.package import Package, open_package
 from exporters.coreml.scales import Exponents, are_half, from_half
-from exporters.coreml.weights import DESCALE, INPUT_SCALE_NAME, WIDENED_NAME
+from exporters.coreml.weights import DESCALE, HALVED_NAME, INPUT_SCALE_NAME, WIDENED_NAME
 from exporters.damaged_files import one_sentence
 from exporters.errors import ExportError
 from exporters.stored_digests import digests_of
 from quant.formats.activations import INPUT_SCALE
 
 _BLOCK: Final = 1 << 20
-_WEIGHT: Final = "__weight"  # the suffix of every weight's name
 # The part of a weight that each parameter of the operations that make weights holds.
 _PARTS: Final = {
     "data": "codes",
@@ -38,6 +37,19 @@ _PARTS: Final = {
 _UNSIGNED: Final[dict[str, Callable[[bytes], bytes]]] = {
     "int4": flip_nibble_signs,
     "int8": flip_sign,
+}
+
+
+def _widen(half: bytes) -> bytes:
+    """float32 from float16, without loss."""
+    return np.frombuffer(half, np.float16).astype(np.float32).tobytes()
+
+
+# How a float weight's bytes become the store's, by the end of its name.
+_STORED_FLOATS: Final[dict[str, Callable[[bytes], bytes] | None]] = {
+    WIDENED_NAME: narrow_to_bfloat16,
+    HALVED_NAME: _widen,
+    "": None,
 }
 
 
@@ -114,19 +126,19 @@ def _parts_of(
 ) -> Iterator[tuple[str, str, StoredPart]]:
     """Yields the weight's name, the part and its bytes for each part that an operation holds."""
     if operation.type == "const":
-        if name.endswith(_WEIGHT + INPUT_SCALE_NAME):
+        if name.endswith(INPUT_SCALE_NAME):
             constant, place = _constant(package, name, operation.attributes["val"])
             stored = StoredPart(constant, place, exponents=np.zeros((1, 1), np.int32))
             yield weight_name(name.removesuffix(INPUT_SCALE_NAME)), INPUT_SCALE, stored
             return
-        plain = name.removesuffix(WIDENED_NAME)
-        if not plain.endswith(_WEIGHT):
-            return
-        constant, place = _constant(package, name, operation.attributes["val"])
-        narrow = None if plain == name else narrow_to_bfloat16
-        yield weight_name(plain), "value", StoredPart(constant, place, narrow)
+        for suffix, restore in _STORED_FLOATS.items():
+            plain = name.removesuffix(suffix)
+            if name.endswith(suffix) and is_weight(plain):
+                constant, place = _constant(package, name, operation.attributes["val"])
+                yield weight_name(plain), "value", StoredPart(constant, place, restore)
+                return
         return
-    if not name.endswith(_WEIGHT):
+    if not is_weight(name):
         return
     for parameter, value in _parameters(operation):
         if parameter not in _PARTS:

@@ -10,6 +10,7 @@ from torch import fx
 from exporters.coreml.emitter import Emitter
 from exporters.coreml.function import Shape, Value
 from exporters.coreml.names import LOGITS, POSITION, TOKENS
+from exporters.coreml.stream import wide_stream
 from exporters.coreml.weights import Weight, WeightBank
 from quant.formats.formats import PaletteFormat
 from quant.program.calls import GetCall, QuantizedCall
@@ -69,6 +70,7 @@ class FunctionLowering:
     ) -> None:
         self.program, self.bank, self.style, self.tokens = program, bank, style, tokens
         self.emitter = Emitter(name, OPSETS[style.opset][0])
+        self._wide = wide_stream(program) if style.wide else frozenset()
         self._values: dict[fx.Node, Value] = {}
 
         self.ids = self.emitter.input(TOKENS, "int32", (1, tokens))
@@ -78,13 +80,26 @@ class FunctionLowering:
         """Records the function's value that holds a node's result."""
         self._values[node] = value
 
+    def holds(self, node: fx.Node) -> bool:
+        """Whether a node's result was emitted already, by another node's handler."""
+        return node in self._values
+
     def result(self, node: fx.Node) -> Value:
         """The function's value that holds a node's result."""
         return self._values[node]
 
-    def value(self, node: fx.Node, index: int) -> Value:
-        """The function's value that holds one of a node's arguments."""
+    def given(self, node: fx.Node, index: int) -> Value:
+        """The function's value that holds one of a node's arguments, in the dtype that it has."""
         return self._values[node_argument(node, index)]
+
+    def value(self, node: fx.Node, index: int) -> Value:
+        """One of a node's arguments as float16."""
+        given = self.given(node, index)
+        return self.emitter.cast_once(f"{given.name}_as_fp16", given, "fp16")
+
+    def stays_wide(self, node: fx.Node) -> bool:
+        """Whether a node's result is float32, as a part of a residual stream that must be."""
+        return node in self._wide
 
     def name(self, node: fx.Node) -> str:
         """The name of a node's result."""
@@ -100,8 +115,12 @@ class FunctionLowering:
 
     def floating(self, node: fx.Node) -> Value:
         """The float weight that is a node's second argument."""
-        shape = shape_of(node_argument(node, 1))
-        return self.bank.floating(self.emitter, self.weight_name(node), shape)
+        return self.float_weight(node_argument(node, 1))
+
+    def float_weight(self, source: fx.Node) -> Value:
+        """The float weight of an input."""
+        weight = self.program.inputs[source.name].name
+        return self.bank.floating(self.emitter, weight, shape_of(source))
 
     def quantized(self, node: fx.Node) -> Weight:
         """The quantized weight that a node reads."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from exporters.checks import check_draft_positions
 from exporters.coreml import names
 from exporters.errors import ExportError
 from exporters.footprint import check_memory, estimate
@@ -39,6 +40,7 @@ class CoremlTarget:
             "cache_write": ("slice", "onehot"),
             "opset": ("ios18", "ios17"),
             "max_memory": (),
+            "draft_positions": (),
         }
     )
     passed_over: Mapping[str, str] = MappingProxyType(
@@ -60,6 +62,7 @@ class CoremlTarget:
         from exporters.coreml.choices import check_formats
 
         style = choose_style(options, facts.context)
+        check_draft_positions(options, facts.context)
         check_formats(plan, shapes, options)
         footprint = self.footprint(plan, shapes, facts, options)
         check_memory(self.name, footprint, style.context, options.max_memory)
@@ -72,7 +75,7 @@ class CoremlTarget:
         options: TargetOptions,
     ) -> Footprint:
         """What Core ML keeps, as far as that can be known without it."""
-        from exporters.coreml.attention import ANE_MULTIPLE
+        from exporters.coreml.carried import ANE_MULTIPLE
 
         style, chunks = choose_style(options, facts.context), choose_chunks(options, facts.context)
         kept = estimate(plan, shapes, stored_facts(facts, style), costs(style, chunks))
@@ -97,6 +100,8 @@ class CoremlTarget:
         last = keep_last_token(request.program)
         several = chunks[0] if len(chunks) == 1 else -1
         plans = [(names.DECODE, request.program, 1), (names.PREFILL, last, several)]
+        if options.draft_positions is not None:
+            plans.append((names.DRAFT, request.program, options.draft_positions))
         if not options.strip:
             plans.append((names.VERIFY, request.program, max(chunks)))
         if not style.states:
@@ -152,7 +157,7 @@ def choose_style(options: TargetOptions, context: int) -> Style:
     Raises:
         ExportError: the options exclude each other.
     """
-    from exporters.coreml.attention import padded
+    from exporters.coreml.carried import padded
     from exporters.coreml.state import Style
 
     profile, opset = options.profile or "gpu", options.opset or "ios18"
@@ -161,6 +166,11 @@ def choose_style(options: TargetOptions, context: int) -> Style:
         raise ExportError(
             "--cache-write slice needs an operator that iOS 18 introduced: leave it out, or use "
             "--opset ios18"
+        )
+    if opset == "ios17" and options.draft_positions is not None:
+        raise ExportError(
+            "--draft-positions needs a function of its own, and a package for iOS 17 holds only "
+            "one: leave it out, or use --opset ios18"
         )
     write = options.cache_write or ("onehot" if opset == "ios17" else "slice")
     length = padded(context) if profile == "ane" else context
@@ -184,7 +194,7 @@ def costs(style: Style, chunks: tuple[int, ...]) -> RuntimeCosts:
 
 def stored_facts(facts: ModelFacts, style: Style) -> ModelFacts:
     """The model's facts with the head width that the caches have, which a profile may pad."""
-    from exporters.coreml.attention import padded
+    from exporters.coreml.carried import padded
 
     return facts if style.wide else replace(facts, head_dim=padded(facts.head_dim))
 

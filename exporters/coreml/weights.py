@@ -30,6 +30,8 @@ DESCALE: Final = "__descale"
 INPUT_SCALE_NAME: Final = "__input_scale"
 # Suffix of a weight that is bfloat16 in the store and float32 in the file.
 WIDENED_NAME: Final = "__widened"
+# Suffix of a bias that is float32 in the store and, without loss, float16 in the file.
+HALVED_NAME: Final = "__halved"
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,29 @@ class WeightBank:
         conversion = WIDENED if extent.dtype == "BF16" else None
         value = self._file_value(weight, "value", dtype, shape, conversion)
         return emitter.stored(identifier(weight) + (WIDENED_NAME if conversion else ""), value)
+
+    def bias(self, emitter: Emitter, weight: str, dtype: str) -> Value | None:
+        """Emits a bias in the dtype of its product; None where that would round it.
+
+        Args:
+            emitter: the function to add to.
+            weight: the bias's name.
+            dtype: the dtype of the product that adds it.
+        """
+        extent = self.store.extents(weight)["value"]
+        shape = (int(np.prod(extent.shape)),)
+        if (extent.dtype, dtype) in (("F32", "fp32"), ("F16", "fp16")):
+            return self.floating(emitter, weight, shape)
+        if extent.dtype != "F32" or dtype != "fp16":
+            return None
+        values = self.store.part(weight, "value").numpy()
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32).view(np.uint32), values.view(np.uint32)):
+            return None
+        offset = self.file.place((weight, "halved"), "fp16", half.size, Blob(half.tobytes()))
+        name = identifier(weight) + HALVED_NAME
+        return emitter.stored(name, FileValue("fp16", shape, offset))
 
     def input_scale(self, emitter: Emitter, weight: str) -> Value:
         """Emits the scale of the activations that enter a matrix, as float16, which is exact."""

@@ -7,22 +7,25 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from exporters.target import ExportRequest
+from exporters.target import ExportRequest, ModelFacts
 from quant.processors import default_threads
+from quant.program.states import State, states_of
 
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 
 
 def genai_config(request: ExportRequest, filename: str) -> dict[str, object]:
-    """The content of ``genai_config.json``, with the model type ``llama`` for every family.
+    """The content of ``genai_config.json``.
 
-    The type tells onnxruntime-genai which inputs and outputs a graph has (token ids, an attention
-    mask and caches layer by layer), not what the graph computes. It reads the caches' widths from
-    the graph.
+    The model type tells onnxruntime-genai which inputs and outputs a graph has, not what the graph
+    computes: ``llama`` is token ids, an attention mask, and caches of every layer; ``lfm2`` has
+    the state of a short convolution in place of some layers' caches. It reads the caches' widths
+    from the graph.
     """
     facts, program = request.facts, request.program
+    recent = [state for state in states_of(program) if state.kind == "recent"]
     model: dict[str, object] = {
-        "type": "llama",
+        "type": "lfm2" if recent else "llama",
         "vocab_size": program.vocab_size,
         "context_length": program.context,
         "decoder": {
@@ -43,12 +46,15 @@ def genai_config(request: ExportRequest, filename: str) -> dict[str, object]:
                 "attention_mask": "attention_mask",
                 "past_key_names": "past_key_values.%d.key",
                 "past_value_names": "past_key_values.%d.value",
+                **({"past_conv_names": "past.%d.conv"} if recent else {}),
             },
             "outputs": {
                 "logits": "logits",
                 "present_key_names": "present.%d.key",
                 "present_value_names": "present.%d.value",
+                **({"present_conv_names": "present.%d.conv"} if recent else {}),
             },
+            **(_layer_kinds(facts, recent) if recent else {}),
         },
     }
     if facts.bos is not None:
@@ -66,6 +72,12 @@ def genai_config(request: ExportRequest, filename: str) -> dict[str, object]:
     }
     search |= {k: v for k in _SAMPLING if isinstance(v := request.generation.get(k), int | float)}
     return {"model": model, "search": search}
+
+
+def _layer_kinds(facts: ModelFacts, recent: list[State]) -> dict[str, object]:
+    """Which layers have caches, and which the recent tokens of a convolution, and how many."""
+    kinds = ["full_attention" if heads else "conv" for heads in facts.num_kv_heads]
+    return {"layer_types": kinds, "conv_cache_size": recent[0].shape[2]}
 
 
 def write_tokenizer(files: Mapping[str, Path], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Lifts attention, rotations and the last token's row; see `exporters.onnx.attention`."""
+"""Lifts attention, rotations and the last tokens' rows; see `exporters.onnx.attention`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 def last(
     graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
 ) -> Lifted:
-    """Lifts the selection of each row's last token."""
+    """Lifts the selection of each row's last token, or of its last few."""
     if not isinstance(given[1], Numbers) or attributes.get("batch_dims") != 1:
         return None
     rows = row_numbers(given[1], len(graph.probes))
-    wanted = tuple((probe.count - 1,) for probe in graph.probes)
-    return (Last(node.output[0], given[0]),) if rows == wanted else None
+    positions = max(map(len, rows))
+    wanted = tuple(
+        tuple(range(max(0, probe.count - positions), probe.count)) for probe in graph.probes
+    )
+    return (Last(node.output[0], given[0], positions),) if rows == wanted else None
 
 
 def rope(

@@ -85,8 +85,9 @@ class Recipe:
 
         Args:
             shapes: shape by weight name.
-            roles: ``embedding``, ``linear``, ``head`` or ``norm`` by weight name; rules may name
-                a role instead of a pattern.
+            roles: ``embedding``, ``linear``, ``head``, ``norm``, ``bias`` or ``conv`` by weight
+                name; rules may name a role instead of a pattern. Vectors and convolutions are
+                float32 whatever the rules say.
 
         Raises:
             QuantizationError: no rule matches a matrix, a rule matches nothing, or a rule names
@@ -99,7 +100,7 @@ class Recipe:
         used: set[Rule] = set()
         tied = "head" not in roles.values()
         for name, shape in shapes.items():
-            if len(shape) == 1:
+            if len(shape) == 1 or roles[name] == "conv":
                 weights[name] = Assignment(FLOAT32, CAST)
                 continue
             rule = next((r for r in rules if _matches(r, name, roles[name])), None)

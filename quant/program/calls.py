@@ -18,7 +18,7 @@ from quant.program.program import node_argument, shape_of
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """``edgeforge::attention(q, k, v, k_cache, v_cache, position, window, scale)``.
+    """``edgeforge::attention(q, k, v, k_cache, v_cache, position, window, scale, softcap)``.
 
     Attributes:
         q: queries, ``float[1, t, heads, dim]``.
@@ -29,6 +29,7 @@ class AttentionCall:
         window: number of tokens that a token attends to, itself included; 0 for itself and all
             tokens before it.
         scale: factor on the scores.
+        softcap: scores ``s`` become ``softcap * tanh(s / softcap)``; 0 leaves them as they are.
     """
 
     q: fx.Node
@@ -38,14 +39,15 @@ class AttentionCall:
     value_cache: fx.Node
     window: int
     scale: float
+    softcap: float
 
     @classmethod
     def of(cls, node: fx.Node) -> Self:
         """The view of a node that calls ``edgeforge::attention``."""
         q, k, v, key_cache, value_cache = (node_argument(node, index) for index in range(5))
-        window, scale = node.args[6], node.args[7]
-        assert isinstance(window, int) and isinstance(scale, float)
-        return cls(q, k, v, key_cache, value_cache, window, scale)
+        window, scale, softcap = node.args[6:9]
+        assert isinstance(window, int) and isinstance(scale, float) and isinstance(softcap, float)
+        return cls(q, k, v, key_cache, value_cache, window, scale, softcap)
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,72 @@ class NormCall:
         epsilon = node.args[2]
         assert isinstance(epsilon, float)
         return cls(node_argument(node, 0), node_argument(node, 1), epsilon)
+
+
+@dataclass(frozen=True)
+class LayerNormCall:
+    """``edgeforge::layer_norm(x, weight, bias, eps)``.
+
+    Attributes:
+        x: ``float[..., n]``.
+        weight: ``float[n]``; None where the norm has no scale.
+        bias: ``float[n]``; None where it has none.
+        epsilon: added to the variance.
+    """
+
+    x: fx.Node
+    weight: fx.Node | None
+    bias: fx.Node | None
+    epsilon: float
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """The view of a node that calls ``edgeforge::layer_norm``."""
+        weight, bias, epsilon = node.args[1:4]
+        assert weight is None or isinstance(weight, fx.Node)
+        assert bias is None or isinstance(bias, fx.Node)
+        assert isinstance(epsilon, float)
+        return cls(node_argument(node, 0), weight, bias, epsilon)
+
+
+@dataclass(frozen=True)
+class ShortConvCall:
+    """``edgeforge::short_conv(x, weight, recent, position)``.
+
+    Attributes:
+        x: ``float[1, t, n]``.
+        weight: ``float[n, w]``; the last column multiplies the token itself.
+        recent: the state, ``float[1, n, w - 1]``.
+    """
+
+    x: fx.Node
+    weight: fx.Node
+    recent: fx.Node
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """The view of a node that calls ``edgeforge::short_conv``."""
+        return cls(*(node_argument(node, index) for index in range(3)))
+
+
+@dataclass(frozen=True)
+class FactorCall:
+    """``edgeforge::scale(x, factor)``, ``softcap(x, cap)`` or ``clamp(x, limit)``.
+
+    Attributes:
+        x: ``float[...]``.
+        number: the factor, the cap or the limit.
+    """
+
+    x: fx.Node
+    number: float
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """The view of a node that calls one of the three operators."""
+        number = node.args[1]
+        assert isinstance(number, float)
+        return cls(node_argument(node, 0), number)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch import fx
 from quant.errors import QuantizationError
 from quant.formats.activations import INPUT_SCALE
 from quant.formats.formats import PaletteFormat
-from quant.program.ops import quantized_format  # and with it torch.ops.edgeforge
+from quant.program import state_ops, token_ops  # noqa: F401  they define torch.ops.edgeforge
+from quant.program.ops import quantized_format
 from quant.program.program import Program, shape_of
 
 _edgeforge = torch.ops.edgeforge
@@ -25,6 +26,13 @@ LINEAR = _edgeforge.linear.default
 RMS_NORM = _edgeforge.rms_norm.default
 ROPE = _edgeforge.rope.default
 ATTENTION = _edgeforge.attention.default
+SHORT_CONV = _edgeforge.short_conv.default
+BIAS = _edgeforge.bias.default
+LAYER_NORM = _edgeforge.layer_norm.default
+GELU = _edgeforge.gelu.default
+SCALE = _edgeforge.scale.default
+SOFTCAP = _edgeforge.softcap.default
+CLAMP = _edgeforge.clamp.default
 QUANT_LINEAR = _edgeforge.quant_linear.default
 QUANT_EMBEDDING = _edgeforge.quant_embedding.default
 ROUND_PER_TOKEN = _edgeforge.round_per_token.default
@@ -38,20 +46,28 @@ SIZE = _aten.sym_size.int
 LAST = _aten.slice.Tensor
 GET = operator.getitem
 
-FLOAT_DIALECT: frozenset[Callable[..., object]] = frozenset(
-    {EMBEDDING, LINEAR, RMS_NORM, ROPE, ATTENTION, ADD, MUL, SILU, VIEW, SPLIT, SIZE, GET}
+# What carries a state from call to call (`quant.program.states`).
+STATEFUL: frozenset[Callable[..., object]] = frozenset({ATTENTION, SHORT_CONV})
+# What works token by token with one operand, and is no product and no norm.
+ELEMENTWISE: frozenset[Callable[..., object]] = frozenset({BIAS, SILU, GELU, SCALE, SOFTCAP, CLAMP})
+FLOAT_DIALECT: frozenset[Callable[..., object]] = (
+    STATEFUL
+    | ELEMENTWISE
+    | {EMBEDDING, LINEAR, RMS_NORM, LAYER_NORM, ROPE, ADD, MUL, VIEW, SPLIT, SIZE, GET}
 )
 # Operators that round an activation before a product reads it.
 ROUNDINGS: frozenset[Callable[..., object]] = frozenset({ROUND_PER_TOKEN, ROUND_PER_TENSOR})
 QUANTIZED_DIALECT = FLOAT_DIALECT | ROUNDINGS | {QUANT_LINEAR, QUANT_EMBEDDING}
 
-# `exporters.last_token` inserts the slice, for artifacts that return only the last token's logits.
+# `exporters.last_token` inserts the slice, for graphs that return only the last tokens' logits.
 LOWERED_DIALECT = QUANTIZED_DIALECT | {LAST}
 
 # Operators that work token by token: each output row depends only on the same row of the inputs.
-POINTWISE = ROUNDINGS | {
-    *(EMBEDDING, LINEAR, RMS_NORM, ADD, MUL, SILU, QUANT_LINEAR, QUANT_EMBEDDING, SPLIT, GET)
-}
+POINTWISE = (
+    ROUNDINGS
+    | ELEMENTWISE
+    | {EMBEDDING, LINEAR, RMS_NORM, LAYER_NORM, ADD, MUL, QUANT_LINEAR, QUANT_EMBEDDING, SPLIT, GET}
+)
 
 
 class DialectError(QuantizationError):
@@ -80,18 +96,21 @@ def check_quantized(program: Program) -> None:
     _check_operands(program)
 
 
-def check_lowered(program: Program) -> None:
-    """Checks a program that `exporters.last_token` changed to return one position's logits.
+def check_lowered(program: Program, positions: int = 1) -> None:
+    """Checks a program that `exporters.last_token` changed to return the last positions' logits.
 
     Raises:
         DialectError: as for `check_quantized`, with the lowered dialect; or the program returns
-            the logits of more than one position.
+            the logits of other positions.
     """
     _check(program, LOWERED_DIALECT, "lowered")
     _check_operands(program)
     shape = shape_of(program.output())
-    if shape[1] != 1:
-        raise DialectError(f"the lowered program returns shape {shape}, not one position's logits")
+    kept = {node.args[2] for node in program.graph.nodes if node.target is LAST}
+    if (positions == 1 and shape[1] != 1) or kept - {-positions}:
+        raise DialectError(
+            f"the lowered program returns shape {shape}, not the logits of {positions} positions"
+        )
 
 
 def _check_operands(program: Program) -> None:

@@ -3,6 +3,8 @@
 Each operator has a plain torch implementation, which DEFINES it (references and tests run it), and
 a fake kernel, which computes only shapes, so that a model of any size traces on the meta device.
 Exporters translate these operators and a few ATen operators; `quant.program.dialect` lists both.
+This file has the products, RMSNorm and the rotary embedding; `quant.program.token_ops` has what
+else works token by token, and `quant.program.state_ops` what carries a state from call to call.
 
 Shapes use: ``b`` batch, ``t`` new tokens, ``c`` cache length (the declared context), ``h`` query
 heads, ``k`` key/value heads, ``d`` head width, ``r`` rotary width, ``v`` vocabulary.
@@ -103,69 +105,6 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
 @rope.register_fake
 def _(x: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> Tensor:
     return torch.empty_like(x)
-
-
-@torch.library.custom_op("edgeforge::attention", mutates_args=("k_cache", "v_cache"))
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    position: Tensor,
-    window: int,
-    scale: float,
-) -> Tensor:
-    """Extends the key and value caches in place, then computes causal attention over them.
-
-    Args:
-        q: ``float[b, t, h, d]``; h is a multiple of k (grouped queries, Ainslie et al. 2023).
-        k: ``float[b, t, k, d]``, written to ``k_cache[:, :, position : position + t]``.
-        v: ``float[b, t, k, d]``, written to the same places of ``v_cache``.
-        k_cache: ``float[b, k, c, d]``.
-        v_cache: ``float[b, k, c, d]``.
-        position: ``int64[1]``, the number of tokens already cached.
-        window: token i sees tokens j with ``i - window < j <= i``; 0 for all ``j <= i``.
-        scale: factor on ``q @ k.T``.
-
-    Returns:
-        ``float[b, t, h * d]``.
-    """
-    start, t = int(position), q.shape[1]
-    end = start + t
-    if end > k_cache.shape[2]:
-        raise ValueError(f"position {end} lies past the context of {k_cache.shape[2]} tokens")
-    k_cache[:, :, start:end] = k.transpose(1, 2)
-    v_cache[:, :, start:end] = v.transpose(1, 2)
-    first = max(0, start - window + 1) if window else 0
-    query = torch.arange(start, end, device=q.device)[:, None]
-    key = torch.arange(first, end, device=q.device)[None, :]
-    seen = key <= query
-    if window:
-        seen &= key > query - window
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k_cache[:, :, first:end],
-        v_cache[:, :, first:end],
-        attn_mask=seen,
-        scale=scale,
-        enable_gqa=q.shape[2] != k.shape[2],
-    )
-    return out.transpose(1, 2).reshape(q.shape[0], t, -1)
-
-
-@attention.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    position: Tensor,
-    window: int,
-    scale: float,
-) -> Tensor:
-    return q.new_empty((q.shape[0], q.shape[1], q.shape[2] * q.shape[3]))
 
 
 @torch.library.custom_op("edgeforge::quant_linear", mutates_args=())

@@ -171,14 +171,8 @@ def write_checkpoint(folder: Path, config: Config, seed: int = 0) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     draw = np.random.default_rng(seed)
-    tied = bool(config.get("tie_word_embeddings", config.get("share_input_output_layers")))
-    shapes = dict(tensor_shapes({"tie_word_embeddings": tied, **config}))
-    if config.get("normalize_qk_projections") is False:
-        shapes = {n: s for n, s in shapes.items() if "q_norm" not in n and "k_norm" not in n}
-    if not tied:
-        shapes["lm_head.weight"] = (VOCAB, int(config.get("hidden_size", config.get("model_dim"))))
     tensors = {}
-    for name, shape in shapes.items():
+    for name, shape in tensor_shapes(config):
         if len(shape) == 1:
             tensors[name] = draw.normal(1, 0.1, shape).astype(np.float32)
         else:

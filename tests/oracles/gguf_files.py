@@ -261,7 +261,9 @@ def split(file: Path, base: Path, count: int) -> list[Path]:
 
     reader = GGUFReader(file)
     architecture = reader.fields["general.architecture"].contents()
-    parts = [base.with_name(f"{base.name}-{at:05}-of-{count:05}.gguf") for at in range(1, count + 1)]
+    parts = [
+        base.with_name(f"{base.name}-{at:05}-of-{count:05}.gguf") for at in range(1, count + 1)
+    ]
     for at, part in enumerate(parts):
         writer = GGUFWriter(part, architecture)
         writer.add_uint16("split.no", at)

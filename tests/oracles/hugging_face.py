@@ -55,12 +55,17 @@ def old_spelling(folder: Path) -> dict:
 
 
 def logits(folder: Path, tokens, **overrides) -> torch.Tensor:
-    """``float32[t, vocab]`` of one full pass; ``overrides`` replace fields of the configuration."""
+    """``float32[t, vocab]`` of one full pass; ``overrides`` replace fields of the configuration.
+
+    The model is loaded in its own dtype and computed in float32: a constant that it rounds to its
+    dtype stays rounded.
+    """
     config = AutoConfig.from_pretrained(folder)
     for field, value in overrides.items():
         setattr(config, field, value)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+        folder, config=config, dtype="auto", attn_implementation="eager"
+    )
+    model = model.float().eval()
     with torch.no_grad():
         return model(torch.as_tensor(tokens).reshape(1, -1), use_cache=False).logits[0]

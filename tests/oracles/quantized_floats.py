@@ -41,7 +41,7 @@ NF4 = np.array(
 
 def mlx(weight: np.ndarray, bits: int, group_size: int, dtype: str = "bfloat16"):
     """MLX's affine quantization: the farthest value of a group lies on a code exactly."""
-    kind = np.float16 if dtype == "float16" else getattr(ml_dtypes, "bfloat16")
+    kind = np.float16 if dtype == "float16" else ml_dtypes.bfloat16
     kind = np.float32 if dtype == "float32" else kind
     rows, columns = weight.shape
     groups = weight.astype(np.float32).reshape(rows, -1, group_size)
@@ -75,9 +75,7 @@ def fp8(weight: np.ndarray, scales: str, block=None):
         spread = np.zeros((rows, columns))
         for i in range(high):
             for j in range(wide):
-                at = np.s_[
-                    i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]
-                ]
+                at = np.s_[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]]
                 scale[i, j] = np.abs(weight[at]).max() / most
                 spread[at] = scale[i, j]
     elif block == "row":

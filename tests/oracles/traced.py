@@ -11,6 +11,7 @@ from edgeforge.model.model import Model, open_model
 from edgeforge.reference.walk import ReferenceRunner, WeightReader
 from quant.program.dialect import check_float
 from quant.program.program import Program
+from quant.program.states import KINDS
 
 # The bound on FLOAT logits: this share of the range of the oracle's.
 TOLERANCE = 2e-4
@@ -42,8 +43,9 @@ class ReferenceSession:
     def reset(self) -> None:
         """Forgets all positions."""
         self._length = 0
-        for node, _ in self.program.placeholders("cache"):
-            self._fixed[node] = torch.zeros(node.meta["val"].shape)
+        for kind in KINDS:
+            for node, _ in self.program.placeholders(kind):
+                self._fixed[node] = torch.zeros(node.meta["val"].shape)
 
     def extend(self, tokens: np.ndarray) -> np.ndarray:
         """Appends ``int64[t]`` tokens and returns all their logits, ``float32[t, vocab]``."""

@@ -87,7 +87,12 @@ class Architecture:
         parts = name.split(".")
         if len(parts) == 2 and parts[0] in _OUTER:
             return f"{_OUTER[parts[0]]}.{parts[1]}"
-        if len(parts) == 4 and parts[0] == "blk" and parts[1].isdecimal() and parts[2] in self.names:
+        if (
+            len(parts) == 4
+            and parts[0] == "blk"
+            and parts[1].isdecimal()
+            and parts[2] in self.names
+        ):
             return f"model.layers.{parts[1]}.{self.names[parts[2]]}.{parts[3]}"
         return name
 
@@ -186,9 +191,7 @@ def _phi3(data: Metadata, config: Fields) -> Fields:
 ARCHITECTURES: Final[dict[str, Architecture]] = {
     "llama": Architecture("llama", "LlamaForCausalLM", interleaved=True),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", extra=_qwen2),
-    "qwen3": Architecture(
-        "qwen3", "Qwen3ForCausalLM", {**_LLAMA, **_NORMED_HEADS}, extra=_qwen3
-    ),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", {**_LLAMA, **_NORMED_HEADS}, extra=_qwen3),
     "gemma": Architecture("gemma", "GemmaForCausalLM", norms_of_one=True, extra=_gemma),
     "gemma2": Architecture(
         "gemma2", "Gemma2ForCausalLM", _SANDWICH, norms_of_one=True, extra=_gemma2

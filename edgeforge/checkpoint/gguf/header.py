@@ -211,15 +211,15 @@ class _Reader:
                 )
             nbytes = elements // kind.values * kind.nbytes
             if offset % alignment:
-                raise CheckpointError(f"{where} begins at no multiple of {alignment}: it is damaged")
+                raise CheckpointError(
+                    f"{where} begins at no multiple of {alignment}: it is damaged"
+                )
             if start + offset + nbytes > self._size:
                 raise CheckpointError(
                     f"{where} needs {nbytes} bytes from byte {start + offset} on, and the file "
                     f"has {self._size}: the download was probably cut short"
                 )
-            tensors[name] = TensorEntry(
-                name, kind.dtype, shape, self._path, start + offset, nbytes
-            )
+            tensors[name] = TensorEntry(name, kind.dtype, shape, self._path, start + offset, nbytes)
             types[name] = kind
         _check_apart(self._path, list(tensors.values()))
         return GgufHeader(self._path, fields, tensors, types, start)

@@ -227,7 +227,9 @@ def _token_ids(fields: Mapping[str, Value], rows: int, where: str, *, strict: bo
     """Returns the tokens with roles, as the configurations state them."""
     try:
         vocabulary = Vocabulary(fields, rows, where)
-        roles = {name: vocabulary.token(role) for name, role in (("bos", "bos"), ("pad", "padding"))}
+        roles = {
+            name: vocabulary.token(role) for name, role in (("bos", "bos"), ("pad", "padding"))
+        }
         found: Fields = {f"{name}_token_id": at for name, at in roles.items() if at is not None}
         ends = vocabulary.ends()
     except CheckpointError:

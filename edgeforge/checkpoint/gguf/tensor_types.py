@@ -107,7 +107,6 @@ def _probe(kind: TensorType, where: str) -> None:
 
 def decode(kind: TensorType, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns the values of rows of blocks: ``uint8[rows, bytes] -> float32[rows, columns]``."""
-    import numpy as np
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 

@@ -208,9 +208,7 @@ def _byte_level(vocabulary: Vocabulary, where: str) -> Json:
         steps.append({"type": "Digits", "individual_digits": True})
     if splitting.pattern is not None:
         pattern = {"Regex": splitting.pattern}
-        steps.append(
-            {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
-        )
+        steps.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
     steps.append(level)
     return _whole(
         vocabulary,

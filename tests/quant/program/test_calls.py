@@ -8,7 +8,16 @@ from torch import fx
 
 from quant.formats.formats import IntFormat, PaletteFormat
 from quant.program import dialect
-from quant.program.calls import AttentionCall, GetCall, NormCall, QuantizedCall, SplitCall
+from quant.program.calls import (
+    AttentionCall,
+    FactorCall,
+    GetCall,
+    LayerNormCall,
+    NormCall,
+    QuantizedCall,
+    ShortConvCall,
+    SplitCall,
+)
 
 
 @pytest.fixture
@@ -30,11 +39,36 @@ def by_schema(node: fx.Node) -> dict[str, object]:
 
 def test_attention(graph):
     given = inputs(graph, "q", "k", "v", "k_cache", "v_cache", "position")
-    node = graph.call_function(dialect.ATTENTION, (*given, 7, 0.125))
+    node = graph.call_function(dialect.ATTENTION, (*given, 7, 0.125, 50.0))
     call, named = AttentionCall.of(node), by_schema(node)
     assert (call.q, call.k, call.v) == (named["q"], named["k"], named["v"])
     assert (call.key_cache, call.value_cache) == (named["k_cache"], named["v_cache"])
     assert (call.window, call.scale) == (named["window"], named["scale"]) == (7, 0.125)
+    assert call.softcap == named["softcap"] == 50.0
+
+
+@pytest.mark.parametrize("parts", [(0, 1), (0,), ()])
+def test_layer_norms_may_lack_scale_and_shift(graph, parts):
+    x, *given = inputs(graph, "x", "weight", "bias")
+    weight, bias = (given[i] if i in parts else None for i in (0, 1))
+    node = graph.call_function(dialect.LAYER_NORM, (x, weight, bias, 1e-5))
+    call, named = LayerNormCall.of(node), by_schema(node)
+    assert (call.x, call.weight, call.bias, call.epsilon) == tuple(named.values())
+
+
+def test_short_convolutions(graph):
+    given = inputs(graph, "x", "weight", "recent", "position")
+    node = graph.call_function(dialect.SHORT_CONV, tuple(given))
+    call, named = ShortConvCall.of(node), by_schema(node)
+    assert (call.x, call.weight, call.recent) == tuple(list(named.values())[:3])
+
+
+@pytest.mark.parametrize("target", [dialect.SCALE, dialect.SOFTCAP, dialect.CLAMP])
+def test_what_has_one_number(graph, target):
+    (x,) = inputs(graph, "x")
+    node = graph.call_function(target, (x, 8.0))
+    call = FactorCall.of(node)
+    assert (call.x, call.number) == tuple(by_schema(node).values())
 
 
 @pytest.mark.parametrize("target", [dialect.QUANT_LINEAR, dialect.QUANT_EMBEDDING])

@@ -1,5 +1,7 @@
 """The operators' meaning, held against NumPy written from their papers, and their fake kernels."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant.formats.formats import parse_format
-from quant.program import ops
+from quant.program import ops, state_ops, token_ops
 from quant.quantizers.rtn import RTN
 
 FORMATS = ("int4-g32", "int4-g32-asym", "int4-pc", "int8-pc", "int8-g32-asym")
@@ -89,7 +91,7 @@ def test_rope_past_its_tables_is_refused():
         ops.rope(random(1, 3, 1, 8), table, table, torch.tensor([3]))
 
 
-def attend(q, k, v, window: int, scale: float) -> np.ndarray:
+def attend(q, k, v, window: int, scale: float, softcap: float = 0.0) -> np.ndarray:
     """Attention of the last ``len(q)`` of ``len(k)`` tokens, one query and one head at a time."""
     t, heads, width = q.shape
     total, kv_heads, _ = k.shape
@@ -100,6 +102,8 @@ def attend(q, k, v, window: int, scale: float) -> np.ndarray:
         for head in range(heads):
             kv = head // (heads // kv_heads)
             scores = k[first : at + 1, kv] @ q[i, head] * scale
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
             weights = np.exp(scores - scores.max())
             out[i, head] = weights / weights.sum() @ v[first : at + 1, kv]
     return out.reshape(t, heads * width)
@@ -109,20 +113,21 @@ def attend(q, k, v, window: int, scale: float) -> np.ndarray:
     st.lists(st.integers(1, 4), min_size=1, max_size=4),
     st.sampled_from([(1, 1), (3, 1), (4, 2), (6, 3), (5, 5)]),
     st.integers(0, 5),
+    st.sampled_from([0.0, 0.5]),
 )
 @settings(max_examples=40, deadline=None)
-def test_attention_over_a_growing_cache(steps, heads, window):
+def test_attention_over_a_growing_cache(steps, heads, window, softcap):
     (num_heads, kv_heads), total, width = heads, sum(steps), 4
     q, k, v = random(total, num_heads, width), *random(2, total, kv_heads, width, seed=1)
-    expected = attend(*(x.double().numpy() for x in (q, k, v)), window, 0.7)
+    expected = attend(*(x.double().numpy() for x in (q, k, v)), window, 0.7, softcap)
     # A cache longer than the text, full of what must never be seen.
     k_cache, v_cache = (torch.full((1, kv_heads, total + 2, width), torch.nan) for _ in range(2))
     at = 0
     for count in steps:
         part = slice(at, at + count)
-        found = ops.attention(
-            *(x[None, part] for x in (q, k, v)), k_cache, v_cache, torch.tensor([at]), window, 0.7
-        )
+        new = [x[None, part] for x in (q, k, v)]
+        place = torch.tensor([at])
+        found = state_ops.attention(*new, k_cache, v_cache, place, window, 0.7, softcap)
         same(found[0], expected[part])
         at += count
     assert torch.equal(k_cache[0, :, :total], k.transpose(0, 1))
@@ -134,8 +139,61 @@ def test_attention_past_its_cache_is_refused_and_writes_nothing():
     cache = torch.zeros(1, 1, 4, 2)
     x = random(1, 3, 1, 2)
     with pytest.raises(ValueError, match="position 5 lies past the context of 4 tokens"):
-        ops.attention(x, x, x, cache, cache.clone(), torch.tensor([2]), 0, 1.0)
+        state_ops.attention(x, x, x, cache, cache.clone(), torch.tensor([2]), 0, 1.0, 0.0)
     assert not cache.any()
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.sampled_from([2, 3, 4]))
+@settings(max_examples=25, deadline=None)
+def test_a_short_convolution_in_pieces_is_one_over_all(steps, width):
+    total = sum(steps)
+    x, weight = random(1, total, 5), random(5, width, seed=1)
+    padded = np.concatenate((np.zeros((width - 1, 5)), x[0].double().numpy()))
+    expected = np.stack(
+        [
+            np.sum(padded[at : at + width] * weight.double().numpy().T, 0)  # the last is its own
+            for at in range(total)
+        ]
+    )
+    recent = torch.full((1, 5, width - 1), torch.nan)  # which the call at position 0 ignores
+    at = 0
+    for count in steps:
+        part = slice(at, at + count)
+        found = state_ops.short_conv(x[:, part], weight, recent, torch.tensor([at]))
+        same(found[0], expected[part])
+        at += count
+    same(recent[0], padded[total:].T)
+
+
+@pytest.mark.parametrize("parts", [(True, True), (True, False), (False, False)])
+def test_layer_norm_subtracts_the_mean(parts):
+    x = 3 * random(2, 3, 16) + 1
+    weight, bias = (random(16, seed=i + 1) if there else None for i, there in enumerate(parts))
+    wide = x.double().numpy()
+    centred = wide - wide.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 0.1)
+    expected = expected * (1 if weight is None else weight.numpy())
+    expected = expected + (0 if bias is None else bias.numpy())
+    same(token_ops.layer_norm(x, weight, bias, 0.1), expected)
+
+
+def test_gelu_has_two_forms():
+    x = 3 * random(2, 3, 16)
+    wide = x.double().numpy()
+    tanh = np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3))
+    same(token_ops.gelu(x, "tanh"), 0.5 * wide * (1 + tanh))
+    erf = np.vectorize(math.erf)(wide / np.sqrt(2))
+    same(token_ops.gelu(x, "none"), 0.5 * wide * (1 + erf))
+    assert not torch.allclose(token_ops.gelu(x, "tanh"), token_ops.gelu(x, "none"), atol=1e-5)
+
+
+def test_what_changes_each_number():
+    x, weight = 3 * random(2, 3, 16), random(16, seed=1)
+    wide = x.double().numpy()
+    same(token_ops.bias(x, weight), wide + weight.numpy())
+    same(token_ops.scale(x, 0.22), wide * 0.22)
+    same(token_ops.softcap(x, 2.0), 2 * np.tanh(wide / 2))
+    same(token_ops.clamp(x, 1.5), wide.clip(-1.5, 1.5))
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -208,7 +266,14 @@ def samples() -> dict[str, tuple[object, ...]]:
         "linear": (random(1, 3, 7), random(5, 7)),
         "rms_norm": (random(1, 3, 7), random(7), 1e-6),
         "rope": (q, table, table, position),
-        "attention": (q, kv, kv, cache, cache.clone(), position, 2, 0.5),
+        "attention": (q, kv, kv, cache, cache.clone(), position, 2, 0.5, 3.0),
+        "short_conv": (random(1, 3, 5), random(5, 3), random(1, 5, 2), position),
+        "bias": (random(1, 3, 7), random(7)),
+        "layer_norm": (random(1, 3, 7), random(7), None, 1e-6),
+        "gelu": (random(1, 3, 7), "tanh"),
+        "scale": (random(1, 3, 7), 0.5),
+        "softcap": (random(1, 3, 7), 2.0),
+        "clamp": (random(1, 3, 7), 0.5),
         "quant_linear": (random(1, 3, 64), *stored),
         "quant_embedding": (tokens, eight.codes, eight.scale, None, "int8-pc"),
         "round_per_token": (random(1, 3, 7),),

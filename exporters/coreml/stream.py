@@ -1,0 +1,56 @@
+"""Which results of a program must stay float32: residual streams that float16 cannot hold."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from torch import fx
+
+from quant.program import dialect
+from quant.program.program import Program, node_argument
+
+_ROWS: Final = (dialect.EMBEDDING, dialect.QUANT_EMBEDDING)
+_NORMS: Final = (dialect.RMS_NORM, dialect.LAYER_NORM)
+# What passes a stream, or what is added to one, on.
+_PASSING: Final = (dialect.SCALE, dialect.LAST)
+
+
+def wide_stream(program: Program) -> frozenset[fx.Node]:
+    """Finds the residual stream of a model whose stream may exceed float16's range.
+
+    Models that multiply their embeddings, or add norms' results to the stream, were trained in
+    bfloat16, whose range is float32's; Gemma's streams reach hundreds of thousands. In other
+    models each addition is a product with a weight, and float16 has held them.
+
+    Returns:
+        The embedding's rows, the sums, and the norms and factors whose results are added; nothing
+        for a model whose stream float16 holds.
+    """
+    stream: set[fx.Node] = set()
+    added: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.target in _ROWS or (node.target in _PASSING and node_argument(node, 0) in stream):
+            stream.add(node)
+        elif node.target is dialect.ADD:
+            terms = [node_argument(node, index) for index in (0, 1)]
+            if any(term in stream for term in terms):
+                stream.add(node)
+                added.update(part for term in terms if term not in stream for part in _added(term))
+    multiplied = any(
+        user.target is dialect.SCALE
+        for node in stream
+        if node.target in _ROWS
+        for user in node.users
+    )
+    if multiplied or any(node.target in _NORMS for node in added):
+        return frozenset(stream | added)
+    return frozenset()
+
+
+def _added(term: fx.Node) -> list[fx.Node]:
+    """A norm, or a factor on one or on a product, that is added to the stream."""
+    found = []
+    while term.target in _PASSING:
+        found.append(term)
+        term = node_argument(term, 0)
+    return [*found, term] if term.target in _NORMS else found

@@ -1,0 +1,111 @@
+"""A tiny configuration of each family that transformers has, with all that makes it differ.
+
+Widths are multiples of 32, so that every format fits. Windows, rotations and original contexts end
+well inside the context of 48 tokens that tests declare.
+"""
+
+from __future__ import annotations
+
+VOCAB, BOS, EOS = 320, 256, 257
+
+Config = dict[str, object]
+
+
+def _config(model_type: str, **changes: object) -> Config:
+    return {
+        "model_type": model_type,
+        "vocab_size": VOCAB,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "pad_token_id": None,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+        "intermediate_size": 96,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        **changes,
+    }
+
+
+def _rope(theta: float, **changes: object) -> Config:
+    return {"rope_type": "default", "rope_theta": theta, **changes}
+
+
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
+CONFIGS: dict[str, Config] = {
+    "gemma": _config(
+        "gemma", hidden_size=96, head_dim=24, tie_word_embeddings=True, num_key_value_heads=1
+    ),
+    "gemma2": _config(
+        "gemma2",
+        head_dim=24,
+        tie_word_embeddings=True,
+        sliding_window=9,
+        query_pre_attn_scalar=20,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma3_text": _config(
+        "gemma3_text",
+        head_dim=32,
+        num_hidden_layers=3,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        sliding_window=7,
+        query_pre_attn_scalar=20,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "full_attention": _rope(5000.0, rope_type="linear", factor=2.0),
+            "sliding_attention": _rope(100.0),
+        },
+    ),
+    "granite": _config(
+        "granite",
+        embedding_multiplier=12.0,
+        attention_multiplier=0.3,
+        residual_multiplier=0.22,
+        logits_scaling=8.0,
+        tie_word_embeddings=True,
+    ),
+    "lfm2": _config(
+        "lfm2",
+        num_hidden_layers=4,
+        layer_types=["conv", "full_attention", "conv", "full_attention"],
+        block_multiple_of=32,
+        tie_word_embeddings=True,
+        rope_parameters=_rope(1000.0),
+    ),
+    "ministral3": _config(
+        "ministral3",
+        head_dim=24,
+        rope_parameters=_YARN
+        | {"rope_theta": 5000.0, "llama_4_scaling_beta": 0.4, "mscale": 1.0, "mscale_all_dim": 0.5},
+    ),
+    "olmo": _config("olmo", clip_qkv=1.5, num_key_value_heads=4),
+    "olmo2": _config("olmo2", rms_norm_eps=1e-6),
+    "olmo3": _config(
+        "olmo3",
+        num_hidden_layers=4,
+        sliding_window=7,
+        rope_parameters={
+            "full_attention": _YARN | {"rope_theta": 5000.0},
+            "sliding_attention": _rope(5000.0),
+        },
+    ),
+    "phi": _config(
+        "phi",
+        num_key_value_heads=4,
+        rope_parameters=_rope(100.0, partial_rotary_factor=0.5),
+    ),
+    "qwen2": _config("qwen2", tie_word_embeddings=True, rms_norm_eps=1e-6),
+    "qwen3": _config("qwen3", head_dim=24, tie_word_embeddings=True, rms_norm_eps=1e-6),
+    "smollm3": _config("smollm3", num_hidden_layers=4, tie_word_embeddings=True),
+    "stablelm": _config(
+        "stablelm",
+        use_qkv_bias=True,
+        rope_parameters=_rope(100.0, partial_rotary_factor=0.25),
+    ),
+}
