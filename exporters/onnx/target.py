@@ -186,8 +186,8 @@ def _model(
     builder.node("Identity", [lowered.name(output)], "logits")
     length = shape_of(output)[1]
     kept = output.meta.get("positions", 0)
-    length = "draft_length" if kept > 1 else new if length == -1 else length
-    shape = [batch, length, program.vocab_size]
+    rows = "draft_length" if kept > 1 else new if length == -1 else length
+    shape = [batch, rows, program.vocab_size]
     outputs = [tensor("logits", TensorProto.FLOAT, shape)]
     cache = TensorProto.INT8 if request.cache_ranges else TensorProto.FLOAT
     for each in lowered.states:
