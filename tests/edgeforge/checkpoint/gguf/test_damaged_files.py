@@ -101,9 +101,7 @@ def test_versions(file):
     refused(path, "big-endian")
 
 
-@pytest.mark.parametrize(
-    ("at", "number"), [(8, 2**40), (16, 2**40), (8, 2**63), (16, 2**64 - 1)]
-)
+@pytest.mark.parametrize(("at", "number"), [(8, 2**40), (16, 2**40), (8, 2**63), (16, 2**64 - 1)])
 def test_counts_that_no_file_has(file, at, number):
     path = file()
     data = bytearray(path.read_bytes())
