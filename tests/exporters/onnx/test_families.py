@@ -171,3 +171,45 @@ def test_a_state_is_read_before_what_replaces_it_is_computed(convolving):
                     before.append(made)
                     waiting.extend(made.input)
             assert reader in before
+
+
+# What of each family's int8 artifact stands outside the fused kernels, in the manifest's words.
+_ROTATED = "rotations of queries and keys in 2 layers"
+_NORMED = "norms of queries and keys in {} layers"
+_ADDED = "residual additions that no norm follows ({})"
+OUTSIDE = {
+    "gemma": f"{_ROTATED}, factors (1)",
+    "gemma2": f"{_ROTATED}, factors (1), the softcap of the logits",
+    "gemma3_text": f"{_NORMED.format(3)}, factors (1)",
+    "granite": "factors (6)",
+    "lfm2": f"{_NORMED.format(2)}, short convolutions in 2 layers",
+    "ministral3": _ROTATED,
+    "olmo": "bounds of queries, keys and values (4)",
+    "olmo2": f"{_NORMED.format(2)}, {_ADDED.format(3)}",
+    "olmo3": f"{_NORMED.format(4)}, {_ADDED.format(7)}",
+    "phi": f"{_ROTATED}, {_ADDED.format(2)}",
+    "qwen3": f"{_ROTATED}, {_NORMED.format(2)}",
+    "stablelm": _ROTATED,
+}
+
+
+def test_the_manifest_says_what_no_fused_kernel_computes(config, build):
+    notes = [note for note in build(config, "int8").manifest.notes if "fused" in note]
+    words = OUTSIDE.get(config["model_type"])
+    assert notes == ([f"outside of the fused kernels: {words}"] if words else [])
+
+
+def test_the_structure_names_the_states_of_convolutions(convolving):
+    sections = convolving.manifest.structure
+    assert sections["Recent tokens of convolutions"] == [
+        {"graph": graph, "type": "float", "tokens": 2, "states": 2}
+        for graph in ("model.onnx", "verify.onnx")
+    ]
+    assert sum(row["caches"] for row in sections["Caches"]) == 8
+    states = convolving.manifest.states
+    assert states["past.0.conv"] == "float[batch_size, 64, 2]"
+    assert states["past_key_values.1.key"].startswith("float[batch_size, 2, past_length,")
+    assert list(states) == [
+        *("past.0.conv", "past_key_values.1.key", "past_key_values.1.value"),
+        *("past.2.conv", "past_key_values.3.key", "past_key_values.3.value"),
+    ]
