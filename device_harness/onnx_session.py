@@ -134,13 +134,14 @@ class OnnxSession(HostSession):
         assert self._generator is not None
         return _vocab_size(self._generator)
 
-    def prepare_drafts(self) -> None:
-        """Makes `extend` run the graph of `extend_draft`; the text is forgotten."""
+    def use_drafts(self, wanted: bool) -> None:
+        """Makes `extend` run the graph of `extend_draft`, or again the one without drafts."""
         self.reset()
-        if not (self._folder / DRAFT).is_file():
+        graph = DRAFT if wanted else GENERATE
+        if not (self._folder / graph).is_file():
             raise DeviceError(NO_DRAFTS)
-        if self._graph != DRAFT:
-            self._graph, self._generator = DRAFT, None
+        if self._graph != graph:
+            self._graph, self._generator = graph, None
 
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""

@@ -22,7 +22,7 @@ from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
 from edgeforge.tokenizer import Tokenizer
 from exporters.manifest import Manifest
-from exporters.onnx.genai import write_tokenizer
+from exporters.onnx.genai_tokenizer import write_tokenizer
 from exporters.registry import find_target
 from tests.oracles.genai import genai_greedy, genai_steps, session_greedy
 
