@@ -11,7 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
-from device_harness.session import HostSession, Logits, Shown, Tokens, check_tokens
+from device_harness.session import (
+    NO_DRAFTS,
+    HostSession,
+    Logits,
+    Shown,
+    Tokens,
+    check_tokens,
+    draft_rows,
+)
 from exporters.coreml import names
 from exporters.coreml.package import Interface, Package, open_package
 
@@ -93,6 +101,7 @@ class CoremlSession(HostSession):
         functions = self._package.functions
         self._decode = names.DECODE if names.DECODE in functions else self._package.default_function
         self._prefill = names.PREFILL if names.PREFILL in functions else self._decode
+        self._draft = names.DRAFT if names.DRAFT in functions else None
         self._verify = names.VERIFY if names.VERIFY in functions else None
         self._interfaces = {name: self._package.interface(name) for name in functions}
         self._chunks = {name: _chunks(each) for name, each in self._interfaces.items()}
@@ -117,6 +126,33 @@ class CoremlSession(HostSession):
         self._length += len(tokens)
         last: Logits = logits[-1]
         return last
+
+    def use_drafts(self, wanted: bool) -> None:
+        """Makes sure that there is a function for drafts; the others run beside it."""
+        self.reset()
+        if wanted and self._draft is None:
+            raise DeviceError(NO_DRAFTS)
+
+    def extend_draft(self, tokens: Tokens) -> Logits:
+        """Appends a token and its draft and returns the logits of each, ``float32[t, vocab]``.
+
+        The function takes a fixed number of tokens. A shorter draft is filled up; what is behind it
+        in the caches is overwritten before any token reads it. Where there is no room for that at
+        the context's end, and for a token without a draft, tokens run one by one.
+        """
+        check_tokens(tokens, self._length + len(tokens), self.vocab_size, self.context)
+        assert self._caches is not None
+        (size,) = self._chunks.get(self._draft or "", ()) or (0,)
+        if len(tokens) > size:
+            return draft_rows(np.zeros((size, 0), np.float32), tokens)
+        if len(tokens) == 1 or self._length + size > self.context:
+            logits = np.concatenate(self._run(tokens, self._length, self._caches, None))
+        else:
+            filled = np.concatenate((tokens, np.full(size - len(tokens), tokens[-1], np.int64)))
+            assert self._draft is not None
+            logits = self._call(self._draft, filled, self._length, self._caches)[: len(tokens)]
+        self._length += len(tokens)
+        return logits
 
     def logits(self, tokens: Tokens) -> Logits:
         """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``."""

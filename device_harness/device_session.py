@@ -53,6 +53,7 @@ class DeviceSession(HostSession):
         if threads is not None:
             arguments += ["--threads", str(threads)]
         self.device, self.context = device, manifest.context
+        self.can_rewind = manifest.can_rewind
         self._opening = f"opening {folder}"
         self._said_hello: dict[str, Any] = {}
         self._peak, self._vocab, self._facts = 0, 0, dict[str, Any]()
@@ -132,6 +133,30 @@ class DeviceSession(HostSession):
         """Forgets all positions."""
         super().reset()
         self._ask("reset", "forgetting the text")
+
+    @property
+    def runs_drafts(self) -> bool:  # type: ignore[override]
+        """Whether the runtime there can run an artifact's graph for drafts, if there is one."""
+        return bool(self.load().get("runs_drafts", True))
+
+    def use_drafts(self, wanted: bool) -> None:
+        """Makes `extend` run the graph of `extend_draft`, or again the one without drafts."""
+        super().reset()
+        self._ask("use_drafts", "preparing for drafts", wanted=wanted)
+
+    def rewind(self, length: int) -> None:
+        """Forgets the tokens behind the first ``length``."""
+        super().rewind(length)
+        self._ask("rewind", f"going back to position {length}", length=length)
+
+    def extend_draft(self, tokens: Tokens) -> Logits:
+        """Appends a token and its draft and returns the logits of each, ``float32[t, vocab]``."""
+        vocab = self.vocab_size
+        check_tokens(tokens, self._length + len(tokens), vocab, self.context)
+        what = f"running a draft of {len(tokens)} tokens at position {self._length}"
+        found = self._one("extend_draft", what, [tokens], (len(tokens), vocab))
+        self._length += len(tokens)
+        return found
 
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""

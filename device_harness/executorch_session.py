@@ -17,14 +17,22 @@ import numpy as np
 from device_harness.child_process import python_command, python_environment
 from device_harness.errors import DeviceError
 from device_harness.executorch_shim import shim_folder, shim_version
-from device_harness.session import HostSession, Logits, Shown, Tokens, check_tokens
+from device_harness.session import (
+    NO_DRAFTS,
+    HostSession,
+    Logits,
+    Shown,
+    Tokens,
+    check_tokens,
+    draft_rows,
+)
 from exporters.errors import ExportError
 from exporters.executorch import installed
 from exporters.executorch.backends import backend_of
 from exporters.manifest import MANIFEST, Manifest
 from quant.processors import default_threads
 
-MODEL, GENERATE, VERIFY = "model.pte", "forward", "logits_all"
+MODEL, GENERATE, DRAFT, VERIFY = "model.pte", "forward", "draft", "logits_all"
 
 
 class ExecutorchSession(HostSession):
@@ -51,6 +59,7 @@ class ExecutorchSession(HostSession):
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
         self._constants: dict[str, list[int]] = {}
         self._loaded = False
+        self._method = GENERATE
         self._names: list[str] = []
         self._peak = 0
 
@@ -74,7 +83,7 @@ class ExecutorchSession(HostSession):
         """Loads the method that generates; `extend` does it when needed."""
         self._start()
         if not self._loaded:
-            self._ask(GENERATE, np.zeros(0, np.int64), 0)
+            self._ask(self._method, np.zeros(0, np.int64), 0)
             self._loaded = True
 
     @property
@@ -103,13 +112,36 @@ class ExecutorchSession(HostSession):
         self.load()
         return VERIFY in self._names
 
+    def use_drafts(self, wanted: bool) -> None:
+        """Makes `extend` run the method of `extend_draft`, or again the one without drafts.
+
+        Each method has caches of its own, so that one alone must run the whole text.
+        """
+        self.reset()
+        self._start()
+        method = DRAFT if wanted else GENERATE
+        if method not in self._names:
+            raise DeviceError(NO_DRAFTS)
+        if self._method != method:
+            self._method, self._loaded = method, False
+
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
+        last: Logits = self._extend(tokens)[-1]
+        return last
+
+    def extend_draft(self, tokens: Tokens) -> Logits:
+        """Appends a token and its draft and returns the logits of each, ``float32[t, vocab]``."""
+        return draft_rows(self._extend(tokens), tokens)
+
+    def _extend(self, tokens: Tokens) -> Logits:
+        """Appends tokens and returns the logits of the last run, ``float32[rows, vocab]``."""
         check_tokens(tokens, self._length + len(tokens), self.vocab_size, self.context)
         for piece in self._pieces(tokens):
-            logits = self._ask(GENERATE, piece, self._length)
+            logits = self._ask(self._method, piece, self._length)
             self._length += len(piece)
-        return logits.reshape(-1)
+        rows: Logits = logits[0]
+        return rows
 
     def logits(self, tokens: Tokens) -> Logits:
         """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``.

@@ -14,20 +14,36 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
-from device_harness.session import HostSession, Logits, Shown, Tokens, check_tokens
+from device_harness.session import (
+    NO_DRAFTS,
+    HostSession,
+    Logits,
+    Shown,
+    Tokens,
+    check_tokens,
+    draft_rows,
+)
 from quant.processors import default_threads
 
 if TYPE_CHECKING:
     import onnxruntime
 
-    Caches = dict[str, tuple[str, onnxruntime.OrtValue]]
-    """By input: the output that replaces it, and the memory that holds both."""
+    States = dict[str, tuple[str, onnxruntime.OrtValue]]
+    """By input: the output that replaces it, and the memory that holds the input. A cache's output
+    is in the same memory; recent tokens (`quant.program.states`) get a memory of their own by every
+    call, so that no kernel writes where it still reads."""
 
-GENERATE, VERIFY = "model.onnx", "verify.onnx"
+GENERATE, DRAFT, VERIFY = "model.onnx", "draft.onnx", "verify.onnx"
+# How the names of states begin: of caches, and of the recent tokens of a convolution.
+_CACHE, _RECENT = "past_key_values.", "past."
+_STATES = (_CACHE, _RECENT)
 
 
 class OnnxSession(HostSession):
     """An ONNX artifact in onnxruntime's CPU provider, which updates the caches in place.
+
+    What the states hold is never reset: attention reads no cache row after its position, and a
+    graph ignores recent tokens where a text begins.
 
     Args:
         folder: the artifact.
@@ -52,11 +68,12 @@ class OnnxSession(HostSession):
         without = "" if self._has_kleidiai else ", without KleidiAI"
         self.runtime = f"onnxruntime {version} (CPU, {self._threads} threads{without})"
         self.has_all_positions = (folder / VERIFY).is_file()
+        self._graph = GENERATE
         self._generator: onnxruntime.InferenceSession | None = None
         self._verifier: onnxruntime.InferenceSession | None = None
-        self._caches: Caches = {}
-        self._apart: Caches = {}  # for `logits`, where the generating graph computes them
-        self._buffers: list[npt.NDArray[Any]] = []  # the caches' memory, kept alive
+        self._states: States = {}
+        self._apart: States = {}  # for `logits`, where the generating graph computes them
+        self._buffers: list[npt.NDArray[Any]] = []  # the states' memory, kept alive
 
     def _options(self) -> onnxruntime.SessionOptions:
         import onnxruntime
@@ -90,27 +107,26 @@ class OnnxSession(HostSession):
             raise DeviceError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
 
     def load(self) -> None:
-        """Loads the graph that generates and makes its caches; `extend` does it when needed."""
+        """Loads the graph that generates and makes its states; `extend` does it when needed."""
         self._require_open()
         if self._generator is None:
-            self._generator = self._open(GENERATE)
+            self._generator = self._open(self._graph)
             used = self._generator.get_providers()
             self.processor = ", ".join(name.removesuffix("ExecutionProvider") for name in used)
-            self._caches = self._make_caches(self._generator)
+            self._states = self._make_states(self._generator)
 
-    def _make_caches(self, generator: onnxruntime.InferenceSession) -> Caches:
+    def _make_states(self, generator: onnxruntime.InferenceSession) -> States:
         import onnxruntime
 
-        caches: Caches = {}
+        states: States = {}
         for value in generator.get_inputs():
-            if not value.name.startswith("past_key_values."):
+            if not value.name.startswith(_STATES):
                 continue
-            shape = (1, value.shape[1], self.context, value.shape[3])
-            zeros = untouched_zeros(shape, _cache_dtype(value))
-            present = value.name.replace("past_key_values", "present")
-            caches[value.name] = present, onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
+            zeros = untouched_zeros(_state_shape(value, self.context), _cache_dtype(value))
+            present = f"present.{value.name.partition('.')[2]}"
+            states[value.name] = present, onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
             self._buffers.append(zeros)
-        return caches
+        return states
 
     @property
     def vocab_size(self) -> int:
@@ -119,29 +135,58 @@ class OnnxSession(HostSession):
         assert self._generator is not None
         return _vocab_size(self._generator)
 
+    def use_drafts(self, wanted: bool) -> None:
+        """Makes `extend` run the graph of `extend_draft`, or again the one without drafts."""
+        self.reset()
+        graph = DRAFT if wanted else GENERATE
+        if not (self._folder / graph).is_file():
+            raise DeviceError(NO_DRAFTS)
+        if self._graph != graph:
+            self._graph, self._generator = graph, None
+
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
+        last: Logits = self._extend(tokens)[-1]
+        return last
+
+    def extend_draft(self, tokens: Tokens) -> Logits:
+        """Appends a token and its draft and returns the logits of each, ``float32[t, vocab]``."""
+        return draft_rows(self._extend(tokens), tokens)
+
+    def _extend(self, tokens: Tokens) -> Logits:
+        """Appends tokens and returns the logits that the graph gives, ``float32[rows, vocab]``."""
         self.load()
         assert self._generator is not None
         total = self._length + len(tokens)
         check_tokens(tokens, total, _vocab_size(self._generator), self.context)
-        result = self._run(self._generator, tokens, total, self._caches)
+        result = self._run(self._generator, tokens, total, self._states)
         self._length = total
         return result
 
     def _run(
-        self, generator: onnxruntime.InferenceSession, tokens: Tokens, total: int, caches: Caches
+        self, generator: onnxruntime.InferenceSession, tokens: Tokens, total: int, states: States
     ) -> Logits:
-        """Runs the last tokens of a text of ``total`` tokens; the caches hold those before."""
+        """Runs the last tokens of a text of ``total`` tokens; the states hold those before.
+
+        Returns:
+            The logits that the graph gives, ``float32[rows, vocab]``.
+        """
         binding = generator.io_binding()
         binding.bind_cpu_input("input_ids", tokens.reshape(1, -1))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
         binding.bind_output("logits")
-        for past, (present, cache) in caches.items():
-            binding.bind_ortvalue_input(past, cache)
-            binding.bind_ortvalue_output(present, cache)
+        recent = [past for past in states if not past.startswith(_CACHE)]
+        for past in recent:
+            binding.bind_output(states[past][0])
+        for past, (present, held) in states.items():
+            binding.bind_ortvalue_input(past, held)
+            if past not in recent:
+                binding.bind_ortvalue_output(present, held)
         self._call(lambda: generator.run_with_iobinding(binding))
-        result: Logits = binding.get_outputs()[0].numpy().reshape(-1).copy()
+        logits, *made = binding.get_outputs()[: 1 + len(recent)]
+        for past, held in zip(recent, made, strict=True):
+            states[past] = states[past][0], held
+        result: Logits = logits.numpy()[0].copy()
         return result
 
     def logits(self, tokens: Tokens) -> Logits:
@@ -189,21 +234,21 @@ class OnnxSession(HostSession):
         return graph, _fresh_text(self._generator, tokens)
 
     def close(self) -> None:
-        """Releases the graphs and the caches."""
+        """Releases the graphs and the states."""
         super().close()
         self._generator = self._verifier = None
-        self._caches, self._apart, self._buffers = {}, {}, []
+        self._states, self._apart, self._buffers = {}, {}, []
 
     def _token_by_token(self, tokens: Tokens) -> Logits:
         self.load()
         assert self._generator is not None
         check_tokens(tokens, len(tokens), _vocab_size(self._generator), self.context)
-        self._apart = self._apart or self._make_caches(self._generator)
+        self._apart = self._apart or self._make_states(self._generator)
         rows = [
             self._run(self._generator, tokens[at : at + 1], at + 1, self._apart)
             for at in range(len(tokens))
         ]
-        return np.stack(rows)
+        return np.concatenate(rows)
 
     def _call(self, work: Any) -> Any:
         try:
@@ -254,16 +299,21 @@ def _cache_dtype(cache: onnxruntime.NodeArg) -> npt.DTypeLike:
 
 
 def _fresh_text(graph: onnxruntime.InferenceSession, tokens: Tokens) -> dict[str, Any]:
-    """A graph's inputs for a text with empty caches."""
+    """A graph's inputs for a text that begins."""
     feeds: dict[str, Any] = {
         "input_ids": tokens.reshape(1, -1),
         "attention_mask": np.ones((1, len(tokens)), np.int64),
     }
     for value in graph.get_inputs():
-        if value.name.startswith("past_key_values."):
-            shape = (1, value.shape[1], 0, value.shape[3])
-            feeds[value.name] = np.zeros(shape, _cache_dtype(value))
+        if value.name.startswith(_STATES):
+            feeds[value.name] = np.zeros(_state_shape(value, 0), _cache_dtype(value))
     return feeds
+
+
+def _state_shape(state: onnxruntime.NodeArg, length: int) -> tuple[int, ...]:
+    """The shape of a cache of some length, or of recent tokens, which are always as many."""
+    columns, *rest = state.shape[1:]
+    return (1, columns, length, rest[1]) if state.name.startswith(_CACHE) else (1, columns, *rest)
 
 
 def _vocab_size(session: onnxruntime.InferenceSession) -> int:

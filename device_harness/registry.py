@@ -87,4 +87,6 @@ def open_session(
                 f"{manifest.target} artifacts have no option --{name.replace('_', '-')}: leave it "
                 f"out"
             )
-    return runtime.open(folder, manifest.context, threads, **given)
+    session = runtime.open(folder, manifest.context, threads, **given)
+    session.can_rewind = manifest.can_rewind
+    return session

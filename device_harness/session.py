@@ -19,7 +19,18 @@ Shown = dict[str, list[npt.NDArray[Any]]]
 
 
 class Session(Closing, Protocol):
-    """One artifact, opened in a runtime; close it, or use it in a ``with`` statement."""
+    """One artifact, opened in a runtime; close it, or use it in a ``with`` statement.
+
+    Attributes:
+        can_rewind: whether `rewind` can take tokens back: not where a layer carries more than caches
+            of a row for each position.
+    """
+
+    can_rewind: bool
+
+    @property
+    def runs_drafts(self) -> bool:
+        """Whether the runtime can run an artifact's graph for drafts, where there is one."""
 
     @property
     def context(self) -> int:
@@ -67,6 +78,37 @@ class Session(Closing, Protocol):
                 fit into the context.
         """
 
+    def use_drafts(self, wanted: bool) -> None:
+        """Makes `extend` run the graph of `extend_draft`, or again the one without drafts.
+
+        So only one of them need be loaded. The text is forgotten.
+
+        Raises:
+            DeviceError: the artifact has no graph for drafts, or the runtime runs none.
+        """
+
+    def extend_draft(self, tokens: Tokens) -> Logits:
+        """Appends a token and a draft of those behind it, and returns the logits of each.
+
+        `use_drafts` was called before.
+
+        Args:
+            tokens: ``int64[t]``, at most as many as the artifact's draft positions.
+
+        Returns:
+            ``float32[t, vocab]``.
+
+        Raises:
+            DeviceError: as for `extend`, or there are more tokens than draft positions.
+        """
+
+    def rewind(self, length: int) -> None:
+        """Forgets the tokens behind the first ``length``.
+
+        Raises:
+            DeviceError: the text is shorter, or ``can_rewind`` is false.
+        """
+
     def logits(self, tokens: Tokens) -> Logits:
         """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``.
 
@@ -112,12 +154,16 @@ class HostSession(Closing):
         limits: what running the artifact here cannot tell about a device, one sentence each.
         chunks: the lengths that one call of the runtime takes of a longer text; here any length.
         has_all_positions: whether `logits` runs a graph of its own; here it runs that of `extend`.
+        can_rewind: whether `rewind` can take tokens back; who opens the artifact says so.
+        runs_drafts: whether the runtime can run an artifact's graph for drafts, if there is one.
     """
 
     processor: str = ""
     limits: tuple[str, ...] = ()
     chunks: tuple[int, ...] = ()
     has_all_positions: bool = False
+    can_rewind: bool = True
+    runs_drafts: bool = True
     _closed = False
     _length = 0
 
@@ -139,6 +185,28 @@ class HostSession(Closing):
         self._require_open()
         self._length = 0
 
+    def use_drafts(self, wanted: bool) -> None:
+        """Refuses drafts: the runtime runs no graph for them."""
+        self.reset()
+        if wanted:
+            raise DeviceError("this runtime runs no drafts: leave speculation out")
+
+    def extend_draft(self, tokens: Tokens) -> Logits:
+        """Refuses: the runtime runs no graph for drafts."""
+        raise DeviceError("this runtime runs no drafts: leave speculation out")
+
+    def rewind(self, length: int) -> None:
+        """Forgets the tokens behind the first ``length``.
+
+        The caches keep their rows, which later tokens overwrite before any token reads them.
+        """
+        self._require_open()
+        if length != self._length and not self.can_rewind:
+            raise DeviceError(NO_REWIND)
+        if not 0 <= length <= self._length:
+            raise DeviceError(f"a text of {self._length} tokens cannot go back to {length}")
+        self._length = length
+
     def close(self) -> None:
         """Releases memory and processes; closing again does nothing."""
         self._closed = True
@@ -151,6 +219,34 @@ class HostSession(Closing):
         """
         if self._closed:
             raise DeviceError("this session is closed: open the artifact again to run it")
+
+
+NO_DRAFTS = (
+    "this artifact has no graph for drafts: export it with --draft-positions 8, or leave "
+    "speculation out"
+)
+"""What is said of an artifact that was exported without draft positions."""
+
+
+NO_REWIND = (
+    "this model's layers carry more from token to token than a row for each position, so that "
+    "tokens cannot be taken back"
+)
+"""What is said where a text cannot be made shorter."""
+
+
+def draft_rows(logits: Logits, tokens: Tokens) -> Logits:
+    """The logits of a draft's tokens, of which a graph may have given fewer.
+
+    Raises:
+        DeviceError: there are fewer rows than tokens.
+    """
+    if len(logits) < len(tokens):
+        raise DeviceError(
+            f"the artifact gives the logits of {len(logits)} positions a call, and the draft has "
+            f"{len(tokens)}"
+        )
+    return logits
 
 
 def check_tokens(tokens: Tokens, total: int, vocab_size: int, context: int) -> None:

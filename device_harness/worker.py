@@ -153,6 +153,7 @@ def _load(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -
         "processor": session.processor,
         "chunks": list(session.chunks),
         "has_all_positions": session.has_all_positions,
+        "runs_drafts": session.runs_drafts,
         "seconds": seconds,
         "loaded_bytes": max(0, session.peak_bytes - before),
     }, ()
@@ -165,6 +166,20 @@ def _reset(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) 
 
 def _extend(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
     return {}, (session.extend(arrays[0]),)
+
+
+def _use_drafts(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
+    session.use_drafts(words["wanted"])
+    return {}, ()
+
+
+def _extend_draft(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
+    return {}, (session.extend_draft(arrays[0]),)
+
+
+def _rewind(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
+    session.rewind(words["length"])
+    return {}, ()
 
 
 def _logits(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
@@ -201,6 +216,9 @@ CALLS: Final[dict[str, Callable[[Session, Mapping[str, Any], Sequence[Array]], A
     "load": _load,
     "reset": _reset,
     "extend": _extend,
+    "use_drafts": _use_drafts,
+    "extend_draft": _extend_draft,
+    "rewind": _rewind,
     "logits": _logits,
     "timed": _timed,
     "first_not_finite": _first_not_finite,

@@ -45,6 +45,8 @@ def export(
     kv_cache: str | None = None,
     activations: str | None = None,
     max_memory: int | None = None,
+    draft_positions: int | None = None,
+    exit_layer: int | None = None,
     bits_per_weight: float | None = None,
     max_size: int | None = None,
     max_kl: float | None = None,
@@ -94,6 +96,10 @@ def export(
             default) rounds them to 8 bits but for a few large columns, ``int8`` rounds all, and
             ``float`` none.
         max_memory: bytes that the device has for the model; a model that needs more is refused.
+        draft_positions: how many of its last tokens' logits one call gives in a graph of its own,
+            for speculative decoding; None or 1 for no such graph.
+        exit_layer: the layer after which the model is cut, counted from 1: the last norm and the
+            head follow it; None for the whole model.
         bits_per_weight: budget of a mixed recipe: stored bits divided by parameters.
         max_size: budget of a mixed recipe: bytes of the stored weights.
         max_kl: budget of a mixed recipe: KL divergence on the calibration text, nats per token.
@@ -132,7 +138,11 @@ def export(
 
     chosen = [find_target(name) for name in dict.fromkeys(targets)]
     opened = open_model(
-        str(model), revision=revision, tokenizer=tokenizer, ignore_config=ignore_config
+        str(model),
+        revision=revision,
+        tokenizer=tokenizer,
+        ignore_config=ignore_config,
+        exit_layer=exit_layer,
     )
     options = ExportOptions(
         recipe=recipe,
@@ -151,6 +161,7 @@ def export(
             cache_write=cache_write,
             opset=opset,
             max_memory=max_memory,
+            draft_positions=None if draft_positions == 1 else draft_positions,
         ),
         calibration=CalibrationOptions(
             source=None if calibration is None else str(calibration),
@@ -181,6 +192,7 @@ def plan(
     profile: str | None = None,
     chunk: str | None = None,
     opset: str | None = None,
+    exit_layer: int | None = None,
     revision: str | None = None,
     ignore_config: Sequence[str] = (),
 ) -> Forecast:
@@ -200,6 +212,7 @@ def plan(
         profile: as `export` takes it.
         chunk: as `export` takes it.
         opset: as `export` takes it.
+        exit_layer: as `export` takes it.
         revision: branch, tag or commit of a hub id.
         ignore_config: fields of ``config.json`` that you know not to change the maths.
 
@@ -213,7 +226,9 @@ def plan(
     from exporters.options import TargetOptions
 
     return forecast(
-        size_model(str(model), revision=revision, ignore_config=ignore_config),
+        size_model(
+            str(model), revision=revision, ignore_config=ignore_config, exit_layer=exit_layer
+        ),
         device,
         context=context,
         os_version=os,

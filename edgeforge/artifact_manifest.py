@@ -98,7 +98,7 @@ def _tokenizer_record(files: Mapping[str, Path], folder: Path) -> TokenizerRecor
 def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:
     return SourceRecord(
         model=model.checkpoint.source,
-        path=str(model.checkpoint.path.resolve()),
+        path=str(model.checkpoint.place),
         revision=model.checkpoint.revision,
         sha256=digest.sha256,
         files={file.name: file.sha256 for file in digest.files},
@@ -107,7 +107,10 @@ def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:
 
 def _model_record(model: Model) -> ModelRecord:
     ignored = list(model.ignored_config)
-    return ModelRecord.from_json({**model.spec.summary(), "ignored_config": ignored})
+    row = {**model.spec.summary(), "eos": list(model.eos), "ignored_config": ignored}
+    if model.exit_layer is not None:
+        row |= {"exit_layer": model.exit_layer, "checkpoint_layers": model.checkpoint_layers}
+    return ModelRecord.from_json(row)
 
 
 def _weight_records(
@@ -135,7 +138,7 @@ def _notes(run: ExportRun, lowered: Lowered) -> tuple[str, ...]:
     from edgeforge.model.rope import uses_long_set
 
     rope, context = run.model.spec.rope, run.facts.context
-    notes = [*lowered.notes, *run.planned.notes]
+    notes = [*run.model.checkpoint.notes, *lowered.notes, *run.planned.notes]
     if rope.scaling == "longrope" and not uses_long_set(rope, context):
         notes.append(
             f"longrope: the short factors apply at every position, as the declared context of "

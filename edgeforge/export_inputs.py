@@ -63,7 +63,8 @@ def inputs_of(model: Model, options: ExportOptions) -> ExportInputs:
         UsageError: partial results would be kept in what is read.
     """
     checkpoint = model.checkpoint
-    folder = repository_of(checkpoint.path) or checkpoint.path
+    is_file = checkpoint.gguf is not None
+    folder = repository_of(checkpoint.folder) or checkpoint.folder
     named = {"the calibration text": options.calibration.source, "the recipe": options.recipe}
     files = {
         what: Path(name).expanduser()
@@ -73,7 +74,7 @@ def inputs_of(model: Model, options: ExportOptions) -> ExportInputs:
     beside = SourceFiles(UsageError)
     beside.watch(files.values())
     inputs = [
-        Input("the checkpoint", folder, whole=True),
+        *(() if is_file else (Input("the checkpoint", folder, whole=True),)),
         Input("the cache", cache_dir()),
         *(Input("the weights", path) for path in checkpoint.files),
         *(Input("the tokenizer's file", path) for path in checkpoint.tokenizer_files.values()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from edgeforge.cache import writable_cache
 from edgeforge.calibration.text import CalibrationRun, calibration_for
 from edgeforge.cards.write import write_cards
 from edgeforge.checkpoint.model_card import provenance
+from edgeforge.errors import CheckpointError
 from edgeforge.export_inputs import inputs_of
 from edgeforge.export_options import ExportOptions, ExportRun, has_static_caches
 from edgeforge.export_warnings import warnings_of, warnings_of_target
@@ -64,6 +66,8 @@ def export(
     check_output(out, options.force, inputs.inputs)
     check_plan_file(options.save_plan, inputs.inputs, out)
     # A damaged tokenizer is refused before any work: every target copies it.
+    if model.checkpoint.tokenizer_refusal is not None:
+        raise CheckpointError(model.checkpoint.tokenizer_refusal)
     check_tokenizer_files(model.checkpoint.tokenizer_files)
     # The declared context follows: rotary tables, caches and memory all depend on it.
     context = choose_context(model.spec, options.context)
@@ -73,7 +77,7 @@ def export(
     rotated = rotate_if_asked(model, options, context, progress)
     model = model if rotated is None else rotated.model
     # The plan says which format each weight gets; it is checked before any weight is read.
-    facts = facts_of(model.spec, context)
+    facts = replace(facts_of(model.spec, context), eos=model.eos)
     planned = choose_plan(model, options.plan_request(targets, facts, rotated), progress)
     # Each target refuses a plan that its format, its kernels or the device's memory cannot hold.
     check_targets(planned.plan, model.weights.shapes(), targets, facts, options.target)

@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from device_harness.child_process import python_environment, script_command
 from edgeforge.checkpoint.json_text import MAX_INDEX_BYTES, parse_object, read_small_file
@@ -85,6 +86,20 @@ class Tokenizer:
             lambda: self._tokenizer.decode(list(tokens), skip_special_tokens=True)
         )
         return text
+
+    @cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """The tokens that are added to the vocabulary, by their texts."""
+        return {token.content: number for number, token in self._added_tokens().items()}
+
+    @cached_property
+    def special_tokens(self) -> frozenset[int]:
+        """Those of the added tokens that `decode` leaves out."""
+        return frozenset(n for n, token in self._added_tokens().items() if token.special)
+
+    def _added_tokens(self) -> dict[int, Any]:
+        found: dict[int, Any] = self._guarded(self._tokenizer.get_added_tokens_decoder)
+        return found
 
     def added(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns the tokens that the tokenizer puts in front of a text, and those behind it.

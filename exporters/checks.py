@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ACTIVATIONS: Final = ("auto", "int8", "float")
 """The values of the option ``activations``."""
+MOST_DRAFT_POSITIONS: Final = 64
+"""The largest value of the option ``draft_positions``: a draft is a few tokens."""
 
 
 def check_options(options: TargetOptions, targets: Iterable[Target]) -> None:
@@ -58,6 +60,24 @@ def not_applied(options: TargetOptions, target: Target) -> tuple[str, ...]:
 def _reason(target: Target, name: str) -> tuple[str, ...]:
     """Why a target cannot take an option that others take; empty when it states no reason."""
     return (target.passed_over[name],) if name in target.passed_over else ()
+
+
+def check_draft_positions(options: TargetOptions, context: int) -> None:
+    """Refuses a number of draft positions that no graph is written for.
+
+    Args:
+        options: the options that the user gave.
+        context: the declared context, in tokens.
+
+    Raises:
+        ExportError: says which numbers are possible.
+    """
+    positions, most = options.draft_positions, min(MOST_DRAFT_POSITIONS, context)
+    if positions is not None and not 2 <= positions <= most:
+        raise ExportError(
+            f"--draft-positions {positions} is not possible: a graph for drafts gives the logits "
+            f"of 2 to {most} positions, and 1 is what every artifact gives"
+        )
 
 
 def refuse_palettes(plan: QuantPlan, runtime: str) -> None:

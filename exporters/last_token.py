@@ -1,4 +1,4 @@
-"""Makes a program compute only what the last token's logits need."""
+"""Makes a program compute only what the logits of the last token, or of the last few, need."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from quant.program.program import Program, node_argument
 _LOOKUPS = (EMBEDDING, QUANT_EMBEDDING)
 
 
-def keep_last_token(program: Program) -> Program:
-    """Selects the last position as early as the graph allows.
+def keep_last_token(program: Program, positions: int = 1) -> Program:
+    """Selects the last position, or the last few, as early as the graph allows.
 
     Given::
 
@@ -28,9 +28,14 @@ def keep_last_token(program: Program) -> Program:
     its output projection run for one token. The selection stops at attention, which needs every
     position.
 
+    Args:
+        program: the program, in the quantized dialect.
+        positions: how many of the last positions are kept; a call of fewer tokens keeps all of its
+            own.
+
     Raises:
         DialectError: the result holds an operator that no exporter knows, or gives the logits of
-            more than one position.
+            other positions.
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -57,12 +62,22 @@ def keep_last_token(program: Program) -> Program:
                 continue
             if source not in slices:
                 with graph.inserting_after(source):
-                    slices[source] = graph.call_function(LAST, (source, 1, -1, 2**63 - 1))
-                slices[source].meta["val"] = source.meta["val"][:, -1:]
+                    slices[source] = graph.call_function(LAST, (source, 1, -positions, 2**63 - 1))
+                _shorten(slices[source], source, positions)
             node.replace_input_with(source, slices[source])
         if hasattr(node.meta["val"], "shape"):
-            node.meta["val"] = node.meta["val"][:, -1:]
+            _shorten(node, node, positions)
     graph.lint()
     lowered = Program(graph, inputs, program.tables, program.context, program.vocab_size)
-    check_lowered(lowered)
+    check_lowered(lowered, positions)
     return lowered
+
+
+def _shorten(node: fx.Node, like: fx.Node, positions: int) -> None:
+    """Records the shape of a node's result for the positions that are kept.
+
+    Of several positions there are fewer where a call has fewer tokens, so that their number stays
+    the dynamic one; ``meta["positions"]`` says how many there are at most.
+    """
+    node.meta["val"] = like.meta["val"][:, -1:] if positions == 1 else like.meta["val"]
+    node.meta["positions"] = positions

@@ -268,9 +268,15 @@ class Sum(Value):
 
 @dataclass(frozen=True, eq=False)
 class Last(Value):
-    """The row of the call's last token."""
+    """The row of the call's last token, or the rows of its last few.
+
+    Attributes:
+        source: the rows of all tokens.
+        positions: how many rows there are, where the call has as many tokens.
+    """
 
     source: Value
+    positions: int = 1
 
 
 @dataclass(frozen=True, eq=False)

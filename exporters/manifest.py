@@ -97,6 +97,22 @@ class Manifest:
         return values
 
     @property
+    def draft_positions(self) -> int:
+        """How many of its last tokens' logits one call gives in the graph for drafts.
+
+        1 where there is no such graph.
+        """
+        given = self.options.get("draft_positions", 1)
+        return given if type(given) is int and given > 1 else 1
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether a text's last tokens can be taken back: whether all states are caches."""
+        layers = self.model.summary.get("layers")
+        rows = [row for row in layers if isinstance(row, dict)] if isinstance(layers, list) else []
+        return all(row.get("mixer", "attention") == "attention" for row in rows)
+
+    @property
     def tokenizer_sha256(self) -> str:
         """The digest of the tokenizer's file; empty where there is none."""
         record = self.files.get("tokenizer.json")

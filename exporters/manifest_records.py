@@ -111,6 +111,9 @@ class ModelRecord:
         bos: the token that begins a text, if there is one.
         eos: the tokens that end a text.
         ignored_config: the config fields that the user told EdgeForge to ignore.
+        exit_layer: the checkpoint's layer, counted from 1, after which the model is cut; None where
+            it is whole.
+        checkpoint_layers: how many layers the checkpoint has; 0 where the model is whole.
         summary: everything the manifest holds about the model: the fields above, and every
             dimension layer by layer.
     """
@@ -119,6 +122,8 @@ class ModelRecord:
     bos: int | None
     eos: tuple[int, ...]
     ignored_config: tuple[str, ...]
+    exit_layer: int | None
+    checkpoint_layers: int
     summary: Mapping[str, object] = field(repr=False)
 
     @classmethod
@@ -131,6 +136,8 @@ class ModelRecord:
             bos=None if bos is None else integer(row, "bos"),
             eos=integers(row, "eos") if "eos" in row else (),
             ignored_config=texts(row, "ignored_config") if "ignored_config" in row else (),
+            exit_layer=integer(row, "exit_layer", minimum=1) if "exit_layer" in row else None,
+            checkpoint_layers=integer(row, "checkpoint_layers") if "exit_layer" in row else 0,
             # Tuples become lists here, so that a new record equals the one that is read back.
             summary=json.loads(json.dumps(row)),
         )

@@ -26,6 +26,8 @@ class TargetOptions:
         cache_write: how new keys and values are written into the caches.
         opset: the generation of the runtime's operators.
         max_memory: bytes that the device has for the model's weights, caches and buffers.
+        draft_positions: how many of its last tokens' logits one call gives in a graph of its own,
+            for speculative decoding; None for no such graph.
     """
 
     strip: bool = False
@@ -39,6 +41,7 @@ class TargetOptions:
     cache_write: str | None = None
     opset: str | None = None
     max_memory: int | None = None
+    draft_positions: int | None = None
 
     def given(self) -> dict[str, object]:
         """The options that the user set, by name."""

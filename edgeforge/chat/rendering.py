@@ -13,10 +13,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from edgeforge.tokenizer_trial import limit
+
+LARGEST_TEXT: Final = 16 << 20
+"""Characters of all texts of a request together; real conversations have far less."""
 
 
 class Refused(Exception):
@@ -35,6 +39,8 @@ def main() -> None:
         answer = {"refused": f"it takes more than {int(memory) >> 20} MiB of memory"}
     except RecursionError:
         answer = {"refused": "it is nested too deep"}
+    except Refused as error:
+        answer = {"refused": str(error) or "it refuses the conversation without a reason"}
     except Exception as error:  # whatever a template does is its own error
         answer = {"refused": f"{type(error).__name__}: {error}"}
     sys.stdout.buffer.write(json.dumps(answer).encode())
@@ -58,28 +64,52 @@ def rendered(
     from jinja2.ext import Extension
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
 
     class Generation(Extension):
-        """The tag that marks what the assistant says; it changes no text."""
+        """The tag that marks what the assistant says; it changes no text.
+
+        What is set inside is not seen outside, as in transformers.
+        """
 
         tags = {"generation"}  # noqa: RUF012 (Jinja declares it as an instance's)
 
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
+
+        def _said(self, caller: Callable[[], str]) -> str:
+            return caller()
+
+    class PlainNamespace(Namespace):
+        """Jinja's namespace, without names that lead into Python."""
+
+        def __setitem__(self, name: str, value: object) -> None:
+            if name.startswith("_"):
+                raise Refused(f"it sets {name} in a namespace")
+            super().__setitem__(name, value)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
+    environment.globals["namespace"] = PlainNamespace
     now = datetime.now() if today is None else datetime.fromisoformat(today)
     environment.globals["strftime_now"] = now.strftime
     compiled = environment.from_string(template)
-    return [
-        compiled.render(messages=messages, tools=None, documents=None, **names)
-        for messages in conversations
-    ]
+    given = {"tools": None, "documents": None, **names}
+    texts, room = [], LARGEST_TEXT
+    for messages in conversations:
+        pieces = []
+        for piece in compiled.generate({"messages": messages, **given}):
+            room -= len(piece)
+            if room < 0:
+                raise Refused(f"it writes more than {LARGEST_TEXT >> 20} million characters")
+            pieces.append(piece)
+        texts.append("".join(pieces))
+    return texts
 
 
 def _to_json(

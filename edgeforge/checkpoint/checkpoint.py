@@ -1,4 +1,6 @@
-"""A Hugging Face checkpoint: its config, its tensors read slice by slice, its tokenizer files.
+"""A checkpoint: its config, its tensors read slice by slice, its tokenizer files.
+
+It is a folder as Hugging Face has it, or a GGUF file (`edgeforge.checkpoint.gguf`).
 
 This module runs no code from a checkpoint, maps no file into memory, and does not import torch.
 ``pread`` reads weights straight into the caller's buffer, so a process holds only the rows that it
@@ -11,11 +13,13 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 from edgeforge.checkpoint.digest import CheckpointDigest, FileDigest, Progress, digest_files
+from edgeforge.checkpoint.gguf.source import StoredRows, is_gguf, open_gguf, parts_of
 from edgeforge.checkpoint.json_text import MAX_CONFIG_BYTES, parse_object, read_small_file, reason
 from edgeforge.checkpoint.layout import (
     CONFIG,
@@ -32,7 +36,7 @@ from edgeforge.checkpoint.links import leads_out, left_out, refuse_dangling
 from edgeforge.checkpoint.named_source import find_folder, find_tokenizer, require_weights
 from edgeforge.checkpoint.source_files import SourceFiles
 from edgeforge.checkpoint.tensor_entry import TensorEntry
-from edgeforge.errors import CheckpointError
+from edgeforge.errors import CheckpointError, UsageError
 from quant.input_files import open_descriptor
 from quant.suggestion import nearest
 
@@ -53,12 +57,38 @@ _READ = (CONFIG, GENERATION_CONFIG, SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH
 _MAX_READ = 1 << 30
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """What a checkpoint holds.
+
+    Attributes:
+        config: what ``config.json`` holds.
+        generation_config: what ``generation_config.json`` holds.
+        tensors: every tensor by name, in the order of the weight files.
+        files: the weight files.
+        tokenizer_files: the tokenizer files, by name.
+        sidecars: the configuration's files, by name.
+        gguf: how each tensor of a GGUF file is stored; None in a folder.
+        about: what a GGUF file says about its model.
+    """
+
+    config: dict[str, object]
+    generation_config: dict[str, object]
+    tensors: Mapping[str, TensorEntry]
+    files: tuple[Path, ...]
+    tokenizer_files: dict[str, Path]
+    sidecars: dict[str, Path]
+    gguf: Mapping[str, StoredRows] | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
+
+
 class Checkpoint:
     """An opened checkpoint; all methods may be called from several threads.
 
     Attributes:
-        path: The folder.
-        source: The folder or hub id that the user gave.
+        path: The folder, or the GGUF file.
+        folder: The folder in which the weight files lie.
+        source: The folder, file or hub id that the user gave.
         revision: The hub commit, or None for a folder.
         config: The content of ``config.json``.
         generation_config: The content of ``generation_config.json``, or an empty dict.
@@ -67,7 +97,11 @@ class Checkpoint:
         tokenizer_files: The tokenizer files that are present, by name.
         source_files: All files that are read, which must stay as they were when the checkpoint was
             opened.
+        gguf: How each tensor of a GGUF file is stored; None in a folder.
+        about: What a GGUF file says about its model, such as ``license``.
         warnings: What a user must know, one sentence each.
+        notes: What was made of its files, one sentence each.
+        tokenizer_refusal: Why its tokenizer cannot be used, or None.
     """
 
     def __init__(
@@ -75,23 +109,22 @@ class Checkpoint:
         path: Path,
         source: str,
         revision: str | None,
-        layout: WeightLayout,
-        tokenizer_files: dict[str, Path],
+        contents: _Contents,
         source_files: SourceFiles,
     ) -> None:
         self.path = path
+        self.folder = path if contents.gguf is None else path.parent
         self.source = source
         self.revision = revision
         self.warnings: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        self.tokenizer_refusal: str | None = None
         self.source_files = source_files
-        source_files.watch((*(path / name for name in layout.files), *tokenizer_files.values()))
-        self.config = read_config(path / CONFIG)
-        generation = path / GENERATION_CONFIG
-        refuse_dangling(generation)
-        self.generation_config = read_config(generation) if generation.exists() else {}
-        self.files = tuple(path / name for name in layout.files)
-        self.tokenizer_files = tokenizer_files
-        self.tensors: Mapping[str, TensorEntry] = MappingProxyType(_read_tensors(path, layout))
+        self.config, self.generation_config = contents.config, contents.generation_config
+        self.files, self.tokenizer_files = contents.files, contents.tokenizer_files
+        self.tensors: Mapping[str, TensorEntry] = MappingProxyType(dict(contents.tensors))
+        self.gguf, self.about = contents.gguf, contents.about
+        self._sidecars = contents.sidecars
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
 
@@ -106,8 +139,8 @@ class Checkpoint:
         """Open a checkpoint and check its layout; weights are read only when asked for.
 
         Args:
-            source: An existing folder, or a hub id ``organisation/name``.
-            revision: A hub branch, tag or commit; refused for a folder.
+            source: An existing folder, a GGUF file, or a hub id ``organisation/name``.
+            revision: A hub branch, tag or commit; refused for a folder or file.
             tokenizer: A folder, a ``tokenizer.json``, ``tokenizer.model`` or ``vocab.json`` file,
                 or a hub id from which to take the tokenizer instead.
 
@@ -116,6 +149,9 @@ class Checkpoint:
                 the file.
             UsageError: ``revision`` is given with a folder.
         """
+        file = Path(source).expanduser()
+        if is_gguf(file) and not file.is_dir() and os.path.lexists(file):
+            return cls._open_gguf(file, str(source), revision, tokenizer)
         folder, commit = find_folder(str(source), revision)
         watched = SourceFiles()
         watched.watch(folder / name for name in _READ)
@@ -125,13 +161,50 @@ class Checkpoint:
             files = find_tokenizer_files(folder)
         else:
             where, files = find_tokenizer(str(tokenizer))
-        opened = cls(folder, str(source), commit, layout, files, watched)
+        watched.watch((*(folder / name for name in layout.files), *files.values()))
+        opened = cls(folder, str(source), commit, _read_folder(folder, layout, files), watched)
         absent = (name for name in TOKENIZER_FILES if name not in files)
         opened.warnings = (
             *left_out(folder, (CONFIG, GENERATION_CONFIG)),
             *left_out(where, absent),
         )
         return opened
+
+    @classmethod
+    def _open_gguf(
+        cls, file: Path, source: str, revision: str | None, tokenizer: str | Path | None
+    ) -> Checkpoint:
+        if revision is not None:
+            raise UsageError(
+                f"{source} is a file, which has no revision: leave out --revision {revision}"
+            )
+        refuse_dangling(file)
+        watched = SourceFiles()
+        watched.watch(parts_of(file))
+        found = open_gguf(file, with_tokenizer=tokenizer is None)
+        sidecars = {name: found.made[name] for name in (CONFIG, GENERATION_CONFIG)}
+        files = {name: path for name, path in found.made.items() if name not in sidecars}
+        if tokenizer is not None:
+            files = find_tokenizer(str(tokenizer))[1]
+        watched.watch((*sidecars.values(), *files.values()))
+        contents = _Contents(
+            config=found.config,
+            generation_config=found.generation_config,
+            tensors=found.tensors,
+            files=found.files,
+            tokenizer_files=files,
+            sidecars=sidecars,
+            gguf=found.rows,
+            about=found.about,
+        )
+        return cls(found.path, source, None, contents, watched)
+
+    @property
+    def place(self) -> Path:
+        """The absolute path by which it is found again; a GGUF file keeps its name."""
+        if self.gguf is None:
+            return self.path.resolve()
+        return self.folder.resolve() / self.path.name
 
     def read(self, name: str) -> NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]:
         """Return a whole tensor.
@@ -162,6 +235,22 @@ class Checkpoint:
         entry = self._entry(name, INTEGERS, "integers")
         result = np.empty(entry.shape, entry.dtype)
         self._fill(entry, entry.offset, result.reshape(-1).data)
+        return result
+
+    def read_bytes(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return bytes ``start`` to ``stop`` of a tensor of any dtype.
+
+        Raises:
+            CheckpointError: There is no such tensor, or the file was cut short.
+            IndexError: The bytes are outside the tensor.
+        """
+        import numpy as np
+
+        entry = self._entry(name)
+        if not 0 <= start <= stop <= entry.nbytes:
+            raise IndexError(f"bytes {start} to {stop} of {name}, which has {entry.nbytes}")
+        result = np.empty(stop - start, np.uint8)
+        self._fill(entry, entry.offset + start, result.data)
         return result
 
     def read_rows(
@@ -214,6 +303,8 @@ class Checkpoint:
     def digest(self, progress: Progress | None = None) -> CheckpointDigest:
         """Return SHA-256 of ``config.json`` and every weight file; hash only files that changed.
 
+        A GGUF file holds its configuration itself.
+
         The digest is of the files whose config and headers were read when they were opened.
 
         Args:
@@ -222,8 +313,8 @@ class Checkpoint:
         Raises:
             CheckpointError: A file cannot be read, or changed while it was read.
         """
-        paths = (self.path / CONFIG, *self.files)
-        named = [(path.relative_to(self.path).as_posix(), path) for path in paths]
+        paths = self.files if self.gguf is not None else (self.path / CONFIG, *self.files)
+        named = [(path.relative_to(self.folder).as_posix(), path) for path in paths]
         found = digest_files(named, progress)
         self.require_unchanged()
         return found
@@ -239,12 +330,7 @@ class Checkpoint:
     @property
     def sidecars(self) -> dict[str, Path]:
         """The configuration's files that an artifact gets copies of, by name; none leads out."""
-        present = {name: self.path / name for name in (CONFIG, GENERATION_CONFIG)}
-        return {
-            name: path
-            for name, path in present.items()
-            if path.is_file() and leads_out(path, self.path) is None
-        }
+        return dict(self._sidecars)
 
     def close(self) -> None:
         """Close the weight files; a later read opens them again."""
@@ -270,13 +356,13 @@ class Checkpoint:
     def _weight(self, name: str) -> TensorEntry:
         return self._entry(name, READ_AS, "weights")
 
-    def _entry(self, name: str, dtypes: Iterable[str], what: str) -> TensorEntry:
+    def _entry(self, name: str, dtypes: Iterable[str] | None = None, what: str = "") -> TensorEntry:
         entry = self.tensors.get(name)
         if entry is None:
             near = nearest(name, self.tensors)
             hint = "" if near is None else f"; the nearest is {near}"
             raise CheckpointError(f"{self.source} has no tensor {name}{hint}")
-        if entry.dtype not in dtypes:
+        if dtypes is not None and entry.dtype not in dtypes:
             raise CheckpointError(
                 f"{name} in {entry.file} is {entry.dtype}; {what} are read from {', '.join(dtypes)}"
             )
@@ -311,6 +397,25 @@ class Checkpoint:
 
 def read_config(path: Path) -> dict[str, object]:
     return parse_object(read_small_file(path, MAX_CONFIG_BYTES), str(path), strict=False)
+
+
+def _read_folder(folder: Path, layout: WeightLayout, tokenizer: dict[str, Path]) -> _Contents:
+    config = read_config(folder / CONFIG)
+    generation = folder / GENERATION_CONFIG
+    refuse_dangling(generation)
+    present = {name: folder / name for name in (CONFIG, GENERATION_CONFIG)}
+    return _Contents(
+        config=config,
+        generation_config=read_config(generation) if generation.exists() else {},
+        tensors=_read_tensors(folder, layout),
+        files=tuple(folder / name for name in layout.files),
+        tokenizer_files=tokenizer,
+        sidecars={
+            name: path
+            for name, path in present.items()
+            if path.is_file() and leads_out(path, folder) is None
+        },
+    )
 
 
 def _read_tensors(folder: Path, layout: WeightLayout) -> dict[str, TensorEntry]:

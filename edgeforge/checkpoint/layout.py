@@ -24,6 +24,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "tokenizer.model",
     "chat_template.jinja",
+    "chat_template.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
@@ -34,6 +35,7 @@ VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # `find_weights` tries safetensors before pickles, and a single file before shards.
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+WEIGHT_FILE_OF_LLAMA_CPP = ".gguf"
 
 
 @dataclass(frozen=True)

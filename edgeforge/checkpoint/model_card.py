@@ -19,11 +19,22 @@ _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def provenance(checkpoint: Checkpoint) -> Provenance:
-    """Returns the origin from the hub id and the model card; unknown fields are empty."""
+    """Returns the origin from the hub id and the model card, or from a GGUF file's metadata.
+
+    Unknown fields are empty.
+    """
     hub_id = checkpoint.source if checkpoint.revision else ""
     named = checkpoint.config.get("_name_or_path")
     if not hub_id and isinstance(named, str) and _HUB_ID.fullmatch(named):
         hub_id = named
+    if checkpoint.gguf is not None:
+        about = checkpoint.about
+        return Provenance(
+            title=about.get("name") or about.get("basename") or checkpoint.path.stem,
+            hub_id="",
+            author=about.get("author") or about.get("organization", ""),
+            licence=about.get("license.name") or about.get("license", ""),
+        )
     card = checkpoint.path / _CARD
     fields = {} if leads_out(card, checkpoint.path) else card_fields(card)
     licence = fields.get("license_name") or fields.get("license", "")
@@ -37,6 +48,8 @@ def provenance(checkpoint: Checkpoint) -> Provenance:
 
 def licence_id(checkpoint: Checkpoint) -> str:
     """The licence's identifier on the hub, as the model card states it; empty where it does not."""
+    if checkpoint.gguf is not None:
+        return checkpoint.about.get("license", "")
     card = checkpoint.path / _CARD
     return "" if leads_out(card, checkpoint.path) else card_fields(card).get("license", "")
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeforge.cli import chat_options
 from edgeforge.cli import options as option
 from edgeforge.cli.bench import AfterDashes, bench
+from edgeforge.cli.chat import chat, emit
 from edgeforge.cli.devices import devices
 from edgeforge.cli.plan import plan
-from edgeforge.cli.printable import answer, json_text, printable, printable_lines, table_console
+from edgeforge.cli.printable import json_text, printable, printable_lines, table_console
 
 if TYPE_CHECKING:
     from exporters.manifest import Manifest
@@ -77,6 +79,8 @@ def export(
     kv_cache: option.KvCache = None,
     activations: option.Activations = None,
     max_memory: option.MaxMemory = None,
+    draft_positions: option.DraftPositions = None,
+    exit_layer: option.ExitLayer = None,
     bits_per_weight: option.BitsPerWeight = None,
     max_size: option.MaxSize = None,
     max_kl: option.MaxKl = None,
@@ -120,6 +124,8 @@ def export(
             kv_cache=kv_cache,
             activations=activations,
             max_memory=None if max_memory is None else parse_size(max_memory),
+            draft_positions=draft_positions,
+            exit_layer=exit_layer,
             bits_per_weight=bits_per_weight,
             max_size=None if max_size is None else parse_size(max_size),
             max_kl=max_kl,
@@ -336,24 +342,59 @@ def run(
     seed: option.DrawSeed = 0,
     threads: option.Threads = None,
     device: option.RunDevice = "host",
+    speculate: option.Speculate = None,
+    draft: option.Draft = None,
+    ngram: option.Ngram = None,
+    chat: chat_options.IsChat = False,
+    system: chat_options.System = None,
+    chat_template: chat_options.Template = None,
+    template_value: chat_options.Values = None,
     json: option.Json = False,
 ) -> None:
-    """Continue a text with an artifact, token by token."""
+    """Continue a text with an artifact, token by token, or answer a message (--chat)."""
     from edgeforge.cli.progress import Reporter
-    from edgeforge.generation.generate import generate
+    from edgeforge.errors import UsageError
+    from edgeforge.generation.conversation import Answer, ChatOptions, open_conversation
+    from edgeforge.generation.drafters import speculation_of
+    from edgeforge.generation.generate import Generated, generate
+    from edgeforge.generation.sampling import Sampling
 
-    result = generate(
-        artifact,
-        prompt,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        threads=threads,
-        device=device,
-        emit=None if json else _emit,
-        progress=Reporter(),  # lines, for a bar would be drawn over the text
-    )
+    given = {
+        "--system": system,
+        "--chat-template": chat_template,
+        "--template-value": template_value,
+    }
+    lost = [name for name, value in given.items() if value is not None]
+    if lost and not chat:
+        raise UsageError(f"{lost[0]} is for conversations: add --chat, or leave it out")
+    if chat and (speculate, draft, ngram) != (None, None, None):
+        raise UsageError(
+            "--speculate continues a text and cannot answer a message: leave --chat out"
+        )
+    progress = Reporter()  # lines, for a bar would be drawn over the text
+    result: Answer | Generated
+    if chat:
+        values = chat_options.template_values(template_value)
+        sampling = Sampling(temperature, top_p, seed)
+        asked = ChatOptions(system, chat_template, values, max_tokens, sampling)
+        with open_conversation(
+            artifact, asked, threads=threads, device=device, progress=progress
+        ) as conversation:
+            result = conversation.say(prompt, None if json else emit)
+    else:
+        result = generate(
+            artifact,
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            threads=threads,
+            device=device,
+            speculation=speculation_of(speculate, draft, ngram),
+            emit=None if json else emit,
+            progress=progress,
+        )
     if json:
         _print_json(result.to_json())
     else:
@@ -361,6 +402,12 @@ def run(
         for note in result.notes:
             print(f"note: {note}", file=sys.stderr)
         print(printable(result.summary()), file=sys.stderr)
+        spoken = result.speculation if isinstance(result, Generated) else None
+        for line in spoken.lines(len(result.tokens)) if spoken else ():
+            print(printable(line), file=sys.stderr)
+
+
+app.command(name="chat")(chat)
 
 
 @app.command(name="coreml-run")
@@ -453,12 +500,6 @@ def synth(
             progress=lambda done, size: progress("synthesise", done, size),
         )
     print(printable(str(folder)))
-
-
-def _emit(piece: str) -> None:
-    # A pipe gets the model's answer as it is; a terminal must not obey it.
-    sys.stdout.write(answer(piece) if sys.stdout.isatty() else piece)
-    sys.stdout.flush()
 
 
 def _print_warnings(manifests: Sequence[Manifest]) -> None:

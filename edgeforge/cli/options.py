@@ -128,6 +128,24 @@ MaxMemory = Annotated[
         "refused."
     ),
 ]
+DraftPositions = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="K",
+        help="Also write a graph that gives the logits of the last K tokens of a call, which "
+        "speculative decoding needs; with 1 (the default) there is none.",
+    ),
+]
+ExitLayer = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Cut the model after this layer, counted from 1; the last norm and the head follow "
+        "it. For models that were trained to exit early (LayerSkip).",
+    ),
+]
 BitsPerWeight = Annotated[
     float | None,
     typer.Option(help="Budget of a mixed recipe: stored bits divided by parameters, such as 4.5."),
@@ -373,6 +391,29 @@ TopP = Annotated[
 ]
 DrawSeed = Annotated[
     int, typer.Option(min=0, help="Seed of the draws; the same seed gives the same text.")
+]
+Speculate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="lookup|DIR",
+        help="Run several tokens a call: `lookup` proposes what came after the same words earlier "
+        "in the text, an artifact of a smaller model with the same tokenizer proposes what it "
+        "would write. The artifact needs export --draft-positions.",
+    ),
+]
+Draft = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Tokens that are proposed at most; by default as many as the artifact takes.",
+    ),
+]
+Ngram = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Longest run of last tokens that `lookup` looks up, then shorter ones; 3 by default.",
+    ),
 ]
 
 # Of `coreml-run`.

@@ -21,6 +21,7 @@ def plan(
     profile: shared.Profile = None,
     chunk: shared.Chunk = None,
     opset: shared.Opset = None,
+    exit_layer: shared.ExitLayer = None,
     revision: shared.Revision = None,
     ignore_config: shared.IgnoreConfig = None,
     json: shared.Json = False,
@@ -43,6 +44,7 @@ def plan(
         profile=profile,
         chunk=chunk,
         opset=opset,
+        exit_layer=exit_layer,
         revision=revision,
         ignore_config=ignore_config or (),
     )

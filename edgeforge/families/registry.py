@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from edgeforge.checkpoint.config_reader import ConfigReader
-from edgeforge.checkpoint.imported.registry import FIELD, read_packing
+from edgeforge.checkpoint.imported.registry import FIELD, MLX_FIELD, read_method
 from edgeforge.errors import CheckpointError
 from edgeforge.families import (
     gemma,
@@ -84,9 +84,10 @@ def read_spec(
             f"config.json has the model_type {quoted(kind)}; EdgeForge reads "
             f"{', '.join(FAMILIES)}{_hint(str(kind))}"
         )
-    read_packing(config, ignore)
+    read_method(config, ignore)
     reader = ConfigReader(config, ignore)
     reader.get(FIELD)
+    reader.get(MLX_FIELD)
     check_causal(reader)
     spec = FAMILIES[kind](reader, generation or {})
     check_neutral_fields(reader, spec)

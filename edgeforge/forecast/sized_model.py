@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from edgeforge.checkpoint import hub
 from edgeforge.checkpoint.checkpoint import read_config
-from edgeforge.checkpoint.imported.registry import read_packing
+from edgeforge.checkpoint.gguf.source import is_gguf
+from edgeforge.checkpoint.imported.registry import read_method
 from edgeforge.checkpoint.layout import CONFIG, GENERATION_CONFIG, find_weights
 from edgeforge.errors import CheckpointError, UsageError
 from edgeforge.families.registry import read_spec
 from edgeforge.families.spec import ModelSpec
+from edgeforge.model.exit_layer import cut_after
 from edgeforge.model.model import DEMO, DEMO_FOLDER, open_model
 from edgeforge.planning.choose import as_is, imported_assignments
 
@@ -48,20 +50,26 @@ class SizedModel:
 
 
 def size_model(
-    source: str, *, revision: str | None = None, ignore_config: Iterable[str] = ()
+    source: str,
+    *,
+    revision: str | None = None,
+    ignore_config: Iterable[str] = (),
+    exit_layer: int | None = None,
 ) -> SizedModel:
     """Reads a model's sizes; no weight is read, and of a hub's repository only the configuration.
 
     Args:
-        source: a checkpoint folder, a folder with a ``config.json`` alone, that file, a hub id, or
-            ``demo``.
+        source: a checkpoint folder, a GGUF file, a folder with a ``config.json`` alone, that file,
+            a hub id, or ``demo``.
         revision: branch, tag or commit of a hub id.
         ignore_config: config fields that the user knows not to change the maths.
+        exit_layer: the layer, counted from 1, after which the model is cut; None for all of it.
 
     Raises:
         CheckpointError: the configuration is missing, damaged or not supported, or does not say
             enough.
-        UsageError: ``revision`` is given with a folder or a file.
+        UsageError: ``revision`` is given with a folder or a file, or the model cannot be cut after
+            that layer.
     """
     ignored = tuple(ignore_config)
     path = DEMO_FOLDER if source == DEMO and not Path(DEMO).is_dir() else Path(source).expanduser()
@@ -80,18 +88,23 @@ def size_model(
                 f"organisation/name"
             )
         path = hub.download_config(source, revision)
-    if path.is_dir() and find_weights(path) is not None and is_here:
-        return _with_weights(source, path, ignored)
-    return _of_config(source, path / CONFIG if path.is_dir() else path, ignored)
+    if is_here and (is_gguf(path) or (path.is_dir() and find_weights(path) is not None)):
+        return _with_weights(source, path, ignored, exit_layer)
+    config = path / CONFIG if path.is_dir() else path
+    return _of_config(source, config, ignored, exit_layer)
 
 
-def _with_weights(source: str, folder: Path, ignored: tuple[str, ...]) -> SizedModel:
-    model = open_model(str(folder), ignore_config=ignored)
+def _with_weights(
+    source: str, path: Path, ignored: tuple[str, ...], exit_layer: int | None
+) -> SizedModel:
+    model = open_model(str(path), ignore_config=ignored, exit_layer=exit_layer)
     imported = imported_assignments(model.weights)
     return SizedModel(source, model.spec, imported, as_is(model.weights))
 
 
-def _of_config(source: str, path: Path, ignored: tuple[str, ...]) -> SizedModel:
+def _of_config(
+    source: str, path: Path, ignored: tuple[str, ...], exit_layer: int | None
+) -> SizedModel:
     if path.suffix != ".json":
         raise CheckpointError(
             f"{source} is a file: name a {CONFIG}, or the folder that holds it with the weights"
@@ -101,9 +114,9 @@ def _of_config(source: str, path: Path, ignored: tuple[str, ...]) -> SizedModel:
     beside = path.with_name(GENERATION_CONFIG)
     config = read_config(path)
     spec = read_spec(config, read_config(beside) if beside.exists() else {}, ignored)
-    if read_packing(config, ignored) is not None:
+    if read_method(config, ignored) is not None:
         raise CheckpointError(
             f"{source} is quantized already, and its configuration does not say which weights are: "
             f"name the folder of the whole checkpoint"
         )
-    return SizedModel(source, spec)
+    return SizedModel(source, spec if exit_layer is None else cut_after(spec, exit_layer))

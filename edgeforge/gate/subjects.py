@@ -145,7 +145,7 @@ def _checkpoint_digest(where: str) -> str | None:
 
     A report that is fresh otherwise holds without it. What needs it says why it cannot be read.
     """
-    if not Path(where).is_dir():
+    if not Path(where).exists():
         return None
     try:
         return Checkpoint.open(where).digest().sha256

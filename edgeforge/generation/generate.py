@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgeforge.errors import UsageError
+from edgeforge.generation.drafters import Speculation, open_drafter
 from edgeforge.generation.sampling import Generation, Sampling
+from edgeforge.generation.speculation import Speculated, SpeculativeGeneration
 from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.tokenizer import Tokenizer, stream_text
 from exporters.manifest import Manifest
@@ -26,6 +29,7 @@ class Generated:
         decode_tokens_per_second: tokens per second after the first token.
         stopped: ``stop`` (the model ended the text), ``limit`` or ``context``.
         notes: what was not done as one might expect, one sentence each.
+        speculation: what speculation brought; None where there was none.
     """
 
     text: str
@@ -36,6 +40,7 @@ class Generated:
     decode_tokens_per_second: float
     stopped: str
     notes: tuple[str, ...] = ()
+    speculation: Speculated | None = None
 
     def to_json(self) -> dict[str, object]:
         """Returns the fields as ``--json`` prints them."""
@@ -65,6 +70,7 @@ def generate(
     seed: int = 0,
     threads: int | None = None,
     device: str = "host",
+    speculation: Speculation | None = None,
     emit: Callable[[str], None] | None = None,
     progress: Progress = no_progress,
 ) -> Generated:
@@ -79,12 +85,14 @@ def generate(
         seed: seed of the draws.
         threads: threads for the runtime; None for the runtime's default.
         device: where to run, as ``--device`` takes it.
+        speculation: who proposes tokens; None for one token a call.
         emit: called with each piece of text as it comes.
         progress: told how much of what is sent to the device has arrived.
 
     Raises:
         CheckpointError: the artifact has no tokenizer.
-        UsageError: the prompt does not fit the context, or a value of sampling is out of range.
+        UsageError: the prompt does not fit the context, a value of sampling is out of range, or the
+            artifact cannot run drafts.
         LogitsNotFiniteError: the runtime gave NaN or infinite logits.
         DeviceError: the device cannot be reached, or the runtime failed.
     """
@@ -94,6 +102,7 @@ def generate(
     sampling = Sampling(temperature, top_p, seed)
     sampling.check()
     manifest = Manifest.read(folder)
+    draft = 0 if speculation is None else speculation.tokens(folder, manifest)
     tokenizer = Tokenizer(folder / "tokenizer.json", str(folder), text=prompt)
     tokens, notes = prompt_tokens(tokenizer, prompt, manifest)
     if len(tokens) >= manifest.context:
@@ -105,15 +114,19 @@ def generate(
     pieces = []
     with (
         open_device(device, progress=progress) as where,
+        open_drafter(speculation, manifest, where, threads)
+        if speculation is not None
+        else nullcontext() as drafter,
         open_on(where, folder, manifest, threads) as session,
     ):
-        run = Generation(
-            session=session,
-            prompt=tokens,
-            limit=max_tokens,
-            stop=frozenset(manifest.model.eos),
-            sampling=sampling,
-        )
+        stop = frozenset(manifest.model.eos)
+        if drafter is None:
+            run = Generation(session, tokens, max_tokens, stop, sampling)
+        else:
+            run = SpeculativeGeneration(
+                session, tokens, max_tokens, stop, sampling, drafter=drafter, draft=draft
+            )
+            run.fixed = speculation is not None and speculation.draft is not None
 
         def kept() -> Iterator[int]:
             for token in run:
@@ -124,6 +137,7 @@ def generate(
             pieces.append(piece)
             if emit is not None:
                 emit(piece)
+        brought = run.result() if isinstance(run, SpeculativeGeneration) else None
     return Generated(
         "".join(pieces),
         tuple(given),
@@ -133,6 +147,7 @@ def generate(
         run.decode_tokens_per_second,
         run.stopped,
         notes,
+        brought,
     )
 
 

@@ -81,6 +81,8 @@ class Generation:
         limit: the largest number of tokens to produce.
         stop: tokens that end the text; they are not produced.
         sampling: how tokens are drawn.
+        held: how many of the prompt's tokens the session holds already; they are not run again.
+        fed: the tokens that the session holds.
         load_seconds: seconds until the model can run; the other times do not include it.
         prompt_seconds: seconds of the prompt's call, whose logits give the first token.
         decode_seconds: seconds of all later calls.
@@ -93,6 +95,8 @@ class Generation:
     limit: int
     stop: frozenset[int]
     sampling: Sampling = field(default_factory=Sampling)
+    held: int = 0
+    fed: list[int] = field(default_factory=list)
     load_seconds: float = 0.0
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -102,13 +106,15 @@ class Generation:
     def __iter__(self) -> Iterator[int]:
         draws = np.random.default_rng(self.sampling.seed)
         started = time.perf_counter()
-        self.session.reset()
+        if not self.held:
+            self.session.reset()
         _ = self.session.vocab_size  # waits until the model is loaded
         self.load_seconds = time.perf_counter() - started
         started = time.perf_counter()
-        logits = self.session.extend(np.array(self.prompt, np.int64))
+        logits = self.session.extend(np.array(self.prompt[self.held :], np.int64))
         self.prompt_seconds = time.perf_counter() - started
-        text = list(self.prompt)
+        text = self.fed
+        text[:] = self.prompt
         while self.produced < self.limit:
             require_finite(logits, self.session, text)
             token = choose(logits, self.sampling, draws)

@@ -12,6 +12,7 @@ from edgeforge.errors import CheckpointError
 from edgeforge.families.assembly import EMBEDDING, HEAD
 from edgeforge.families.spec import ModelSpec, Piece, WeightSpec
 from edgeforge.model.foreign_tensors import explain
+from edgeforge.model.stored_forms import find_forms, imported_formats
 from edgeforge.model.stored_names import named_as_stored
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgeforge.checkpoint.checkpoint import Checkpoint
-    from edgeforge.checkpoint.imported.packed_tensor import PackedTensor
-    from edgeforge.checkpoint.imported.packing import Packing
+    from edgeforge.checkpoint.imported.decoded_tensor import DecodedTensor
+    from edgeforge.checkpoint.imported.integer_tensor import IntegerTensor
+    from edgeforge.checkpoint.imported.method import Method
     from edgeforge.checkpoint.tensor_entry import TensorEntry
     from edgeforge.reference.walk import Walk
     from quant.formats.formats import FloatName, IntFormat, WeightFormat
@@ -41,7 +43,7 @@ class CheckpointWeights:
         checkpoint: the checkpoint that has the tensors.
         spec: the model's spec, which says of which tensors each weight is made; where the files
             have other names for them, the attribute ``spec`` has those.
-        packing: the layout of the checkpoint's quantized layers; None when all are floats.
+        method: how the checkpoint holds matrices that are no plain floats; None when all are.
 
     Attributes:
         imported: the weights that the checkpoint holds as integers, each with the format that
@@ -52,14 +54,17 @@ class CheckpointWeights:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, spec: ModelSpec, packing: Packing | None = None
+        self, checkpoint: Checkpoint, spec: ModelSpec, method: Method | None = None
     ) -> None:
         spec = named_as_stored(spec, checkpoint.tensors)
-        self.checkpoint, self.spec, self.packing = checkpoint, spec, packing
-        self._packed = {} if packing is None else _find_packed(checkpoint, spec, packing)
-        _check_tensors(checkpoint, spec, self._packed)
+        self.checkpoint, self.spec, self.method = checkpoint, spec, method
+        self._packed: dict[str, IntegerTensor] = {}
+        self._decoded: dict[str, DecodedTensor] = {}
+        if method is not None:
+            self._packed, self._decoded = find_forms(checkpoint, spec, method)
+        _check_tensors(checkpoint, spec, {**self._packed, **self._decoded})
         _check_head(checkpoint, spec)
-        self.imported: Mapping[str, IntFormat] = _imported_formats(spec, self._packed)
+        self.imported: Mapping[str, IntFormat] = imported_formats(spec, self._packed)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Returns each weight's shape by program name, in the program's order."""
@@ -87,8 +92,8 @@ class CheckpointWeights:
         added = {name: each.added for name, each in self.spec.weights.items() if each.added}
         if added:
             rows["added"] = added
-        if self.packing is not None:
-            rows["packing"] = repr(self.packing)
+        if self.method is not None:
+            rows["method"] = repr(self.method)
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
     def stored_formats(self) -> dict[str, WeightFormat]:
@@ -100,11 +105,34 @@ class CheckpointWeights:
             if name in self.imported:
                 formats[name] = self.imported[name]
                 continue
-            dtypes = {self.checkpoint.tensors[piece.tensor].dtype for piece in weight.pieces}
+            dtypes = {self._dtype(piece.tensor) for piece in weight.pieces}
             if weight.added:
                 dtypes.add("float32")
             formats[name] = FloatFormat(_float_name(dtypes))
         return formats
+
+    def forms(self) -> dict[str, str]:
+        """Returns what each weight was quantized to before, such as ``Q4_K``; others are absent."""
+        found: dict[str, str] = {}
+        for name, weight in self.spec.weights.items():
+            held = [
+                (self._packed.get(p.tensor) or self._decoded.get(p.tensor)) for p in weight.pieces
+            ]
+            forms = dict.fromkeys(each.form for each in held if each is not None and each.form)
+            if forms:
+                found[name] = "/".join(forms)
+        return found
+
+    def decoding_notes(self) -> tuple[str, ...]:
+        """Returns what a user must know about integers that were read as floats or changed."""
+        return () if self.method is None else self.method.notes()
+
+    def _dtype(self, tensor: str) -> str:
+        decoded = self._decoded.get(tensor)
+        if decoded is None:
+            return self.checkpoint.tensors[tensor].dtype
+        # What was decoded from few bits needs no more than float16 holds.
+        return "float16" if decoded.form is not None else decoded.dtype
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Returns rows of a weight in the checkpoint's dtype: ``[stop - start, columns]``.
@@ -132,12 +160,12 @@ class CheckpointWeights:
         return torch.cat(found)
 
     def imported_rows(self, name: str, start: int, stop: int, format: IntFormat) -> QuantizedRows:
-        """Returns a piece of an imported weight in the layout of `quant.formats.formats`.
+        """Returns rows of an imported weight in the layout of `quant.formats.formats`.
 
         Args:
             name: a weight in `imported`.
-            start: the piece's first row in the weight.
-            stop: the row after its last one.
+            start: the first row in the weight.
+            stop: the row after the last one; all rows are of one piece.
             format: the weight's format in `imported`, or the same format with bfloat16 scales; the
                 scales are then rounded.
 
@@ -145,22 +173,24 @@ class CheckpointWeights:
             The parts; squared error and norm are computed only where scales were rounded, else they
             are zero.
         """
-        from edgeforge.checkpoint.imported.packed_tensor import import_rows
+        from edgeforge.checkpoint.imported.integer_tensor import import_rows
 
         begin = 0
         for piece in self.spec.weights[name].pieces:
-            if (begin, begin + piece.shape[0]) == (start, stop):
-                rows = slice(piece.first, piece.first + piece.shape[0])
+            if begin <= start and stop <= begin + piece.shape[0]:
+                rows = slice(piece.first + start - begin, piece.first + stop - begin)
                 return import_rows(self._packed[piece.tensor], format, rows)
             begin += piece.shape[0]
-        raise IndexError(f"rows {start} to {stop} of {name} are not one of its pieces")
+        raise IndexError(f"rows {start} to {stop} of {name} are not of one of its pieces")
 
     def _piece(self, piece: Piece, start: int, stop: int) -> torch.Tensor:
         import torch
 
         start, stop = piece.first + start, piece.first + stop
         if piece.tensor in self._packed:
-            return self._packed[piece.tensor].dequantize()[start:stop]
+            return self._packed[piece.tensor].dequantize(slice(start, stop))
+        if piece.tensor in self._decoded:
+            return self._decoded[piece.tensor].read(start, stop)
         rows = torch.from_numpy(self.checkpoint.read_rows(piece.tensor, start, stop))
         if rows.ndim > 2:  # a convolution's [columns, 1, width]
             rows = rows.flatten(1)
@@ -229,53 +259,6 @@ def _are_equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
     return all(torch.equal(exact(a, first), exact(b, second)) for a, b in pairs)
 
 
-def _find_packed(
-    checkpoint: Checkpoint, spec: ModelSpec, packing: Packing
-) -> dict[str, PackedTensor]:
-    """Returns the pieces that are stored as integers, by the name they would have as floats."""
-    from edgeforge.checkpoint.imported.packed_tensor import PackedTensor
-
-    packed = {}
-    for name, weight in spec.weights.items():
-        if len(weight.shape) == 1:
-            continue
-        for piece in weight.pieces:
-            module = piece.tensor.removesuffix(".weight")
-            if f"{module}.{packing.codes_part}" in checkpoint.tensors:
-                rows, columns = piece.tensor_shape
-                packed[piece.tensor] = PackedTensor(checkpoint, module, packing, (rows, columns))
-        held = [piece.tensor in packed for piece in weight.pieces]
-        if any(held) and not all(held):
-            raise CheckpointError(
-                f"the checkpoint holds {weight.pieces[held.index(True)].tensor} as integers and "
-                f"{weight.pieces[held.index(False)].tensor} as floats; EdgeForge stacks both into "
-                f"{name}, so both must be of one kind: give the original checkpoint"
-            )
-    if not packed:
-        raise CheckpointError(
-            f"config.json says that the checkpoint is quantized ({packing.method}), but no tensor "
-            f"in it is named *.{packing.codes_part}: config.json and weights do not belong together"
-        )
-    return packed
-
-
-def _imported_formats(spec: ModelSpec, packed: Mapping[str, PackedTensor]) -> dict[str, IntFormat]:
-    """Returns, by weight, the format that stores all of its pieces exactly."""
-    from dataclasses import replace
-
-    formats = {}
-    for name, weight in spec.weights.items():
-        found = [packed[piece.tensor].format() for piece in weight.pieces if piece.tensor in packed]
-        if found:
-            exact = all(format.scale_dtype == "bfloat16" for format in found)
-            formats[name] = replace(
-                found[0],
-                symmetric=all(format.symmetric for format in found),
-                scale_dtype="bfloat16" if exact else "float16",
-            )
-    return formats
-
-
 def _float_name(dtypes: set[str]) -> FloatName:
     """Returns the dtype that stores tensors of all these dtypes exactly."""
     match sorted(dtypes):
@@ -288,12 +271,12 @@ def _float_name(dtypes: set[str]) -> FloatName:
 
 
 def _check_tensors(
-    checkpoint: Checkpoint, spec: ModelSpec, packed: Mapping[str, PackedTensor]
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    found: Mapping[str, IntegerTensor | DecodedTensor],
 ) -> None:
-    wanted = {
-        p.tensor: p for w in spec.weights.values() for p in w.pieces if p.tensor not in packed
-    }
-    parts = {name for tensor in packed.values() for name in tensor.tensors}
+    wanted = {p.tensor: p for w in spec.weights.values() for p in w.pieces if p.tensor not in found}
+    parts = {name for tensor in found.values() for name in tensor.tensors}
     missing = [name for name in wanted if name not in checkpoint.tensors]
     extra = [
         name

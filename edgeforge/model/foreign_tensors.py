@@ -9,6 +9,10 @@ from typing import Final
 from edgeforge.checkpoint.tensor_entry import TensorEntry
 
 _ORIGINAL: Final = "give the original checkpoint, in bfloat16, float16 or float32"
+_UNSAID: Final = (
+    "but config.json has no quantization_config that says how: take the config.json that belongs "
+    "to it, or the original checkpoint"
+)
 
 # Patterns of names, the dtypes that belong to them ("" for any), and what such a checkpoint is. The
 # first row that matches decides.
@@ -25,12 +29,17 @@ _SIGNS: Final[tuple[tuple[str, str, str], ...]] = (
         "was saved from a model with an adapter: merge it with peft's merge_and_unload and save "
         "the model again",
     ),
-    ("*.quant_state.bitsandbytes__*", "", f"is quantized by bitsandbytes: {_ORIGINAL}"),
-    ("*.weight.quant_map", "", f"is quantized by bitsandbytes: {_ORIGINAL}"),
+    ("*.quant_state.bitsandbytes__*", "", f"is quantized by bitsandbytes, {_UNSAID}"),
+    ("*.weight.quant_map", "", f"is quantized by bitsandbytes, {_UNSAID}"),
     ("*.SCB", "", f"is quantized to 8 bits by bitsandbytes: {_ORIGINAL}"),
-    ("*.weight", "uint32", f"is quantized by MLX: {_ORIGINAL}"),
+    (
+        "*.weight",
+        "uint32",
+        "is quantized by MLX, but config.json has no section quantization that says how: take the "
+        "config.json that belongs to it, or the original checkpoint",
+    ),
     ("*_blocks", "uint8", f"is quantized to MXFP4: {_ORIGINAL}"),
-    ("*.weight", "float8", f"is quantized to FP8: {_ORIGINAL}"),
+    ("*.weight", "float8", f"is quantized to FP8, {_UNSAID}"),
     ("*.weight", "int8", f"is quantized to 8-bit integers in a layout of its own: {_ORIGINAL}"),
     (
         "*.qweight",

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from edgeforge.chat.template import find_template
+from edgeforge.chat.turn_end import turn_ends
 from edgeforge.checkpoint.checkpoint import Checkpoint
-from edgeforge.checkpoint.imported.registry import read_packing
+from edgeforge.checkpoint.imported.registry import method_of
+from edgeforge.checkpoint.sentencepiece_model import MODEL, converted_tokenizer
+from edgeforge.errors import CheckpointError
 from edgeforge.families.registry import read_spec
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.checkpoint_weights import CheckpointWeights
+from edgeforge.model.exit_layer import cut_after
+from edgeforge.tokenizer import TOKENIZER
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
@@ -28,12 +35,28 @@ class Model:
         spec: the model's dimensions.
         weights: reads the model's weights by program name.
         ignored_config: config fields that the user knows not to change the maths.
+        exit_layer: the layer, counted from 1, after which the model is cut; None where it is whole.
+        checkpoint_layers: how many layers the checkpoint has.
     """
 
     checkpoint: Checkpoint
     spec: ModelSpec
     weights: CheckpointWeights
     ignored_config: tuple[str, ...] = ()
+    exit_layer: int | None = None
+    checkpoint_layers: int = 0
+
+    @cached_property
+    def eos(self) -> tuple[int, ...]:
+        """Tokens that end a text: those of the configuration, and the chat template's.
+
+        Raises:
+            CheckpointError: a file of the tokenizer is damaged.
+        """
+        files = self.checkpoint.tokenizer_files
+        ends = turn_ends(files, find_template(files))
+        known = (token for token in ends if token < self.spec.vocab_size)
+        return tuple(dict.fromkeys((*self.spec.eos, *known)))
 
 
 def open_model(
@@ -42,22 +65,50 @@ def open_model(
     revision: str | None = None,
     tokenizer: str | None = None,
     ignore_config: Iterable[str] = (),
+    exit_layer: int | None = None,
 ) -> Model:
     """Opens a checkpoint and checks it against its configuration.
 
     Args:
-        source: a folder, a hub id, or ``demo`` for the model that ships with EdgeForge.
+        source: a folder, a GGUF file, a hub id, or ``demo`` for the model that ships with EdgeForge.
         revision: branch, tag or commit of a hub id.
         tokenizer: folder, file or hub id from which to take the tokenizer instead.
         ignore_config: config fields that the user knows not to change the maths.
+        exit_layer: the layer, counted from 1, after which the model is cut; None for all of it.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or does not match its configuration.
-        UsageError: ``revision`` is given with a folder.
+        UsageError: ``revision`` is given with a folder, or the model cannot be cut after that
+            layer.
     """
     where = str(DEMO_FOLDER) if source == DEMO and not Path(DEMO).is_dir() else source
     checkpoint = Checkpoint.open(where, revision=revision, tokenizer=tokenizer)
+    _convert_tokenizer(checkpoint)
     ignored = tuple(ignore_config)
     spec = read_spec(checkpoint.config, checkpoint.generation_config, ignored)
-    weights = CheckpointWeights(checkpoint, spec, read_packing(checkpoint.config, ignored))
-    return Model(checkpoint, weights.spec, weights, ignored)
+    method = method_of(checkpoint, ignored)
+    weights = CheckpointWeights(checkpoint, spec, method)
+    layers = len(spec.layers)
+    if exit_layer is not None:
+        weights = CheckpointWeights(checkpoint, cut_after(weights.spec, exit_layer), method)
+    return Model(checkpoint, weights.spec, weights, ignored, exit_layer, layers)
+
+
+def _convert_tokenizer(checkpoint: Checkpoint) -> None:
+    """Makes a ``tokenizer.json`` of a SentencePiece model that is a checkpoint's only tokenizer.
+
+    Where that is not possible, `export` refuses the checkpoint; what needs no text goes on.
+    """
+    files = checkpoint.tokenizer_files
+    if TOKENIZER in files or MODEL not in files:
+        return
+    try:
+        files[TOKENIZER] = converted_tokenizer(files)
+    except CheckpointError as error:
+        checkpoint.tokenizer_refusal = str(error)
+        return
+    checkpoint.source_files.watch([files[TOKENIZER]])
+    checkpoint.notes += (
+        "tokenizer.json was made of the checkpoint's tokenizer.model by transformers, and gives "
+        "the same tokens as SentencePiece on the texts that were tried",
+    )

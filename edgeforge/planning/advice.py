@@ -51,6 +51,15 @@ class PlanCheck:
         except Refusal as error:
             raise self._advice(plan) or error from error
 
+    def run_alone(self, name: str, given: Assignment) -> None:
+        """Refuses one weight's assignment that cannot be held.
+
+        Raises:
+            QuantizationError: the format cannot hold the weight.
+            ExportError: a target cannot hold the format.
+        """
+        self._ask({name: given})
+
     def beyond_range(self, error: FormatRefused, plan: QuantPlan) -> FormatRefused:
         """Returns the refusal of a value that only float32 holds, with advice that targets accept.
 

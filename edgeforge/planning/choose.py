@@ -106,8 +106,10 @@ def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_prog
     from quant.plans.plan import QuantPlan
 
     shapes, rotated = model.weights.shapes(), request.rotated
-    imported = imported_assignments(model.weights, request.imported_scales)
-    name = request.recipe or default_recipe(model, calibrate=request.calibrate)
+    imported, warnings = _held(model, request)
+    name = request.recipe or default_recipe(
+        model, calibrate=request.calibrate, imported=bool(imported)
+    )
     request.budget.check(name)
     check_plan_file(request.save_plan)
     planned = _plan_of_recipe(name, model, request, imported, progress)
@@ -121,10 +123,39 @@ def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_prog
         notes = (*notes, *rotated.notes(plan))
     if request.save_plan is not None:
         write_plan(plan, shapes, notes, request.save_plan, replace=request.force)
-    return Planned(plan, notes, planned.program, rotated, planned.warnings)
+    return Planned(plan, notes, planned.program, rotated, (*warnings, *planned.warnings))
 
 
-def default_recipe(model: Model, *, calibrate: bool) -> str:
+def _held(model: Model, request: PlanRequest) -> tuple[dict[str, Assignment], tuple[str, ...]]:
+    """Returns the weights that stay integers as imported, and what a user must know about others.
+
+    Integers that a target cannot hold are read as floats where the checkpoint's method allows it.
+    """
+    from exporters.errors import ExportError
+    from quant.errors import QuantizationError
+
+    imported = imported_assignments(model.weights, request.imported_scales)
+    method, check = model.weights.method, _plan_check(model, request)
+    if method is None or not method.falls_back or check.facts is None:
+        return imported, ()
+    refused = {}
+    for name, given in imported.items():
+        try:
+            check.run_alone(name, given)
+        except (QuantizationError, ExportError) as error:
+            refused[name] = error
+    if not refused:
+        return imported, ()
+    first, error = next(iter(refused.items()))
+    forms = " and ".join(sorted({model.weights.forms()[name] for name in refused}))
+    told = (
+        f"{len(refused)} matrices that the checkpoint holds as {forms} are read as floats, and the "
+        f"recipe decides about them: {getattr(error, 'problem', None) or error}"
+    )
+    return {name: given for name, given in imported.items() if name not in refused}, (told,)
+
+
+def default_recipe(model: Model, *, calibrate: bool, imported: bool | None = None) -> str:
     """Returns the recipe of a model for which the user names none.
 
     A checkpoint that is quantized already stays as it is. A small model gets the formats of
@@ -133,8 +164,9 @@ def default_recipe(model: Model, *, calibrate: bool) -> str:
     Args:
         model: the opened model.
         calibrate: whether the recipe may need a calibration text.
+        imported: whether weights stay integers as imported; None for what the checkpoint holds.
     """
-    if model.weights.imported:
+    if imported or (imported is None and model.weights.imported):
         return AS_IS
     quick = model.spec.num_parameters < QUICK_PARAMETERS
     has_tokenizer = TOKENIZER in model.checkpoint.tokenizer_files
@@ -168,7 +200,7 @@ def _plan_of_recipe(
             f"recipe {AS_IS} keeps every weight as the checkpoint has it, but a rotation changes "
             f"weights: leave one of the two out"
         )
-    return Planned(as_is(model.weights))
+    return Planned(as_is(model.weights, imported))
 
 
 def plan_of(recipe: Recipe, roles: Mapping[str, str], check: PlanCheck) -> QuantPlan:
@@ -189,12 +221,24 @@ def plan_of(recipe: Recipe, roles: Mapping[str, str], check: PlanCheck) -> Quant
     return recipe.plan(check.shapes, roles)
 
 
-def as_is(weights: CheckpointWeights) -> QuantPlan:
-    """Returns the plan that keeps every matrix as the checkpoint has it, imported ones aside."""
-    from quant.plans.plan import FLOAT32, Assignment, QuantPlan
+def as_is(
+    weights: CheckpointWeights, imported: Mapping[str, Assignment] | None = None
+) -> QuantPlan:
+    """Returns the plan that keeps every matrix as the checkpoint has it, imported ones aside.
 
-    shapes, given = weights.shapes(), weights.stored_formats().items()
-    kept = {n: FLOAT32 if len(shapes[n]) == 1 else format for n, format in given}
+    Args:
+        weights: the checkpoint's weights.
+        imported: those that stay integers; None for all that the checkpoint holds so.
+    """
+    from quant.formats.formats import FloatFormat
+    from quant.plans.plan import FLOAT32, Assignment, QuantPlan
+    from quant.plans.rules import stays_float32
+
+    shapes, roles, given = weights.shapes(), weights.roles(), weights.stored_formats().items()
+    kept = {n: FLOAT32 if stays_float32(shapes[n], roles[n]) else format for n, format in given}
+    if imported is not None:
+        floats = weights.imported.keys() - imported.keys()
+        kept = {n: FloatFormat("float16") if n in floats else f for n, f in kept.items()}
     return QuantPlan(AS_IS, {n: Assignment(f, CAST) for n, f in kept.items()})
 
 
@@ -239,12 +283,14 @@ def _mixed(
     from edgeforge.planning.mixed import mix, text_for
     from quant.formats.formats import FloatFormat
     from quant.plans.plan import FLOAT32, Assignment
-    from quant.plans.rules import norm_matrix
+    from quant.plans.rules import norm_matrix, stays_float32
 
     shapes, roles, facts = model.weights.shapes(), model.weights.roles(), request.facts
     assert facts is not None
-    candidates = allowed_formats(shapes, facts, request.targets, request.target_options)
-    fixed = {n: Assignment(FLOAT32, CAST) for n, shape in shapes.items() if len(shape) == 1}
+    kept = [name for name, shape in shapes.items() if stays_float32(shape, roles[name])]
+    options = request.target_options
+    candidates = allowed_formats(shapes, facts, request.targets, options, kept=kept)
+    fixed = dict.fromkeys(kept, Assignment(FLOAT32, CAST))
     fixed |= {name: norm_matrix() for name in candidates if roles[name] == "norm"}
     fixed.update(imported)
     without = [name for name, given in candidates.items() if not given and name not in fixed]
@@ -288,23 +334,38 @@ def imported_assignments(
 
 
 def _import_notes(weights: CheckpointWeights, plan: QuantPlan) -> tuple[str, ...]:
-    """Returns what a user must know about imported weights, one sentence each."""
+    """Returns what a user must know about weights that were quantized before, one sentence each."""
     from quant.plans.algorithms import IMPORTED
 
-    imported = {n: a.format for n, a in plan.weights.items() if a.algorithm == IMPORTED}
-    if weights.packing is None or not imported:
+    if weights.method is None:
         return ()
-    names = ", ".join(sorted({format.name for format in imported.values()}))
-    others = sum(len(weights.shapes()[name]) > 1 for name in plan.weights.keys() - imported.keys())
-    notes = [
-        f"{len(imported)} weights are stored as the checkpoint has them ({weights.packing.method}, "
-        f"{names}); FLOAT is the checkpoint's own integers times scales",
-        f"the recipe {plan.recipe} decides about the other {others} matrices",
-    ]
+    imported = {n: a.format for n, a in plan.weights.items() if a.algorithm == IMPORTED}
+    notes = []
+    if imported:
+        names = ", ".join(sorted({format.name for format in imported.values()}))
+        others = plan.weights.keys() - imported.keys()
+        count = sum(len(weights.shapes()[name]) > 1 for name in others)
+        notes += [
+            f"{len(imported)} weights are stored as the checkpoint has them "
+            f"({weights.method.method}, {names}); FLOAT is the checkpoint's own integers times "
+            f"scales",
+            f"the recipe {plan.recipe} decides about the other {count} matrices",
+        ]
     rounded = sum(imported[name] != weights.imported[name] for name in imported)
     if rounded:
         notes.append(
             f"scales of {rounded} imported weights were rounded to bfloat16: relative_error says "
             f"by how much"
         )
-    return tuple(notes)
+    decoded: dict[str, int] = {}
+    for name, form in weights.forms().items():
+        if name not in imported:
+            decoded[form] = decoded.get(form, 0) + 1
+    if decoded:
+        listed = ", ".join(f"{count} from {form}" for form, count in sorted(decoded.items()))
+        notes.append(
+            f"the checkpoint's weights were quantized once already ({weights.method.method}): "
+            f"{sum(decoded.values())} matrices were decoded to floats ({listed}), which are FLOAT "
+            f"here, and an error beside it is that of the recipe alone"
+        )
+    return (*notes, *weights.decoding_notes())

@@ -50,9 +50,14 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
     where, revision = checkpoint or source.path, None
     if source.model == str(DEMO_FOLDER) and checkpoint is None:
         where = DEMO
-    elif checkpoint is None and not Path(where).is_dir() and source.revision:
+    elif checkpoint is None and not Path(where).exists() and source.revision:
         where, revision = source.model, source.revision
-    model = open_model(where, revision=revision, ignore_config=manifest.model.ignored_config)
+    model = open_model(
+        where,
+        revision=revision,
+        ignore_config=manifest.model.ignored_config,
+        exit_layer=manifest.model.exit_layer,
+    )
     digest = model.checkpoint.digest()
     if digest.sha256 != source.sha256:
         raise UsageError(

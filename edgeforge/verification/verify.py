@@ -219,6 +219,7 @@ def _reference_key(manifest: Manifest) -> str:
         (
             manifest.source,
             manifest.model.ignored_config,
+            manifest.model.exit_layer,
             manifest.context,
             manifest.recipe,
             plan,

@@ -113,7 +113,9 @@ class Attention:
         seen = emitter.binary("add", f"{name}_seen", capped, mask)
         top = emitter.reduce("reduce_max", f"{name}_top", seen)
         below = emitter.binary("sub", f"{name}_below", seen, top)
-        return emitter.softmax(f"{name}_weights", emitter.cast(f"{name}_differences", below, "fp16"))
+        return emitter.softmax(
+            f"{name}_weights", emitter.cast(f"{name}_differences", below, "fp16")
+        )
 
     def _small_scores(
         self, name: str, rows: Value, keys: Value, scale: float
@@ -189,7 +191,9 @@ class Attention:
         emitter, t = self.emitter, self.state.tokens
 
         def make_hot(name: str) -> Value:
-            at = emitter.binary("equal", f"{name}_at", self.positions.keys(), self.positions.queries())
+            at = emitter.binary(
+                "equal", f"{name}_at", self.positions.keys(), self.positions.queries()
+            )
             half = emitter.cast(f"{name}_half", at, "fp16")
             return emitter.reshape(name, half, (1, 1, t, self.context))
 

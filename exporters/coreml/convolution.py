@@ -41,9 +41,7 @@ class ShortConvolution:
         call, x = ShortConvCall.of(node), state.value(node, 0)
         columns, width = shape_of(call.weight)
         held = self.carried.held(node, 2)
-        before = emitter.leading(
-            f"{name}_before", self.carried.read(held), (1, width - 1, columns)
-        )
+        before = emitter.leading(f"{name}_before", self.carried.read(held), (1, width - 1, columns))
         follows = self.positions.share(
             "continues_each",
             lambda shared: emitter.reshape(shared, self.positions.continues(), (1, 1, 1)),

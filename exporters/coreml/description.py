@@ -21,7 +21,7 @@ _HUB_NAME = "co.huggingface.exporters.name"
 
 def describe_function(emitter: Emitter) -> dict[str, str]:
     """A sentence that describes each input, output and state, by name."""
-    after = "each" if emitter.name == names.VERIFY else "the last"
+    after = "each" if emitter.name in (names.DRAFT, names.VERIFY) else "the last"
     texts = {
         names.TOKENS: "Token ids, in the order of the text.",
         names.POSITION: "How many tokens the caches hold already; 0 begins a text.",
@@ -69,6 +69,7 @@ def notes(request: ExportRequest, style: Style, chunks: tuple[int, ...]) -> tupl
     """What a user must know, one sentence each."""
     return (
         _calls(style, chunks),
+        *_drafts(request),
         *_profile(request, style),
         *_floats(request.store, style),
         *activation_notes(request.store.plan),
@@ -86,6 +87,17 @@ def _calls(style: Style, chunks: tuple[int, ...]) -> str:
     return (
         f"a call of {names.PREFILL} takes exactly {' or '.join(map(str, chunks))} tokens; the rest "
         f"of a prompt goes through {names.DECODE}, one token at a time"
+    )
+
+
+def _drafts(request: ExportRequest) -> tuple[str, ...]:
+    positions = request.options.draft_positions
+    if positions is None:
+        return ()
+    return (
+        f"a call of {names.DRAFT} takes exactly {positions} tokens, a shorter draft with any tokens "
+        f"behind it, and gives the logits of each; the next call's position says how many of them "
+        f"count",
     )
 
 

@@ -153,9 +153,7 @@ def convolution(walk: Walk, name: str, pair: tuple[Value, Value]) -> ShortConv |
     written, count, behind = walk.kept.get(rows.name, ("", 0, 0))
     label = cache_label(written) if (count, behind) == (width - 1, 0) else "nowhere"
     recent = Recent(cache_label(rows.before.held.cache), label, rows.before.ignored)
-    return ShortConv(
-        name, rows.source, factors.part.weight, values.astype(np.float32), recent
-    )
+    return ShortConv(name, rows.source, factors.part.weight, values.astype(np.float32), recent)
 
 
 def _terms(pair: tuple[Value, Value]) -> list[tuple[Shifted, Factors]] | None:

@@ -157,11 +157,7 @@ class Operations:
     def weights_with_factors(self) -> set[str]:
         """The weights whose rows were scaled, so that results are multiplied by factors."""
         names = (str(each.outputs[0].name) for each in self.operations if each.type == "const")
-        return {
-            weight_name(name.removesuffix(DESCALE))
-            for name in names
-            if name.endswith(DESCALE)
-        }
+        return {weight_name(name.removesuffix(DESCALE)) for name in names if name.endswith(DESCALE)}
 
     def lifted_constant(self, operation: Any) -> Value:
         """A ``const`` as a part of a weight, an array, or a text."""

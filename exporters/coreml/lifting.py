@@ -228,9 +228,7 @@ def _linear(walk: Walk, name: str, given: Given, operation: Any) -> Made:
         scale, x = source.operands
         if isinstance(scale, Part) and scale.weight.name == weight.weight.name:
             source, precision = x, "int8-tensor"
-    found = _unscaled(
-        walk, name, weight.weight, Linear(name, source, weight.weight, precision)
-    )
+    found = _unscaled(walk, name, weight.weight, Linear(name, source, weight.weight, precision))
     if isinstance(bias, Part) and bias.values is not None:
         return (Bias(name, found, bias.weight, bias.values),)
     return (found,)

@@ -17,6 +17,9 @@ WEIGHTS_REFERENCE: Final = "@model_path/weights/weight.bin"
 DECODE: Final = "decode"
 # Takes as many tokens as it was written for and gives the logits of the last.
 PREFILL: Final = "prefill"
+# Takes a token and the draft behind it, as many tokens as it was written for, and gives the logits
+# of all.
+DRAFT: Final = "draft"
 # Takes as many tokens as it was written for and gives the logits of all.
 VERIFY: Final = "verify"
 # The only function of a package for iOS 17: takes one token or a chunk and gives the logits of the

@@ -29,19 +29,18 @@ def wide_stream(program: Program) -> frozenset[fx.Node]:
     stream: set[fx.Node] = set()
     added: set[fx.Node] = set()
     for node in program.graph.nodes:
-        if node.target in _ROWS:
-            stream.add(node)
-        elif node.target in _PASSING and node_argument(node, 0) in stream:
+        if node.target in _ROWS or (node.target in _PASSING and node_argument(node, 0) in stream):
             stream.add(node)
         elif node.target is dialect.ADD:
             terms = [node_argument(node, index) for index in (0, 1)]
             if any(term in stream for term in terms):
                 stream.add(node)
-                added.update(
-                    part for term in terms if term not in stream for part in _added(term)
-                )
+                added.update(part for term in terms if term not in stream for part in _added(term))
     multiplied = any(
-        user.target is dialect.SCALE for node in stream if node.target in _ROWS for user in node.users
+        user.target is dialect.SCALE
+        for node in stream
+        if node.target in _ROWS
+        for user in node.users
     )
     if multiplied or any(node.target in _NORMS for node in added):
         return frozenset(stream | added)

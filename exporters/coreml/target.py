@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from exporters.checks import check_draft_positions
 from exporters.coreml import names
 from exporters.errors import ExportError
 from exporters.footprint import check_memory, estimate
@@ -39,6 +39,7 @@ class CoremlTarget:
             "cache_write": ("slice", "onehot"),
             "opset": ("ios18", "ios17"),
             "max_memory": (),
+            "draft_positions": (),
         }
     )
     passed_over: Mapping[str, str] = MappingProxyType(
@@ -60,6 +61,7 @@ class CoremlTarget:
         from exporters.coreml.choices import check_formats
 
         style = choose_style(options, facts.context)
+        check_draft_positions(options, facts.context)
         check_formats(plan, shapes, options)
         footprint = self.footprint(plan, shapes, facts, options)
         check_memory(self.name, footprint, style.context, options.max_memory)
@@ -81,6 +83,7 @@ class CoremlTarget:
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.mlpackage`` and the tokenizer's files beside it."""
+        from exporters.coreml.app_tokenizer import write_tokenizer
         from exporters.coreml.description import describe_function, metadata, notes
         from exporters.coreml.lowering import lower_function
         from exporters.coreml.package_writer import WrittenFunction, model_message, write_manifest
@@ -97,6 +100,8 @@ class CoremlTarget:
         last = keep_last_token(request.program)
         several = chunks[0] if len(chunks) == 1 else -1
         plans = [(names.DECODE, request.program, 1), (names.PREFILL, last, several)]
+        if options.draft_positions is not None:
+            plans.append((names.DRAFT, request.program, options.draft_positions))
         if not options.strip:
             plans.append((names.VERIFY, request.program, max(chunks)))
         if not style.states:
@@ -113,8 +118,7 @@ class CoremlTarget:
         (package / names.MODEL_PATH).write_bytes(model.SerializeToString(deterministic=True))
         file.write(package / names.WEIGHTS_PATH)
         write_manifest(package)
-        for name, path in request.tokenizer_files.items():
-            shutil.copyfile(path, folder / name)
+        write_tokenizer(request.tokenizer_files, folder)
         return Lowered(
             entry=names.PACKAGE,
             inputs=_inputs(functions[0].emitter),
@@ -162,6 +166,11 @@ def choose_style(options: TargetOptions, context: int) -> Style:
             "--cache-write slice needs an operator that iOS 18 introduced: leave it out, or use "
             "--opset ios18"
         )
+    if opset == "ios17" and options.draft_positions is not None:
+        raise ExportError(
+            "--draft-positions needs a function of its own, and a package for iOS 17 holds only "
+            "one: leave it out, or use --opset ios18"
+        )
     write = options.cache_write or ("onehot" if opset == "ios17" else "slice")
     length = padded(context) if profile == "ane" else context
     return Style(profile, opset, write == "onehot", length)  # type: ignore[arg-type]
@@ -176,6 +185,7 @@ def costs(style: Style, chunks: tuple[int, ...]) -> RuntimeCosts:
     # Without states, a call holds two copies of the caches: its inputs and its outputs.
     return RuntimeCosts(
         cache_element=2 if style.states else 4,
+        state_element=2 if style.states else 4,
         tied_copies=1,
         run_tokens=max(chunks),
         scores=True,

@@ -1,4 +1,4 @@
-"""Emits attention, its caches and its windows as calls of ExecuTorch's kernels."""
+"""Emits attention and its caches as calls of ExecuTorch's kernels."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 from torch import fx
 
+from exporters.executorch.capped_attention import capped_attention
 from exporters.executorch.method import SCALAR_TYPES, ScalarType
-from exporters.executorch.state import CacheDtype, MethodLowering, Window
+from exporters.executorch.state import CacheDtype, MethodLowering
+from exporters.executorch.windows import seen_part, window_of
 from quant.program.calls import AttentionCall
 from quant.program.program import node_argument, shape_of
-
-_HIDDEN: Final = -1e30  # added to the score of a token outside the window, so that exp gives 0
 
 
 def attention(state: MethodLowering, node: fx.Node) -> None:
     """Emits the writes of new keys and values into their caches, and attention over the caches."""
-    method = state.method
+    method, call = state.method, AttentionCall.of(node)
+    if call.softcap:
+        capped_attention(state, node)
+        return
     q, k, v = (state.tensors[node_argument(node, index)] for index in range(3))
     _, _, heads, width = state.outer_dims(node)
     _, kv_heads, context, _ = shape_of(node_argument(node, 3))
     parts_of = _PARTS[state.cache_dtype]
     query = parts_of(state, q, [heads, width])
-    call = AttentionCall.of(node)
     window, scale = call.window, call.scale
     start, mask = state.start, method.none()
     if window:
-        seen = _window_of(state, window)
+        seen = window_of(state, window)
         start, mask = seen.position, seen.mask
     kept = []
     for new in (k, v):
@@ -39,7 +40,7 @@ def attention(state: MethodLowering, node: fx.Node) -> None:
             cache = method.state(part.dtype, [1, context, *dims])
             unused = method.tensor("float32", [1], dynamic=False)
             method.call("llama::update_cache", "out", part.value, cache, state.start, out=unused)
-            caches.append(_seen_part(state, seen, part.dtype, cache, dims) if window else cache)
+            caches.append(seen_part(state, seen, part.dtype, cache, dims) if window else cache)
         kept.append(caches)
     (q, *q_grid), (k, *k_grid), (v, *v_grid) = [part.value for part in query], *kept
     out = method.tensor("float32", state.dims(node_argument(node, 0)), dynamic=True)
@@ -122,52 +123,3 @@ _PARTS: Final[dict[CacheDtype, Callable[[MethodLowering, int, list[int]], list[_
     "float32": _floats,
     "int8": _integers,
 }
-
-
-def _window_of(state: MethodLowering, size: int) -> Window:
-    """Returns the window of this size; the first layer that asks for it emits its tensors."""
-    if size not in state.windows:
-        state.windows[size] = _make_window(state, size)
-    return state.windows[size]
-
-
-def _make_window(state: MethodLowering, size: int) -> Window:
-    method, context, limit = state.method, state.program.context, state.limit
-    length = min(context, size - 1 + limit)
-    before, first, position = (method.computed_integer() for _ in range(3))
-    sub, greater = "executorch_prim::sub", "executorch_prim::sym_max"
-    method.call(sub, "Scalar", state.start, method.integer(size - 1), before)
-    method.call(greater, "Scalar", before, method.integer(0), first)
-    method.call(sub, "Scalar", state.start, first, position)
-    numbers = np.arange(context, dtype=np.float32).tobytes()
-    rows = method.tensor("float32", [limit, 1], dynamic=True)
-    table = state.table("numbers", numbers, [context, 1])
-    state.slice(table, 0, state.start, state.end, rows)
-    columns = method.tensor("float32", [1, length], dynamic=True)
-    state.slice(state.table("numbers", numbers, [1, context]), 1, first, state.end, columns)
-
-    def made(dtype: ScalarType) -> int:
-        return method.tensor(dtype, [limit, length], dynamic=True)
-
-    distance = made("float32")
-    method.call("aten::sub", "out", rows, columns, method.integer(1), out=distance)
-    past, near = made("bool"), made("bool")
-    method.call("aten::ge", "Scalar_out", distance, method.integer(0), out=past)
-    method.call("aten::lt", "Scalar_out", distance, method.integer(size), out=near)
-    seen, mask = made("bool"), made("float32")
-    method.call("aten::logical_and", "out", past, near, out=seen)
-    shown, hidden = (
-        state.table(name, np.array([value], np.float32).tobytes(), [1])
-        for name, value in (("shown", 0.0), ("hidden", _HIDDEN))
-    )
-    method.call("aten::where", "self_out", seen, shown, hidden, out=mask)
-    return Window(size, first, position, length, mask)
-
-
-def _seen_part(
-    state: MethodLowering, window: Window, dtype: ScalarType, cache: int, dims: list[int]
-) -> int:
-    """Emits a copy of a cache's tokens within a window; attention with a mask reads only these."""
-    out = state.method.tensor(dtype, [1, window.length, *dims], dynamic=True)
-    state.slice(cache, 1, window.first, state.end, out)
-    return out

@@ -19,7 +19,7 @@ from quant.plans.plan import QuantPlan
 XNNPACK: Final = "xnnpack"
 GROUP_MULTIPLE: Final = 32
 # Options of EdgeForge's own lowering that ExecuTorch's exporter, as it is used here, does not have.
-_OWN_ONLY: Final = ("weights", "kv_cache", "activations")
+_OWN_ONLY: Final = ("weights", "kv_cache", "activations", "draft_positions")
 
 
 @dataclass(frozen=True)

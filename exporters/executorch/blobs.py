@@ -19,6 +19,7 @@ from exporters.blobs import (
 __all__ = [
     "NIBBLES_SWAPPED",
     "SIGNED",
+    "TAPS",
     "WIDE",
     "WIDENED",
     "Blob",
@@ -31,6 +32,8 @@ __all__ = [
 
 # The end of the key of a weight that is bfloat16 in the store and float32 in the file.
 WIDE: Final = "widened"
+# The end of the key of a convolution's weight, whose rows and columns the file exchanges.
+TAPS: Final = "taps"
 
 
 def swap_nibbles(data: bytes) -> bytes:

@@ -208,8 +208,8 @@ def _slice(method: Method, kernel: str, arguments: list[int]) -> bool:
         return True
     if isinstance(source, Constant | Numbers):
         return False
-    if (axis, step) == (1, 1) and all(span == (-1, _LAST_INDEX) for span in spans):
-        method.values[result] = Last(name, source)
+    if (axis, step) == (1, 1) and spans[0][0] < 0 and set(spans) == {(spans[0][0], _LAST_INDEX)}:
+        method.values[result] = Last(name, source, -spans[0][0])
         return True
     return False
 

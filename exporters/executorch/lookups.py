@@ -1,19 +1,16 @@
-"""Emits the kernels that select rows: those of an embedding, and the last token's row."""
+"""Emits the kernels that select rows: those of an embedding, and the last tokens' rows."""
 
 from __future__ import annotations
-
-from typing import Final
 
 from torch import fx
 
 from exporters.executorch.blobs import NIBBLES_SWAPPED, SIGNED, WIDE, WIDENED, Blob, Conversion
+from exporters.executorch.capped_attention import last_of
 from exporters.executorch.method import SCALAR_TYPES, ScalarType
 from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE
-from exporters.executorch.state import MethodLowering
+from exporters.executorch.state import LAST_INDEX, MethodLowering
 from quant.program.calls import QuantizedCall
 from quant.program.program import node_argument, shape_of
-
-_LAST_INDEX: Final = 2**63 - 1
 
 
 def embedding(state: MethodLowering, node: fx.Node) -> None:
@@ -73,9 +70,14 @@ def quant_embedding(state: MethodLowering, node: fx.Node) -> None:
 
 
 def last(state: MethodLowering, node: fx.Node) -> None:
-    """Emits the selection of the last token's row."""
+    """Emits the selection of the last token's row, or of the last few: of those that are there."""
     method, source = state.method, node_argument(node, 0)
+    if source in state.scored:
+        last_of(state, node, source)
+        return
     dims = state.outer_dims(node)
-    out = state.tensors[node] = method.tensor(state.outer_dtype(node), dims, dynamic=False)
-    ends = method.integer(-1), method.integer(_LAST_INDEX)
+    out = state.tensors[node] = method.tensor(
+        state.outer_dtype(node), dims, dynamic=state.is_dynamic(node)
+    )
+    ends = method.integer(-node.meta["positions"]), method.integer(LAST_INDEX)
     state.slice(state.tensors[source], 1, *ends, out)

@@ -14,13 +14,13 @@ from typing import Final
 from torch import fx
 
 from exporters.errors import ExportError
+from exporters.executorch import norms, pointwise, products
 from exporters.executorch.attention import attention
+from exporters.executorch.convolution import short_conv
 from exporters.executorch.lookups import embedding, last, quant_embedding
 from exporters.executorch.method import MethodBuilder
-from exporters.executorch.state import MethodLowering, kept_columns
-from exporters.float_columns import ALL
+from exporters.executorch.state import MethodLowering
 from quant.program import dialect
-from quant.program.calls import GetCall, NormCall, QuantizedCall, SplitCall
 from quant.program.program import Program, node_argument, shape_of
 
 _KERNELS: Final[dict[object, Callable[[MethodLowering, fx.Node], None]]] = {
@@ -100,46 +100,9 @@ def _lower_delegate(state: MethodLowering, stage: _Stage, output: fx.Node) -> No
     state.end_delegate(stage.nodes, output)
 
 
-def _linear(state: MethodLowering, node: fx.Node) -> int:
-    source = state.value(node_argument(node, 0))
-    name = state.weight_name(node, 1)
-    weight = state.graph.weight(name, shape_of(node_argument(node, 1)))
-    return state.graph.linear(source, weight)
-
-
-def _quant_linear(state: MethodLowering, node: fx.Node) -> int:
-    call = QuantizedCall.of(node)
-    graph, name, source = state.graph, state.weight_name(node, 1), state.value(call.source)
-    kept = kept_columns(state, node)
-    if kept:
-        state.kept[name] = kept
-    if kept == ALL:
-        return graph.exact_linear(source, name, call.integers, call.shape[0])
-    if kept:
-        return graph.parted_linear(source, name, call.integers, call.shape[0], kept)
-    return graph.quantized_linear(source, name, call.integers, call.shape[0])
-
-
 def _round_per_token(state: MethodLowering, node: fx.Node) -> int:
     """Emits nothing: `XnnpackGraph.quantized_linear` rounds before its product, as XNNPACK does."""
     return state.value(node_argument(node, 0))
-
-
-def _rms_norm(state: MethodLowering, node: fx.Node) -> int:
-    """Emits RMSNorm, with the mean of squares as a product with a row of 1/n.
-
-    The schema of XNNPACK's graphs has no mean over the last dimension.
-    """
-    graph, source = state.graph, state.value(node_argument(node, 0))
-    width = graph.dims(source)[-1]
-    eps = NormCall.of(node).epsilon
-    mean = graph.constant(f"mean of {width}", [1 / width] * width, [1, width])
-    small = graph.constant(f"epsilon {eps}", [eps], [1])
-    squares = graph.binary("XNNMultiply", source, source)
-    spread = graph.binary("XNNAdd", graph.linear(squares, mean), small)
-    normed = graph.binary("XNNMultiply", source, graph.unary("XNNReciprocalSquareRoot", spread))
-    weight = graph.weight(state.weight_name(node, 1), [width])
-    return graph.binary("XNNMultiply", normed, weight)
 
 
 def _rope(state: MethodLowering, node: fx.Node) -> int:
@@ -164,47 +127,23 @@ def _rope(state: MethodLowering, node: fx.Node) -> int:
     return graph.concatenate(parts)
 
 
-def _add(state: MethodLowering, node: fx.Node) -> int:
-    first, second = (state.value(node_argument(node, index)) for index in (0, 1))
-    return state.graph.binary("XNNAdd", first, second)
-
-
-def _mul(state: MethodLowering, node: fx.Node) -> int:
-    first, second = (state.value(node_argument(node, index)) for index in (0, 1))
-    return state.graph.binary("XNNMultiply", first, second)
-
-
-def _silu(state: MethodLowering, node: fx.Node) -> int:
-    source = state.value(node_argument(node, 0))
-    gate = state.graph.unary("XNNSigmoid", source)
-    return state.graph.binary("XNNMultiply", source, gate)
-
-
-def _view(state: MethodLowering, node: fx.Node) -> int:
-    return state.graph.reshape(state.value(node_argument(node, 0)), shape_of(node))
-
-
-def _split(state: MethodLowering, node: fx.Node) -> None:
-    """Emits nothing: `_get` cuts each part out where it is used."""
-
-
-def _get(state: MethodLowering, node: fx.Node) -> int:
-    part = GetCall.of(node)
-    split = SplitCall.of(part.split)
-    start = sum(split.sizes[: part.index])
-    return state.graph.columns(state.value(split.x), start, start + split.sizes[part.index])
-
-
 _DELEGATE_HANDLERS: dict[object, Callable[[MethodLowering, fx.Node], int | None]] = {
-    dialect.LINEAR: _linear,
-    dialect.QUANT_LINEAR: _quant_linear,
+    dialect.LINEAR: products.linear,
+    dialect.QUANT_LINEAR: products.quant_linear,
+    dialect.BIAS: products.bias,
     dialect.ROUND_PER_TOKEN: _round_per_token,
-    dialect.RMS_NORM: _rms_norm,
+    dialect.RMS_NORM: norms.rms_norm,
+    dialect.LAYER_NORM: norms.layer_norm,
     dialect.ROPE: _rope,
-    dialect.ADD: _add,
-    dialect.MUL: _mul,
-    dialect.SILU: _silu,
-    dialect.VIEW: _view,
-    dialect.SPLIT: _split,
-    dialect.GET: _get,
+    dialect.SHORT_CONV: short_conv,
+    dialect.ADD: pointwise.add,
+    dialect.MUL: pointwise.mul,
+    dialect.SILU: pointwise.silu,
+    dialect.GELU: pointwise.gelu,
+    dialect.SCALE: pointwise.scale,
+    dialect.SOFTCAP: pointwise.softcap,
+    dialect.CLAMP: pointwise.clamp,
+    dialect.VIEW: pointwise.view,
+    dialect.SPLIT: pointwise.split,
+    dialect.GET: pointwise.get,
 }

@@ -62,15 +62,16 @@ XNNPACK: Final = Schema(
 union XNNQuantParams: PerChannelQuant PerTensorQuant PerTokenDynamicQuant PerChannelGroupQuant
 union XValueUnion: XNNTensorValue XNNQuantizedTensorValue
 union XNodeUnion: XNNAdd=Node2 XNNFullyConnected XNNSoftmax=Node1 XNNSigmoid=Node1 \
-XNNStaticTranspose XNNClamp=Node1 XNNConv2d=Other XNNDiv=Node2 XNNStaticResizeBilinear2D=Other \
-XNNStaticConstantPad=Other XNNAvgPooling2d=Other XNNMinimum=Node2 XNNDepthwiseConv2d=Other \
+XNNStaticTranspose XNNClamp=Node1 XNNConv2d=Conv XNNDiv=Node2 XNNStaticResizeBilinear2D=Other \
+XNNStaticConstantPad=Other XNNAvgPooling2d=Other XNNMinimum=Node2 XNNDepthwiseConv2d=Conv \
 XNNMaxPooling2d=Other XNNMultiply=Node2 XNNSubtract=Node2 XNNFloor=Node1 XNNConvert=Node1 \
 XNNGlobalAvgPooling2d=Node1 XNNStaticReshape XNNArgMaxPooling2d=Other XNNSquareRoot=Node1 \
 XNNCeiling=Node1 XNNHardswish=Node1 XNNLeakyReLU=Other XNNMaximum=Node2 XNNNegate=Node1 \
 XNNSquare=Node1 XNNELU=Other XNNAbs=Node1 XNNPReLU=Node2 XNNConcatenate2=Cat \
 XNNConcatenate3=Cat XNNConcatenate4=Cat XNNStaticSlice XNNScaledDotProductAttention=Other \
-XNNBatchMatrixMultiply=Node2 XNNConcatenate5=Cat XNNConvTranspose2d=Other \
-XNNReciprocalSquareRoot=Node1
+XNNBatchMatrixMultiply=Node2 XNNConcatenate5=Cat XNNConvTranspose2d=Conv \
+XNNReciprocalSquareRoot=Node1 XNNLog=Node1 XNNGelu=Node1 XNNTanh=Node1 XNNExp=Node1 XNNSin=Node1 \
+XNNCopy=Node1 XNNCos=Node1
 table XNNGraph: version:string xnodes:[XNode] xvalues:[XValue] num_externs:uint \
 input_ids:[uint] output_ids:[uint] _0:[uint] _1:[uint] constant_data:[ConstantDataOffset]
 table XNode: xnode_union:XNodeUnion debug_handle:uint output_min_max:OutputMinMax
@@ -90,6 +91,11 @@ table Node2: input1_id:uint input2_id:uint output_id:uint flags:uint
 table Cat: axis:uint input1_id:uint input2_id:uint input3_id:uint input4_id:uint output_id:uint \
 flags:uint input5_id:uint
 table XNNFullyConnected: input1_id:uint filter_id:uint bias_id:uint output_id:uint flags:uint
+table Conv: padding_top:uint padding_right:uint padding_bottom:uint padding_left:uint \
+kernel_height:uint kernel_width:uint subsampling_height:uint subsampling_width:uint \
+dilation_height:uint dilation_width:uint group_input_channels:uint group_output_channels:uint \
+groups:uint adjustment_height:uint adjustment_width:uint input1_id:uint filter_id:uint \
+bias_id:uint output_id:uint flags:uint
 table XNNStaticTranspose: num_dims:uint perm:[uint] input_id:uint output_id:uint flags:uint
 table XNNStaticReshape: num_dims:uint new_shape:[uint] input_id:uint output_id:uint flags:uint
 table XNNStaticSlice: num_dims:uint offsets:[uint] sizes:[uint] input_id:uint output_id:uint \

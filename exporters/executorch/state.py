@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import numpy as np
 from torch import fx
 
 from exporters.executorch.blobs import Blob
@@ -14,7 +15,8 @@ from exporters.executorch.pte_file import PteFile
 from exporters.executorch.xnnpack_graph import FP16, FP32, XnnpackGraph
 from exporters.float_columns import ALL, Columns, FloatColumns
 from quant.program import dialect
-from quant.program.calls import QuantizedCall
+from quant.program.calls import AttentionCall, QuantizedCall
+from quant.program.head import head_of
 from quant.program.program import Program, node_argument, shape_of
 from quant.store.store import WeightStore
 
@@ -25,6 +27,7 @@ CacheDtype = Literal["float32", "int8"]
 # hurts most: in the head, and after a gated product, whose few large values make the steps of all
 # others coarse.
 SMALL: Final = 1 << 20
+LAST_INDEX: Final = 2**63 - 1  # the end of a slice that goes to the end
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,32 @@ class Window:
     mask: int
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What a delegate needs to compute attention with bounded scores.
+
+    Attributes:
+        call: the attention.
+        queries: the method's value ``float32[1, tokens, heads, width]``.
+        keys: the method's value ``float32[1, seen, kv_heads, width]``.
+        values: the method's value likewise.
+        window: what the new tokens see.
+        mask: the method's value ``float32[rows, seen]``, with a row for each new token of each
+            query head that shares a key head; a single row where there is one token.
+        tokens: the largest number of new tokens.
+    """
+
+    call: AttentionCall
+    queries: int
+    keys: int
+    values: int
+    window: Window
+    mask: int
+    tokens: int
+
+
 def origin(node: fx.Node) -> fx.Node:
-    """The operand of a selection of the last token; for any other node, the node itself."""
+    """The operand of a selection of last tokens; for any other node, the node itself."""
     return node_argument(node, 0) if node.target is dialect.LAST else node
 
 
@@ -92,12 +119,19 @@ class MethodLowering:
         self._rows: dict[str, int] = {}  # the rotary tables' rows, values of the method
         self._given_rows: dict[str, int] = {}  # the same rows, values of the current delegate
         self.windows: dict[int, Window] = {}
+        # What emits, in the current delegate, a node that kernels before it only prepared.
+        self.deferred: dict[fx.Node, Callable[[], int]] = {}
+        self.scored: dict[fx.Node, Scored] = {}
+        self.repeated_masks: dict[tuple[int, int], int] = {}  # by window and groups of heads
+        self._recent: dict[fx.Node, int] = {}  # the states of convolutions, values of the method
+        self._begun: int | None = None  # whether the text began before this run, likewise
+        self._remembered: list[tuple[int, fx.Node]] = []  # of the current delegate
         # Embeddings whose kernel returns the columns of each pair exchanged.
         self.exchanged: set[fx.Node] = set()
 
     def begin(self) -> None:
         """Emits the method's inputs, and the rotary tables' rows for the tokens' positions."""
-        method, table = self.method, next(iter(self.program.tables.values()))
+        method = self.method
         self.ids = method.input("int64", [1, self.limit], dynamic=True)
         self.position = method.input("int64", [1], dynamic=False)
         self.start, self.end = method.computed_integer(), method.computed_integer()
@@ -105,15 +139,19 @@ class MethodLowering:
         method.call("aten::sym_size", "int", self.ids, one, count)
         method.call("aten::_local_scalar_dense", "", self.position, self.start)
         method.call("executorch_prim::add", "Scalar", self.start, count, self.end)
-        for name, values in self.program.tables.items():
-            whole = self.table(name, values.numpy().tobytes(), list(table.shape))
-            rows = method.tensor("float32", [self.limit, table.shape[1]], dynamic=True)
+        for node, given in self.program.placeholders("table"):
+            if not node.users:
+                continue
+            values = self.program.tables[given.name]
+            whole = self.table(given.name, values.numpy().tobytes(), list(values.shape))
+            rows = method.tensor("float32", [self.limit, values.shape[1]], dynamic=True)
             self.slice(whole, 0, self.start, self.end, rows)
-            self._rows[name] = rows
+            self._rows[given.name] = rows
 
     def dims(self, node: fx.Node) -> list[int]:
         """A node's shape for the largest number of tokens."""
-        return [self.limit if dim == -1 else dim for dim in shape_of(node)]
+        most = min(self.limit, node.meta.get("positions", self.limit))
+        return [most if dim == -1 else dim for dim in shape_of(node)]
 
     def is_dynamic(self, node: fx.Node) -> bool:
         """Whether a node's shape depends on the number of tokens."""
@@ -161,7 +199,7 @@ class MethodLowering:
     def begin_delegate(self) -> None:
         """Starts a delegate with an empty graph."""
         self.graph, self._local, self._arguments = XnnpackGraph(self.file, self.store), {}, []
-        self._given_rows = {}
+        self._given_rows, self._remembered = {}, []
 
     def hold(self, node: fx.Node, value: int) -> None:
         """Records the current delegate's value that holds a node's result."""
@@ -181,10 +219,54 @@ class MethodLowering:
                     "float32", dims, dynamic=self.is_dynamic(node)
                 )
                 self._arguments.append(self.tensors[node])
+        rows = [self._leaving_row(value) for value, _ in self._remembered]
         self.method.delegate(self.file.payload(self.graph.encode()), self._arguments)
+        for row, (_, recent) in zip(rows, self._remembered, strict=True):
+            tokens = shape_of(recent)[2]
+            ends = self.method.integer(-tokens), self.method.integer(LAST_INDEX)
+            self.slice(row, 1, *ends, self._recent[recent])
+
+    def _leaving_row(self, value: int) -> int:
+        self.graph.output(value)
+        row = self.method.tensor("float32", self.graph.dims(value), dynamic=True)
+        self._arguments.append(row)
+        return row
+
+    def given(self, tensor: int, dims: Sequence[int]) -> int:
+        """Makes a float32 tensor of the method an input of the current delegate."""
+        value = self.graph.input(dims)
+        self._arguments.append(tensor)
+        return value
+
+    def recent(self, node: fx.Node) -> int:
+        """The tokens before these that a convolution reads, in the current delegate.
+
+        Args:
+            node: the placeholder of the state, ``float32[1, columns, tokens]``.
+
+        Returns:
+            ``float32[1, tokens, columns]``; zeros at position 0.
+        """
+        method, (_, columns, tokens) = self.method, shape_of(node)
+        dims = [1, tokens, columns]
+        held = self._recent[node] = method.state("float32", dims)
+        if self._begun is None:
+            self._begun = method.tensor("bool", [1], dynamic=False)
+            zero = method.integer(0)
+            method.call("aten::gt", "Scalar_out", self.position, zero, out=self._begun)
+        nothing = self.table("nothing", np.zeros(1, np.float32).tobytes(), [1])
+        before = method.tensor("float32", dims, dynamic=False)
+        method.call("aten::where", "self_out", self._begun, held, nothing, out=before)
+        return self.given(before, dims)
+
+    def remember(self, row: int, node: fx.Node) -> None:
+        """After the current delegate, a state takes the last tokens of one of its values."""
+        self._remembered.append((row, node))
 
     def value(self, node: fx.Node) -> int:
         """A node's value in the current delegate; a result from before it becomes an input."""
+        if node in self.deferred and node not in self._local:
+            self._local[node] = self.deferred[node]()
         if node not in self._local:
             half = self.outer_dtype(node) == "float16"
             given = self.graph.input(self.outer_dims(node), FP16 if half else FP32)
@@ -218,8 +300,7 @@ class MethodLowering:
     def rows(self, name: str, width: int) -> int:
         """A rotary table's rows for these tokens in the current delegate: ``[1, t, 1, width]``."""
         if name not in self._given_rows:
-            given = self.graph.input([self.limit, width])
-            self._arguments.append(self._rows[name])
+            given = self.given(self._rows[name], [self.limit, width])
             self._given_rows[name] = self.graph.reshape(given, [1, -1, 1, width])
         return self._given_rows[name]
 
@@ -239,6 +320,6 @@ def kept_columns(state: MethodLowering, node: fx.Node) -> Columns:
     source, (rows, columns) = call.source, call.shape
     if source.target is dialect.ROUND_PER_TOKEN:
         return ()
-    if rows * columns <= SMALL and (source.target is dialect.MUL or node is state.program.output()):
+    if rows * columns <= SMALL and (source.target is dialect.MUL or node is head_of(state.program)):
         return ALL
     return state.float_columns.get(state.weight_name(node, 1), ())

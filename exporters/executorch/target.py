@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from exporters.checks import (
     ACTIVATIONS,
     activation_notes,
+    check_draft_positions,
     check_float_activations,
     refuse_activation,
     refuse_palettes,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from quant.program.program import Program
 
 MODEL, WEIGHTS = "model.pte", "model.ptd"
-GENERATE, VERIFY = "forward", "logits_all"
+GENERATE, DRAFT, VERIFY = "forward", "draft", "logits_all"
 # The largest number of tokens of one run; longer prompts go in pieces. A larger number would not be
 # faster, and the buffers between kernels grow with it.
 CHUNK_TOKENS: Final = 128
@@ -72,6 +72,7 @@ class ExecutorchTarget:
             "kv_cache": ("fp32", "int8"),
             "activations": ACTIVATIONS,
             "max_memory": (),
+            "draft_positions": (),
         }
     )
     passed_over: Mapping[str, str] = MappingProxyType({})
@@ -88,6 +89,7 @@ class ExecutorchTarget:
         refuse_palettes(plan, BACKENDS[options.backend or XNNPACK].title)
         check_backend(plan, options)
         check_float_activations(plan, options)
+        check_draft_positions(options, facts.context)
         refuse_activation(
             plan,
             TENSOR,
@@ -109,6 +111,7 @@ class ExecutorchTarget:
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.pte``, ``model.ptd`` for external weights, and the tokenizer's files."""
+        from exporters.executorch.runner_tokenizer import write_tokenizer
         from exporters.last_token import keep_last_token
 
         program, options = request.program, request.options
@@ -116,6 +119,8 @@ class ExecutorchTarget:
         backend = BACKENDS[name]
         limit = min(program.context, backend.tokens or CHUNK_TOKENS)
         methods = {GENERATE: keep_last_token(program)}
+        if options.draft_positions is not None:
+            methods[DRAFT] = keep_last_token(program, options.draft_positions)
         if limit > 1 and not options.strip:  # with one token a run, `forward` gives all logits
             methods[VERIFY] = program
         constants = _constants(request, limit)
@@ -126,18 +131,22 @@ class ExecutorchTarget:
             kept: FloatColumns = {}
         else:
             kept = _write(methods, request, constants, limit, folder)
-        for name, path in request.tokenizer_files.items():
-            shutil.copyfile(path, folder / name)
+        warnings = write_tokenizer(request.tokenizer_files, folder)
         return Lowered(
             entry=MODEL,
             inputs={"tokens": f"int64[1, t <= {limit}]", "position": "int64[1]"},
             outputs={
-                method: f"float32[1, {1 if method == GENERATE else 't'}, {program.vocab_size}]"
-                for method in methods
+                method: f"float32[1, {rows}, {program.vocab_size}]"
+                for method, rows in (
+                    (GENERATE, "1"),
+                    (DRAFT, f"t <= {options.draft_positions}"),
+                    (VERIFY, "t"),
+                )
+                if method in methods
             },
             states=_states(program, options),
             notes=_notes(request, backend, limit, kept),
-            warnings=_warnings(backend),
+            warnings=(*_warnings(backend), *warnings),
             float_columns=kept,
         )
 
@@ -183,6 +192,12 @@ def _notes(
             "in measurements on x86, runs at late positions of a text took 2 to 4 times as long as "
             "with float32 caches",
         ]
+    if request.options.draft_positions is not None:
+        notes.append(
+            f"the method {DRAFT} gives the logits of the last {request.options.draft_positions} "
+            f"tokens of a run, or of all where there are fewer: an app that speculates loads it "
+            f"instead of {GENERATE}, as each method has caches of its own"
+        )
     if is_stock(request.options):
         notes.append(f"lowered by ExecuTorch {SUPPORTED}'s own exporter")
     return (*notes, *backend.notes)

@@ -10,7 +10,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from exporters.executorch.blobs import SIGNED, WIDE, WIDENED, Blob
+from exporters.executorch.blobs import SIGNED, TAPS, WIDE, WIDENED, Blob
 from exporters.executorch.flatbuffer import Record
 from exporters.executorch.pte_file import PteFile
 from exporters.executorch.schemas import XNNPACK
@@ -19,12 +19,21 @@ from quant.formats.formats import IntFormat
 from quant.store.store import WeightStore
 
 Binary = Literal["XNNAdd", "XNNMultiply", "XNNSubtract"]
-Unary = Literal["XNNSigmoid", "XNNReciprocalSquareRoot", "XNNConvert", "XNNNegate"]
+Unary = Literal[
+    "XNNSigmoid",
+    "XNNReciprocalSquareRoot",
+    "XNNConvert",
+    "XNNNegate",
+    "XNNTanh",
+    "XNNGelu",
+    "XNNSoftmax",
+]
 
 FP32, FP16, QCINT8, QCINT4, QDINT8, QBINT4 = 1, 2, 6, 8, 9, 10
 _NOT_EXTERNAL: Final = 0xFFFFFFFF
 _BY_KEY: Final = 0xFFFFFFFFFFFFFFFF
 _INPUT, _OUTPUT = 1, 2
+_TRANSPOSED_SECOND: Final = 1  # the flag of a product of matrices whose second is transposed
 # Zeros, the magic number, the header's own length, the offset and the length of the graph, the
 # offset and the length of the constants.
 HEADER: Final = struct.Struct("<4s4sHIIIQ2x")
@@ -85,9 +94,16 @@ class XnnpackGraph:
         self._dims.append(tuple(dims))
         return number
 
-    def _node(self, kind: str, **fields: object) -> None:
-        node = Record(kind, {**fields, "flags": 0})
-        self._nodes.append(Record("XNode", {"xnode_union": node, "debug_handle": len(self._nodes)}))
+    def _node(
+        self, kind: str, *, flags: int = 0, limits: Record | None = None, **fields: object
+    ) -> None:
+        node: dict[str, object] = {
+            "xnode_union": Record(kind, {**fields, "flags": flags}),
+            "debug_handle": len(self._nodes),
+        }
+        if limits is not None:
+            node["output_min_max"] = limits
+        self._nodes.append(Record("XNode", node))
 
     def input(self, dims: Sequence[int], datatype: int = FP32) -> int:
         """Declares the graph's next input."""
@@ -139,6 +155,38 @@ class XnnpackGraph:
         self._node(kind, input_id=source, output_id=result)
         return result
 
+    def clamp(self, source: int, limit: float) -> int:
+        """Emits a bound: values stay within ``-limit`` and ``limit``."""
+        result = self._value(self._dims[source])
+        limits = Record("OutputMinMax", {"output_min": -limit, "output_max": limit})
+        self._node("XNNClamp", input_id=source, output_id=result, limits=limits)
+        return result
+
+    def transpose(self, source: int, order: Sequence[int]) -> int:
+        """Emits a permutation of the dimensions."""
+        result = self._value([self._dims[source][place] for place in order])
+        self._node(
+            "XNNStaticTranspose",
+            num_dims=len(order),
+            perm=list(order),
+            input_id=source,
+            output_id=result,
+        )
+        return result
+
+    def batched(self, first: int, second: int, *, transposed: bool = False) -> int:
+        """Emits ``first @ second`` of the last two dimensions, or ``first @ second.T``."""
+        columns = self._dims[second][-2 if transposed else -1]
+        result = self._value([*self._dims[first][:-1], columns])
+        self._node(
+            "XNNBatchMatrixMultiply",
+            input1_id=first,
+            input2_id=second,
+            output_id=result,
+            flags=_TRANSPOSED_SECOND if transposed else 0,
+        )
+        return result
+
     def reshape(self, source: int, shape: Sequence[int]) -> int:
         """Emits a reshape; -1 stands for the number of tokens."""
         known = math.prod(dim for dim in shape if dim != -1)
@@ -167,41 +215,79 @@ class XnnpackGraph:
         )
         return result
 
-    def concatenate(self, parts: Sequence[int]) -> int:
-        """Emits the concatenation of two or three values along the last dimension."""
+    def concatenate(self, parts: Sequence[int], axis: int = -1) -> int:
+        """Emits the concatenation of two or three values along a dimension, by default the last."""
         dims = list(self._dims[parts[0]])
-        dims[-1] = sum(self._dims[part][-1] for part in parts)
+        dims[axis] = sum(self._dims[part][axis] for part in parts)
         result = self._value(dims)
         ids = [*parts, *[_NOT_EXTERNAL] * (5 - len(parts))]
         self._node(
             f"XNNConcatenate{len(parts)}",
-            axis=len(dims) - 1,
+            axis=axis % len(dims),
             output_id=result,
             **{f"input{i + 1}_id": value for i, value in enumerate(ids)},
         )
         return result
 
-    def linear(self, source: int, filter: int) -> int:
-        """Emits ``source @ filter.T`` with a float32 result."""
+    def linear(self, source: int, filter: int, bias: int | None = None) -> int:
+        """Emits ``source @ filter.T + bias`` with a float32 result."""
         result = self._value([*self._dims[source][:-1], self._dims[filter][0]])
         self._node(
             "XNNFullyConnected",
             input1_id=source,
             filter_id=filter,
-            bias_id=_NOT_EXTERNAL,
+            bias_id=_NOT_EXTERNAL if bias is None else bias,
             output_id=result,
         )
         return result
 
-    def quantized_linear(self, source: int, name: str, format: IntFormat, rows: int) -> int:
+    def depthwise(self, source: int, name: str, columns: int, width: int, bias: int | None) -> int:
+        """Emits a convolution of each column over ``width`` neighbouring rows, without padding.
+
+        XNNPACK wants the weight ``[width, columns]``; it is stored so under ``NAME taps``.
+
+        Args:
+            source: ``float32[1, t + width - 1, columns]``.
+            name: the weight's name, ``float32[columns, width]`` in the store.
+            columns: the number of columns.
+            width: the number of rows that each result reads.
+            bias: what is added to each column; None for nothing.
+
+        Returns:
+            ``float32[1, t, columns]``.
+        """
+        rows = self._dims[source][1]
+        taps = self._store.part(name, "value").float().numpy().T
+        filter = self._array(f"{name} {TAPS}", taps.reshape(1, 1, width, columns))
+        image = self.reshape(source, [1, 1, -1, columns])
+        result = self._value([1, 1, rows - width + 1, columns])
+        ones = ("kernel_height", "subsampling_height", "subsampling_width", "dilation_height")
+        self._node(
+            "XNNDepthwiseConv2d",
+            **dict.fromkeys(("padding_top", "padding_right", "padding_bottom", "padding_left"), 0),
+            **dict.fromkeys((*ones, "dilation_width", "group_input_channels"), 1),
+            kernel_width=width,
+            group_output_channels=1,
+            groups=columns,
+            input1_id=image,
+            filter_id=filter,
+            bias_id=_NOT_EXTERNAL if bias is None else bias,
+            output_id=result,
+        )
+        return self.reshape(result, [1, -1, columns])
+
+    def quantized_linear(
+        self, source: int, name: str, format: IntFormat, rows: int, bias: int | None = None
+    ) -> int:
         """Emits a product with an integer weight; it rounds each token's activations to 8 bits."""
-        return self.linear(self._per_token(source), self._integers(name, format, rows))
+        return self.linear(self._per_token(source), self._integers(name, format, rows), bias)
 
     def exact_linear(self, source: int, name: str, format: IntFormat, rows: int) -> int:
         """Emits a product with an integer weight that keeps its activations float32.
 
         XNNPACK has such kernels only for one scale a row. So a weight with groups becomes one
         weight for each group of columns, ``NAME codes 0`` and so on, and their products are added.
+        These kernels would multiply a bias by the scales, too, so that they are given none.
         """
         if format.group_size is None:
             return self.linear(source, self._integers(name, format, rows))
@@ -228,7 +314,13 @@ class XnnpackGraph:
         return total
 
     def parted_linear(
-        self, source: int, name: str, format: IntFormat, rows: int, kept: Sequence[int]
+        self,
+        source: int,
+        name: str,
+        format: IntFormat,
+        rows: int,
+        kept: Sequence[int],
+        bias: int | None = None,
     ) -> int:
         """Emits a product that rounds activations to 8 bits except those of some columns.
 
@@ -242,6 +334,7 @@ class XnnpackGraph:
             format: the weight's format.
             rows: the number of the weight's rows.
             kept: the columns whose activations stay float32 (`exporters.float_columns`).
+            bias: what is added to the product; None for nothing.
         """
         width, columns = self._dims[source][-1], list(kept)
         rounded = np.ones(width, np.float32)
@@ -252,7 +345,8 @@ class XnnpackGraph:
         large = self.linear(source, self._array(f"float columns of {name}", select))
         exact = self.linear(large, self._array(f"float values of {name}", values))
         rest = self.binary("XNNMultiply", source, self._array(f"other columns of {name}", rounded))
-        return self.binary("XNNAdd", self.quantized_linear(rest, name, format, rows), exact)
+        rounded_part = self.quantized_linear(rest, name, format, rows, bias)
+        return self.binary("XNNAdd", rounded_part, exact)
 
     def _array(self, key: str, values: npt.NDArray[np.float32]) -> int:
         """Adds a float32 array that is not a weight, under a key that describes it."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from torch import fx
 
 from exporters.errors import ExportError
 from exporters.onnx.caches import ATTRIBUTES, CacheScales, scale_operands
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
+from exporters.onnx.positions import position_ids
 from quant.program import dialect
 from quant.program.calls import AttentionCall, NormCall
 from quant.program.program import node_argument, shape_of
@@ -25,14 +25,14 @@ class AttentionPattern:
         node: the attention node.
         sources: the nodes that give q, k and v, each ``[1, t, heads * head_dim]``.
         norms: the per-head norms of q and k; None where there is none.
-        rotary_width: how many columns of a head are rotated.
+        ropes: the rotations of q and k; None where there is none.
         absorbed: the nodes that this pattern replaces, except the attention itself.
     """
 
     node: fx.Node
     sources: tuple[fx.Node, fx.Node, fx.Node]
     norms: tuple[fx.Node | None, fx.Node | None]
-    rotary_width: int
+    ropes: tuple[fx.Node | None, fx.Node | None]
     absorbed: frozenset[fx.Node]
 
     @property
@@ -40,6 +40,22 @@ class AttentionPattern:
         """The number of query heads, the number of key/value heads, and the head's width."""
         q, k = shape_of(node_argument(self.node, 0)), shape_of(node_argument(self.node, 1))
         return q[2], k[2], q[3]
+
+    @property
+    def is_rotated_inside(self) -> bool:
+        """Whether the kernel rotates q and k: by the same tables, and with widths that it takes.
+
+        Both the head's width and the rotary width must be multiples of 16.
+        """
+        q, k = self.ropes
+        if q is None or k is None or q.args[1:3] != k.args[1:3]:
+            return False
+        return self.heads[2] % 16 == 0 and rotary_width(q) % 16 == 0
+
+
+def rotary_width(rope: fx.Node) -> int:
+    """How many columns of a head are rotated."""
+    return 2 * shape_of(node_argument(rope, 1))[1]
 
 
 def match_attention(node: fx.Node) -> AttentionPattern:
@@ -50,7 +66,8 @@ def match_attention(node: fx.Node) -> AttentionPattern:
         %q, %k = split(%qk)
         %y = attention(rope([rms_norm] view(%q)), rope([rms_norm] view(%k)), view(%v))
 
-    Result: a pattern whose sources are ``%q``, ``%k`` and ``%v``.
+    Result: a pattern whose sources are ``%q``, ``%k`` and ``%v``. Rotations may be missing. Norms
+    over all heads stand before the views, and are the sources.
 
     Raises:
         ExportError: other operators make q, k or v.
@@ -58,14 +75,14 @@ def match_attention(node: fx.Node) -> AttentionPattern:
     absorbed: set[fx.Node] = set()
     sources: list[fx.Node] = []
     norms: list[fx.Node | None] = []
-    rotary = 0
+    ropes: list[fx.Node | None] = []
     for index in range(3):
         step = node_argument(node, index)
         if index < 2:
-            _expect(step, dialect.ROPE, node)
-            absorbed.add(step)
-            rotary = 2 * shape_of(node_argument(step, 1))[1]
-            step = node_argument(step, 0)
+            ropes.append(step if step.target is dialect.ROPE else None)
+            if ropes[-1] is not None:
+                absorbed.add(step)
+                step = node_argument(step, 0)
             norms.append(step if step.target is dialect.RMS_NORM else None)
             if norms[-1] is not None:
                 absorbed.add(step)
@@ -77,7 +94,7 @@ def match_attention(node: fx.Node) -> AttentionPattern:
         node,
         (sources[0], sources[1], sources[2]),
         (norms[0], norms[1]),
-        rotary,
+        (ropes[0], ropes[1]),
         frozenset(absorbed),
     )
 
@@ -108,7 +125,7 @@ def emit_attention(
     pattern: AttentionPattern,
     *,
     layer: int,
-    tables: Mapping[str, npt.NDArray[np.generic]],
+    table: Callable[[fx.Node], str],
     scales: CacheScales | None,
     weight: Callable[[fx.Node], str],
     value: Callable[[fx.Node], str],
@@ -119,7 +136,8 @@ def emit_attention(
         builder: the graph to add to.
         pattern: the attention and the nodes around it.
         layer: the number of the layer, which the names of the caches contain.
-        tables: ``rope_cos`` and ``rope_sin``: ``float32[context, width // 2]``.
+        table: returns the initializer's name for a table of cosines or sines,
+            ``float32[context, width // 2]``.
         scales: the scales of int8 caches; None for float32 caches.
         weight: returns the initializer's name for a float weight's placeholder.
         value: returns the name of the ONNX value for a node.
@@ -129,20 +147,21 @@ def emit_attention(
         ``(heads, head_dim)``.
     """
     heads, kv_heads, head_dim = pattern.heads
-    # The kernel rotates only where the head's width and the rotary width are multiples of 16.
-    inside = head_dim % 16 == 0 and pattern.rotary_width % 16 == 0
-    cos = builder.table("rope_cos", tables["rope_cos"])
-    sin = builder.table("rope_sin", tables["rope_sin"])
     at = f"layers.{layer}"
     operands = _normed(builder, pattern, at, weight, value)
-    if not inside:
-        width = pattern.rotary_width
-        for index, count in ((0, heads), (1, kv_heads)):
+    rotary: list[str] = []
+    if pattern.is_rotated_inside:
+        rotary = _tables(pattern.ropes[0], table)
+    else:
+        for index, rope in enumerate(pattern.ropes):
+            if rope is None:
+                continue
+            width = rotary_width(rope)
             operands[index] = builder.node(
                 "RotaryEmbedding",
-                [operands[index], cos, sin, _position_ids(builder)],
+                [operands[index], *_tables(rope, table), position_ids(builder)],
                 f"{at}.rotated_{'qk'[index]}",
-                num_heads=count,
+                num_heads=(heads, kv_heads)[index],
                 rotary_embedding_dim=0 if width == head_dim else width,
                 interleaved=0,
             )
@@ -152,7 +171,8 @@ def emit_attention(
     ]
     call = AttentionCall.of(pattern.node)
     attributes: dict[str, object] = {"local_window_size": call.window} if call.window else {}
-    rotary = [cos, sin] if inside else []
+    if call.softcap:
+        attributes["softcap"] = call.softcap
     if scales is not None:
         rotary = [*(rotary or ["", ""]), *scale_operands(builder, at, scales)]
         attributes |= ATTRIBUTES
@@ -169,11 +189,16 @@ def emit_attention(
         domain=MICROSOFT,
         num_heads=heads,
         kv_num_heads=kv_heads,
-        do_rotary=int(inside),
+        do_rotary=int(pattern.is_rotated_inside),
         scale=call.scale,
         **attributes,
     )
     return caches
+
+
+def _tables(rope: fx.Node | None, table: Callable[[fx.Node], str]) -> list[str]:
+    assert rope is not None
+    return [table(node_argument(rope, index)) for index in (1, 2)]
 
 
 def _normed(
@@ -203,31 +228,3 @@ def _normed(
         )
         operands[index] = builder.node("Reshape", [normed, together], f"{label}_flat")
     return operands
-
-
-def _position_ids(builder: GraphBuilder) -> str:
-    """Emits the new tokens' positions, ``int64[batch, t]``, for rotations outside the kernel.
-
-    They follow the kernel's own rule: a row's first position is the number of attended tokens less
-    the number of new tokens, and at least 0, so that a first prompt padded on the right begins
-    at 0.
-    """
-    if not builder.has("position_ids"):
-        step = builder.constant("one", np.array(1, np.int64))
-        zero = builder.constant("zero", np.array(0, np.int64))
-        axis = builder.constant("axis_1", np.array([1], np.int64))
-        builder.node("Sub", ["attended", new_length(builder)], "attended_before")
-        builder.node("Max", ["attended_before", zero], "past_length")
-        builder.node("Unsqueeze", ["past_length", axis], "first_position")
-        builder.node("Range", [zero, "new_length", step], "steps")
-        builder.node("Add", ["first_position", "steps"], "position_ids")
-    return "position_ids"
-
-
-def new_length(builder: GraphBuilder) -> str:
-    """Emits how many tokens each row of ``input_ids`` has, padding included: an ``int64``."""
-    if not builder.has("new_length"):
-        one = builder.constant("one", np.array(1, np.int64))
-        builder.node("Shape", ["input_ids"], "ids_shape")
-        builder.node("Gather", ["ids_shape", one], "new_length", axis=0)
-    return "new_length"

@@ -10,13 +10,15 @@ from onnx import TensorProto
 from torch import fx
 
 from exporters.errors import ExportError
-from exporters.onnx import quantized, rounded
-from exporters.onnx.attention import emit_attention, match_attention, new_length
+from exporters.onnx import elementwise, norms, quantized, rounded
+from exporters.onnx.attention import emit_attention, match_attention
 from exporters.onnx.caches import CacheScales, scales_of
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
-from exporters.onnx.state import Lowering
+from exporters.onnx.positions import emit_positions, last_token, last_tokens
+from exporters.onnx.short_conv import emit_short_conv
+from exporters.onnx.state import LoweredState, Lowering
 from quant.program import dialect
-from quant.program.calls import GetCall, NormCall, SplitCall
+from quant.program.calls import AttentionCall, GetCall, SplitCall
 from quant.program.program import Program, node_argument
 from quant.store.store import WeightStore
 
@@ -48,11 +50,13 @@ def lower(
         program, store, builder, cache_ranges=cache_ranges, float_columns=float_columns
     )
     for node in program.graph.nodes:
+        if node.target is dialect.QUANT_LINEAR:
+            state.absorbed |= set(quantized.bias_within(node))
         if node.target is dialect.ATTENTION:
             pattern = match_attention(node)
             state.attention[node] = pattern
             state.absorbed |= pattern.absorbed
-    _emit_positions(builder)
+    emit_positions(builder)
     for node in program.graph.nodes:
         if node.op != "call_function" or node in state.absorbed:
             continue
@@ -63,26 +67,6 @@ def lower(
             raise ExportError(f"the ONNX target has no handler for {node.target} at {node.name}")
         handler(state, node)
     return state
-
-
-def _emit_positions(builder: GraphBuilder) -> None:
-    """Emits the sequence lengths that the attention kernel takes, from the attention mask.
-
-    The kernel attends to a row's first tokens, as many as its length says, so a row can be padded
-    on the right alone. A row that is padded on the left gets the length 0, which the kernel refuses
-    with an error; counting its tokens would attend to the padding without a word.
-    """
-    axis = builder.constant("axis_1", np.array([1], np.int64))
-    one = builder.constant("one", np.array(1, np.int64))
-    zero = builder.constant("zero", np.array(0, np.int64))
-    builder.node("ReduceSum", ["attention_mask", axis], "mask_sum", keepdims=0)
-    builder.node("Gather", ["attention_mask", zero], "first_is_attended", axis=1)
-    builder.node("Mul", ["mask_sum", "first_is_attended"], "attended")
-    builder.node("Sub", ["attended", one], "attended_less_one")
-    builder.node("Cast", ["attended_less_one"], "seqlens_k", to=TensorProto.INT32)
-    builder.node("Shape", ["attention_mask"], "mask_shape")
-    builder.node("Gather", ["mask_shape", one], "total_length_64", axis=0)
-    builder.node("Cast", ["total_length_64"], "total_length", to=TensorProto.INT32)
 
 
 def _embedding(state: Lowering, node: fx.Node) -> None:
@@ -104,66 +88,6 @@ def _linear(state: Lowering, node: fx.Node) -> None:
     )
 
 
-def _rms_norm(state: Lowering, node: fx.Node) -> None:
-    """Emits a norm, unless it follows an addition and `_add` emits both as one operator."""
-    source = node_argument(node, 0)
-    if source.target is dialect.ADD and _skip_norm(source) is node:
-        return
-    weight = quantized.float_weight(state, node_argument(node, 1))
-    state.builder.node(
-        "RMSNormalization",
-        [state.name(source), weight],
-        state.name(node),
-        axis=-1,
-        epsilon=NormCall.of(node).epsilon,
-        stash_type=1,
-    )
-
-
-def _skip_norm(add: fx.Node) -> fx.Node | None:
-    norms = [user for user in add.users if user.target is dialect.RMS_NORM]
-    return norms[0] if len(norms) == 1 else None
-
-
-def _add(state: Lowering, node: fx.Node) -> None:
-    """Fuses a residual addition with the norm that follows.
-
-    Given::
-
-        %s = aten::add(%x, %skip)
-        %n = edgeforge::rms_norm(%s, %w, eps)
-
-    Result::
-
-        %n, _, _, %s = SkipSimplifiedLayerNormalization(%x, %skip, %w)
-    """
-    norm = _skip_norm(node)
-    operands = [state.operand(node, 0), state.operand(node, 1)]
-    if norm is None:
-        state.builder.node("Add", operands, state.name(node))
-        return
-    weight = quantized.float_weight(state, node_argument(norm, 1))
-    others = [user for user in node.users if user is not norm]
-    state.builder.node(
-        "SkipSimplifiedLayerNormalization",
-        [*operands, weight],
-        [state.name(norm), "", "", state.name(node)] if others else [state.name(norm)],
-        domain=MICROSOFT,
-        epsilon=NormCall.of(norm).epsilon,
-    )
-
-
-def _mul(state: Lowering, node: fx.Node) -> None:
-    state.builder.node("Mul", [state.operand(node, 0), state.operand(node, 1)], state.name(node))
-
-
-def _silu(state: Lowering, node: fx.Node) -> None:
-    # QuickGelu is x * sigmoid(alpha * x), which is SiLU when alpha is 1.
-    state.builder.node(
-        "QuickGelu", [state.operand(node, 0)], state.name(node), domain=MICROSOFT, alpha=1.0
-    )
-
-
 def _split(state: Lowering, node: fx.Node) -> None:
     sizes = SplitCall.of(node).sizes
     lengths = state.builder.constant(
@@ -176,7 +100,7 @@ def _split(state: Lowering, node: fx.Node) -> None:
 
 
 def _last(state: Lowering, node: fx.Node) -> None:
-    """Selects each row's last attended token.
+    """Selects each row's last attended token, or its last few.
 
     Given::
 
@@ -189,39 +113,32 @@ def _last(state: Lowering, node: fx.Node) -> None:
     onnxruntime-genai pads the shorter prompts of a batch on the right, so that the last column
     holds padding.
     """
-    indices = _last_token(state.builder)
+    positions = node.meta["positions"]
+    indices = last_token(state.builder) if positions == 1 else last_tokens(state.builder, positions)
     state.builder.node(
         "GatherND", [state.operand(node, 0), indices], state.name(node), batch_dims=1
     )
 
 
-def _last_token(builder: GraphBuilder) -> str:
-    """Emits the place of each row's last attended token among the new ones: ``int64[batch, 1, 1]``.
-
-    A first prompt has as many attended tokens as the row is long without its padding. Later tokens
-    follow others, and all of them are attended, as the attention kernel demands.
-    """
-    if not builder.has("last_token"):
-        one = builder.constant("one", np.array(1, np.int64))
-        axes = builder.constant("axes_1_2", np.array([1, 2], np.int64))
-        builder.node("Min", ["attended", new_length(builder)], "attended_of_new")
-        builder.node("Sub", ["attended_of_new", one], "last_of_new")
-        builder.node("Unsqueeze", ["last_of_new", axes], "last_token")
-    return "last_token"
-
-
 def _attention(state: Lowering, node: fx.Node) -> None:
-    layer = len(state.caches) // 2
     made = emit_attention(
         state.builder,
         state.attention[node],
-        layer=layer,
-        tables={name: table.numpy() for name, table in state.program.tables.items()},
+        layer=state.layer_of(AttentionCall.of(node).key_cache),
+        table=lambda source: _table(state, source),
         scales=_cache_scales(state, node),
         weight=lambda source: quantized.float_weight(state, source),
         value=state.name,
     )
-    state.caches.extend(made)
+    state.states.extend(
+        LoweredState(past, present, "cache", shape) for past, present, shape in made
+    )
+
+
+def _table(state: Lowering, placeholder: fx.Node) -> str:
+    """The initializer of a table of cosines or sines."""
+    name = state.program.inputs[placeholder.name].name
+    return state.builder.table(name, state.program.tables[name].numpy())
 
 
 def _cache_scales(state: Lowering, node: fx.Node) -> CacheScales | None:
@@ -250,11 +167,18 @@ HANDLERS: dict[object, Callable[[Lowering, fx.Node], None]] = {
     dialect.QUANT_EMBEDDING: _quant_embedding,
     dialect.ROUND_PER_TOKEN: rounded.emit_per_token,
     dialect.ROUND_PER_TENSOR: rounded.emit_per_tensor,
-    dialect.RMS_NORM: _rms_norm,
+    dialect.RMS_NORM: norms.emit_rms_norm,
+    dialect.LAYER_NORM: norms.emit_layer_norm,
     dialect.ATTENTION: _attention,
-    dialect.ADD: _add,
-    dialect.MUL: _mul,
-    dialect.SILU: _silu,
+    dialect.SHORT_CONV: emit_short_conv,
+    dialect.ADD: norms.emit_add,
+    dialect.BIAS: elementwise.emit_bias,
+    dialect.MUL: elementwise.emit_mul,
+    dialect.SILU: elementwise.emit_silu,
+    dialect.GELU: elementwise.emit_gelu,
+    dialect.SCALE: elementwise.emit_scale,
+    dialect.SOFTCAP: elementwise.emit_softcap,
+    dialect.CLAMP: elementwise.emit_clamp,
     dialect.SPLIT: _split,
     dialect.LAST: _last,
 }

@@ -16,8 +16,10 @@ from exporters.onnx.graph import MICROSOFT, GraphBuilder
 from exporters.onnx.state import Lowering
 from quant.formats.formats import IntBits, IntFormat
 from quant.formats.packing import pack_codes, unpack_codes
+from quant.program import dialect
 from quant.program.calls import QuantizedCall
-from quant.program.program import shape_of
+from quant.program.head import head_of
+from quant.program.program import node_argument, shape_of
 from quant.store.store import WeightStore
 
 # At 2 bits the kernels also compute blocks of 16 and 256 correctly, but 200 times more slowly.
@@ -26,6 +28,7 @@ BLOCK_SIZES: Final[dict[IntBits, tuple[int, ...]]] = {
     4: (16, 32, 64, 128, 256),
     8: (16, 32, 64, 128, 256),
 }
+_BIAS_OPERAND: Final = 5
 SMALL_HEAD = 1 << 22  # weights; see `accuracy_level`
 
 
@@ -83,16 +86,20 @@ def emit_linear(state: Lowering, node: fx.Node) -> None:
         %f = MatMul(Gather(%x, columns), their_values)
         %r = MatMulNBits(Mul(%x, rounded), %codes, %scale, %zero)   # 0 in these columns, else 1
         %y = Add(%r, %f)
+
+    A bias that follows is an operand of MatMulNBits.
     """
     weight, format = weight_of(state, node)
     rows, columns = matrix_of(node, format)
     kept = state.float_columns.get(weight, ())
-    level = accuracy_level(node is state.program.output(), rows * columns, format.bits)
+    level = accuracy_level(node is head_of(state.program), rows * columns, format.bits)
     if kept == ALL:
         level = 1
     if level == 1:
         kept = ALL
-    source, result, added = state.operand(node, 0), state.name(node), ""
+    bias = bias_within(node)
+    whole = state.name(bias[0] if bias else node)
+    source, result, added = state.operand(node, 0), whole, ""
     if kept:
         state.kept[weight] = kept
     if kept and kept != ALL:
@@ -106,14 +113,18 @@ def emit_linear(state: Lowering, node: fx.Node) -> None:
         (rows, columns // block, block * format.bits // 8),
         (weight, "codes"),
     )
+    operands = [
+        source,
+        packed,
+        scale_of(state.builder, state.store, weight, format, columns // block),
+        *_zero_point(state.builder, state.store, weight, format, columns // block),
+    ]
+    if bias:
+        absent = [""] * (_BIAS_OPERAND - len(operands))
+        operands += [*absent, float_weight(state, node_argument(bias[0], 1))]
     state.builder.node(
         "MatMulNBits",
-        [
-            source,
-            packed,
-            scale_of(state.builder, state.store, weight, format, columns // block),
-            *_zero_point(state.builder, state.store, weight, format, columns // block),
-        ],
+        operands,
         result,
         domain=MICROSOFT,
         K=columns,
@@ -123,7 +134,18 @@ def emit_linear(state: Lowering, node: fx.Node) -> None:
         accuracy_level=level,
     )
     if added:
-        state.builder.node("Add", [result, added], state.name(node))
+        state.builder.node("Add", [result, added], whole)
+
+
+def bias_within(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The bias that MatMulNBits adds within a product of integers; empty where there is none.
+
+    A product of rounded activations goes through QGemm, whose bias is of integers.
+    """
+    users = tuple(node.users)
+    if node_argument(node, 0).target in dialect.ROUNDINGS or len(users) != 1:
+        return ()
+    return users if users[0].target is dialect.BIAS else ()
 
 
 def _apart(

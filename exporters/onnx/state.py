@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,29 @@ from exporters.float_columns import Columns, FloatColumns
 from exporters.onnx.attention import AttentionPattern
 from exporters.onnx.graph import GraphBuilder
 from quant.program.program import Program, node_argument
+from quant.program.states import StateKind
 from quant.store.store import WeightStore
 
 if TYPE_CHECKING:
     from exporters.target import CacheRanges
+
+
+@dataclass(frozen=True)
+class LoweredState:
+    """A state as a graph takes and returns it.
+
+    Attributes:
+        past: the name of the graph's input.
+        present: the name of its output.
+        kind: what it holds.
+        shape: ``(kv_heads, head_dim)`` of a cache ``[batch, kv_heads, length, head_dim]``;
+            ``(columns, tokens)`` of recent tokens ``[batch, columns, tokens]``.
+    """
+
+    past: str
+    present: str
+    kind: StateKind
+    shape: tuple[int, int]
 
 
 @dataclass
@@ -28,8 +48,7 @@ class Lowering:
         attention: the pattern around each attention node.
         absorbed: the nodes that a pattern emits; their own handlers are not called.
         names: the ONNX values' names, by node.
-        caches: the input's name, the output's name and ``(heads, head_dim)`` of each cache, in
-            the order of the layers.
+        states: what the graph carries from call to call, in the order of the layers.
         cache_ranges: the range of every int8 cache; empty for float32 caches.
         float_columns: the columns whose activations are to stay float32, by weight.
         kept: those that do in this graph.
@@ -41,7 +60,7 @@ class Lowering:
     attention: dict[fx.Node, AttentionPattern] = field(default_factory=dict)
     absorbed: set[fx.Node] = field(default_factory=set)
     names: dict[fx.Node, str] = field(default_factory=dict)
-    caches: list[tuple[str, str, tuple[int, int]]] = field(default_factory=list)
+    states: list[LoweredState] = field(default_factory=list)
     cache_ranges: CacheRanges = field(default_factory=dict)
     float_columns: FloatColumns = field(default_factory=dict)
     kept: dict[str, Columns] = field(default_factory=dict)
@@ -53,3 +72,10 @@ class Lowering:
     def operand(self, node: fx.Node, index: int) -> str:
         """The name of the ONNX value that holds one of a node's arguments."""
         return self.name(node_argument(node, index))
+
+    def layer_of(self, placeholder: fx.Node) -> int:
+        """The number of the layer to which a state belongs."""
+        name = self.program.inputs[placeholder.name].name
+        found = re.search(r"\.layers\.(\d+)\.", name)
+        assert found is not None, f"the state {name} belongs to no layer"
+        return int(found[1])

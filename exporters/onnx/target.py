@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from exporters.checks import (
     ACTIVATIONS,
     activation_notes,
+    check_draft_positions,
     check_float_activations,
     refuse_palettes,
 )
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 # product's kernel has packed.
 COSTS: Final = RuntimeCosts(cache_element=4, tied_copies=2, run_tokens=128, scores=True)
 GRAPH, VERIFY_GRAPH, WEIGHTS = "model.onnx", "verify.onnx", "model.onnx.data"
+DRAFT_GRAPH: Final = "draft.onnx"
 
 
 class OnnxTarget:
@@ -48,6 +50,7 @@ class OnnxTarget:
             "kv_cache": ("fp32", "int8"),
             "activations": ACTIVATIONS,
             "max_memory": (),
+            "draft_positions": (),
         }
     )
     passed_over: Mapping[str, str] = MappingProxyType({})
@@ -67,6 +70,7 @@ class OnnxTarget:
 
         refuse_palettes(plan, "ONNX Runtime")
         check_float_activations(plan, options)
+        check_draft_positions(options, facts.context)
         footprint = self.footprint(plan, shapes, facts, options)
         check_memory(self.name, footprint, facts.context, options.max_memory)
         check_head_width(facts.head_dim)
@@ -87,17 +91,23 @@ class OnnxTarget:
         return estimate(plan, shapes, facts, costs)
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
-        """Writes both graphs, their weight file, and the files that onnxruntime-genai reads."""
+        """Writes the graphs, their weight file, and the files that onnxruntime-genai reads."""
         import onnx
 
         from exporters.last_token import keep_last_token
         from exporters.onnx.caches import NOTE
-        from exporters.onnx.genai import genai_config, write_tokenizer
+        from exporters.onnx.genai import genai_config
+        from exporters.onnx.genai_tokenizer import write_tokenizer
         from exporters.onnx.weight_file import WeightFile
 
         weights = WeightFile(WEIGHTS)
         generate, kept = _model(keep_last_token(request.program), request, weights)
         models = {GRAPH: generate}
+        positions = request.options.draft_positions
+        if positions is not None:
+            # onnxruntime-genai takes one row of logits a call, so `model.onnx` stays as it is.
+            drafted = keep_last_token(request.program, positions)
+            models[DRAFT_GRAPH], _ = _model(drafted, request, weights)
         if not request.options.strip:
             models[VERIFY_GRAPH], _ = _model(request.program, request, weights)
         weights.write(folder)
@@ -107,21 +117,27 @@ class OnnxTarget:
                 onnx.checker.check_model(str(folder / name))
             except onnx.checker.ValidationError as error:
                 raise ExportError(f"onnx.checker refuses {name}: {error}") from error
-        write_tokenizer(request.tokenizer_files, folder)
+        warnings = write_tokenizer(request.tokenizer_files, folder)
         config = genai_config(request, GRAPH)
         (folder / "genai_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         graph = models[GRAPH].graph
         return Lowered(
             entry=GRAPH,
-            inputs={v.name: _describe(v) for v in graph.input if not v.name.startswith("past_")},
+            inputs={v.name: _describe(v) for v in graph.input if not v.name.startswith("past")},
             outputs={
-                v.name: _describe(v) for v in graph.output if not v.name.startswith("present.")
+                v.name if name == GRAPH else f"{name} {v.name}": _describe(v)
+                for name in (GRAPH, DRAFT_GRAPH)
+                if name in models
+                for v in models[name].graph.output
+                if not v.name.startswith("present.")
             },
-            states={v.name: _describe(v) for v in graph.input if v.name.startswith("past_")},
+            states={v.name: _describe(v) for v in graph.input if v.name.startswith("past")},
             notes=(
                 *_notes(graph, request.store.plan, kept),
                 *((NOTE,) if request.cache_ranges else ()),
+                *((_drafts(positions),) if positions is not None else ()),
             ),
+            warnings=warnings,
             float_columns=kept,
         )
 
@@ -139,8 +155,8 @@ class OnnxTarget:
 
 
 def graphs_of(folder: Path) -> list[Path]:
-    """The graphs of an artifact; a stripped artifact has no graph for verification."""
-    graphs = folder / GRAPH, folder / VERIFY_GRAPH
+    """The graphs of an artifact; those for drafts and for verification may be absent."""
+    graphs = folder / GRAPH, folder / DRAFT_GRAPH, folder / VERIFY_GRAPH
     return [graph for graph in graphs if graph == graphs[0] or graph.is_file()]
 
 
@@ -169,13 +185,29 @@ def _model(
     output = program.output()
     builder.node("Identity", [lowered.name(output)], "logits")
     length = shape_of(output)[1]
-    shape = [batch, new if length == -1 else length, program.vocab_size]
+    kept = output.meta.get("positions", 0)
+    length = "draft_length" if kept > 1 else new if length == -1 else length
+    shape = [batch, length, program.vocab_size]
     outputs = [tensor("logits", TensorProto.FLOAT, shape)]
     cache = TensorProto.INT8 if request.cache_ranges else TensorProto.FLOAT
-    for past, present, (heads, width) in lowered.caches:
-        inputs.append(tensor(past, cache, [batch, heads, "past_length", width]))
-        outputs.append(tensor(present, cache, [batch, heads, "cache_length", width]))
+    for each in lowered.states:
+        first, last = each.shape
+        if each.kind == "cache":
+            inputs.append(tensor(each.past, cache, [batch, first, "past_length", last]))
+            outputs.append(tensor(each.present, cache, [batch, first, "cache_length", last]))
+        else:
+            inputs.append(tensor(each.past, TensorProto.FLOAT, [batch, first, last]))
+            outputs.append(tensor(each.present, TensorProto.FLOAT, [batch, first, last]))
     return builder.model(inputs, outputs), lowered.kept
+
+
+def _drafts(positions: int) -> str:
+    """A note on the graph for drafts."""
+    return (
+        f"{DRAFT_GRAPH} takes the same inputs and caches as {GRAPH} and gives the logits of the "
+        f"last {positions} tokens of a call, or of all where there are fewer: an app that "
+        f"speculates opens it instead"
+    )
 
 
 def _notes(graph: GraphProto, plan: QuantPlan, kept: FloatColumns) -> tuple[str, ...]:

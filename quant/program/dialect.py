@@ -59,7 +59,7 @@ FLOAT_DIALECT: frozenset[Callable[..., object]] = (
 ROUNDINGS: frozenset[Callable[..., object]] = frozenset({ROUND_PER_TOKEN, ROUND_PER_TENSOR})
 QUANTIZED_DIALECT = FLOAT_DIALECT | ROUNDINGS | {QUANT_LINEAR, QUANT_EMBEDDING}
 
-# `exporters.last_token` inserts the slice, for artifacts that return only the last token's logits.
+# `exporters.last_token` inserts the slice, for graphs that return only the last tokens' logits.
 LOWERED_DIALECT = QUANTIZED_DIALECT | {LAST}
 
 # Operators that work token by token: each output row depends only on the same row of the inputs.
@@ -96,18 +96,21 @@ def check_quantized(program: Program) -> None:
     _check_operands(program)
 
 
-def check_lowered(program: Program) -> None:
-    """Checks a program that `exporters.last_token` changed to return one position's logits.
+def check_lowered(program: Program, positions: int = 1) -> None:
+    """Checks a program that `exporters.last_token` changed to return the last positions' logits.
 
     Raises:
         DialectError: as for `check_quantized`, with the lowered dialect; or the program returns
-            the logits of more than one position.
+            the logits of other positions.
     """
     _check(program, LOWERED_DIALECT, "lowered")
     _check_operands(program)
     shape = shape_of(program.output())
-    if shape[1] != 1:
-        raise DialectError(f"the lowered program returns shape {shape}, not one position's logits")
+    kept = {node.args[2] for node in program.graph.nodes if node.target is LAST}
+    if (positions == 1 and shape[1] != 1) or kept - {-positions}:
+        raise DialectError(
+            f"the lowered program returns shape {shape}, not the logits of {positions} positions"
+        )
 
 
 def _check_operands(program: Program) -> None:

@@ -47,6 +47,18 @@ def packed_checkpoints() -> ModuleType:
     return _load("packed_checkpoints")
 
 
+@pytest.fixture(scope="session")
+def gguf_files() -> ModuleType:
+    """GGUF files, written as llama.cpp's converter does."""
+    return _load("gguf_files")
+
+
+@pytest.fixture(scope="session")
+def quantized_floats() -> ModuleType:
+    """Checkpoints of MLX, FP8 and NF4, from values one knows."""
+    return _load("quantized_floats")
+
+
 @pytest.fixture
 def edgeforge(monkeypatch, capfd):
     """Runs a command in this process: its exit code, stdout and stderr."""

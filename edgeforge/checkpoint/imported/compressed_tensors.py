@@ -1,5 +1,7 @@
-"""compressed-tensors checkpoints of the format ``pack-quantized``, as llm-compressor writes them.
+"""compressed-tensors checkpoints, as llm-compressor writes them: ``pack-quantized`` and FP8.
 
+In the format ``float-quantized`` weights are 8-bit floats (`edgeforge.checkpoint.imported.fp8`). In
+``pack-quantized``,
 ``weight_packed: int32[out, in * bits / 32]`` packs codes along the input, the lowest bits first;
 ``weight_scale`` is ``[out, groups]``; ``weight_zero_point: int32[out * bits / 32, groups]`` packs
 along the output. Half of their range is added to signed integers and to zero points before they are
@@ -13,6 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeforge.checkpoint.config_reader import ConfigReader
+from edgeforge.checkpoint.imported.fp8 import Fp8Layers, read_block
+from edgeforge.checkpoint.imported.method import Method
+from edgeforge.checkpoint.imported.packed_tensor import PackedLayers
 from edgeforge.checkpoint.imported.packing import (
     SCALES,
     Bits,
@@ -37,13 +42,12 @@ _HARMLESS = (
     "version",
 )
 _OTHER_FORMATS = {
-    "float-quantized": "8-bit floats, FP8",
     "naive-quantized": "8-bit floats or integers, not packed",
     "int-quantized": "8-bit integers, not packed",
     "nvfp4-pack-quantized": "4-bit floats",
     "mxfp4-pack-quantized": "4-bit floats",
 }
-_WEIGHT_HARMLESS = ("actorder", "block_structure", "observer", "observer_kwargs")
+_WEIGHT_HARMLESS = ("actorder", "observer", "observer_kwargs")
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class CompressedPacking:
         return transposed(unpack_words(transposed(stored), self.bits))
 
 
-def read_compressed_tensors(reader: ConfigReader) -> CompressedPacking:
+def read_compressed_tensors(reader: ConfigReader) -> Method:
     """Reads a compressed-tensors checkpoint's ``quantization_config``.
 
     Raises:
@@ -103,12 +107,13 @@ def read_compressed_tensors(reader: ConfigReader) -> CompressedPacking:
     for field in _HARMLESS:
         reader.get(field)
     stored = reader.get("format", "dense")
-    if stored != "pack-quantized":
+    floats = stored == "float-quantized"
+    if stored != "pack-quantized" and not floats:
         kind = _OTHER_FORMATS.get(str(stored))
         what = "" if kind is None else f" ({kind})"
         raise CheckpointError(
             f"{reader.where} sets format to {str(stored)[:60]!r}{what}; EdgeForge imports "
-            f"'pack-quantized' only: give the original checkpoint, in bfloat16, float16 or float32"
+            f"'pack-quantized' and 'float-quantized': give the original checkpoint, in bfloat16, float16 or float32"
         )
     reader.absent("kv_cache_scheme", "sparsity_config")
     groups = reader.section("config_groups")
@@ -120,15 +125,24 @@ def read_compressed_tensors(reader: ConfigReader) -> CompressedPacking:
             f"{reader.where} has {len(names)} config_groups; EdgeForge reads checkpoints with one "
             f"that has a field 'weights'"
         )
-    group.absent("input_activations", "output_activations")
+    if floats:
+        group.get("input_activations")  # for kernels that round them too
+    else:
+        group.absent("input_activations")
+    group.absent("output_activations")
     if group.get("targets") != ["Linear"]:
         raise CheckpointError(
             f"{group.where}: targets is {quoted(group.get('targets'))}; EdgeForge reads ['Linear']"
         )
-    group.choice("format", ("pack-quantized",), "pack-quantized")
+    group.choice("format", (str(stored),), str(stored))
     group.finish()
     for field in _WEIGHT_HARMLESS:
         weights.get(field)
+    if floats:
+        found = _read_floats(weights)
+        reader.finish()
+        return found
+    weights.get("block_structure")
     strategy = weights.choice("strategy", ("group", "channel"), "channel")
     bits, size = read_width(weights, "num_bits", "group_size")
     weights.choice("type", ("int",), "int")
@@ -136,4 +150,21 @@ def read_compressed_tensors(reader: ConfigReader) -> CompressedPacking:
     symmetric = weights.flag("symmetric", True)
     weights.finish()
     reader.finish()
-    return CompressedPacking(bits, size if strategy == "group" else None, symmetric)
+    packing = CompressedPacking(bits, size if strategy == "group" else None, symmetric)
+    return PackedLayers(packing)
+
+
+def _read_floats(weights: ConfigReader) -> Fp8Layers:
+    """Reads how weights of 8-bit floats are scaled."""
+    strategy = weights.choice("strategy", ("tensor", "channel", "block"), "tensor")
+    given = weights.get("block_structure")
+    weights.require("num_bits", 8)
+    weights.require("group_size", None)
+    weights.choice("type", ("float",), "float")
+    weights.require("symmetric", True)
+    weights.absent("dynamic")
+    for field in ("scale_dtype", "zp_dtype"):
+        weights.get(field)
+    weights.finish()
+    block = read_block(given, f"{weights.where}: block_structure") if strategy == "block" else None
+    return Fp8Layers("compressed-tensors", "weight_scale", block)

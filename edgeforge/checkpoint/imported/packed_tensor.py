@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
+from edgeforge.checkpoint.imported.integer_tensor import ALL, IntegerTensor
 from edgeforge.errors import CheckpointError
-from quant.formats.formats import IntFormat, ScaleName
 
 if TYPE_CHECKING:
     import torch
 
     from edgeforge.checkpoint.checkpoint import Checkpoint
+    from edgeforge.checkpoint.imported.decoded_tensor import DecodedTensor
     from edgeforge.checkpoint.imported.packing import Packing
-    from quant.quantizers.rtn import QuantizedRows
 
 
-class PackedTensor:
+class PackedTensor(IntegerTensor):
     """A linear layer of ``rows`` outputs and ``columns`` inputs; safe from several threads.
 
     Args:
@@ -32,7 +33,7 @@ class PackedTensor:
     def __init__(
         self, checkpoint: Checkpoint, module: str, packing: Packing, shape: tuple[int, int]
     ) -> None:
-        self.checkpoint, self.module, self.packing, self.shape = checkpoint, module, packing, shape
+        self.checkpoint, self.module, self.packing = checkpoint, module, packing
         rows, columns = shape
         words = 32 // packing.bits
         if columns % words or rows % words:
@@ -41,11 +42,7 @@ class PackedTensor:
                 f"codes in a word, and EdgeForge reads full words only: both must be multiples of "
                 f"{words}"
             )
-        size = packing.group_size
-        if size is not None and columns % size:
-            raise CheckpointError(
-                f"{module} has {columns} inputs, not a multiple of group_size {size}"
-            )
+        super().__init__(module, shape, packing.bits, packing.group_size)
         self._check_parts()
         self._check_order()
         self._check_bias()
@@ -57,16 +54,12 @@ class PackedTensor:
         found = (f"{self.module}.{name}" for name in names)
         return tuple(name for name in found if name in self.checkpoint.tensors)
 
-    def codes(self) -> torch.Tensor:
-        """Returns ``uint8[rows, columns * bits / 8]`` in the layout of `IntFormat.layout`."""
-        return self.packing.codes(self._read(self.packing.codes_part))
+    def codes(self, rows: slice = ALL) -> torch.Tensor:
+        """As `IntegerTensor.codes`."""
+        return self.packing.codes(self._read(self.packing.codes_part))[rows]
 
-    def scale(self) -> torch.Tensor:
-        """Returns the scales, ``[rows, groups]`` in the checkpoint's dtype.
-
-        Raises:
-            CheckpointError: a scale is not a finite number above zero.
-        """
+    def scale(self, rows: slice = ALL) -> torch.Tensor:
+        """As `IntegerTensor.scale`."""
         scale = self.packing.scale(self._read(self.packing.scale_part))
         bad = ~(scale.isfinite() & (scale > 0))
         if bool(bad.any()):
@@ -75,14 +68,10 @@ class PackedTensor:
                 f"{self.module}.{self.packing.scale_part} holds {value:g}; scales must be finite "
                 f"and above zero: the checkpoint is damaged"
             )
-        return scale
+        return scale[rows]
 
-    def zero_point(self) -> torch.Tensor | None:
-        """Returns ``uint8[rows, groups]``, unpacked; None when all are the middle of the range.
-
-        Raises:
-            CheckpointError: zero points contradict the configuration, or are ambiguous.
-        """
+    def zero_point(self, rows: slice = ALL) -> torch.Tensor | None:
+        """As `IntegerTensor.zero_point`."""
         part = self.packing.zero_part
         if part not in self.packing.parts(*self.shape):
             return None
@@ -91,45 +80,7 @@ class PackedTensor:
         except ValueError as error:
             raise CheckpointError(f"{self.module}.{part}: {error}") from error
         middle = 1 << (self.packing.bits - 1)
-        return None if bool((points == middle).all()) else points
-
-    def format(self) -> IntFormat:
-        """Returns the narrowest format that stores this layer exactly.
-
-        Raises:
-            CheckpointError: neither bfloat16 nor float16 can store the scales exactly.
-        """
-        symmetric = self.zero_point() is None
-        return IntFormat(self.packing.bits, self.packing.group_size, symmetric, self._scale_name())
-
-    def _scale_name(self) -> ScaleName:
-        import torch
-
-        scale = self.scale()
-        if torch.equal(scale.bfloat16().float(), scale.float()):
-            return "bfloat16"
-        if torch.equal(scale.half().float(), scale.float()):
-            return "float16"
-        raise CheckpointError(
-            f"{self.module}.{self.packing.scale_part} holds scales that neither bfloat16 nor "
-            f"float16 can store exactly: save the checkpoint with float16 scales"
-        )
-
-    def dequantize(self) -> torch.Tensor:
-        """Returns the exact weights that the checkpoint represents, ``float32[rows, columns]``."""
-        return (self.steps() * self.scale().float().unsqueeze(-1)).reshape(self.shape)
-
-    def steps(self) -> torch.Tensor:
-        """Returns codes minus zero points, ``float32[rows, groups, columns of a group]``."""
-        from quant.formats.packing import unpack_codes
-
-        rows, columns = self.shape
-        fmt = IntFormat(self.packing.bits, self.packing.group_size)
-        codes = unpack_codes(self.codes(), fmt, columns).reshape(rows, fmt.groups(columns), -1)
-        points = self.zero_point()
-        return codes.float() - (
-            fmt.implicit_zero_point if points is None else points.unsqueeze(-1).float()
-        )
+        return None if bool((points == middle).all()) else points[rows]
 
     def _read(self, part: str) -> torch.Tensor:
         import torch
@@ -184,39 +135,40 @@ class PackedTensor:
             )
 
 
-def import_rows(tensor: PackedTensor, format: IntFormat, rows: slice) -> QuantizedRows:
-    """Returns codes, scales and zero points of some rows, as `quant.formats.formats` lays them out.
+@dataclass(frozen=True)
+class PackedLayers:
+    """The linear layers of a method whose layout is a `Packing`.
 
-    The scales are the checkpoint's where ``format`` can store them exactly, else they are rounded.
-
-    Args:
-        tensor: the layer.
-        format: the format to store. It may have zero points although the layer's are all the
-            middle of the range, because layers that are stacked into one weight share its format.
-        rows: the rows to return.
-
-    Returns:
-        The parts; squared error and norm are computed only where scales were rounded, else they are
-        zero.
+    Attributes:
+        packing: the layout.
     """
-    import torch
 
-    from quant.formats.packing import pack_int4
-    from quant.quantizers.rtn import QuantizedRows
+    packing: Packing
+    falls_back: ClassVar[bool] = False
 
-    exact, points = tensor.scale()[rows], tensor.zero_point()
-    scale = exact.to(getattr(torch, format.scale_dtype))
-    packed = None
-    if not format.symmetric:
-        if points is None:
-            given = torch.full(scale.shape, format.implicit_zero_point, dtype=torch.uint8)
-        else:
-            given = points[rows].contiguous()
-        packed = pack_int4(given) if format.bits == 4 else given
-    error = norm = 0.0
-    change = scale.double() - exact.double()
-    if bool(change.any()):
-        sums = tensor.steps()[rows].square().sum(-1).double()
-        error = float((sums * change.square()).sum())
-        norm = float((sums * exact.double().square()).sum())
-    return QuantizedRows(tensor.codes()[rows].contiguous(), scale, packed, error, norm)
+    @property
+    def method(self) -> str:
+        """As `Method.method`."""
+        return self.packing.method
+
+    @property
+    def sign(self) -> str:
+        """As `Method.sign`."""
+        return f"*.{self.packing.codes_part}"
+
+    def find(
+        self, checkpoint: Checkpoint, tensor: str, shape: tuple[int, ...]
+    ) -> PackedTensor | None:
+        """As `Method.find`."""
+        module = tensor.removesuffix(".weight")
+        if len(shape) == 1 or f"{module}.{self.packing.codes_part}" not in checkpoint.tensors:
+            return None
+        return PackedTensor(checkpoint, module, self.packing, (shape[0], shape[1]))
+
+    def as_floats(self, tensor: IntegerTensor) -> DecodedTensor:
+        """As `Method.as_floats`."""
+        raise NotImplementedError(f"{tensor.name} stays as it is packed")
+
+    def notes(self) -> tuple[str, ...]:
+        """As `Method.notes`."""
+        return ()

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.checkpoint.imported.awq import read_awq
+from edgeforge.checkpoint.imported.bitsandbytes import read_bitsandbytes
 from edgeforge.checkpoint.imported.compressed_tensors import read_compressed_tensors
+from edgeforge.checkpoint.imported.fp8 import read_fbgemm, read_fp8
+from edgeforge.checkpoint.imported.gguf_tensors import GgufTensors
 from edgeforge.checkpoint.imported.gptq import read_gptq
-from edgeforge.checkpoint.imported.packing import Packing
+from edgeforge.checkpoint.imported.method import Method
+from edgeforge.checkpoint.imported.mlx import read_mlx
+from edgeforge.checkpoint.imported.packed_tensor import PackedLayers
 from edgeforge.errors import CheckpointError
 from quant.quoted import quoted
 from quant.suggestion import did_you_mean
 
+if TYPE_CHECKING:
+    from edgeforge.checkpoint.checkpoint import Checkpoint
+
 FIELD = "quantization_config"
 
-METHODS: dict[str, Callable[[ConfigReader], Packing]] = {
-    "gptq": read_gptq,
-    "awq": read_awq,
+METHODS: dict[str, Callable[[ConfigReader], Method]] = {
+    "gptq": lambda reader: PackedLayers(read_gptq(reader)),
+    "awq": lambda reader: PackedLayers(read_awq(reader)),
     "compressed-tensors": read_compressed_tensors,
+    "fp8": read_fp8,
+    "fbgemm_fp8": read_fbgemm,
+    "bitsandbytes": read_bitsandbytes,
 }
 
 MLX_FIELD = "quantization"
 
-_ORIGINAL = "give the original checkpoint, in bfloat16, float16 or float32"
 OTHER_METHODS: dict[str, str] = {
-    **dict.fromkeys(("fp8", "fbgemm_fp8", "mxfp8"), "8-bit floats, FP8"),
+    "mxfp8": "8-bit floats with scales of powers of two",
     **dict.fromkeys(("nvfp4", "mxfp4", "fp_quant"), "4-bit floats"),
     "modelopt": "floats or integers as NVIDIA's ModelOpt writes them",
-    "bitsandbytes": "4-bit NormalFloat or 8-bit integers with outliers apart",
     "torchao": "tensor classes of PyTorch's own",
     **dict.fromkeys(("exl2", "exl3"), "the layouts of ExLlama"),
     "aqlm": "additive codebooks",
@@ -39,8 +49,19 @@ OTHER_METHODS: dict[str, str] = {
 """What known methods store that EdgeForge does not import, by ``quant_method``."""
 
 
-def read_packing(config: Mapping[str, object], ignore: Iterable[str] = ()) -> Packing | None:
-    """Returns the packing that a ``config.json`` declares; None when the checkpoint holds floats.
+def method_of(checkpoint: Checkpoint, ignore: Iterable[str] = ()) -> Method | None:
+    """Returns how an opened checkpoint holds its matrices; None where they are plain floats.
+
+    Raises:
+        CheckpointError: as `read_method`.
+    """
+    if checkpoint.gguf is not None:
+        return GgufTensors(checkpoint.gguf)
+    return read_method(checkpoint.config, ignore)
+
+
+def read_method(config: Mapping[str, object], ignore: Iterable[str] = ()) -> Method | None:
+    """Returns the method that a ``config.json`` declares; None when the checkpoint holds floats.
 
     Args:
         config: the parsed ``config.json``.
@@ -49,7 +70,9 @@ def read_packing(config: Mapping[str, object], ignore: Iterable[str] = ()) -> Pa
     Raises:
         CheckpointError: the method is unknown, or a field is not implemented.
     """
-    _refuse_mlx(config, ignore)
+    mlx = config.get(MLX_FIELD)
+    if isinstance(mlx, dict) and "bits" in mlx and MLX_FIELD not in ignore:
+        return read_mlx(mlx, ignore, f"config.json: {MLX_FIELD}")
     if not config.get(FIELD):
         return None
     reader = ConfigReader(config, ignore).section(FIELD)
@@ -68,14 +91,3 @@ def read_packing(config: Mapping[str, object], ignore: Iterable[str] = ()) -> Pa
             f"checkpoint of one of these methods, or the original in bfloat16, float16 or float32"
         )
     return METHODS[method](reader)
-
-
-def _refuse_mlx(config: Mapping[str, object], ignore: Iterable[str]) -> None:
-    """Refuses a checkpoint that MLX has quantized, which has a section of its own."""
-    given = config.get(MLX_FIELD)
-    if not isinstance(given, dict) or "bits" not in given or MLX_FIELD in ignore:
-        return
-    raise CheckpointError(
-        f"config.json has the section {MLX_FIELD!r} with {quoted(given['bits'])} bits: the "
-        f"checkpoint is quantized by MLX, whose layout EdgeForge does not import: {_ORIGINAL}"
-    )

@@ -1,54 +1,135 @@
-"""Recognises a decoder in what an entry point computes, from the logits back to the tokens."""
+"""Recognises a decoder in what an entry point computes, from the logits back to the tokens.
+
+Products, sums, attentions and convolutions are a decoder's skeleton, which is one for all families.
+What stands between them (norms, biases, factors, bounds, rotations) is kept as it is found, for
+`edgeforge.verification.meaning.layers` to hold against the checkpoint's spec.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import cast
 
+from edgeforge.verification.meaning.chains import (
+    Chain,
+    NoDecoderError,
+    Step,
+    chain,
+    described,
+    expect,
+    other,
+    plain,
+)
 from exporters.lifted import (
     NO_NEW_ROWS,
     Attention,
-    Columns,
     Embedding,
+    Gelu,
     Last,
     Linear,
-    Norm,
     Product,
-    Rope,
+    ShortConv,
     Silu,
     Sum,
     Unknown,
     Value,
 )
 
-Kind = TypeVar("Kind", bound=Value)
-
-
-class NoDecoderError(ValueError):
-    """What an entry point computes is not the decoder that EdgeForge lowers.
-
-    Attributes:
-        fact: the fact that is otherwise.
-    """
-
-    def __init__(self, message: str, fact: str = "structure") -> None:
-        super().__init__(message)
-        self.fact = fact
+Activation = Silu | Gelu
 
 
 @dataclass(frozen=True)
-class Projected:
-    """Queries or keys: columns of a product, and what is done to them.
+class Attending:
+    """The part of a layer that mixes tokens by attention.
 
     Attributes:
-        columns: the columns that are taken of the product.
-        norm: the norm of each head; None where there is none.
-        rope: the rotary embedding; None where there is none.
+        attention: the attention.
+        query: how its queries are made, of ``qk``.
+        key: how its keys are made, of ``qk``.
+        value: how its values are made, of ``v``.
+        entering: how the operand of ``qk`` and ``v`` is made, of the residual stream.
+        qk: the product that gives queries and keys.
+        v: the product that gives values.
+        out: the product of attention's result.
     """
 
-    columns: Columns
-    norm: Norm | None
-    rope: Rope | None
+    attention: Attention
+    query: Chain
+    key: Chain
+    value: Chain
+    entering: Chain
+    qk: Linear
+    v: Linear
+    out: Linear
+
+    def products(self) -> tuple[Linear, ...]:
+        """Its products with weights."""
+        return self.qk, self.v, self.out
+
+    def chains(self) -> tuple[Chain, ...]:
+        """Its chains of steps."""
+        return self.query, self.key, self.value, self.entering
+
+
+@dataclass(frozen=True)
+class Convolving:
+    """The part of a layer that mixes tokens by a gated short convolution.
+
+    Attributes:
+        convolution: the convolution.
+        factors: how the two factors of its operand are made, of ``into``.
+        gate: how the factor of its result is made, of ``into``.
+        convolved: the steps between the convolution and the product with the gate.
+        entering: how the operand of ``into`` is made, of the residual stream.
+        into: the product that gives gate and factors.
+        out: the product of the gated result.
+    """
+
+    convolution: ShortConv
+    factors: tuple[Chain, Chain]
+    gate: Chain
+    convolved: Chain
+    entering: Chain
+    into: Linear
+    out: Linear
+
+    def products(self) -> tuple[Linear, ...]:
+        """Its products with weights."""
+        return self.into, self.out
+
+    def chains(self) -> tuple[Chain, ...]:
+        """Its chains of steps."""
+        return *self.factors, self.gate, self.convolved, self.entering
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The part of a layer that works token by token.
+
+    Attributes:
+        activation: the activation function.
+        gate: how its operand is made, of ``into``.
+        up: how the factor of its result is made, of ``into``; None where there is none.
+        entering: how the operand of ``into`` is made, of the residual stream.
+        into: the first product.
+        down: the last product.
+    """
+
+    activation: Activation
+    gate: Chain
+    up: Chain | None
+    entering: Chain
+    into: Linear
+    down: Linear
+
+    def products(self) -> tuple[Linear, ...]:
+        """Its products with weights."""
+        return self.into, self.down
+
+    def chains(self) -> tuple[Chain, ...]:
+        """Its chains of steps."""
+        return self.gate, *([self.up] if self.up else []), self.entering
 
 
 @dataclass(frozen=True)
@@ -56,34 +137,24 @@ class Layer:
     """One layer, as an entry point computes it.
 
     Attributes:
-        attention: the attention.
-        query: its queries.
-        key: its keys.
-        qk: the product that gives queries and keys.
-        v: the product that gives values.
-        o: the product of attention's result.
-        gate: the columns to which SiLU is applied.
-        up: the columns that they are multiplied with.
-        gate_up: the product of which both are columns.
-        down: the product of the feed-forward part's result.
-        input_norm: the norm before attention; None where there is none.
-        post_norm: the norm before the feed-forward part; None where there is none.
+        mixer: the part that mixes tokens.
+        mixed: the steps between its last product and the residual stream.
+        feed_forward: the part that works token by token.
+        fed: the steps between its last product and the residual stream.
+        parallel: whether both parts read the residual stream before the layer.
         result: the residual stream after the layer.
     """
 
-    attention: Attention
-    query: Projected
-    key: Projected
-    qk: Linear
-    v: Linear
-    o: Linear
-    gate: Columns
-    up: Columns
-    gate_up: Linear
-    down: Linear
-    input_norm: Norm | None
-    post_norm: Norm | None
+    mixer: Attending | Convolving
+    mixed: Chain
+    feed_forward: FeedForward
+    fed: Chain
+    parallel: bool
     result: Value
+
+    def chains(self) -> tuple[Chain, ...]:
+        """Its chains of steps."""
+        return *self.mixer.chains(), self.mixed, *self.feed_forward.chains(), self.fed
 
 
 @dataclass(frozen=True)
@@ -92,33 +163,43 @@ class Decoder:
 
     Attributes:
         embedding: the lookup of the tokens' rows.
+        embedded: the steps between it and the first layer.
         layers: the layers, from the first to the last.
-        final_norm: the norm after the last layer; None where there is none.
+        final: the steps after the last layer.
         norm_matrix: the product between last norm and head, as in a rotated model.
         head: the product that gives the logits.
-        last: whether the logits are those of the last token alone.
+        logits: the steps between it and the result.
+        last: of how many last tokens the logits are; 0 for all.
     """
 
     embedding: Embedding
+    embedded: Chain
     layers: tuple[Layer, ...]
-    final_norm: Norm | None
+    final: Chain
     norm_matrix: Linear | None
     head: Linear
-    last: bool
+    logits: Chain
+    last: int
 
-    def norms(self) -> list[Norm]:
-        """Every norm that is there."""
-        each = [self.final_norm]
+    def steps(self) -> list[Step]:
+        """Every step, once."""
+        each = [self.embedded, self.final, self.logits]
         for layer in self.layers:
-            each += [layer.input_norm, layer.query.norm, layer.key.norm, layer.post_norm]
-        return [norm for norm in each if norm is not None]
+            each += layer.chains()
+        return list(dict.fromkeys(step for chain in each for step in chain.steps))
+
+    def convolutions(self) -> Iterator[ShortConv]:
+        """Every convolution."""
+        for layer in self.layers:
+            if isinstance(layer.mixer, Convolving):
+                yield layer.mixer.convolution
 
     def products(self) -> list[Linear]:
         """Every product with a weight."""
         inner = [
             product
             for layer in self.layers
-            for product in (layer.qk, layer.v, layer.o, layer.gate_up, layer.down)
+            for product in (*layer.mixer.products(), *layer.feed_forward.products())
         ]
         return [*inner, *([self.norm_matrix] if self.norm_matrix else []), self.head]
 
@@ -129,140 +210,153 @@ def decoder_of(logits: Value) -> Decoder:
     Raises:
         NoDecoderError: names the first value, from the end, that is another.
     """
-    last = False
-    value = logits
-    head = _linear(value, "the logits")
-    value, norm_matrix = head.source, None
-    found = _plain(value)
-    if isinstance(found, Linear):
-        norm_matrix, value = found, found.source
-    last = _is_last(value) or _is_last(head)
-    final_norm, stream = _norm_of(value)
-    last = last or _is_last(stream)
+    after = chain(logits)
+    head = after.the(Linear, "the logits")
+    matrix, operand = None, head.source
+    if isinstance(plain(operand), Linear):
+        matrix = cast(Linear, plain(operand))
+        operand = matrix.source
+    final = chain(operand)
     layers: list[Layer] = []
-    stream = _plain(stream)
-    while not isinstance(stream, Embedding):
-        layer, before, selected = _layer(stream)
-        last = last or (selected and not layers)
+    stream = final.source
+    while not isinstance(chain(stream).source, Embedding):
+        layer, stream = _layer(stream)
         layers.append(layer)
-        stream = _plain(before)
-    return Decoder(stream, tuple(reversed(layers)), final_norm, norm_matrix, head, last)
+    embedded = chain(stream)
+    return Decoder(
+        expect(embedded.source, Embedding, "the embedding"),
+        embedded,
+        tuple(reversed(layers)),
+        final,
+        matrix,
+        head,
+        after,
+        _last_rows(logits),
+    )
 
 
-def _layer(stream: Value) -> tuple[Layer, Value, bool]:
+def _layer(stream: Value) -> tuple[Layer, Value]:
     """The layer that ends in a value of the residual stream, and the value before the layer."""
-    middle, down = _residual(stream, "the feed-forward part")
-    gated = _expect(down.source, Product, "the operand of the last product of a feed-forward part")
-    gate, up = _gated(gated)
-    gate_up = _linear(gate.source, "the gate")
-    if _plain(up.source) is not gate_up:
-        raise _other(up, "columns of the product that gives the gate")
-    post_norm, normed_of = _norm_of(gate_up.source)
-    _same(normed_of, middle, "the feed-forward part's norm")
-    before, o = _residual(_plain(middle), "attention")
-    attention = _attention(o.source)
-    query, key = (_projected(each) for each in (attention.query, attention.key))
-    qk, v = _linear(query.columns.source, "the queries"), _linear(attention.value, "the values")
-    if _plain(key.columns.source) is not qk:
+    middle, fed = _residual(stream, "the feed-forward part")
+    before, mixed = _residual(middle, "attention")
+    down, out = (cast(Linear, branch.source) for branch in (fed, mixed))
+    feed_forward = _feed_forward(down, middle, before)
+    operand = plain(out.source)
+    if isinstance(operand, Product):
+        mixer: Attending | Convolving = _convolving(out, operand, before)
+    else:
+        mixer = _attending(out, before)
+    _same(mixer.entering.source, before, "attention's norm")
+    parallel = feed_forward.entering.source is plain(before)
+    if not parallel:
+        _same(feed_forward.entering.source, middle, "the feed-forward part's norm")
+    return Layer(mixer, mixed, feed_forward, fed, parallel, plain(stream)), before
+
+
+def _feed_forward(down: Linear, middle: Value, before: Value) -> FeedForward:
+    what = "the operand of the last product of a feed-forward part"
+    operand, up = plain(down.source), None
+    if isinstance(operand, Product):
+        activation, factor = _gated(operand)
+        up = chain(factor)
+    else:
+        if not isinstance(operand, Activation):
+            raise other(operand, what)
+        activation = operand
+    gate = chain(activation.source)
+    into = gate.the(Linear, "the gate")
+    if up is not None and up.source is not into:
+        raise other(up.source, "columns of the product that gives the gate")
+    return FeedForward(activation, gate, up, chain(into.source, middle, before), into, down)
+
+
+def _gated(product: Product) -> tuple[Activation, Value]:
+    for one, factor in (product.factors, product.factors[::-1]):
+        inner = plain(one)
+        if isinstance(inner, Activation):
+            return inner, factor
+    raise other(product, "a product with SiLU's result")
+
+
+def _attending(out: Linear, before: Value) -> Attending:
+    attention = _attention(out.source)
+    query, key, value = (chain(each) for each in (attention.query, attention.key, attention.value))
+    qk, v = query.the(Linear, "the queries"), value.the(Linear, "the values")
+    if key.source is not qk:
+        found = key.source if key.columns is None else key.columns
         raise NoDecoderError(
-            f"{_described(attention)} reads keys of {_described(key.columns)}, which belong to "
+            f"{described(attention)} reads keys of {described(found)}, which belong to "
             f"another layer than its queries",
             "caches",
         )
-    input_norm, normed_of = _norm_of(qk.source)
-    _same(normed_of, before, "attention's norm")
-    also, _ = _norm_of(v.source)
-    if also is not input_norm or _plain(v.source) is not _plain(qk.source):
+    entering, also = chain(qk.source, before), chain(v.source, before)
+    if also.source is not entering.source or not _same_steps(also, entering):
         raise NoDecoderError(
-            f"{_described(attention)} reads values that are made of {_described(v.source)}, which "
+            f"{described(attention)} reads values that are made of {described(v.source)}, which "
             f"its queries are not made of",
             "caches",
         )
-    layer = Layer(
-        attention, query, key, qk, v, o, gate, up, gate_up, down, input_norm, post_norm, stream
-    )
-    return layer, before, _is_last(middle) or _is_last(before) or _is_last(o.source)
+    return Attending(attention, query, key, value, entering, qk, v, out)
+
+
+def _convolving(out: Linear, product: Product, before: Value) -> Convolving:
+    what = "a product of a gate and a convolution's result"
+    ends = [chain(factor) for factor in product.factors]
+    (convolved,) = [end for end in ends if isinstance(end.source, ShortConv)] or (None,)
+    if convolved is None:
+        raise other(product, what)
+    (gate,) = [end for end in ends if end is not convolved]
+    convolution = convolved.the(ShortConv, what)
+    operand = expect(convolution.source, Product, "the operand of a convolution")
+    first, second = (chain(factor) for factor in operand.factors)
+    into = gate.the(Linear, "the convolution's gate")
+    for each in (first, second):
+        if each.source is not into:
+            raise other(each.source, "columns of the product that gives the convolution's gate")
+    entering = chain(into.source, before)
+    return Convolving(convolution, (first, second), gate, convolved, entering, into, out)
+
+
+def _same_steps(one: Chain, another: Chain) -> bool:
+    return one.steps == another.steps and one.columns is another.columns
 
 
 def _attention(value: Value) -> Attention:
-    inner = _plain(value)
+    inner = plain(value)
     if isinstance(inner, Unknown) and inner.kind == NO_NEW_ROWS:
         raise NoDecoderError(f"{inner.name} is {NO_NEW_ROWS}", "caches")
-    return _expect(value, Attention, "the operand of attention's last product")
+    return expect(value, Attention, "the operand of attention's last product")
 
 
-def _residual(stream: Value, what: str) -> tuple[Value, Linear]:
-    """The stream before a branch was added, and the product with which the branch ends."""
-    total = _expect(stream, Sum, f"the residual stream after {what}")
-    first, second = (_plain(term) for term in total.terms)
-    if isinstance(second, Linear):
-        return total.terms[0], second
-    if isinstance(first, Linear):
-        return total.terms[1], first
-    raise _other(second, f"the result of {what}, which a product gives")
-
-
-def _gated(gated: Product) -> tuple[Columns, Columns]:
-    for one, other in (gated.factors, gated.factors[::-1]):
-        inner = _plain(one)
-        if isinstance(inner, Silu):
-            return (
-                _expect(inner.source, Columns, "the operand of SiLU"),
-                _expect(other, Columns, "the factor of SiLU's result"),
-            )
-    raise _other(gated, "a product with SiLU's result")
-
-
-def _projected(value: Value) -> Projected:
-    inner, rope = _plain(value), None
-    if isinstance(inner, Rope):
-        rope, inner = inner, _plain(inner.source)
-    norm = None
-    if isinstance(inner, Norm):
-        norm, inner = inner, _plain(inner.source)
-    return Projected(_expect(inner, Columns, "queries or keys"), norm, rope)
-
-
-def _norm_of(value: Value) -> tuple[Norm | None, Value]:
-    """A norm, if the value is one, and what it normalises."""
-    inner = _plain(value)
-    return (inner, inner.source) if isinstance(inner, Norm) else (None, value)
+def _residual(stream: Value, what: str) -> tuple[Value, Chain]:
+    """The stream before a branch was added, and the branch, which ends with a product."""
+    total = expect(stream, Sum, f"the residual stream after {what}")
+    first, second = (chain(term) for term in total.terms)
+    if isinstance(second.source, Linear):
+        return plain(total.terms[0]), second
+    if isinstance(first.source, Linear):
+        return plain(total.terms[1]), first
+    raise other(second.source, f"the result of {what}, which a product gives")
 
 
 def _same(found: Value, wanted: Value, what: str) -> None:
-    if _plain(found) is not _plain(wanted):
+    if plain(found) is not plain(wanted):
         raise NoDecoderError(
-            f"{what} reads {_described(_plain(found))}, not the residual stream "
-            f"{_described(_plain(wanted))}"
+            f"{what} reads {described(plain(found))}, not the residual stream "
+            f"{described(plain(wanted))}"
         )
 
 
-def _linear(value: Value, what: str) -> Linear:
-    return _expect(value, Linear, what)
-
-
-def _expect(value: Value, kind: type[Kind], what: str) -> Kind:
-    inner = _plain(value)
-    if not isinstance(inner, kind):
-        raise _other(inner, what)
-    return inner
-
-
-def _other(value: Value, wanted: str) -> NoDecoderError:
-    return NoDecoderError(f"{_described(_plain(value))} stands where {wanted} should be")
-
-
-def _described(value: Value) -> str:
-    kind = value.kind if isinstance(value, Unknown) else type(value).__name__.lower()
-    return f"{value.name or 'a value'} ({kind})"
-
-
-def _plain(value: Value) -> Value:
-    """The value of which the last token's row is selected; any other value itself."""
-    while isinstance(value, Last):
-        value = value.source
-    return value
-
-
-def _is_last(value: Value) -> bool:
-    return isinstance(value, Last)
+def _last_rows(logits: Value) -> int:
+    """How many last tokens' rows are selected anywhere on the way to the logits; 0 for all."""
+    waiting, seen = [logits], set[Value]()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Last):
+            return value.positions
+        if value not in seen:
+            seen.add(value)
+            for given in vars(value).values():
+                parts = given if isinstance(given, tuple) else (given,)
+                waiting.extend(part for part in parts if isinstance(part, Value))
+    return 0

@@ -19,16 +19,19 @@ def hold_identity(
     """Notes what the files state about text: which tokenizer, which ids, how long a context."""
     _tokenizer(folder, model, findings)
     spec = model.spec
+    # Artifacts of before have the configuration's ends alone, without the chat template's.
+    is_older = manifest.model.eos == spec.eos
+    eos = spec.eos if is_older else model.eos
     wanted: dict[str, tuple[int, ...]] = {
         "bos": () if spec.bos is None else (spec.bos,),
-        "eos": tuple(dict.fromkeys(spec.eos)),
+        "eos": tuple(dict.fromkeys(eos)),
     }
     recorded = {
         "bos": () if manifest.model.bos is None else (manifest.model.bos,),
         "eos": tuple(dict.fromkeys(manifest.model.eos)),
     }
     # Runtimes that need a padding token get the first end where the checkpoint has none.
-    pad = spec.pad if spec.pad is not None else next(iter(spec.eos), None)
+    pad = spec.pad if spec.pad is not None else next(iter(eos), None)
     wanted["pad"] = () if pad is None else (pad,)
     for name, ids in wanted.items():
         findings.fact(name, f"{name} is {list(ids)}", float(ids[0]) if len(ids) == 1 else None)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Final
 
-import numpy as np
-
-from edgeforge.families.assembly import EMBEDDING, FINAL_NORM, HEAD, NORM_MATRIX
+from edgeforge.families.assembly import EMBEDDING, HEAD, NORM_MATRIX
 from edgeforge.families.spec import LayerSpec, ModelSpec
-from edgeforge.verification.meaning.decoder import Decoder, Layer, Projected
+from edgeforge.verification.meaning import expected
+from edgeforge.verification.meaning.chains import Chain
+from edgeforge.verification.meaning.decoder import Attending, Convolving, Decoder, Layer
 from edgeforge.verification.meaning.findings import Findings
 from edgeforge.verification.meaning.rotary import Rotary
-from exporters.lifted import Array, Cache, EntryPoint, Norm, Probe, StoredWeight
-
-# float16 keeps 11 bits, and some norms hold the root of epsilon.
-_EPSILON_SLACK: Final = 4e-3
+from edgeforge.verification.meaning.steps import Steps, open_facts
+from edgeforge.verification.meaning.visible import Visible
+from exporters.lifted import Cache, EntryPoint, Gelu, Rope, ShortConv, Silu, StoredWeight
 
 
 class Layers:
@@ -33,26 +31,27 @@ class Layers:
         self, spec: ModelSpec, context: int, multiple: int, rotary: Rotary, findings: Findings
     ) -> None:
         self.spec, self.context, self.rotary, self.findings = spec, context, rotary, findings
-        self.window = spec.window if spec.window < context else 0
         self.length = -(-context // multiple) * multiple
-        self._seen: dict[tuple[int, ...], str] = {}
-        self._kept: list[Array] = []
+        self.steps, self.visible = Steps(spec, findings), Visible(spec, context, findings)
         self._open()
 
     def _open(self) -> None:
         spec, fact = self.spec, self.findings.fact
-        window = f"a window of {self.window} tokens" if self.window else "no window"
         fact("layers", f"there are {len(spec.layers)} layers", len(spec.layers))
         self.rotary.open(self.findings)
-        fact("window", f"attention has {window}", self.window)
+        self.visible.open()
         fact("context", f"caches and tables are made for {self.context} tokens", self.context)
         fact("positions", "tokens are rotated and cached at their own positions")
         fact("ties", f"the head is {'' if spec.tied else 'not '}the embedding")
-        fact("norm_eps", f"every norm's epsilon is {spec.norm_eps:g}", spec.norm_eps)
-        fact("norms", "every norm is there, and no other")
-        fact("gate", "SiLU is applied to the gate, which up is multiplied with")
+        open_facts(spec, self.findings)
+        fact("block", "every part reads the residual stream where the checkpoint says")
+        fact("gate", f"{_activation(spec)} is applied to the gate, which up is multiplied with")
+        fact("activation", f"the activation function is {_activation(spec)}")
         fact("caches", "every layer reads and writes its own caches")
+        fact("states", "every convolution has its own state, of which a text begins with none")
         fact("attention", "heads, their columns and the scale of scores are the checkpoint's")
+        cap = spec.attention_softcap
+        fact("attention_softcap", f"the softcap of attention's scores is {cap:g}", cap)
         fact("weights", "every operation reads its own layer's weight")
 
     def hold(self, entry: EntryPoint, decoder: Decoder) -> None:
@@ -71,7 +70,10 @@ class Layers:
         wanted = EMBEDDING if spec.tied else HEAD
         found = decoder.head.weight.name
         same("ties", found == wanted, name, f"{name}: the head reads {found}, not {wanted}")
-        self._norm(f"{name}: the last norm", decoder.final_norm, FINAL_NORM)
+        hold = self.steps.hold
+        hold(name, "the embedding", decoder.embedded, expected.embedded(spec))
+        hold(name, "the head's operand", decoder.final, expected.final(spec))
+        hold(name, "the result", decoder.logits, expected.logits(spec))
         matrix = decoder.norm_matrix
         stands = matrix is not None
         same(
@@ -89,30 +91,49 @@ class Layers:
         self._distinct(entry, decoder)
 
     def _layer(self, entry: EntryPoint, index: int, layer: Layer, wanted: LayerSpec) -> None:
+        spec, same = self.spec, self.findings.same
         at, place = f"model.layers.{index}.", f"{entry.name}, layer {index}"
-        for part, product in (
-            ("self_attn.qk_proj", layer.qk),
-            ("self_attn.v_proj", layer.v),
-            ("self_attn.o_proj", layer.o),
-            ("mlp.gate_up_proj", layer.gate_up),
-            ("mlp.down_proj", layer.down),
+        is_attention = isinstance(layer.mixer, Attending)
+        words = "attention" if is_attention else "a short convolution"
+        if not same(
+            "layers",
+            is_attention == (wanted.mixer == "attention"),
+            place,
+            f"{place} mixes tokens by {words}, not by {wanted.mixer.replace('_', ' ')}",
         ):
-            self._weight(place, product.weight, f"{at}{part}.weight")
-        self._norm(f"{place}: input_layernorm", layer.input_norm, f"{at}input_layernorm.weight")
-        self._norm(
-            f"{place}: post_attention_layernorm",
-            layer.post_norm,
-            f"{at}post_attention_layernorm.weight",
+            return
+        where = "before the layer" if layer.parallel else "after the layer's first part"
+        same(
+            "block",
+            layer.parallel == (spec.block == "parallel"),
+            place,
+            f"{place}: the feed-forward part reads the residual stream {where}",
         )
-        for part, projected in (("q", layer.query), ("k", layer.key)):
-            norm = f"{at}self_attn.{part}_norm.weight" if self.spec.qk_norm else None
-            self._norm(f"{place}: {part}_norm", projected.norm, norm)
+        if isinstance(layer.mixer, Attending):
+            self._attending(entry, index, layer.mixer, wanted)
+            out = "self_attn.o_proj"
+        else:
+            self._convolving(place, index, layer.mixer)
+            out = "conv.out_proj"
+        entering = expected.entering_mixer(spec, at)
+        self.steps.hold(place, "the first part's operand", layer.mixer.entering, entering)
+        leaving = expected.leaving(spec, at, "attention_output_norm", out)
+        self.steps.hold(place, "the first part's result", layer.mixed, leaving)
+        self._feed_forward(place, at, layer, wanted)
+
+    def _feed_forward(self, place: str, at: str, layer: Layer, wanted: LayerSpec) -> None:
+        spec, part, hold = self.spec, layer.feed_forward, self.steps.hold
+        into = f"{at}mlp.{'gate_up_proj' if spec.gated else 'up_proj'}"
+        self._weight(place, part.into.weight, f"{into}.weight")
+        self._weight(place, part.down.weight, f"{at}mlp.down_proj.weight")
+        entering = expected.entering_feed_forward(spec, at)
+        hold(place, "the feed-forward part's operand", part.entering, entering)
+        hold(place, "the gate", part.gate, expected.biased(spec, into))
+        if part.up is not None:
+            hold(place, "up", part.up, expected.biased(spec, into))
+        leaving = expected.leaving(spec, at, "mlp_output_norm", "mlp.down_proj")
+        hold(place, "the feed-forward part's result", layer.fed, leaving)
         self._gate(place, layer, wanted)
-        self._attention(entry, place, layer, wanted)
-        for part, projected in (("queries", layer.query), ("keys", layer.key)):
-            self._rope(entry, f"{place}, {part}", projected)
-        for kind, cache in (("key", layer.attention.keys), ("value", layer.attention.values)):
-            self._cache(entry, place, index, kind, cache)
 
     def _weight(self, place: str, found: StoredWeight, wanted: str) -> None:
         self.findings.same(
@@ -122,98 +143,139 @@ class Layers:
             f"{place} reads {found.name} where it must read {wanted}",
         )
 
-    def _norm(self, place: str, norm: Norm | None, wanted: str | None) -> None:
-        same = self.findings.same
-        if norm is None or wanted is None:
-            missing = "is missing" if norm is None else "stands where the checkpoint has none"
-            same("norms", norm is None and wanted is None, place, f"{place} {missing}")
-            return
-        name = norm.weight.name
-        same("norms", name == wanted, place, f"{place} has the weight {name}, not {wanted}")
-        eps = self.spec.norm_eps
-        near = math.isclose(norm.epsilon, eps, rel_tol=_EPSILON_SLACK)
-        if not same("norm_eps", near, place, f"{place} adds {norm.epsilon:.3g}, not {eps:g}"):
-            self.findings.number("norm_eps", norm.epsilon)
-
     def _gate(self, place: str, layer: Layer, wanted: LayerSpec) -> None:
+        spec, same, part = self.spec, self.findings.same, layer.feed_forward
+        found, own = _named(part.activation), _activation(spec)
+        words = f"{place} has the activation function {found}, not {own}"
+        if not (spec.activation == "silu" and spec.gated):
+            same("activation", found == own, place, words)
+        elif found != own:
+            same("gate", False, place, words)
+        if not spec.gated or part.up is None:
+            has = "a factor" if part.up is not None else "no factor"
+            words = f"{place}: the activation function's result has {has}"
+            same("gate", spec.gated == (part.up is not None), place, words)
+            whole = part.gate.columns is None
+            same("gate", whole, place, f"{place}: {found} is applied to some columns of up alone")
+            return
         width = wanted.ffn_width
-        gate, up = (layer.gate.start, layer.gate.stop), (layer.up.start, layer.up.stop)
+        gate, up = part.gate.span("the gate"), part.up.span("up")
         swapped = (gate, up) == ((width, 2 * width), (0, width))
         words = (
-            "SiLU is applied to up, and gate is multiplied with it"
+            f"{found} is applied to up, and gate is multiplied with it"
             if swapped
             else (
-                f"SiLU is applied to columns {gate} and multiplied with {up}, "
+                f"{found} is applied to columns {gate} and multiplied with {up}, "
                 f"not {(0, width)} and {(width, 2 * width)}"
             )
         )
         good = (gate, up) == ((0, width), (width, 2 * width))
-        self.findings.same("gate", good, place, f"{place}: {words}")
+        same("gate", good, place, f"{place}: {words}")
 
-    def _attention(self, entry: EntryPoint, place: str, layer: Layer, wanted: LayerSpec) -> None:
-        same, attention = self.findings.same, layer.attention
-        heads = wanted.num_heads, wanted.num_kv_heads, self.spec.head_dim
+    def _attending(self, entry: EntryPoint, index: int, part: Attending, wanted: LayerSpec) -> None:
+        spec, same, attention = self.spec, self.findings.same, part.attention
+        at, place = f"model.layers.{index}.", f"{entry.name}, layer {index}"
+        for name, product in zip(("qk_proj", "v_proj", "o_proj"), part.products(), strict=True):
+            self._weight(place, product.weight, f"{at}self_attn.{name}.weight")
+        for name, what, made in (
+            ("q", "queries", part.query),
+            ("k", "keys", part.key),
+            ("v", "values", part.value),
+        ):
+            steps = expected.projected(spec, wanted, at, name)
+            self.steps.hold(place, what, made, steps)
+            self._rope(entry, index, what, made, steps)
+        heads = wanted.num_heads, wanted.num_kv_heads, spec.head_dim
         same(
             "attention",
             attention.heads == heads,
             place,
             f"{place} has heads, key heads and columns of {attention.heads}, not {heads}",
         )
-        scale = self.spec.head_dim**-0.5
         same(
             "attention",
-            math.isclose(attention.scale, scale, rel_tol=1e-3),
+            math.isclose(attention.scale, spec.scale, rel_tol=1e-3),
             place,
-            f"{place} multiplies scores by {attention.scale:.6g}, not {scale:.6g}",
+            f"{place} multiplies scores by {attention.scale:.6g}, not {spec.scale:.6g}",
         )
-        columns = layer.query.columns, layer.key.columns
-        split = wanted.num_heads * self.spec.head_dim
-        end = split + wanted.num_kv_heads * self.spec.head_dim
+        split = wanted.num_heads * spec.head_dim
+        end = split + wanted.num_kv_heads * spec.head_dim
         same(
             "attention",
-            [(each.start, each.stop) for each in columns] == [(0, split), (split, end)],
+            [part.query.span("queries"), part.key.span("keys")] == [(0, split), (split, end)],
             place,
             f"{place} takes queries and keys from other columns than 0, {split} and {end}",
         )
-        words = self._visible(entry, attention.visible)
-        same("window", not words, place, f"{place} {words}")
+        whole = part.value.columns is None
+        same("attention", whole, place, f"{place} takes some columns of the values alone")
+        if spec.attention_softcap or attention.softcap:
+            cap, own = attention.softcap, spec.attention_softcap
+            words = f"{place} bounds scores by {cap:g}, not by {own:g}"
+            near = math.isclose(cap, own, rel_tol=1e-3)
+            if not same("attention_softcap", near, place, words):
+                self.findings.number("attention_softcap", cap)
+        self.visible.hold(entry, place, attention.visible, wanted)
+        for kind, cache in (("key", attention.keys), ("value", attention.values)):
+            self._cache(entry, place, index, kind, cache)
 
-    def _visible(self, entry: EntryPoint, arrays: tuple[Array, ...]) -> str:
-        """What is wrong about which tokens are seen, in words; empty where nothing is."""
-        key = tuple(map(id, arrays))
-        if key not in self._seen:  # layers share a mask; the arrays are kept with their ids
-            self._kept.extend(arrays)
-            self._seen[key] = self._seen_words(entry, arrays)
-        return self._seen[key]
+    def _convolving(self, place: str, index: int, part: Convolving) -> None:
+        spec, same, hold = self.spec, self.findings.same, self.steps.hold
+        at, width = f"model.layers.{index}.conv.", spec.hidden_size
+        self._weight(place, part.into.weight, f"{at}in_proj.weight")
+        self._weight(place, part.convolution.weight, f"{at}conv.weight")
+        self._weight(place, part.out.weight, f"{at}out_proj.weight")
+        bias = expected.biased(spec, f"{at}in_proj")
+        for what, made in (
+            ("the convolution's gate", part.gate),
+            ("the convolution's operand", part.factors[0]),
+            ("the convolution's operand", part.factors[1]),
+        ):
+            hold(place, what, made, bias)
+        convolved = expected.biased(spec, f"{at}conv")
+        hold(place, "the convolution's result", part.convolved, convolved)
+        found = [each.span("a convolution's part") for each in (part.gate, *part.factors)]
+        wanted = [(first * width, (first + 1) * width) for first in (1, 0, 2)]
+        same(
+            "weights",
+            [found[0], *sorted(found[1:])] == wanted,
+            place,
+            f"{place} gates and convolves other columns than {wanted}",
+        )
+        self._recent(place, index, part.convolution)
 
-    def _seen_words(self, entry: EntryPoint, arrays: tuple[Array, ...]) -> str:
-        wrong: tuple[Probe, Array] | None = None
-        widest, never_cut = 0, True
-        for probe, seen in zip(entry.probes, arrays, strict=True):
-            if not np.array_equal(seen, _causal(probe, self.window, seen.shape[-1])):
-                wrong = wrong or (probe, seen)
-            counts = seen.sum(1)
-            widest = max(widest, int(counts.max(initial=0)))
-            never_cut &= bool((counts >= np.arange(probe.count) + probe.start + 1).all())
-        if wrong is None:
-            return ""
-        own = f"a window of {self.window} tokens" if self.window else "no window"
-        found = 0 if never_cut else widest
-        pairs = zip(entry.probes, arrays, strict=True)
-        if all(np.array_equal(seen, _causal(p, found, seen.shape[-1])) for p, seen in pairs):
-            self.findings.number("window", found)
-            other = f"a window of {found} tokens" if found else "no window"
-            return f"has {other}, not {own}"
-        probe, seen = wrong
-        row = int(np.flatnonzero((seen != _causal(probe, self.window, seen.shape[-1])).any(1))[0])
-        return f"lets the token at position {probe.start + row} see others than it must ({own})"
+    def _recent(self, place: str, index: int, convolution: ShortConv) -> None:
+        same, state = self.findings.same, convolution.recent
+        named = f"{index}.recent"
+        own = "." not in state.read or state.read == named  # where states have no names
+        same("states", own, place, f"{place} reads {state.read} as its {named}")
+        same(
+            "states",
+            state.read == state.written,
+            place,
+            f"{place} writes its last tokens to {state.written} and reads {state.read}",
+        )
 
-    def _rope(self, entry: EntryPoint, place: str, projected: Projected) -> None:
-        rope, same = projected.rope, self.findings.same
-        if not same("rope_type", rope is not None, place, f"{place} are not rotated"):
+    def _rope(
+        self, entry: EntryPoint, index: int, what: str, made: Chain, steps: expected.Expected
+    ) -> None:
+        """Compares the rotation of queries, keys or values, which have one or none."""
+        same, place = self.findings.same, f"{entry.name}, layer {index}, {what}"
+        found = [step for step in made.steps if isinstance(step, Rope)]
+        wanted = [step.index for step in steps if isinstance(step, expected.WantedRope)]
+        if not (found or wanted):
             return
-        assert rope is not None
-        self.rotary.hold(rope.cos, rope.sin, entry.name, self.findings)
+        words = "are not rotated" if not found else "are rotated, which the checkpoint does not do"
+        if len(found) > 1 and wanted:
+            words = "are rotated more than once"
+        if not same("rope_type", len(found) == len(wanted), place, f"{place} {words}"):
+            return
+        (rope,), (number,) = found, wanted
+        # The rotation comes last: what stands after it would work on rotated columns.
+        last = made.steps[0] is rope
+        same("rope_type", last, place, f"{place} are changed again after they were rotated")
+        several = len(self.spec.ropes) > 1
+        where = f"{entry.name}, layer {index}" if several else entry.name
+        self.rotary.hold(number, rope.cos, rope.sin, where, self.findings)
         rows = len(rope.cos)
         same(
             "context",
@@ -255,24 +317,41 @@ class Layers:
             )
 
     def _distinct(self, entry: EntryPoint, decoder: Decoder) -> None:
-        """No two layers may share a cache."""
-        names = [
-            cache.read
-            for layer in decoder.layers
-            for cache in (layer.attention.keys, layer.attention.values)
-        ]
-        shared = sorted({name for name in names if names.count(name) > 1})
-        self.findings.same(
-            "caches",
-            not shared,
-            entry.name,
-            f"{entry.name}: several layers share the caches {', '.join(shared)}",
-        )
+        """No two layers may share a cache or a state; a text's first call takes states as zeros."""
+        for fact, words, names in (
+            ("caches", "caches", _caches(decoder)),
+            ("states", "states", [each.recent.read for each in decoder.convolutions()]),
+        ):
+            shared = sorted({name for name in names if names.count(name) > 1})
+            if names:
+                several = f"{entry.name}: several layers share the {words} {', '.join(shared)}"
+                self.findings.same(fact, not shared, entry.name, several)
+        for convolution in decoder.convolutions():
+            ignored, state = convolution.recent.ignored, convolution.recent.read
+            if ignored is None:
+                self.findings.unread(f"whether {entry.name} begins a text with empty states")
+                continue
+            for probe, empty in zip(entry.probes, ignored, strict=True):
+                does = "ignores" if empty else "does not ignore"
+                self.findings.same(
+                    "states",
+                    empty == (probe.start == 0),
+                    entry.name,
+                    f"{entry.name} {does} {state} where {probe.start} tokens come before",
+                )
 
 
-def _causal(probe: Probe, window: int, tokens: int) -> Array:
-    """Which of ``tokens`` a call's tokens must see: ``bool[count, tokens]``."""
-    own = np.arange(probe.start, probe.start + probe.count)[:, None]
-    keys = np.arange(tokens)[None]
-    seen = keys <= own
-    return seen & (keys > own - window) if window else seen
+def _caches(decoder: Decoder) -> list[str]:
+    mixers = [layer.mixer for layer in decoder.layers]
+    attentions = [mixer.attention for mixer in mixers if isinstance(mixer, Attending)]
+    return [cache.read for each in attentions for cache in (each.keys, each.values)]
+
+
+def _activation(spec: ModelSpec) -> str:
+    return {"silu": "SiLU", "gelu": "GELU", "gelu_tanh": "GELU by a tanh"}[spec.activation]
+
+
+def _named(activation: Silu | Gelu) -> str:
+    if isinstance(activation, Silu):
+        return "SiLU"
+    return "GELU by a tanh" if activation.tanh else "GELU"

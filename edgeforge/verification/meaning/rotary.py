@@ -21,9 +21,43 @@ class Rotary:
     """What must be, computed once for all layers and entry points.
 
     Args:
-        rope: the checkpoint's rotary embedding.
+        ropes: the checkpoint's rotary embeddings.
         context: the declared context, tokens.
     """
+
+    def __init__(self, ropes: tuple[RopeSpec, ...], context: int) -> None:
+        self._each = [_Tables(rope, context) for rope in ropes]
+
+    def open(self, findings: Findings) -> None:
+        """Opens the facts that `hold` looks at."""
+        ropes = [each.rope for each in self._each]
+        alone = len(ropes) == 1
+        thetas = " and ".join(f"{rope.theta:g}" for rope in ropes)
+        kinds = " and ".join(rope.scaling for rope in ropes)
+        findings.fact("rope_theta", f"rope theta is {thetas}", ropes[0].theta if alone else None)
+        findings.fact("rope_type", f"the rotary embedding is of the type {kinds}")
+        findings.fact(
+            "rope_tables", "every stored cosine and sine is that of its position and pair"
+        )
+        for each in self._each:
+            if each.rope.scaling == "longrope":
+                findings.fact("rope_set", f"longrope's {each.set_name()} factors are stored")
+
+    def hold(self, index: int, cos: Array, sin: Array, place: str, findings: Findings) -> None:
+        """Notes what is found in a pair of tables.
+
+        Args:
+            index: which of the rotary embeddings it must be.
+            cos: ``float[positions, width // 2]``.
+            sin: in the same shape.
+            place: where they are read, in words.
+            findings: takes what is found.
+        """
+        self._each[index].hold(cos, sin, place, findings)
+
+
+class _Tables:
+    """What the tables of one rotary embedding must hold."""
 
     def __init__(self, rope: RopeSpec, context: int) -> None:
         self.rope, self.context = rope, context
@@ -32,26 +66,8 @@ class Rotary:
         self._noted: set[tuple[int, int, str]] = set()
         self._verdicts: dict[tuple[int, int], tuple[Array, Array, list[tuple[str, str]]]] = {}
 
-    def open(self, findings: Findings) -> None:
-        """Opens the facts that `hold` looks at."""
-        rope = self.rope
-        findings.fact("rope_theta", f"rope theta is {rope.theta:g}", rope.theta)
-        findings.fact("rope_type", f"the rotary embedding is of the type {rope.scaling}")
-        findings.fact(
-            "rope_tables", "every stored cosine and sine is that of its position and pair"
-        )
-        if rope.scaling == "longrope":
-            findings.fact("rope_set", f"longrope's {self._set_name()} factors are stored")
-
     def hold(self, cos: Array, sin: Array, place: str, findings: Findings) -> None:
-        """Notes what is found in a pair of tables.
-
-        Args:
-            cos: ``float[positions, width // 2]``.
-            sin: in the same shape.
-            place: where they are read, in words.
-            findings: takes what is found.
-        """
+        """Notes what is found in a pair of tables; arguments as `Rotary.hold`."""
         key = id(cos), id(sin)
         if key not in self._verdicts:  # the arrays are kept, so that no other gets their id
             self._verdicts[key] = cos, sin, self._problems(cos, sin, findings)
@@ -64,7 +80,8 @@ class Rotary:
                 continue
             findings.same(name, name not in problems, place, f"{place}: {problems.get(name, '')}")
 
-    def _set_name(self) -> str:
+    def set_name(self) -> str:
+        """Which of longrope's sets of factors is used."""
         return "long" if uses_long_set(self.rope, self.context) else "short"
 
     def _problems(self, cos: Array, sin: Array, findings: Findings) -> list[tuple[str, str]]:
@@ -92,7 +109,7 @@ class Rotary:
         """Which fact explains other frequencies than the expected ones."""
         rope = self.rope
         if rope.scaling == "longrope":
-            name = self._set_name()
+            name = self.set_name()
             context = rope.original_context + (0 if name == "long" else 1)
             other = inverse_frequencies(rope, context).numpy()
             if _near(stored, other):

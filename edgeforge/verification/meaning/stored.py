@@ -1,8 +1,8 @@
-"""Holds weights as the file has them against the plan, and norms against the checkpoint."""
+"""Holds weights as the file has them against the plan, and vectors against the checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -10,7 +10,18 @@ from edgeforge.model.model import Model
 from edgeforge.verification.meaning.decoder import Decoder
 from edgeforge.verification.meaning.findings import Findings
 from exporters.float_columns import ALL
-from exporters.lifted import Array, EntryPoint, Linear, Precision, Reading, StoredFormat
+from exporters.lifted import (
+    Array,
+    Bias,
+    EntryPoint,
+    LayerNorm,
+    Linear,
+    Norm,
+    Precision,
+    Reading,
+    StoredFormat,
+    StoredWeight,
+)
 from exporters.manifest import Manifest
 from exporters.manifest_records import WeightRecord
 from quant.formats.activations import NONE
@@ -20,7 +31,7 @@ from quant.plans.plan import matrix_shape
 
 
 class Stored:
-    """Compares formats, precisions and norms' values.
+    """Compares formats, precisions and the values of norms, biases and convolutions.
 
     Args:
         manifest: the artifact's, which records the plan.
@@ -34,16 +45,19 @@ class Stored:
     ) -> None:
         self.manifest, self.model = manifest, model
         self.reading, self.findings = reading, findings
-        # A rotation, or factors that an algorithm divides a matrix's inputs by, move into norms.
-        self.norms_change = manifest.rotation is not None or any(
+        # A rotation, or factors that an algorithm divides a matrix's inputs by, move into norms and
+        # biases.
+        self.vectors_change = manifest.rotation is not None or any(
             record.algorithm in ALGORITHMS and ALGORITHMS[record.algorithm].rescales
             for record in manifest.weights.values()
         )
-        self._norms: dict[str, Array] = {}
+        self._vectors: dict[str, Array] = {}
         findings.fact("formats", "every weight is stored in the plan's format")
         findings.fact("precision", "every product has the expected precision")
         findings.fact("operators", "every operator is of the expected kind and delegate")
         findings.fact("norm_weights", "every norm's weight is the checkpoint's")
+        findings.fact("bias_weights", "every bias holds the checkpoint's numbers")
+        findings.fact("convolution_weights", "every convolution's weight is the checkpoint's")
 
     def hold(self, entry: EntryPoint, decoder: Decoder) -> None:
         """Compares an entry point."""
@@ -55,10 +69,10 @@ class Stored:
             read[weight.name] = weight.format
             self._format(entry.name, weight.name, weight.format)
             self._precision(entry.name, product)
-        for norm in decoder.norms():
-            read[norm.weight.name] = norm.weight.format
-            self._format(entry.name, norm.weight.name, norm.weight.format)
-            self._values(entry.name, norm.weight.name, norm.weight.format, norm.values)
+        for fact, vector, values in _vectors(decoder):
+            read[vector.name] = vector.format
+            self._format(entry.name, vector.name, vector.format)
+            self._values(fact, entry.name, vector, values)
         unused = [name for name in self.manifest.weights if name not in read]
         self.findings.same(
             "weights",
@@ -119,23 +133,40 @@ class Stored:
         assert isinstance(record.float_columns, tuple)
         return self.reading.integers, record.float_columns
 
-    def _values(self, entry: str, name: str, format: StoredFormat, found: Array) -> None:
-        """Norms that the plan changes are those of the weight store, which is compared apart."""
-        if self.norms_change or name not in self.model.spec.weights:
+    def _values(self, fact: str, entry: str, weight: StoredWeight, found: Array) -> None:
+        """Vectors that the plan changes are those of the weight store, which is compared apart."""
+        name, kind = weight.name, weight.format.kind
+        if self.vectors_change or name not in self.model.spec.weights:
             return
-        if name not in self._norms:
-            self._norms[name] = self.model.weights.float_weight(name).numpy()
-        wanted = self._norms[name]
-        if format.kind == "fp16":
+        if name not in self._vectors:
+            self._vectors[name] = self.model.weights.float_weight(name).numpy()
+        wanted = self._vectors[name]
+        if kind == "fp16":
             wanted = wanted.astype(np.float16).astype(np.float32)
-        if format.kind == "bf16":
+        if kind == "bf16":
             wanted = _as_bfloat16(wanted)
         self.findings.same(
-            "norm_weights",
+            fact,
             np.array_equal(found, wanted),
             name,
             f"{entry}: {name} holds other numbers than the checkpoint",
         )
+
+
+def _vectors(decoder: Decoder) -> Iterator[tuple[str, StoredWeight, Array]]:
+    """Every norm, bias and convolution: the fact about its numbers, its weight and the numbers."""
+    for step in decoder.steps():
+        if isinstance(step, Norm):
+            yield "norm_weights", step.weight, step.values
+        elif isinstance(step, LayerNorm):
+            if step.weight is not None and step.values is not None:
+                yield "norm_weights", step.weight, step.values
+            if step.bias is not None and step.shift is not None:
+                yield "norm_weights", step.bias, step.shift
+        elif isinstance(step, Bias):
+            yield "bias_weights", step.weight, step.values
+    for convolution in decoder.convolutions():
+        yield "convolution_weights", convolution.weight, convolution.values
 
 
 def planned(record: WeightRecord) -> StoredFormat:

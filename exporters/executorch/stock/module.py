@@ -270,7 +270,7 @@ def _view(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
 
 
 def _last(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
-    return given[0][:, -1:]
+    return given[0][:, given[2] :]
 
 
 def _get(state: StockModule, node: fx.Node, given: list[Any]) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from edgeforge import api
 from edgeforge.cli import app as cli
 
-COMMANDS = ("export", "verify", "inspect", "run", "list", "doctor", "synth")
+COMMANDS = ("export", "verify", "inspect", "run", "chat", "list", "doctor", "synth")
 VERIFY = ("--no-timed", "--tokens", "300", "-q")
 
 pytestmark = pytest.mark.usefixtures("cache")

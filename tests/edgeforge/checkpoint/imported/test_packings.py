@@ -9,7 +9,7 @@ import torch
 from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.checkpoint.imported.awq import AwqPacking
 from edgeforge.checkpoint.imported.gptq import GptqPacking
-from edgeforge.checkpoint.imported.registry import METHODS, read_packing
+from edgeforge.checkpoint.imported.registry import METHODS, read_method
 from edgeforge.errors import CheckpointError
 from quant.formats.packing import unpack_int4
 
@@ -56,15 +56,15 @@ def test_codes_and_zero_points_are_those_another_reader_finds(packed):
 def test_every_method_is_read_from_the_config_that_its_writers_leave(packed_checkpoints):
     seen = set()
     for case in packed_checkpoints.CASES.values():
-        packing = read_packing({"quantization_config": case.config()})
+        packing = read_method({"quantization_config": case.config()}).packing
         assert (packing.bits, packing.group_size or 0) == (case.bits, case.group_size)
         seen.add(packing.method)
     assert seen == set(METHODS)
 
 
 def test_a_checkpoint_of_floats_has_no_packing():
-    assert read_packing({"model_type": "llama"}) is None
-    assert read_packing({"quantization_config": None}) is None
+    assert read_method({"model_type": "llama"}) is None
+    assert read_method({"quantization_config": None}) is None
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_what_would_change_the_numbers_is_refused_by_name(
 ):
     case = next(c for c in packed_checkpoints.CASES.values() if c.method == method)
     with pytest.raises(CheckpointError) as refused:
-        read_packing({"quantization_config": {**case.config(), **changes}})
+        read_method({"quantization_config": {**case.config(), **changes}})
     assert all(word in str(refused.value) for word in words), refused.value
 
 
@@ -99,18 +99,18 @@ def test_activations_in_integers_are_refused(packed_checkpoints):
     config = packed_checkpoints.compressed_config(8, None, True)
     config["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8}
     with pytest.raises(CheckpointError, match="input_activations"):
-        read_packing({"quantization_config": config})
+        read_method({"quantization_config": config})
 
 
 def test_a_field_that_the_user_vouches_for_is_let_through(packed_checkpoints):
     config = {**packed_checkpoints.gptq_config(4, 32, True), "rotation": "hadamard"}
-    assert read_packing({"quantization_config": config}, ["rotation"]) is not None
+    assert read_method({"quantization_config": config}, ["rotation"]) is not None
 
 
 @pytest.mark.parametrize("method", ["bitsandbytes", None, "gtpq"])
 def test_another_method_is_refused_and_the_known_ones_named(method):
     with pytest.raises(CheckpointError, match="already quantized") as refused:
-        read_packing({"quantization_config": {"quant_method": method, "bits": 4}})
+        read_method({"quantization_config": {"quant_method": method, "bits": 4}})
     assert all(known in str(refused.value) for known in METHODS)
     assert ("did you mean 'gptq'" in str(refused.value)) == (method == "gtpq")
 

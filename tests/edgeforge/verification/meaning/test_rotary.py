@@ -36,9 +36,9 @@ ROPES = {"default": DEFAULT, "linear": LINEAR, "llama3": LLAMA3, "longrope": LON
 
 def failed(rope: RopeSpec, cos: np.ndarray, sin: np.ndarray) -> dict[str, str]:
     findings = Findings()
-    rotary = Rotary(rope, CONTEXT)
+    rotary = Rotary((rope,), CONTEXT)
     rotary.open(findings)
-    rotary.hold(cos, sin, "here", findings)
+    rotary.hold(0, cos, sin, "here", findings)
     return {check.name: check.message for check in findings.checks() if check.verdict == "failed"}
 
 

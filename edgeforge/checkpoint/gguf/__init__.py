@@ -1,0 +1,1 @@
+"""Reads GGUF files, the format of llama.cpp, as checkpoints."""

@@ -1,0 +1,92 @@
+"""Finds which of a spec's tensors a checkpoint holds as integers, or in another form than floats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from edgeforge.errors import CheckpointError
+from edgeforge.families.spec import ModelSpec, Piece
+
+if TYPE_CHECKING:
+    from edgeforge.checkpoint.checkpoint import Checkpoint
+    from edgeforge.checkpoint.imported.decoded_tensor import DecodedTensor
+    from edgeforge.checkpoint.imported.integer_tensor import IntegerTensor
+    from edgeforge.checkpoint.imported.method import Method
+    from quant.formats.formats import IntFormat
+
+
+def find_forms(
+    checkpoint: Checkpoint, spec: ModelSpec, method: Method
+) -> tuple[dict[str, IntegerTensor], dict[str, DecodedTensor]]:
+    """Returns the tensors held as integers, and those to be decoded, by their names as floats.
+
+    Integers that are stacked into one weight must be of one kind: others are decoded, where the
+    method allows it.
+
+    Raises:
+        CheckpointError: parts are missing or wrong, kinds are mixed, or no tensor is of the method.
+    """
+    from edgeforge.checkpoint.imported.integer_tensor import IntegerTensor
+
+    packed: dict[str, IntegerTensor] = {}
+    decoded: dict[str, DecodedTensor] = {}
+    for piece in _pieces(spec):
+        if piece.tensor in packed or piece.tensor in decoded:
+            continue
+        found = method.find(checkpoint, piece.tensor, piece.tensor_shape)
+        if isinstance(found, IntegerTensor):
+            packed[piece.tensor] = found
+        elif found is not None:
+            decoded[piece.tensor] = found
+    if not packed and not decoded and method.sign != "*":
+        raise CheckpointError(
+            f"config.json says that the checkpoint is quantized ({method.method}), but no tensor "
+            f"in it is named {method.sign}: config.json and weights do not belong together"
+        )
+    for name, weight in spec.weights.items():
+        kinds = {
+            (packed[piece.tensor].bits, packed[piece.tensor].group_size)
+            if piece.tensor in packed
+            else None
+            for piece in weight.pieces
+        }
+        if len(kinds) < 2:
+            continue
+        if not method.falls_back:
+            held = [piece.tensor in packed for piece in weight.pieces]
+            raise CheckpointError(
+                f"the checkpoint holds {weight.pieces[held.index(True)].tensor} as integers and "
+                f"{weight.pieces[held.index(False)].tensor} as floats; EdgeForge stacks both into "
+                f"{name}, so both must be of one kind: give the original checkpoint"
+            )
+        for piece in weight.pieces:
+            if piece.tensor in packed:
+                decoded[piece.tensor] = method.as_floats(packed.pop(piece.tensor))
+    return packed, decoded
+
+
+def _pieces(spec: ModelSpec) -> Iterator[Piece]:
+    for weight in spec.weights.values():
+        yield from weight.pieces
+
+
+def imported_formats(spec: ModelSpec, packed: Mapping[str, IntegerTensor]) -> dict[str, IntFormat]:
+    """Returns, by weight, the format that stores all of its pieces exactly.
+
+    Raises:
+        CheckpointError: no format can.
+    """
+    from dataclasses import replace
+
+    formats = {}
+    for name, weight in spec.weights.items():
+        found = [packed[piece.tensor].format() for piece in weight.pieces if piece.tensor in packed]
+        if found:
+            exact = all(format.scale_dtype == "bfloat16" for format in found)
+            formats[name] = replace(
+                found[0],
+                symmetric=all(format.symmetric for format in found),
+                scale_dtype="bfloat16" if exact else "float16",
+            )
+    return formats

@@ -1,0 +1,94 @@
+"""Emits what works element by element, and views, as nodes of a delegate."""
+
+from __future__ import annotations
+
+import math
+
+from torch import fx
+
+from exporters.executorch.state import MethodLowering
+from quant.program.calls import FactorCall, GetCall, SplitCall
+from quant.program.program import node_argument, shape_of
+
+_CUBIC = 0.044715  # of GELU's form with a tanh (Hendrycks & Gimpel 2016)
+
+
+def add(state: MethodLowering, node: fx.Node) -> int:
+    """Emits a sum."""
+    first, second = (state.value(node_argument(node, index)) for index in (0, 1))
+    return state.graph.binary("XNNAdd", first, second)
+
+
+def mul(state: MethodLowering, node: fx.Node) -> int:
+    """Emits a product element by element."""
+    first, second = (state.value(node_argument(node, index)) for index in (0, 1))
+    return state.graph.binary("XNNMultiply", first, second)
+
+
+def silu(state: MethodLowering, node: fx.Node) -> int:
+    """Emits ``x * sigmoid(x)``."""
+    source = state.value(node_argument(node, 0))
+    gate = state.graph.unary("XNNSigmoid", source)
+    return state.graph.binary("XNNMultiply", source, gate)
+
+
+def gelu(state: MethodLowering, node: fx.Node) -> int:
+    """Emits GELU: XNNPACK's own is the exact one; the form with a tanh is composed.
+
+    ``x * (0.5 + 0.5 * tanh(sqrt(2 / pi) * x * (1 + 0.044715 * x * x)))``
+    """
+    graph, source = state.graph, state.value(node_argument(node, 0))
+    if node.args[1] == "none":
+        return graph.unary("XNNGelu", source)
+    root = math.sqrt(2 / math.pi)
+    cubic = scaled(state, graph.binary("XNNMultiply", source, source), root * _CUBIC)
+    slope = graph.binary("XNNAdd", cubic, number(state, root))
+    bent = graph.unary("XNNTanh", graph.binary("XNNMultiply", source, slope))
+    half = graph.binary("XNNAdd", scaled(state, bent, 0.5), number(state, 0.5))
+    return graph.binary("XNNMultiply", source, half)
+
+
+def scale(state: MethodLowering, node: fx.Node) -> int:
+    """Emits a factor."""
+    call = FactorCall.of(node)
+    return scaled(state, state.value(call.x), call.number)
+
+
+def softcap(state: MethodLowering, node: fx.Node) -> int:
+    """Emits ``cap * tanh(x / cap)``."""
+    call = FactorCall.of(node)
+    bent = state.graph.unary("XNNTanh", scaled(state, state.value(call.x), 1 / call.number))
+    return scaled(state, bent, call.number)
+
+
+def clamp(state: MethodLowering, node: fx.Node) -> int:
+    """Emits a bound on the magnitude."""
+    call = FactorCall.of(node)
+    return state.graph.clamp(state.value(call.x), call.number)
+
+
+def scaled(state: MethodLowering, value: int, factor: float) -> int:
+    """Emits a product with one number."""
+    return state.graph.binary("XNNMultiply", value, number(state, factor))
+
+
+def number(state: MethodLowering, value: float) -> int:
+    """Adds one number that is not a weight: ``float32[1]``."""
+    return state.graph.constant(f"number {value!r}", [value], [1])
+
+
+def view(state: MethodLowering, node: fx.Node) -> int:
+    """Emits a reshape."""
+    return state.graph.reshape(state.value(node_argument(node, 0)), shape_of(node))
+
+
+def split(state: MethodLowering, node: fx.Node) -> None:
+    """Emits nothing: `get` cuts each part out where it is used."""
+
+
+def get(state: MethodLowering, node: fx.Node) -> int:
+    """Emits the slice that one part of a split is."""
+    part = GetCall.of(node)
+    of = SplitCall.of(part.split)
+    start = sum(of.sizes[: part.index])
+    return state.graph.columns(state.value(of.x), start, start + of.sizes[part.index])

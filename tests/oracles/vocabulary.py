@@ -1,0 +1,155 @@
+"""Small specs that together use every word of the vocabulary, without a checkpoint or a family."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgeforge.families.assembly import assemble, bias, convolution, matrix, norm
+from edgeforge.families.spec import LayerSpec, ModelSpec, RopeSpec, WeightSpec
+
+HIDDEN, HEAD, FFN, VOCAB, CONTEXT = 32, 8, 40, 50, 64
+FULL = LayerSpec(4, 2, FFN)
+LAYERS = (
+    replace(FULL, window=8, rope=1),
+    replace(FULL, rope=None),
+    FULL,
+    LayerSpec(0, 0, FFN, mixer="short_conv"),
+    LayerSpec(0, 0, FFN, mixer="short_conv"),
+)
+ROPES = (RopeSpec(1e6, HEAD), RopeSpec(1e4, HEAD // 2))
+
+
+def small_spec(
+    layers: tuple[LayerSpec, ...] = (FULL, FULL),
+    *,
+    biased: bool = False,
+    qk_norm: int = 0,
+    scaled: bool = True,
+    shifted: bool = False,
+    tied: bool = True,
+    **fields: object,
+) -> ModelSpec:
+    """A spec with all weights that its fields call for.
+
+    Args:
+        layers: the layers.
+        biased: whether every product, the head and the convolutions have a bias.
+        qk_norm: the width of the norms of queries and keys; -1 for all heads, 0 for none.
+        scaled: whether norms have a scale.
+        shifted: whether norms have a shift; only for LayerNorm.
+        tied: whether the head is the embedding.
+        fields: further fields of `ModelSpec`.
+    """
+    block, gated = fields.get("block", "pre"), fields.get("gated", True)
+
+    def normed(name: str) -> dict[str, WeightSpec]:
+        parts = {}
+        if scaled:
+            parts[name] = norm(name, HIDDEN, added=1.0)
+        if shifted:
+            parts[f"{name}.bias"] = bias((f"{name}.bias", HIDDEN))
+        return parts
+
+    def product(name: str, columns: int, rows: int) -> dict[str, WeightSpec]:
+        made = {name: matrix("linear", columns, (name, rows))}
+        if biased:
+            made[f"{name}.bias"] = bias((f"{name}.bias", rows))
+        return made
+
+    def layer_weights(index: int, layer: LayerSpec) -> dict[str, WeightSpec]:
+        if layer.mixer == "attention":
+            q, k = layer.num_heads * HEAD, layer.num_kv_heads * HEAD
+            made = {
+                **product("self_attn.qk_proj", HIDDEN, q + k),
+                **product("self_attn.v_proj", HIDDEN, k),
+                **product("self_attn.o_proj", q, HIDDEN),
+            }
+            for part, width in (("q", q), ("k", k)):
+                if qk_norm:
+                    wide = width if qk_norm < 0 else qk_norm
+                    made[f"self_attn.{part}_norm"] = norm(f"{part}_norm", wide)
+        else:
+            made = {
+                **product("conv.in_proj", HIDDEN, 3 * HIDDEN),
+                "conv.conv": convolution("conv", HIDDEN, 3),
+                **product("conv.out_proj", HIDDEN, HIDDEN),
+            }
+            if biased:
+                made["conv.conv.bias"] = bias(("conv.bias", HIDDEN))
+        names = {
+            "pre": ("input_layernorm", "post_attention_layernorm"),
+            "parallel": ("input_layernorm",),
+            "post": ("attention_output_norm", "mlp_output_norm"),
+        }
+        for name in names.get(str(block), (*names["pre"], *names["post"])):
+            made |= normed(name)
+        width = layer.ffn_width
+        if gated:
+            made |= product("mlp.gate_up_proj", HIDDEN, 2 * width)
+        else:
+            made |= product("mlp.up_proj", HIDDEN, width)
+        made |= product("mlp.down_proj", width, HIDDEN)
+        return {name: _renamed(weight, f"{index}.") for name, weight in made.items()}
+
+    final = {"weight": norm("n", HIDDEN)} if scaled else {}
+    if shifted:
+        final["bias"] = bias(("nb", HIDDEN))
+    weights = assemble(
+        hidden_size=HIDDEN,
+        vocab_size=VOCAB,
+        layers=layers,
+        layer_weights=layer_weights,
+        embedding="e",
+        final_norm=final,
+        head=None if tied else "h",
+        head_bias="hb" if biased else None,
+    )
+    spec = ModelSpec(
+        model_type="small",
+        hidden_size=HIDDEN,
+        head_dim=HEAD,
+        vocab_size=VOCAB,
+        layers=layers,
+        norm_eps=1e-5,
+        ropes=ROPES,
+        tied=tied,
+        max_context=CONTEXT,
+        bos=None,
+        eos=(),
+        pad=None,
+        weights=weights,
+        conv_width=3,
+    )
+    return replace(spec, **fields)  # type: ignore[arg-type]
+
+
+def _renamed(weight: WeightSpec, before: str) -> WeightSpec:
+    """A weight whose checkpoint tensors are those of one layer."""
+    pieces = tuple(replace(piece, tensor=before + piece.tensor) for piece in weight.pieces)
+    return replace(weight, pieces=pieces)
+
+
+FACTORS = {
+    "attention_scale": 0.3,
+    "attention_softcap": 50.0,
+    "logit_softcap": 30.0,
+    "clip_qkv": 8.0,
+    "embedding_multiplier": 2.0,
+    "residual_multiplier": 0.2,
+    "logit_multiplier": 0.125,
+}
+SPECS = {
+    "plain": small_spec(),
+    "everything": small_spec(LAYERS, biased=True, qk_norm=HEAD, **FACTORS),
+    "sandwich": small_spec(
+        LAYERS, qk_norm=HEAD, block="sandwich", activation="gelu_tanh", tied=False, **FACTORS
+    ),
+    "post": small_spec(LAYERS, biased=True, qk_norm=-1, block="post"),
+    "parallel": small_spec(
+        biased=True, shifted=True, tied=False, norm="layer", block="parallel", gated=False,
+        activation="gelu",
+    ),
+    "unscaled": small_spec(LAYERS, scaled=False, norm="layer", clip_qkv=8.0),
+    "convolutions": small_spec(LAYERS[3:], biased=True),
+    "queries-own": small_spec((replace(FULL, query_rope=1), FULL)),
+}  # fmt: skip

@@ -1,0 +1,153 @@
+"""A program as the values that a target's reader would lift from a file without a fault."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import fx
+
+from exporters.lifted import (
+    Attention,
+    Bias,
+    Cache,
+    Clamp,
+    Columns,
+    Embedding,
+    EntryPoint,
+    Gelu,
+    LayerNorm,
+    Linear,
+    Norm,
+    Probe,
+    Product,
+    Recent,
+    Rope,
+    Scaled,
+    ShortConv,
+    Silu,
+    Softcap,
+    StoredFormat,
+    StoredWeight,
+    Sum,
+    Tokens,
+    Value,
+    probes_of,
+)
+from quant.program import dialect
+from quant.program.calls import (
+    AttentionCall,
+    FactorCall,
+    GetCall,
+    LayerNormCall,
+    NormCall,
+    ShortConvCall,
+    SplitCall,
+)
+from quant.program.program import Program, node_argument, shape_of
+
+
+def lifted_program(program: Program) -> EntryPoint:
+    """Lifts a program in the float dialect; vectors hold zeros."""
+    probes = probes_of(program.context, (1, 8))
+    reader = _Reader(program, probes)
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            made = reader.lifted(node)
+            if made is not None:
+                reader.values[node] = made
+    return EntryPoint("all", reader.values[program.output()], probes)
+
+
+class _Reader:
+    def __init__(self, program: Program, probes: tuple[Probe, ...]) -> None:
+        self.program, self.probes = program, probes
+        self.values: dict[fx.Node, Value] = {}
+        self.rows = tuple(tuple(range(p.start, p.start + p.count)) for p in probes)
+        self.tables = {name: table.numpy() for name, table in program.tables.items()}
+
+    def lifted(self, node: fx.Node) -> Value | None:
+        name, target = node.name, node.target
+        if target is dialect.EMBEDDING:
+            return Embedding(name, self.weight(node, 1))
+        if target in (dialect.SIZE, dialect.SPLIT):
+            return None
+        if target is dialect.GET:
+            call = GetCall.of(node)
+            split = SplitCall.of(call.split)
+            start = sum(split.sizes[: call.index])
+            return Columns(name, self.of(split.x), start, start + split.sizes[call.index])
+        if target is dialect.ATTENTION:
+            return self.attention(node)
+        first = self.of(node_argument(node, 0))
+        if target is dialect.VIEW:
+            return first
+        if target is dialect.LINEAR:
+            return Linear(name, first, self.weight(node, 1), "float32")
+        if target is dialect.BIAS:
+            return Bias(name, first, self.weight(node, 1), np.zeros(1))
+        if target is dialect.RMS_NORM:
+            epsilon = NormCall.of(node).epsilon
+            return Norm(name, first, self.weight(node, 1), np.zeros(1), epsilon)
+        if target is dialect.LAYER_NORM:
+            norm = LayerNormCall.of(node)
+            scale = None if norm.weight is None else self.weight(node, 1)
+            shift = None if norm.bias is None else self.weight(node, 2)
+            zero = np.zeros(1)
+            return LayerNorm(name, first, scale, zero, shift, zero, norm.epsilon)
+        if target is dialect.ROPE:
+            cos, sin = (self.table(node, index) for index in (1, 2))
+            return Rope(name, first, cos, sin, self.rows)
+        if target is dialect.SHORT_CONV:
+            state = self.state(ShortConvCall.of(node).recent)
+            recent = Recent(state, state, tuple(probe.start == 0 for probe in self.probes))
+            return ShortConv(name, first, self.weight(node, 1), np.zeros(1), recent)
+        if target is dialect.GELU:
+            return Gelu(name, first, node.args[1] == "tanh")
+        if target is dialect.SILU:
+            return Silu(name, first)
+        if target in (dialect.ADD, dialect.MUL):
+            both = first, self.of(node_argument(node, 1))
+            return Sum(name, both) if target is dialect.ADD else Product(name, both)
+        kinds = {dialect.SCALE: Scaled, dialect.SOFTCAP: Softcap, dialect.CLAMP: Clamp}
+        return kinds[target](name, first, FactorCall.of(node).number)
+
+    def attention(self, node: fx.Node) -> Attention:
+        call = AttentionCall.of(node)
+        _, _, heads, width = shape_of(call.q)
+        keys, values = (
+            Cache(self.state(cache), self.state(cache), self.program.context, self.rows)
+            for cache in (call.key_cache, call.value_cache)
+        )
+        return Attention(
+            node.name,
+            *(self.of(each) for each in (call.q, call.k, call.v)),
+            (heads, shape_of(call.k)[2], width),
+            call.scale,
+            keys,
+            values,
+            tuple(_seen(probe, call.window) for probe in self.probes),
+            call.softcap,
+        )
+
+    def of(self, node: fx.Node) -> Value:
+        if node.op == "placeholder":
+            return Tokens(node.name)
+        return self.values[node]
+
+    def weight(self, node: fx.Node, index: int) -> StoredWeight:
+        name = self.program.inputs[node_argument(node, index).name].name
+        return StoredWeight(name, StoredFormat("fp32"))
+
+    def table(self, node: fx.Node, index: int) -> np.ndarray:
+        return self.tables[self.program.inputs[node_argument(node, index).name].name]
+
+    def state(self, node: fx.Node) -> str:
+        """A state's name as the targets shorten it: ``3.key``, ``3.recent``."""
+        words = self.program.inputs[node.name].name.split(".")
+        return f"{words[2]}.{ {'k_cache': 'key', 'v_cache': 'value'}.get(words[-1], words[-1]) }"
+
+
+def _seen(probe: Probe, window: int) -> np.ndarray:
+    own = np.arange(probe.start, probe.start + probe.count)[:, None]
+    keys = np.arange(probe.start + probe.count)[None]
+    seen = keys <= own
+    return seen & (keys > own - window) if window else seen
