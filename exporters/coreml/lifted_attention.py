@@ -222,11 +222,9 @@ def _capped(value: Value) -> tuple[Value, Value, float] | None:
 
 
 def fused(walk: Walk, name: str, given: Given) -> Made:
-    """Attention as one operation, whose scale is that of the queries' stated width."""
+    """Attention as one operation, whose scale is that of the stated width of keys."""
     query, keys, values, mask = (given[key][0] for key in ("query", "key", "value", "attn_mask"))
-    if not isinstance(keys, Updated):
-        return (Unknown(name, NO_NEW_ROWS, (query, keys, values)),)
-    width = _heads(walk, query, keys)[1]
+    width = walk.shape(keys.old)[-1] if isinstance(keys, Updated) else 1
     if width is None:
         return None
     return _attention(walk, name, query, keys, values, mask, width**-0.5, 0.0)
@@ -246,9 +244,8 @@ def _attention(
         return (Unknown(name, NO_NEW_ROWS, (query, keys, values)),)
     if not isinstance(mask, Numbers):
         return None
-    (heads, width), (kv_heads, _) = (_heads(walk, each, keys) for each in (query, keys.new))
-    visible = _visible(walk, mask)
-    if heads is None or kv_heads is None or width is None or visible is None:
+    heads, visible = _heads(walk, query, keys), _visible(walk, mask)
+    if heads is None or visible is None:
         return None
     return (
         Attention(
@@ -256,7 +253,7 @@ def _attention(
             query,
             keys.new,
             values.new,
-            (heads, kv_heads, width),
+            heads,
             scale,
             _cache(walk, keys),
             _cache(walk, values),
@@ -266,19 +263,19 @@ def _attention(
     )
 
 
-def _heads(walk: Walk, value: Value, keys: Updated) -> tuple[int | None, int | None]:
-    """The heads of queries or keys, and their width.
+def _heads(walk: Walk, query: Value, keys: Updated) -> tuple[int, int, int] | None:
+    """The numbers of query heads and of key heads, and their width.
 
-    Where nothing is done to them head by head, such as a rotation, they are the columns of a
-    product, which a view parts into heads as wide as the cache's.
+    Views are not lifted, so that queries and keys may have their heads apart or side by side; the
+    cache has those of the keys apart.
     """
-    shape, cache = walk.shape(value), walk.shape(keys.old)
-    if len(shape) == 4:
-        return shape[2], shape[3]
-    columns, width = (each[-1] if each else None for each in (shape, cache))
-    if not columns or not width or columns % width:
-        return None, None
-    return columns // width, width
+    of_cache = walk.shape(keys.old)
+    columns = [math.prod(size or 0 for size in walk.shape(each)[2:]) for each in (query, keys.new)]
+    kv_heads = of_cache[1] if len(of_cache) == 4 else None
+    if not kv_heads or not all(columns) or columns[1] % kv_heads:
+        return None
+    heads, rest = divmod(columns[0], columns[1] // kv_heads)
+    return None if rest else (heads, kv_heads, columns[1] // kv_heads)
 
 
 def _cache(walk: Walk, updated: Updated) -> Cache:
