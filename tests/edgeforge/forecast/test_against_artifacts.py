@@ -54,9 +54,8 @@ def artifacts(tmp_path_factory):
         patch.setitem(PRESETS, "wide", WIDE)
         wide = synthesise("wide", root / "wide")
         for name, recipe in CASES:
-            source = {"demo": name, "wide": str(wide)}.get(name) or str(
-                synthesise(name, root / name)
-            )
+            known = {"demo": name, "wide": str(wide)}
+            source = known.get(name) or str(synthesise(name, root / name))
             for target in TARGETS:
                 out = root / f"{name}-{recipe}-{target}"
                 api.export(
