@@ -138,7 +138,7 @@ def _notes(run: ExportRun, lowered: Lowered) -> tuple[str, ...]:
     from edgeforge.model.rope import uses_long_set
 
     rope, context = run.model.spec.rope, run.facts.context
-    notes = [*lowered.notes, *run.planned.notes]
+    notes = [*run.model.checkpoint.notes, *lowered.notes, *run.planned.notes]
     if rope.scaling == "longrope" and not uses_long_set(rope, context):
         notes.append(
             f"longrope: the short factors apply at every position, as the declared context of "

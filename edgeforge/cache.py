@@ -16,7 +16,7 @@ from quant.sealed_json import seal, unseal
 
 _LARGEST_RECORD = 1 << 28
 
-FOLDERS = ("stores", "digests", "sensitivities", "cache-ranges", "float-columns")
+FOLDERS = ("stores", "digests", "sensitivities", "cache-ranges", "float-columns", "tokenizers")
 
 
 def cache_dir() -> Path:

@@ -15,6 +15,7 @@ from edgeforge.model.rope import uses_long_set
 from edgeforge.tokenizer import Tokenizer
 from exporters.checks import not_applied
 from exporters.target import Lowered, Target
+from exporters.tokenizer_files import chat_template, kinds, read
 
 _TOKENIZER: Final = "tokenizer.json"
 _CONFIG: Final = "tokenizer_config.json"
@@ -77,7 +78,7 @@ def _of_tokenizer(files: Mapping[str, Path], spec: ModelSpec) -> tuple[str, ...]
             f"export again with --tokenizer and a folder that has {_TOKENIZER}",
         )
     tokenizer = Tokenizer(files[_TOKENIZER], str(files[_TOKENIZER].parent))
-    added = _of_added_tokens(files, tokenizer)
+    added = (*_of_added_tokens(files, tokenizer), *_of_class(files))
     largest = tokenizer.largest_id
     if largest < spec.vocab_size:
         return added
@@ -109,6 +110,20 @@ def _of_added_tokens(files: Mapping[str, Path], tokenizer: Tokenizer) -> tuple[s
                 f"tokenizer may follow {key}"
             )
     return tuple(told)
+
+
+def _of_class(files: Mapping[str, Path]) -> tuple[str, ...]:
+    """Tells of a class for which transformers builds another tokenizer than the file describes."""
+    name = str(read(files, _CONFIG).get("tokenizer_class")).removesuffix("Fast")
+    tokenizer = read(files, _TOKENIZER)
+    prepends = "Prepend" in kinds(tokenizer.get("normalizer"))
+    if name != "LlamaTokenizer" or not prepends or chat_template(files) is None:
+        return ()
+    return (
+        f"transformers 5 does not follow the {_TOKENIZER} of a {name}: in conversations it puts no "
+        f"space in front of text behind special tokens, as the file and transformers 4 do; the "
+        f"file is followed here",
+    )
 
 
 def _of_ends(eos: tuple[int, ...]) -> tuple[str, ...]:

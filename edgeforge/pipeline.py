@@ -12,6 +12,7 @@ from edgeforge.cache import writable_cache
 from edgeforge.calibration.text import CalibrationRun, calibration_for
 from edgeforge.cards.write import write_cards
 from edgeforge.checkpoint.model_card import provenance
+from edgeforge.errors import CheckpointError
 from edgeforge.export_inputs import inputs_of
 from edgeforge.export_options import ExportOptions, ExportRun, check_drafts, has_static_caches
 from edgeforge.export_warnings import warnings_of, warnings_of_target
@@ -65,6 +66,8 @@ def export(
     check_output(out, options.force, inputs.inputs)
     check_plan_file(options.save_plan, inputs.inputs, out)
     # A damaged tokenizer is refused before any work: every target copies it.
+    if model.checkpoint.tokenizer_refusal is not None:
+        raise CheckpointError(model.checkpoint.tokenizer_refusal)
     check_tokenizer_files(model.checkpoint.tokenizer_files)
     # The declared context follows: rotary tables, caches and memory all depend on it.
     context = choose_context(model.spec, options.context)

@@ -24,6 +24,9 @@ ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
 INTERPRETED: Final[Mapping[str, str]] = {"coreml": "Apple's Core ML runtime on a Mac"}
 """By target, the runtime on this kind of machine that EdgeForge's interpreter stands in for."""
 
+# What ExecuTorch's runner is given: its own file where there is one.
+_TOKENIZERS: Final = ("executorch_tokenizer.json", "tokenizer.json")
+
 
 def how_to_run(manifest: Manifest) -> str:
     """Markdown that tells how an app runs an artifact; empty for a target that has no such text."""
@@ -35,8 +38,9 @@ def how_to_run(manifest: Manifest) -> str:
         return ""
     begins = 0 if manifest.tokenizer is None else manifest.tokenizer.num_bos
     external = "model.ptd" in manifest.files
-    cpp = '\n    "model.pte", llm::load_tokenizer("tokenizer.json")'
-    kotlin = 'LlmModule("model.pte", "tokenizer.json", 0.0f'
+    tokenizer = next((name for name in _TOKENIZERS if name in manifest.files), _TOKENIZERS[-1])
+    cpp = f'\n    "model.pte", llm::load_tokenizer("{tokenizer}")'
+    kotlin = f'LlmModule("model.pte", "{tokenizer}", 0.0f'
     written = path.read_text(encoding="utf-8")
     drafts = _HERE / f"drafts-{name}.md"
     if manifest.draft_positions > 1 and drafts.is_file():

@@ -100,6 +100,8 @@ class Checkpoint:
         gguf: How each tensor of a GGUF file is stored; None in a folder.
         about: What a GGUF file says about its model, such as ``license``.
         warnings: What a user must know, one sentence each.
+        notes: What was made of its files, one sentence each.
+        tokenizer_refusal: Why its tokenizer cannot be used, or None.
     """
 
     def __init__(
@@ -115,6 +117,8 @@ class Checkpoint:
         self.source = source
         self.revision = revision
         self.warnings: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        self.tokenizer_refusal: str | None = None
         self.source_files = source_files
         self.config, self.generation_config = contents.config, contents.generation_config
         self.files, self.tokenizer_files = contents.files, contents.tokenizer_files

@@ -97,7 +97,8 @@ class Conversation:
     The caches are kept from turn to turn as long as the template writes what was said as it did
     before, and an answer stays the tokens that the model chose, also where the tokenizer would cut
     its text otherwise. Where the template writes it anew, as those do that drop what a model
-    thought, the whole conversation is run again, and a note says so.
+    thought, what follows is run again, and a note says so; all of the conversation where the
+    model carries more than caches from token to token.
 
     Args:
         session: the artifact in its runtime.
@@ -187,6 +188,20 @@ class Conversation:
             return tokens
         return [*said, *self._tokenizer.encode(rest, special=False)]
 
+    def _rewound(self, tokens: list[int]) -> int:
+        """Takes the caches back to what they share with a conversation; returns how many tokens."""
+        same = 0
+        for one, other in zip(self._held, tokens[:-1], strict=False):
+            if one != other:
+                break
+            same += 1
+        if same < len(self._held):
+            if not self._session.can_rewind:
+                return 0
+            if same:
+                self._session.rewind(same)
+        return same
+
     def say(
         self,
         message: str,
@@ -213,10 +228,11 @@ class Conversation:
                 f"room in the artifact's context of {context}: shorten it, begin a new "
                 f"conversation, or export with a longer --context"
             )
-        held = len(self._held)
-        is_kept = held < len(tokens) and tokens[:held] == self._held
+        held = self._rewound(tokens)
+        is_kept = held == len(self._held)
+        again = f"all but the first {held} of its" if held else "all of its"
         notes = (
-            f"the template writes the conversation otherwise than before, so all of its "
+            f"the template writes the conversation otherwise than before, so {again} "
             f"{len(tokens)} tokens were run again",
         )
         run = Generation(
@@ -225,7 +241,7 @@ class Conversation:
             limit=context if self._options.max_tokens is None else self._options.max_tokens,
             stop=self._stop,
             sampling=self._options.sampling,
-            held=held if is_kept else 0,
+            held=held,
         )
         goes_on, self._held = self._goes_on, []
         given: list[int] = []

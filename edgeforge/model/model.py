@@ -11,10 +11,13 @@ from edgeforge.chat.template import find_template
 from edgeforge.chat.turn_end import turn_ends
 from edgeforge.checkpoint.checkpoint import Checkpoint
 from edgeforge.checkpoint.imported.registry import method_of
+from edgeforge.checkpoint.sentencepiece_model import MODEL, converted_tokenizer
+from edgeforge.errors import CheckpointError
 from edgeforge.families.registry import read_spec
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.model.exit_layer import cut_after
+from edgeforge.tokenizer import TOKENIZER
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
@@ -80,6 +83,7 @@ def open_model(
     """
     where = str(DEMO_FOLDER) if source == DEMO and not Path(DEMO).is_dir() else source
     checkpoint = Checkpoint.open(where, revision=revision, tokenizer=tokenizer)
+    _convert_tokenizer(checkpoint)
     ignored = tuple(ignore_config)
     spec = read_spec(checkpoint.config, checkpoint.generation_config, ignored)
     method = method_of(checkpoint, ignored)
@@ -88,3 +92,23 @@ def open_model(
     if exit_layer is not None:
         weights = CheckpointWeights(checkpoint, cut_after(weights.spec, exit_layer), method)
     return Model(checkpoint, weights.spec, weights, ignored, exit_layer, layers)
+
+
+def _convert_tokenizer(checkpoint: Checkpoint) -> None:
+    """Makes a ``tokenizer.json`` of a SentencePiece model that is a checkpoint's only tokenizer.
+
+    Where that is not possible, `export` refuses the checkpoint; what needs no text goes on.
+    """
+    files = checkpoint.tokenizer_files
+    if TOKENIZER in files or MODEL not in files:
+        return
+    try:
+        files[TOKENIZER] = converted_tokenizer(files)
+    except CheckpointError as error:
+        checkpoint.tokenizer_refusal = str(error)
+        return
+    checkpoint.source_files.watch([files[TOKENIZER]])
+    checkpoint.notes += (
+        "tokenizer.json was made of the checkpoint's tokenizer.model by transformers, and gives "
+        "the same tokens as SentencePiece on the texts that were tried",
+    )

@@ -36,6 +36,7 @@ _NAMES: Final = re.compile(
             *map(re.escape, _ADDED),
             r"(model|verify)\.onnx(\.data)?",
             r"genai_config\.json",
+            r"executorch_tokenizer\.json",
             r"model\.(pte|ptd)",
             r"weight_names\.json",
             r"model\.mlpackage/Manifest\.json",

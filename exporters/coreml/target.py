@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +83,7 @@ class CoremlTarget:
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.mlpackage`` and the tokenizer's files beside it."""
+        from exporters.coreml.app_tokenizer import write_tokenizer
         from exporters.coreml.description import describe_function, metadata, notes
         from exporters.coreml.lowering import lower_function
         from exporters.coreml.package_writer import WrittenFunction, model_message, write_manifest
@@ -118,8 +118,7 @@ class CoremlTarget:
         (package / names.MODEL_PATH).write_bytes(model.SerializeToString(deterministic=True))
         file.write(package / names.WEIGHTS_PATH)
         write_manifest(package)
-        for name, path in request.tokenizer_files.items():
-            shutil.copyfile(path, folder / name)
+        write_tokenizer(request.tokenizer_files, folder)
         return Lowered(
             entry=names.PACKAGE,
             inputs=_inputs(functions[0].emitter),
@@ -186,6 +185,7 @@ def costs(style: Style, chunks: tuple[int, ...]) -> RuntimeCosts:
     # Without states, a call holds two copies of the caches: its inputs and its outputs.
     return RuntimeCosts(
         cache_element=2 if style.states else 4,
+        state_element=2 if style.states else 4,
         tied_copies=1,
         run_tokens=max(chunks),
         scores=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +111,7 @@ class ExecutorchTarget:
 
     def write(self, request: ExportRequest, folder: Path) -> Lowered:
         """Writes ``model.pte``, ``model.ptd`` for external weights, and the tokenizer's files."""
+        from exporters.executorch.runner_tokenizer import write_tokenizer
         from exporters.last_token import keep_last_token
 
         program, options = request.program, request.options
@@ -131,8 +131,7 @@ class ExecutorchTarget:
             kept: FloatColumns = {}
         else:
             kept = _write(methods, request, constants, limit, folder)
-        for name, path in request.tokenizer_files.items():
-            shutil.copyfile(path, folder / name)
+        warnings = write_tokenizer(request.tokenizer_files, folder)
         return Lowered(
             entry=MODEL,
             inputs={"tokens": f"int64[1, t <= {limit}]", "position": "int64[1]"},
@@ -147,7 +146,7 @@ class ExecutorchTarget:
             },
             states=_states(program, options),
             notes=_notes(request, backend, limit, kept),
-            warnings=_warnings(backend),
+            warnings=(*_warnings(backend), *warnings),
             float_columns=kept,
         )
 

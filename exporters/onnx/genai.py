@@ -1,11 +1,6 @@
-"""The files that onnxruntime-genai reads beside a graph."""
+"""The configuration that onnxruntime-genai reads beside a graph."""
 
 from __future__ import annotations
-
-import json
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
 
 from exporters.target import ExportRequest, ModelFacts
 from quant.processors import default_threads
@@ -78,36 +73,3 @@ def _layer_kinds(facts: ModelFacts, recent: list[State]) -> dict[str, object]:
     """Which layers have caches, and which the recent tokens of a convolution, and how many."""
     kinds = ["full_attention" if heads else "conv" for heads in facts.num_kv_heads]
     return {"layer_types": kinds, "conv_cache_size": recent[0].shape[2]}
-
-
-def write_tokenizer(files: Mapping[str, Path], folder: Path) -> None:
-    """Copies the tokenizer's files and states the tokenizer's class for onnxruntime-genai.
-
-    Some byte-level tokenizers state Llama's class, for which onnxruntime-genai splits text by
-    another pattern; so the class becomes ``PreTrainedTokenizerFast``. Where the checkpoint has no
-    ``tokenizer_config.json``, one is written, because onnxruntime-genai does not load a tokenizer
-    without it. ``add_bos_token`` and ``add_eos_token`` are left out: onnxruntime-genai would follow
-    them against the post-processor of ``tokenizer.json``, which alone counts in transformers.
-    """
-    for name, path in files.items():
-        shutil.copyfile(path, folder / name)
-    if "tokenizer.json" not in files:
-        return
-    target = folder / "tokenizer_config.json"
-    config = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
-    if _is_byte_level(json.loads(files["tokenizer.json"].read_text(encoding="utf-8"))):
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for name in ("add_bos_token", "add_eos_token"):
-        config.pop(name, None)
-    target.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
-
-
-def _is_byte_level(tokenizer: Mapping[str, object]) -> bool:
-    stages = [tokenizer.get("pre_tokenizer"), tokenizer.get("decoder")]
-    while stages:
-        stage = stages.pop()
-        if isinstance(stage, dict):
-            if stage.get("type") == "ByteLevel":
-                return True
-            stages.extend(stage.get("pretokenizers") or stage.get("decoders") or [])
-    return False

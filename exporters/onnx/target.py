@@ -96,7 +96,8 @@ class OnnxTarget:
 
         from exporters.last_token import keep_last_token
         from exporters.onnx.caches import NOTE
-        from exporters.onnx.genai import genai_config, write_tokenizer
+        from exporters.onnx.genai import genai_config
+        from exporters.onnx.genai_tokenizer import write_tokenizer
         from exporters.onnx.weight_file import WeightFile
 
         weights = WeightFile(WEIGHTS)
@@ -116,7 +117,7 @@ class OnnxTarget:
                 onnx.checker.check_model(str(folder / name))
             except onnx.checker.ValidationError as error:
                 raise ExportError(f"onnx.checker refuses {name}: {error}") from error
-        write_tokenizer(request.tokenizer_files, folder)
+        warnings = write_tokenizer(request.tokenizer_files, folder)
         config = genai_config(request, GRAPH)
         (folder / "genai_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         graph = models[GRAPH].graph
@@ -136,6 +137,7 @@ class OnnxTarget:
                 *((NOTE,) if request.cache_ranges else ()),
                 *((_drafts(positions),) if positions is not None else ()),
             ),
+            warnings=warnings,
             float_columns=kept,
         )
 

@@ -25,7 +25,8 @@ TRIMMED = TEMPLATE.replace("m.content", "m.content | trim")
 class Speaker(HostSession):
     """A session that gives its next answer to each prompt, one token after the other."""
 
-    def __init__(self, *answers: str | list[int], then: int = EOS) -> None:
+    def __init__(self, *answers: str | list[int], then: int = EOS, rewinds: bool = True) -> None:
+        self.can_rewind = rewinds
         each = [list(a.encode()) if isinstance(a, str) else a for a in answers]
         self.answers, self.then = iter([*a, then] for a in each), then
         self.given: list[int] = []  # what the caches hold
@@ -35,6 +36,10 @@ class Speaker(HostSession):
 
     def reset(self) -> None:
         self.given, self.left = [], []
+
+    def rewind(self, length: int) -> None:
+        assert self.can_rewind and length < len(self.given)
+        del self.given[length:], self.left[:]
 
     def extend(self, tokens):
         self.given += tokens.tolist()
@@ -108,15 +113,18 @@ def test_only_new_tokens_are_run_while_the_text_before_stays(talk):
     assert second.notes == () and "8 tokens read after 15 that were kept" in second.summary()
 
 
-def test_a_template_that_writes_an_answer_otherwise_runs_all_again_and_says_so(talk):
-    speaker = Speaker(" yes", "no")
+@pytest.mark.parametrize("rewinds", [True, False])
+def test_what_a_template_writes_otherwise_is_run_again_and_a_note_says_so(talk, rewinds):
+    speaker = Speaker(" yes", "no", rewinds=rewinds)
     with talk(speaker, TRIMMED) as conversation:
         conversation.say("hi")
         second = conversation.say("ok")
     assert speaker.given == written("^u:hi$a:yes$u:ok$a:no")
-    assert second.kept_tokens == 0 and speaker.calls[1] == second.prompt_tokens == 19
+    kept = len("^u:hi$a:") if rewinds else 0
+    assert second.kept_tokens == kept and speaker.calls[1] == 19 - kept
     (note,) = second.notes
-    assert "otherwise than before, so all of its 19 tokens were run again" in note
+    words = "all but the first 8 of its 19" if rewinds else "all of its 19"
+    assert f"otherwise than before, so {words} tokens were run again" in note
 
 
 def with_a_token_for_ab(path: Path) -> None:
