@@ -43,12 +43,14 @@ CONVERSATIONS = {
     ],
     "question": [{"role": "user", "content": "the list of lines"}],
     "special token in a message": [{"role": "user", "content": "why? <s> x"}],
+    "added token in a message": [{"role": "user", "content": "x  <mask> b"}],
     "not in NFC": [{"role": "user", "content": "cafe\u0301"}],
 }
 PLAIN = ["the function returns a list", "  two spaces", "12 naïve\n\nlines"]
 EVERY = frozenset({*CONVERSATIONS, "plain"})
 # Where a runtime's own tokenizer gives other tokens, and the words that `export` says of it.
 GENAI = {
+    "phi3-added": ({"added token in a message"}, "finds <mask> by the letters alone"),
     "mistral": (EVERY, "puts a space in front of text behind a special token too"),
     "qwen2": ({"not in NFC"}, "does not normalize text by NFC"),
     "wordpiece": (EVERY, "has no WordPiece tokenizers"),
@@ -58,7 +60,7 @@ EXECUTORCH = {
     "mistral": ({"plain"}, "texts that begin with no special token get other tokens"),
     "qwen2": ({"not in NFC"}, "which does not: a text that is not in NFC"),
     "phi3-added": (
-        {"plain", "special token in a message"},
+        {"plain", "special token in a message", "added token in a message"},
         "and behind every special token: a plain text that begins with spaces",
     ),
     "wordpiece": (EVERY, "cannot load this tokenizer, for it does not know the model WordPiece"),
