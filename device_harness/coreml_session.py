@@ -127,10 +127,10 @@ class CoremlSession(HostSession):
         last: Logits = logits[-1]
         return last
 
-    def prepare_drafts(self) -> None:
-        """Makes sure that there is a function for drafts; the text is forgotten."""
+    def use_drafts(self, wanted: bool) -> None:
+        """Makes sure that there is a function for drafts; the others run beside it."""
         self.reset()
-        if self._draft is None:
+        if wanted and self._draft is None:
             raise DeviceError(NO_DRAFTS)
 
     def extend_draft(self, tokens: Tokens) -> Logits:

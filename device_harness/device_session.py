@@ -134,10 +134,15 @@ class DeviceSession(HostSession):
         super().reset()
         self._ask("reset", "forgetting the text")
 
-    def prepare_drafts(self) -> None:
-        """Makes `extend` run the graph of `extend_draft`; the text is forgotten."""
+    @property
+    def runs_drafts(self) -> bool:  # type: ignore[override]
+        """Whether the runtime there can run an artifact's graph for drafts, if there is one."""
+        return bool(self.load().get("runs_drafts", True))
+
+    def use_drafts(self, wanted: bool) -> None:
+        """Makes `extend` run the graph of `extend_draft`, or again the one without drafts."""
         super().reset()
-        self._ask("prepare_drafts", "preparing for drafts")
+        self._ask("use_drafts", "preparing for drafts", wanted=wanted)
 
     def rewind(self, length: int) -> None:
         """Forgets the tokens behind the first ``length``."""

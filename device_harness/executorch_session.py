@@ -112,17 +112,18 @@ class ExecutorchSession(HostSession):
         self.load()
         return VERIFY in self._names
 
-    def prepare_drafts(self) -> None:
-        """Makes `extend` run the method of `extend_draft`; the text is forgotten.
+    def use_drafts(self, wanted: bool) -> None:
+        """Makes `extend` run the method of `extend_draft`, or again the one without drafts.
 
         Each method has caches of its own, so that one alone must run the whole text.
         """
         self.reset()
         self._start()
-        if DRAFT not in self._names:
+        method = DRAFT if wanted else GENERATE
+        if method not in self._names:
             raise DeviceError(NO_DRAFTS)
-        if self._method != DRAFT:
-            self._method, self._loaded = DRAFT, False
+        if self._method != method:
+            self._method, self._loaded = method, False
 
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""

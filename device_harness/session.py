@@ -22,11 +22,15 @@ class Session(Closing, Protocol):
     """One artifact, opened in a runtime; close it, or use it in a ``with`` statement.
 
     Attributes:
-        can_rewind: whether `rewind` can take tokens back: not where a layer carries more than caches
-            of a row for each position.
+        can_rewind: whether `rewind` can take tokens back: not where a layer carries more than a row
+            for each position.
     """
 
     can_rewind: bool
+
+    @property
+    def runs_drafts(self) -> bool:
+        """Whether the runtime can run an artifact's graph for drafts, where there is one."""
 
     @property
     def context(self) -> int:
@@ -74,10 +78,10 @@ class Session(Closing, Protocol):
                 fit into the context.
         """
 
-    def prepare_drafts(self) -> None:
-        """Makes `extend` run the graph of `extend_draft`, so that only that one is loaded.
+    def use_drafts(self, wanted: bool) -> None:
+        """Makes `extend` run the graph of `extend_draft`, or again the one without drafts.
 
-        The text is forgotten.
+        So only one of them need be loaded. The text is forgotten.
 
         Raises:
             DeviceError: the artifact has no graph for drafts, or the runtime runs none.
@@ -86,7 +90,7 @@ class Session(Closing, Protocol):
     def extend_draft(self, tokens: Tokens) -> Logits:
         """Appends a token and a draft of those behind it, and returns the logits of each.
 
-        `prepare_drafts` was called before.
+        `use_drafts` was called before.
 
         Args:
             tokens: ``int64[t]``, at most as many as the artifact's draft positions.
@@ -151,6 +155,7 @@ class HostSession(Closing):
         chunks: the lengths that one call of the runtime takes of a longer text; here any length.
         has_all_positions: whether `logits` runs a graph of its own; here it runs that of `extend`.
         can_rewind: whether `rewind` can take tokens back; who opens the artifact says so.
+        runs_drafts: whether the runtime can run an artifact's graph for drafts, if there is one.
     """
 
     processor: str = ""
@@ -158,6 +163,7 @@ class HostSession(Closing):
     chunks: tuple[int, ...] = ()
     has_all_positions: bool = False
     can_rewind: bool = True
+    runs_drafts: bool = True
     _closed = False
     _length = 0
 
@@ -179,9 +185,11 @@ class HostSession(Closing):
         self._require_open()
         self._length = 0
 
-    def prepare_drafts(self) -> None:
-        """Refuses: the runtime runs no graph for drafts."""
-        raise DeviceError("this runtime runs no drafts: leave speculation out")
+    def use_drafts(self, wanted: bool) -> None:
+        """Refuses drafts: the runtime runs no graph for them."""
+        self.reset()
+        if wanted:
+            raise DeviceError("this runtime runs no drafts: leave speculation out")
 
     def extend_draft(self, tokens: Tokens) -> Logits:
         """Refuses: the runtime runs no graph for drafts."""

@@ -153,6 +153,7 @@ def _load(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -
         "processor": session.processor,
         "chunks": list(session.chunks),
         "has_all_positions": session.has_all_positions,
+        "runs_drafts": session.runs_drafts,
         "seconds": seconds,
         "loaded_bytes": max(0, session.peak_bytes - before),
     }, ()
@@ -167,8 +168,8 @@ def _extend(session: Session, words: Mapping[str, Any], arrays: Sequence[Array])
     return {}, (session.extend(arrays[0]),)
 
 
-def _prepare_drafts(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
-    session.prepare_drafts()
+def _use_drafts(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
+    session.use_drafts(words["wanted"])
     return {}, ()
 
 
@@ -215,7 +216,7 @@ CALLS: Final[dict[str, Callable[[Session, Mapping[str, Any], Sequence[Array]], A
     "load": _load,
     "reset": _reset,
     "extend": _extend,
-    "prepare_drafts": _prepare_drafts,
+    "use_drafts": _use_drafts,
     "extend_draft": _extend_draft,
     "rewind": _rewind,
     "logits": _logits,

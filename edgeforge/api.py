@@ -66,7 +66,7 @@ def export(
     """Traces, quantizes and writes a model.
 
     Args:
-        model: a checkpoint folder, a hub id, or ``demo``.
+        model: a checkpoint folder, a GGUF file, a hub id, or ``demo``.
         out: the output folder; it appears only when everything in it is complete.
         targets: names from ``edgeforge list targets``. A single target's artifact is ``out``
             itself; those of several targets are folders in it.
@@ -201,8 +201,8 @@ def plan(
     """Tells what a model would take on a phone, recipe by recipe; nothing is exported.
 
     Args:
-        model: a checkpoint folder, a ``config.json``, a hub id, of which only the configuration is
-            read, or ``demo``.
+        model: a checkpoint folder, a GGUF file, a ``config.json``, a hub id, of which only the
+            configuration is read, or ``demo``.
         device: a name from ``edgeforge list phones``.
         context: declared context in tokens; None for the model's own, at most 4096.
         targets: names from ``edgeforge list targets``; None for ``coreml`` on iOS and ``onnx`` on
@@ -263,7 +263,7 @@ def verify(
         text: the UTF-8 file to evaluate on; None for the demo model's held-out text.
         tokens: how many tokens of the text to use, spread over the whole of it, or ``all``; None
             for 8,192 (2,048 for models over 50 M parameters).
-        checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
+        checkpoint: the checkpoint's folder, file or hub id, if it is not where it was then.
         bounds: of figures, by their names, in place of the defaults.
         against: ``transformers``, to hold FLOAT against its logits of the same checkpoint, too.
         devices: where to run the artifact too, such as ``arm64:cortex-a76``; what came out there is
@@ -321,7 +321,7 @@ def check(
         baseline: the file of earlier figures; None for the one that the policy names.
         update_baseline: whether to write the figures as the new baseline, if they keep to the
             policy.
-        checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
+        checkpoint: the checkpoint's folder, file or hub id, if it is not where it was then.
         threads: threads for the runtimes; None for their defaults.
         timed: whether to hold speeds against the reference runs that the policy names.
         progress: called with a stage's name, how much of it is done, and its size.
@@ -397,7 +397,7 @@ def diagnose(
         artifact: a folder that `export` wrote.
         text: the UTF-8 file to run; None for the demo model's held-out text.
         tokens: how many tokens of the text to use, spread over the whole of it, or ``all``.
-        checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
+        checkpoint: the checkpoint's folder, file or hub id, if it is not where it was then.
         threads: threads for the runtime; None for the runtime's default.
         weights: whether to measure what each weight costs, which takes longest.
 

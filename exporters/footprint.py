@@ -1,7 +1,8 @@
 """Estimates the memory that a model takes on a device, before any work is done.
 
 An estimate counts what a runtime keeps: every weight once, a tied embedding as often as the runtime
-holds it, caches filled to the context, and the buffers of one run of 128 tokens. It leaves out the
+holds it, caches filled to the context (those of layers that have them: a window masks tokens, but
+no runtime keeps fewer for it), and the buffers of one run of 128 tokens. It leaves out the
 runtime's own code, the process around it, and pages of the weight file that the system may drop.
 Llama-3.2-1B's shape at int4-g128 with a context of 4096 took 1.05 GB of anonymous and locked pages
 in ExecuTorch, where this says 1.06 GB. The demo model at int4, whose weights are fewer than the
@@ -53,11 +54,13 @@ def estimate(
     # product and its two halves, for every token of a run; logits of one token.
     run = costs.run_tokens * (3 * facts.hidden_size + 2 * widest) + vocab
     scores = costs.run_tokens * max(facts.num_heads) if costs.scores else 0
+    tables = facts.head_dim if facts.rope_width is None else facts.rope_width
     return Footprint(
         weights=weights,
         buffers=run * _FLOAT,
         caches_per_token=2 * sum(facts.num_kv_heads) * facts.head_dim * costs.cache_element,
-        buffers_per_token=(facts.head_dim + scores) * _FLOAT,  # cosines and sines
+        buffers_per_token=(tables + scores) * _FLOAT,  # cosines and sines
+        states=facts.recent * costs.state_element,
         stored=stored,
         run_tokens=costs.run_tokens,
     )

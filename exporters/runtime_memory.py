@@ -18,6 +18,7 @@ class RuntimeCosts:
         float_element: bytes of one element of a float weight once loaded; None when the weight
             stays as it is stored.
         stored_copies: how many copies the files hold of a matrix that is both embedding and head.
+        state_element: bytes of one number in the states of short convolutions.
     """
 
     cache_element: float
@@ -26,6 +27,7 @@ class RuntimeCosts:
     scores: bool = False
     float_element: int | None = None
     stored_copies: int = 1
+    state_element: int = 4
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Footprint:
         stored: bytes that the artifact's files hold of the weights.
         run_tokens: how many tokens one run of a prompt takes.
         context_multiple: the context is rounded up to a multiple of so many tokens.
+        states: bytes of the states that do not grow with the context.
     """
 
     weights: int
@@ -49,10 +52,11 @@ class Footprint:
     stored: int = 0
     run_tokens: int = 1
     context_multiple: int = 1
+    states: int = 0
 
     def caches_at(self, context: int) -> int:
-        """Bytes of the caches for a context of so many tokens."""
-        return math.ceil(self._positions(context) * self.caches_per_token)
+        """Bytes of the caches and of all other states, for a context of so many tokens."""
+        return self.states + math.ceil(self._positions(context) * self.caches_per_token)
 
     def buffers_at(self, context: int) -> int:
         """Bytes of everything except weights and caches, for a context of so many tokens."""
@@ -72,7 +76,7 @@ class Footprint:
         >>> Footprint(1000, 100, 2.0, 0.5).largest_context(1200)
         40
         """
-        left = memory - self.weights - self.buffers
+        left = memory - self.weights - self.buffers - self.states
         tokens = max(0, math.floor(left / (self.caches_per_token + self.buffers_per_token)))
         tokens -= tokens % self.context_multiple
         fits = self.total(tokens) <= memory or not tokens

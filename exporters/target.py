@@ -38,6 +38,9 @@ class ModelFacts:
         eos: the tokens that end a text.
         pad: the padding token, if there is one.
         context: the declared context, in tokens.
+        rope_width: columns of all rotary tables together, cosines and sines; None for one pair of
+            tables of a head's width.
+        recent: numbers that the states of short convolutions hold, of all layers together.
     """
 
     model_type: str
@@ -49,6 +52,8 @@ class ModelFacts:
     eos: tuple[int, ...]
     pad: int | None
     context: int
+    rope_width: int | None = None
+    recent: int = 0
 
 
 @dataclass(frozen=True)

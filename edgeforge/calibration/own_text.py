@@ -2,7 +2,7 @@
 
 Each sequence begins with a random token, and each further token is drawn from what the model
 expects. All sequences are written together, one token of each at a time: operators that work token
-by token take them as if they were one text, and each sequence has caches of its own.
+by token take them as if they were one text, and each sequence has states of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from edgeforge.reference.walk import Walk
 from quant.program import dialect
+from quant.program.calls import ShortConvCall
 from quant.program.head import head_of
 from quant.program.program import Program, node_argument
 
@@ -112,5 +113,17 @@ def _step_of(walk: Walk, node: fx.Node, count: int, length: int) -> Callable[[An
             return found.transpose(0, 1)
 
         return attend
+    if node.target is dialect.SHORT_CONV:
+        call = ShortConvCall.of(node)
+        weight = walk.weights_of(node)[call.weight]
+        _, columns, kept = call.recent.meta["val"].shape
+        recent = torch.zeros(count, columns, kept)
+
+        def convolve(values: Any, position: int) -> Tensor:
+            each = values[call.x].transpose(0, 1)
+            found: Tensor = dialect.SHORT_CONV(each, weight, recent, torch.tensor([position]))
+            return found.transpose(0, 1)
+
+        return convolve
     prepared = walk.prepare_head(node) if node is head_of(walk.program) else walk.prepare(node)
     return lambda values, position: prepared(values)

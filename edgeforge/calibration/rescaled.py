@@ -5,8 +5,8 @@ Both kinds need the activations of the float program.
 Rescaling multiplies a weight's columns by factors and divides what produces its inputs by the same
 factors (`quant.program.rescale_places`). That is either a norm's scale, which is rewritten in the
 store, or rows of the weight before it, which can be quantized only when the factors of the weight
-that reads it are known. FLOAT reads the checkpoint and is not changed; the store holds the rescaled
-weights together with the norms and rows that were divided for them.
+that reads it are known. Shifts and biases are rewritten with them. FLOAT reads the checkpoint and
+is not changed; the store holds the rescaled weights together with what was divided for them.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class _Run:
         self._filling, self._folds = filling, folds
         self._waiting: dict[str, _Waiting] = {}
         self._shared: dict[str, Tensor] = {}  # by the norm's name: the factors of all who read it
+        self._divided: dict[str, Tensor] = {}  # by a vector's name: its numbers as they are now
 
     def meet(self, name: str, entering: fx.Node, stretches: Stretches) -> None:
         """Computes a weight's factors, and quantizes every weight that they complete."""
@@ -117,10 +118,14 @@ class _Run:
         self._waiting[name] = _Waiting(inputs.moment, factors, torch.ones(rows, 1), readers)
         if fold is not None and fold.is_norm:
             if name == fold.sharers[0]:
-                self._divide_norm(fold.weight, factors)
+                self._divide(fold.weight, fold.rows, factors)
+                if fold.added is not None:
+                    self._divide(fold.added, fold.rows, factors)
         elif fold is not None:
             before = self._waiting[fold.weight]
             before.divisors[fold.rows, 0] = factors
+            if fold.added is not None:
+                self._divide(fold.added, fold.rows, factors)
             before.readers.discard(name)
             self._finish(fold.weight)
         self._finish(name)
@@ -164,8 +169,12 @@ class _Run:
         moment.mul_(inverse).mul_(inverse.unsqueeze(1))
         self._filling.quantize(name, moment, weight)
 
-    def _divide_norm(self, name: str, factors: Tensor) -> None:
-        """Divides a norm's scale by factors, and overwrites the scale that the store holds."""
-        scale = self._filling.weights.float_weight(name) / factors
-        data = scale.contiguous().view(torch.uint8).numpy().data
+    def _divide(self, name: str, rows: Tensor, factors: Tensor) -> None:
+        """Divides elements of a vector by factors, and overwrites what the store holds of it."""
+        if name not in self._divided:
+            self._divided[name] = self._filling.weights.float_weight(name).clone()
+        values = self._divided[name]
+        # Columns that come from one element have one factor.
+        values[rows] = self._filling.weights.float_weight(name)[rows] / factors
+        data = values.contiguous().view(torch.uint8).numpy().data
         self._filling.partial.write(name, "value", 0, data)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def head_lines(forecast: Forecast) -> list[str]:
     """What stands above the tables: the model, the phone and its limit."""
-    phone, window = forecast.phone, forecast.window
+    phone = forecast.phone
     figures = [
         str(phone.soc.value),
         f"{phone.memory.number:g} GB",
@@ -24,10 +24,21 @@ def head_lines(forecast: Forecast) -> list[str]:
     ]
     return [
         f"{forecast.model}: {forecast.model_type}, {forecast.parameters:,} parameters, context "
-        f"{forecast.context} tokens" + (f", window {window}" if window else ""),
+        f"{forecast.context} tokens" + _windows(forecast),
         f"{phone.title}: {', '.join(figures)}",
         forecast.memory.told,
     ]
+
+
+def _windows(forecast: Forecast) -> str:
+    """The windows of attention, as a clause; empty where there are none."""
+    if forecast.window:
+        return f", window {forecast.window}"
+    count = sum(forecast.windows.values())
+    each = [
+        f"{window} in {n} of {count} layers" for window, n in forecast.windows.items() if window
+    ]
+    return f", windows of {', '.join(each)}" if each else ""
 
 
 def target_table(forecast: Forecast, made: TargetForecast) -> Table:

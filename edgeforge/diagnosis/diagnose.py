@@ -206,7 +206,8 @@ def _artifact_values(
     for block, shown in zip(blocks, texts, strict=True):
         for point, name in points.names.items():
             heads = points.heads[point.layer]
-            width = model.spec.hidden_size if point.part == "layer" else heads[0] * heads[2]
+            is_attention = point.part == "attention"
+            width = heads[0] * heads[2] if is_attention else model.spec.hidden_size
             rows = arranged(shown[name], width, heads) if name in shown else None
             if rows is None or len(rows) != len(block):
                 unknown.add(point)

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from edgeforge.diagnosis.points import Point, program_points
 from edgeforge.reference.walk import Values, Walk, block_pool
+from quant.program.head import head_of
 
 # A point leaves its reference where its noise is at least so large, and so many times the noise at
 # all points before it. In sound artifacts of the demo model and of SmolLM2-135M on three targets
@@ -110,7 +111,7 @@ def _points(
     walk: Walk, blocks: Sequence[Tensor], look: Look | None = None
 ) -> Iterator[tuple[Point, Tensor]]:
     """Yields the value of each point, ``float32[tokens, width]``, while the program runs."""
-    points, head = program_points(walk.program), walk.program.output()
+    points, head = program_points(walk.program), head_of(walk.program)
     values: list[Values] = [walk.begin(block) for block in blocks]
     for node in walk.order:
         if look is not None:

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
-from edgeforge.verification.meaning.chains import NoDecoderError
-from edgeforge.verification.meaning.decoder import Decoder, decoder_of
+from edgeforge.verification.meaning.chains import NoDecoderError, plain
+from edgeforge.verification.meaning.decoder import Attending, Convolving, Decoder, decoder_of
 from edgeforge.verification.meaning.registry import READERS
 from exporters.manifest import Manifest
 from quant.program import dialect
 from quant.program.program import Program, node_argument
 
-Part = Literal["attention", "layer"]
+Part = Literal["attention", "convolution", "layer"]
 _PRODUCTS = (dialect.LINEAR, dialect.QUANT_LINEAR)
 
 
@@ -29,15 +29,15 @@ class Point:
 
     Attributes:
         layer: the layer's number, counted from 0.
-        part: ``attention`` for what attention gives to its last product, ``layer`` for the residual
-            stream after the layer.
+        part: ``attention`` or ``convolution`` for what that gives to its last product, ``layer``
+            for the residual stream after the layer.
     """
 
     layer: int
     part: Part
 
     def __str__(self) -> str:
-        return f"layer {self.layer}" + (", attention" if self.part == "attention" else "")
+        return f"layer {self.layer}" + ("" if self.part == "layer" else f", {self.part}")
 
 
 def program_points(program: Program) -> dict[fx.Node, Point]:
@@ -47,6 +47,11 @@ def program_points(program: Program) -> dict[fx.Node, Point]:
     for node in program.graph.nodes:
         if node.target is dialect.ATTENTION:
             found[node] = Point(layer, "attention")
+        elif node.target in _PRODUCTS and _weight(program, node).endswith(".conv.out_proj.weight"):
+            before = node_argument(node, 0)
+            while before.target in dialect.ROUNDINGS:
+                before = node_argument(before, 0)
+            found[before] = Point(layer, "convolution")
         elif node.target in _PRODUCTS and _weight(program, node).endswith(".down_proj.weight"):
             after = next(iter(node.users))
             # A dialect of activations may round a result once more before it is added.
@@ -67,7 +72,8 @@ class ArtifactPoints:
 
     Attributes:
         names: each point's value, as the files name it.
-        heads: of each layer's attention: query heads, key/value heads, width of a head.
+        heads: of each layer's attention: query heads, key/value heads, width of a head; zeros where
+            there is none.
         why_none: why there are none; empty where there are.
     """
 
@@ -99,9 +105,16 @@ def artifact_points(folder: Path, manifest: Manifest) -> ArtifactPoints:
         return ArtifactPoints({}, (), why or "there is no entry point")
     names: dict[Point, str] = {}
     for index, layer in enumerate(whole[-1].layers):
-        names[Point(index, "attention")] = layer.attention.name
+        if isinstance(layer.mixer, Attending):
+            names[Point(index, "attention")] = layer.mixer.attention.name
+        else:
+            names[Point(index, "convolution")] = plain(layer.mixer.out.source).name
         names[Point(index, "layer")] = layer.result.name
-    return ArtifactPoints(names, tuple(layer.attention.heads for layer in whole[-1].layers))
+    return ArtifactPoints(names, tuple(_heads(layer.mixer) for layer in whole[-1].layers))
+
+
+def _heads(mixer: Attending | Convolving) -> tuple[int, int, int]:
+    return mixer.attention.heads if isinstance(mixer, Attending) else (0, 0, 0)
 
 
 def arranged(

@@ -23,6 +23,7 @@ from quant.formats.formats import FloatFormat, IntFormat, PaletteFormat, parse_f
 from quant.kernels import native
 from quant.plans.algorithms import ALGORITHMS
 from quant.plans.plan import matrix_shape
+from quant.plans.rules import stays_float32
 from quant.program.program import Program
 from quant.store.fill import stored_values
 from quant.store.store import WeightStore
@@ -94,8 +95,8 @@ def weight_costs(
     records = manifest.weights
     if any(_rescales(record.algorithm) for record in records.values()):
         return [], []
-    shapes = model.weights.shapes()
-    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    shapes, roles = model.weights.shapes(), model.weights.roles()
+    matrices = {n: shape for n, shape in shapes.items() if not stays_float32(shape, roles[n])}
     stored = {name: partial(_matrix, store, name, records[name].format) for name in matrices}
     kl = stored_divergences(model.weights, program, stored, blocks, progress)
     total = sum(kl.values()) or 1.0
@@ -126,8 +127,9 @@ def _upgrades(
     facts = facts_of(model.spec, manifest.context)
     target = find_target(manifest.target)
     try:
-        shapes = model.weights.shapes()
-        allowed = allowed_formats(shapes, facts, [target], TargetOptions(), [_BETTER])
+        shapes, roles = model.weights.shapes(), model.weights.roles()
+        kept = [name for name, shape in shapes.items() if stays_float32(shape, roles[name])]
+        allowed = allowed_formats(shapes, facts, [target], TargetOptions(), [_BETTER], kept=kept)
     except (ExportError, QuantizationError):
         return []
     better: dict[str, Callable[[], Tensor]] = {}

@@ -29,6 +29,12 @@ def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
         eos=spec.eos,
         pad=spec.pad,
         context=context,
+        rope_width=sum(rope.width for rope in spec.ropes),
+        recent=sum(
+            spec.hidden_size * (spec.conv_width - 1)
+            for layer in spec.layers
+            if layer.mixer == "short_conv"
+        ),
     )
 
 

@@ -197,7 +197,8 @@ def _read_scaling(
 def _read_yarn(section: ConfigReader, theta: float, width: int, max_context: int) -> RopeSpec:
     """Reads YaRN (Peng et al. 2023, arXiv 2309.00071), with DeepSeek's pair of mscales."""
     original = section.integer(_ORIGINAL, max_context)
-    factor = section.real("factor", max_context / original)
+    stretch = None if section.get(_ORIGINAL) is None else max_context / original
+    factor = section.real("factor", stretch)
 
     def magnitude(mscale: float) -> float:
         return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0

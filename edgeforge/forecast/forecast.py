@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from edgeforge.errors import UsageError
 from edgeforge.families.facts import choose_context, facts_of
+from edgeforge.families.spec import ModelSpec
 from edgeforge.forecast.limits import HEADROOM, AppMemory, app_memory, parse_version
 from edgeforge.forecast.profiles import Figure, Measurement, Phone, Profiles, load_profiles
 from edgeforge.forecast.rows import RULE, TargetForecast, recipes_on
@@ -36,7 +38,8 @@ class Forecast:
         model_type: its family.
         parameters: their number.
         context: the declared context, tokens.
-        window: the attention window, 0 for none.
+        window: the window of all layers, tokens; 0 where there is none, or a layer has none.
+        windows: how many layers with attention have each window; 0 for the whole context.
         phone: the phone.
         memory: what an app may take there.
         targets: one forecast each.
@@ -53,6 +56,7 @@ class Forecast:
     parameters: int
     context: int
     window: int
+    windows: Mapping[int, int]
     phone: Phone
     memory: AppMemory
     targets: tuple[TargetForecast, ...]
@@ -85,6 +89,7 @@ class Forecast:
             "parameters": self.parameters,
             "context": self.context,
             "window": self.window,
+            "windows": {str(window): count for window, count in self.windows.items()},
             "device": {
                 "name": self.phone.name,
                 "title": self.phone.title,
@@ -184,6 +189,7 @@ def forecast(
         parameters=model.spec.num_parameters,
         context=length,
         window=model.spec.window,
+        windows=_windows(model.spec),
         phone=phone,
         memory=app,
         targets=made,
@@ -201,6 +207,11 @@ def share_of_bound(profiles: Profiles, measured: Measurement) -> float | None:
     if bandwidth is None:
         return None
     return measured.decode * measured.read_bytes / (bandwidth.number * 1e9)
+
+
+def _windows(spec: ModelSpec) -> dict[int, int]:
+    """How many layers with attention have each window, 0 for the whole context."""
+    return dict(sorted(Counter(layer.window for layer in spec.layers if layer.num_heads).items()))
 
 
 def _check_name(name: str, model: SizedModel) -> None:

@@ -1,7 +1,8 @@
 """Upper bounds of speed: what a phone's memory and its arithmetic allow at most.
 
 A decoded token reads every matrix once: the layers', and the head's, which is the embedding's where
-they are tied. It also reads the keys and values of the tokens before it, within the window. No
+they are tied. It also reads the keys and values of the tokens before it, in each layer within its
+window. No
 decoder without speculation is faster than the memory gives these bytes. A run of a prompt's tokens
 reads the same matrices once for all of its tokens, and multiplies each of them with each matrix of
 the layers. Everything else, such as attention's own products, only makes it slower.
@@ -10,6 +11,7 @@ the layers. Everything else, such as attention's own products, only makes it slo
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -27,31 +29,45 @@ CACHED_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True)
+class CacheRows:
+    """Keys and values of the layers with one window.
+
+    Attributes:
+        nbytes: bytes of one earlier token.
+        window: how many earlier tokens are read at most; 0 for all.
+    """
+
+    nbytes: float
+    window: int
+
+
+@dataclass(frozen=True)
 class Work:
     """What a token costs.
 
     Attributes:
         weights: bytes of weights that a decoded token reads.
-        cache_row: bytes of keys and values of one earlier token.
-        window: how many earlier tokens it reads at most; 0 for all.
+        rows: what it reads of the caches, by window.
         operations: multiplications and additions of one token of a prompt, in the layers.
         run_tokens: tokens of one run of a prompt.
     """
 
     weights: int
-    cache_row: float
-    window: int
+    rows: tuple[CacheRows, ...]
     operations: int
     run_tokens: int
 
     def read_at(self, position: int) -> int:
         """Bytes that the token after so many others reads.
 
-        >>> Work(1000, 2.0, 0, 0, 1).read_at(50), Work(1000, 2.0, 10, 0, 1).read_at(50)
-        (1100, 1020)
+        >>> Work(1000, (CacheRows(2.0, 0), CacheRows(3.0, 10)), 0, 1).read_at(50)
+        1130
         """
-        seen = min(position, self.window) if self.window else position
-        return self.weights + math.ceil(seen * self.cache_row)
+        read = sum(
+            each.nbytes * (min(position, each.window) if each.window else position)
+            for each in self.rows
+        )
+        return self.weights + math.ceil(read)
 
     def decode_bound(self, bandwidth: float, position: int) -> float:
         """Tokens a second at most, from a bandwidth in bytes a second."""
@@ -90,4 +106,14 @@ def work_of(
         read += given.format.nbytes(*matrix_shape(shapes[name]))
         if spec.weights[name].role == "linear":
             operations += 2 * math.prod(shapes[name])
-    return Work(read, footprint.caches_per_token, spec.window, operations, footprint.run_tokens)
+    return Work(read, _cache_rows(spec, footprint), operations, footprint.run_tokens)
+
+
+def _cache_rows(spec: ModelSpec, footprint: Footprint) -> tuple[CacheRows, ...]:
+    """The caches' bytes, divided among the layers that have any, by their windows."""
+    heads: Counter[int] = Counter()
+    for layer in spec.layers:
+        if layer.num_kv_heads:
+            heads[layer.window] += layer.num_kv_heads
+    each = footprint.caches_per_token / max(1, heads.total())
+    return tuple(CacheRows(each * count, window) for window, count in sorted(heads.items()))

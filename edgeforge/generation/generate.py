@@ -126,6 +126,7 @@ def generate(
             run = SpeculativeGeneration(
                 session, tokens, max_tokens, stop, sampling, drafter=drafter, draft=draft
             )
+            run.fixed = speculation is not None and speculation.draft is not None
 
         def kept() -> Iterator[int]:
             for token in run:

@@ -174,6 +174,7 @@ class RotatedWeights(CheckpointWeights):
         self._norms = frozenset(self._residual.readers.values())
         self._makers = {place.maker: place for place in values}
         self._readers = {place.reader: place for place in values}
+        self._biases = {place.bias: place for place in values if place.bias is not None}
         self._kept: dict[str, torch.Tensor] = {}
         self._lock = threading.Lock()
 
@@ -219,8 +220,13 @@ class RotatedWeights(CheckpointWeights):
         if name in residual.readers:
             norm = super().read_rows(residual.readers[name], 0, 1)
             rotated = rotated * norm.double()
-        if name in residual.readers or name == residual.embedding:
+        # A bias is one row, which the rotation of its linear's rows turns as if it were columns.
+        if name in residual.readers or name in residual.biases or name == residual.embedding:
             rotated = self._stream.rotate_columns(rotated)
+        if name in self._biases:
+            place = self._biases[name]
+            first, last = place.first_row, place.first_row + place.kv_heads * place.width
+            rotated[:, first:last] = self._values(place).rotate_columns(rotated[:, first:last])
         if name in self._readers:
             place = self._readers[name]
             heads = self._values(place).repeated(place.heads // place.kv_heads)

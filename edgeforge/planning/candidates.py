@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -48,6 +48,7 @@ def allowed_formats(
     options: TargetOptions,
     names: Sequence[str] = (*FORMATS, *LAST_RESORTS),
     signed: bool = True,
+    kept: Collection[str] = (),
 ) -> dict[str, list[Assignment]]:
     """Returns, by matrix, the formats that fit it and that every target can store.
 
@@ -60,15 +61,15 @@ def allowed_formats(
         options: the targets' options; a limit on memory is checked only for the finished plan.
         names: names of the formats to try.
         signed: whether to allow scales below zero, where the targets can store them.
+        kept: weights that are float32 whatever their shape, and get no formats: convolutions.
 
     Raises:
         ExportError: a target refuses the model whatever its formats are.
     """
     # Every profile of every target can store vectors in float32 and matrices in float16.
-    plain = {
-        name: Assignment(FLOAT32 if len(shape) == 1 else FloatFormat("float16"), CAST)
-        for name, shape in shapes.items()
-    }
+    matrices = [name for name, shape in shapes.items() if len(shape) > 1 and name not in kept]
+    plain = dict.fromkeys(shapes, Assignment(FLOAT32, CAST))
+    plain |= dict.fromkeys(matrices, Assignment(FloatFormat("float16"), CAST))
     free = replace(options, max_memory=None)
     for target in targets:
         target.check(QuantPlan("candidates", plain), shapes, facts, free.only(target.options))
@@ -83,7 +84,7 @@ def allowed_formats(
             return False
         return True
 
-    allowed: dict[str, list[Assignment]] = {n: [] for n, s in shapes.items() if len(s) > 1}
+    allowed: dict[str, list[Assignment]] = {name: [] for name in matrices}
     for name in names:
         given = _assign(name)
         ways = [given]

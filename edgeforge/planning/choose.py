@@ -146,11 +146,11 @@ def _held(model: Model, request: PlanRequest) -> tuple[dict[str, Assignment], tu
             refused[name] = error
     if not refused:
         return imported, ()
-    first, error = next(iter(refused.items()))
+    reason = next(iter(refused.values()))
     forms = " and ".join(sorted({model.weights.forms()[name] for name in refused}))
     told = (
         f"{len(refused)} matrices that the checkpoint holds as {forms} are read as floats, and the "
-        f"recipe decides about them: {getattr(error, 'problem', None) or error}"
+        f"recipe decides about them: {getattr(reason, 'problem', None) or reason}"
     )
     return {name: given for name, given in imported.items() if name not in refused}, (told,)
 
@@ -232,9 +232,10 @@ def as_is(
     """
     from quant.formats.formats import FloatFormat
     from quant.plans.plan import FLOAT32, Assignment, QuantPlan
+    from quant.plans.rules import stays_float32
 
-    shapes, given = weights.shapes(), weights.stored_formats().items()
-    kept = {n: FLOAT32 if len(shapes[n]) == 1 else format for n, format in given}
+    shapes, roles, given = weights.shapes(), weights.roles(), weights.stored_formats().items()
+    kept = {n: FLOAT32 if stays_float32(shapes[n], roles[n]) else format for n, format in given}
     if imported is not None:
         floats = weights.imported.keys() - imported.keys()
         kept = {n: FloatFormat("float16") if n in floats else f for n, f in kept.items()}
@@ -282,12 +283,14 @@ def _mixed(
     from edgeforge.planning.mixed import mix, text_for
     from quant.formats.formats import FloatFormat
     from quant.plans.plan import FLOAT32, Assignment
-    from quant.plans.rules import norm_matrix
+    from quant.plans.rules import norm_matrix, stays_float32
 
     shapes, roles, facts = model.weights.shapes(), model.weights.roles(), request.facts
     assert facts is not None
-    candidates = allowed_formats(shapes, facts, request.targets, request.target_options)
-    fixed = {n: Assignment(FLOAT32, CAST) for n, shape in shapes.items() if len(shape) == 1}
+    kept = [name for name, shape in shapes.items() if stays_float32(shape, roles[name])]
+    options = request.target_options
+    candidates = allowed_formats(shapes, facts, request.targets, options, kept=kept)
+    fixed = dict.fromkeys(kept, Assignment(FLOAT32, CAST))
     fixed |= {name: norm_matrix() for name in candidates if roles[name] == "norm"}
     fixed.update(imported)
     without = [name for name, given in candidates.items() if not given and name not in fixed]

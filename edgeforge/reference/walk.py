@@ -114,7 +114,7 @@ class Walk:
             return run_unpacked
         if target is dialect.ATTENTION:
             return lambda values: self._attend(node, values)
-        weights = self._weights(node)
+        weights = self.weights_of(node)
         assert callable(target)
 
         def run(values: Values) -> Any:
@@ -178,15 +178,15 @@ class Walk:
 
     def matrix(self, node: fx.Node) -> Tensor:
         """Reads the matrix of a product with a quantized weight: ``float32[rows, columns]``."""
-        weights, call = self._weights(node), QuantizedCall.of(node)
+        weights, call = self.weights_of(node), QuantizedCall.of(node)
         codes, scale, format = weights[call.codes], weights[call.scale], call.format
         zero_point = None if call.zero_point is None else weights[call.zero_point]
         if isinstance(format, PaletteFormat):
             return packing.look_up(codes, scale, format)
         return native.unpack(codes, scale, zero_point, format)
 
-    def _weights(self, node: fx.Node) -> dict[fx.Node, Tensor]:
-        """Reads the weights and tables that a call takes."""
+    def weights_of(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+        """Reads the weights and tables that a call takes, by the inputs that name them."""
         found = {}
         for source in node.all_input_nodes:
             if source.op == "placeholder":

@@ -4,77 +4,19 @@ Each preset has the released config.json (without ``auto_map``, because the fold
 and the generation config. The names and shapes of all weights follow from the config.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Final
 
 from edgeforge.families.openelm import make_divisible
-from edgeforge.synth.shapes import tensor_shapes
-
-Config = dict[str, object]
-
-CONFIG_STYLES = ("hub", "rope_parameters")
-TINY_VOCAB = 512
-TINY_BOS, TINY_EOS, TINY_PAD = 256, 257, 258
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A model's shape: the JSON files of its folder, and the weights that follow from them.
-
-    Attributes:
-        config: config.json as released; ``torch_dtype`` is set when it is written.
-        generation_config: the content of generation_config.json.
-        byte_tokenizer: whether the folder gets a byte-level tokenizer of ``TINY_VOCAB`` entries.
-    """
-
-    config: Mapping[str, object]
-    generation_config: Mapping[str, object] = field(default_factory=dict)
-    byte_tokenizer: bool = False
-
-    @property
-    def model_type(self) -> str:
-        """The family's name in config.json."""
-        return str(self.config["model_type"])
-
-    def tensors(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Returns name and shape of every weight, in the order of the model's layers."""
-        return tensor_shapes(self.config)
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters in the folder; a tied head counts once."""
-        return sum(math.prod(shape) for _, shape in self.tensors())
-
-    def config_json(self, dtype: str, style: str = "hub") -> Config:
-        """Returns the content of config.json for weights stored in ``dtype``.
-
-        The style ``hub`` is the released spelling. The style ``rope_parameters`` is that of
-        transformers 5: one object for the base frequency and its scaling, and ``dtype`` instead of
-        ``torch_dtype``. OpenELM, which transformers does not know, has only the style ``hub``.
-
-        Raises:
-            ValueError: the style is unknown, or the family does not have it.
-        """
-        if style not in CONFIG_STYLES:
-            raise ValueError(
-                f"config style {style!r} is unknown: use one of {', '.join(CONFIG_STYLES)}"
-            )
-        config = dict(self.config)
-        if style == "hub":
-            return dict(sorted({**config, "torch_dtype": dtype}.items()))
-        if "rope_theta" not in config:
-            raise ValueError(
-                f"a {self.model_type} config has no rope_parameters spelling: use config style hub"
-            )
-        scaling = config.pop("rope_scaling", None)
-        rope: Config = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
-        if isinstance(scaling, Mapping):
-            rope.update({k: v for k, v in scaling.items() if k != "type"})
-            rope["rope_type"] = scaling.get("rope_type", scaling.get("type"))
-            original = "original_max_position_embeddings"
-            rope.setdefault(original, config.get(original))
-        return dict(sorted({**config, "rope_parameters": rope, "dtype": dtype}.items()))
+from edgeforge.synth.newer_presets import NEWER_PRESETS
+from edgeforge.synth.preset import (
+    TINY_BOS,
+    TINY_EOS,
+    TINY_PAD,
+    TINY_VOCAB,
+    Config,
+    Preset,
+    make_preset,
+)
 
 
 def _ramp(first: float, last: float, count: int) -> list[float]:
@@ -113,7 +55,7 @@ def _openelm(layers: int, model_dim: int, head_dim: int, **changes: object) -> P
         "vocab_size": 32000,
         **changes,
     }
-    return _preset(config)
+    return make_preset(config)
 
 
 def _llama3(max_positions: int, **changes: object) -> Preset:
@@ -139,7 +81,7 @@ def _llama3(max_positions: int, **changes: object) -> Preset:
         "vocab_size": 128256,
         **changes,
     }
-    return _preset(config, do_sample=True, temperature=0.6, top_p=0.9)
+    return make_preset(config, do_sample=True, temperature=0.6, top_p=0.9)
 
 
 def _llama3_scaling(factor: float, original: int) -> Config:
@@ -176,7 +118,7 @@ def _mistral(**changes: object) -> Preset:
         "vocab_size": 32000,
         **changes,
     }
-    return _preset(config)
+    return make_preset(config)
 
 
 def _phi3(**changes: object) -> Preset:
@@ -211,17 +153,7 @@ def _phi3(**changes: object) -> Preset:
     }
     eos = config["eos_token_id"]
     ends = [32000, 32001, 32007] if eos == 32000 else [eos, config["pad_token_id"]]
-    return _preset(config, eos_token_id=ends, pad_token_id=config["pad_token_id"])
-
-
-def _preset(config: Config, **generation: object) -> Preset:
-    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
-    version = {"transformers_version": config["transformers_version"]}
-    return Preset(
-        config=config,
-        generation_config={"_from_model_config": not generation} | ids | generation | version,
-        byte_tokenizer=config["vocab_size"] == TINY_VOCAB,
-    )
+    return make_preset(config, eos_token_id=ends, pad_token_id=config["pad_token_id"])
 
 
 # Phi-3-mini-128k's rescale factors, one for each of the 48 rotary frequencies.
@@ -256,7 +188,7 @@ _TINY: Config = {
     "eos_token_id": TINY_EOS,
 }
 
-PRESETS: dict[str, Preset] = {
+PRESETS: Final[dict[str, Preset]] = {
     "openelm-270m": _openelm(16, 1280, 64),
     "openelm-450m": _openelm(20, 1536, 64),
     "openelm-1.1b": _openelm(28, 2048, 64),
@@ -364,4 +296,5 @@ PRESETS: dict[str, Preset] = {
         sliding_window=512,
         **_TINY,
     ),
+    **NEWER_PRESETS,
 }

@@ -19,3 +19,19 @@ def tensor_shapes(config: Mapping[str, object]) -> list[tuple[str, tuple[int, ..
         for piece in weight.pieces
     }
     return list(shapes.items())
+
+
+def vector_centres(config: Mapping[str, object]) -> dict[str, float]:
+    """Returns the number around which the elements of each vector lie, by its tensor's name.
+
+    It is 0 for a bias and 1 for a norm's scale, less what the norm adds to it.
+
+    Args:
+        config: a complete config.json of a known family.
+    """
+    return {
+        piece.tensor: 0.0 if weight.role == "bias" else 1.0 - weight.added
+        for weight in read_spec(config).weights.values()
+        if len(weight.shape) == 1
+        for piece in weight.pieces
+    }

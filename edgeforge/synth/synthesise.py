@@ -6,10 +6,10 @@ streamed to disk: memory stays below 100 MB whatever the model's size.
 
 The elements of a matrix are normally distributed with standard deviation ``1 / sqrt(columns)``
 (0.022 at 2048 columns, as in released models). One column in 128 has four times that deviation, so
-that a quantizer meets outliers. The elements of a norm are normally distributed around 1 with
-deviation 0.1. Each value is read from a table of 65536 evenly spaced quantiles of the normal
-distribution by 16 random bits, which cuts the tails at 4.3 deviations and is seven times faster
-than drawing values one by one.
+that a quantizer meets outliers. The elements of a vector are normally distributed with deviation
+0.1, a norm's around 1 (or 0, where one is added to them) and a bias's around 0. Each value is read
+from a table of 65536 evenly spaced quantiles of the normal distribution by 16 random bits, which
+cuts the tails at 4.3 deviations and is seven times faster than drawing values one by one.
 """
 
 import hashlib
@@ -32,7 +32,8 @@ import numpy.typing as npt
 from edgeforge.errors import UsageError
 from edgeforge.output_folder.atomic import atomic_folder
 from edgeforge.output_folder.contents import SYNTH_RECORD
-from edgeforge.synth.presets import PRESETS, TINY_BOS, TINY_EOS, TINY_PAD, TINY_VOCAB, Preset
+from edgeforge.synth.preset import TINY_BOS, TINY_EOS, TINY_PAD, TINY_VOCAB, Preset
+from edgeforge.synth.presets import PRESETS
 from quant.suggestion import nearest
 
 __all__ = ["PRESETS", "Preset", "synthesise", "write_byte_tokenizer"]
@@ -42,7 +43,8 @@ SHARD_BYTES = 5 * 10**9
 THREADS = 2
 CHUNK_WEIGHTS = 1 << 18
 OUTLIER_EVERY, OUTLIER_FACTOR = 128, 4.0
-NORM_CENTRE, NORM_DEVIATION = 1.0, 0.1
+LEAST_COLUMNS = 16  # a convolution's few have no outliers
+VECTOR_DEVIATION = 0.1
 WORDS_PER_BLOCK = 16  # one step of Philox's counter gives 256 bits: 16 draws of 16 bits
 
 Table = npt.NDArray[Any]
@@ -135,6 +137,7 @@ def write_byte_tokenizer(folder: Path, entries: int = TINY_VOCAB) -> None:
             **tokens,
             "clean_up_tokenization_spaces": False,
             "tokenizer_class": "PreTrainedTokenizerFast",
+            "unk_token": None,  # some families' tokenizers would add one of their own
         },
     )
 
@@ -156,11 +159,12 @@ def _find(preset: str) -> Preset:
 
 @dataclass(frozen=True)
 class _File:
-    """One safetensors file: its name, and its tensors in the order of their bytes."""
+    """One safetensors file: its name, its tensors in the order of their bytes, vectors' centres."""
 
     name: str
     tensors: list[tuple[str, tuple[int, ...]]]
     nbytes: int
+    centres: dict[str, float]
 
 
 def _plan_files(preset: str, shape: Preset, dtype: str, shards: int | None) -> list[_File]:
@@ -176,8 +180,9 @@ def _plan_files(preset: str, shape: Preset, dtype: str, shards: int | None) -> l
     if len(groups) > 1:
         count = len(groups)
         names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    centres = shape.centres()
     return [
-        _File(name, sorted(group), sum(math.prod(shape) for _, shape in group) * itemsize)
+        _File(name, sorted(group), sum(math.prod(shape) for _, shape in group) * itemsize, centres)
         for name, group in zip(names, groups, strict=True)
     ]
 
@@ -293,10 +298,13 @@ def _header(file: _File, dtype: str) -> tuple[bytes, list[int]]:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Rows of a tensor, from row ``first`` on; ``begin`` is their place in the file in elements."""
+    """Rows of a tensor, from row ``first`` on; ``begin`` is their place in the file in elements.
+
+    ``centre`` is that of a vector's elements, None for a matrix.
+    """
 
     name: str
-    is_norm: bool
+    centre: float | None
     first: int
     rows: int
     columns: int
@@ -310,7 +318,9 @@ def _chunks(file: _File, begins: list[int]) -> Iterator[_Chunk]:
         step = max(1, CHUNK_WEIGHTS // columns)
         for first in range(0, rows, step):
             count = min(step, rows - first)
-            yield _Chunk(name, len(shape) == 1, first, count, columns, begin + first * columns)
+            yield _Chunk(
+                name, file.centres.get(name), first, count, columns, begin + first * columns
+            )
 
 
 def _draw(chunk: _Chunk, seed: int, dtype: str) -> Table:
@@ -321,12 +331,14 @@ def _draw(chunk: _Chunk, seed: int, dtype: str) -> Table:
     random = np.random.Philox(key=key, counter=block).random_raw(-(-(skip + size) // 4))
     draws = random.astype("<u8", copy=False).view("<u2")[skip : skip + size]
     draws = draws.reshape(chunk.rows, chunk.columns)
-    if chunk.is_norm:
-        return np.take(_quantiles(NORM_CENTRE, NORM_DEVIATION, dtype), draws)
+    if chunk.centre is not None:
+        return np.take(_quantiles(chunk.centre, VECTOR_DEVIATION, dtype), draws)
     deviation = 1 / math.sqrt(chunk.columns)
     table = _quantiles(0.0, deviation, dtype)
     # Every index is in range. With mode="clip" and an output, NumPy does not check them.
     values = np.take(table, draws, mode="clip", out=np.empty(draws.shape, table.dtype))
+    if chunk.columns < LEAST_COLUMNS:
+        return values
     outliers = _outlier_columns(key, chunk.columns)
     wide = _quantiles(0.0, deviation * OUTLIER_FACTOR, dtype)
     values[:, outliers] = wide[draws[:, outliers]]

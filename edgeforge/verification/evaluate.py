@@ -146,12 +146,13 @@ def evaluate(
         )
         shipped: list[Shipped] = []
         for emulated, some in groupby(zip(runs, sessions, strict=True), lambda r: _emulated(r[0])):
-            size = group.model.spec.num_parameters
+            size, pairs = group.model.spec.num_parameters, list(some)
             shipped += score_shipped(
                 long_text(sample, context, size, options.tokens, emulated=emulated),
                 quantized,
-                [session for _, session in some],
+                [session for _, session in pairs],
                 lambda done, size: progress("shipped graphs", done, size),
+                [run.artifact.manifest.draft_positions for run, _ in pairs],
             )
         agreements = greedy_agreement(
             greedy_prompts(sample.blocks, GREEDY_PROMPTS, context),
@@ -267,5 +268,6 @@ def _evaluation(
         weight_store=str(store.folder),
         other_processor=other,
         rounds_activations=rounds,
+        exit_layer=manifest.model.exit_layer,
         checks=tuple(judged(found, bounds, options.bounds)),
     )

@@ -14,6 +14,8 @@ CHUNK: Final = 64
 _STRETCHES: Final = 8
 _LAST: Final = 4
 _ALONE: Final = 128
+_PROMPT: Final = 16
+_DRAFTS: Final = 6
 
 
 def plan_passes(reach: int, chunks: Sequence[int]) -> list[list[int]]:
@@ -45,6 +47,27 @@ def plan_passes(reach: int, chunks: Sequence[int]) -> list[list[int]]:
     if max(passes[0]) == reach > 1:  # one chunk took all
         passes.append([1] * min(reach, _ALONE))
     return passes
+
+
+def plan_drafts(reach: int, positions: int) -> list[int]:
+    """Plans a pass of drafts: a prompt, drafts behind it, and one that ends with the text.
+
+    Args:
+        reach: tokens of the text.
+        positions: tokens of a draft and the one before it, at most.
+
+    Returns:
+        How many tokens each call takes; one of at most ``positions`` is a draft's.
+
+    >>> plan_drafts(64, 4)
+    [16, 4, 4, 4, 4, 4, 4, 3, 17, 4]
+    """
+    calls = [max(1, min(_PROMPT, reach // 4))]
+    for size in (*[positions] * _DRAFTS, max(1, positions - 1)):
+        if sum(calls) + size + positions <= reach:
+            calls.append(size)
+    between = reach - sum(calls) - positions
+    return [*calls, *([between] if between > 0 else []), *([positions] if between >= 0 else [])]
 
 
 def positions_of(calls: Sequence[int]) -> list[int]:

@@ -24,7 +24,7 @@ from edgeforge.verification.intervals import (
     tail_share,
 )
 from edgeforge.verification.metrics import Divergence, DivergenceMeter
-from edgeforge.verification.passes import plan_passes, positions_of
+from edgeforge.verification.passes import plan_drafts, plan_passes, positions_of
 from edgeforge.verification.sample import LongText
 
 # Positions of the graph of all positions that what ships is held against.
@@ -91,6 +91,8 @@ class _Run:
     """One artifact's calls, and their logits in order."""
 
     calls: list[list[int]]
+    drafts: list[int] = field(default_factory=list)
+    positions: int = 1
     ends: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
@@ -102,6 +104,7 @@ def score_shipped(
     quantized: ReferenceRunner,
     sessions: Sequence[Session],
     progress: Callable[[int, int], None],
+    drafts: Sequence[int] = (),
 ) -> list[Shipped]:
     """Runs artifacts over a text as an app would, and QUANTIZED in one pass.
 
@@ -110,13 +113,20 @@ def score_shipped(
         quantized: QUANTIZED.
         sessions: the artifacts.
         progress: told how much is done, and of how much.
+        drafts: of how many last tokens each artifact's graph for drafts gives the logits; 1 where
+            there is none; empty where no artifact has one.
 
     Returns:
         One score for each artifact.
     """
     tokens = np.array(text.tokens, np.int64)
     runs = [_Run(plan_passes(len(tokens), session.chunks)) for session in sessions]
-    wanted = sorted({at for run in runs for calls in run.calls for at in positions_of(calls)})
+    for run, session, positions in zip(runs, sessions, drafts, strict=False):
+        if 1 < positions < len(tokens) and session.runs_drafts:
+            run.drafts, run.positions = plan_drafts(len(tokens), positions), positions
+    given = {at for run in runs for calls in run.calls for at in positions_of(calls)}
+    given |= {at for run in runs for _, rows in _draft_rows(run) for at in rows}
+    wanted = sorted(given)
     places = {position: row for row, position in enumerate(wanted)}
     progress(0, 2)
     expected = quantized.logits_at(torch.from_numpy(tokens), torch.tensor(wanted))
@@ -137,11 +147,44 @@ def _drive(tokens: np.ndarray[tuple[int], np.dtype[np.int64]], session: Session,
             run.ends.append(end)
             run.sizes.append(size)
             done += size
+    if run.drafts:
+        _drive_drafts(tokens, session, run)
     session.reset()
     if session.has_all_positions:
         rows = [end for end in run.ends if end < _ALL_POSITIONS]
         given = torch.from_numpy(session.logits(tokens[: max(rows) + 1]))
         run.whole = given[rows].clone()
+
+
+def _drive_drafts(
+    tokens: np.ndarray[tuple[int], np.dtype[np.int64]], session: Session, run: _Run
+) -> None:
+    """Runs drafts, each after another one was taken back, as speculation does."""
+    session.use_drafts(True)
+    done = 0
+    for size, rows in _draft_rows(run):
+        part = tokens[done : done + size]
+        if size > run.positions:
+            logits = session.extend(part)[None]
+        else:
+            session.extend_draft(part[::-1].copy())
+            session.rewind(done)
+            logits = session.extend_draft(part)
+        run.logits += list(torch.from_numpy(logits.copy()))
+        run.ends += rows
+        run.sizes += [size] * len(rows)
+        done += size
+    session.use_drafts(False)
+
+
+def _draft_rows(run: _Run) -> list[tuple[int, list[int]]]:
+    """The calls of a pass of drafts: how many tokens each takes, and the positions it gives."""
+    found, done = [], 0
+    for size in run.drafts:
+        done += size
+        first = done - 1 if size > run.positions else done - size
+        found.append((size, list(range(first, done))))
+    return found
 
 
 def _scored(text: LongText, run: _Run, expected: Tensor, places: dict[int, int]) -> Shipped:

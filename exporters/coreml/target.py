@@ -185,6 +185,7 @@ def costs(style: Style, chunks: tuple[int, ...]) -> RuntimeCosts:
     # Without states, a call holds two copies of the caches: its inputs and its outputs.
     return RuntimeCosts(
         cache_element=2 if style.states else 4,
+        state_element=2 if style.states else 4,
         tied_copies=1,
         run_tokens=max(chunks),
         scores=True,

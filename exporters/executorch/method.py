@@ -67,6 +67,7 @@ class MethodBuilder:
         self._delegates: list[int] = []
         self._calls: list[Record] = []
         self._planned: dict[int, _Planned] = {}
+        self._lists: dict[int, list[int]] = {}  # the tensors of each list
         self._inputs: list[int] = []
         self._outputs: list[int] = []
 
@@ -102,7 +103,9 @@ class MethodBuilder:
 
     def tensors(self, values: Sequence[int]) -> int:
         """A list of tensors; a call with several results takes each of them, then their list."""
-        return self._value("TensorList", {"items": list(values)})
+        made = self._value("TensorList", {"items": list(values)})
+        self._lists[made] = list(values)
+        return made
 
     def constant(
         self, dtype: ScalarType, shape: Sequence[int], buffer: int | None, name: str | None = None
@@ -163,7 +166,8 @@ class MethodBuilder:
 
     def _use(self, arguments: Sequence[int]) -> None:
         now = len(self._calls)
-        for value in arguments:
+        listed = [each for value in arguments for each in self._lists.get(value, ())]
+        for value in (*arguments, *listed):
             if value in self._planned:
                 self._planned[value].last = max(self._planned[value].last, now)
 

@@ -282,16 +282,15 @@ class XnnpackGraph:
         """Emits a product with an integer weight; it rounds each token's activations to 8 bits."""
         return self.linear(self._per_token(source), self._integers(name, format, rows), bias)
 
-    def exact_linear(
-        self, source: int, name: str, format: IntFormat, rows: int, bias: int | None = None
-    ) -> int:
+    def exact_linear(self, source: int, name: str, format: IntFormat, rows: int) -> int:
         """Emits a product with an integer weight that keeps its activations float32.
 
         XNNPACK has such kernels only for one scale a row. So a weight with groups becomes one
         weight for each group of columns, ``NAME codes 0`` and so on, and their products are added.
+        These kernels would multiply a bias by the scales, too, so that they are given none.
         """
         if format.group_size is None:
-            return self.linear(source, self._integers(name, format, rows), bias)
+            return self.linear(source, self._integers(name, format, rows))
         size = format.group_size
         codes, scale = self._store.part(name, "codes"), self._store.part(name, "scale")
         total: int | None = None
@@ -309,8 +308,7 @@ class XnnpackGraph:
                 "num_scales": rows,
             }
             weight = self._value([rows, size], QCINT4, data, Record("PerChannelQuant", where))
-            added = None if group else bias
-            product = self.linear(self.columns(source, begin, begin + size), weight, added)
+            product = self.linear(self.columns(source, begin, begin + size), weight)
             total = product if total is None else self.binary("XNNAdd", total, product)
         assert total is not None
         return total

@@ -15,13 +15,8 @@ from exporters.lifted import (
     Columns,
     Constant,
     EntryPoint,
-    Norm,
     Numbers,
     Reading,
-    Silu,
-    StoredFormat,
-    StoredWeight,
-    Sum,
     Tokens,
     Unknown,
     Value,
@@ -29,7 +24,13 @@ from exporters.lifted import (
     at,
     probes_of,
 )
-from exporters.onnx import lifted_attention, lifted_products
+from exporters.onnx import (
+    lifted_attention,
+    lifted_convolution,
+    lifted_elementwise,
+    lifted_norms,
+    lifted_products,
+)
 from exporters.onnx.genai_file import stated
 from exporters.onnx.lifted_values import Graph, Handler, Lifted, Part
 from exporters.onnx.numbers import NUMBERS
@@ -62,8 +63,16 @@ _EMITTED: Final = frozenset(
         "Transpose",
         "Split",
         "RMSNormalization",
+        "LayerNormalization",
         "SkipSimplifiedLayerNormalization",
+        "SkipLayerNormalization",
         "QuickGelu",
+        "Gelu",
+        "Tanh",
+        "Clip",
+        "Where",
+        "Slice",
+        "Sum",
         "RotaryEmbedding",
         "GroupQueryAttention",
     }
@@ -137,41 +146,6 @@ def _lifted(graph: Graph, node: NodeProto, given: tuple[Value, ...]) -> tuple[Va
     return tuple(Unknown(each, kind, given) for each in node.output)
 
 
-def _norm(
-    graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
-) -> Lifted:
-    made = _normed(graph, node.output[0], given[0], given[1], attributes)
-    return None if made is None else (made,)
-
-
-def _normed(
-    graph: Graph, name: str, source: Value, weight: Value, attributes: Mapping[str, Any]
-) -> Norm | None:
-    if not isinstance(weight, Part):
-        return None
-    values = graph.array(weight.tensor).astype(np.float32)
-    stored = StoredWeight(weight.weight, StoredFormat(weight.dtype))
-    epsilon = float(attributes.get("epsilon", 1e-5))
-    return Norm(name, source, stored, values, epsilon)
-
-
-def _skip_norm(
-    graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
-) -> Lifted:
-    names = [*node.output, "", "", ""]
-    total = Sum(names[3] or f"{names[0]}_sum", (given[0], given[1]))
-    normed = _normed(graph, names[0], total, given[2], attributes)
-    if normed is None:
-        return None
-    return (normed, Unknown("", "mean"), Unknown("", "deviation"), total)
-
-
-def _silu(
-    graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
-) -> Lifted:
-    return (Silu(node.output[0], given[0]),) if attributes.get("alpha") == 1.0 else None
-
-
 def _split(
     graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
 ) -> Lifted:
@@ -192,15 +166,24 @@ _HANDLERS: Final[Mapping[str, Handler]] = {
     "Gather": lifted_products.gather,
     "Cast": lifted_products.cast,
     "FusedMatMul": lifted_products.matmul,
-    "RMSNormalization": _norm,
-    "SkipSimplifiedLayerNormalization": _skip_norm,
+    "RMSNormalization": lifted_norms.norm,
+    "LayerNormalization": lifted_norms.norm,
+    "SkipSimplifiedLayerNormalization": lifted_norms.skip_norm,
+    "SkipLayerNormalization": lifted_norms.skip_norm,
     "Add": lifted_products.add,
     "Mul": lifted_products.mul,
-    "QuickGelu": _silu,
+    "Div": lifted_elementwise.div,
+    "Clip": lifted_elementwise.clip,
+    "QuickGelu": lifted_elementwise.silu,
+    "Gelu": lifted_elementwise.gelu,
     "Split": _split,
     "GatherND": lifted_attention.last,
     "QuantizeLinear": lifted_products.quantize,
     "QGemm": lifted_products.qgemm,
     "RotaryEmbedding": lifted_attention.rope,
     "GroupQueryAttention": lifted_attention.attention,
+    "Where": lifted_convolution.where,
+    "Transpose": lifted_convolution.transpose,
+    "Concat": lifted_convolution.concat,
+    "Sum": lifted_convolution.convolution,
 }

@@ -20,6 +20,7 @@ from exporters.lifted import (
     Value,
     row_numbers,
 )
+from exporters.onnx.lifted_convolution import last_tokens
 from exporters.onnx.lifted_values import Graph, Lifted
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def last(
     graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
 ) -> Lifted:
     """Lifts the selection of each row's last token, or of its last few."""
+    recent = last_tokens(graph, node.output[0], given[0], given[1])
+    if recent is not None and attributes.get("batch_dims") == 1:
+        return (recent,)
     if not isinstance(given[1], Numbers) or attributes.get("batch_dims") != 1:
         return None
     rows = row_numbers(given[1], len(graph.probes))
@@ -89,7 +93,9 @@ def attention(
         _seen(probe, own, window) for probe, own in zip(graph.probes, rows, strict=True)
     )
     scale = float(attributes.get("scale", 0.0)) or width**-0.5
-    made = Attention(name, q, k, v, (heads, kv_heads, width), scale, keys, values, visible)
+    softcap = float(attributes.get("softcap", 0.0))
+    of = (heads, kv_heads, width)
+    made = Attention(name, q, k, v, of, scale, keys, values, visible, softcap)
     return (made, Unknown(node.output[1], "cache"), Unknown(node.output[2], "cache"))
 
 

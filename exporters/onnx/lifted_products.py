@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporters.lifted import (
+    Bias,
     Constant,
     Embedding,
     Linear,
@@ -20,6 +21,7 @@ from exporters.lifted import (
     Unknown,
     Value,
 )
+from exporters.onnx import lifted_elementwise
 from exporters.onnx.lifted_values import Graph, Lifted, Part
 
 if TYPE_CHECKING:
@@ -45,8 +47,21 @@ def nbits(
         return None
     level = attributes.get("accuracy_level", 0)
     precision: Precision = "int8" if level == 4 else "float32"
-    weight = StoredWeight(given[1].weight, format)
-    return (Linear(node.output[0], given[0], weight, precision),)
+    weight, name = StoredWeight(given[1].weight, format), node.output[0]
+    if len(given) > 4 and (node.input[4] or len(given) != 6):
+        return None
+    if len(given) < 6:
+        return (Linear(name, given[0], weight, precision),)
+    biased = _biased(graph, name, Linear(f"{name}_unbiased", given[0], weight, precision), given[5])
+    return None if biased is None else (biased,)
+
+
+def _biased(graph: Graph, name: str, product: Value, vector: Value) -> Bias | None:
+    """A product and a vector that is added to it; None where that is no weight."""
+    if not isinstance(vector, Part) or len(vector.shape) != 1:
+        return None
+    stored = StoredWeight(vector.weight, StoredFormat(vector.dtype))
+    return Bias(name, product, stored, graph.array(vector.tensor).astype(np.float32))
 
 
 def lookup(
@@ -93,13 +108,19 @@ def matmul(
 def add(
     graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
 ) -> Lifted:
-    """Lifts a sum, or a product of which some columns are multiplied apart."""
+    """Lifts a bias, a product of which some columns are multiplied apart, or a sum."""
     name, first, second = node.output[0], given[0], given[1]
+    biased = _biased(graph, name, first, second)
+    if biased is not None:
+        return (biased,)
     return (_parted(name, first, second) or Sum(name, (first, second)),)
 
 
 def _parted(name: str, rounded: Value, exact: Value) -> Value | None:
     """A product of which some columns are multiplied apart; see `exporters.onnx.quantized`."""
+    if isinstance(rounded, Bias):
+        whole = _parted(f"{name}_unbiased", rounded.source, exact)
+        return whole and Bias(name, whole, rounded.weight, rounded.values)
     if not (isinstance(rounded, Linear) and isinstance(exact, Unknown) and exact.kind == "MatMul"):
         return None
     rest, (large, values) = rounded.source, exact.operands
@@ -130,7 +151,7 @@ def mul(
         if product.source in _ancestors(second):
             return (product,)
         return None
-    return (Product(node.output[0], (first, second)),)
+    return lifted_elementwise.mul(graph, node, given, attributes)
 
 
 def _ancestors(value: Value) -> list[Value]:

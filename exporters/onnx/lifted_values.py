@@ -12,6 +12,7 @@ import numpy as np
 from exporters.errors import ExportError
 from exporters.lifted import Array, Constant, Probe, Value
 from exporters.onnx.model_file import external_place, load_graph
+from exporters.onnx.reader import WEIGHT
 from quant.input_files import open_input
 
 if TYPE_CHECKING:
@@ -60,10 +61,11 @@ class Graph:
 
     def initializer(self, tensor: TensorProto) -> Value:
         """An initializer as a part of a weight, or as an array."""
-        weight, found, suffix = tensor.name.partition(".weight")
+        found = WEIGHT.match(tensor.name)
+        suffix = tensor.name[found.end() :] if found else ""
         if found and (not suffix or suffix.startswith(_PART_SUFFIXES)):
             dtype = _FLOATS.get(tensor.data_type, "")
-            return Part(tensor.name, weight + found, dtype, tuple(tensor.dims), tensor)
+            return Part(tensor.name, found[0], dtype, tuple(tensor.dims), tensor)
         return Constant(tensor.name, self.array(tensor))
 
     def array(self, tensor: TensorProto) -> Array:

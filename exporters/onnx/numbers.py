@@ -52,6 +52,7 @@ NUMBERS: Final[Mapping[str, Callable[[Sequence[Array], Attributes], Array]]] = {
     "Mul": lambda given, _: np.multiply(given[0], given[1]),
     "Max": lambda given, _: reduce(np.maximum, given),
     "Min": lambda given, _: reduce(np.minimum, given),
+    "LessOrEqual": lambda given, _: np.less_equal(given[0], given[1]),
     "Cast": _cast,
     "Gather": lambda given, attributes: np.take(given[0], given[1], attributes.get("axis", 0)),
     "Shape": lambda given, _: np.array(given[0].shape, np.int64),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from exporters.damaged_files import one_sentence
 from exporters.errors import ExportError
@@ -28,6 +28,8 @@ _PARTS = {
     ".stored": "value",
     "": "value",
 }
+# The weight whose name an initializer's begins with.
+WEIGHT: Final = re.compile(r".*?\.(?:weight|bias)(?=\.|$)")
 # Bits, and how many blocks repeat the one zero point of a row, which the store holds once.
 _REPEATED_ZERO = re.compile(r"\.zero_([248])x([0-9]{1,9})")
 _BLOCK = 1 << 20
@@ -92,9 +94,10 @@ def _parts_of(model: ModelProto, graph: Path) -> dict[str, Parts]:
 
     weights: dict[str, dict[str, dict[StoredPart, None]]] = {}
     for tensor in model.graph.initializer:
-        weight, found, suffix = tensor.name.partition(".weight")
+        found = WEIGHT.match(tensor.name)
+        suffix = tensor.name[found.end() :] if found else ""
         repeated = _REPEATED_ZERO.fullmatch(suffix)
-        if not found or (suffix not in _PARTS and repeated is None):
+        if found is None or (suffix not in _PARTS and repeated is None):
             continue
         stored = _stored(tensor, graph)
         if repeated is not None:
@@ -103,7 +106,7 @@ def _parts_of(model: ModelProto, graph: Path) -> dict[str, Parts]:
             part = "value"
         else:
             part = _PARTS[suffix]
-        weights.setdefault(weight + ".weight", {}).setdefault(part, {})[stored] = None
+        weights.setdefault(found[0], {}).setdefault(part, {})[stored] = None
     return {
         name: {part: list(places) for part, places in parts.items()}
         for name, parts in weights.items()

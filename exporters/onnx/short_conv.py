@@ -32,8 +32,8 @@ def emit_short_conv(state: Lowering, node: fx.Node) -> None:
 
         %before = Transpose(Where(begins, 0, past.N.conv))           # [batch, 2, n]
         %row = Concat(%before, %x)                                   # [batch, 2 + t, n]
-        %y = Sum(Mul(%row[:, :-2], %w[:, 0]), Mul(%row[:, 1:-1], %w[:, 1]), Mul(%row[:, 2:], ...))
         present.N.conv = Transpose(GatherND(%row, last_2_tokens))    # [batch, n, 2]
+        %y = Sum(Mul(%row[:, :-2], %w[:, 0]), Mul(%row[:, 1:-1], %w[:, 1]), Mul(%row[:, 2:], ...))
 
     A row whose text begins takes zeros in place of what the state holds, whatever that is.
     """
@@ -45,6 +45,9 @@ def emit_short_conv(state: Lowering, node: fx.Node) -> None:
     builder.node("Where", [begins(builder), zero, past], f"{name}_state")
     builder.node("Transpose", [f"{name}_state"], f"{name}_before", perm=[0, 2, 1])
     builder.node("Concat", [f"{name}_before", state.name(call.x)], f"{name}_row", axis=1)
+    kept = recent_tokens(builder, width - 1)
+    builder.node("GatherND", [f"{name}_row", kept], f"{name}_recent", batch_dims=1)
+    builder.node("Transpose", [f"{name}_recent"], present, perm=[0, 2, 1])
     taps = builder.node(
         "Transpose",
         [quantized.float_weight(state, call.weight)],
@@ -65,7 +68,4 @@ def emit_short_conv(state: Lowering, node: fx.Node) -> None:
         factors = [f"{name}_shifted_{tap}", f"{name}_tap_{tap}"]
         terms.append(builder.node("Mul", factors, f"{name}_term_{tap}"))
     builder.node("Sum", terms, name)
-    kept = recent_tokens(builder, width - 1)
-    builder.node("GatherND", [f"{name}_row", kept], f"{name}_recent", batch_dims=1)
-    builder.node("Transpose", [f"{name}_recent"], present, perm=[0, 2, 1])
     state.states.append(LoweredState(past, present, "recent", (columns, width - 1)))

@@ -16,7 +16,7 @@ from typing import Final
 from quant.formats.formats import parse_format
 from quant.plans.algorithms import POSITIVE, SIGNED_BY_POSITIVE
 from quant.plans.plan import matrix_shape
-from quant.plans.rules import Recipe, Rule
+from quant.plans.rules import Recipe, Rule, stays_float32
 
 _LARGE: Final = 1_000_000_000
 _BITS: Final = 4.5
@@ -56,7 +56,11 @@ class Int4Recipe(Recipe):
         self, shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, str]
     ) -> tuple[Rule, ...]:
         """Returns one rule for each matrix, and one for any other."""
-        matrices = {n: s for n, s in shapes.items() if len(s) == 2 and roles[n] != "norm"}
+        matrices = {
+            name: shape
+            for name, shape in shapes.items()
+            if not stays_float32(shape, roles[name]) and roles[name] != "norm"
+        }
         formats = {name: self._least(name, shape) for name, shape in matrices.items()}
         stored = sum(_bits(formats[name], shape) for name, shape in matrices.items())
         most = _most_bits(matrices, roles, _BITS + _BITS_FOR_POINTS * self.zero_points)

@@ -100,7 +100,7 @@ class Recipe:
         used: set[Rule] = set()
         tied = "head" not in roles.values()
         for name, shape in shapes.items():
-            if len(shape) == 1 or roles[name] == "conv":
+            if stays_float32(shape, roles[name]):
                 weights[name] = Assignment(FLOAT32, CAST)
                 continue
             rule = next((r for r in rules if _matches(r, name, roles[name])), None)
@@ -171,6 +171,15 @@ class Recipe:
             f"recipe {self.name}: the rule {rule.match!r} matches no weight that earlier rules "
             f"leave{hint}"
         )
+
+
+def stays_float32(shape: tuple[int, ...], role: str) -> bool:
+    """Whether a weight is float32 whatever a recipe says: vectors, and convolutions, are small.
+
+    >>> stays_float32((8, 3), "conv"), stays_float32((8,), "bias"), stays_float32((8, 8), "linear")
+    (True, True, False)
+    """
+    return len(shape) == 1 or role == "conv"
 
 
 def norm_matrix(format: WeightFormat | None = None) -> Assignment:

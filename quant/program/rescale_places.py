@@ -3,9 +3,11 @@
 If columns of ``W`` are multiplied by ``s``, their inputs must be divided by ``s``. That costs
 nothing at run time where parameters that produce the inputs can be divided instead:
 
-- a norm's scale, when only linears read the norm; they then share the factors;
+- a norm's scale, when only linears read the norm; they then share the factors. LayerNorm's shift
+  is divided together with its scale;
 - rows of the linear before it, when only steps that commute with a factor lie between: attention's
-  values, and the factor of a gated product that passes through no activation function.
+  values, and a factor of a gated product that passes through no activation function. The linear's
+  bias is divided together with its rows. A bound does not commute, so there is no place before it.
 
 The code finds these places in the graph, so a family need not name them.
 """
@@ -18,8 +20,20 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from quant.program.calls import GetCall, SplitCall
-from quant.program.dialect import ATTENTION, GET, LINEAR, MUL, RMS_NORM, SILU, SPLIT, VIEW
+from quant.program.calls import GetCall, LayerNormCall, SplitCall
+from quant.program.dialect import (
+    ATTENTION,
+    BIAS,
+    GELU,
+    GET,
+    LAYER_NORM,
+    LINEAR,
+    MUL,
+    RMS_NORM,
+    SILU,
+    SPLIT,
+    VIEW,
+)
 from quant.program.program import Program, node_argument
 
 
@@ -35,12 +49,15 @@ class Fold:
         is_norm: whether the weight is a norm's scale.
         sharers: names of the linears' weights that read this norm, in the program's order; their
             columns must take the same factors. One name where the fold is not a norm's.
+        added: the name of the vector whose elements ``rows`` are divided too: the norm's shift or
+            the bias of the linear before; None where there is none.
     """
 
     weight: str
     rows: torch.Tensor
     is_norm: bool
     sharers: tuple[str, ...]
+    added: str | None = None
 
 
 def foldable(program: Program) -> Mapping[str, Fold]:
@@ -59,25 +76,25 @@ def foldable(program: Program) -> Mapping[str, Fold]:
         if node.target is LINEAR:
             fold = _before(program, node)
             name = program.inputs[node_argument(node, 1).name].name
-            alone = fold is not None and all(readers[n] == 1 for n in (fold.weight, *fold.sharers))
-            if fold is not None and alone:
-                found[name] = fold
+            if fold is not None:
+                added = () if fold.added is None else (fold.added,)
+                if all(readers[each] == 1 for each in (fold.weight, *fold.sharers, *added)):
+                    found[name] = fold
     return found
 
 
 def _before(program: Program, linear: fx.Node) -> Fold | None:
     entering, own = node_argument(linear, 0), _weight(program, linear)
-    if entering.target is RMS_NORM and all(user.target is LINEAR for user in entering.users):
-        columns = torch.arange(entering.meta["val"].shape[-1])
-        sharers = tuple(_weight(program, user) for user in entering.users)
-        return Fold(_weight(program, entering), columns, is_norm=True, sharers=sharers)
+    if entering.target in (RMS_NORM, LAYER_NORM):
+        return _norm_before(program, entering)
     if len(entering.users) != 1:
         return None
     if entering.target is MUL:
         factors = [node_argument(entering, 0), node_argument(entering, 1)]
-        plain = [factor for factor in factors if factor.target is not SILU]
-        if len(plain) == 1:
-            return linear_before(program, plain[0], None, own)
+        plain = [factor for factor in factors if factor.target not in (SILU, GELU)]
+        # Where both factors are plain, as in a gated convolution, one of them is enough.
+        folds = (linear_before(program, factor, None, own) for factor in plain)
+        return next((fold for fold in folds if fold is not None), None)
     if entering.target is ATTENTION:
         query, value = node_argument(entering, 0), node_argument(entering, 2)
         if value.target is VIEW and len(value.users) == 1:
@@ -88,6 +105,21 @@ def _before(program: Program, linear: fx.Node) -> Fold | None:
             repeated = columns.expand(kv_heads, heads // kv_heads, width).reshape(-1)
             return linear_before(program, node_argument(value, 0), repeated, own)
     return None
+
+
+def _norm_before(program: Program, norm: fx.Node) -> Fold | None:
+    """The fold into a norm's scale; None where it has none, or others than linears read it."""
+    added = None
+    if norm.target is LAYER_NORM:
+        call = LayerNormCall.of(norm)
+        if call.weight is None:
+            return None
+        added = None if call.bias is None else program.inputs[call.bias.name].name
+    if not all(user.target is LINEAR for user in norm.users):
+        return None
+    columns = torch.arange(norm.meta["val"].shape[-1])
+    sharers = tuple(_weight(program, user) for user in norm.users)
+    return Fold(_weight(program, norm), columns, is_norm=True, sharers=sharers, added=added)
 
 
 def linear_before(
@@ -104,21 +136,20 @@ def linear_before(
     """
     if len(part.users) != 1:
         return None
-    if part.target is LINEAR:
-        taken = torch.arange(part.meta["val"].shape[-1]) if columns is None else columns
-        return Fold(_weight(program, part), taken, is_norm=False, sharers=(reader,))
-    if part.target is not GET:
-        return None
-    taken_part = GetCall.of(part)
-    if taken_part.split.target is not SPLIT:
-        return None
-    whole, index = SplitCall.of(taken_part.split), taken_part.index
-    linear, widths = whole.x, whole.sizes
+    first, width, linear = 0, part.meta["val"].shape[-1], part
+    if part.target is GET:
+        taken = GetCall.of(part)
+        if taken.split.target is not SPLIT:
+            return None
+        whole = SplitCall.of(taken.split)
+        first, linear = sum(whole.sizes[: taken.index]), whole.x
+    added = None
+    if linear.target is BIAS and len(linear.users) == 1:
+        added, linear = _weight(program, linear), node_argument(linear, 0)
     if linear.target is not LINEAR or len(linear.users) != 1:
         return None
-    taken = torch.arange(widths[index]) if columns is None else columns
-    rows = sum(widths[:index]) + taken
-    return Fold(_weight(program, linear), rows, is_norm=False, sharers=(reader,))
+    rows = first + (torch.arange(width) if columns is None else columns)
+    return Fold(_weight(program, linear), rows, is_norm=False, sharers=(reader,), added=added)
 
 
 def _weight(program: Program, node: fx.Node) -> str:

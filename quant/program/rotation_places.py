@@ -4,9 +4,11 @@ The code finds two places of QuaRot (arXiv 2404.00456) and SpinQuant (arXiv 2405
 graph, so a family need not name them:
 
 - the residual stream: the embedding's output, the sums to which linears add, the norms that read
-  it;
+  it. Factors on either commute with a rotation, and biases are rotated like the linears' rows;
 - attention's values, head by head, between the linear that produces them and the linear that reads
   attention's output.
+
+LayerNorm and norms on what is added to the stream do not commute with a rotation.
 """
 
 from __future__ import annotations
@@ -17,7 +19,18 @@ from dataclasses import dataclass
 from torch import fx
 
 from quant.errors import QuantizationError
-from quant.program.dialect import ADD, ATTENTION, EMBEDDING, LINEAR, RMS_NORM, VIEW
+from quant.program.dialect import (
+    ADD,
+    ATTENTION,
+    BIAS,
+    CLAMP,
+    EMBEDDING,
+    LAYER_NORM,
+    LINEAR,
+    RMS_NORM,
+    SCALE,
+    VIEW,
+)
 from quant.program.program import Program, node_argument
 from quant.program.rescale_places import linear_before
 
@@ -32,11 +45,13 @@ class ResidualPlaces:
             The norm's scale ``g`` moves into the linear: ``W`` becomes ``W diag(g) Q``.
         writers: names of the linears that add to the stream: ``W`` becomes ``Q^T W``. A reader is
             a writer as well where the embedding, as the tied head, reads its output.
+        biases: names of the biases that are added to it: ``b`` becomes ``Q^T b``.
     """
 
     embedding: str
     readers: Mapping[str, str]
     writers: frozenset[str]
+    biases: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,7 @@ class ValuePlace:
         kv_heads: number of value heads.
         heads: number of query heads.
         width: the width of a head.
+        bias: the name of the maker's bias; None where it has none.
     """
 
     maker: str
@@ -58,6 +74,7 @@ class ValuePlace:
     kv_heads: int
     heads: int
     width: int
+    bias: str | None = None
 
 
 def residual_places(program: Program) -> ResidualPlaces:
@@ -71,6 +88,7 @@ def residual_places(program: Program) -> ResidualPlaces:
     embedding = ""
     readers: dict[str, str] = {}
     writers: set[str] = set()
+    biases: set[str] = set()
     for node in program.graph.nodes:
         if node.target is EMBEDDING:
             if embedding:
@@ -84,7 +102,9 @@ def residual_places(program: Program) -> ResidualPlaces:
                 raise _refusal("the residual stream leaves the model without a norm")
             continue
         if node.target is ADD:
-            writers.update(_writers(program, node, stream))
+            _add_writers(program, node, stream, writers, biases)
+            stream.add(node)
+        elif node.target is SCALE:
             stream.add(node)
         elif node.target is RMS_NORM:
             norm = _weight(program, node, alone=True)
@@ -95,14 +115,15 @@ def residual_places(program: Program) -> ResidualPlaces:
                 if _is_head(program, user, embedding):
                     writers.add(_weight(program, user))
         else:
-            raise _refusal(f"{node.name} ({node.target}) reads the residual stream")
+            mean = ", and subtracts its mean" if node.target is LAYER_NORM else ""
+            raise _refusal(f"{node.name} ({node.target}) reads the residual stream{mean}")
     if not embedding:
         raise _refusal("the program has no embedding")
     if embedding in readers:
         raise _refusal(
             f"{embedding} is also the head, into which the scale of the norm before cannot move"
         )
-    return ResidualPlaces(embedding, readers, frozenset(writers))
+    return ResidualPlaces(embedding, readers, frozenset(writers), frozenset(biases))
 
 
 def value_places(program: Program) -> tuple[ValuePlace, ...]:
@@ -122,8 +143,12 @@ def value_places(program: Program) -> tuple[ValuePlace, ...]:
         if value.target is VIEW and len(value.users) == 1:
             fold = linear_before(program, node_argument(value, 0), None, "")
         if fold is None or others or reader.target is not LINEAR:
+            bound = ""
+            if value.target is VIEW and node_argument(value, 0).target is CLAMP:
+                bound = ", for they are bounded"
             raise _refusal(
                 f"the values of {node.name} do not lie directly between one linear and another"
+                f"{bound}"
             )
         _, _, kv_heads, width = value.meta["val"].shape
         places.append(
@@ -134,29 +159,38 @@ def value_places(program: Program) -> tuple[ValuePlace, ...]:
                 int(kv_heads),
                 int(query.meta["val"].shape[2]),
                 int(width),
+                fold.added,
             )
         )
     return tuple(places)
 
 
-def _writers(program: Program, add: fx.Node, stream: set[fx.Node]) -> list[str]:
-    """The names of the linears that a sum adds to the stream.
+def _add_writers(
+    program: Program, add: fx.Node, stream: set[fx.Node], writers: set[str], biases: set[str]
+) -> None:
+    """Adds the names of the linears, and of their biases, that a sum adds to the stream.
 
     Raises:
         QuantizationError: it adds something else, or a linear's output that others read too.
     """
-    names = []
     for index in (0, 1):
         term = node_argument(add, index)
         if term in stream:
             continue
-        if term.target is not LINEAR or len(term.users) != 1:
+        linear = term
+        while linear.target in (SCALE, BIAS) and len(linear.users) == 1:
+            if linear.target is BIAS:
+                biases.add(_weight(program, linear, alone=True))
+            linear = node_argument(linear, 0)
+        if linear.target is RMS_NORM:
+            norm = _weight(program, linear)
+            raise _refusal(f"{norm} scales what is added to the residual stream")
+        if linear.target is not LINEAR or len(linear.users) != 1:
             raise _refusal(
                 f"{add.name} adds {term.name} to the stream, but may add only a linear's output "
                 f"that nothing else reads"
             )
-        names.append(_weight(program, term, alone=True))
-    return names
+        writers.add(_weight(program, linear, alone=True))
 
 
 def _is_head(program: Program, linear: fx.Node, embedding: str) -> bool:

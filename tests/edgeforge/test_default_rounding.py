@@ -5,17 +5,13 @@ import torch
 
 from edgeforge.families.registry import FAMILIES
 from edgeforge.model.model import open_model
-from edgeforge.synth.synthesise import synthesise
+from edgeforge.synth.synthesise import PRESETS, synthesise
 from quant.plans.plan import Assignment
 from quant.plans.recipes import RECIPES
 from quant.store.fill import stored_values
 
-MODELS = {
-    "llama": "tiny-llama",
-    "mistral": "tiny-mistral",
-    "openelm": "tiny-openelm",
-    "phi3": "tiny-phi-3",
-}
+TINY = [name for name in PRESETS if name.startswith("tiny-")]
+MODELS = {PRESETS[name].model_type: name for name in reversed(TINY)}
 
 
 def test_every_family_is_here():

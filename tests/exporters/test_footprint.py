@@ -113,3 +113,14 @@ def test_refused_before_any_work(target, cache, tmp_path, monkeypatch, checkpoin
     largest = int(str(caught.value).split("--context ")[1].split()[0])
     fitting = ExportOptions("int4", context=largest, target=asked)
     assert export(model, [find_target(target)], tmp_path / "out", fitting)
+
+
+def test_layers_without_attention_have_no_caches_and_convolutions_have_states(counted):
+    plan = find_recipe("int8").plan(SHAPES, ROLES)
+    facts = replace(FACTS, num_heads=(4, 0), num_kv_heads=(2, 0), recent=64 * 2, rope_width=16 + 8)
+    mixed = estimate(plan, SHAPES, facts, replace(COSTS, state_element=2))
+    assert mixed.caches_per_token == 2 * 2 * 16 * 2
+    assert mixed.caches_at(10) == 10 * mixed.caches_per_token + 64 * 2 * 2
+    assert mixed.buffers_per_token == counted.buffers_per_token + 8 * 4
+    memory = mixed.total(50)
+    assert mixed.largest_context(memory) == 50

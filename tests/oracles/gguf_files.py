@@ -280,3 +280,18 @@ def split(file: Path, base: Path, count: int) -> list[Path]:
         writer.write_tensors_to_file()
         writer.close()
     return parts
+
+
+def logits_of_transformers(file: Path, tokens) -> torch.Tensor:
+    """``float32[t, vocab]`` by transformers' own reader of GGUF files."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    read = load_gguf_checkpoint(str(file), True, model, torch.float32)["tensors"]
+    missing, unexpected = model.load_state_dict(read, strict=False)
+    assert not unexpected and all("inv_freq" in name for name in missing)
+    with torch.no_grad():
+        return model(torch.as_tensor(tokens)[None], use_cache=False).logits[0]

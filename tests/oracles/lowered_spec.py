@@ -9,7 +9,7 @@ import torch
 
 from edgeforge.families.facts import facts_of
 from edgeforge.families.spec import ModelSpec
-from edgeforge.model.trace import trace
+from edgeforge.model import trace
 from exporters.options import TargetOptions
 from exporters.target import ExportRequest, Lowered, Target
 from quant.plans.plan import QuantPlan
@@ -62,7 +62,7 @@ class LoweredSpec:
         self.weights = SpecWeights(spec)
         roles = {name: weight.role for name, weight in spec.weights.items()}
         self.plan: QuantPlan = find_recipe(recipe).plan(self.weights.shapes(), roles)
-        self.float_program = trace(spec, context)
+        self.float_program = trace.trace(spec, context)
         self.program: Program = quantize_program(self.float_program, self.plan)
         with new_store(folder, "a" * 40, self.plan, self.weights.shapes()) as writer:
             fill_store(self.weights, self.plan, writer)

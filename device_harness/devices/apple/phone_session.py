@@ -85,6 +85,7 @@ class PhoneSession(HostSession):
     """
 
     limits: tuple[str, ...] = UNKNOWN
+    runs_drafts = False  # each function there has a state of its own
 
     def __init__(self, package: Package, context: int, runner: Runner) -> None:
         self.context, self._package, self._phone = context, package, runner

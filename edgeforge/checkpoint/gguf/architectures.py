@@ -132,7 +132,7 @@ def _gemma2(data: Metadata, config: Fields) -> Fields:
 
 def _gemma3(data: Metadata, config: Fields) -> Fields:
     del config["hidden_act"]
-    window = data.integer("attention.sliding_window", 1024)
+    window = data.integer("attention.sliding_window")
     pattern = data.integer("attention.sliding_window_pattern", 6)
     count = int(str(config["num_hidden_layers"]))
     kinds = ("full_attention", "sliding_attention")

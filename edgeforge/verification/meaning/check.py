@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from device_harness.errors import DeviceError
 from edgeforge.errors import CheckFailed
@@ -17,7 +18,7 @@ from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
 from edgeforge.verification.bounds import Checked
 from edgeforge.verification.meaning.chains import NoDecoderError
-from edgeforge.verification.meaning.decoder import decoder_of
+from edgeforge.verification.meaning.decoder import Decoder, decoder_of
 from edgeforge.verification.meaning.findings import Findings
 from edgeforge.verification.meaning.identity import hold_identity
 from edgeforge.verification.meaning.layers import Layers
@@ -25,8 +26,11 @@ from edgeforge.verification.meaning.registry import READERS
 from edgeforge.verification.meaning.rotary import Rotary
 from edgeforge.verification.meaning.stored import Stored
 from exporters.damaged_files import one_sentence
-from exporters.lifted import Reading
+from exporters.lifted import EntryPoint, Reading
 from exporters.manifest import MANIFEST, Manifest
+
+# The name of every target's entry point for drafts, without an ending.
+_DRAFT: Final = "draft"
 
 
 def check_meaning(folder: Path, manifest: Manifest, model: Model) -> list[Checked]:
@@ -73,8 +77,31 @@ def check_meaning(folder: Path, manifest: Manifest, model: Model) -> list[Checke
             findings.same("structure", True, entry.name, "")
             layers.hold(entry, decoder)
             stored.hold(entry, decoder)
+            _hold_draft(findings, manifest, entry, decoder)
+    if manifest.draft_positions > 1 and not any(map(_is_draft, reading.entry_points)):
+        findings.fact("draft", "")
+        findings.same("draft", False, manifest.entry, "there is no graph for drafts")
     hold_identity(folder, manifest, model, reading, findings)
     return findings.checks()
+
+
+def _hold_draft(
+    findings: Findings, manifest: Manifest, entry: EntryPoint, decoder: Decoder
+) -> None:
+    """Holds how many rows of logits the entry point for drafts gives against the manifest."""
+    positions = manifest.draft_positions
+    if positions == 1 or not _is_draft(entry):
+        return
+    findings.fact("draft", f"drafts get the logits of {positions} positions", positions)
+    most = max(probe.count for probe in entry.probes)
+    found = min(decoder.last or most, most)
+    words = f"{entry.name} gives the logits of {found} positions, not of {positions}"
+    if not findings.same("draft", found == positions, entry.name, words):
+        findings.number("draft", found)
+
+
+def _is_draft(entry: EntryPoint) -> bool:
+    return Path(entry.name).stem == _DRAFT
 
 
 @contextmanager

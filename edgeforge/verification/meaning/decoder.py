@@ -169,7 +169,7 @@ class Decoder:
         norm_matrix: the product between last norm and head, as in a rotated model.
         head: the product that gives the logits.
         logits: the steps between it and the result.
-        last: whether the logits are those of the last token alone.
+        last: of how many last tokens the logits are; 0 for all.
     """
 
     embedding: Embedding
@@ -179,7 +179,7 @@ class Decoder:
     norm_matrix: Linear | None
     head: Linear
     logits: Chain
-    last: bool
+    last: int
 
     def steps(self) -> list[Step]:
         """Every step, once."""
@@ -231,7 +231,7 @@ def decoder_of(logits: Value) -> Decoder:
         matrix,
         head,
         after,
-        _selects(logits),
+        _last_rows(logits),
     )
 
 
@@ -347,16 +347,16 @@ def _same(found: Value, wanted: Value, what: str) -> None:
         )
 
 
-def _selects(logits: Value) -> bool:
-    """Whether a value anywhere on the way to the logits is the last token's row alone."""
+def _last_rows(logits: Value) -> int:
+    """How many last tokens' rows are selected anywhere on the way to the logits; 0 for all."""
     waiting, seen = [logits], set[Value]()
     while waiting:
         value = waiting.pop()
         if isinstance(value, Last):
-            return True
+            return value.positions
         if value not in seen:
             seen.add(value)
             for given in vars(value).values():
                 parts = given if isinstance(given, tuple) else (given,)
                 waiting.extend(part for part in parts if isinstance(part, Value))
-    return False
+    return 0

@@ -182,9 +182,7 @@ class Steps:
             words = f"{place}: {name} makes {what}, where the checkpoint has none"
             same("norms", False, place, words)
         elif isinstance(found, Bias):
-            words = (
-                f"{place}: {found.weight.name} is added to {what}, where the checkpoint has no bias"
-            )
+            words = f"{place}: {found.weight.name} is added to {what}, which has none"
             same("biases", False, place, words)
         elif isinstance(found, Scaled | Softcap | Clamp):
             (fact, word), number = _NUMBERS[type(found)], _number(found)

@@ -29,7 +29,20 @@ OPENELM = {
     "num_transformer_layers": 2,
     "ffn_dim_divisor": 16,
 }
-BY_FAMILY = {"llama": LLAMA, "mistral": MISTRAL, "openelm": OPENELM, "phi3": PHI3}
+MINICPM = {"model_type": "minicpm", "scale_emb": 10, "scale_depth": 1.4, "dim_model_base": 24}
+NO_RMS_NORM = {field: value for field, value in LLAMA.items() if field != "rms_norm_eps"}
+LIKE_LLAMA = ("gemma", "gemma2", "gemma3", "gemma3_text", "granite", "minicpm", "ministral3")
+LIKE_LLAMA += ("olmo2", "olmo3", "qwen2", "qwen3", "smollm3")
+BY_FAMILY = {
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "openelm": OPENELM,
+    "phi3": PHI3,
+    **{family: LLAMA | {"model_type": family} for family in LIKE_LLAMA},
+    **{family: NO_RMS_NORM | {"model_type": family} for family in ("lfm2", "olmo", "phi")},
+    "stablelm": NO_RMS_NORM | {"model_type": "stablelm"},
+}
+BY_FAMILY["minicpm"] |= {"scale_emb": 10, "scale_depth": 1.4, "dim_model_base": 24}
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 
 
@@ -64,12 +77,48 @@ CHANGES_THE_MATHS = {
 }
 
 
+GEMMA = ("gemma2", "gemma3", "gemma3_text")
+# Families that compute what the field says.
+READ_BY = {
+    "attention_multiplier": ("granite",),
+    "attn_logit_softcapping": GEMMA,
+    "clip_qkv": ("olmo",),
+    "embedding_multiplier": ("granite",),
+    "final_logit_softcapping": GEMMA,
+    "layer_types": (*GEMMA, "olmo3"),
+    "logits_scaling": ("granite",),
+    "max_window_layers": ("qwen2", "qwen3"),
+    "residual_multiplier": ("granite",),
+}
+
+
+@pytest.mark.parametrize("field", READ_BY)
+def test_a_field_is_refused_where_no_family_computes_it(field):
+    for family in READ_BY[field]:
+        spec = read_spec(BY_FAMILY[family] | {field: CHANGES_THE_MATHS[field]})
+        changed = field != "max_window_layers"  # which says nothing while windows are off
+        assert (spec != read_spec(BY_FAMILY[family] | {field: OTHER.get(field)})) == changed
+
+
+OTHER = {
+    "layer_types": ["full_attention", "sliding_attention"],
+    "attn_logit_softcapping": 49.0,
+    "final_logit_softcapping": 29.0,
+}
+
+
 @pytest.mark.parametrize("family", BY_FAMILY)
 @pytest.mark.parametrize("field", CHANGES_THE_MATHS)
 def test_a_field_that_changes_the_maths_is_refused_unless_vouched_for(family, field):
+    if family in READ_BY.get(field, ()):
+        return
     value = CHANGES_THE_MATHS[field]
     config = BY_FAMILY[family] | {field: value}
     message = refusal(config)
+    if field == "layer_types" and family in ("qwen2", "qwen3", "smollm3", "lfm2"):
+        # They read the field, and have no such kind of layer, or none in this configuration.
+        assert "layer_types[0] is 'sliding_attention'" in message
+        return
     assert f"{field!r} to {value!r}" in message
     assert f"--ignore-config {field}" in message
     assert read_spec(config, ignore=[field]) == read_spec(BY_FAMILY[family])
@@ -77,10 +126,24 @@ def test_a_field_that_changes_the_maths_is_refused_unless_vouched_for(family, fi
     assert read_spec(BY_FAMILY[family] | {field: None}) == read_spec(BY_FAMILY[family])
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "phi3"])
-@pytest.mark.parametrize("field", ["attention_bias", "mlp_bias"])
-def test_a_bias_is_refused(family, field):
-    assert f"{field!r} to True" in refusal(BY_FAMILY[family] | {field: True})
+BIASED = {
+    "attention_bias": ("qk_proj", "v_proj", "o_proj"),
+    "mlp_bias": ("gate_up_proj", "down_proj"),
+}
+
+
+@pytest.mark.parametrize("family", [each for each in BY_FAMILY if each != "openelm"])
+@pytest.mark.parametrize("field", BIASED)
+def test_a_bias_is_mapped_or_refused(family, field):
+    reading = {"attention_bias": ("llama", *LIKE_LLAMA, "olmo"), "mlp_bias": ("llama", "granite")}
+    reading["mlp_bias"] += ("smollm3",)
+    config = BY_FAMILY[family] | {field: True}
+    if family in reading[field] and family not in ("minicpm", "ministral3", "qwen2"):
+        biased = {n for n in read_spec(config).weights if n.endswith("_proj.bias")}
+        names = {name.split(".")[-2] for name in biased}
+        assert names == set(BIASED[field])
+    else:
+        assert f"{field!r} to True" in refusal(config)
     read_spec(BY_FAMILY[family] | {field: False})
 
 
@@ -93,8 +156,7 @@ def test_a_bias_is_refused(family, field):
         (PHI3 | {"full_attn_mod": 2}, ["'full_attn_mod' to 2"]),
         (PHI3 | {"interpolate_factor": 2}, ["'interpolate_factor' to 2"]),
         (PHI3 | {"blocksparse_params": {"block_size": 64}}, ["'blocksparse_params'"]),
-        (LLAMA | {"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "'silu'"]),
-        (LLAMA | {"hidden_act": "gelu_pytorch_tanh"}, ["hidden_act"]),
+        (LLAMA | {"hidden_act": "relu"}, ["hidden_act", "'relu'", "'silu'", "'gelu'"]),
         (LLAMA | {"num_key_value_heads": 4}, ["6", "multiple", "4", "num_key_value_heads"]),
         (LLAMA | {"hidden_size": 50}, ["hidden_size 50", "num_attention_heads 6"]),
         (LLAMA | {"head_dim": 7}, ["head_dim 7", "even"]),
@@ -117,8 +179,10 @@ def test_what_is_not_implemented_is_refused_by_name(config, words):
 @pytest.mark.parametrize(
     ("rope", "words"),
     [
-        ({"rope_type": "yarn", "factor": 4.0}, ["'yarn'", "llama3", "longrope"]),
-        ({"type": "yarn", "factor": 4.0}, ["'yarn'"]),
+        ({"rope_type": "ntk", "factor": 4.0}, ["'ntk'", "llama3", "yarn", "longrope"]),
+        ({"rope_type": "yarn"}, ["no field 'factor'"]),
+        ({"type": "yarn", "factor": 4.0, "beta_fast": "32"}, ["beta_fast is '32'"]),
+        ({"type": "yarn", "factor": 4.0, "llama_4_scaling_beta": 0.1}, ["'llama_4_scaling_beta'"]),
         ({"type": "dynamic", "factor": 2.0}, ["'dynamic'", "linear"]),
         ({"rope_type": "proportional"}, ["'proportional'"]),
         ({"rope_type": "linear"}, ["no field 'factor'"]),
@@ -282,7 +346,7 @@ def test_optional_fields_are_checked_too(field):
 def test_an_unknown_model_type_lists_the_known(kind):
     message = refusal(LLAMA | {"model_type": kind})
     assert repr(kind) in message
-    assert "llama, mistral, openelm, phi3" in message
+    assert "reads gemma, gemma2, gemma3, gemma3_text, granite, lfm2, llama, minicpm" in message
     assert ("did you mean 'llama'" in message) == (kind in ("lama", "Llama", ["llama"]))
     assert "model_type None" in refusal({})
 

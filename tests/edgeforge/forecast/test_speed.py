@@ -4,7 +4,7 @@ import pytest
 
 from edgeforge.families.facts import facts_of
 from edgeforge.families.registry import read_spec
-from edgeforge.forecast.speed import Work, work_of
+from edgeforge.forecast.speed import CacheRows, Work, work_of
 from edgeforge.synth.synthesise import PRESETS
 from exporters.options import TargetOptions
 from exporters.registry import find_target
@@ -29,9 +29,10 @@ def test_a_token_reads_every_matrix_once_and_a_tied_table_as_head():
     found = work("llama-3.2-1b", "int4-g32")
     assert found.weights == (LAYERS + TABLE) * 4.5 / 8 + NORMS * 4
     assert found.operations == 2 * LAYERS
-    assert found.cache_row == 2 * 16 * 8 * 64 * 4
+    assert found.rows == (CacheRows(2 * 16 * 8 * 64 * 4, 0),)
     assert found.run_tokens == 128
-    assert work("llama-3.2-1b", "int4-g32", "coreml").cache_row == found.cache_row / 2
+    (row,) = work("llama-3.2-1b", "int4-g32", "coreml").rows
+    assert row.nbytes == found.rows[0].nbytes / 2
 
 
 def test_of_an_embedding_that_is_not_the_head_one_row_is_read():
@@ -42,14 +43,14 @@ def test_of_an_embedding_that_is_not_the_head_one_row_is_read():
 
 def test_a_window_bounds_what_is_read_of_the_caches():
     found = work("mistral-7b", "int4-g32", context=8192)
-    assert found.window == 4096
+    assert [each.window for each in found.rows] == [4096]
     assert found.read_at(8191) == found.read_at(4096) > found.read_at(4095)
     full = work("llama-3.2-1b", "int4-g32")
-    assert full.read_at(4095) == full.weights + 4095 * full.cache_row
+    assert full.read_at(4095) == full.weights + 4095 * full.rows[0].nbytes
 
 
 def test_the_lower_bound_counts():
-    one = Work(weights=1000, cache_row=10.0, window=0, operations=500, run_tokens=64)
+    one = Work(weights=1000, rows=(CacheRows(10.0, 0),), operations=500, run_tokens=64)
     assert one.decode_bound(1e6, 0) == 1000.0
     assert one.decode_bound(1e6, 100) == 500.0
     assert one.prefill_bound(1e6, None) == 64_000.0
