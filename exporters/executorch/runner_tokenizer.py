@@ -1,8 +1,8 @@
 """The tokenizer's files for ExecuTorch's LLM runner, which reads ``tokenizer.json`` alone.
 
-Its library, pytorch_tokenizers, knows fewer steps than the tokenizers library and does one of them
-wrong. Where another file gives the same tokens there, it is written beside the checkpoint's own, as
-`RUNNER_TOKENIZER`.
+Its library, pytorch_tokenizers, knows fewer steps than the tokenizers library and does some of them
+otherwise. Where another file gives the same tokens there, it is written beside the checkpoint's
+own, as `RUNNER_TOKENIZER`.
 """
 
 from __future__ import annotations
@@ -77,6 +77,10 @@ def for_runner(
             f"ExecuTorch's tokenizer loses accents where it normalizes to NFC, so it is given "
             f"{RUNNER_TOKENIZER}, which does not: a text that is not in NFC gets other tokens there"
         )
+    # The runner decodes token by token, and this step would take the space of every word.
+    decoding = [step for step in steps(made.get("decoder")) if step.get("type") != "Strip"]
+    if len(decoding) < len(list(steps(made.get("decoder")))):
+        made["decoder"] = _sequence("decoders", decoding)
     told += _without_metaspace(made, is_chat)
     # Before a space is put in front of a text, as the tokenizer does.
     flags = ["lstrip", "single_word"]
