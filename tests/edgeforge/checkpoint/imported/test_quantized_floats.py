@@ -376,7 +376,9 @@ def test_a_config_that_does_not_belong_to_the_weights(checkpoint, case, tmp_path
         config.pop(section, None)
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"says how: take the config\.json that belongs to it"):
+    with pytest.raises(
+        CheckpointError, match=r"says how: take the config\.json that belongs to it"
+    ):
         open_model(str(tmp_path))
 
 
