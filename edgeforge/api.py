@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from edgeforge.diagnosis.diagnose import Diagnosis
     from edgeforge.forecast.forecast import Forecast
     from edgeforge.gate.result import GateResult
+    from edgeforge.generation.conversation import Conversation
     from edgeforge.reports.paired import Comparison
     from edgeforge.stage_progress import Progress
     from edgeforge.verification.evaluation import Evaluation
@@ -543,3 +545,49 @@ def load(
     folder = Path(artifact)
     options = {"precision": precision, "compute_units": compute_units}
     return open_session(folder, Manifest.read(folder), threads, options)
+
+
+def conversation(
+    artifact: str | Path,
+    *,
+    system: str | None = None,
+    chat_template: str | Path | None = None,
+    template_values: Mapping[str, object] | None = None,
+    max_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str = "host",
+) -> AbstractContextManager[Conversation]:
+    """Opens an artifact to talk with, for a ``with`` statement.
+
+    >>> with edgeforge.conversation("out/demo") as talk:    # doctest: +SKIP
+    ...     print(talk.say("Name a colour.").text)
+
+    Args:
+        artifact: a folder that `export` wrote.
+        system: what the model is told before the first message; None for nothing.
+        chat_template: a Jinja file to use in place of the artifact's own template.
+        template_values: further names for the template, such as ``enable_thinking``.
+        max_tokens: the largest number of tokens of an answer; None for what the context has room
+            for.
+        temperature: divisor of the logits; 0 always takes the likeliest token.
+        top_p: draw only from the likeliest tokens whose probabilities add up to this.
+        seed: seed of the draws.
+        threads: threads for the runtime; None for the runtime's default.
+        device: where to run, as ``--device`` takes it.
+
+    Raises:
+        CheckpointError: the artifact has no tokenizer, or its template cannot be read.
+        UsageError: the artifact has no chat template, or a value of sampling is out of range.
+        DeviceError: the device cannot be reached, or the runtime failed.
+        ExportError: the folder is no artifact.
+    """
+    from edgeforge.generation.conversation import ChatOptions, open_conversation
+    from edgeforge.generation.sampling import Sampling
+
+    template = None if chat_template is None else Path(chat_template)
+    sampling = Sampling(temperature, top_p, seed)
+    options = ChatOptions(system, template, template_values or {}, max_tokens, sampling)
+    return open_conversation(Path(artifact), options, threads=threads, device=device)

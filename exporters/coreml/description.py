@@ -95,9 +95,9 @@ def _drafts(request: ExportRequest) -> tuple[str, ...]:
     if positions is None:
         return ()
     return (
-        f"a call of {names.DRAFT} takes exactly {positions} tokens, a shorter draft with any tokens "
-        f"behind it, and gives the logits of each; the next call's position says how many of them "
-        f"count",
+        f"a call of {names.DRAFT} takes exactly {positions} tokens, a shorter draft with any "
+        f"tokens behind it, and gives the logits of each; the next call's position says how many "
+        f"of them count",
     )
 
 

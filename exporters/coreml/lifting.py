@@ -179,6 +179,7 @@ Made = tuple[Value, ...] | None
 
 def _passed(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     """Casts and reshapes change no number; tables' rows and caches stay what they are."""
+    lifted_convolution.kept(walk, name, given["x"][0])
     return given["x"][:1]
 
 
