@@ -85,7 +85,7 @@ def test_a_file_is_exported_verified_and_run(file, tmp_path, edgeforge):
         "verify", out, "--tokens", 100, "--no-timed", "--against", "transformers", "--json"
     )
     assert checked.code == 0, checked.err
-    figures = json.loads(checked.out)
+    (figures,) = json.loads(checked.out)
     assert figures["stored_weights_equal"]
     ran = edgeforge("run", out, "--prompt", "abab", "--max-tokens", 3)
     assert ran.code == 0, ran.err
@@ -159,8 +159,8 @@ def test_what_a_target_does_not_hold_is_read_as_floats(file, tmp_path, edgeforge
 def test_a_plan_is_made_of_a_file(file, edgeforge):
     done = edgeforge("plan", file, "--device", "pixel-8", "--json")
     assert done.code == 0, done.err
-    rows = json.loads(done.out)["rows"]
-    assert any(row["recipe"] == "as-is" for row in rows)
+    (target,) = json.loads(done.out)["targets"]
+    assert any(row["recipe"] == "as-is" for row in target["recipes"])
 
 
 @pytest.mark.parametrize(
