@@ -186,7 +186,5 @@ def test_the_output_may_lie_beside_the_file_and_not_in_its_place(file, tmp_path,
     copy.write_bytes(file.read_bytes())
     done = edgeforge("export", copy, "--target", "onnx", "--context", 64, "--out", copy)
     assert done.code == 2 and copy.read_bytes() == file.read_bytes()
-    done = edgeforge(
-        "export", copy, "--target", "onnx", "--context", 64, "--out", tmp_path / "out"
-    )
+    done = edgeforge("export", copy, "--target", "onnx", "--context", 64, "--out", tmp_path / "out")
     assert done.code == 0, done.err
