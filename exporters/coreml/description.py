@@ -178,8 +178,8 @@ def _floats(store: WeightStore, style: Style) -> tuple[str, ...]:
         )
     if not style.wide and len(wide) > len(matrices):
         told.append(
-            "norms' weights and other small ones are stored as they are and rounded to float16 when "
-            "the model is loaded"
+            "norms' weights and other small ones are stored as they are and rounded to float16 "
+            "when the model is loaded"
         )
     return tuple(told)
 
