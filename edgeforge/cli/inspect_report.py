@@ -49,6 +49,11 @@ class InspectReport:
         ]
         if rotation is not None:
             lines.append(f"rotation: {rotation.name}, seed {rotation.seed}")
+        if manifest.model.exit_layer is not None:
+            layer, layers = manifest.model.exit_layer, manifest.model.checkpoint_layers
+            lines.append(f"cut after layer {layer} of {layers}")
+        if manifest.draft_positions > 1:
+            lines.append(f"drafts: the logits of {manifest.draft_positions} positions a call")
         lines.append(f"states: {len(manifest.states)} caches")
         lines += [f"warning: {warning}" for warning in manifest.warnings]
         return [*lines, *(f"note: {note}" for note in manifest.notes)]

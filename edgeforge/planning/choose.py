@@ -146,11 +146,11 @@ def _held(model: Model, request: PlanRequest) -> tuple[dict[str, Assignment], tu
             refused[name] = error
     if not refused:
         return imported, ()
-    first, error = next(iter(refused.items()))
+    reason = next(iter(refused.values()))
     forms = " and ".join(sorted({model.weights.forms()[name] for name in refused}))
     told = (
         f"{len(refused)} matrices that the checkpoint holds as {forms} are read as floats, and the "
-        f"recipe decides about them: {getattr(error, 'problem', None) or error}"
+        f"recipe decides about them: {getattr(reason, 'problem', None) or reason}"
     )
     return {name: given for name, given in imported.items() if name not in refused}, (told,)
 
