@@ -12,7 +12,7 @@ from functools import partial
 from torch import fx
 
 from exporters.executorch.pointwise import scaled
-from exporters.executorch.state import LAST_INDEX, MethodLowering, Scored, Window
+from exporters.executorch.state import LAST_INDEX, MethodLowering, Scored
 from exporters.executorch.windows import seen_part, window_of
 from quant.program.calls import AttentionCall
 from quant.program.program import node_argument, shape_of
@@ -25,8 +25,7 @@ def capped_attention(state: MethodLowering, node: fx.Node) -> None:
     """
     call, method = AttentionCall.of(node), state.method
     q, k, v = (state.tensors[node_argument(node, index)] for index in range(3))
-    heads, width = shape_of(call.q)[2:]
-    _, kv_heads, context, _ = shape_of(call.key_cache)
+    _, kv_heads, context, width = shape_of(call.key_cache)
     window = window_of(state, call.window)
     seen = []
     for new in (k, v):
@@ -34,46 +33,50 @@ def capped_attention(state: MethodLowering, node: fx.Node) -> None:
         unused = method.tensor("float32", [1], dynamic=False)
         method.call("llama::update_cache", "out", new, cache, state.start, out=unused)
         seen.append(seen_part(state, window, "float32", cache, [kv_heads, width]))
-    mask = _for_groups(state, window, heads // kv_heads)
-    scored = Scored(call, q, seen[0], seen[1], window, mask, state.limit)
+    scored = Scored(call, q, seen[0], seen[1], window, window.mask, state.limit)
     state.scored[node] = scored
-    state.deferred[node] = partial(_mixed, state, scored)
+    state.deferred[node] = partial(_mixed_all, state, scored)
 
 
 def last_of(state: MethodLowering, node: fx.Node, source: fx.Node) -> None:
-    """Emits the selection of the last token's queries and of its row of the mask."""
+    """Emits the selection of the last tokens' queries and of their rows of the mask."""
     method, whole = state.method, state.scored[source]
-    ends = method.integer(-1), method.integer(LAST_INDEX)
+    tokens = min(state.limit, node.meta["positions"])
+    ends = method.integer(-node.meta["positions"]), method.integer(LAST_INDEX)
     heads, width = shape_of(whole.call.q)[2:]
-    queries = method.tensor("float32", [1, 1, heads, width], dynamic=False)
+    queries = method.tensor("float32", [1, tokens, heads, width], dynamic=tokens > 1)
     state.slice(whole.queries, 1, *ends, queries)
-    row = method.tensor("float32", [1, whole.window.length], dynamic=True)
-    state.slice(whole.window.mask, 0, *ends, row)
-    scored = replace(whole, queries=queries, mask=row, tokens=1)
+    rows = method.tensor("float32", [tokens, whole.window.length], dynamic=True)
+    state.slice(whole.window.mask, 0, *ends, rows)
+    mask = _for_groups(state, rows, whole, tokens)
+    scored = replace(whole, queries=queries, mask=mask, tokens=tokens)
     state.deferred[node] = partial(_mixed, state, scored)
 
 
-def _for_groups(state: MethodLowering, window: Window, groups: int) -> int:
+def _for_groups(state: MethodLowering, rows: int, scored: Scored, tokens: int) -> int:
     """The mask for the query heads that share a key head, one after the other.
+
+    One token's mask is the same for all heads.
 
     Given: ``float32[t, seen]``
     Result: ``float32[groups * t, seen]``
     """
-    method = state.method
-    if groups == 1:
-        return window.mask
-    key = window.size, groups
+    method, groups = state.method, scored.groups
+    if groups == 1 or tokens == 1:
+        return rows
+    key = rows, groups
     if key not in state.repeated_masks:
-        mask = method.tensor("float32", [groups * state.limit, window.length], dynamic=True)
-        method.call(
-            "aten::cat",
-            "out",
-            method.tensors([window.mask] * groups),
-            method.integer(0),
-            out=mask,
-        )
-        state.repeated_masks[key] = mask
+        dims = [groups * tokens, scored.window.length]
+        mask = state.repeated_masks[key] = method.tensor("float32", dims, dynamic=True)
+        parts = method.tensors([rows] * groups)
+        method.call("aten::cat", "out", parts, method.integer(0), out=mask)
     return state.repeated_masks[key]
+
+
+def _mixed_all(state: MethodLowering, scored: Scored) -> int:
+    """Emits `_mixed` for all of the new tokens."""
+    mask = _for_groups(state, scored.mask, scored, scored.tokens)
+    return _mixed(state, replace(scored, mask=mask))
 
 
 def _mixed(state: MethodLowering, scored: Scored) -> int:
@@ -87,8 +90,7 @@ def _mixed(state: MethodLowering, scored: Scored) -> int:
     graph, call, tokens = state.graph, scored.call, scored.tokens
     heads, width = shape_of(call.q)[2:]
     kv_heads, length = shape_of(call.k)[2], scored.window.length
-    # One token's mask is the same for all heads.
-    rows = tokens if tokens == 1 else tokens * (heads // kv_heads)
+    rows = tokens if tokens == 1 else tokens * scored.groups
     q = state.given(scored.queries, [1, tokens, heads, width])
     k, v = (
         state.given(each, [1, length, kv_heads, width]) for each in (scored.keys, scored.values)

@@ -8,12 +8,16 @@ from typing import Any, Final
 import numpy as np
 
 from exporters.executorch import xnnpack_graph
-from exporters.executorch.blobs import WIDE
+from exporters.executorch.blobs import TAPS, WIDE
 from exporters.executorch.flatbuffer import Record
+from exporters.executorch.lifted_capped import Seen, mixed, turned
+from exporters.executorch.lifted_forms import plus, times
 from exporters.executorch.lifted_values import (
     Files,
     Grouped,
+    Joined,
     Part,
+    Recalled,
     Rounded,
     TableRows,
     operands,
@@ -21,15 +25,18 @@ from exporters.executorch.lifted_values import (
 from exporters.executorch.pte_file import is_weight
 from exporters.lifted import (
     Array,
+    Bias,
+    Clamp,
     Columns,
     Constant,
     Embedding,
+    Gelu,
     Last,
     Linear,
-    Norm,
     Product,
+    Recent,
     Rope,
-    Silu,
+    ShortConv,
     StoredFormat,
     StoredWeight,
     Sum,
@@ -38,6 +45,8 @@ from exporters.lifted import (
 )
 
 _INPUT, _OUTPUT = 1, 2
+_NO_BIAS: Final = 0xFFFFFFFF
+_SIDES: Final = ("height", "width")
 _FLOATS: Final[Mapping[int, tuple[str, type]]] = {
     xnnpack_graph.FP32: ("fp32", np.float32),
     xnnpack_graph.FP16: ("fp16", np.float16),
@@ -52,10 +61,23 @@ class Delegate:
         graph: its graph.
         files: reads its constants.
         name: where it stands, in words.
+        written: the states that get the last rows of an output, by the output's external number.
+        seen: what tokens see of caches, found before, by what it was made of.
     """
 
-    def __init__(self, graph: Record, files: Files, name: str) -> None:
+    def __init__(
+        self,
+        graph: Record,
+        files: Files,
+        name: str,
+        written: Mapping[int, str] | None = None,
+        seen: Seen | None = None,
+    ) -> None:
         self.graph, self.files, self.name = graph, files, name
+        self.written = written or {}
+        self.seen: Seen = {} if seen is None else seen
+        self.limits: dict[int, Record] = {}
+        self.outputs: dict[int, int] = {}
         self.values: dict[int, Value] = {}
         self.dims: dict[int, tuple[int, ...]] = {}
         self.datatypes: dict[int, int] = {}
@@ -76,15 +98,29 @@ class Delegate:
                 self.values[number] = inputs[value["external_id"]]
             elif value["flags"] & _OUTPUT:
                 outputs[value["external_id"]] = number
+        self.outputs = {number: place for place, number in outputs.items()}
         for row in self.graph["xnodes"]:
             node = row["xnode_union"]
             result = node["output_id"]
             handler = _HANDLERS.get(node.table)
+            if row["output_min_max"] is not None:
+                self.limits[result] = row["output_min_max"]
+                handler = handler if node.table == "XNNClamp" else None
             made = None if handler is None else handler(self, node)
+            made = None if made is None else self._biased(made, node)
             if made is None:
                 made = Unknown(self.label(result), node.table, self._given(node))
             self.values[result] = made
         return [self.values[outputs[place]] for place in sorted(outputs)]
+
+    def _biased(self, made: Value, node: Record) -> Value | None:
+        """A result with the vector that its node adds; None where that is no weight's."""
+        number = node.fields.get("bias_id", _NO_BIAS)
+        if number == _NO_BIAS:
+            return made
+        assert isinstance(number, int)
+        added = self.value(number)
+        return plus(made.name, made, added)
 
     def label(self, number: int) -> str:
         """A value's name in messages."""
@@ -120,6 +156,9 @@ class Delegate:
             vector = self._array(key, dtype, dims).astype(np.float32) if len(dims) == 1 else None
             if is_weight(key):
                 return Part(key, weight, values=vector)
+        if part == TAPS and is_weight(key):
+            values = self._array(key, dtype, dims).reshape(dims[-2:]).T
+            return Part(key, StoredWeight(name, StoredFormat(kind)), values=values)
         return Constant(key, self._array(key, dtype, dims))
 
     def _array(self, key: str, dtype: type, dims: tuple[int, ...]) -> Array:
@@ -206,7 +245,11 @@ def _add(run: Delegate, node: Record) -> Value | None:
         return (
             _whole(Grouped(name, first.source, first.weight, first.size, groups)) if same else None
         )
-    return _parted(name, first, second) or Sum(name, (first, second))
+    if isinstance(first, Bias) and operands(second, "exact") is not None:
+        parted = _parted(name, first.source, second)
+        return None if parted is None else Bias(name, parted, first.weight, first.values)
+    found = _parted(name, first, second) or plus(name, first, second)
+    return found or Sum(name, (first, second))
 
 
 def _whole(part: Grouped) -> Value:
@@ -239,33 +282,50 @@ def _parted(name: str, rounded: Value, added: Value) -> Value | None:
 def _multiply(run: Delegate, node: Record) -> Value | None:
     name = run.label(node["output_id"])
     pair = run.value(node["input1_id"]), run.value(node["input2_id"])
-    for one, other in (pair, pair[::-1]):
-        sigmoid = operands(other, "XNNSigmoid")
-        if sigmoid is not None and sigmoid[0] is one:
-            return Silu(name, one)
-        if isinstance(other, Part) and other.values is not None:
-            norm = _norm(name, one, other)
-            if norm is not None:
-                return norm
-    return Product(name, pair)
+    return times(name, *pair) or times(name, *pair[::-1]) or Product(name, pair)
 
 
-def _norm(name: str, scaled: Value, weight: Part) -> Norm | None:
-    """``x * rsqrt(mean(x * x) + epsilon) * weight``; None for another product."""
-    if not isinstance(scaled, Product) or weight.values is None:
+def _clamp(run: Delegate, node: Record) -> Value | None:
+    limits = run.limits.get(node["output_id"])
+    if limits is None or limits["output_min"] != -limits["output_max"]:
         return None
-    x, root = scaled.factors
-    spread = operands(root, "XNNReciprocalSquareRoot")
-    if spread is None or not isinstance(spread[0], Sum):
+    name = run.label(node["output_id"])
+    return Clamp(name, run.value(node["input_id"]), float(limits["output_max"]))
+
+
+def _gelu(run: Delegate, node: Record) -> Value | None:
+    return Gelu(run.label(node["output_id"]), run.value(node["input_id"]), tanh=False)
+
+
+def _transpose(run: Delegate, node: Record) -> Value | None:
+    number = node["input_id"]
+    name, order = run.label(node["output_id"]), tuple(node["perm"])
+    return turned(name, run.value(number), order, run.dims[number])
+
+
+def _batched(run: Delegate, node: Record) -> Value | None:
+    name = run.label(node["output_id"])
+    pair = run.value(node["input1_id"]), run.value(node["input2_id"])
+    if node["flags"]:
+        return Unknown(name, "scores", pair) if node["flags"] == 1 else None
+    return mixed(name, *pair, run.seen)
+
+
+def _convolve(run: Delegate, node: Record) -> Value | None:
+    """A convolution of each column over rows that are joined to those before them."""
+    row, filter = run.value(node["input1_id"]), run.value(node["filter_id"])
+    if not (isinstance(row, Joined) and isinstance(filter, Part) and filter.values is not None):
         return None
-    mean, small = operands(spread[0].terms[0], "mean"), spread[0].terms[1]
-    if mean is None or not isinstance(small, Constant) or small.array.size != 1:
+    columns, width = filter.values.shape
+    plain = all(node[f"padding_{side}"] == 0 for side in ("top", "right", "bottom", "left"))
+    steps = (f"{what}_{side}" for what in ("subsampling", "dilation") for side in _SIDES)
+    plain = plain and all(node[step] == 1 for step in steps)
+    kernel = node["kernel_height"], node["kernel_width"], node["groups"]
+    if not plain or kernel != (1, width, columns) or row.before.tokens != width - 1:
         return None
-    square = mean[0]
-    if not isinstance(square, Product) or any(factor is not x for factor in square.factors):
-        return None
-    epsilon = float(small.array.ravel()[0])
-    return Norm(name, x, weight.weight, weight.values, epsilon)
+    recent = Recent(row.before.state, row.written, row.before.ignored)
+    name = run.label(node["output_id"])
+    return ShortConv(name, row.source, filter.weight, filter.values, recent)
 
 
 def _subtract(run: Delegate, node: Record) -> Value | None:
@@ -278,10 +338,19 @@ def _concatenate(run: Delegate, node: Record) -> Value | None:
     count = int(node.table.removeprefix("XNNConcatenate"))
     parts = [run.value(node[f"input{i + 1}_id"]) for i in range(count)]
     if node["axis"] != len(run.dims[node["output_id"]]) - 1:
-        return None
+        return _joined(run, node, parts)
     if count == 2 and all(isinstance(part, Columns) for part in parts):
         return _exchanged(parts[0], parts[1])
     return _rotated(name, parts)
+
+
+def _joined(run: Delegate, node: Record, parts: Sequence[Value]) -> Value | None:
+    """A call's tokens behind those before it."""
+    if node["axis"] != 1 or len(parts) != 2 or not isinstance(parts[0], Recalled):
+        return None
+    number = node["output_id"]
+    written = run.written.get(run.outputs.get(number, -1), "")
+    return Joined(run.label(number), parts[0], parts[1], written)
 
 
 def _exchanged(first: Value, second: Value) -> Value | None:
@@ -340,6 +409,11 @@ _HANDLERS: Final[Mapping[str, Callable[[Delegate, Any], Value | None]]] = {
     "XNNAdd": _add,
     "XNNMultiply": _multiply,
     "XNNSubtract": _subtract,
+    "XNNClamp": _clamp,
+    "XNNGelu": _gelu,
+    "XNNStaticTranspose": _transpose,
+    "XNNBatchMatrixMultiply": _batched,
+    "XNNDepthwiseConv2d": _convolve,
     "XNNConcatenate2": _concatenate,
     "XNNConcatenate3": _concatenate,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -10,11 +10,16 @@ import numpy as np
 from exporters.errors import ExportError
 from exporters.executorch.blobs import WIDE
 from exporters.executorch.flatbuffer import Record
+from exporters.executorch.lifted_capped import Seen
 from exporters.executorch.lifted_graph import Delegate
 from exporters.executorch.lifted_values import (
     NUMBERS,
     Files,
     Held,
+    Joined,
+    LastRows,
+    Recalled,
+    Repeated,
     Table,
     TableRows,
     Updated,
@@ -69,7 +74,9 @@ class Method:
         self.probes = probes_of(context, tuple(dict.fromkeys((1, self.limit))))
         self.values: dict[int, Value] = {}
         self.caches: dict[int, Updated] = {}
-        self.seen: dict[tuple[int, ...], tuple[Array, ...]] = {}
+        self.seen: Seen = {}
+        self.capped: Seen = {}
+        self.recents = self._recents()
         self.outside: list[str] = []
         self.delegates = 0
 
@@ -95,6 +102,38 @@ class Method:
         logits = self.value(self.plan["outputs"][0])
         return EntryPoint(self.name, logits, self.probes, tuple(self.outside))
 
+    def _recents(self) -> dict[int, tuple[str, int]]:
+        """The states that get the last rows of a value, and how many, by the value's number.
+
+        Convolutions read their state before a delegate, and it is written after.
+        """
+        read, found = set(), {}
+        for kernel, arguments in self._calls():
+            if kernel == "aten::where" and self.is_state(arguments[1]):
+                read.add(arguments[1])
+            if kernel == "aten::slice_copy" and arguments[-1] in read:
+                axis, start, end, step = (self.value(index) for index in arguments[1:5])
+                if all(isinstance(each, Constant) for each in (axis, start, end, step)):
+                    bounds = [int(at(each, 0)) for each in (axis, start, end, step)]
+                    if [bounds[0], *bounds[2:]] == [1, _LAST_INDEX, 1]:
+                        name = recent_name(self, arguments[-1])
+                        found[arguments[0]] = name, -bounds[1]
+        return found
+
+    def _calls(self) -> Iterator[tuple[str, list[int]]]:
+        for row in self.plan["chains"][0]["instructions"]:
+            call = row["instr_args"]
+            if call.table == "KernelCall":
+                operator = self.plan["operators"][call["op_index"]]
+                yield str(operator["name"]), list(call["args"])
+
+    def is_state(self, index: int) -> bool:
+        """Whether a value is a tensor of three dimensions that no call has written yet."""
+        record = self.records[index]
+        return (
+            record.table == "Tensor" and len(record["sizes"]) == 3 and not record["data_buffer_idx"]
+        )
+
     def value(self, index: int) -> Value:
         """A value by its number; constants are read when they are first asked for."""
         if index not in self.values:
@@ -116,10 +155,13 @@ class Method:
             return Unknown(key, "constant") if array is None else Constant(key, array)
         sizes = record["sizes"]
         if len(sizes) == 4:
-            at = record["allocation_info"]
-            offset = (at["memory_offset_high"] << 32 | at["memory_offset_low"]) if at else index
-            return Held(f"cache at byte {offset} of the arena", sizes[1])
+            return Held(f"cache at byte {self.offset(index)} of the arena", sizes[1])
         return Unknown(name, "tensor without content")
+
+    def offset(self, index: int) -> int:
+        """Where a tensor is in the arena, in bytes."""
+        at = self.records[index]["allocation_info"]
+        return (at["memory_offset_high"] << 32 | at["memory_offset_low"]) if at else index
 
     def sizes(self, index: int) -> tuple[int, ...]:
         """A tensor's largest shape."""
@@ -139,7 +181,13 @@ class Method:
         inputs = len(graph["input_ids"])
         name = f"{self.name}, delegate {number}"
         given = [self.value(index) for index in arguments[:inputs]]
-        found = Delegate(graph, self.files, name).run(given)
+        outputs = arguments[inputs:]
+        written = {
+            inputs + place: self.recents[index][0]
+            for place, index in enumerate(outputs)
+            if index in self.recents
+        }
+        found = Delegate(graph, self.files, name, written, self.capped).run(given)
         for index, value in zip(arguments[inputs:], found, strict=True):
             self.values[index] = value
 
@@ -170,6 +218,7 @@ _OPERANDS: Final = {
     "executorch_prim::sym_max": 2,
     "aten::sub": 3,
     "aten::ge": 2,
+    "aten::gt": 2,
     "aten::lt": 2,
     "aten::logical_and": 2,
     "aten::where": 3,
@@ -206,8 +255,18 @@ def _slice(method: Method, kernel: str, arguments: list[int]) -> bool:
         rows = tuple(tuple(range(*span)) for span in spans)
         method.values[result] = TableRows(name, source.array, rows)
         return True
+    if isinstance(source, Numbers) and (axis, step) == (0, 1) and spans[0][0] < 0:
+        if set(spans) != {(spans[0][0], _LAST_INDEX)}:
+            return False
+        arrays = tuple(array[spans[0][0] :] for array in source.arrays)
+        method.values[result] = LastRows(name, arrays, source, -spans[0][0])
+        return True
     if isinstance(source, Constant | Numbers):
         return False
+    if isinstance(source, Joined):
+        # The state that `Joined.written` names takes its rows.
+        own = method.recents.get(arguments[0])
+        return own is not None and own[1] == source.before.tokens
     if (axis, step) == (1, 1) and spans[0][0] < 0 and set(spans) == {(spans[0][0], _LAST_INDEX)}:
         method.values[result] = Last(name, source, -spans[0][0])
         return True
@@ -356,6 +415,41 @@ def _copy(method: Method, kernel: str, arguments: list[int]) -> bool:
     return True
 
 
+def recent_name(method: Method, index: int) -> str:
+    """The name of a state of recent tokens."""
+    return f"recent tokens at byte {method.offset(index)} of the arena"
+
+
+def _recall(method: Method, kernel: str, arguments: list[int]) -> bool:
+    """The tokens of a state, or zeros: ``where(begun, state, 0)``."""
+    begun, nothing = method.value(arguments[0]), method.value(arguments[2])
+    if not (isinstance(begun, Numbers) and isinstance(nothing, Constant)):
+        return False
+    if not method.is_state(arguments[1]) or arguments[1] in method.values or nothing.array.any():
+        return False
+    ignored = tuple(not bool(array.all()) for array in begun.arrays)
+    name = f"{method.name}, value {arguments[-1]}"
+    tokens = method.sizes(arguments[1])[1]
+    state = recent_name(method, arguments[1])
+    method.values[arguments[-1]] = Recalled(name, state, ignored, tokens)
+    return True
+
+
+def _repeat(method: Method, kernel: str, arguments: list[int]) -> bool:
+    """A mask several times, one below the other."""
+    record, axis = method.records[arguments[0]], method.value(arguments[1])
+    if record.table != "TensorList" or int(at(axis, 0)) != 0:
+        return False
+    items = list(record["items"])
+    mask = method.value(items[0])
+    if not isinstance(mask, Numbers) or len(set(items)) != 1:
+        return False
+    arrays = tuple(np.concatenate([array] * len(items)) for array in mask.arrays)
+    name = f"{method.name}, value {arguments[-1]}"
+    method.values[arguments[-1]] = Repeated(name, arrays, mask, len(items))
+    return True
+
+
 _KERNELS: Final[Mapping[str, Callable[[Method, str, list[int]], bool]]] = {
     "aten::sym_size": _count,
     "aten::slice_copy": _slice,
@@ -368,6 +462,8 @@ _KERNELS: Final[Mapping[str, Callable[[Method, str, list[int]], bool]]] = {
     "quantized_decomposed::choose_qparams_per_token_asymmetric": _choose,
     "quantized_decomposed::quantize_per_token": _quantize,
     "aten::_to_copy": _copy,
+    "aten::where": _recall,
+    "aten::cat": _repeat,
 }
 
 

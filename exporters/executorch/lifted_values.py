@@ -30,7 +30,7 @@ class Part(Value):
     Attributes:
         weight: the weight, with the format in which the file holds it.
         group: the group of columns, for a weight that is stored as one matrix a group.
-        values: the values of a vector; None for a matrix.
+        values: the values of a vector or of a convolution; None for a matrix.
     """
 
     weight: StoredWeight
@@ -120,6 +120,62 @@ class Updated(Value):
     tokens: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class LastRows(Numbers):
+    """The last rows of a mask.
+
+    Attributes:
+        source: the whole mask.
+        tokens: how many rows there are, where the mask has as many.
+    """
+
+    source: Numbers
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Repeated(Numbers):
+    """A mask several times, one below the other.
+
+    Attributes:
+        source: the mask.
+        times: how often.
+    """
+
+    source: Numbers
+    times: int
+
+
+@dataclass(frozen=True, eq=False)
+class Recalled(Value):
+    """The tokens before a call's that a convolution reads.
+
+    Attributes:
+        state: the name of the state that holds them.
+        ignored: for each probe, whether they are zeros instead.
+        tokens: how many there are.
+    """
+
+    state: str
+    ignored: tuple[bool, ...]
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Joined(Value):
+    """A call's tokens behind those before it.
+
+    Attributes:
+        before: the tokens before.
+        source: the call's.
+        written: the name of the state that gets the last of both; empty where none does.
+    """
+
+    before: Recalled
+    source: Value
+    written: str
+
+
 class Files:
     """Reads constants of a program, each place once.
 
@@ -180,6 +236,7 @@ NUMBERS: Final[Mapping[str, Callable[..., Array]]] = {
     "executorch_prim::sym_max": np.maximum,
     "aten::sub": lambda x, y, alpha: x - alpha * y,
     "aten::ge": np.greater_equal,
+    "aten::gt": np.greater,
     "aten::lt": np.less,
     "aten::logical_and": np.logical_and,
     "aten::where": np.where,

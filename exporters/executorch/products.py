@@ -30,7 +30,8 @@ def quant_linear(state: MethodLowering, node: fx.Node) -> int:
     if kept:
         state.kept[name] = kept
     if kept == ALL:
-        return graph.exact_linear(source, name, call.integers, call.shape[0], added)
+        exact = graph.exact_linear(source, name, call.integers, call.shape[0])
+        return exact if added is None else graph.binary("XNNAdd", exact, added)
     if kept:
         return graph.parted_linear(source, name, call.integers, call.shape[0], kept, added)
     return graph.quantized_linear(source, name, call.integers, call.shape[0], added)

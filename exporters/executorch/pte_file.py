@@ -121,7 +121,7 @@ class PteFile:
 def is_weight(key: str) -> bool:
     """Whether a key names a weight or a part of one, and not a constant that the exporter adds.
 
-    >>> is_weight("lm_head.weight scale"), is_weight("mean of 64")
-    (True, False)
+    >>> is_weight("lm_head.weight scale"), is_weight("lm_head.bias"), is_weight("mean of 64")
+    (True, True, False)
     """
-    return key.partition(" ")[0].endswith(".weight")
+    return key.partition(" ")[0].endswith((".weight", ".bias"))

@@ -13,11 +13,11 @@ import numpy as np
 from exporters.damaged_files import one_sentence
 from exporters.errors import ExportError
 from exporters.executorch import pte_file, xnnpack_graph
-from exporters.executorch.blobs import WIDE, flip_sign, narrow_to_bfloat16, swap_nibbles
+from exporters.executorch.blobs import TAPS, WIDE, flip_sign, narrow_to_bfloat16, swap_nibbles
 from exporters.executorch.flatbuffer import Record
 from exporters.executorch.method import BACKEND, SCALAR_TYPES
 from exporters.executorch.ptd_file import MARK_OF_PTE, Ptd, read_at, read_ptd
-from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE
+from exporters.executorch.pte_file import HEAD_ROWS, ROW_SCALE, ROWS, WIDE_ROW_SCALE, is_weight
 from exporters.executorch.schemas import PROGRAM, XNNPACK
 from exporters.executorch.segments import check_segments
 from exporters.stored_digests import digests_of
@@ -214,7 +214,31 @@ class GroupedPart:
         yield np.concatenate(pieces, axis=1).tobytes()
 
 
-Places = dict[str, dict[str, list[StoredPart | GroupedPart]]]
+@dataclass(frozen=True)
+class TransposedPart:
+    """A convolution's weight, whose rows and columns the file exchanges.
+
+    Attributes:
+        part: its bytes, ``float32[width, columns]``.
+        columns: the number of the file's columns.
+    """
+
+    part: StoredPart
+    columns: int
+
+    @property
+    def nbytes(self) -> int:
+        """The size in the file, in bytes."""
+        return self.part.nbytes
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yields the bytes as the store holds them."""
+        stored = np.frombuffer(b"".join(self.part.blocks()), np.float32)
+        yield stored.reshape(-1, self.columns).T.tobytes()
+
+
+AnyPart = StoredPart | GroupedPart | TransposedPart
+Places = dict[str, dict[str, list[AnyPart]]]
 """The places of each part of each weight; an embedding that is also the head has two."""
 
 
@@ -224,7 +248,7 @@ def read_parts(pte: Pte) -> Places:
     Raises:
         ExportError: a delegate names data that the file does not hold.
     """
-    found: dict[str, dict[str, dict[StoredPart | GroupedPart, None]]] = {}
+    found: dict[str, dict[str, dict[AnyPart, None]]] = {}
     with one_sentence(pte.file, _WHAT):
         named = pte.named()
         for graph in pte.delegates.values():
@@ -238,9 +262,7 @@ def read_parts(pte: Pte) -> Places:
     }
 
 
-def _delegate_parts(
-    graph: Record, named: dict[str, Place]
-) -> Iterator[tuple[str, str, StoredPart | GroupedPart]]:
+def _delegate_parts(graph: Record, named: dict[str, Place]) -> Iterator[tuple[str, str, AnyPart]]:
     data = _records(graph, "constant_data")
     apart: dict[str, dict[int, tuple[StoredPart, StoredPart, int]]] = {}  # by weight and group
 
@@ -257,7 +279,9 @@ def _delegate_parts(
         weight, _, part = data[index]["named_key"].partition(" ")
         restore = _FROM_XNNPACK[value["datatype"]]
         if quantization is None:
-            if weight.endswith(".weight"):
+            if part == TAPS:
+                yield "value", weight, TransposedPart(place(index, None), value["dims"][-1])
+            elif is_weight(weight):
                 yield "value", weight, place(index, _UNWIDENED.get(part, restore))
             continue
         grouped = quantization.table == "PerChannelGroupQuant"
@@ -303,7 +327,7 @@ def _constant_parts(pte: Pte) -> Iterator[tuple[str, str, StoredPart]]:
                 continue
             name = extra["fully_qualified_name"] if extra else ""
             weight, _, label = (name or "").partition(" ")
-            if not weight.endswith(".weight"):
+            if not is_weight(weight):
                 continue
             kind = tensor["scalar_type"]
             nbytes = tensor_bytes(tensor)

@@ -75,6 +75,11 @@ class Scored:
     mask: int
     tokens: int
 
+    @property
+    def groups(self) -> int:
+        """How many query heads share a key head."""
+        return shape_of(self.call.q)[2] // shape_of(self.call.k)[2]
+
 
 def origin(node: fx.Node) -> fx.Node:
     """The operand of a selection of last tokens; for any other node, the node itself."""
@@ -122,7 +127,7 @@ class MethodLowering:
         # What emits, in the current delegate, a node that kernels before it only prepared.
         self.deferred: dict[fx.Node, Callable[[], int]] = {}
         self.scored: dict[fx.Node, Scored] = {}
-        self.repeated_masks: dict[tuple[int, int], int] = {}  # by window and groups of heads
+        self.repeated_masks: dict[tuple[int, int], int] = {}  # by mask and groups of heads
         self._recent: dict[fx.Node, int] = {}  # the states of convolutions, values of the method
         self._begun: int | None = None  # whether the text began before this run, likewise
         self._remembered: list[tuple[int, fx.Node]] = []  # of the current delegate

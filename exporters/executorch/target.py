@@ -211,8 +211,11 @@ def _warnings(backend: Backend) -> tuple[str, ...]:
 
 
 def _states(program: Program, options: TargetOptions) -> dict[str, str]:
-    """The caches as ``dtype[dims]``, by name; int8 caches have zero points and scales too."""
+    """The states as ``dtype[dims]``, by name; int8 caches have zero points and scales too."""
     states = {}
+    for node, given in program.placeholders("recent"):
+        _, columns, tokens = node.meta["val"].shape
+        states[given.name] = f"float32[1, {tokens}, {columns}]"
     for node, given in program.placeholders("cache"):
         _, heads, context, width = node.meta["val"].shape
         if has_int8_caches(options):

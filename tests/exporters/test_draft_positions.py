@@ -72,9 +72,7 @@ def test_a_refused_draft_leaves_nothing_behind(drafted, session, tokens):
 
 
 @pytest.mark.parametrize("before", range(CONTEXT - POSITIONS - 1, CONTEXT))
-def test_drafts_reach_the_contexts_last_position_and_no_further(
-    drafted, session, tokens, before
-):
+def test_drafts_reach_the_contexts_last_position_and_no_further(drafted, session, tokens, before):
     wanted = drafted.quantized_logits(tokens[:CONTEXT])
     session.extend(tokens[:before])
     count = min(POSITIONS, CONTEXT - before)

@@ -252,6 +252,7 @@ def _sentence_pieces(vocabulary: Vocabulary, gemma: bool, where: str) -> Json:
         merges=_merges_of(tokens, ids, ranks, apart),
         unknown=vocabulary.text_of("unknown"),
         ignore_merges=False,
+        marked=not prefix,
     )
 
 
@@ -289,20 +290,14 @@ def _whole(
     merges: list[str],
     unknown: str | None,
     ignore_merges: bool,
+    marked: bool = False,
 ) -> Json:
     pieces = vocabulary.model == "llama"
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {"id": at, "content": token, **plain, "special": kind == _CONTROL}
-            for at, (token, kind) in enumerate(
-                zip(vocabulary.tokens, vocabulary.kinds, strict=True)
-            )
-            if kind in (_CONTROL, _USER) and token
-        ],
+        "added_tokens": _added_tokens(vocabulary, marked),
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
@@ -320,6 +315,34 @@ def _whole(
             "merges": [merge.split(" ", 1) for merge in merges],
         },
     }
+
+
+def _added_tokens(vocabulary: Vocabulary, marked: bool) -> list[Json]:
+    """Returns the tokens that are found in a text before all others.
+
+    Args:
+        vocabulary: the vocabulary.
+        marked: whether runs of spaces are found as such tokens, by their marks, once the text has
+            these for spaces. A vocabulary that puts a space in front of every text has them as
+            tokens like others.
+    """
+    found: list[Json] = []
+    for at, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True)):
+        spaces = vocabulary.model == "llama" and not token.strip(" ")
+        if kind not in (_CONTROL, _USER) or not token or (spaces and not marked):
+            continue
+        found.append(
+            {
+                "id": at,
+                "content": _SPACE * len(token) if spaces else token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": spaces,
+                "special": kind == _CONTROL,
+            }
+        )
+    return found
 
 
 def _around(vocabulary: Vocabulary, begins: bool, ends: bool) -> Json | None:
