@@ -113,11 +113,11 @@ def make(
     *,
     context: int = 48,
     float_columns: FloatColumns | None = None,
-    weights: SpecWeights | None = None,
+    source: SpecWeights | None = None,
     **options: object,
 ) -> Made:
     """Exports a spec with random weights, whose matrices all have one format."""
-    source = SpecWeights(spec) if weights is None else weights
+    source = source or SpecWeights(spec)
     assigned = {}
     for name, weight in spec.weights.items():
         whole = weight.role in ("norm", "bias", "conv")
