@@ -16,6 +16,7 @@ from exporters.tokenizer_files import (
     model_kind,
     read,
     steps,
+    told_of_added_tokens,
     write,
 )
 
@@ -105,6 +106,7 @@ def differences(tokenizer: Mapping[str, Any], *, is_chat: bool) -> tuple[str, ..
             "onnxruntime-genai gives the unknown token for characters that are not in a Unigram "
             "vocabulary, where the tokenizer gives their bytes"
         )
+    told += told_of_added_tokens("onnxruntime-genai", tokenizer, "lstrip", "single_word")
     if kind == "Unigram" and is_chat:
         told.append(
             "onnxruntime-genai finds no chat template beside a Unigram tokenizer: give "
