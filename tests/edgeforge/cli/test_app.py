@@ -146,11 +146,16 @@ def test_an_export_prints_one_line_a_target_and_its_progress_aside(edgeforge, ch
     shown = edgeforge("export", checkpoint, "--out", tmp_path / "out", "--context", "64")
     assert shown.code == 0
     line = rf"{tmp_path}/out: onnx, int4-gptq, context 64, \d\.\d+ bits a weight, \d+\.\d kB\n"
-    assert re.fullmatch(line, shown.out)
+    vocabulary = (
+        r"the embedding, also the head, has 18% of the weights and \d+\.\d kB in int4-g32, .*; "
+        r"8 bits would take \d+\.\d kB more: --recipe int4-vocab8-gptq\n"
+    )
+    assert re.fullmatch(line + vocabulary, shown.out), shown.out
     for stage in ("hash", "trace", "quantize", "write onnx"):
         assert stage in shown.err
     manifest = json.loads((tmp_path / "out" / "edgeforge.json").read_text())
     assert (manifest["context"], manifest["recipe"]) == (64, "int4-gptq")
+    assert shown.out.splitlines()[1] in manifest["notes"]
 
 
 def test_a_target_named_twice_is_written_once(edgeforge, checkpoint, tmp_path):
