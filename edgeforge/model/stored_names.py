@@ -17,8 +17,8 @@ def named_as_stored(spec: ModelSpec, stored: Collection[str]) -> ModelSpec:
     """Returns the spec with the names that the checkpoint's tensors have.
 
     The text part of a model with images has a prefix in all its names, which newer files put after
-    ``model.``. A model that was saved without its head's class has no prefix such as ``model.`` in its names.
-    A tied model may store its one matrix as the head.
+    ``model.``. A model that was saved without its head's class has no prefix such as ``model.`` in
+    its names. A tied model may store its one matrix as the head.
 
     Args:
         spec: the spec, with the names of its family.

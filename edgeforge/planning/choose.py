@@ -103,6 +103,7 @@ def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_prog
         UsageError: the options contradict each other.
     """
     from edgeforge.planning.plan_file import check_plan_file, write_plan
+    from edgeforge.planning.vocabulary import vocabulary_note
     from quant.plans.plan import QuantPlan
 
     shapes, rotated = model.weights.shapes(), request.rotated
@@ -118,7 +119,8 @@ def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_prog
     plan = QuantPlan(planned.plan.recipe, weights_of, rotation)
     # A target's refusal comes before any weight is read, with advice that all targets accept.
     _plan_check(model, request).run(plan)
-    notes = (*planned.notes, *_import_notes(model.weights, plan))
+    told = vocabulary_note(plan.recipe, {n: a.format.name for n, a in weights_of.items()}, shapes)
+    notes = (*planned.notes, *([told] if told else []), *_import_notes(model.weights, plan))
     if rotated is not None:
         notes = (*notes, *rotated.notes(plan))
     if request.save_plan is not None:

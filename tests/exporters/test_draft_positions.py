@@ -10,6 +10,9 @@ import pytest
 
 from device_harness.errors import DeviceError
 from device_harness.registry import open_session
+from edgeforge.generation.drafters import PromptLookup
+from edgeforge.generation.sampling import Generation
+from edgeforge.generation.speculation import SpeculativeGeneration
 from edgeforge.verification.meaning.check import check_meaning
 from exporters.errors import ExportError
 from exporters.manifest import Manifest
@@ -96,6 +99,37 @@ def test_what_is_said_of_it(drafted, session, tokens):
     too_many = 1 + POSITIONS
     with pytest.raises(DeviceError, match=f"{POSITIONS} positions a call.* has {too_many}"):
         session.extend_draft(tokens[:too_many])
+
+
+def test_greedy_text_is_that_of_plain_decoding(drafted, tokens):
+    folder, manifest = drafted.folder, drafted.manifest
+    prompts = ([5, 6, 7, 5, 6], tokens[:20].tolist(), [9] * 12)
+    with open_session(folder, manifest, 1) as plain, open_session(folder, manifest, 1) as other:
+        for prompt in prompts:
+            wanted = list(Generation(plain, prompt, 40, frozenset()))
+            # One who guesses, too: random text repeats itself less than text does.
+            for drafter in (PromptLookup(), Oracle([*prompt, *wanted])):
+                run = SpeculativeGeneration(
+                    other, prompt, 40, frozenset(), drafter=drafter, draft=POSITIONS - 1
+                )
+                assert list(run) == wanted
+                told = run.result()
+            assert told.accepted > 0.4 * len(wanted)
+            assert told.apart is not None and told.apart < NEAR[manifest.target] * 50
+
+
+class Oracle:
+    """Knows the text, but for every ninth token."""
+
+    def __init__(self, text: list[int]) -> None:
+        self._text = text
+
+    def propose(self, text, most):
+        start = len(text)
+        return [
+            token if at % 9 else (token + 1) % 300
+            for at, token in enumerate(self._text[start : start + most], start)
+        ]
 
 
 @pytest.mark.parametrize("stated", [3, 5, 8])
