@@ -54,7 +54,10 @@ class InspectReport:
             lines.append(f"cut after layer {layer} of {layers}")
         if manifest.draft_positions > 1:
             lines.append(f"drafts: the logits of {manifest.draft_positions} positions a call")
-        lines.append(f"states: {len(manifest.states)} caches")
+        caches = sum(shape.count(",") == 3 for shape in manifest.states.values())
+        others = len(manifest.states) - caches
+        recent = f", {others} of a convolution's recent tokens" if others else ""
+        lines.append(f"states: {caches} caches{recent}")
         lines += [f"warning: {warning}" for warning in manifest.warnings]
         return [*lines, *(f"note: {note}" for note in manifest.notes)]
 

@@ -11,6 +11,7 @@ from functools import partial
 
 from torch import fx
 
+from exporters.executorch.cache_parts import PARTS, floats_of
 from exporters.executorch.pointwise import scaled
 from exporters.executorch.state import LAST_INDEX, MethodLowering, Scored
 from exporters.executorch.windows import seen_part, window_of
@@ -27,12 +28,15 @@ def capped_attention(state: MethodLowering, node: fx.Node) -> None:
     q, k, v = (state.tensors[node_argument(node, index)] for index in range(3))
     _, kv_heads, context, width = shape_of(call.key_cache)
     window = window_of(state, call.window)
-    seen = []
+    seen, dims = [], [kv_heads, width]
     for new in (k, v):
-        cache = method.state("float32", [1, context, kv_heads, width])
-        unused = method.tensor("float32", [1], dynamic=False)
-        method.call("llama::update_cache", "out", new, cache, state.start, out=unused)
-        seen.append(seen_part(state, window, "float32", cache, [kv_heads, width]))
+        copies = []
+        for part in PARTS[state.cache_dtype](state, new, dims):
+            cache = method.state(part.dtype, [1, context, kv_heads, part.width])
+            unused = method.tensor("float32", [1], dynamic=False)
+            method.call("llama::update_cache", "out", part.value, cache, state.start, out=unused)
+            copies.append(seen_part(state, window, part.dtype, cache, [kv_heads, part.width]))
+        seen.append(floats_of(state, copies, dims, window.length))
     scored = Scored(call, q, seen[0], seen[1], window, window.mask, state.limit)
     state.scored[node] = scored
     state.deferred[node] = partial(_mixed_all, state, scored)

@@ -410,6 +410,19 @@ def _quantize(method: Method, kernel: str, arguments: list[int]) -> bool:
     return True
 
 
+def _dequantize(method: Method, kernel: str, arguments: list[int]) -> bool:
+    """The tokens of an int8 cache as floats: those of its codes, with their own grid."""
+    parts = [method.value(index) for index in arguments[:3]]
+    codes = parts[0]
+    for part in parts:
+        if not (isinstance(part, Updated) and isinstance(codes, Updated)):
+            return False
+        if (part.new, part.rows, part.first) != (codes.new, codes.rows, codes.first):
+            return False
+    method.values[arguments[-1]] = codes
+    return True
+
+
 def _copy(method: Method, kernel: str, arguments: list[int]) -> bool:
     method.values[arguments[-1]] = method.value(arguments[0])
     return True
@@ -461,6 +474,7 @@ _KERNELS: Final[Mapping[str, Callable[[Method, str, list[int]], bool]]] = {
     "llama::custom_quantized_sdpa": _attention,
     "quantized_decomposed::choose_qparams_per_token_asymmetric": _choose,
     "quantized_decomposed::quantize_per_token": _quantize,
+    "quantized_decomposed::dequantize_per_token": _dequantize,
     "aten::_to_copy": _copy,
     "aten::where": _recall,
     "aten::cat": _repeat,

@@ -16,6 +16,7 @@ from exporters.checks import (
     refuse_activation,
     refuse_palettes,
 )
+from exporters.errors import ExportError
 from exporters.executorch.backends import BACKENDS, XNNPACK, Backend, check_backend, is_stock
 from exporters.executorch.installed import SUPPORTED
 from exporters.float_columns import Columns, FloatColumns, told
@@ -88,6 +89,8 @@ class ExecutorchTarget:
         """Refuses options that exclude each other, and formats that a delegate cannot compute."""
         refuse_palettes(plan, BACKENDS[options.backend or XNNPACK].title)
         check_backend(plan, options)
+        if is_stock(options):
+            _check_stock_operators(facts)
         check_float_activations(plan, options)
         check_draft_positions(options, facts.context)
         refuse_activation(
@@ -167,6 +170,23 @@ class ExecutorchTarget:
         return structure_of(read_pte(folder / MODEL))
 
 
+def _check_stock_operators(facts: ModelFacts) -> None:
+    """Refuses what is not written for ExecuTorch's own exporter.
+
+    Raises:
+        ExportError: names the operator.
+    """
+    for asked, operator in (
+        (facts.recent, "short convolutions with a state"),
+        (facts.attention_softcap, "attention with bounded scores"),
+    ):
+        if asked:
+            raise ExportError(
+                f"this {facts.model_type} model has {operator}, which EdgeForge does not write for "
+                f"ExecuTorch's own exporter: leave out --lowering stock and --backend"
+            )
+
+
 def _notes(
     request: ExportRequest, backend: Backend, limit: int, kept: FloatColumns
 ) -> tuple[str, ...]:
@@ -185,10 +205,12 @@ def _notes(
         others = "other matrix" if promised else "matrix"
         notes.append(f"{others} products round each token's activations to 8 bits")
         notes += [told(kept)] if told(kept) else []
+    notes += _kernel_notes(request.program)
     if has_int8_caches(request.options):
+        rounded = "keys and values" if is_capped(request.program) else "queries, keys and values"
         notes += [
-            "attention rounds queries, keys and values to 8 bits, with a scale and a zero point "
-            "for each token and head",
+            f"attention rounds {rounded} to 8 bits, with a scale and a zero point for each token "
+            f"and head",
             "in measurements on x86, runs at late positions of a text took 2 to 4 times as long as "
             "with float32 caches",
         ]
@@ -201,6 +223,33 @@ def _notes(
     if is_stock(request.options):
         notes.append(f"lowered by ExecuTorch {SUPPORTED}'s own exporter")
     return (*notes, *backend.notes)
+
+
+def is_capped(program: Program) -> bool:
+    """Whether attention bounds its scores."""
+    from quant.program import dialect
+    from quant.program.calls import AttentionCall
+
+    return any(
+        node.target is dialect.ATTENTION and AttentionCall.of(node).softcap != 0
+        for node in program.graph.nodes
+    )
+
+
+def _kernel_notes(program: Program) -> list[str]:
+    """What runs outside of the delegates besides attention's own kernels, one sentence each."""
+    notes = []
+    if is_capped(program):
+        notes.append(
+            "no kernel of ExecuTorch bounds attention's scores: the delegates compute attention, "
+            "and kernels outside of them copy the keys and values that a run sees"
+        )
+    if any(program.placeholders("recent")):
+        notes.append(
+            "short convolutions run in the delegates, and kernels outside of them keep the tokens "
+            "that they read: a text's last tokens cannot be taken back"
+        )
+    return notes
 
 
 def _warnings(backend: Backend) -> tuple[str, ...]:

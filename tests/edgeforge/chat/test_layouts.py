@@ -27,6 +27,7 @@ from edgeforge.tokenizer import Tokenizer
 from exporters.coreml.app_tokenizer import write_tokenizer as write_for_coreml
 from exporters.executorch.runner_tokenizer import RUNNER_TOKENIZER
 from exporters.executorch.runner_tokenizer import write_tokenizer as write_for_executorch
+from exporters.onnx.genai_tokenizer import PATTERNS
 from exporters.onnx.genai_tokenizer import write_tokenizer as write_for_genai
 
 _FILE = Path(__file__).parents[2] / "oracles" / "tokenizer_layouts.py"
@@ -189,6 +190,35 @@ def test_executorchs_tokenizer_gives_the_same_tokens_or_export_says_so(cases, tm
         tokens = Tokenizer(tmp_path / "tokenizer.json", "here").encode(text, special=False)
         assert "".join(map(theirs.decode, tokens)).removeprefix(" ") == text
     assert (tmp_path / "tokenizer.json").read_bytes() == case.files["tokenizer.json"].read_bytes()
+
+
+SPLIT = [
+    "HelloWorld fooBAR's it'S 1234567 x=3;\r\n\r\n  if a/b//c:\n\treturn",
+    "日本語 🙂 ok\nA  b ñandú ÉCOLE's, мама Мыла раму 42 é123 a\u0301b",
+]
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+def test_both_split_by_the_patterns_on_which_nothing_is_told(onnx_artifact, tmp_path, pattern):
+    made = layouts.byte_level(layouts.split_then_bytes(pattern), ["<|end|>"])
+    copy = tmp_path / "copy"
+    shutil.copytree(onnx_artifact, copy, ignore=shutil.ignore_patterns("tokenizer*"))
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert write_for_genai({"tokenizer.json": tmp_path / "tokenizer.json"}, copy) == ()
+    genai, executorch = og.Tokenizer(og.Model(str(copy))), CppHFTokenizer()
+    executorch.load(str(tmp_path / "tokenizer.json"))
+    for text in SPLIT:
+        wanted = made.encode(text, add_special_tokens=False).ids
+        assert [int(token) for token in genai.encode(text)] == wanted
+        assert executorch.encode(text, 0, 0) == wanted
+
+
+def test_another_pattern_is_told_of(tmp_path):
+    made = layouts.byte_level(layouts.split_then_bytes(r"[0-9][0-9]"), ["<|end|>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "out").mkdir()
+    (told,) = write_for_genai({"tokenizer.json": tmp_path / "tokenizer.json"}, tmp_path / "out")
+    assert "was not compared on the pattern" in told
 
 
 def hold(differing: set[str], told: tuple[str, ...], known: tuple[set[str], str] | None) -> None:
