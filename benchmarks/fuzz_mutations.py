@@ -110,6 +110,12 @@ def spoil_header(data: bytes, draw: random.Random) -> bytes:
     return how(data[:256], draw) + data[256:]
 
 
+def spoil_metadata(data: bytes, draw: random.Random) -> bytes:
+    """Spoils one of the first 2,048 bytes, where GGUF keeps its fields and lists its tensors."""
+    how = draw.choice((flip_bit, set_number, leave_out, put_in))
+    return how(data[:2048], draw) + data[2048:]
+
+
 def json_value(data: bytes, draw: random.Random) -> bytes:
     """Replaces, removes, repeats or renames one value of a JSON text."""
     try:
@@ -250,5 +256,6 @@ BYTES: tuple[Mutation, ...] = (
 )
 ONNX: tuple[Mutation, ...] = (*([external_data] * 8), *BYTES)
 MIL: tuple[Mutation, ...] = (*([mil_program] * 12), *BYTES)
+GGUF: tuple[Mutation, ...] = (*([spoil_metadata] * 12), *BYTES)
 JSON: tuple[Mutation, ...] = (*([json_value] * 8), json_text, flip_bit, cut, stranger)
 YAML_TEXT: tuple[Mutation, ...] = (*([yaml_text] * 6), flip_bit, cut, stranger)

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuzz_mutations import BYTES, JSON, MIL, ONNX, YAML_TEXT, Mutation, special_file
+from fuzz_mutations import BYTES, GGUF, JSON, MIL, ONNX, YAML_TEXT, Mutation, special_file
 
 # Of a processor's time, and of any time: a busy machine must not make a reader look slow.
 SECONDS, PATIENCE = 10, 30
@@ -98,6 +98,14 @@ def _checkpoint(folder: Path) -> None:
     open_model(str(folder))
 
 
+def _gguf(folder: Path) -> None:
+    from edgeforge.checkpoint.checkpoint import Checkpoint
+    from edgeforge.families.registry import read_spec
+
+    checkpoint = Checkpoint.open(folder / "model.gguf")
+    read_spec(checkpoint.config, checkpoint.generation_config)
+
+
 def _recipe(folder: Path) -> None:
     from quant.plans.recipes import find_recipe
 
@@ -160,6 +168,7 @@ KINDS: dict[str, Kind] = {
     ),
     "safetensors": Kind("checkpoint", ("model.safetensors",), BYTES, called(_checkpoint)),
     "index": Kind("shards", ("model.safetensors.index.json",), JSON, called(_checkpoint)),
+    "GGUF": Kind("gguf", ("model.gguf",), GGUF, called(_gguf)),
     "pickle": Kind("pickle", ("pytorch_model.bin",), BYTES, called(_checkpoint)),
     "calibration text": Kind("text", ("text.txt",), BYTES, called(_calibration)),
     "store": Kind("store", ("store.json",), JSON, called(_store)),
@@ -203,6 +212,7 @@ def write_seeds(folder: Path) -> None:
     }
     (pickle / "model.safetensors").unlink()
     torch.save(tensors, pickle / "pytorch_model.bin")
+    _write_gguf(folder / "gguf")
     for name in ("recipe", "text", "names", "package"):
         (folder / name).mkdir()
     (folder / "recipe" / "recipe.yaml").write_text(RECIPE)
@@ -226,6 +236,47 @@ def write_seeds(folder: Path) -> None:
     builder.output(y)
     _write_package(folder / "package" / "p.mlpackage", builder)
     np.savez(folder / "package" / "in.npz", x=np.ones((2, 8), np.float16))
+
+
+def _write_gguf(folder: Path) -> None:
+    """Writes a GGUF file of a model of one layer with a byte-level vocabulary."""
+    import numpy as np
+    from gguf import GGUFWriter, quants
+    from gguf.constants import GGMLQuantizationType
+
+    folder.mkdir()
+    writer = GGUFWriter(folder / "model.gguf", "llama")
+    for add, number in (
+        (writer.add_block_count, 1),
+        (writer.add_context_length, 64),
+        (writer.add_embedding_length, 32),
+        (writer.add_feed_forward_length, 32),
+        (writer.add_head_count, 2),
+        (writer.add_head_count_kv, 1),
+        (writer.add_layer_norm_rms_eps, 1e-5),
+        (writer.add_bos_token_id, 0),
+        (writer.add_eos_token_id, 1),
+    ):
+        add(number)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(["<s>", "</s>", *"abcdef", "ab", "abc"])
+    writer.add_token_types([3, 3, *[1] * 8])
+    writer.add_token_merges(["a b", "ab c"])
+    draw = np.random.default_rng(0)
+    shapes = {"attn_q": 32, "attn_k": 16, "attn_v": 16, "attn_output": 32}
+    shapes |= dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), 32)
+    matrices = {"token_embd.weight": 32} | {f"blk.0.{n}.weight": r for n, r in shapes.items()}
+    for name, rows in matrices.items():
+        values = draw.normal(0, 0.2, (rows, 32)).astype(np.float32)
+        kind = GGMLQuantizationType.Q4_0 if "ffn" in name else GGMLQuantizationType.Q8_0
+        writer.add_tensor(name, quants.quantize(values, kind), raw_dtype=kind)
+    for name in ("output_norm.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"):
+        writer.add_tensor(name, np.ones(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _write_package(folder: Path, builder: object) -> None:

@@ -29,21 +29,20 @@ if TYPE_CHECKING:
     import onnxruntime
 
     States = dict[str, tuple[str, onnxruntime.OrtValue]]
-    """By input: the output that replaces it, and the memory that holds the input. A cache's output
-    is in the same memory; recent tokens (`quant.program.states`) get a memory of their own by every
-    call, so that no kernel writes where it still reads."""
+    """By input: the output that replaces it, and the memory that holds both. A graph reads recent
+    tokens (`quant.program.states`) in one operation, before it computes those that replace them."""
 
 GENERATE, DRAFT, VERIFY = "model.onnx", "draft.onnx", "verify.onnx"
-# How the names of states begin: of caches, and of the recent tokens of a convolution.
-_CACHE, _RECENT = "past_key_values.", "past."
-_STATES = (_CACHE, _RECENT)
+# How the names of caches begin, and of all states, the recent tokens of a convolution among them.
+_CACHE = "past_key_values."
+_STATES = (_CACHE, "past.")
 
 
 class OnnxSession(HostSession):
-    """An ONNX artifact in onnxruntime's CPU provider, which updates the caches in place.
+    """An ONNX artifact in onnxruntime's CPU provider, which updates the states in place.
 
-    What the states hold is never reset: attention reads no cache row after its position, and a
-    graph ignores recent tokens where a text begins.
+    What they hold is never reset: attention reads no cache row after its position, and a graph
+    ignores recent tokens where a text begins.
 
     Args:
         folder: the artifact.
@@ -175,18 +174,11 @@ class OnnxSession(HostSession):
         binding.bind_cpu_input("input_ids", tokens.reshape(1, -1))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
         binding.bind_output("logits")
-        recent = [past for past in states if not past.startswith(_CACHE)]
-        for past in recent:
-            binding.bind_output(states[past][0])
-        for past, (present, held) in states.items():
-            binding.bind_ortvalue_input(past, held)
-            if past not in recent:
-                binding.bind_ortvalue_output(present, held)
+        for past, (present, state) in states.items():
+            binding.bind_ortvalue_input(past, state)
+            binding.bind_ortvalue_output(present, state)
         self._call(lambda: generator.run_with_iobinding(binding))
-        logits, *made = binding.get_outputs()[: 1 + len(recent)]
-        for past, held in zip(recent, made, strict=True):
-            states[past] = states[past][0], held
-        result: Logits = logits.numpy()[0].copy()
+        result: Logits = binding.get_outputs()[0].numpy()[0].copy()
         return result
 
     def logits(self, tokens: Tokens) -> Logits:

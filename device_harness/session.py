@@ -22,8 +22,8 @@ class Session(Closing, Protocol):
     """One artifact, opened in a runtime; close it, or use it in a ``with`` statement.
 
     Attributes:
-        can_rewind: whether `rewind` can take tokens back: not where a layer carries more than caches
-            of a row for each position.
+        can_rewind: whether `rewind` can take tokens back: not where a layer carries more than a row
+            for each position.
     """
 
     can_rewind: bool

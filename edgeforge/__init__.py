@@ -12,12 +12,34 @@ from importlib.util import find_spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from edgeforge.api import bench, check, compare, diagnose, export, load, plan, report, verify
+    from edgeforge.api import (
+        bench,
+        check,
+        compare,
+        conversation,
+        diagnose,
+        export,
+        load,
+        plan,
+        report,
+        verify,
+    )
 
 DISTRIBUTION = "edgeforge"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-__all__ = ["bench", "check", "compare", "diagnose", "export", "load", "plan", "report", "verify"]
+__all__ = [
+    "bench",
+    "check",
+    "compare",
+    "conversation",
+    "diagnose",
+    "export",
+    "load",
+    "plan",
+    "report",
+    "verify",
+]
 
 
 def _refuse_intruders() -> None:

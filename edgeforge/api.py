@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from edgeforge.diagnosis.diagnose import Diagnosis
     from edgeforge.forecast.forecast import Forecast
     from edgeforge.gate.result import GateResult
+    from edgeforge.generation.conversation import Conversation
     from edgeforge.reports.paired import Comparison
     from edgeforge.stage_progress import Progress
     from edgeforge.verification.evaluation import Evaluation
@@ -64,7 +66,7 @@ def export(
     """Traces, quantizes and writes a model.
 
     Args:
-        model: a checkpoint folder, a hub id, or ``demo``.
+        model: a checkpoint folder, a GGUF file, a hub id, or ``demo``.
         out: the output folder; it appears only when everything in it is complete.
         targets: names from ``edgeforge list targets``. A single target's artifact is ``out``
             itself; those of several targets are folders in it.
@@ -199,8 +201,8 @@ def plan(
     """Tells what a model would take on a phone, recipe by recipe; nothing is exported.
 
     Args:
-        model: a checkpoint folder, a ``config.json``, a hub id, of which only the configuration is
-            read, or ``demo``.
+        model: a checkpoint folder, a GGUF file, a ``config.json``, a hub id, of which only the
+            configuration is read, or ``demo``.
         device: a name from ``edgeforge list phones``.
         context: declared context in tokens; None for the model's own, at most 4096.
         targets: names from ``edgeforge list targets``; None for ``coreml`` on iOS and ``onnx`` on
@@ -261,7 +263,7 @@ def verify(
         text: the UTF-8 file to evaluate on; None for the demo model's held-out text.
         tokens: how many tokens of the text to use, spread over the whole of it, or ``all``; None
             for 8,192 (2,048 for models over 50 M parameters).
-        checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
+        checkpoint: the checkpoint's folder, file or hub id, if it is not where it was then.
         bounds: of figures, by their names, in place of the defaults.
         against: ``transformers``, to hold FLOAT against its logits of the same checkpoint, too.
         devices: where to run the artifact too, such as ``arm64:cortex-a76``; what came out there is
@@ -319,7 +321,7 @@ def check(
         baseline: the file of earlier figures; None for the one that the policy names.
         update_baseline: whether to write the figures as the new baseline, if they keep to the
             policy.
-        checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
+        checkpoint: the checkpoint's folder, file or hub id, if it is not where it was then.
         threads: threads for the runtimes; None for their defaults.
         timed: whether to hold speeds against the reference runs that the policy names.
         progress: called with a stage's name, how much of it is done, and its size.
@@ -395,7 +397,7 @@ def diagnose(
         artifact: a folder that `export` wrote.
         text: the UTF-8 file to run; None for the demo model's held-out text.
         tokens: how many tokens of the text to use, spread over the whole of it, or ``all``.
-        checkpoint: the checkpoint's folder or hub id, if it is not where it was at the export.
+        checkpoint: the checkpoint's folder, file or hub id, if it is not where it was then.
         threads: threads for the runtime; None for the runtime's default.
         weights: whether to measure what each weight costs, which takes longest.
 
@@ -543,3 +545,49 @@ def load(
     folder = Path(artifact)
     options = {"precision": precision, "compute_units": compute_units}
     return open_session(folder, Manifest.read(folder), threads, options)
+
+
+def conversation(
+    artifact: str | Path,
+    *,
+    system: str | None = None,
+    chat_template: str | Path | None = None,
+    template_values: Mapping[str, object] | None = None,
+    max_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str = "host",
+) -> AbstractContextManager[Conversation]:
+    """Opens an artifact to talk with, for a ``with`` statement.
+
+    >>> with edgeforge.conversation("out/demo") as talk:    # doctest: +SKIP
+    ...     print(talk.say("Name a colour.").text)
+
+    Args:
+        artifact: a folder that `export` wrote.
+        system: what the model is told before the first message; None for nothing.
+        chat_template: a Jinja file to use in place of the artifact's own template.
+        template_values: further names for the template, such as ``enable_thinking``.
+        max_tokens: the largest number of tokens of an answer; None for what the context has room
+            for.
+        temperature: divisor of the logits; 0 always takes the likeliest token.
+        top_p: draw only from the likeliest tokens whose probabilities add up to this.
+        seed: seed of the draws.
+        threads: threads for the runtime; None for the runtime's default.
+        device: where to run, as ``--device`` takes it.
+
+    Raises:
+        CheckpointError: the artifact has no tokenizer, or its template cannot be read.
+        UsageError: the artifact has no chat template, or a value of sampling is out of range.
+        DeviceError: the device cannot be reached, or the runtime failed.
+        ExportError: the folder is no artifact.
+    """
+    from edgeforge.generation.conversation import ChatOptions, open_conversation
+    from edgeforge.generation.sampling import Sampling
+
+    template = None if chat_template is None else Path(chat_template)
+    sampling = Sampling(temperature, top_p, seed)
+    options = ChatOptions(system, template, template_values or {}, max_tokens, sampling)
+    return open_conversation(Path(artifact), options, threads=threads, device=device)

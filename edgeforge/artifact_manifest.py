@@ -144,4 +144,10 @@ def _notes(run: ExportRun, lowered: Lowered) -> tuple[str, ...]:
             f"longrope: the short factors apply at every position, as the declared context of "
             f"{context} tokens decides (the original context is {rope.original_context})"
         )
+    layer, layers = run.model.exit_layer, run.model.checkpoint_layers
+    if layer is not None:
+        notes.append(
+            f"the model is cut after layer {layer} of {layers}: the last norm and the head follow "
+            f"it, and config.json beside it is the whole checkpoint's"
+        )
     return tuple(notes)

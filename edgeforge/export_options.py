@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgeforge.calibration.text import Calibration, CalibrationOptions
 from edgeforge.errors import UsageError
+from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
 from edgeforge.planning.budget import Budget
 from edgeforge.planning.choose import Planned, PlanRequest
@@ -116,6 +117,19 @@ class ExportRun:
 def has_static_caches(target: Target, options: TargetOptions) -> bool:
     """Returns whether a target's cache scales are fixed when the artifact is written."""
     return options.kv_cache in target.static_caches
+
+
+def check_drafts(spec: ModelSpec, options: TargetOptions) -> None:
+    """Refuses a graph for drafts of a model from whose text no token can be taken back.
+
+    Raises:
+        UsageError: names the model's type.
+    """
+    if options.draft_positions is not None and not spec.can_rewind:
+        raise UsageError(
+            f"--draft-positions is not possible: layers of this {spec.model_type} model carry more "
+            f"than a row for each position, so that a refused draft cannot be taken back"
+        )
 
 
 def scale_name(text: str) -> ScaleName:

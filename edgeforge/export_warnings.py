@@ -115,9 +115,9 @@ def _of_added_tokens(files: Mapping[str, Path], tokenizer: Tokenizer) -> tuple[s
 def _of_class(files: Mapping[str, Path]) -> tuple[str, ...]:
     """Tells of a class for which transformers builds another tokenizer than the file describes."""
     name = str(read(files, _CONFIG).get("tokenizer_class")).removesuffix("Fast")
-    tokenizer = read(files, _TOKENIZER)
-    prepends = "Prepend" in kinds(tokenizer.get("normalizer"))
-    if name != "LlamaTokenizer" or not prepends or chat_template(files) is None:
+    if name != "LlamaTokenizer" or chat_template(files) is None:
+        return ()
+    if "Prepend" not in kinds(read(files, _TOKENIZER).get("normalizer")):
         return ()
     return (
         f"transformers 5 does not follow the {_TOKENIZER} of a {name}: in conversations it puts no "

@@ -14,7 +14,7 @@ from edgeforge.cards.write import write_cards
 from edgeforge.checkpoint.model_card import provenance
 from edgeforge.errors import CheckpointError
 from edgeforge.export_inputs import inputs_of
-from edgeforge.export_options import ExportOptions, ExportRun, has_static_caches
+from edgeforge.export_options import ExportOptions, ExportRun, check_drafts, has_static_caches
 from edgeforge.export_warnings import warnings_of, warnings_of_target
 from edgeforge.families.facts import choose_context, facts_of
 from edgeforge.model.model import Model
@@ -71,6 +71,8 @@ def export(
     check_tokenizer_files(model.checkpoint.tokenizer_files)
     # The declared context follows: rotary tables, caches and memory all depend on it.
     context = choose_context(model.spec, options.context)
+    # Drafts need a text that can be taken back, whatever the target.
+    check_drafts(model.spec, options.target)
     # Options that no target takes are refused here; those that only some take become warnings.
     check_options(options.target, targets)
     # A rotation changes what every later stage reads, so it comes before all of them.

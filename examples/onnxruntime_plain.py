@@ -4,7 +4,9 @@
 
 An app does the same in any language that onnxruntime has: the prompt goes through the graph in one
 call, which fills the caches of keys and values, and each further call takes one token. The caches
-are allocated once for the whole context, and every call updates them in place.
+are allocated once for the whole context, and every call updates them in place. Layers that convolve
+(LFM2) have the last few tokens in place of caches; where a text begins, the graph takes zeros for
+them, whatever is there.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing.name} is not installed: pip install onnxruntime tokenizers numpy")
 
-PAST, PRESENT = "past_key_values", "present"
+CACHE, STATES = "past_key_values.", ("past_key_values.", "past.")
 # Caches are float32, or int8 where the artifact was exported with --kv-cache int8. The graph
 # holds the scales of int8 caches, so that an app only has to allocate another type.
 CACHE_TYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
@@ -51,7 +53,7 @@ def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 class Decoder:
-    """The graph and its caches.
+    """The graph and its states: caches, and the last tokens of layers that convolve.
 
     Args:
         file: ``model.onnx``; onnxruntime finds ``model.onnx.data`` beside it.
@@ -61,12 +63,14 @@ class Decoder:
     def __init__(self, file: Path, context: int) -> None:
         self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         self.length = 0
-        self.caches: dict[str, onnxruntime.OrtValue] = {}
+        self.states: dict[str, onnxruntime.OrtValue] = {}
         for given in self.session.get_inputs():
-            if given.name.startswith(PAST):
-                _, heads, _, width = given.shape
-                zeros = np.zeros((1, heads, context, width), CACHE_TYPES[given.type])
-                self.caches[given.name] = onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
+            if given.name.startswith(STATES):
+                shape = [1, *given.shape[1:]]
+                if given.name.startswith(CACHE):
+                    shape[2] = context
+                zeros = np.zeros(shape, CACHE_TYPES[given.type])
+                self.states[given.name] = onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
 
     def extend(self, tokens: list[int]) -> npt.NDArray[np.float32]:
         """Appends tokens to the text and returns the last one's logits, ``float32[vocab]``."""
@@ -76,9 +80,9 @@ class Decoder:
         # As long as the whole text: its sum tells the graph how many positions are taken.
         binding.bind_cpu_input("attention_mask", np.ones((1, self.length), np.int64))
         binding.bind_output("logits")
-        for past, cache in self.caches.items():
-            binding.bind_ortvalue_input(past, cache)
-            binding.bind_ortvalue_output(past.replace(PAST, PRESENT), cache)
+        for past, state in self.states.items():
+            binding.bind_ortvalue_input(past, state)
+            binding.bind_ortvalue_output(f"present.{past.partition('.')[2]}", state)
         self.session.run_with_iobinding(binding)
         logits: npt.NDArray[np.float32] = binding.get_outputs()[0].numpy()[0, -1]
         return logits

@@ -85,3 +85,30 @@ def model_kind(tokenizer: Mapping[str, Any]) -> str:
 def is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
     """Tells whether a tokenizer's vocabulary is of bytes, as GPT-2's."""
     return any("ByteLevel" in kinds(tokenizer.get(part)) for part in ("pre_tokenizer", "decoder"))
+
+
+def added_with(tokenizer: Mapping[str, Any], *flags: str) -> list[str]:
+    """Returns the texts of the added tokens that have one of some flags, such as ``lstrip``."""
+    rows = tokenizer.get("added_tokens") or ()
+    return [str(row.get("content")) for row in rows if any(row.get(flag) for flag in flags)]
+
+
+def told_of_added_tokens(runtime: str, tokenizer: Mapping[str, Any], *flags: str) -> list[str]:
+    """Tells of added tokens that a runtime finds by their letters alone; none where there are none.
+
+    Args:
+        runtime: its name, with which the sentence begins.
+        tokenizer: the content of ``tokenizer.json``.
+        flags: what the runtime does not do.
+    """
+    # A space put in front of every text becomes part of a token that is looked for after that.
+    prepends = "Prepend" in kinds(tokenizer.get("normalizer"))
+    names = added_with(tokenizer, *flags, *(("normalized",) if prepends else ()))
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [
+        f"{runtime} finds {', '.join(names[:3])}{more} by the letters alone, without what the "
+        f"tokenizer says of the spaces and letters around: a text that holds one gets other tokens "
+        f"there"
+    ]

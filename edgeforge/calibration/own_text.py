@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx
 
+from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.reference.walk import Walk
 from quant.program import dialect
 from quant.program.calls import ShortConvCall
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 """Raised when other sequences are written than before."""
+
+Sequences = tuple[tuple[int, ...], ...]
+_Asked = tuple[tuple[int, ...], int, int, int]
+# A plan, the weights and int8 caches each ask for the same sequences in one export.
+_WRITTEN: Final[WeakKeyDictionary[CheckpointWeights, dict[_Asked, Sequences]]] = WeakKeyDictionary()
 
 Step = Callable[[Tensor, int], Tensor]
 """Takes tokens, ``int64[n]``, and the position of all; returns logits, ``float32[n, vocab]``."""
@@ -37,10 +44,11 @@ def write_sequences(
     length: int,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, size: None,
-) -> tuple[tuple[int, ...], ...]:
+) -> Sequences:
     """Returns sequences of tokens that the model itself finds likely.
 
-    The model's weights are in memory meanwhile, in float32.
+    The model's weights are in memory meanwhile, in float32. An opened model writes the same ones
+    only once.
 
     Args:
         model: the opened model.
@@ -51,6 +59,17 @@ def write_sequences(
         seed: seed of all draws.
         progress: called with the number of tokens of each sequence that are there, and ``length``.
     """
+    asked = (tuple(head), count, length, seed)
+    known = _WRITTEN.setdefault(model.weights, {})
+    if asked not in known:
+        known[asked] = _written(model, program, asked, progress)
+    return known[asked]
+
+
+def _written(
+    model: Model, program: Program, asked: _Asked, progress: Callable[[int, int], None]
+) -> Sequences:
+    head, count, length, seed = asked
     random = torch.Generator().manual_seed(seed)
     step = decoder(model.weights.float_walk(program), count, length)
     written = torch.empty(count, length, dtype=torch.int64)

@@ -157,6 +157,8 @@ class Card:
             "model_type": manifest.model.summary.get("model_type"),
             "parameters": manifest.model.summary.get("num_parameters"),
             "context": manifest.context,
+            **({"exit_layer": cut} if (cut := manifest.model.exit_layer) else {}),
+            **({"draft_positions": rows} if (rows := manifest.draft_positions) > 1 else {}),
             "recipe": manifest.recipe,
             "rotation": None if manifest.rotation is None else asdict(manifest.rotation),
             "calibration": None if manifest.calibration is None else asdict(manifest.calibration),

@@ -14,6 +14,7 @@ from edgeforge.cards.plain_text import code, plain, visible
 from edgeforge.cards.running import ELSEWHERE, INTERPRETED, how_to_run
 from edgeforge.output_folder.generated_cards import CARD, MARKS
 from edgeforge.sizes import size_text
+from exporters.manifest import Manifest
 
 _LICENCE_ID: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
 _TAG: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,60}")
@@ -189,6 +190,7 @@ def _facts(card: Card) -> Iterator[str]:
         ("bits a weight", f"{manifest.bits_per_weight:.3f}"),
         ("size of all files", size_text(card.bytes)),
         ("context", f"{manifest.context:,} tokens"),
+        *_cut(manifest),
         ("calibration", text),
         ("rotation", "none" if rotation is None else code(rotation.name)),
         ("made by", plain(", ".join(f"{name} {v}" for name, v in manifest.tools.items()))),
@@ -207,6 +209,13 @@ def _facts(card: Card) -> Iterator[str]:
             yield f"{title}:"
             yield ""
             yield from (f"- {plain(each)}" for each in told)
+
+
+def _cut(manifest: Manifest) -> list[tuple[str, str]]:
+    layer, layers = manifest.model.exit_layer, manifest.model.checkpoint_layers
+    cut = [] if layer is None else [("cut after layer", f"{layer} of {layers}")]
+    drafts = manifest.draft_positions
+    return cut if drafts == 1 else [*cut, ("drafts", f"logits of {drafts} positions a call")]
 
 
 def _file_name(source: str) -> str:

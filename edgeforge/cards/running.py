@@ -41,7 +41,13 @@ def how_to_run(manifest: Manifest) -> str:
     tokenizer = next((name for name in _TOKENIZERS if name in manifest.files), _TOKENIZERS[-1])
     cpp = f'\n    "model.pte", llm::load_tokenizer("{tokenizer}")'
     kotlin = f'LlmModule("model.pte", "{tokenizer}", 0.0f'
-    return Template(path.read_text(encoding="utf-8")).substitute(
+    written = path.read_text(encoding="utf-8")
+    drafts = _HERE / f"drafts-{name}.md"
+    if manifest.draft_positions > 1 and drafts.is_file():
+        written += "\n" + drafts.read_text(encoding="utf-8")
+    return Template(written).substitute(
+        positions=manifest.draft_positions,
+        most=manifest.draft_positions - 1,
         num_bos=begins,
         cpp_files=cpp + (', std::vector<std::string>{"model.ptd"}' if external else ""),
         kotlin_open=kotlin + (', "model.ptd")' if external else ")"),

@@ -15,9 +15,14 @@ _AGAIN: Final = "give the checkpoint as transformers saves it, with config.json 
 # The first row that matches decides: what is most telling stands first.
 _FORMATS: Final[tuple[tuple[tuple[str, ...], str], ...]] = (
     (
-        ("*.gguf", "*.ggml"),
-        "weights of llama.cpp, quantized already: give the original checkpoint, from which the "
-        "GGUF file was made",
+        ("*.gguf",),
+        "weights of llama.cpp: name the file itself as the model (of a repository, download it "
+        "first)",
+    ),
+    (
+        ("*.ggml",),
+        "weights of llama.cpp in the format before GGUF: convert them with a newer llama.cpp, or "
+        "give the original checkpoint",
     ),
     (
         ("consolidated*.pth", "consolidated*.safetensors", "consolidated*.pt"),
@@ -94,7 +99,7 @@ def name_other_format(files: Iterable[str]) -> str | None:
     """Returns what the weights among some files are and what to do; None where there are none.
 
     >>> name_other_format(["README.md", "model-Q4_K_M.gguf"]).split(":")[0]
-    'model-Q4_K_M.gguf, weights of llama.cpp, quantized already'
+    'model-Q4_K_M.gguf, weights of llama.cpp'
 
     Args:
         files: names relative to one folder; of those in folders inside it, the folder counts.

@@ -98,6 +98,7 @@ def export(
     """Trace and quantize a model, and write it for one or more runtimes."""
     from edgeforge import api
     from edgeforge.cli.progress import Reporter
+    from edgeforge.planning.vocabulary import vocabulary_note
     from edgeforge.sizes import parse_size, size_text
     from exporters.manifest import Manifest
 
@@ -145,6 +146,14 @@ def export(
         size = size_text(sum(record.size for record in manifest.files.values()))
         line = f"{folder}: {manifest.target}, {manifest.recipe}, context {manifest.context}, "
         print(printable(f"{line}{manifest.bits_per_weight:.3f} bits a weight, {size}"))
+    records = manifests[0].weights
+    told = vocabulary_note(
+        manifests[0].recipe,
+        {name: record.format for name, record in records.items()},
+        {name: record.shape for name, record in records.items()},
+    )
+    if told:
+        print(printable(told))
     _print_warnings(manifests)
 
 

@@ -49,7 +49,15 @@ class InspectReport:
         ]
         if rotation is not None:
             lines.append(f"rotation: {rotation.name}, seed {rotation.seed}")
-        lines.append(f"states: {len(manifest.states)} caches")
+        if manifest.model.exit_layer is not None:
+            layer, layers = manifest.model.exit_layer, manifest.model.checkpoint_layers
+            lines.append(f"cut after layer {layer} of {layers}")
+        if manifest.draft_positions > 1:
+            lines.append(f"drafts: the logits of {manifest.draft_positions} positions a call")
+        caches = sum(shape.count(",") == 3 for shape in manifest.states.values())
+        others = len(manifest.states) - caches
+        recent = f", {others} of a convolution's recent tokens" if others else ""
+        lines.append(f"states: {caches} caches{recent}")
         lines += [f"warning: {warning}" for warning in manifest.warnings]
         return [*lines, *(f"note: {note}" for note in manifest.notes)]
 

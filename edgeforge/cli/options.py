@@ -30,7 +30,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Artifact = Annotated[Path, typer.Argument(metavar="DIR", help="An artifact that export wrote.")]
 
 # Of `export`.
-Model = Annotated[str, typer.Argument(help="A checkpoint folder, a hub id (org/name), or `demo`.")]
+Model = Annotated[
+    str, typer.Argument(help="A checkpoint folder, a GGUF file, a hub id (org/name), or `demo`.")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
 Targets = Annotated[str, typer.Option(help="Targets, separated by commas.")]
 Recipe = Annotated[
@@ -262,7 +264,7 @@ DiagnoseWeights = Annotated[
 DiagnoseFull = Annotated[bool, typer.Option("--full", help="List every matrix.")]
 CheckpointPlace = Annotated[
     str | None,
-    typer.Option(help="The checkpoint's folder or hub id, if it moved after the export."),
+    typer.Option(help="The checkpoint's folder, file or hub id, if it moved after the export."),
 ]
 Timed = Annotated[
     bool, typer.Option(help="Measure the times of load, prefill and decode, and the memory.")

@@ -10,8 +10,8 @@ Sized = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A checkpoint folder, a config.json, a hub id (org/name) of which only the "
-        "configuration is read, or `demo`.",
+        help="A checkpoint folder, a GGUF file, a config.json, a hub id (org/name) of which only "
+        "the configuration is read, or `demo`.",
     ),
 ]
 PlannedDevice = Annotated[

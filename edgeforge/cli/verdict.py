@@ -39,7 +39,6 @@ _MEANING = (
     "its bound."
 )
 _TERMS = (
-    "FLOAT is the checkpoint as it was. KL is in nats a token.",
     "Quantization error: what rounding the weights costs.",
     "Lowering error: what the runtime's own arithmetic adds.",
 )
@@ -85,6 +84,14 @@ def print_results(
         print(printable(text))
 
 
+def _float(evaluations: Sequence[Evaluation]) -> str:
+    """What the artifacts are held against."""
+    layers = {each.exit_layer for each in evaluations} - {None}
+    cut = f", cut after layer {' or '.join(map(str, sorted(layers, key=str)))} as" if layers else ""
+    whose = " the artifact is" if len(evaluations) == 1 else " the artifacts are"
+    return f"FLOAT is the checkpoint as it was{cut}{whose if cut else ''}. KL is in nats a token."
+
+
 def summary_lines(rows: Mapping[str, Evaluation], asked: Sequence[Path]) -> list[Text]:
     """The verdicts, the figures, what they were measured on, and what to do next.
 
@@ -98,7 +105,7 @@ def summary_lines(rows: Mapping[str, Evaluation], asked: Sequence[Path]) -> list
     lines = [*verdict_lines(rows), Text(), *_figure_lines(rows), Text()]
     checked = bound_lines(labels, evaluations)
     lines += [*checked, Text()] if checked else []
-    for sentence in (*_TERMS, *_measured_on(evaluations), _MEANING):
+    for sentence in (_float(evaluations), *_TERMS, *_measured_on(evaluations), _MEANING):
         lines += wrapped(sentence, hanging=2)
     for sentence in _about_shipped(labels, evaluations):
         lines += wrapped(sentence, hanging=2)

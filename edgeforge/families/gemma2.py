@@ -42,7 +42,8 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
     window = read_window(config)
     config.require("sliding_window_size", window)  # the first files repeat it under this name
     spec = with_windows(spec, read_kinds(config, alternating), window)
-    return finish(config, spec, attention_cap=50.0, logit_cap=30.0)
+    spec = replace(spec, attention_softcap=read_cap(config, "attn_logit_softcapping", 50.0))
+    return finish(config, spec, logit_cap=30.0)
 
 
 def read_window(config: ConfigReader) -> int:
@@ -50,30 +51,27 @@ def read_window(config: ConfigReader) -> int:
     return config.integer("sliding_window", 0 if "sliding_window" in config.fields() else 4096, 0)
 
 
-def finish(
-    config: ConfigReader, spec: ModelSpec, *, attention_cap: float, logit_cap: float
-) -> ModelSpec:
+def read_cap(config: ConfigReader, field: str, default: float) -> float:
+    """Returns a softcap, 0 for none: ``default`` where the file lacks the field, 0 for null."""
+    if field not in config.fields():
+        return default
+    return 0.0 if config.get(field) is None else config.real(field)
+
+
+def finish(config: ConfigReader, spec: ModelSpec, *, logit_cap: float) -> ModelSpec:
     """Returns the spec with what Gemma 2 and 3 have in common.
 
     Args:
         config: the reader of ``config.json``.
         spec: what they share with Llama.
-        attention_cap: the softcap on scores where the file has none; null in it is none.
-        logit_cap: the softcap on logits, likewise.
+        logit_cap: the softcap on logits where the file has none; null in it is none.
     """
     config.get("hidden_act")  # these families are told by hidden_activation
     config.absent("use_bidirectional_attention")
-
-    def cap(field: str, default: float) -> float:
-        if field not in config.fields():
-            return default
-        return 0.0 if config.get(field) is None else config.real(field)
-
     return replace(
         spec,
         block="sandwich",
         attention_scale=config.real("query_pre_attn_scalar", 256.0) ** -0.5,
-        attention_softcap=cap("attn_logit_softcapping", attention_cap),
-        logit_softcap=cap("final_logit_softcapping", logit_cap),
+        logit_softcap=read_cap(config, "final_logit_softcapping", logit_cap),
         embedding_multiplier=embedding_factor(config, spec.hidden_size),
     )

@@ -44,4 +44,6 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
     kinds = [SLIDING if (index + 1) % every else FULL for index in range(len(spec.layers))]
     window = read_window(config)
     spec = with_windows(spec, read_kinds(config, kinds), window, sliding_rope=1)
-    return finish(config, spec, attention_cap=0.0, logit_cap=0.0)
+    # No release has it, and transformers reads it without computing it.
+    config.absent("attn_logit_softcapping")
+    return finish(config, spec, logit_cap=0.0)

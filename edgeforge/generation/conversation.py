@@ -155,16 +155,14 @@ class Conversation:
 
         Raises:
             CheckpointError: the template refuses the conversation.
-            UsageError: the message is not UTF-8 text, or the tokenizer is another model's.
+            UsageError: the message is not UTF-8 text, the template refuses a system prompt, or the
+                tokenizer is another model's.
         """
         try:
             message.encode("utf-8")
         except UnicodeEncodeError:
             raise UsageError("the message is not UTF-8 text") from None
-        said = [*self.messages, {"role": "user", "content": message}]
-        if self.system is not None:
-            said.insert(0, {"role": "system", "content": self.system})
-        (text,) = self._template.render([said], answer_next=True, values=self._options.values)
+        text = self._written([*self.messages, {"role": "user", "content": message}])
         tokens = self._encode(text)
         if not tokens:
             raise CheckpointError(f"the chat template in {self._template.source} writes no text")
@@ -175,6 +173,19 @@ class Conversation:
                 f"it is another model's; export again with --tokenizer PATH"
             )
         return text, tokens
+
+    def _written(self, said: list[dict[str, str]]) -> str:
+        def render(messages: list[dict[str, str]]) -> str:
+            values = self._options.values
+            return self._template.render([messages], answer_next=True, values=values)[0]
+
+        if self.system is None:
+            return render(said)
+        try:
+            return render([{"role": "system", "content": self.system}, *said])
+        except CheckpointError as error:
+            render(said)  # refuses what is not the system prompt's fault
+            raise UsageError(f"the model takes no system prompt: leave it out ({error})") from None
 
     def _encode(self, text: str) -> list[int]:
         tokens = self._tokenizer.encode(text, special=False)

@@ -10,7 +10,6 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from device_harness.device_session import open_on
 from device_harness.devices.device import Device
 from device_harness.session import Session
 from edgeforge.errors import UsageError
@@ -191,6 +190,8 @@ def open_drafter(
         ExportError: ``asked.source`` is neither ``lookup`` nor an artifact.
         DeviceError: the smaller model cannot be opened.
     """
+    from device_harness.device_session import open_on
+
     if asked.source == LOOKUP:
         yield PromptLookup(asked.ngram or NGRAM)
         return

@@ -25,8 +25,9 @@ NEAR: Final = 0.002
 
 The logits of one token then decide, as in plain decoding. A kernel may add in another order for
 several tokens than for one: in float16, logits of the demo model moved by 0.0006 of their range.
-Where activations are rounded to 8 bits they move further, for a number on the edge between two codes
-takes the other one; and so do the keys and values that stay in the caches. No bound holds there.
+Where activations are rounded to 8 bits they move further, for a number on the edge between two
+codes takes the other one; and so do the keys and values that stay in the caches. No bound holds
+there.
 """
 _PLAIN_STEPS: Final = 24
 _PLAIN_SECONDS: Final = 3.0
@@ -81,9 +82,9 @@ class Speculated:
         lines = [f"{told}]"]
         if self.apart is not None and self.apart > self.near:
             lines.append(
-                f"note: the runtime's kernels give other logits for several tokens than for one, by "
-                f"up to {self.apart:.2g} here: where two tokens are nearly as likely, plain decoding "
-                f"may take the other one"
+                f"note: the runtime's kernels give other logits for several tokens than for one, "
+                f"by up to {self.apart:.2g} here: where two tokens are nearly as likely, plain "
+                f"decoding may take the other one"
             )
         return lines
 

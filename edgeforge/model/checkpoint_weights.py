@@ -159,6 +159,10 @@ class CheckpointWeights:
         # `torch.cat` promotes different dtypes to float32, also bfloat16 with float16.
         return torch.cat(found)
 
+    def imported_by_rows(self, name: str) -> bool:
+        """Returns whether some rows of an imported weight are read for less than all of them."""
+        return all(self._packed[piece.tensor].by_rows for piece in self.spec.weights[name].pieces)
+
     def imported_rows(self, name: str, start: int, stop: int, format: IntFormat) -> QuantizedRows:
         """Returns rows of an imported weight in the layout of `quant.formats.formats`.
 

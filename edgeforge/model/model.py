@@ -70,7 +70,7 @@ def open_model(
     """Opens a checkpoint and checks it against its configuration.
 
     Args:
-        source: a folder, a GGUF file, a hub id, or ``demo`` for the model that ships with EdgeForge.
+        source: a folder, a GGUF file, a hub id, or ``demo`` for the model that ships here.
         revision: branch, tag or commit of a hub id.
         tokenizer: folder, file or hub id from which to take the tokenizer instead.
         ignore_config: config fields that the user knows not to change the maths.

@@ -1,4 +1,4 @@
-"""Finds which of a spec's tensors a checkpoint holds as integers, or in another form than floats."""
+"""Finds which tensors a checkpoint holds as integers, or in another form than floats."""
 
 from __future__ import annotations
 

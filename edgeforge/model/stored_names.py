@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Final
 
 from edgeforge.families.assembly import EMBEDDING, HEAD
 from edgeforge.families.spec import ModelSpec
+
+_TEXT: Final = "language_model."
+_OUTSIDE, _INSIDE = "language_model.model.", "model.language_model."
 
 
 def named_as_stored(spec: ModelSpec, stored: Collection[str]) -> ModelSpec:
     """Returns the spec with the names that the checkpoint's tensors have.
 
-    A model that was saved without its head's class has no prefix such as ``model.`` in its names.
-    A tied model may store its one matrix as the head.
+    The text part of a model with images has a prefix in all its names, which newer files put after
+    ``model.``. A model that was saved without its head's class has no prefix such as ``model.`` in
+    its names. A tied model may store its one matrix as the head.
 
     Args:
         spec: the spec, with the names of its family.
         stored: names of the checkpoint's tensors.
     """
+    if any(name.startswith(_INSIDE) for name in stored):
+        spec = _renamed(
+            spec,
+            {
+                piece.tensor: piece.tensor.replace(_OUTSIDE, _INSIDE).removeprefix(_TEXT)
+                for weight in spec.weights.values()
+                for piece in weight.pieces
+                if piece.tensor.startswith(_TEXT)
+            },
+        )
     (embedding,) = spec.weights[EMBEDDING].pieces
     prefix = embedding.tensor.split(".", 1)[0] + "."
     if not any(name.startswith(prefix) for name in stored):

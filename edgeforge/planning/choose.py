@@ -103,6 +103,7 @@ def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_prog
         UsageError: the options contradict each other.
     """
     from edgeforge.planning.plan_file import check_plan_file, write_plan
+    from edgeforge.planning.vocabulary import vocabulary_note
     from quant.plans.plan import QuantPlan
 
     shapes, rotated = model.weights.shapes(), request.rotated
@@ -118,7 +119,8 @@ def choose_plan(model: Model, request: PlanRequest, progress: Progress = no_prog
     plan = QuantPlan(planned.plan.recipe, weights_of, rotation)
     # A target's refusal comes before any weight is read, with advice that all targets accept.
     _plan_check(model, request).run(plan)
-    notes = (*planned.notes, *_import_notes(model.weights, plan))
+    told = vocabulary_note(plan.recipe, {n: a.format.name for n, a in weights_of.items()}, shapes)
+    notes = (*planned.notes, *([told] if told else []), *_import_notes(model.weights, plan))
     if rotated is not None:
         notes = (*notes, *rotated.notes(plan))
     if request.save_plan is not None:
@@ -146,11 +148,11 @@ def _held(model: Model, request: PlanRequest) -> tuple[dict[str, Assignment], tu
             refused[name] = error
     if not refused:
         return imported, ()
-    first, error = next(iter(refused.items()))
+    reason = next(iter(refused.values()))
     forms = " and ".join(sorted({model.weights.forms()[name] for name in refused}))
     told = (
         f"{len(refused)} matrices that the checkpoint holds as {forms} are read as floats, and the "
-        f"recipe decides about them: {getattr(error, 'problem', None) or error}"
+        f"recipe decides about them: {getattr(reason, 'problem', None) or reason}"
     )
     return {name: given for name, given in imported.items() if name not in refused}, (told,)
 

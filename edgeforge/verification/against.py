@@ -7,12 +7,16 @@ the same checkpoint and gives the logits of the same tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from device_harness.errors import DeviceError
+from edgeforge.checkpoint.layout import CONFIG
 from edgeforge.errors import UsageError
 from edgeforge.model.model import Model
 from edgeforge.model.rope import uses_long_set
@@ -75,6 +79,9 @@ def _transformers(model: Model, context: int, tokens: Tensor) -> Tensor:
             f'install "edgeforge[transformers]"'
         ) from None
     path = model.checkpoint.path
+    file = path if model.checkpoint.gguf is not None else None
+    if file is not None:  # its configuration was made of the metadata
+        path = model.checkpoint.sidecars[CONFIG].parent
     where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(path, **where)
@@ -88,16 +95,39 @@ def _transformers(model: Model, context: int, tokens: Tensor) -> Tensor:
         # It chooses by the text's length, and an artifact by its declared context.
         config.rope_parameters = {**rope, "short_factor": rope["long_factor"]}
     try:
-        # Loaded in its own dtype, so that constants are rounded as the model's are, then widened.
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype="auto", attn_implementation="eager", **where
-        )
+        if file is not None:
+            loaded = _of_gguf(config, file)
+        else:
+            # In its own dtype, so that constants are rounded as the model's are, then widened.
+            loaded = AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype="auto", attn_implementation="eager", **where
+            )
         with torch.no_grad():
             logits: Tensor = loaded.float().eval()(tokens[None], use_cache=False).logits[0].float()
     except Exception as error:  # its errors share no base class
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise DeviceError(f"transformers cannot run {path}: {reason[:200]}") from error
+        raise DeviceError(f"transformers cannot run {file or path}: {reason[:200]}") from error
     return logits
+
+
+def _of_gguf(config: Any, file: Path) -> Any:
+    """Returns transformers' model with the tensors that its own reader of GGUF files finds.
+
+    Raises:
+        ValueError: that reader finds too few tensors, or others.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    loaded = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
+    with redirect_stderr(StringIO()):  # a bar of its progress
+        read = load_gguf_checkpoint(str(file), True, loaded, torch.float32)["tensors"]
+    missing, unexpected = loaded.load_state_dict(read, strict=False)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    if unexpected or set(missing) - tied:
+        raise ValueError(f"its reader of GGUF files lacks {[*missing, *unexpected][:3]}")
+    loaded.tie_weights()
+    return loaded
 
 
 PROGRAMS: Final[dict[str, Callable[[Model, int, Tensor], Tensor]]] = {"transformers": _transformers}

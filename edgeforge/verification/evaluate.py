@@ -268,5 +268,6 @@ def _evaluation(
         weight_store=str(store.folder),
         other_processor=other,
         rounds_activations=rounds,
+        exit_layer=manifest.model.exit_layer,
         checks=tuple(judged(found, bounds, options.bounds)),
     )

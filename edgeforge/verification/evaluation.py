@@ -71,6 +71,8 @@ class Evaluation:
         device: where it ran: ``host``, or a device and the runtime's options there.
         device_facts: what is known of the device (`device_harness.devices.device.Facts`).
         device_limits: what running it there cannot tell, one sentence each.
+        exit_layer: the checkpoint's layer after which the model is cut, in FLOAT and QUANTIZED as
+            well; None where it is whole.
         elsewhere: evaluations of the same artifact on devices, on the same tokens and under the
             same bounds. These have no sums and no facts of the files, which are no other there.
         schema_version: of the report.
@@ -108,6 +110,7 @@ class Evaluation:
     device: str = "host"
     device_facts: Mapping[str, object] | None = None
     device_limits: tuple[str, ...] = ()
+    exit_layer: int | None = None
     elsewhere: tuple[Evaluation, ...] = ()
     schema_version: int = REPORT_VERSION
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from exporters.checks import refuse_activation
-from exporters.coreml.names import identifier
+from exporters.coreml.names import CONVOLUTION, identifier
 from exporters.errors import WeightRefused
 from exporters.options import TargetOptions
 from quant.formats.activations import TOKEN
@@ -16,8 +16,6 @@ from quant.plans.algorithms import POSITIVE
 from quant.plans.plan import QuantPlan
 
 _OF_IOS17: Final = IntFormat(8, None)
-# The end of a short convolution's name, whose few columns are float whatever the recipe.
-_CONVOLUTION: Final = ".conv.conv.weight"
 
 
 def check_formats(
@@ -42,7 +40,7 @@ def check_formats(
     for weight, assignment in plan.weights.items():
         format = assignment.format
         identifier(weight)
-        if len(shapes[weight]) == 1 or weight.endswith(_CONVOLUTION):
+        if len(shapes[weight]) == 1 or weight.endswith(CONVOLUTION):
             continue
         if isinstance(format, IntFormat) and format.bits not in (4, 8):
             palette = next(bits for bits in (2, 3, 6, 8) if bits >= format.bits)

@@ -49,11 +49,10 @@ class ShortConvolution:
         kept = emitter.select(f"{name}_kept", follows, before, 0.0)
         rows = emitter.concat(f"{name}_rows", [kept, x], 1)
         self._keep(held, name, rows, (1, width - 1, columns))
-        shape = (1, x.shape[1], columns)
         made: Value | None = None
         for index, factors in enumerate(self._factors(name, node)):
             behind = width - 1 - index
-            part = emitter.token_rows(f"{name}_rows_{index}", rows, index, -behind, shape)
+            part = emitter.token_rows(f"{name}_rows_{index}", rows, index, x.shape[1], behind)
             term = emitter.binary("mul", f"{name}_term_{index}", part, factors)
             last = name if not behind else f"{name}_sum_{index}"
             made = term if made is None else emitter.binary("add", last, made, term)
@@ -62,10 +61,15 @@ class ShortConvolution:
 
     def _keep(self, held: Value, name: str, rows: Value, shape: Shape) -> None:
         """Writes the last rows, as many as a shape says, to a state, which may be padded."""
-        written = self.carried.written_name(held)
+        emitter, written = self.emitter, self.carried.written_name(held)
         cut = written if shape == held.shape else f"{name}_left"
-        left = self.emitter.token_rows(cut, rows, -shape[1], 0, shape)
-        self.carried.write(held, self.emitter.pad_to(written, left, held.shape))
+        if self.state.tokens == -1:
+            # Of a number of rows that is not known, coremltools does not know how many are left.
+            left = emitter.token_rows(f"{name}_left_open", rows, -shape[1], -1, 0)
+            left = emitter.reshape(cut, left, shape)
+        else:
+            left = emitter.token_rows(cut, rows, -shape[1], shape[1], 0)
+        self.carried.write(held, emitter.pad_to(written, left, held.shape))
 
     def _factors(self, name: str, node: fx.Node) -> list[Value]:
         """The weight's columns, each as ``fp16[1, n]``."""

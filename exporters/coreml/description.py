@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from importlib.metadata import version
+from typing import Final
 
 from exporters.checks import activation_notes
 from exporters.coreml import names
@@ -11,12 +12,29 @@ from exporters.coreml.carried import ANE_MULTIPLE
 from exporters.coreml.emitter import Emitter
 from exporters.coreml.package_writer import Metadata
 from exporters.coreml.state import Style
+from exporters.coreml.stream import wide_stream
 from exporters.target import ExportRequest
 from quant.formats.formats import FloatFormat
+from quant.program.calls import AttentionCall
+from quant.program.dialect import ATTENTION, SOFTCAP
+from quant.program.program import Program
+from quant.program.states import states_of
 from quant.store.store import WeightStore
 
 # swift-transformers reads this key to find the tokenizer; Apple's samples use it too.
 _HUB_NAME = "co.huggingface.exporters.name"
+
+_STREAM: Final = (
+    "models of this kind were trained in bfloat16, and some have residual streams beyond 65504, "
+    "the largest float16: `verify` says whether this one has, and --profile gpu keeps the stream "
+    "in float32"
+)
+# What the states are whose names begin so: what they hold, of which tokens, in which shape.
+_HELD: Final = (
+    ("key", "Keys", "the tokens so far", "[1, heads, context, width]"),
+    ("value", "Values", "the tokens so far", "[1, heads, context, width]"),
+    ("conv", "A convolution's inputs", "the last tokens", "[1, tokens, width]"),
+)
 
 
 def describe_function(emitter: Emitter) -> dict[str, str]:
@@ -29,9 +47,11 @@ def describe_function(emitter: Emitter) -> dict[str, str]:
     }
     for value in (*emitter.states, *emitter.inputs, *emitter.outputs):
         if value.name not in texts:
-            kind = "Keys" if value.name.startswith("key") else "Values"
+            kind, holds, shape = next(
+                told for begin, *told in _HELD if value.name.startswith(begin)
+            )
             now = ", with these tokens" if value.name.endswith(names.UPDATED) else ""
-            texts[value.name] = f"{kind} of the tokens so far{now}: [1, heads, context, width]."
+            texts[value.name] = f"{kind} of {holds}{now}: {shape}."
     return texts
 
 
@@ -71,6 +91,7 @@ def notes(request: ExportRequest, style: Style, chunks: tuple[int, ...]) -> tupl
         _calls(style, chunks),
         *_drafts(request),
         *_profile(request, style),
+        *_states(request.program),
         *_floats(request.store, style),
         *activation_notes(request.store.plan),
         *([] if style.states else [_no_states(request, style)]),
@@ -95,17 +116,19 @@ def _drafts(request: ExportRequest) -> tuple[str, ...]:
     if positions is None:
         return ()
     return (
-        f"a call of {names.DRAFT} takes exactly {positions} tokens, a shorter draft with any tokens "
-        f"behind it, and gives the logits of each; the next call's position says how many of them "
-        f"count",
+        f"a call of {names.DRAFT} takes exactly {positions} tokens, a shorter draft with any "
+        f"tokens behind it, and gives the logits of each; the next call's position says how many "
+        f"of them count",
     )
 
 
 def _profile(request: ExportRequest, style: Style) -> tuple[str, ...]:
+    stream, caps = wide_stream(request.program), _has_caps(request.program)
     if style.wide:
+        wide = ["norms", "rotary tables", *["softcaps"] * caps, *["residual stream"] * bool(stream)]
         return (
-            "written for the GPU (profile gpu): float16 except for norms and rotary tables, which "
-            "are float32",
+            f"written for the GPU (profile gpu): float16 except for {', '.join(wide[:-1])} and "
+            f"{wide[-1]}, which are float32",
         )
     context, padded = request.facts.context, style.context
     width = request.facts.head_dim
@@ -115,6 +138,24 @@ def _profile(request: ExportRequest, style: Style) -> tuple[str, ...]:
         "divides by the largest magnitude; attention is matrix products and a softmax",
         f"the caches' last two dimensions are multiples of {ANE_MULTIPLE}: {padded} positions for "
         f"a context of {context}, {stored} columns for heads of {width}",
+        *([_STREAM] if stream else []),
+    )
+
+
+def _has_caps(program: Program) -> bool:
+    """Whether scores or logits are bounded by a tanh."""
+    return any(
+        node.target is SOFTCAP or (node.target is ATTENTION and AttentionCall.of(node).softcap > 0)
+        for node in program.graph.nodes
+    )
+
+
+def _states(program: Program) -> tuple[str, ...]:
+    if all(state.can_rewind for state in states_of(program)):
+        return ()
+    return (
+        "convolutions keep the last tokens' inputs, so that a call at another position than 0 must "
+        "follow the call before it: a shorter position takes no tokens back",
     )
 
 
@@ -125,7 +166,11 @@ def _floats(store: WeightStore, style: Style) -> tuple[str, ...]:
         for name, assignment in store.plan.weights.items()
         if isinstance(assignment.format, FloatFormat) and assignment.format.dtype != "float16"
     ]
-    matrices = [name for name in wide if store.extents(name)["value"].shape[0] > 1]
+    matrices = [
+        name
+        for name in wide
+        if store.extents(name)["value"].shape[0] > 1 and not name.endswith(names.CONVOLUTION)
+    ]
     told = []
     if matrices:
         told.append(
@@ -133,7 +178,8 @@ def _floats(store: WeightStore, style: Style) -> tuple[str, ...]:
         )
     if not style.wide and len(wide) > len(matrices):
         told.append(
-            "norms' weights are stored as they are and rounded to float16 when the model is loaded"
+            "norms' weights and other small ones are stored as they are and rounded to float16 "
+            "when the model is loaded"
         )
     return tuple(told)
 
@@ -141,6 +187,7 @@ def _floats(store: WeightStore, style: Style) -> tuple[str, ...]:
 def _no_states(request: ExportRequest, style: Style) -> str:
     facts = request.facts
     nbytes = sum(4 * heads * style.context * facts.head_dim for heads in facts.num_kv_heads)
+    nbytes += 2 * facts.recent
     return (
         f"iOS 17 has no states: the caches, {nbytes / 1e6:.1f} MB, go into every call as inputs "
         f"and come out as outputs whose names end in {names.UPDATED}; the first call takes zeros. "

@@ -174,24 +174,29 @@ class Emitter(FunctionBuilder):
             end_mask=[True, True, True],
         )
 
-    def token_rows(self, name: str, x: Value, begin: int, end: int, shape: Shape) -> Value:
-        """Rows ``begin`` to ``end`` of the second of three axes; negative ones count from its end.
+    def token_rows(self, name: str, x: Value, begin: int, count: int, behind: int) -> Value:
+        """Selects rows of the second of three axes.
 
         Args:
             name: the result's name.
-            x: ``[1, n, width]``.
-            begin: the first row.
-            end: the row after the last; 0 for all up to the end.
-            shape: the result's shape.
+            x: ``[1, n, width]``; n may depend on the number of tokens.
+            begin: how many rows are before them; counted from the end where negative.
+            count: how many rows they are; -1 where that depends on the number of tokens.
+            behind: how many rows are behind them.
         """
+        # coremltools' reader changes constants that count from the end, so that two operations
+        # cannot share one: where n is known, rows are counted from the beginning.
+        first, end = begin, -behind
+        if x.shape[1] != -1:
+            first, end = begin % x.shape[1], x.shape[1] - behind
         free = [True, False, True]
         return self.call(
             "slice_by_index",
             name,
             x.dtype,
-            shape,
+            (x.shape[0], count, x.shape[2]),
             x=x,
-            begin=[0, begin, 0],
+            begin=[0, first, 0],
             end=[0, end, 0],
             begin_mask=free,
             end_mask=free if end else [True] * 3,

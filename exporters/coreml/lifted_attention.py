@@ -222,12 +222,12 @@ def _capped(value: Value) -> tuple[Value, Value, float] | None:
 
 
 def fused(walk: Walk, name: str, given: Given) -> Made:
-    """Attention as one operation, whose scale is that of the queries' stated width."""
+    """Attention as one operation, whose scale is that of the stated width of keys."""
     query, keys, values, mask = (given[key][0] for key in ("query", "key", "value", "attn_mask"))
-    width = walk.shape(query)[-1:] or (None,)
-    if width[0] is None:
+    width = walk.shape(keys.old)[-1] if isinstance(keys, Updated) else 1
+    if width is None:
         return None
-    return _attention(walk, name, query, keys, values, mask, width[0] ** -0.5, 0.0)
+    return _attention(walk, name, query, keys, values, mask, width**-0.5, 0.0)
 
 
 def _attention(
@@ -244,12 +244,8 @@ def _attention(
         return (Unknown(name, NO_NEW_ROWS, (query, keys, values)),)
     if not isinstance(mask, Numbers):
         return None
-    of_query, of_key = walk.shape(query), walk.shape(keys.new)
-    if len(of_query) != 4 or len(of_key) != 4:
-        return None
-    heads, kv_heads, width = of_query[2], of_key[2], of_query[3]
-    visible = _visible(walk, mask)
-    if heads is None or kv_heads is None or width is None or visible is None:
+    heads, visible = _heads(walk, query, keys), _visible(walk, mask)
+    if heads is None or visible is None:
         return None
     return (
         Attention(
@@ -257,7 +253,7 @@ def _attention(
             query,
             keys.new,
             values.new,
-            (heads, kv_heads, width),
+            heads,
             scale,
             _cache(walk, keys),
             _cache(walk, values),
@@ -265,6 +261,21 @@ def _attention(
             softcap,
         ),
     )
+
+
+def _heads(walk: Walk, query: Value, keys: Updated) -> tuple[int, int, int] | None:
+    """The numbers of query heads and of key heads, and their width.
+
+    Views are not lifted, so that queries and keys may have their heads apart or side by side; the
+    cache has those of the keys apart.
+    """
+    of_cache = walk.shape(keys.old)
+    columns = [math.prod(size or 0 for size in walk.shape(each)[2:]) for each in (query, keys.new)]
+    kv_heads = of_cache[1] if len(of_cache) == 4 else None
+    if not kv_heads or not all(columns) or columns[1] % kv_heads:
+        return None
+    heads, rest = divmod(columns[0], columns[1] // kv_heads)
+    return None if rest else (heads, kv_heads, columns[1] // kv_heads)
 
 
 def _cache(walk: Walk, updated: Updated) -> Cache:

@@ -44,11 +44,19 @@ class Rows(Value):
 
 @dataclass(frozen=True, eq=False)
 class Shifted(Value):
-    """Some of these rows: from ``begin`` to ``end``, which count from the end where negative."""
+    """Some of these rows.
+
+    Attributes:
+        rows: all of them.
+        before: how many are before these; None where it depends on the number of tokens.
+        behind: how many are behind these.
+        count: how many these are; None where it depends on the number of tokens.
+    """
 
     rows: Rows
-    begin: int
-    end: int
+    before: int | None
+    behind: int
+    count: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +100,15 @@ def shifted(walk: Walk, name: str, given: Given) -> Made:
         return None
     if free[1] not in ((1, 0, 1), (1, 1, 1)):
         return None
-    found = Shifted(name, rows, begin[1], end[1] if free[1] == (1, 0, 1) else 0)
+    length, first = walk.shape(rows)[1], begin[1]
+    last = end[1] if free[1] == (1, 0, 1) else 0
+    if length is None:
+        before, count = (first, None) if first >= 0 else (None, -first)
+        found = Shifted(name, rows, before, -last, count)
+    else:
+        found = Shifted(name, rows, first, (length - last) % length, last - first)
+    if found.behind < 0:
+        return None
     kept(walk, name, found)
     return (found,)
 
@@ -102,7 +118,7 @@ def kept(walk: Walk, written: str, value: Value) -> None:
     if isinstance(value, Shifted) and (
         written in walk.states or written in walk.operations.outputs
     ):
-        walk.kept[value.rows.name] = (written, value.begin, value.end)
+        walk.kept[value.rows.name] = (written, value.count, value.behind)
 
 
 def turned(given: Given) -> Made:
@@ -129,13 +145,13 @@ def convolution(walk: Walk, name: str, pair: tuple[Value, Value]) -> ShortConv |
     values, rows = factors.part.values, first.rows
     assert values is not None
     width = values.shape[1]
-    wanted = [(index, index - (width - 1), index) for index in range(width)]
-    found = [(part.begin, part.end, column.index) for part, column in terms]
+    wanted = [(index, width - 1 - index, index) for index in range(width)]
+    found = [(part.before, part.behind, column.index) for part, column in terms]
     same = all(part.rows is rows and column.part is factors.part for part, column in terms)
     if found != wanted or not same:
         return None
-    written, begin, end = walk.kept.get(rows.name, ("", 0, 0))
-    label = cache_label(written) if (begin, end) == (1 - width, 0) else "nowhere"
+    written, count, behind = walk.kept.get(rows.name, ("", 0, 0))
+    label = cache_label(written) if (count, behind) == (width - 1, 0) else "nowhere"
     recent = Recent(cache_label(rows.before.held.cache), label, rows.before.ignored)
     return ShortConv(name, rows.source, factors.part.weight, values.astype(np.float32), recent)
 

@@ -290,7 +290,8 @@ class Walk:
         factors: the weights whose rows' results are multiplied by factors.
         outside: operations that are not expected, in words.
         visible: which tokens a mask shows, by the mask's name.
-        kept: by the name of rows, the state or the output that gets some of them, and which.
+        kept: by the name of rows, the state or the output that gets some of them, how many those
+            are (None where it depends on the number of tokens), and how many are behind them.
     """
 
     operations: Operations
@@ -300,7 +301,7 @@ class Walk:
     factors: set[str] = field(default_factory=set)
     outside: list[str] = field(default_factory=list)
     visible: dict[str, tuple[Array, ...] | None] = field(default_factory=dict)
-    kept: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    kept: dict[str, tuple[str, int | None, int]] = field(default_factory=dict)
 
     def shape(self, value: Value) -> tuple[int | None, ...]:
         """The shape of a value as the function states it."""

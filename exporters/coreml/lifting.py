@@ -179,6 +179,7 @@ Made = tuple[Value, ...] | None
 
 def _passed(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     """Casts and reshapes change no number; tables' rows and caches stay what they are."""
+    lifted_convolution.kept(walk, name, given["x"][0])
     return given["x"][:1]
 
 
@@ -289,7 +290,7 @@ def _add(walk: Walk, name: str, given: Given, operation: Any) -> Made:
                 shifted = lifted_norms.shifted_by(name, one, other)
                 return None if shifted is None else (shifted,)
             return (Bias(name, one, other.weight, other.values),)
-    found = lifted_attention.one_hot_update(walk, name, pair)
+    found: Value | None = lifted_attention.one_hot_update(walk, name, pair)
     found = found or lifted_convolution.convolution(walk, name, pair)
     return (Sum(name, pair) if found is None else found,)
 

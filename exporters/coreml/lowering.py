@@ -163,7 +163,8 @@ def _bias(state: FunctionLowering, node: fx.Node) -> Value:
 def _scale(state: FunctionLowering, node: fx.Node) -> Value:
     """Multiplies by a number; for the GPU in float32 where float16 would round the number."""
     factor = FactorCall.of(node).number
-    wide = state.stays_wide(node) or (state.style.wide and float(np.float16(factor)) != factor)
+    exact = abs(factor) <= float(np.finfo(np.float16).max) and float(np.float16(factor)) == factor
+    wide = state.stays_wide(node) or (state.style.wide and not exact)
     return _by_number(state, node, "mul", factor, wide)
 
 

@@ -30,6 +30,9 @@ TOKENS: Final = "inputIds"  # int32[1, t]
 POSITION: Final = "position"  # int32[1]: tokens already cached
 LOGITS: Final = "logits"  # fp16[1, 1 or t, vocabulary]
 
+# How the name of a short convolution's weight ends, whose few columns are float in every recipe.
+CONVOLUTION: Final = ".conv.conv.weight"
+
 _STATES: Final = {"k_cache": "keyCache", "v_cache": "valueCache", "recent": "convState"}
 # Suffix of the output that gives a state back after the call, where there are no states.
 UPDATED: Final = "Updated"

@@ -109,7 +109,7 @@ def _centred(emitter: Emitter, name: str, x: Value) -> Value:
 
 
 def _divided(emitter: Emitter, name: str, x: Value, least: float) -> tuple[Value, Value]:
-    """``x / m`` and m, each vector's largest magnitude or, where that is larger, about ``least``."""
+    """``x / m`` and m: each vector's largest magnitude, but not less than about ``least``."""
     floor = 2.0 ** round(math.log2(least))
     largest = emitter.reduce("reduce_max", f"{name}_most", emitter.unary("abs", f"{name}_abs", x))
     divisor = emitter.binary("maximum", f"{name}_divisor", largest, floor)

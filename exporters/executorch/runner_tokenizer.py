@@ -1,26 +1,27 @@
 """The tokenizer's files for ExecuTorch's LLM runner, which reads ``tokenizer.json`` alone.
 
-Its library, pytorch_tokenizers, knows fewer steps than the tokenizers library and does one of them
-wrong. Where another file gives the same tokens there, it is written beside the checkpoint's own, as
-`RUNNER_TOKENIZER`.
+Its library, pytorch_tokenizers, knows fewer steps than the tokenizers library and does some of them
+otherwise. Where another file gives the same tokens there, it is written beside the checkpoint's
+own, as `RUNNER_TOKENIZER`.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from exporters.tokenizer_files import (
+    CONFIG,
     TOKENIZER,
+    added_with,
     chat_template,
     copy_files,
-    is_byte_level,
     kinds,
     model_kind,
     read,
     steps,
+    told_of_added_tokens,
     write,
 )
 
@@ -34,6 +35,8 @@ _KNOWN: Final[Mapping[str, frozenset[str]]] = {
 }
 _BEHAVIOURS: Final = frozenset({"Removed", "Isolated", "MergedWithPrevious"})
 _SPACE: Final = "▁"
+# Tokens at the ends of a text, and such as stand for others.
+_AROUND: Final = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def write_tokenizer(files: Mapping[str, Path], folder: Path) -> tuple[str, ...]:
@@ -46,14 +49,15 @@ def write_tokenizer(files: Mapping[str, Path], folder: Path) -> tuple[str, ...]:
     if TOKENIZER not in files:
         return ()
     tokenizer = read(files, TOKENIZER)
-    adapted, told = for_runner(tokenizer, is_chat=chat_template(files) is not None)
+    is_chat = chat_template(files) is not None
+    adapted, told = for_runner(tokenizer, read(files, CONFIG), is_chat=is_chat)
     if adapted != tokenizer:
         write(adapted, folder / RUNNER_TOKENIZER)
     return told
 
 
 def for_runner(
-    tokenizer: Mapping[str, Any], *, is_chat: bool
+    tokenizer: Mapping[str, Any], config: Mapping[str, Any], *, is_chat: bool
 ) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """Returns a tokenizer as the runner must read it, and what it still does otherwise.
 
@@ -61,10 +65,11 @@ def for_runner(
 
     Args:
         tokenizer: the content of ``tokenizer.json``; it stays as it is.
+        config: the content of ``tokenizer_config.json``.
         is_chat: whether the model has a chat template: where conversations and plain texts cannot
             both be right, conversations are.
     """
-    made, told = copy.deepcopy(dict(tokenizer)), []
+    made, told = dict(tokenizer), []
     if "NFC" in kinds(made.get("normalizer")):
         rest = [step for step in steps(made["normalizer"]) if step["type"] != "NFC"]
         made["normalizer"] = _sequence("normalizers", rest)
@@ -72,8 +77,19 @@ def for_runner(
             f"ExecuTorch's tokenizer loses accents where it normalizes to NFC, so it is given "
             f"{RUNNER_TOKENIZER}, which does not: a text that is not in NFC gets other tokens there"
         )
+    # The runner decodes token by token, and this step would take the space of every word.
+    decoding = [step for step in steps(made.get("decoder")) if step.get("type") != "Strip"]
+    if len(decoding) < len(list(steps(made.get("decoder")))):
+        made["decoder"] = _sequence("decoders", decoding)
     told += _without_metaspace(made, is_chat)
-    told += _without_strips(made, is_chat)
+    # Before a space is put in front of a text, as the tokenizer does.
+    flags = ["lstrip", "single_word"]
+    if added_with(made, "rstrip"):
+        if is_chat and _all_strip(made, config):
+            told += _strip_texts(made)
+        else:
+            flags.append("rstrip")
+    told += told_of_added_tokens("ExecuTorch's tokenizer", tokenizer, *flags)
     unknown = _unknown(made)
     if unknown:
         return tokenizer, (
@@ -110,18 +126,19 @@ def _without_metaspace(made: dict[str, Any], is_chat: bool) -> list[str]:
     return told
 
 
-def _without_strips(made: dict[str, Any], is_chat: bool) -> list[str]:
-    """Drops the spaces that added tokens take behind them at the beginning of every text."""
-    added = made.get("added_tokens") or []
-    rows = [row for row in added if row.get("rstrip") or row.get("lstrip")]
-    if not rows:
-        return []
-    if not is_chat or is_byte_level(made) or not any(row.get("rstrip") for row in rows):
-        names = ", ".join(str(row.get("content")) for row in rows[:3])
-        return [
-            f"ExecuTorch's tokenizer keeps the spaces beside {names}, which the tokenizer drops: a "
-            f"text that has some there gets other tokens there"
-        ]
+def _all_strip(made: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Tells whether all special tokens of conversations take the spaces behind them."""
+    around = {
+        value.get("content") if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name in _AROUND
+    }
+    rows = [row for row in made["added_tokens"] if row.get("special")]
+    return all(row.get("rstrip") for row in rows if row.get("content") not in around)
+
+
+def _strip_texts(made: dict[str, Any]) -> list[str]:
+    """Drops the spaces at the beginning of every text, for the tokens that take them."""
     strip = {"type": "Replace", "pattern": {"Regex": "^\\s+"}, "content": ""}
     made["normalizer"] = _sequence("normalizers", [strip, *steps(made.get("normalizer"))])
     return [

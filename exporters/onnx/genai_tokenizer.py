@@ -16,6 +16,7 @@ from exporters.tokenizer_files import (
     model_kind,
     read,
     steps,
+    told_of_added_tokens,
     write,
 )
 
@@ -27,7 +28,7 @@ _ENDS: Final = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _SHORT: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER: Final = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER: Final = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_PATTERNS: Final = frozenset(
+PATTERNS: Final = frozenset(
     {
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
         *(
@@ -105,6 +106,7 @@ def differences(tokenizer: Mapping[str, Any], *, is_chat: bool) -> tuple[str, ..
             "onnxruntime-genai gives the unknown token for characters that are not in a Unigram "
             "vocabulary, where the tokenizer gives their bytes"
         )
+    told += told_of_added_tokens("onnxruntime-genai", tokenizer, "lstrip", "single_word")
     if kind == "Unigram" and is_chat:
         told.append(
             "onnxruntime-genai finds no chat template beside a Unigram tokenizer: give "
@@ -126,4 +128,4 @@ def _puts_space_once(step: Mapping[str, Any]) -> bool:
 def _is_unknown_split(step: Mapping[str, Any]) -> bool:
     pattern = step.get("pattern") or {}
     regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-    return step.get("type") == "Split" and regex is not None and regex not in _PATTERNS
+    return step.get("type") == "Split" and regex is not None and regex not in PATTERNS

@@ -60,16 +60,22 @@ def _normed(
         if len(weights) != 1 or not isinstance(weights[0], Part):
             return None
         return Norm(name, source, *_vector(graph, weights[0]), epsilon)
-    read: list[tuple[StoredWeight, Array] | tuple[None, None]] = []
-    for value, plain in zip(weights, (1, 0), strict=False):
-        if isinstance(value, Part):
-            read.append(_vector(graph, value))
-        elif isinstance(value, Constant) and bool((value.array == plain).all()):
-            read.append((None, None))
-        else:
-            return None
-    scale, shift = [*read, (None, None)][:2]
-    return LayerNorm(name, source, *scale, *shift, epsilon)
+    found = [_optional(graph, value, plain) for value, plain in zip(weights, (1, 0), strict=False)]
+    if None in found:
+        return None
+    (weight, values), (bias, shift) = [*(each for each in found if each), (None, None)][:2]
+    return LayerNorm(name, source, weight, values, bias, shift, epsilon)
+
+
+def _optional(
+    graph: Graph, value: Value, plain: int
+) -> tuple[StoredWeight, Array] | tuple[None, None] | None:
+    """A weight, or none where only plain ones or zeros stand for it; None where it is neither."""
+    if isinstance(value, Part):
+        return _vector(graph, value)
+    if isinstance(value, Constant) and bool((value.array == plain).all()):
+        return None, None
+    return None
 
 
 def _vector(graph: Graph, part: Part) -> tuple[StoredWeight, Array]:

@@ -119,8 +119,8 @@ def add(
 def _parted(name: str, rounded: Value, exact: Value) -> Value | None:
     """A product of which some columns are multiplied apart; see `exporters.onnx.quantized`."""
     if isinstance(rounded, Bias):
-        whole = _parted(f"{name}_unbiased", rounded.source, exact)
-        return whole and Bias(name, whole, rounded.weight, rounded.values)
+        product = _parted(f"{name}_unbiased", rounded.source, exact)
+        return None if product is None else Bias(name, product, rounded.weight, rounded.values)
     if not (isinstance(rounded, Linear) and isinstance(exact, Unknown) and exact.kind == "MatMul"):
         return None
     rest, (large, values) = rounded.source, exact.operands

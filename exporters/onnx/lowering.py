@@ -50,8 +50,7 @@ def lower(
         program, store, builder, cache_ranges=cache_ranges, float_columns=float_columns
     )
     for node in program.graph.nodes:
-        if node.target is dialect.QUANT_LINEAR:
-            state.absorbed |= set(quantized.bias_within(node))
+        state.absorbed |= set(quantized.bias_within(node))
         if node.target is dialect.ATTENTION:
             pattern = match_attention(node)
             state.attention[node] = pattern

@@ -20,7 +20,7 @@ _NORMS: Final = (dialect.RMS_NORM, dialect.LAYER_NORM)
 def emit_rms_norm(state: Lowering, node: fx.Node) -> None:
     """Emits RMSNorm, unless `emit_add` emits it with the addition before it."""
     source = node_argument(node, 0)
-    if _skip_norm(source) is node:
+    if following_norm(source) is node:
         return
     state.builder.node(
         "RMSNormalization",
@@ -35,7 +35,7 @@ def emit_rms_norm(state: Lowering, node: fx.Node) -> None:
 def emit_layer_norm(state: Lowering, node: fx.Node) -> None:
     """Emits LayerNorm, unless `emit_add` emits it with the addition before it."""
     source = node_argument(node, 0)
-    if _skip_norm(source) is node:
+    if following_norm(source) is node:
         return
     state.builder.node(
         "LayerNormalization",
@@ -62,7 +62,7 @@ def emit_add(state: Lowering, node: fx.Node) -> None:
     and likewise SkipLayerNormalization for ``edgeforge::layer_norm``. An addition that no norm
     follows, as after a branch that ends in a norm of its own, stays an addition.
     """
-    norm = _skip_norm(node)
+    norm = following_norm(node)
     operands = [state.operand(node, 0), state.operand(node, 1)]
     if norm is None:
         state.builder.node("Add", operands, state.name(node))
@@ -78,7 +78,7 @@ def emit_add(state: Lowering, node: fx.Node) -> None:
     )
 
 
-def _skip_norm(add: fx.Node) -> fx.Node | None:
+def following_norm(add: fx.Node) -> fx.Node | None:
     """The norm that one kernel computes with an addition; None where there is none, or several."""
     if add.target is not dialect.ADD:
         return None

@@ -143,7 +143,9 @@ def bias_within(node: fx.Node) -> tuple[fx.Node, ...]:
     A product of rounded activations goes through QGemm, whose bias is of integers.
     """
     users = tuple(node.users)
-    if node_argument(node, 0).target in dialect.ROUNDINGS or len(users) != 1:
+    if node.target is not dialect.QUANT_LINEAR or len(users) != 1:
+        return ()
+    if node_argument(node, 0).target in dialect.ROUNDINGS:
         return ()
     return users if users[0].target is dialect.BIAS else ()
 

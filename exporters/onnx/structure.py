@@ -1,4 +1,4 @@
-"""What an ONNX artifact's graphs consist of: operators, products, caches and initializers."""
+"""What an ONNX artifact's graphs consist of: operators, products, states and initializers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
-    """Tables of each graph's operators, quantized products, caches and initializers.
+    """Tables of each graph's operators, quantized products, states and initializers.
 
     Raises:
         ExportError: a file is no ONNX model.
@@ -29,6 +29,7 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
     elements: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
     caches: Counter[tuple[str, str, str]] = Counter()
+    recent: Counter[tuple[str, str, int]] = Counter()
     for path in graphs:
         graph = load_graph(path).graph
         with one_sentence(path, "an ONNX model"):
@@ -46,6 +47,11 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
                     for kind, past in zip("kv", node.input[3:5], strict=True):
                         dtype = onnx.TensorProto.DataType.Name(types[past]).lower()
                         caches[path.name, dtype, _cache_scales(node, kind)] += 1
+            for value in graph.input:
+                if value.name.startswith("past."):
+                    kind = value.type.tensor_type
+                    dtype = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+                    recent[path.name, dtype, kind.shape.dim[2].dim_value] += 1
             for tensor in graph.initializer:
                 key = path.name, onnx.TensorProto.DataType.Name(tensor.data_type).lower()
                 tensors[key] += 1
@@ -67,6 +73,17 @@ def structure_of(graphs: Iterable[Path]) -> tuple[Section, ...]:
             "Caches",
             ("graph", "type", "scales", "caches"),
             tuple((*key, count) for key, count in sorted(caches.items())),
+        ),
+        *(
+            [
+                Section(
+                    "Recent tokens of convolutions",
+                    ("graph", "type", "tokens", "states"),
+                    tuple((*key, count) for key, count in sorted(recent.items())),
+                )
+            ]
+            if recent
+            else []
         ),
         Section(
             "Initializers",

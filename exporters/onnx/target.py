@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 from exporters.checks import (
     ACTIVATIONS,
-    activation_notes,
     check_draft_positions,
     check_float_activations,
     refuse_palettes,
 )
 from exporters.errors import ExportError
-from exporters.float_columns import FloatColumns, told
+from exporters.float_columns import FloatColumns
 from exporters.footprint import check_memory, estimate
 from exporters.options import Choices, TargetOptions
 from exporters.runtime_memory import Footprint, RuntimeCosts
@@ -27,7 +26,7 @@ from quant.formats.formats import IntFormat
 from quant.plans.plan import QuantPlan, matrix_shape
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, ValueInfoProto
+    from onnx import ModelProto, ValueInfoProto
 
     from exporters.onnx.weight_file import WeightFile
     from quant.program.program import Program
@@ -98,6 +97,7 @@ class OnnxTarget:
         from exporters.onnx.caches import NOTE
         from exporters.onnx.genai import genai_config
         from exporters.onnx.genai_tokenizer import write_tokenizer
+        from exporters.onnx.notes import outside_notes, rounding_notes
         from exporters.onnx.weight_file import WeightFile
 
         weights = WeightFile(WEIGHTS)
@@ -133,7 +133,8 @@ class OnnxTarget:
             },
             states={v.name: _describe(v) for v in graph.input if v.name.startswith("past")},
             notes=(
-                *_notes(graph, request.store.plan, kept),
+                *rounding_notes(graph, request.store.plan, kept),
+                *outside_notes(request.program),
                 *((NOTE,) if request.cache_ranges else ()),
                 *((_drafts(positions),) if positions is not None else ()),
             ),
@@ -186,8 +187,8 @@ def _model(
     builder.node("Identity", [lowered.name(output)], "logits")
     length = shape_of(output)[1]
     kept = output.meta.get("positions", 0)
-    length = "draft_length" if kept > 1 else new if length == -1 else length
-    shape = [batch, length, program.vocab_size]
+    rows = "draft_length" if kept > 1 else new if length == -1 else length
+    shape = [batch, rows, program.vocab_size]
     outputs = [tensor("logits", TensorProto.FLOAT, shape)]
     cache = TensorProto.INT8 if request.cache_ranges else TensorProto.FLOAT
     for each in lowered.states:
@@ -207,28 +208,6 @@ def _drafts(positions: int) -> str:
         f"{DRAFT_GRAPH} takes the same inputs and caches as {GRAPH} and gives the logits of the "
         f"last {positions} tokens of a call, or of all where there are fewer: an app that "
         f"speculates opens it instead"
-    )
-
-
-def _notes(graph: GraphProto, plan: QuantPlan, kept: FloatColumns) -> tuple[str, ...]:
-    """Notes on how the kernels round activations, from the plan and the written graph."""
-    promised = activation_notes(plan)
-    levels = [
-        attribute.i
-        for node in graph.node
-        for attribute in node.attribute
-        if attribute.name == "accuracy_level"
-    ]
-    if 4 not in levels:
-        exact = "no matrix product rounds its activations (accuracy_level 1)"
-        return (*promised, exact) if levels else promised
-    words = "matrix products round activations to 8 bits inside the kernel (accuracy_level 4)"
-    if promised:
-        words = f"other {words}"
-    return (
-        *promised,
-        words + ("; the head, a small one, does not" if 1 in levels else ""),
-        *([told(kept)] if told(kept) else []),
     )
 
 

@@ -37,10 +37,13 @@ class Int4Recipe(Recipe):
     Attributes:
         algorithm: what fills the formats; None for each format's default.
         zero_points: whether 4-bit groups have zero points.
+        eight_bit_vocabulary: whether embedding and head have 8 bits, beyond the bits that the
+            recipe spends.
     """
 
     algorithm: str | None = None
     zero_points: bool = False
+    eight_bit_vocabulary: bool = False
 
     def by(self, name: str, algorithm: str, about: str) -> Int4Recipe:
         """Returns the recipe of the same formats, filled by another algorithm."""
@@ -70,6 +73,8 @@ class Int4Recipe(Recipe):
             if stored + more <= most:
                 formats.update(dict.fromkeys(names, wanted))
                 stored += more
+        if self.eight_bit_vocabulary:
+            formats |= {n: _EIGHT for n in matrices if roles[n] in ("embedding", "head")}
         named = tuple(Rule(n, given, self._filled_by(given)) for n, given in formats.items())
         return (*named, Rule("*", self._narrow, self._filled_by(self._narrow)))
 
@@ -109,6 +114,14 @@ class Int4Recipe(Recipe):
 
 INT4: Final = Int4Recipe(
     "int4", "4 bits in groups of 32 or 64, and 8 bits for the matrices where they pay most", ()
+)
+
+
+INT4_VOCAB8: Final = replace(
+    INT4,
+    name="int4-vocab8",
+    about="the formats of int4, and 8 bits for embedding and head",
+    eight_bit_vocabulary=True,
 )
 
 

@@ -9,7 +9,7 @@ from quant.errors import QuantizationError
 from quant.formats.activations import NONE, TENSOR, TOKEN, Activation, parse_activation
 from quant.input_files import read_input
 from quant.plans.algorithms import SIGNED
-from quant.plans.int4 import INT4
+from quant.plans.int4 import INT4, INT4_VOCAB8
 from quant.plans.rules import Recipe, Rule
 from quant.quoted import quoted
 from quant.suggestion import did_you_mean
@@ -43,6 +43,8 @@ RECIPES: dict[str, Recipe] = {
         _uniform("int4-g128", "int4-g128", "4 bits, groups of 128: 4.125 bits, the fastest"),
         INT4.by("int4-gptq", "gptq-descent", "the formats of int4, by GPTQ on a calibration text"),
         INT4.by("int4-awq", "awq", "the formats of int4, by AWQ on a calibration text"),
+        INT4_VOCAB8,
+        INT4_VOCAB8.by("int4-vocab8-gptq", "gptq-descent", "the formats of int4-vocab8, by GPTQ"),
         _uniform("int4-g128-gptq", "int4-g128", "4 bits, groups of 128, by GPTQ", "gptq-descent"),
         _uniform("int4-g128-awq", "int4-g128", "4 bits, groups of 128, by AWQ", "awq"),
         _uniform(
@@ -111,6 +113,10 @@ RECIPES: dict[str, Recipe] = {
         _uniform("fp32", "fp32", "float32 weights"),
     )
 }
+
+
+VOCABULARY_RECIPES = {"int4": "int4-vocab8", "int4-gptq": "int4-vocab8-gptq"}
+"""By recipe: the one that differs only in having 8 bits for embedding and head."""
 
 
 def find_recipe(name: str, others: Iterable[str] = ()) -> Recipe:

@@ -115,6 +115,8 @@ def residual_places(program: Program) -> ResidualPlaces:
                 if _is_head(program, user, embedding):
                     writers.add(_weight(program, user))
         else:
+            if node.target is LINEAR:
+                raise _refusal(f"{_weight(program, node)} reads the residual stream without a norm")
             mean = ", and subtracts its mean" if node.target is LAYER_NORM else ""
             raise _refusal(f"{node.name} ({node.target}) reads the residual stream{mean}")
     if not embedding:

@@ -54,6 +54,9 @@ class WeightSource(Protocol):
         rounded where the format's scale dtype is narrower than the checkpoint's.
         """
 
+    def imported_by_rows(self, name: str) -> bool:
+        """Whether some rows of such a weight are read for less than all of them."""
+
 
 class WeightSink(Protocol):
     """Where stored parts are written: a store's writer."""
@@ -180,8 +183,8 @@ def _chunks(plan: QuantPlan, source: WeightSource) -> Iterator[_Chunk]:
                 pieces = [(name, sum(rows for _, rows in pieces))]
         first = 0
         for origin, rows in pieces:
-            if assignment.algorithm == IMPORTED:
-                step = rows  # checkpoints pack along rows: unpacking some costs as much as all
+            if assignment.algorithm == IMPORTED and not source.imported_by_rows(name):
+                step = rows  # the checkpoint packs along rows: some cost as much as all
             for row in range(0, rows, step):
                 stop = first + min(rows, row + step)
                 yield _Chunk(name, assignment, first + row, stop, columns, origin, row)

@@ -48,6 +48,12 @@ def packed_checkpoints() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def tiny_families() -> ModuleType:
+    """A tiny configuration of each family that transformers has."""
+    return _load("tiny_families")
+
+
+@pytest.fixture(scope="session")
 def gguf_files() -> ModuleType:
     """GGUF files, written as llama.cpp's converter does."""
     return _load("gguf_files")

@@ -77,3 +77,19 @@ def test_only_the_lowered_dialect_knows_the_selection(build, openelm_config):
     dialect.check_lowered(kept)
     with pytest.raises(dialect.DialectError, match=r"slice\.Tensor"):
         dialect.check_quantized(kept)
+
+
+def test_the_last_rows_are_the_same(build, openelm_config, tokens):
+    made = build(openelm_config([2, 4], [1, 2]), "int4-g32")
+    kept = keep_last_token(made.program, 3)
+    for length in (1, 2, 3, 13):
+        block = torch.from_numpy(tokens[:length])
+        every = next(ReferenceRunner(made.program, store_reader(made.store)).logits([block]))
+        last = next(ReferenceRunner(kept, store_reader(made.store)).logits([block]))
+        assert last.shape == (min(3, length), made.program.vocab_size)
+        assert np.abs(last - every[-3:]).max() < 1e-6 * np.ptp(every)
+    dialect.check_lowered(kept, 3)
+    with pytest.raises(dialect.DialectError, match="not the logits of 4 positions"):
+        dialect.check_lowered(kept, 4)
+    with pytest.raises(dialect.DialectError, match="not one position's logits"):
+        dialect.check_lowered(kept)

@@ -227,7 +227,7 @@ def phi3() -> Tokenizer:
 
 def gemma() -> Tokenizer:
     made = sentencepiece_bpe(
-        ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+        ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"]
     )
     made.normalizer = normalizers.Replace(" ", "▁")
     made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -299,7 +299,9 @@ LAYOUTS: dict[str, Layout] = {
         mistral, LLAMA2_TEMPLATE, {**_PLAIN, "tokenizer_class": "LlamaTokenizerFast"}
     ),
     "phi3-added": Layout(
-        phi3, PHI3_TEMPLATE, {**_PLAIN, "tokenizer_class": "LlamaTokenizer", "legacy": False}
+        phi3,
+        PHI3_TEMPLATE,
+        {**_PLAIN, "tokenizer_class": "LlamaTokenizer", "pad_token": "<|endoftext|>"},
     ),
     "gemma": Layout(
         gemma,

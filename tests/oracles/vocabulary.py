@@ -7,7 +7,7 @@ from dataclasses import replace
 from edgeforge.families.assembly import assemble, bias, convolution, matrix, norm
 from edgeforge.families.spec import LayerSpec, ModelSpec, RopeSpec, WeightSpec
 
-HIDDEN, HEAD, FFN, VOCAB, CONTEXT = 32, 8, 40, 50, 64
+HIDDEN, HEAD, FFN, VOCAB, CONTEXT = 32, 8, 48, 50, 64
 FULL = LayerSpec(4, 2, FFN)
 LAYERS = (
     replace(FULL, window=8, rope=1),

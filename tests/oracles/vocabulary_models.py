@@ -38,9 +38,19 @@ def small_model(spec: ModelSpec, folder: Path, seed: int = 0) -> Model:
     return Model(checkpoint, spec, CheckpointWeights(checkpoint, spec))
 
 
+_PROGRAMS: dict[int, tuple[ModelSpec, Program]] = {}
+
+
+def program_of(spec: ModelSpec) -> Program:
+    """A spec's program, traced once for all tests of a process; it must not be changed."""
+    if id(spec) not in _PROGRAMS:  # the spec is kept, so that no other gets its id
+        _PROGRAMS[id(spec)] = spec, trace(spec, CONTEXT)
+    return _PROGRAMS[id(spec)][1]
+
+
 def logits_of(model: Model, program: Program | None = None) -> torch.Tensor:
     """The reference's logits of a fixed text, ``float32[t, vocab]``."""
-    traced = trace(model.spec, CONTEXT) if program is None else program
+    traced = program_of(model.spec) if program is None else program
     weights = model.weights
     runner = ReferenceRunner(
         traced, lambda given: weights.float_weight(given.name), weights.float_rows

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from exporters.target import ExportRequest
+from quant.program import dialect
 from quant.program.program import Program
 from tests.planted_faults import edits, programs, stores
 from tests.planted_faults.captured import Captured
@@ -160,6 +161,59 @@ FAULTS = (
     Fault("norm", "a norm dropped", "meaning.norms", everywhere=_plain(_dropped)),
 )
 """All faults but one: another checkpoint's weights, which `other_weights` makes of a second one."""
+
+
+def _bias_left_out(program: Program) -> Program:
+    return programs.without(program, dialect.BIAS, "model.layers.1.mlp.down_proj.bias")
+
+
+def _empty_states(folder: Path, captured: Captured) -> None:
+    """A text's first call takes what a convolution's state holds, in place of zeros."""
+
+    def change(node) -> None:
+        if node.output[0] == "row_begins":
+            node.input[1] = "zero"
+
+    edits.edit_onnx(folder, change)
+
+
+VOCABULARY_FAULTS = (
+    Fault("bias", "a bias left out", "meaning.biases", everywhere=_plain(_bias_left_out)),
+    Fault(
+        "window-of-a-layer",
+        "another window in one layer",
+        "meaning.window",
+        everywhere=_plain(lambda program: programs.with_window(program, 24, layer=0)),
+    ),
+    Fault(
+        "attention-softcap",
+        "no softcap on attention's scores",
+        "meaning.attention_softcap",
+        everywhere=_plain(lambda program: programs.with_attention(program, softcap=0.0)),
+    ),
+    Fault(
+        "logit-softcap",
+        "no softcap on the logits",
+        "meaning.logit_softcap",
+        everywhere=_plain(lambda program: programs.without(program, dialect.SOFTCAP)),
+    ),
+    Fault(
+        "rotation",
+        "a rotation where none must be",
+        "meaning.rope_type",
+        everywhere=_plain(lambda program: programs.with_rotation(program, layer=1)),
+    ),
+    Fault(
+        "multiplier",
+        "a multiplier dropped",
+        "meaning.embedding_multiplier",
+        everywhere=_plain(lambda program: programs.without_factor(program, 2.0)),
+    ),
+    Fault(
+        "state", "a convolution's state not reset", "meaning.states", edit={"onnx": _empty_states}
+    ),
+)
+"""Faults in what only some families have, planted in a model that has all of it."""
 
 
 def other_weights(other: Captured) -> Fault:

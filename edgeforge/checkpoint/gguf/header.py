@@ -12,6 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BufferedReader
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -228,7 +229,7 @@ class _Reader:
 def _check_apart(path: Path, entries: list[TensorEntry]) -> None:
     """Refuses tensors that share bytes."""
     entries = sorted((e for e in entries if e.nbytes), key=lambda entry: entry.offset)
-    for one, other in zip(entries, entries[1:], strict=False):
+    for one, other in pairwise(entries):
         if one.offset + one.nbytes > other.offset:
             raise CheckpointError(
                 f"{path} is damaged: {quoted(one.name)} and {quoted(other.name)} share bytes"

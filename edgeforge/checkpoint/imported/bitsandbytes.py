@@ -3,8 +3,8 @@
 ``weight: uint8[n / 2, 1]`` holds two codes a byte, the first in the high half, of the matrix row by
 row; a code is an index into ``weight.quant_map: float32[16]``. Each block of codes has a factor,
 ``weight.absmax``: ``float32``, or, where factors were quantized too, ``uint8`` indices into
-``weight.nested_quant_map: float32[256]``, times ``weight.nested_absmax`` of each block of factors,
-plus an offset. The tensor ``weight.quant_state.bitsandbytes__nf4`` is JSON text that says the sizes.
+``weight.nested_quant_map: float32[256]``, times ``weight.nested_absmax`` of a block of factors,
+plus an offset. The tensor ``weight.quant_state.bitsandbytes__nf4`` is JSON text with the sizes.
 """
 
 from __future__ import annotations

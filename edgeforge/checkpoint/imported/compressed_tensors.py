@@ -113,7 +113,8 @@ def read_compressed_tensors(reader: ConfigReader) -> Method:
         what = "" if kind is None else f" ({kind})"
         raise CheckpointError(
             f"{reader.where} sets format to {str(stored)[:60]!r}{what}; EdgeForge imports "
-            f"'pack-quantized' and 'float-quantized': give the original checkpoint, in bfloat16, float16 or float32"
+            f"'pack-quantized' and 'float-quantized': give the original checkpoint, in bfloat16, "
+            f"float16 or float32"
         )
     reader.absent("kv_cache_scheme", "sparsity_config")
     groups = reader.section("config_groups")

@@ -188,7 +188,8 @@ def read_block(given: object, where: str) -> tuple[int, int]:
     Raises:
         CheckpointError: it is no pair of numbers above zero.
     """
-    sound = isinstance(given, list) and len(given) == 2
-    if sound and all(type(size) is int and size > 0 for size in given):  # type: ignore[union-attr]
-        return given[0], given[1]  # type: ignore[index]
+    if isinstance(given, list) and len(given) == 2:
+        rows, columns = given
+        if type(rows) is int and type(columns) is int and rows > 0 and columns > 0:
+            return rows, columns
     raise CheckpointError(f"{where}: the size of blocks is {quoted(given)}, not two numbers")

@@ -1,9 +1,9 @@
 """The tensors of a GGUF file: Q4_0 and Q8_0 as integers, all others as floats.
 
-A block of Q8_0 is a scale, ``float16``, and 32 signed bytes. A block of Q4_0 is a scale and 16 bytes
-of codes with the zero point 8: the low halves are its first 16 columns, the high halves the last. A
-scale of Q4_0 may be below zero. Then ``(code - 8) * scale`` is ``(15 - code - 7) * -scale``: codes
-are turned round, and the zero point is 7.
+A block of Q8_0 is a scale, ``float16``, and 32 signed bytes. A block of Q4_0 is a scale and 16
+bytes of codes with the zero point 8: the low halves are its first 16 columns, the high halves the
+last. A scale of Q4_0 may be below zero. Then ``(code - 8) * scale`` is
+``(15 - code - 7) * -scale``: codes are turned round, and the zero point is 7.
 """
 
 from __future__ import annotations

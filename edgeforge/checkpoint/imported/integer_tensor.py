@@ -42,6 +42,11 @@ class IntegerTensor(ABC):
         return f"{self.bits}-bit integers"
 
     @property
+    def by_rows(self) -> bool:
+        """Whether some rows are read for less than all of them."""
+        return True
+
+    @property
     @abstractmethod
     def tensors(self) -> tuple[str, ...]:
         """The checkpoint's tensors that belong to this matrix."""

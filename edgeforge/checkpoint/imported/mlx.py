@@ -51,7 +51,7 @@ class MlxLayers:
 
     def __init__(self, width: Width, others: Mapping[str, Width | None]) -> None:
         self._width, self._others = width, dict(others)
-        self._inexact: list[str] = []
+        self._inexact: dict[str, None] = {}
 
     def __repr__(self) -> str:
         return f"MlxLayers({self._width}, {sorted(self._others.items(), key=str)})"
@@ -72,7 +72,7 @@ class MlxLayers:
         found = MlxTensor(checkpoint, module, (shape[0], shape[1]), width)
         if found.is_whole():
             return found
-        self._inexact.append(module)
+        self._inexact[module] = None
         return self.as_floats(found)
 
     def as_floats(self, tensor: IntegerTensor) -> DecodedTensor:
@@ -87,9 +87,10 @@ class MlxLayers:
                 "zero points of MLX weights are bias over scale, rounded to whole numbers: "
                 "relative_error says what that changes",
             )
-        more = f" and {len(self._inexact) - 1} more" if self._inexact[1:] else ""
+        first, *others = self._inexact
+        more = f" and {len(others)} more" if others else ""
         return (
-            f"{self._inexact[0]}{more} could not stay integers: bias over scale is no whole number "
+            f"{first}{more} could not stay integers: bias over scale is no whole number "
             f"of the format, or no dtype of stores holds the scales",
         )
 

@@ -54,6 +54,11 @@ class PackedTensor(IntegerTensor):
         found = (f"{self.module}.{name}" for name in names)
         return tuple(name for name in found if name in self.checkpoint.tensors)
 
+    @property
+    def by_rows(self) -> bool:
+        """As `IntegerTensor.by_rows`: words are unpacked for all rows."""
+        return False
+
     def codes(self, rows: slice = ALL) -> torch.Tensor:
         """As `IntegerTensor.codes`."""
         return self.packing.codes(self._read(self.packing.codes_part))[rows]

@@ -58,7 +58,7 @@ def leaving(spec: ModelSpec, at: str, norm: str, product: str) -> Expected:
         norm: the name of the norm that stands there in some blocks.
         product: the name of the product.
     """
-    found = [*_factor("residual_multiplier", spec.residual_multiplier)]
+    found: list[Wanted] = [*_factor("residual_multiplier", spec.residual_multiplier)]
     if spec.block in ("sandwich", "post"):
         found.append(_norm(spec, norm, f"{at}{norm}"))
     return *found, *_bias(spec, f"{at}{product}")

@@ -79,3 +79,17 @@ def test_the_seed_decides_and_a_model_without_a_tokenizer_begins_anywhere(demo):
     assert len({each[0] for each in one}) > 1
     assert told[:8] == [(done, 8) for done in range(1, 9)]
     assert json.loads(json.dumps(one)) == [list(each) for each in one]
+
+
+def test_an_opened_model_writes_the_same_sequences_once(demo):
+    model, program = demo
+    steps = []
+    asked = (model, program, (), 2, 3)
+    first = write_sequences(*asked, 5, lambda done, size: steps.append(done))
+    assert steps == [1, 2, 3]
+    assert write_sequences(*asked, 5, lambda done, size: steps.append(done)) == first
+    assert steps == [1, 2, 3]
+    assert write_sequences(*asked, 6, lambda done, size: steps.append(done)) != first
+    again = open_model("demo")
+    assert write_sequences(again, *asked[1:], 5, lambda done, size: steps.append(done)) == first
+    assert len(steps) == 9

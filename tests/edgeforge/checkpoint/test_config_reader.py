@@ -81,7 +81,7 @@ GEMMA = ("gemma2", "gemma3", "gemma3_text")
 # Families that compute what the field says.
 READ_BY = {
     "attention_multiplier": ("granite",),
-    "attn_logit_softcapping": GEMMA,
+    "attn_logit_softcapping": ("gemma2",),
     "clip_qkv": ("olmo",),
     "embedding_multiplier": ("granite",),
     "final_logit_softcapping": GEMMA,

@@ -12,7 +12,8 @@ from exporters.target import Provenance
 
 
 def checkpoint(path, source="folder", revision=None, config=None):
-    return SimpleNamespace(path=path, source=source, revision=revision, config=config or {})
+    given = {"source": source, "revision": revision, "config": config or {}}
+    return SimpleNamespace(path=path, gguf=None, **given)
 
 
 def test_the_demo_models_card():

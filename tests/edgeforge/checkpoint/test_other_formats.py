@@ -57,11 +57,11 @@ def test_folders_inside_count_and_states_of_a_training_do_not(tmp_path):
 
 
 def test_a_file_or_a_package_of_another_format_is_named(tmp_path):
-    (tmp_path / "m.gguf").touch()
-    assert f"{tmp_path / 'm.gguf'} is not the folder of a checkpoint" in (
-        message := refusal(tmp_path / "m.gguf")
+    (tmp_path / "m.onnx").touch()
+    assert f"{tmp_path / 'm.onnx'} is not the folder of a checkpoint" in (
+        message := refusal(tmp_path / "m.onnx")
     )
-    assert "it is m.gguf, weights of llama.cpp" in message
+    assert "it is m.onnx, a model that is exported to ONNX" in message
     (tmp_path / "m.mlpackage").mkdir()
     (tmp_path / "m.mlpackage" / "Manifest.json").touch()
     assert "m.mlpackage, an exported artifact" in refusal(tmp_path / "m.mlpackage")

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from edgeforge.families.registry import FAMILIES, read_spec
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LLAMA = {
@@ -186,40 +188,66 @@ def test_partial_rotary_longrope_as_in_phi_4_mini(tmp_path, hugging_face, traced
         assert traced.difference(ours, logits) < traced.TOLERANCE
 
 
+# Fields that transformers' class wants as numbers, and that no file leaves null.
+NOT_NULL = {
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "lfm2", "ministral3", "stablelm")),
+    "mistral": None,
+}
+
+
 @pytest.mark.parametrize("style", ["absent", "null"])
-@pytest.mark.parametrize("family", ["llama", "mistral", "phi3"])
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"gemma3", "minicpm", "openelm"}))
 def test_what_a_file_leaves_out_is_what_transformers_assumes(family, style):
     from transformers import AutoConfig
 
-    from edgeforge.families.registry import read_spec
-
     needed = {
-        "hidden_size": 96,
+        "hidden_size": 512,
         "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 16,
-        "vocab_size": 50_000,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 32,
+        "vocab_size": 300_000,
     }
     given = dict(needed)
     if style == "null":
         given["sliding_window"] = None
-        if family != "mistral":  # whose class in transformers wants a number here
+        if family not in NOT_NULL:
             given["num_key_value_heads"] = None
     theirs = AutoConfig.for_model(family, **given)
     spec = read_spec({"model_type": family, **given})
-    assert spec.layers[0].num_kv_heads == theirs.num_key_value_heads
     assert spec.max_context == theirs.max_position_embeddings
-    assert spec.norm_eps == theirs.rms_norm_eps
     assert spec.tied == theirs.tie_word_embeddings
-    assert spec.window == (getattr(theirs, "sliding_window", None) or 0)
-    assert spec.rope.theta == theirs.rope_parameters["rope_theta"]
-    assert spec.head_dim == 6
+    eps = {"phi": "layer_norm_eps", "stablelm": "layer_norm_eps", "lfm2": "norm_eps"}
+    # OLMo 1 has a constant, which is no field.
+    assert spec.norm_eps == getattr(theirs, eps.get(family, "rms_norm_eps"), 1e-5)
+    kinds = getattr(theirs, "layer_types", None)
+    window = getattr(theirs, "sliding_window", None) or 0
+    slides = ["sliding_attention"] * 4 if kinds is None else kinds
+    turned = getattr(theirs, "no_rope_layers", [1] * 4)
+    head_dim = getattr(theirs, "head_dim", None) or 16
+    for layer, kind, turns in zip(spec.layers, slides, turned, strict=True):
+        assert layer.num_kv_heads == theirs.num_key_value_heads
+        assert layer.window == (window if kind == "sliding_attention" else 0)
+        assert (layer.rope is not None) == bool(turns)
+    assert spec.head_dim == head_dim
+    ropes = theirs.rope_parameters
+    by_kind = "full_attention" in ropes
+    full = ropes["full_attention"] if by_kind else ropes
+    assert spec.rope.theta == full["rope_theta"]
+    assert spec.rope.width == int(head_dim * full.get("partial_rotary_factor", 1.0))
+    if by_kind:
+        assert spec.ropes[1].theta == ropes["sliding_attention"]["rope_theta"]
+    for ours, name in (
+        (spec.attention_softcap, "attn_logit_softcapping"),
+        (spec.logit_softcap, "final_logit_softcapping"),
+    ):
+        assert ours == (getattr(theirs, name, None) or 0.0)
+    if hasattr(theirs, "query_pre_attn_scalar"):
+        assert spec.scale == theirs.query_pre_attn_scalar**-0.5
 
 
 def test_longrope_without_an_original_context_takes_the_familys(tmp_path):
     from transformers import Phi3Config
 
-    from edgeforge.families.registry import read_spec
     from edgeforge.model.rope import inverse_frequencies
 
     scaling = {"type": "longrope", "short_factor": [1.0] * 3, "long_factor": [2.0] * 3}
@@ -242,7 +270,6 @@ def test_no_released_type_of_another_model_is_taken_for_a_misspelt_family():
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     from edgeforge.errors import CheckpointError
-    from edgeforge.families.registry import FAMILIES, read_spec
 
     others = {*CONFIG_MAPPING_NAMES, "phi4", "phi3_v", "phi3small", "llama-4"} - set(FAMILIES)
     assert {"mixtral", "llama4", "llava", "olmoe"} <= others
@@ -255,8 +282,6 @@ def test_no_released_type_of_another_model_is_taken_for_a_misspelt_family():
 @pytest.mark.parametrize("outside", [None, 64])
 def test_the_original_context_in_the_section_is_read_as_transformers_does(outside):
     from transformers import AutoConfig
-
-    from edgeforge.families.registry import read_spec
 
     field = "original_max_position_embeddings"
     inside = 32 if outside is None else outside

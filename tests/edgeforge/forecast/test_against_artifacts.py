@@ -36,7 +36,12 @@ WIDE = replace(
         "tie_word_embeddings": False,
     },
 )
-CASES = [("demo", "int4"), ("demo", "int8"), ("wide", "int8"), ("wide", "int4-g32")]
+# Layers with caches and layers with convolutions' states, and layers of two windows and rotations.
+FAMILIES = [("tiny-lfm2", "int8"), ("tiny-gemma3-text", "int8")]
+CASES = [
+    *(("demo", "int4"), ("demo", "int8"), ("wide", "int8"), ("wide", "int4-g32")),
+    *FAMILIES,
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,8 @@ def artifacts(tmp_path_factory):
         patch.setitem(PRESETS, "wide", WIDE)
         wide = synthesise("wide", root / "wide")
         for name, recipe in CASES:
-            source = name if name == "demo" else str(wide)
+            known = {"demo": name, "wide": str(wide)}
+            source = known.get(name) or str(synthesise(name, root / name))
             for target in TARGETS:
                 out = root / f"{name}-{recipe}-{target}"
                 api.export(
@@ -90,7 +96,7 @@ def test_the_weights_take_what_was_forecast(artifacts, name, recipe, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", ["demo", "wide"])
+@pytest.mark.parametrize("name", ["demo", "wide", *(name for name, _ in FAMILIES)])
 def test_the_caches_take_what_was_forecast(artifacts, name, target):
     source, out = artifacts[name, "int8", target]
     assert cache_bytes(out) == row_of(source, "int8", target).caches

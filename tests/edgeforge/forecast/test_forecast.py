@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from edgeforge.cli.forecast_report import head_lines
 from edgeforge.errors import UsageError
 from edgeforge.families.registry import read_spec
 from edgeforge.forecast.forecast import SCHEMA_VERSION, forecast
@@ -20,7 +21,10 @@ from quant.errors import QuantizationError
 from quant.plans.recipes import RECIPES
 from quant.plans.rules import Recipe, Rule
 
-RELEASED = ("openelm-270m", "llama-3.2-1b", "llama-3-8b", "mistral-7b", "phi-3-mini-128k")
+RELEASED = (
+    *("openelm-270m", "llama-3.2-1b", "llama-3-8b", "mistral-7b", "phi-3-mini-128k"),
+    *("qwen3-0.6b", "gemma-3-270m", "lfm2-350m", "olmo2-1b"),
+)
 
 
 def model(preset: str) -> SizedModel:
@@ -226,3 +230,22 @@ def test_bad_input_is_one_sentence(changes, kind, words):
 def test_a_dozen_phones_can_be_planned_for():
     for name in load_profiles().phones:
         assert forecast(model("llama-3.2-1b"), name, recipes=["int4"]).targets[0].rows
+
+
+def test_caches_and_windows_are_those_of_each_layer():
+    found = forecast(model("gemma-3-270m"), "iphone-15-pro", context=2048, recipes=["int8"])
+    assert found.window == 0 and found.windows == {0: 3, 512: 15}
+    assert found.to_json()["windows"] == {"0": 3, "512": 15}
+    (line, *_) = head_lines(found)
+    assert line.endswith("context 2048 tokens, windows of 512 in 15 of 18 layers")
+    row = rows_of(found)["int8"]
+    # One key/value head of 256 columns, keys and values, in float16.
+    assert row.caches == 18 * 2 * 256 * 2 * 2048
+    seen = row.work.read_at(2047) - row.work.weights
+    assert seen == 2 * 256 * 2 * (3 * 2047 + 15 * 512)
+
+    hybrid = forecast(model("lfm2-350m"), "iphone-15-pro", context=2048, recipes=["int8"])
+    attending = sum(layer.num_kv_heads > 0 for layer in model("lfm2-350m").spec.layers)
+    caches = attending * 8 * 64 * 2 * 2 * 2048
+    assert hybrid.windows == {0: attending} and attending == 6
+    assert rows_of(hybrid)["int8"].caches == caches + 10 * 1024 * 2 * 2

@@ -219,7 +219,12 @@ def test_a_model_without_a_template_is_refused_with_what_to_do(talk, tmp_path):
 def test_a_template_that_refuses_a_conversation_is_quoted(talk):
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
     with talk(Speaker("x"), refusing, system="S") as conversation:
-        with pytest.raises(CheckpointError, match=r"cannot be used: no system$"):
+        with pytest.raises(UsageError, match=r"no system prompt: leave it out \(.*: no system\)"):
             conversation.say("hi")
         conversation.system = None
         assert conversation.say("hi").text == "x"
+    with (
+        talk(Speaker(), "{{ raise_exception('never') }}", system="S") as conversation,
+        pytest.raises(CheckpointError, match=r"cannot be used: never$"),
+    ):
+        conversation.say("hi")

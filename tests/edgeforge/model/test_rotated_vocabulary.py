@@ -23,7 +23,7 @@ REFUSED = {
         replace(SPECS["sandwich"], clip_qkv=0.0),
         "attention_output_norm.weight scales what is added to the residual stream",
     ),
-    "post": (SPECS["post"], "reads the residual stream"),
+    "post": (SPECS["post"], "qk_proj.weight reads the residual stream without a norm"),
     "layer": (SPECS["parallel"], "layer_norm.* reads the residual stream, and subtracts its mean"),
     "clip": (SPECS["everything"], "do not lie directly between .*, for they are bounded"),
 }

@@ -156,3 +156,39 @@ def test_what_else_the_files_may_hold_is_said(tmp_path, hugging_face, traced):
             traced.model(folder)
         assert words in str(caught.value) and "\n" not in str(caught.value)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("place", ["outside", "inside", "none"])
+def test_the_text_part_of_a_model_with_images_is_found_under_each_prefix(
+    place, tmp_path, hugging_face, traced
+):
+    text = {**LLAMA, "model_type": "gemma3_text", "head_dim": 8, "sliding_window": 4}
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = {"model_type": "gemma3", "text_config": text, "vision_config": vision}
+    folder = hugging_face.save(tmp_path, config)
+    tokens = traced.tokens(12, 61)
+    expected = hugging_face.logits(folder, tokens)
+    held = load_file(folder / "model.safetensors")
+    assert any("vision_tower" in name for name in held)
+
+    def renamed(name: str) -> str:
+        bare = name.replace("model.language_model.", "language_model.model.")
+        if place == "outside":
+            return bare.removeprefix("model.") if "vision" in bare else bare
+        if place == "none":
+            return bare.removeprefix("language_model.")
+        inside = bare.replace("language_model.model.", "model.language_model.")
+        return inside if inside.startswith("model.") else f"model.{inside}"
+
+    changed = {renamed(name): tensor for name, tensor in held.items()}
+    save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    ours = traced.session(traced.model(folder), 16).logits(tokens)
+    assert traced.difference(ours, expected) < traced.TOLERANCE

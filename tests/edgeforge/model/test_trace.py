@@ -9,6 +9,7 @@ from edgeforge.families.registry import FAMILIES, read_spec
 from edgeforge.model.trace import trace
 from edgeforge.synth.synthesise import PRESETS
 from quant.program.dialect import FLOAT_DIALECT, check_float
+from quant.program.head import head_of
 from quant.program.program import node_argument, shape_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,6 +28,10 @@ def calls(program, word):
     return [n for n in program.graph.nodes if n.op == "call_function" and word in str(n.target)]
 
 
+def calls_of(node, word):
+    return node.op == "call_function" and word in str(node.target)
+
+
 def test_every_family_is_traced(programs):
     assert {spec.model_type for spec, _ in programs.values()} == set(FAMILIES)
 
@@ -37,7 +42,17 @@ def test_a_program_speaks_the_float_dialect_alone(preset, programs):
     check_float(program)
     targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
     assert targets < FLOAT_DIALECT
-    assert len(targets) == 12
+    assert len(targets) >= 11
+
+
+def test_all_of_the_dialect_is_spoken_by_some_family(programs):
+    spoken = {
+        node.target
+        for _, program in programs.values()
+        for node in program.graph.nodes
+        if node.op == "call_function"
+    }
+    assert spoken == FLOAT_DIALECT
 
 
 @pytest.mark.parametrize("preset", TINY)
@@ -51,10 +66,18 @@ def test_inputs_are_the_specs_weights_tables_and_caches(preset, programs):
         f"model.layers.{index}.self_attn.{part}_cache": (1, layer.num_kv_heads, 40, spec.head_dim)
         for index, layer in enumerate(spec.layers)
         for part in ("k", "v")
+        if layer.mixer == "attention"
+    }
+    recent = {given.name: shape_of(node) for node, given in program.placeholders("recent")}
+    assert recent == {
+        f"model.layers.{index}.conv.recent": (1, spec.hidden_size, spec.conv_width - 1)
+        for index, layer in enumerate(spec.layers)
+        if layer.mixer == "short_conv"
     }
     tables = {given.name: shape_of(node) for node, given in program.placeholders("table")}
     assert tables == {name: tuple(table.shape) for name, table in program.tables.items()}
-    assert set(tables.values()) == {(40, spec.rope.width // 2)}
+    assert set(tables.values()) == {(40, rope.width // 2) for rope in spec.ropes}
+    assert len(tables) == 2 * len(spec.ropes)
     assert [shape_of(node) for node, _ in program.placeholders("tokens")] == [(1, -1)]
     assert [shape_of(node) for node, _ in program.placeholders("position")] == [(1,)]
     assert shape_of(program.output()) == (1, -1, spec.vocab_size)
@@ -64,15 +87,21 @@ def test_inputs_are_the_specs_weights_tables_and_caches(preset, programs):
 def test_operators_carry_the_dimensions_of_their_layer(preset, programs):
     spec, program = programs[preset]
     attentions = calls(program, "attention")
-    assert len(attentions) == len(spec.layers)
-    for node, layer in zip(attentions, spec.layers, strict=True):
+    layers = [layer for layer in spec.layers if layer.mixer == "attention"]
+    assert len(attentions) == len(layers)
+    for node, layer in zip(attentions, layers, strict=True):
         assert shape_of(node_argument(node, 0)) == (1, -1, layer.num_heads, spec.head_dim)
         assert shape_of(node_argument(node, 1)) == (1, -1, layer.num_kv_heads, spec.head_dim)
-        assert node.args[6] == (spec.window if 0 < spec.window < 40 else 0)
-        assert node.args[7] == pytest.approx(spec.head_dim**-0.5)
-    norms = calls(program, "rms_norm")
-    assert len(norms) == 1 + len(spec.layers) * (4 if spec.qk_norm else 2)
-    assert {node.args[2] for node in norms} == {spec.norm_eps}
+        assert node.args[6] == (layer.window if 0 < layer.window < 40 else 0)
+        assert node.args[7:] == (pytest.approx(spec.scale), spec.attention_softcap)
+        for side in (0, 1):
+            rotated = calls_of(node_argument(node, side), "rope")
+            assert rotated == (layer.rope is not None)
+    norms = calls(program, "rms_norm" if spec.norm == "rms" else "layer_norm")
+    by_layer = {"pre": 2, "post": 2, "sandwich": 4, "parallel": 1}[spec.block]
+    of_heads = 2 * len(layers) if spec.qk_norm else 0
+    assert len(norms) == 1 + len(spec.layers) * by_layer + of_heads
+    assert {node.args[-1] for node in norms} == {spec.norm_eps}
 
 
 def test_a_window_as_wide_as_the_context_is_none(programs):
@@ -84,7 +113,7 @@ def test_a_window_as_wide_as_the_context_is_none(programs):
 
 def test_only_the_head_reads_a_tied_embedding_whole(programs):
     for spec, program in programs.values():
-        (head,) = [n for n in calls(program, "linear") if n is program.output()]
+        head = head_of(program)
         weight = program.inputs[node_argument(head, 1).name].name
         assert weight == ("model.embed_tokens.weight" if spec.tied else "lm_head.weight")
 

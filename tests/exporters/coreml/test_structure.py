@@ -211,7 +211,9 @@ def test_what_a_profile_changes_and_what_is_not_known_is_said(tied, package, lla
     notes = " ".join(engine.manifest.notes)
     assert "no float32 arithmetic" in notes
     assert "64 positions for a context of 48, 32 columns for heads of 16" in notes
-    assert "norms' weights are stored as they are and rounded to float16" in notes
+    assert (
+        "norms' weights and other small ones are stored as they are and rounded to float16" in notes
+    )
     assert "float16 except for norms and rotary tables" in " ".join(tied.manifest.notes)
     for artifact in (tied, engine):
         assert (

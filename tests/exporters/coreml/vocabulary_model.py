@@ -93,7 +93,7 @@ def spec(layers: tuple[LayerSpec, ...] = LAYERS, *, biases: bool = True, **chang
         product("mlp.down_proj", layer.ffn_width, HIDDEN)
         return made
 
-    final = {"weight": norm("n", HIDDEN)} if biases else {}
+    final = {"weight": norm("n", HIDDEN)} if biases or asked["norm"] == "rms" else {}
     return ModelSpec(
         "vocabulary",
         HIDDEN,

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
+from device_harness.errors import DeviceError
 from device_harness.onnx_session import OnnxSession
 from edgeforge.verification.bounds import DEFAULTS
+from exporters.options import TargetOptions
 from tests.oracles.genai import genai_greedy, genai_steps, session_greedy
 from tests.oracles.tiny_families import BOS, CONFIGS, EOS
 from tests.oracles.traced import difference
@@ -96,3 +99,117 @@ def test_a_padded_batch_in_onnxruntime_genai_gives_what_its_rows_give(config, bu
         wanted = made.float_logits(np.array(text))
         for step, found in enumerate(logits):
             assert difference(found[index], wanted[len(row) - 1 + step]) < FLOAT
+
+
+@pytest.fixture(scope="module")
+def convolving(build):
+    """An artifact whose layers convolve and attend by turns, without and with rounded products."""
+    return build(CONFIGS["lfm2"])
+
+
+def states_of(session: onnxruntime.InferenceSession, held: float) -> dict[str, np.ndarray]:
+    """Empty caches, and recent tokens that all hold one number."""
+    return {
+        given.name: np.full([1, *(n if isinstance(n, int) else 0 for n in given.shape[1:])], held)
+        for given in session.get_inputs()
+        if given.name.startswith("past")
+    }
+
+
+@pytest.mark.parametrize("graph", ["model.onnx", "verify.onnx"])
+def test_a_text_that_begins_ignores_what_the_states_hold(convolving, tokens, graph):
+    session = onnxruntime.InferenceSession(convolving.folder / graph)
+    names = [given.name for given in session.get_inputs() if given.name.startswith("past.")]
+    assert names == ["past.0.conv", "past.2.conv"]
+    text = {"input_ids": tokens[None, :9], "attention_mask": np.ones((1, 9), np.int64)}
+    wanted = convolving.float_logits(tokens[:9])[-1]
+    for held in (0.0, 3.0, np.inf, np.nan):
+        states = {k: v.astype(np.float32) for k, v in states_of(session, held).items()}
+        logits, *made = session.run(None, {**text, **states})
+        assert difference(logits[0, -1], wanted) < FLOAT
+    # One token more, which the states of the call before belong to.
+    text = {"input_ids": tokens[None, 9:10], "attention_mask": np.ones((1, 10), np.int64)}
+    logits = session.run(None, {**text, **dict(zip(states, made, strict=True))})[0]
+    assert difference(logits[0, -1], convolving.float_logits(tokens[:10])[-1]) < FLOAT
+
+
+def test_a_session_of_convolutions_keeps_one_text(convolving, tokens):
+    every = convolving.float_logits(tokens[:CONTEXT])
+    session = OnnxSession(convolving.folder, CONTEXT, 1)
+    session.extend(tokens[20:40])
+    session.reset()
+    assert difference(session.extend(tokens[:1]), every[0]) < FLOAT
+    assert difference(session.extend(tokens[1:2]), every[1]) < FLOAT
+    # Neither another text in between nor a call that is refused changes what the states hold.
+    session.logits(tokens[30:41])
+    with pytest.raises(DeviceError, match="no token -1"):
+        session.extend(np.array([4, -1]))
+    assert difference(session.extend(tokens[2:4]), every[3]) < FLOAT
+    assert difference(session.extend(tokens[4:5]), every[4]) < FLOAT
+
+
+def test_a_stripped_artifact_of_convolutions(build, tokens):
+    made = build(CONFIGS["lfm2"], asked=TargetOptions(strip=True))
+    every = made.float_logits(tokens[:CONTEXT])
+    session = OnnxSession(made.folder, CONTEXT, 1)
+    session.extend(tokens[:6])
+    assert difference(session.logits(tokens[:CONTEXT]), every) < FLOAT
+    assert difference(session.extend(tokens[6:7]), every[6]) < FLOAT
+
+
+def test_a_state_is_read_before_what_replaces_it_is_computed(convolving):
+    """So input and output may share memory, as sessions, the example and genai have it."""
+    for name in ("model.onnx", "verify.onnx"):
+        graph = onnx.load(convolving.folder / name, load_external_data=False).graph
+        makers = {output: node for node in graph.node for output in node.output}
+        for state in [each.name for each in graph.input if each.name.startswith("past.")]:
+            (reader,) = [node for node in graph.node if state in node.input]
+            before, waiting = [], [f"present.{state.removeprefix('past.')}"]
+            while waiting:
+                made = makers.get(waiting.pop())
+                if made is not None:
+                    before.append(made)
+                    waiting.extend(made.input)
+            assert reader in before
+
+
+# What of each family's int8 artifact stands outside the fused kernels, in the manifest's words.
+_ROTATED = "rotations of queries and keys in 2 layers"
+_NORMED = "norms of queries and keys in {} layers"
+_ADDED = "residual additions that no norm follows ({})"
+OUTSIDE = {
+    "gemma": f"{_ROTATED}, factors (1)",
+    "gemma2": f"{_ROTATED}, factors (1), the softcap of the logits",
+    "gemma3_text": f"{_NORMED.format(3)}, factors (1)",
+    "granite": "factors (6)",
+    "lfm2": f"{_NORMED.format(2)}, short convolutions in 2 layers",
+    "ministral3": _ROTATED,
+    "olmo": "bounds of queries, keys and values (4)",
+    "olmo2": f"{_NORMED.format(2)}, {_ADDED.format(3)}",
+    "olmo3": f"{_NORMED.format(4)}, {_ADDED.format(7)}",
+    "phi": f"{_ROTATED}, {_ADDED.format(2)}",
+    "qwen3": f"{_ROTATED}, {_NORMED.format(2)}",
+    "stablelm": _ROTATED,
+}
+
+
+def test_the_manifest_says_what_no_fused_kernel_computes(config, build):
+    notes = [note for note in build(config, "int8").manifest.notes if "fused" in note]
+    words = OUTSIDE.get(config["model_type"])
+    assert notes == ([f"outside of the fused kernels: {words}"] if words else [])
+
+
+def test_the_structure_names_the_states_of_convolutions(convolving):
+    sections = convolving.manifest.structure
+    assert sections["Recent tokens of convolutions"] == [
+        {"graph": graph, "type": "float", "tokens": 2, "states": 2}
+        for graph in ("model.onnx", "verify.onnx")
+    ]
+    assert sum(row["caches"] for row in sections["Caches"]) == 8
+    states = convolving.manifest.states
+    assert states["past.0.conv"] == "float[batch_size, 64, 2]"
+    assert states["past_key_values.1.key"].startswith("float[batch_size, 2, past_length,")
+    assert list(states) == [
+        *("past.0.conv", "past_key_values.1.key", "past_key_values.1.value"),
+        *("past.2.conv", "past_key_values.3.key", "past_key_values.3.value"),
+    ]

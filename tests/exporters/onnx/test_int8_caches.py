@@ -29,6 +29,8 @@ from exporters.registry import find_target
 from exporters.target import ModelFacts
 from quant.plans.recipes import find_recipe
 from quant.program import dialect
+from tests.oracles.genai import genai_greedy, session_greedy
+from tests.oracles.tiny_families import CONFIGS
 
 INT8 = TargetOptions(kv_cache="int8")
 SHAPES = {"model.embed_tokens.weight": (320, 64), "model.norm.weight": (64,)}
@@ -56,13 +58,15 @@ def rounded(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(x / scale[0]), -128, 127) * scale[0]
 
 
-def attention(q, k, v, window: int, scale: float) -> np.ndarray:
+def attention(q, k, v, window: int, scale: float, softcap: float) -> np.ndarray:
     """Causal attention of ``[heads, t, width]``, by its definition."""
     group = len(q) // len(k)
     k, v = np.repeat(k, group, 0), np.repeat(v, group, 0)
     ahead = np.arange(q.shape[1])[:, None] - np.arange(q.shape[1])
     seen = (ahead >= 0) & (ahead < (window or q.shape[1]))
-    scores = np.where(seen, q @ k.transpose(0, 2, 1) * scale, -np.inf)
+    scores = q @ k.transpose(0, 2, 1) * scale
+    scores = np.tanh(scores / softcap) * softcap if softcap else scores
+    scores = np.where(seen, scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True) @ v
 
@@ -73,18 +77,18 @@ class RoundedCaches(Walk):
     def __init__(self, program, read, scales):
         super().__init__(program, read)
         self.scales = scales
-        self.layers = [node for node in self.order if node.target is dialect.ATTENTION]
 
     def prepare(self, node):
         if node.target is not dialect.ATTENTION:
             return super().prepare(node)
-        layer = self.layers.index(node)
+        cache = self.program.inputs[node.args[3].name].name
+        layer = cache.removeprefix("model.layers.").partition(".")[0]
         by = [self.scales[f"layers.{layer}.{kind}_scale"] for kind in "kv"]
 
         def run(values):
             q, k, v = (values[source][0].numpy().transpose(1, 0, 2) for source in node.args[:3])
             k, v = rounded(k, by[0]), rounded(v, by[1])
-            mixed = attention(q.astype(np.float64), k, v, node.args[6], node.args[7])
+            mixed = attention(q.astype(np.float64), k, v, *node.args[6:9])
             flat = mixed.transpose(1, 0, 2).reshape(1, q.shape[1], -1)
             return torch.from_numpy(flat.astype(np.float32))
 
@@ -101,19 +105,27 @@ def rounded_logits(made, folder, tokens) -> np.ndarray:
     return values[made.program.output()][0].numpy()
 
 
-@pytest.fixture(
-    scope="module",
-    params=["packed", "window", "rotated outside", "apart", "half rotary"],
-)
-def made(request, build, llama_config, openelm_config, phi3_config):
-    config = {
+PLAIN = ("packed", "window", "rotated outside", "apart", "half rotary")
+# Softcaps, windows and rotations by layer, layers without caches, and queries' own rotations.
+FAMILIES = ("gemma2", "gemma3_text", "lfm2", "ministral3", "smollm3")
+
+
+@pytest.fixture(scope="module")
+def make(build, llama_config, openelm_config, phi3_config):
+    configs = {
         "packed": llama_config(),
         "window": llama_config(model_type="mistral", sliding_window=7),
         "rotated outside": llama_config(head_dim=24, num_attention_heads=3, num_key_value_heads=1),
         "apart": openelm_config([3, 4, 6], [1, 2, 3]),
         "half rotary": phi3_config(head_dim=32, partial_rotary_factor=0.5),
-    }[request.param]
-    return build(config, asked=INT8)
+        **CONFIGS,
+    }
+    return lambda name: build(configs[name], asked=INT8)
+
+
+@pytest.fixture(scope="module", params=PLAIN)
+def made(request, make):
+    return make(request.param)
 
 
 def assert_equals(found: np.ndarray, wanted: np.ndarray, rounding: float) -> None:
@@ -124,7 +136,9 @@ def assert_equals(found: np.ndarray, wanted: np.ndarray, rounding: float) -> Non
     assert error.max() < rounding
 
 
-def test_a_text_in_pieces_to_the_last_position(made, tokens):
+@pytest.mark.parametrize("name", (*PLAIN, *FAMILIES))
+def test_a_text_in_pieces_to_the_last_position(make, tokens, name):
+    made = make(name)
     wanted = rounded_logits(made, made.folder, tokens[:48])
     rounding = np.sqrt(np.mean(np.square(wanted - made.float_logits(tokens[:48]))))
     assert 1e-5 * np.ptp(wanted) < rounding < 1e-2 * np.ptp(wanted)
@@ -336,3 +350,10 @@ def test_what_rounding_costs_the_demo_model(cache, tmp_path):
     assert set((cache / "stores").iterdir()) == stores
     with pytest.raises(UsageError, match="shares a passage with the text that the artifact was"):
         verify(out, VerifyOptions(text=CALIBRATION_TEXT, timed=False))
+
+
+def test_onnxruntime_genai_keeps_int8_caches_beside_recent_tokens(make, tokens):
+    folder, prompt = make("lfm2").folder, [256, *map(int, tokens[:17])]
+    wanted = session_greedy(folder, prompt, 20)
+    assert genai_greedy(folder, prompt[:7], prompt[7:], count=20) == wanted
+    assert len(wanted) > 8

@@ -2,370 +2,42 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-from collections import Counter
-from dataclasses import dataclass, fields
-from pathlib import Path
-
-import numpy as np
-import onnx
 import pytest
 
 from device_harness.onnx_session import OnnxSession
-from edgeforge.families.assembly import assemble, bias, convolution, matrix, norm
-from edgeforge.families.spec import LayerSpec, ModelSpec, RopeSpec
-from edgeforge.reference.walk import store_reader
-from exporters.lifted import (
-    Attention,
-    Bias,
-    Clamp,
-    Gelu,
-    LayerNorm,
-    Linear,
-    Norm,
-    Probe,
-    Product,
-    Rope,
-    Scaled,
-    ShortConv,
-    Silu,
-    Softcap,
-    Sum,
-    Unknown,
-    Value,
-)
-from exporters.onnx.lifted import read_graphs
-from exporters.onnx.target import OnnxTarget, graphs_of
-from exporters.target import Lowered
-from quant.program import dialect
-from tests.oracles.lowered_spec import LoweredSpec
-from tests.oracles.traced import ReferenceSession, difference
+from tests.exporters.onnx.vocabulary_cases import CASES, CONTEXT, QUANTIZED, with_accuracy_level
+from tests.oracles.traced import difference
 
-HIDDEN, HEAD, VOCAB, FFN, CONTEXT = 64, 16, 96, 96, 48
 FLOAT = 2e-4  # of the range of the logits
 ROUNDED_ACTIVATIONS = 0.04
-ROPES = (
-    RopeSpec(10000.0, 16),
-    RopeSpec(1e6, 16),
-    RopeSpec(10000.0, 16, "linear", factor=2.0),
-    RopeSpec(1e5, 8),
-)
-
-
-def layer(window: int = 0, rope: int | None = 0, **more) -> LayerSpec:
-    return LayerSpec(4, 2, FFN, window=window, rope=rope, **more)
-
-
-CONVOLUTION = LayerSpec(0, 0, FFN, mixer="short_conv")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A spec to lower, and the operators that its graph must have and must not have."""
-
-    layers: tuple[LayerSpec, ...] = (layer(), layer())
-    biases: bool = False
-    head_bias: bool = False
-    qk_norm: int = 0
-    norms: tuple[str, ...] = ("weight",)
-    tied: bool = False
-    head_dim: int = HEAD
-    given: tuple[tuple[str, object], ...] = ()
-    has: tuple[str, ...] = ()
-    lacks: tuple[str, ...] = ()
-
-    def spec(self) -> ModelSpec:
-        given = dict(self.given)
-        block, gated = given.get("block", "pre"), given.get("gated", True)
-        added = {"pre": ("input_layernorm", "post_attention_layernorm")}
-        added["parallel"] = ("input_layernorm",)
-        added["post"] = ("attention_output_norm", "mlp_output_norm")
-        added["sandwich"] = (*added["pre"], *added["post"])
-
-        def product(name: str, columns: int, rows: int) -> dict:
-            made = {name: matrix("linear", columns, (name, rows))}
-            return {**made, f"{name}.bias": bias((name, rows))} if self.biases else made
-
-        def weights_of(_: int, of: LayerSpec) -> dict:
-            if of.mixer == "attention":
-                q, k = of.num_heads * self.head_dim, of.num_kv_heads * self.head_dim
-                made = product("self_attn.qk_proj", HIDDEN, q + k)
-                made |= product("self_attn.v_proj", HIDDEN, k)
-                if self.qk_norm:
-                    widths = (self.head_dim,) * 2 if self.qk_norm == 1 else (q, k)
-                    made["self_attn.q_norm"] = norm("q", widths[0])
-                    made["self_attn.k_norm"] = norm("k", widths[1])
-                made |= product("self_attn.o_proj", q, HIDDEN)
-            else:
-                made = product("conv.in_proj", HIDDEN, 3 * HIDDEN)
-                made["conv.conv"] = convolution("c", HIDDEN, given["conv_width"])
-                if self.biases:
-                    made["conv.conv.bias"] = bias(("c", HIDDEN))
-                made |= product("conv.out_proj", HIDDEN, HIDDEN)
-            for name in added[block]:
-                made |= self._norm(name)
-            up = ("mlp.gate_up_proj", 2 * FFN) if gated else ("mlp.up_proj", FFN)
-            return made | product(up[0], HIDDEN, up[1]) | product("mlp.down_proj", FFN, HIDDEN)
-
-        weights = assemble(
-            hidden_size=HIDDEN,
-            vocab_size=VOCAB,
-            layers=self.layers,
-            layer_weights=weights_of,
-            embedding="e",
-            final_norm={name.rpartition(".")[2] or "weight": w for name, w in self._final()},
-            head=None if self.tied else "h",
-            head_bias="hb" if self.head_bias else None,
-        )
-        return ModelSpec(
-            model_type="any",
-            hidden_size=HIDDEN,
-            head_dim=self.head_dim,
-            vocab_size=VOCAB,
-            layers=self.layers,
-            norm_eps=1e-5,
-            ropes=ROPES,
-            tied=self.tied,
-            max_context=CONTEXT,
-            bos=None,
-            eos=(),
-            pad=None,
-            weights=weights,
-            **given,
-        )
-
-    def _norm(self, name: str) -> dict:
-        made = {name: norm(name, HIDDEN)} if "weight" in self.norms else {}
-        return {**made, f"{name}.bias": bias((name, HIDDEN))} if "bias" in self.norms else made
-
-    def _final(self):
-        named = self._norm("n")
-        return [("weight" if name == "n" else "bias", weight) for name, weight in named.items()]
-
-
-def of(*given: tuple[str, object], **more) -> Case:
-    return Case(given=given, **more)
-
-
-NORM = ("norm", "layer")
-CONV = ("conv_width", 3)
-CASES = {
-    "biases": Case(biases=True),
-    "biases-head-24": Case(biases=True, head_dim=24, head_bias=True, has=("RotaryEmbedding",)),
-    "window-and-rope-by-layer": Case(
-        (layer(7, 0), layer(0, 1), layer(5, None)), lacks=("RotaryEmbedding",)
-    ),
-    "query-rope": Case((layer(query_rope=2), layer(9, 0, query_rope=2)), has=("RotaryEmbedding",)),
-    "no-rope": Case((layer(0, None), layer(3, None)), lacks=("RotaryEmbedding",)),
-    "qk-norm-heads": Case(qk_norm=1),
-    "qk-norm-whole": of(qk_norm=2, has=("RMSNormalization",)),
-    "layer-norm": of(NORM, norms=("weight", "bias"), has=("SkipLayerNormalization",)),
-    "layer-norm-no-bias": of(NORM, has=("SkipLayerNormalization", "LayerNormalization")),
-    "layer-norm-bare": of(NORM, norms=(), has=("SkipLayerNormalization",)),
-    "sandwich": of(("block", "sandwich"), has=("SkipSimplifiedLayerNormalization",)),
-    "post": of(("block", "post"), qk_norm=2, has=("Add",)),
-    "parallel": of(("block", "parallel"), has=("SkipSimplifiedLayerNormalization", "Add")),
-    "phi": of(
-        ("block", "parallel"),
-        NORM,
-        ("gated", False),
-        ("activation", "gelu_tanh"),
-        biases=True,
-        head_bias=True,
-        layers=(layer(rope=3), layer(rope=3)),
-        norms=("weight", "bias"),
-        has=("Gelu",),
-        lacks=("QuickGelu",),
-    ),
-    "gelu-tanh": of(("activation", "gelu_tanh"), has=("Gelu",), lacks=("QuickGelu",)),
-    "gelu": of(("activation", "gelu"), has=("Gelu",), lacks=("QuickGelu",)),
-    "scales": of(
-        ("attention_scale", 0.3),
-        ("embedding_multiplier", 7.5),
-        ("residual_multiplier", 0.22),
-        ("logit_multiplier", 0.125),
-        tied=True,
-    ),
-    "softcaps": of(
-        ("attention_softcap", 2.0),
-        ("logit_softcap", 3.0),
-        layers=(layer(6), layer()),
-        has=("Tanh",),
-    ),
-    "clip": of(("clip_qkv", 0.8), has=("Clip",)),
-    "gemma": of(
-        ("block", "sandwich"),
-        ("activation", "gelu_tanh"),
-        ("attention_softcap", 5.0),
-        ("logit_softcap", 3.0),
-        ("embedding_multiplier", 8.0),
-        layers=(layer(6, 1), layer()),
-        head_dim=256,
-        qk_norm=1,
-        tied=True,
-    ),
-    "short-conv": of(CONV, layers=(CONVOLUTION, layer()), qk_norm=1, tied=True),
-    "short-conv-5-biases": of(
-        ("conv_width", 5), layers=(layer(), CONVOLUTION), biases=True, norms=("weight",)
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Made:
-    """An artifact of a case, and what its program means."""
-
-    case: Case
-    folder: Path
-    lowered: Lowered
-    reference: ReferenceSession
-    source: LoweredSpec
-
-    def operators(self) -> Counter[str]:
-        graph = onnx.load(self.folder / "model.onnx", load_external_data=False).graph
-        return Counter(node.op_type for node in graph.node)
-
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory):
-    """Lowers a case by a recipe; the same again is not made twice."""
-    made: dict[tuple[str, str], Made] = {}
-
-    def make(name: str, recipe: str = "fp32") -> Made:
-        if (name, recipe) not in made:
-            root = tmp_path_factory.mktemp("case")
-            source = LoweredSpec(CASES[name].spec(), root / "store", recipe, CONTEXT)
-            lowered = source.write(OnnxTarget(), root / "artifact")
-            reference = ReferenceSession(source.program, store_reader(source.store))
-            made[name, recipe] = Made(CASES[name], root / "artifact", lowered, reference, source)
-        return made[name, recipe]
-
-    return make
-
-
-def with_accuracy_level(source: Path, folder: Path, level: int) -> Path:
-    """A copy of an artifact whose matrix products round activations to another type, or none."""
-    shutil.copytree(source, folder)
-    for name in ("model.onnx", "verify.onnx"):
-        model = onnx.load(folder / name, load_external_data=False)
-        for node in model.graph.node:
-            for attribute in node.attribute:
-                if attribute.name == "accuracy_level":
-                    attribute.i = level
-        onnx.save(model, folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def text() -> np.ndarray:
-    return np.random.default_rng(11).integers(0, VOCAB, CONTEXT)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_float_graphs_give_the_programs_logits(make, text, name):
-    made = make(name)
-    wanted = made.reference.logits(text)
+def test_float_graphs_give_the_programs_logits(lower, case_text, name):
+    made = lower(name)
+    wanted = made.reference.logits(case_text)
     session = OnnxSession(made.folder, CONTEXT, 1)
-    assert difference(session.logits(text), wanted) < FLOAT
+    assert difference(session.logits(case_text), wanted) < FLOAT
     # A prompt in chunks and then token by token, past every window; then another text.
     at = 0
     for size in (13, 4, 1, 1, 20, 1):
         at += size
-        assert difference(session.extend(text[at - size : at]), wanted[at - 1]) < FLOAT
+        assert difference(session.extend(case_text[at - size : at]), wanted[at - 1]) < FLOAT
     session.reset()
-    assert difference(session.extend(text[:2]), wanted[1]) < FLOAT
-    assert difference(session.extend(text[2:3]), wanted[2]) < FLOAT
+    assert difference(session.extend(case_text[:2]), wanted[1]) < FLOAT
+    assert difference(session.extend(case_text[2:3]), wanted[2]) < FLOAT
     operators = made.operators()
     assert set(made.case.has) <= set(operators)
     assert not set(made.case.lacks) & set(operators)
 
 
-QUANTIZED = [
-    *(("int4-g32", name) for name in CASES),
-    *(("int8", name) for name in ("biases", "phi", "gemma", "short-conv-5-biases")),
-]
-
-
 @pytest.mark.parametrize(("recipe", "name"), QUANTIZED)
-def test_quantized_graphs_compute_with_the_stored_numbers(make, text, tmp_path, name, recipe):
-    made = make(name, recipe)
-    wanted = made.reference.logits(text)
+def test_quantized_graphs_compute_with_the_stored_numbers(lower, case_text, tmp_path, name, recipe):
+    made = lower(name, recipe)
+    wanted = made.reference.logits(case_text)
     exact = OnnxSession(with_accuracy_level(made.folder, tmp_path / "exact", 1), CONTEXT, 1)
-    assert difference(exact.logits(text), wanted) < FLOAT
-    assert difference(exact.extend(text[:40]), wanted[39]) < FLOAT
-    assert difference(exact.extend(text[40:41]), wanted[40]) < FLOAT
+    assert difference(exact.logits(case_text), wanted) < FLOAT
+    assert difference(exact.extend(case_text[:40]), wanted[39]) < FLOAT
+    assert difference(exact.extend(case_text[40:41]), wanted[40]) < FLOAT
     session = OnnxSession(made.folder, CONTEXT, 1)
-    assert difference(session.logits(text), wanted) < ROUNDED_ACTIVATIONS
-
-
-def lifted(value: Value, found: dict[int, Value]) -> dict[int, Value]:
-    """All values that a value is computed of, by identity."""
-    if id(value) not in found:
-        found[id(value)] = value
-        for each in fields(value):
-            inner = getattr(value, each.name)
-            for part in inner if isinstance(inner, tuple) else (inner,):
-                if isinstance(part, Value):
-                    lifted(part, found)
-    return found
-
-
-@pytest.mark.parametrize(("recipe", "name"), [*(("fp32", name) for name in CASES), *QUANTIZED])
-def test_graphs_are_lifted_whole(make, name, recipe):
-    made = make(name, recipe)
-    reading = read_graphs(made.folder, graphs_of(made.folder), CONTEXT)
-    nodes = Counter(node.target for node in made.source.program.graph.nodes)
-    for entry in reading.entry_points:
-        assert entry.outside == ()
-        values = list(lifted(entry.logits, {}).values())
-        kinds = Counter(type(value) for value in values)
-        assert Unknown not in kinds, [v for v in values if isinstance(v, Unknown)]
-        wanted = {
-            Bias: nodes[dialect.BIAS],
-            Norm: nodes[dialect.RMS_NORM],
-            LayerNorm: nodes[dialect.LAYER_NORM],
-            Gelu: nodes[dialect.GELU],
-            Silu: nodes[dialect.SILU],
-            Scaled: nodes[dialect.SCALE],
-            Softcap: nodes[dialect.SOFTCAP],
-            Clamp: nodes[dialect.CLAMP],
-            ShortConv: nodes[dialect.SHORT_CONV],
-            Attention: nodes[dialect.ATTENTION],
-            Rope: nodes[dialect.ROPE],
-            Linear: nodes[dialect.LINEAR] + nodes[dialect.QUANT_LINEAR],
-            Sum: nodes[dialect.ADD],
-            Product: nodes[dialect.MUL],
-        }
-        assert {kind: kinds[kind] for kind in wanted} == wanted
-        for value in values:
-            check_lifted(value, made, entry.probes)
-
-
-def check_lifted(value: Value, made: Made, probes: tuple[Probe, ...]) -> None:
-    """A lifted value says what the spec and the weights say."""
-    spec, weights = made.case.spec(), made.source.weights.tensors
-    match value:
-        case Bias() | ShortConv():
-            assert (value.values == weights[value.weight.name].numpy()).all()
-        case LayerNorm():
-            for stored, values in ((value.weight, value.values), (value.bias, value.shift)):
-                assert (stored is None) == (values is None)
-                assert stored is None or (values == weights[stored.name].numpy()).all()
-        case Gelu():
-            assert value.tanh == (spec.activation == "gelu_tanh")
-        case Clamp():
-            assert value.limit == pytest.approx(spec.clip_qkv)
-        case Softcap():
-            assert value.cap == pytest.approx(spec.logit_softcap)
-        case Attention():
-            number = int(value.keys.read.partition(".")[0])
-            assert value.scale == pytest.approx(spec.scale)
-            assert value.softcap == pytest.approx(spec.attention_softcap)
-            window = spec.layers[number].window or CONTEXT
-            for probe, seen in zip(probes, value.visible, strict=True):
-                assert seen[-1].sum() == min(window, probe.start + probe.count)
-    if isinstance(value, ShortConv):
-        number = re.search(r"layers\.(\d+)\.", value.weight.name)[1]
-        assert value.recent.read == value.recent.written == f"{number}.recent"
-        assert value.recent.ignored == tuple(probe.start == 0 for probe in probes)
+    assert difference(session.logits(case_text), wanted) < ROUNDED_ACTIVATIONS

@@ -99,6 +99,52 @@ def test_logits_are_those_of_the_model_that_the_file_was_made_of(
         assert dataclasses.asdict(opened.spec) == wanted
 
 
+# What llama.cpp's files cannot say otherwise: scales of attention, and the order of windows.
+OTHERS = {
+    "gemma": {},
+    "gemma2": {"query_pre_attn_scalar": 24},
+    "gemma3_text": {
+        "query_pre_attn_scalar": 32,
+        "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
+    "granite": {},
+    "olmo2": {},
+    "qwen2": {},
+    "qwen3": {},
+    "smollm3": {},
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_every_family_that_llama_cpp_has(
+    family, tmp_path, hugging_face, traced, gguf_files, tiny_families
+):
+    config = tiny_families.CONFIGS[family] | OTHERS[family]
+    config |= {"bos_token_id": None, "eos_token_id": None}
+    folder = hugging_face.save(tmp_path / "model", config)
+    stored = "Q8_0" if config["hidden_size"] % 32 == 0 else "F16"
+    values = gguf_files.write(folder, tmp_path / "model.gguf", stored)
+    save_file(values, folder / "model.safetensors", {"format": "pt"})
+    tokens = traced.tokens(40, config["vocab_size"])
+    expected = hugging_face.logits(folder, tokens)
+    opened = traced.model(tmp_path / "model.gguf")
+    ours = traced.session(opened, 40).logits(tokens)
+    assert traced.difference(ours, expected) < traced.TOLERANCE
+    assert dataclasses.asdict(opened.spec) == dataclasses.asdict(traced.model(folder).spec)
+
+
+def test_every_architecture_is_tried():
+    from edgeforge.checkpoint.gguf.architectures import ARCHITECTURES
+
+    tried = {"llama", "phi3"} | {name.removesuffix("_text") for name in OTHERS}
+    assert tried == set(ARCHITECTURES)
+
+
 @pytest.mark.parametrize(
     ("kind", "stored"),
     [*(("llama", stored) for stored in TYPES + K_TYPES), ("phi3", "Q4_0"), ("phi3", "Q6_K")],

@@ -10,6 +10,9 @@ from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
 from exporters.registry import TARGETS
 from tests.exporters.conftest import llama, phi3, write_checkpoint
+from tests.oracles import vocabulary
+from tests.oracles.vocabulary import SPECS
+from tests.oracles.vocabulary_models import small_model
 from tests.planted_faults.captured import Captured, capture
 
 CONTEXT = 128
@@ -37,6 +40,10 @@ def captures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Captures]:
     configs = {"llama": llama(), "another": llama(), "longrope": LONGROPE}
 
     def captures(name: str) -> dict[str, Captured]:
+        if name == "vocabulary" and name not in made:
+            model = small_model(SPECS["everything"], root / name)
+            options = ExportOptions(recipe="int8", context=vocabulary.CONTEXT, threads=1)
+            made[name] = capture(model, list(TARGETS.values()), options, root / f"{name}-out")
         if name not in made:
             seed = list(configs).index(name)
             model = open_model(str(write_checkpoint(root / name, configs[name], seed)))

@@ -11,7 +11,7 @@ from edgeforge.verification.stored_weights import unlike_store
 from exporters.registry import TARGETS
 from quant.formats.formats import IntFormat
 from tests.edgeforge.verification.meaning.conftest import Captures
-from tests.planted_faults.table import FAULTS, other_weights
+from tests.planted_faults.table import FAULTS, VOCABULARY_FAULTS, other_weights
 from tests.planted_faults.written import Fault, write_faulty
 
 NAMES = [*(fault.name for fault in FAULTS), "weights"]
@@ -100,6 +100,45 @@ def test_a_fault_of_the_shipped_graph_alone_is_found_there_alone(
     assert found.name == "meaning.rope_tables"
     assert set(found.where) == shipped
     assert not set(found.where) & other
+
+
+VOCABULARY_WORDS = {
+    "bias": "layer 1: model.layers.1.mlp.down_proj.bias is not added to the feed-forward part's",
+    "window-of-a-layer": "layer 0 has a window of 24 tokens, not a window of 8 tokens",
+    "attention-softcap": "layer 0 bounds scores by 0, not by 50",
+    "logit-softcap": "has no softcap of 30 on the result",
+    "rotation": "layer 1, queries are rotated, which the checkpoint does not do",
+    "multiplier": "has no factor of 2 on the embedding",
+    "state": "does not ignore 3.recent where 0 tokens come before",
+}
+# Every fault on one target; on the others those that their lowering writes in ways of its own.
+PLACES = [
+    *((fault.name, "onnx") for fault in VOCABULARY_FAULTS),
+    *((name, "coreml") for name in ("window-of-a-layer", "attention-softcap", "rotation")),
+    *((name, "executorch") for name in ("bias", "window-of-a-layer", "logit-softcap")),
+]
+
+
+@pytest.mark.parametrize(("name", "target"), PLACES)
+def test_each_fault_in_what_some_families_have_is_named(name, target, captures, tmp_path):
+    fault = next(fault for fault in VOCABULARY_FAULTS if fault.name == name)
+    captured = captures("vocabulary")[target]
+    folder = tmp_path / "artifact"
+    manifest = write_faulty(captured, fault, folder, tmp_path / "apart")
+    checks = check_meaning(folder, manifest, captured.run.model)
+    failed = {check.name: check.message for check in checks if check.verdict == "failed"}
+    assert VOCABULARY_WORDS[name] in failed[fault.fact], failed
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_some_families_have_is_read_and_held(target, captures, tmp_path):
+    captured = captures("vocabulary")[target]
+    folder = tmp_path / "artifact"
+    manifest = write_faulty(captured, None, folder, tmp_path / "apart")
+    checks = check_meaning(folder, manifest, captured.run.model)
+    assert [check.message for check in checks if check.verdict != "passed"] == []
+    wanted = ("biases", "bias_weights", "convolution_weights", "states", "clip_qkv")
+    assert {f"meaning.{name}" for name in wanted} <= {c.name for c in checks}
 
 
 def test_folders_of_faults_are_apart(captures, tmp_path):

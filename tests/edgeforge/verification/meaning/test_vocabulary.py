@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from edgeforge.families.spec import ModelSpec
-from edgeforge.model.trace import trace
 from edgeforge.verification.meaning.chains import NoDecoderError
 from edgeforge.verification.meaning.decoder import decoder_of
 from edgeforge.verification.meaning.findings import Findings
@@ -15,8 +14,8 @@ from edgeforge.verification.meaning.layers import Layers
 from edgeforge.verification.meaning.rotary import Rotary
 from exporters.lifted import EntryPoint
 from quant.program import dialect
-from quant.program.program import Program
 from tests.oracles.vocabulary import CONTEXT, LAYERS, SPECS
+from tests.oracles.vocabulary_models import program_of
 from tests.planted_faults import programs
 from tests.planted_faults.lifted_program import lifted_program
 
@@ -36,21 +35,9 @@ def held(spec: ModelSpec, entry: EntryPoint) -> tuple[dict[str, str], set[str]]:
     return failed, passed
 
 
-@pytest.fixture(scope="module")
-def traced():
-    made: dict[str, Program] = {}
-
-    def traced(name: str) -> Program:
-        if name not in made:
-            made[name] = trace(SPECS[name], CONTEXT)
-        return made[name]
-
-    return traced
-
-
 @pytest.mark.parametrize("name", SPECS)
-def test_a_sound_program_has_no_fault(name, traced):
-    failed, passed = held(SPECS[name], lifted_program(traced(name)))
+def test_a_sound_program_has_no_fault(name):
+    failed, passed = held(SPECS[name], lifted_program(program_of(SPECS[name])))
     assert failed == {}
     if name == "everything":
         words = {"biases", "attention_softcap", "logit_softcap", "clip_qkv", "states", "caches"}
@@ -208,15 +195,15 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_named(fault, traced):
+def test_a_fault_is_named(fault):
     name, change, fact, words, *fields = FAULTS[fault]
     spec = replace(SPECS[name], **fields[0]) if fields else SPECS[name]
-    failed, _ = held(spec, lifted_program(change(traced(name))))
+    failed, _ = held(spec, lifted_program(change(program_of(SPECS[name]))))
     assert words in failed[fact], failed
 
 
-def test_a_state_that_a_text_does_not_begin_without_is_named(traced):
-    entry = lifted_program(traced("everything"))
+def test_a_state_that_a_text_does_not_begin_without_is_named():
+    entry = lifted_program(program_of(SPECS["everything"]))
     (one, _) = decoder_of(entry.logits).convolutions()
     object.__setattr__(one, "recent", replace(one.recent, ignored=(False,) * len(entry.probes)))
     failed, _ = held(SPECS["everything"], entry)
@@ -224,8 +211,8 @@ def test_a_state_that_a_text_does_not_begin_without_is_named(traced):
     assert "does not ignore 3.recent where 0 tokens come before" in failed["states"]
 
 
-def test_a_file_that_does_not_say_how_a_text_begins_is_doubtful(traced):
-    entry = lifted_program(traced("everything"))
+def test_a_file_that_does_not_say_how_a_text_begins_is_doubtful():
+    entry = lifted_program(program_of(SPECS["everything"]))
     for each in decoder_of(entry.logits).convolutions():
         object.__setattr__(each, "recent", replace(each.recent, ignored=None))
     findings = Findings()

@@ -1,0 +1,32 @@
+"""The points of a program: every layer's mixer and the stream after it, whatever stands between."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeforge.diagnosis.points import Point, program_points
+from quant.program import dialect
+from tests.oracles.vocabulary import SPECS
+from tests.oracles.vocabulary_models import program_of
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_layer_has_two_points(name):
+    found = program_points(program_of(SPECS[name]))
+    wanted = []
+    for index, layer in enumerate(SPECS[name].layers):
+        mixer = "attention" if layer.mixer == "attention" else "convolution"
+        wanted += [Point(index, mixer), Point(index, "layer")]
+    assert sorted(found.values()) == sorted(wanted)
+    for node, point in found.items():
+        kinds = {"attention": dialect.ATTENTION, "convolution": dialect.MUL, "layer": dialect.ADD}
+        assert node.target is kinds[point.part]
+    # The last point is the residual stream that the last norm reads.
+    assert {user.target for user in list(found)[-1].users} <= {
+        dialect.RMS_NORM,
+        dialect.LAYER_NORM,
+    }
+
+
+def test_a_convolution_is_named():
+    assert str(Point(3, "convolution")) == "layer 3, convolution"
