@@ -53,6 +53,8 @@ def has_int8_caches(options: TargetOptions) -> bool:
 def _costs(facts: ModelFacts, options: TargetOptions) -> RuntimeCosts:
     """What the runtime keeps; int8 caches have a scale and a zero point for each token and head."""
     costs = replace(COSTS, stored_copies=1) if options.weights == "external" else COSTS
+    if facts.attention_softcap:  # delegates hold the scores that ExecuTorch's kernel does not
+        costs = replace(costs, scores=True)
     if not has_int8_caches(options):
         return costs
     # A row of int8 codes has a float32 scale (4 bytes) and an int8 zero point (1 byte).

@@ -243,7 +243,7 @@ def _rms_norm(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
 
 
 def _layer_norm(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
-    x = given[0] - _mean(state, given[0])
+    x: Tensor = given[0] - _mean(state, given[0])
     x = x * torch.rsqrt(_mean(state, x * x) + given[3])
     call = LayerNormCall.of(node)
     if call.weight is not None:

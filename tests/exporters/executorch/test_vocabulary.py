@@ -1,4 +1,4 @@
-"""Every operator gives its own torch meaning in ExecuTorch's runtime, and is read back as itself."""
+"""Every operator gives its torch meaning in ExecuTorch's runtime, and is read back as itself."""
 
 from __future__ import annotations
 
