@@ -91,5 +91,5 @@ def test_the_last_rows_are_the_same(build, openelm_config, tokens):
     dialect.check_lowered(kept, 3)
     with pytest.raises(dialect.DialectError, match="not the logits of 4 positions"):
         dialect.check_lowered(kept, 4)
-    with pytest.raises(dialect.DialectError, match="not the logits of 1 positions"):
+    with pytest.raises(dialect.DialectError, match="not one position's logits"):
         dialect.check_lowered(kept)
