@@ -1,9 +1,9 @@
 """Compares speculative decoding by prompt lookup with plain decoding, on artifacts with drafts.
 
-Every prompt is continued greedily by both, one after the other, several times, so that other load on
-the machine affects both; the fastest run of each counts. Two kinds of prompts: plain text, which is
-continued, and text that is to be given again with a small change, as an assistant that corrects or
-summarises does. The script prints tokens a step, the ratio of decoding speeds, and how many texts
+Every prompt is continued greedily by both, one after the other, several times, so that other load
+on the machine affects both; the fastest run of each counts. Two kinds of prompts: plain text, which
+is continued, and text that is begun once more, as an assistant does that corrects or summarises.
+The script prints tokens a step, the ratio of decoding speeds, and how many texts
 are those of plain decoding, token for token.
 """
 

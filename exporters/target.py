@@ -41,6 +41,7 @@ class ModelFacts:
         rope_width: columns of all rotary tables together, cosines and sines; None for one pair of
             tables of a head's width.
         recent: numbers that the states of short convolutions hold, of all layers together.
+        attention_softcap: the bound on attention's scores by a tanh; 0 for none.
     """
 
     model_type: str
@@ -54,6 +55,7 @@ class ModelFacts:
     context: int
     rope_width: int | None = None
     recent: int = 0
+    attention_softcap: float = 0.0
 
 
 @dataclass(frozen=True)

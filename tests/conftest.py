@@ -39,6 +39,8 @@ GROUPS = {
     "tests/exporters/executorch/test_float_artifacts.py": "coremltools and traces of every case",
     "tests/exporters/coreml/": "coremltools and traces of every case",
     "tests/device_harness/coreml_interpreter/": "coremltools and traces of every case",
+    "tests/exporters/onnx/test_families.py": "traces of every family",
+    "tests/exporters/executorch/test_families.py": "traces of every family",
     "tests/exporters/executorch/test_stock_route.py": "ExecuTorch's exporter",
     "tests/exporters/executorch/test_backends.py": "ExecuTorch's exporter",
 }

@@ -35,6 +35,7 @@ def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
             for layer in spec.layers
             if layer.mixer == "short_conv"
         ),
+        attention_softcap=spec.attention_softcap,
     )
 
 

@@ -7,6 +7,8 @@ the same checkpoint and gives the logits of the same tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -118,7 +120,8 @@ def _of_gguf(config: Any, file: Path) -> Any:
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     loaded = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
-    read = load_gguf_checkpoint(str(file), True, loaded, torch.float32)["tensors"]
+    with redirect_stderr(StringIO()):  # a bar of its progress
+        read = load_gguf_checkpoint(str(file), True, loaded, torch.float32)["tensors"]
     missing, unexpected = loaded.load_state_dict(read, strict=False)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     if unexpected or set(missing) - tied:

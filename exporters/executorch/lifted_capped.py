@@ -82,7 +82,7 @@ def mixed(name: str, weights: Value, values: Value, seen: Seen) -> Value | None:
         return None
     query, tokens, groups = queries.source, 0, heads[0] // heads[1]
     if isinstance(mask, Repeated):
-        mask, groups = mask.source, groups // mask.times
+        groups, mask = groups // mask.times, mask.source
     if isinstance(mask, LastRows):
         tokens, mask = mask.tokens, mask.source
         if not isinstance(query, Last) or query.positions != tokens:

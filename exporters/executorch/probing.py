@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from exporters.damaged_files import one_sentence
 from exporters.executorch.flatbuffer import Record
+from exporters.executorch.lifted_kernels import KERNELS
 from exporters.executorch.lifted_method import Method
 from exporters.executorch.lifted_values import Files
 from exporters.executorch.method import SCALAR_TYPES
@@ -52,7 +53,7 @@ def write_probing(
     with one_sentence(file, "an ExecuTorch program"):
         plans = list(pte.program["execution_plan"])
         place = next(i for i, plan in enumerate(plans) if plan["name"] == method)
-        lifted = Method(plans[place], Files(pte), context)
+        lifted = Method(plans[place], Files(pte), context, KERNELS)
         lifted.lift()
         numbers = {value.name: number for number, value in lifted.values.items()}
         shown = [name for name in dict.fromkeys(names) if name in numbers]

@@ -16,6 +16,7 @@ from exporters.checks import (
     refuse_activation,
     refuse_palettes,
 )
+from exporters.errors import ExportError
 from exporters.executorch.backends import BACKENDS, XNNPACK, Backend, check_backend, is_stock
 from exporters.executorch.installed import SUPPORTED
 from exporters.float_columns import Columns, FloatColumns, told
@@ -52,6 +53,8 @@ def has_int8_caches(options: TargetOptions) -> bool:
 def _costs(facts: ModelFacts, options: TargetOptions) -> RuntimeCosts:
     """What the runtime keeps; int8 caches have a scale and a zero point for each token and head."""
     costs = replace(COSTS, stored_copies=1) if options.weights == "external" else COSTS
+    if facts.attention_softcap:  # delegates hold the scores that ExecuTorch's kernel does not
+        costs = replace(costs, scores=True)
     if not has_int8_caches(options):
         return costs
     # A row of int8 codes has a float32 scale (4 bytes) and an int8 zero point (1 byte).
@@ -88,6 +91,8 @@ class ExecutorchTarget:
         """Refuses options that exclude each other, and formats that a delegate cannot compute."""
         refuse_palettes(plan, BACKENDS[options.backend or XNNPACK].title)
         check_backend(plan, options)
+        if is_stock(options):
+            _check_stock_operators(facts)
         check_float_activations(plan, options)
         check_draft_positions(options, facts.context)
         refuse_activation(
@@ -165,6 +170,23 @@ class ExecutorchTarget:
         from exporters.executorch.structure import structure_of
 
         return structure_of(read_pte(folder / MODEL))
+
+
+def _check_stock_operators(facts: ModelFacts) -> None:
+    """Refuses what is not written for ExecuTorch's own exporter.
+
+    Raises:
+        ExportError: names the operator.
+    """
+    for asked, operator in (
+        (facts.recent, "short convolutions with a state"),
+        (facts.attention_softcap, "attention with bounded scores"),
+    ):
+        if asked:
+            raise ExportError(
+                f"this {facts.model_type} model has {operator}, which EdgeForge does not write for "
+                f"ExecuTorch's own exporter: leave out --lowering stock and --backend"
+            )
 
 
 def _notes(

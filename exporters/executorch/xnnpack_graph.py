@@ -94,11 +94,9 @@ class XnnpackGraph:
         self._dims.append(tuple(dims))
         return number
 
-    def _node(
-        self, kind: str, *, flags: int = 0, limits: Record | None = None, **fields: object
-    ) -> None:
+    def _node(self, kind: str, /, limits: Record | None = None, **fields: object) -> None:
         node: dict[str, object] = {
-            "xnode_union": Record(kind, {**fields, "flags": flags}),
+            "xnode_union": Record(kind, {"flags": 0, **fields}),
             "debug_handle": len(self._nodes),
         }
         if limits is not None:
@@ -159,7 +157,7 @@ class XnnpackGraph:
         """Emits a bound: values stay within ``-limit`` and ``limit``."""
         result = self._value(self._dims[source])
         limits = Record("OutputMinMax", {"output_min": -limit, "output_max": limit})
-        self._node("XNNClamp", input_id=source, output_id=result, limits=limits)
+        self._node("XNNClamp", limits, input_id=source, output_id=result)
         return result
 
     def transpose(self, source: int, order: Sequence[int]) -> int:
@@ -223,6 +221,7 @@ class XnnpackGraph:
         ids = [*parts, *[_NOT_EXTERNAL] * (5 - len(parts))]
         self._node(
             f"XNNConcatenate{len(parts)}",
+            None,
             axis=axis % len(dims),
             output_id=result,
             **{f"input{i + 1}_id": value for i, value in enumerate(ids)},
@@ -261,19 +260,20 @@ class XnnpackGraph:
         filter = self._array(f"{name} {TAPS}", taps.reshape(1, 1, width, columns))
         image = self.reshape(source, [1, 1, -1, columns])
         result = self._value([1, 1, rows - width + 1, columns])
-        ones = ("kernel_height", "subsampling_height", "subsampling_width", "dilation_height")
-        self._node(
-            "XNNDepthwiseConv2d",
-            **dict.fromkeys(("padding_top", "padding_right", "padding_bottom", "padding_left"), 0),
-            **dict.fromkeys((*ones, "dilation_width", "group_input_channels"), 1),
-            kernel_width=width,
-            group_output_channels=1,
-            groups=columns,
-            input1_id=image,
-            filter_id=filter,
-            bias_id=_NOT_EXTERNAL if bias is None else bias,
-            output_id=result,
-        )
+        fields = {
+            **dict.fromkeys((f"padding_{side}" for side in ("top", "right", "bottom", "left")), 0),
+            **dict.fromkeys(("subsampling_height", "subsampling_width"), 1),
+            **dict.fromkeys(("dilation_height", "dilation_width"), 1),
+            **dict.fromkeys(("group_input_channels", "group_output_channels"), 1),
+            "kernel_height": 1,
+            "kernel_width": width,
+            "groups": columns,
+            "input1_id": image,
+            "filter_id": filter,
+            "bias_id": _NOT_EXTERNAL if bias is None else bias,
+            "output_id": result,
+        }
+        self._node("XNNDepthwiseConv2d", None, **fields)
         return self.reshape(result, [1, -1, columns])
 
     def quantized_linear(

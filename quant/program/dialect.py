@@ -108,9 +108,10 @@ def check_lowered(program: Program, positions: int = 1) -> None:
     shape = shape_of(program.output())
     kept = {node.args[2] for node in program.graph.nodes if node.target is LAST}
     if (positions == 1 and shape[1] != 1) or kept - {-positions}:
-        raise DialectError(
-            f"the lowered program returns shape {shape}, not the logits of {positions} positions"
+        wanted = (
+            "one position's logits" if positions == 1 else f"the logits of {positions} positions"
         )
+        raise DialectError(f"the lowered program returns shape {shape}, not {wanted}")
 
 
 def _check_operands(program: Program) -> None:

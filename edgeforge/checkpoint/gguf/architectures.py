@@ -51,6 +51,8 @@ _OLMO2: Final = {
     **_NORMED_HEADS,
     **_AFTER,
 }
+# No model has as many. A damaged or hostile file can claim a number that no memory could hold.
+_MAX_LAYERS: Final = 10_000
 # Fields that change nothing for a model of one expert: what a file was made with, or sizes that the
 # tensors say as well.
 _HARMLESS: Final = (
@@ -256,6 +258,11 @@ def base_config(
     hidden, heads = data.integer("embedding_length"), data.integer("attention.head_count")
     if not heads:
         raise CheckpointError(f"{data.where} claims a model without attention heads")
+    layers = data.integer("block_count")
+    if layers > _MAX_LAYERS:
+        raise CheckpointError(
+            f"{data.where} claims {layers} layers; EdgeForge reads {_MAX_LAYERS} at most"
+        )
     head_dim = data.integer("attention.key_length", hidden // heads)
     if data.integer("attention.value_length", head_dim) != head_dim:
         raise CheckpointError(
@@ -268,7 +275,7 @@ def base_config(
         "vocab_size": vocab_size,
         "hidden_size": hidden,
         "intermediate_size": data.integer("feed_forward_length"),
-        "num_hidden_layers": data.integer("block_count"),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": data.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from edgeforge.checkpoint.gguf.header import Value
 from edgeforge.checkpoint.gguf.pre_tokenizers import SPLITTINGS
@@ -14,6 +14,8 @@ from quant.quoted import quoted
 _UNKNOWN, _CONTROL, _USER, _BYTE = 2, 3, 4, 6
 _SPACE: Final = "\u2581"
 _OTHERWISE: Final = "name a tokenizer.json of the model with --tokenizer PATH"
+# Characters that finding a vocabulary's merges may look at; one of 262,144 tokens takes 2 ** 25.
+_MOST_CUTS: Final = 1 << 30
 _ROLES: Final = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 # Tokens at which a turn or a text ends, besides `eos`: llama.cpp knows them by their texts too.
 _ENDS: Final = frozenset(
@@ -122,7 +124,7 @@ class Vocabulary:
             )
         return value
 
-    def _list(self, name: str, kind: type, count: int | None = None) -> list:  # type: ignore[type-arg]
+    def _list(self, name: str, kind: type, count: int | None = None) -> list[Any]:
         value = self._fields.get(f"tokenizer.ggml.{name}")
         if value is None:
             return []
@@ -228,6 +230,11 @@ def _sentence_pieces(vocabulary: Vocabulary, gemma: bool, where: str) -> Json:
         _SPACE * len(token) if token and not token.strip(" ") else token
         for token in vocabulary.tokens
     ]
+    if sum(len(token) ** 2 for token in tokens) > _MOST_CUTS:
+        raise CheckpointError(
+            f"{where} has tokens of up to {max(map(len, tokens))} characters: the file is damaged, "
+            f"or {_OTHERWISE}"
+        )
     ids = {token: at for at, token in enumerate(tokens)}
     ranks = [-float(at) for at in range(len(tokens))] if gemma else vocabulary.scores()
     apart = {

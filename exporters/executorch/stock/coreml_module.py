@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from exporters.executorch.stock.module import HANDLERS, Handler, StockModule
 from quant.program import dialect
-from quant.program.calls import AttentionCall, QuantizedCall
+from quant.program.calls import AttentionCall, LayerNormCall, QuantizedCall
 
 _HIDDEN: Final = -3e4  # a float16 number that is far below any score
 _LARGEST_SMALL: Final = 1e-4  # a norm's divisor is at least this
@@ -77,6 +77,14 @@ def _rms_norm(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
     return normed * state.part(node, 1, "value")
 
 
+def _layer_norm(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
+    """LayerNorm as one operator, which Core ML computes without squares that overflow."""
+    call = LayerNormCall.of(node)
+    weight = None if call.weight is None else state.part(node, 1, "value")
+    shift = None if call.bias is None else state.part(node, 2, "value")
+    return F.layer_norm(given[0], given[0].shape[-1:], weight, shift, call.epsilon)
+
+
 def _attention(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
     assert isinstance(state, CoremlModule)
     q, k, v = given[:3]
@@ -102,5 +110,6 @@ _HANDLERS: Mapping[object, Handler] = {
     dialect.QUANT_LINEAR: _quant_linear,
     dialect.QUANT_EMBEDDING: _quant_embedding,
     dialect.RMS_NORM: _rms_norm,
+    dialect.LAYER_NORM: _layer_norm,
     dialect.ATTENTION: _attention,
 }

@@ -7,6 +7,7 @@ several copies of the whole model in memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -17,8 +18,8 @@ from torch import Tensor, fx, nn
 from exporters.errors import ExportError
 from quant.formats.formats import IntFormat
 from quant.program import dialect
-from quant.program.calls import AttentionCall, QuantizedCall
-from quant.program.program import Program, node_argument
+from quant.program.calls import AttentionCall, LayerNormCall, QuantizedCall
+from quant.program.program import Program, node_argument, shape_of
 from quant.store.store import WeightStore
 
 _HIDDEN: Final = -1e30  # added to the score of a token outside the window, so that exp gives 0
@@ -32,8 +33,7 @@ class StockWeights:
             ``int8[out, in]``, signed. ``rows`` are the same codes for embedding kernels; those of
             4 bits are two in a byte, with the even column in the high nibble. ``scale`` and
             ``row scale`` are ``float32[out, groups]``; ``scale`` is ``float32[out]`` when there is
-            one group. ``zero`` has the shape of ``scale`` and is 0. ``mean`` is ``float32[1, n]``
-            with every element 1/n, for a norm.
+            one group. ``zero`` has the shape of ``scale`` and is 0.
     """
 
     def __init__(self, program: Program, store: WeightStore) -> None:
@@ -46,9 +46,6 @@ class StockWeights:
                 continue
             value = store.part(name, "value").float()
             self.buffers[name, "value"] = value[0] if len(value) == 1 else value
-            if (dialect.RMS_NORM, name) in uses:
-                mean = torch.full((1, value.numel()), 1 / value.numel())
-                self.buffers[name, "mean"] = mean
 
     def _unpack(
         self, name: str, format: IntFormat, store: WeightStore, uses: set[tuple[object, str]]
@@ -98,6 +95,9 @@ class StockModule(nn.Module):
         for name, table in program.tables.items():
             self._keep(name, "table", table)
         self._keep("numbers", "table", torch.arange(program.context, dtype=torch.float32))
+        norms = (dialect.RMS_NORM, dialect.LAYER_NORM)
+        for width in {shape_of(n)[-1] for n in program.graph.nodes if n.target in norms}:
+            self._keep(str(width), "mean", torch.full((1, width), 1 / width))
         for node, given in program.placeholders("cache"):
             _, heads, context, width = node.meta["val"].shape
             self._keep(given.name, "cache", torch.zeros(1, context, heads, width))
@@ -231,12 +231,49 @@ def _weight_only(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
     return F.linear(given[0], wide)
 
 
+def _mean(state: StockModule, x: Tensor) -> Tensor:
+    """The mean as a product with a row of 1/n; the delegate would not take a mean."""
+    return F.linear(x, state.kept(str(x.shape[-1]), "mean"))
+
+
 def _rms_norm(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
-    """RMSNorm with its mean as a product with a row of 1/n; the delegate would not take a mean."""
     x = given[0]
-    mean = F.linear(x * x, state.part(node, 1, "mean"))
-    normed: Tensor = x * torch.rsqrt(mean + given[2]) * state.part(node, 1, "value")
+    normed: Tensor = x * torch.rsqrt(_mean(state, x * x) + given[2]) * state.part(node, 1, "value")
     return normed
+
+
+def _layer_norm(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
+    x: Tensor = given[0] - _mean(state, given[0])
+    x = x * torch.rsqrt(_mean(state, x * x) + given[3])
+    call = LayerNormCall.of(node)
+    if call.weight is not None:
+        x = x * state.part(node, 1, "value")
+    return x if call.bias is None else x + state.part(node, 2, "value")
+
+
+def _bias(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
+    return given[0] + state.part(node, 1, "value")
+
+
+def _gelu(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
+    """GELU; the form with a tanh is composed, because the delegate would not take it."""
+    x: Tensor = given[0]
+    if given[1] == "none":
+        return F.gelu(x)
+    root = math.sqrt(2 / math.pi)
+    return x * (torch.tanh(x * (x * x * (root * 0.044715) + root)) * 0.5 + 0.5)
+
+
+def _scale(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
+    return given[0] * given[1]
+
+
+def _softcap(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
+    return torch.tanh(given[0] * (1 / given[1])) * given[1]
+
+
+def _clamp(state: StockModule, node: fx.Node, given: list[Any]) -> Any:
+    return given[0].clamp(-given[1], given[1])
 
 
 def _rope(state: StockModule, node: fx.Node, given: list[Any]) -> Tensor:
@@ -297,6 +334,12 @@ HANDLERS: Mapping[object, Handler] = {
     dialect.LINEAR: _linear,
     dialect.QUANT_LINEAR: _quant_linear,
     dialect.RMS_NORM: _rms_norm,
+    dialect.LAYER_NORM: _layer_norm,
+    dialect.BIAS: _bias,
+    dialect.GELU: _gelu,
+    dialect.SCALE: _scale,
+    dialect.SOFTCAP: _softcap,
+    dialect.CLAMP: _clamp,
     dialect.ROPE: _rope,
     dialect.ATTENTION: _attention,
     dialect.VIEW: _view,

@@ -116,6 +116,20 @@ def test_what_is_read_back(way):
                 np.testing.assert_allclose(value.epsilon, 1e-5, rtol=1e-3)
 
 
+def test_states_have_the_shapes_that_their_processor_takes(way):
+    package, _ = way
+    opened = open_package(package.folder / names.PACKAGE)
+    interface = opened.interface(opened.default_function)
+    given = {each.name: each.shape for each in (*interface.states, *interface.inputs)}
+    engine = "64" in str(given["keyCache_0"])  # 48 tokens, padded
+    assert given["keyCache_0"] == ((1, 2, 64, 32) if engine else (1, 2, CONTEXT, WIDTH))
+    assert given["convState_3"] == ((1, 32, 32) if engine else (1, 2, 32))
+    assert set(given) - {names.TOKENS, names.POSITION} == {
+        *(f"{kind}Cache_{layer}" for kind in ("key", "value") for layer in range(3)),
+        "convState_3",
+    }
+
+
 def test_every_weight_is_stored_exactly(way):
     package, _ = way
     assert stored_digests(package.folder / names.PACKAGE) == package.store.digests

@@ -131,7 +131,5 @@ def make(
     asked, target, out = TargetOptions(**options), ExecutorchTarget(), folder / "artifact"
     target.check(plan, source.shapes(), facts, asked)
     out.mkdir()
-    request = ExportRequest(
-        program, store, facts, options=asked, float_columns=float_columns or {}
-    )
+    request = ExportRequest(program, store, facts, options=asked, float_columns=float_columns or {})
     return Made(out, spec, program, store, target.write(request, out))

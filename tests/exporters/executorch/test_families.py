@@ -52,8 +52,9 @@ def test_integer_artifacts_compute_with_the_stored_numbers(config, pte, run_pte,
         assert difference(session.extend(tokens[30:31]), every[30]) < SAME
 
 
-def test_products_without_rounded_activations_are_exact(config, pte, run_pte, tokens):
-    made = pte(config, "int4", activations="float")
+@pytest.mark.parametrize("family", ["gemma2", "lfm2", "phi", "qwen2"])  # of every kind of product
+def test_products_without_rounded_activations_are_exact(family, pte, run_pte, tokens):
+    made = pte(CONFIGS[family], "int4", activations="float")
     wanted = made.quantized_logits(tokens[:CONTEXT])
     with run_pte(made.folder) as session:
         assert difference(session.logits(tokens[:CONTEXT]), wanted) < FLOAT

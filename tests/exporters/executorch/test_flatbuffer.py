@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from exporters.executorch.flatbuffer import Record, Schema
 from exporters.executorch.reader import read_pte
 from exporters.executorch.schemas import PROGRAM, XNNPACK
+from tests.exporters.executorch.small_programs import make
+from tests.oracles.vocabulary import SPECS
 
 ROOT = Path(next(iter(find_spec("executorch").submodule_search_locations)))
 ALL = Schema(
@@ -65,6 +67,8 @@ MEMBERS = {
     *("XNNTensorValue", "XNNQuantizedTensorValue", "XNNAdd", "XNNMultiply", "XNNSubtract"),
     *("XNNFullyConnected", "XNNConvert", "XNNSigmoid", "XNNReciprocalSquareRoot"),
     *("XNNStaticReshape", "XNNStaticSlice", "XNNConcatenate2", "XNNConcatenate3"),
+    *("XNNTanh", "XNNGelu", "XNNClamp", "XNNSoftmax", "XNNStaticTranspose"),
+    *("XNNBatchMatrixMultiply", "XNNDepthwiseConv2d", "TensorList"),
 }
 ENUMS = {
     "xnn_datatype_fp32": 1,
@@ -121,6 +125,21 @@ def test_both_formats_as_the_schema_compiler_reads_them(pte, llama_config, tmp_p
         bare = data[offset + start : offset + size]
         json_of = flatc(ROOT / "backends/xnnpack/serialization/schema.fbs", bare, tmp_path)
         same(plain(graph), json_of, f"delegate {segment}")
+
+
+@pytest.mark.parametrize("name", ["everything", "parallel"])
+def test_every_operator_as_the_schema_compiler_reads_it(name, tmp_path):
+    file = make(SPECS[name], tmp_path, strip=True).folder / "model.pte"
+    data, opened, kinds = file.read_bytes(), read_pte(file), set()
+    for segment, graph in opened.delegates.items():
+        offset, size = opened.segments[segment]
+        start = int.from_bytes(data[offset + 10 : offset + 14], "little")
+        bare = data[offset + start : offset + size]
+        json_of = flatc(ROOT / "backends/xnnpack/serialization/schema.fbs", bare, tmp_path)
+        same(plain(graph), json_of, f"delegate {segment}")
+        kinds |= {row["xnode_union"].table for row in graph["xnodes"]}
+    wanted = {"XNNTanh", "XNNClamp", "XNNSoftmax", "XNNDepthwiseConv2d", "XNNBatchMatrixMultiply"}
+    assert kinds > (wanted if name == "everything" else {"XNNGelu"})
 
 
 numbers = st.integers(-(2**63), 2**63 - 1)

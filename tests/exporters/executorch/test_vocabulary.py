@@ -1,4 +1,4 @@
-"""Every operator gives its own torch meaning in ExecuTorch's runtime, and is read back as itself."""
+"""Every operator gives its torch meaning in ExecuTorch's runtime, and is read back as itself."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from edgeforge.verification.meaning.decoder import decoder_of
 from edgeforge.verification.meaning.findings import Findings
 from edgeforge.verification.meaning.layers import Layers
 from edgeforge.verification.meaning.rotary import Rotary
+from exporters.errors import ExportError
 from exporters.executorch import state, target
 from exporters.executorch.lifted import read_program
 from exporters.executorch.reader import stored_digests
 from exporters.lifted import ShortConv, Value
 from tests.exporters.executorch.small_programs import Made, make
 from tests.oracles.lowered_spec import SpecWeights
-from tests.oracles.vocabulary import FULL, SPECS, VOCAB, small_spec
+from tests.oracles.vocabulary import FACTORS, FULL, SPECS, VOCAB, small_spec
 
 CONTEXT = 48
 CLOSE = 2e-5
@@ -99,7 +100,9 @@ KEPT = {"model.layers.0.mlp.gate_up_proj.weight": (1, 5), "lm_head.weight": "all
 @pytest.mark.parametrize("kept", [{}, KEPT], ids=["rounded", "some kept"])
 def test_biases_beside_integers(format, kept, run_pte, text, tmp_path, monkeypatch):
     monkeypatch.setattr(state, "SMALL", 0)
-    spec = small_spec((replace(FULL, ffn_width=64), replace(CONV, ffn_width=64)), biased=True, tied=False)
+    spec = small_spec(
+        (replace(FULL, ffn_width=64), replace(CONV, ffn_width=64)), biased=True, tied=False
+    )
     made = make(spec, tmp_path, format, float_columns=kept)
     wanted = made.logits(text, kept)
     with run_pte(made.folder) as session:
@@ -192,3 +195,30 @@ def test_a_convolutions_state_is_read_back(convolved):
         assert conv.recent.read == conv.recent.written
         stored = convolved.store.part("model.layers.0.conv.conv.weight", "value")
         np.testing.assert_array_equal(conv.values, stored.numpy())
+
+
+def test_executorchs_own_exporter_takes_what_carries_no_state(run_pte, text, tmp_path):
+    spec = small_spec(
+        (replace(FULL, rope=None),),
+        biased=True,
+        tied=False,
+        norm="layer",
+        shifted=True,
+        block="sandwich",
+        activation="gelu_tanh",
+        **{name: value for name, value in FACTORS.items() if name != "attention_softcap"},
+    )
+    made = make(spec, tmp_path, "int8-pc", lowering="stock", strip=True)
+    wanted = made.logits(text, {})
+    with run_pte(made.folder) as session:
+        assert error(session.extend(text[:20]), wanted[19]) < 0.02
+    assert target.ExecutorchTarget().stored_digests(made.folder) == made.store.digests
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("convolutions", "short convolutions with a state"), ("capped", "with bounded scores")],
+)
+def test_executorchs_own_exporter_is_refused_other_operators(name, words, tmp_path):
+    with pytest.raises(ExportError, match=words):
+        make(WORDS[name], tmp_path, lowering="stock")

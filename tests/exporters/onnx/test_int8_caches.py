@@ -29,6 +29,7 @@ from exporters.registry import find_target
 from exporters.target import ModelFacts
 from quant.plans.recipes import find_recipe
 from quant.program import dialect
+from tests.oracles.genai import genai_greedy, session_greedy
 from tests.oracles.tiny_families import CONFIGS
 
 INT8 = TargetOptions(kv_cache="int8")
@@ -349,3 +350,10 @@ def test_what_rounding_costs_the_demo_model(cache, tmp_path):
     assert set((cache / "stores").iterdir()) == stores
     with pytest.raises(UsageError, match="shares a passage with the text that the artifact was"):
         verify(out, VerifyOptions(text=CALIBRATION_TEXT, timed=False))
+
+
+def test_onnxruntime_genai_keeps_int8_caches_beside_recent_tokens(make, tokens):
+    folder, prompt = make("lfm2").folder, [256, *map(int, tokens[:17])]
+    wanted = session_greedy(folder, prompt, 20)
+    assert genai_greedy(folder, prompt[:7], prompt[7:], count=20) == wanted
+    assert len(wanted) > 8

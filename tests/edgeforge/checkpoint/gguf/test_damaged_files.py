@@ -120,6 +120,7 @@ def test_counts_that_no_file_has(file, at, number):
         ({"llama__block_count": None}, ["llama.block_count"]),
         ({"llama__block_count": "two"}, ["llama.block_count", "'two'"]),
         ({"llama__feed_forward_length": [32, 64]}, ["feed_forward_length"]),
+        ({"llama__block_count": 2**32 - 1}, ["4294967295 layers"]),
         ({"llama__attention__head_count": 0}, ["without attention heads"]),
         ({"llama__rope__scaling__type": "fancy", "llama__rope__scaling__factor": 2.0}, ["fancy"]),
         ({"llama__logit_scale": 2.0}, ["llama.logit_scale", "--ignore-config"]),
@@ -145,6 +146,14 @@ def test_models_that_are_not_read_are_refused_by_name(file, fields, words):
         ({"ggml.token_type": [1, 2]}, ["tokenizer.ggml.token_type"]),
         ({"ggml.bos_token_id": 32}, ["bos_token_id is 32"]),
         ({"ggml.model": "llama"}, ["tokenizer.ggml.scores"]),
+        (
+            {
+                "ggml.model": "llama",
+                "ggml.tokens": [str(at) * 7000 for at in range(32)],
+                "ggml.scores": [0.0] * 32,
+            },
+            ["14000 characters"],
+        ),
     ],
 )
 def test_tokenizers_that_are_not_read_are_refused_with_how(file, changes, words, folder):
