@@ -29,14 +29,14 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
         q, kv, ffn = layer.num_heads * head_dim, layer.num_kv_heads * head_dim, layer.ffn_width
         attn = at + "self_attn."
         products = {
-            "self_attn.qk_proj": (hidden, (attn + "q_proj", q), (attn + "k_proj", kv)),
-            "self_attn.v_proj": (hidden, (attn + "v_proj", kv)),
-            "self_attn.o_proj": (q, (attn + "dense", hidden)),
-            "mlp.up_proj": (hidden, (at + "mlp.fc1", ffn)),
-            "mlp.down_proj": (ffn, (at + "mlp.fc2", hidden)),
+            "self_attn.qk_proj": (hidden, [(attn + "q_proj", q), (attn + "k_proj", kv)]),
+            "self_attn.v_proj": (hidden, [(attn + "v_proj", kv)]),
+            "self_attn.o_proj": (q, [(attn + "dense", hidden)]),
+            "mlp.up_proj": (hidden, [(at + "mlp.fc1", ffn)]),
+            "mlp.down_proj": (ffn, [(at + "mlp.fc2", hidden)]),
         }
         weights = _norm(at + "input_layernorm", hidden, "input_layernorm")
-        for name, (columns, *parts) in products.items():
+        for name, (columns, parts) in products.items():
             weights[name] = matrix("linear", columns, *((f"{p}.weight", n) for p, n in parts))
             weights[f"{name}.bias"] = bias(*((f"{p}.bias", n) for p, n in parts))
         return weights

@@ -203,10 +203,11 @@ def _read_yarn(section: ConfigReader, theta: float, width: int, max_context: int
     def magnitude(mscale: float) -> float:
         return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    scales = [section.get(field) and section.real(field) for field in ("mscale", "mscale_all_dim")]
+    fields = ("mscale", "mscale_all_dim")  # 0 and null are none
+    scales = [section.real(field) for field in fields if section.get(field)]
     attention = magnitude(1.0)
-    if scales[0] and scales[1]:
-        attention = magnitude(float(scales[0])) / magnitude(float(scales[1]))
+    if len(scales) == 2:
+        attention = magnitude(scales[0]) / magnitude(scales[1])
     return RopeSpec(
         theta,
         width,

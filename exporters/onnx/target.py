@@ -105,7 +105,7 @@ class OnnxTarget:
         models = {GRAPH: generate}
         positions = request.options.draft_positions
         if positions is not None:
-            # onnxruntime-genai takes one row of logits a call, so `model.onnx` stays as it is.
+            # onnxruntime-genai has room for one row of logits, or one a token: not for K.
             drafted = keep_last_token(request.program, positions)
             models[DRAFT_GRAPH], _ = _model(drafted, request, weights)
         if not request.options.strip:

@@ -17,8 +17,11 @@ import pytest
 from tokenizers import Tokenizer
 
 import edgeforge
+from edgeforge.synth.synthesise import write_byte_tokenizer
 from exporters.coreml.package import Package, open_package
 from exporters.manifest import Manifest
+from tests.oracles import hugging_face
+from tests.oracles.tiny_families import CONFIGS, VOCAB
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -180,6 +183,16 @@ def test_plain_onnxruntime_runs_int8_caches(tmp_path):
     )
     states = Manifest.read(folder).states.values()
     assert all(state.startswith("int8") for state in states)
+    words = [folder, "--prompt", PROMPTS[0], "--max-tokens", COUNT, "--ids"]
+    ids = printed("onnxruntime_plain.py", *words)
+    assert ids_in(ids) == greedy(folder, PROMPTS[0])
+
+
+def test_plain_onnxruntime_runs_layers_that_convolve(tmp_path):
+    checkpoint = hugging_face.save(tmp_path / "checkpoint", CONFIGS["lfm2"])
+    write_byte_tokenizer(checkpoint, VOCAB)
+    (folder,) = edgeforge.export(str(checkpoint), tmp_path / "made", context=128)
+    assert "past.0.conv" in Manifest.read(folder).states
     words = [folder, "--prompt", PROMPTS[0], "--max-tokens", COUNT, "--ids"]
     ids = printed("onnxruntime_plain.py", *words)
     assert ids_in(ids) == greedy(folder, PROMPTS[0])

@@ -10,6 +10,7 @@ from edgeforge.reference.walk import ReferenceRunner, store_reader
 from exporters.last_token import keep_last_token
 from quant.program import dialect
 from quant.program.program import node_argument, shape_of
+from tests.oracles.tiny_families import CONFIGS
 
 
 def calls(program, target):
@@ -20,9 +21,17 @@ def weight_name(program, node):
     return program.inputs[node_argument(node, 1).name].name
 
 
+# Its last layer splits a product into a convolution's input and the gate of its result.
+CONVOLUTION_LAST = CONFIGS["lfm2"] | {
+    "num_hidden_layers": 2,
+    "layer_types": ["full_attention", "conv"],
+}
+
+
 @pytest.mark.parametrize("recipe", ["fp32", "int4-g32"])
 def test_the_last_row_is_the_same(build, openelm_config, llama_config, recipe, tokens):
-    for config in (openelm_config([2, 4], [1, 2]), llama_config(num_hidden_layers=1)):
+    plain = openelm_config([2, 4], [1, 2]), llama_config(num_hidden_layers=1)
+    for config in (*plain, CONVOLUTION_LAST):
         made = build(config, recipe)
         kept = keep_last_token(made.program)
         for length in (1, 2, 13):

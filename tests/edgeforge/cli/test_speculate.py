@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgeforge import api
+from edgeforge.errors import UsageError
+from edgeforge.export_options import check_drafts
 from edgeforge.model.model import open_model
 from edgeforge.synth.synthesise import synthesise
 from edgeforge.verification.meaning.check import check_meaning
 from edgeforge.verification.references import reopen
 from exporters.manifest import Manifest
+from exporters.options import TargetOptions
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +154,13 @@ def test_export_and_plan_refuse_a_layer_that_is_not_there(edgeforge, source, tmp
         shown = edgeforge(*command, "--exit-layer", layer)
         assert shown.code == 2 and shown.err.count("\n") == 1
         assert f"--exit-layer {layer} is not possible: this model has " in shown.err
+
+
+def test_a_model_that_cannot_take_tokens_back_gets_no_graph_for_drafts(source):
+    spec = open_model(str(source)).spec
+    check_drafts(spec, TargetOptions(draft_positions=4))
+    layers = (replace(spec.layers[0], mixer="short_conv"), *spec.layers[1:])
+    convolves = replace(spec, model_type="lfm2", layers=layers)
+    check_drafts(convolves, TargetOptions())
+    with pytest.raises(UsageError, match="--draft-positions is not possible: layers of this lfm2"):
+        check_drafts(convolves, TargetOptions(draft_positions=4))

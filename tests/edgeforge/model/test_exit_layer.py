@@ -25,6 +25,18 @@ SHAPE = {
 CONFIGS = {
     "llama": {"model_type": "llama", **SHAPE, "tie_word_embeddings": True},
     "mistral": {"model_type": "mistral", **SHAPE, "head_dim": 12, "sliding_window": 6},
+    # Only layers with a window, and with the second rotary embedding, are left of it.
+    "gemma3_text": {
+        "model_type": "gemma3_text",
+        **SHAPE,
+        "head_dim": 16,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+    },
     "phi3": {"model_type": "phi3", **SHAPE, "pad_token_id": 0, "eos_token_id": 2},
 }
 
