@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -38,6 +39,7 @@ COMMANDS = {
     "diagnose": [("{artifacts}/{target}", "-q", "--tokens", "16", "--no-weights")],
     "inspect": [("{artifacts}/{target}",)],
     "run": [("{artifacts}/{target}", "-p", "a", "-n", "2")],
+    "chat": [("{artifacts}/{target}", "--chat-template", "{template}", "-n", "2")],
     "coreml-run": [("{artifacts}/coreml/model.mlpackage",)],
     "list": [("recipes",)],
     "devices": [("--json",)],
@@ -65,7 +67,9 @@ def places(tmp_path_factory):
         api.export(checkpoint, root / "artifacts", targets=list(TARGETS), context=16)
         for target in ("onnx", "coreml"):
             api.verify(root / "artifacts" / target, tokens=64, timed=False)
-        yield {"checkpoint": checkpoint, "artifacts": root / "artifacts"}
+        template = root / "template.jinja"
+        template.write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+        yield {"checkpoint": checkpoint, "artifacts": root / "artifacts", "template": template}
 
 
 @pytest.fixture
@@ -89,7 +93,10 @@ def test_each_command_has_a_row():
 
 
 @pytest.mark.parametrize("row", rows(), ids=" ".join)
-def test_no_command_runs_a_file_of_the_current_folder(edgeforge, places, witness, tmp_path, row):
+def test_no_command_runs_a_file_of_the_current_folder(
+    edgeforge, places, witness, tmp_path, monkeypatch, row
+):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n")))
     known = {**places, "targets": ",".join(TARGETS), "new": tmp_path / "new"}
     shown = edgeforge(*(word.format(**known) for word in row))
     assert not witness.exists(), witness.read_text()

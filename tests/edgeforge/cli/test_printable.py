@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from edgeforge import api
-from edgeforge.cli import app
+from edgeforge.cli.chat import emit
 from edgeforge.cli.printable import console, json_text, printable_lines
 from exporters.registry import TARGETS
 
@@ -93,7 +93,7 @@ def test_a_packages_description_commands_no_terminal(edgeforge, artifacts, tmp_p
 def test_the_models_answer_is_whole_in_a_pipe_and_harmless_on_a_terminal(monkeypatch, capsys):
     for is_terminal, wanted in ((False, EVIL), (True, "\\x1b]0;owned\\x07\\x1b[2J")):
         monkeypatch.setattr("sys.stdout.isatty", lambda is_terminal=is_terminal: is_terminal)
-        app._emit(f"größe\t漢字\u3000\n{EVIL}")
+        emit(f"größe\t漢字\u3000\n{EVIL}")
         shown = capsys.readouterr().out
         assert shown.startswith(f"größe\t漢字\u3000\n{wanted}")
         assert ("\x1b" in shown) is not is_terminal
