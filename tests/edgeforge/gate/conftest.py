@@ -25,7 +25,7 @@ def build(tmp_path_factory):
     """A checkpoint with a tokenizer, and artifacts of it by recipe, verified on 1,024 tokens."""
     root = tmp_path_factory.mktemp("gate")
     checkpoint = synthesise("tiny-llama", root / "model")
-    words = Path(api.__file__).parent.joinpath("demo", "heldout.txt").read_text("utf-8")
+    words = Path(api.__file__).parents[1].joinpath("demo", "heldout.txt").read_text("utf-8")
     (root / "held.txt").write_text(words[:40_000], "utf-8")
     (root / "edgeforge-policy.yaml").write_text(POLICY, "utf-8")
     with pytest.MonkeyPatch.context() as patch:

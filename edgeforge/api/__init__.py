@@ -1,0 +1,23 @@
+"""The public Python API: the command line's work as functions.
+
+>>> import edgeforge
+>>> folder = edgeforge.export("demo", "out/demo")       # doctest: +SKIP
+>>> edgeforge.verify(folder).lowering.kl_mean           # doctest: +SKIP
+"""
+
+from edgeforge.api.judging import check, compare, diagnose, report, verify
+from edgeforge.api.making import export, plan
+from edgeforge.api.running import bench, conversation, load
+
+__all__ = [
+    "bench",
+    "check",
+    "compare",
+    "conversation",
+    "diagnose",
+    "export",
+    "load",
+    "plan",
+    "report",
+    "verify",
+]
