@@ -9,6 +9,7 @@ asked for.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterable, Mapping
@@ -259,6 +260,8 @@ class Checkpoint:
         start: int,
         stop: int,
         out: memoryview | NDArray[np.generic] | None = None,
+        *,
+        axes: int = 1,
     ) -> NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]:
         """Return rows ``start`` to ``stop`` of axis 0, without touching the rest of the tensor.
 
@@ -267,10 +270,11 @@ class Checkpoint:
             start: The first row, counted from 0.
             stop: The row after the last one.
             out: A writable C-contiguous buffer of exactly the rows' bytes to read into.
+            axes: How many of the first axes count as one; 2 reads the rows of stacked matrices.
 
         Returns:
-            The rows, ``[stop - start, *shape[1:]]``, in the dtype that ``read`` returns; a view of
-            ``out`` when it is given.
+            The rows, ``[stop - start, *shape[axes:]]``, in the dtype that ``read`` returns; a view
+            of ``out`` when it is given.
 
         Raises:
             CheckpointError: As ``read``.
@@ -280,10 +284,11 @@ class Checkpoint:
         import numpy as np
 
         entry = self._weight(name)
-        if not entry.shape or not 0 <= start <= stop <= entry.shape[0]:
+        rows = math.prod(entry.shape[:axes])
+        if len(entry.shape) < axes or not 0 <= start <= stop <= rows:
             raise IndexError(f"rows {start} to {stop} of {name}, whose shape is {entry.shape}")
-        shape = (stop - start, *entry.shape[1:])
-        row_bytes = entry.nbytes // entry.shape[0] if entry.shape[0] else 0
+        shape = (stop - start, *entry.shape[axes:])
+        row_bytes = entry.nbytes // rows if rows else 0
         nbytes = row_bytes * (stop - start)
         if out is None:
             result = np.empty(shape, READ_AS[entry.dtype])

@@ -41,6 +41,8 @@ class Conventions:
         rotary_share: the share of rotated columns where the file has none.
         growing: whether queries may grow with the position.
         ropes: the rotary embeddings, where the family reads them itself.
+        feed_forward: returns a layer with the dimensions of its feed-forward part, by its number;
+            None where each has ``intermediate_size`` columns.
         layer_weights: returns a layer's weights; None for `separate_projections`.
         final_norm: the last norm's weights, by ``weight`` and ``bias``; None for one without bias.
     """
@@ -62,6 +64,7 @@ class Conventions:
     rotary_share: float = 1.0
     growing: bool = False
     ropes: tuple[RopeSpec, ...] = ()
+    feed_forward: Callable[[int, LayerSpec], LayerSpec] | None = None
     layer_weights: LayerWeights | None = None
     final_norm: Mapping[str, WeightSpec] | None = None
 
@@ -91,6 +94,8 @@ def read_llama_like(
     hidden, heads, kv_heads, head_dim = read_head_counts(config, family.kv_heads, family.head_dim)
     layer = LayerSpec(heads, kv_heads, config.integer("intermediate_size"), family.window)
     layers = (layer,) * config.layer_count("num_hidden_layers")
+    if family.feed_forward is not None:
+        layers = tuple(family.feed_forward(index, each) for index, each in enumerate(layers))
     vocab = config.integer("vocab_size")
     tied = config.flag("tie_word_embeddings", family.tied)
     max_context = config.integer("max_position_embeddings", family.max_context)

@@ -43,6 +43,8 @@ def separate_projections(
 ) -> dict[str, WeightSpec]:
     """Returns one layer's weights by their names within the layer.
 
+    A mixture's are those without its feed-forward part (`edgeforge.families.expert_weights`).
+
     Args:
         index: the layer's number.
         layer: its dimensions.
@@ -76,6 +78,8 @@ def separate_projections(
     project("self_attn.qk_proj", hidden, (attn + "q_proj", q), (attn + "k_proj", kv))
     project("self_attn.v_proj", hidden, (attn + "v_proj", kv))
     project("self_attn.o_proj", q, (attn + "o_proj", hidden))
+    if layer.experts:
+        return weights
     project("mlp.gate_up_proj", hidden, (mlp + "gate_proj", ffn), (mlp + "up_proj", ffn))
     project("mlp.down_proj", ffn, (mlp + "down_proj", hidden))
     return weights

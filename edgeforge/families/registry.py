@@ -18,6 +18,7 @@ from edgeforge.families import (
     minicpm,
     ministral3,
     mistral,
+    mixtral,
     olmo,
     olmo2,
     olmo3,
@@ -45,6 +46,7 @@ FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] =
     "minicpm": minicpm.read_spec,
     "ministral3": ministral3.read_spec,
     "mistral": mistral.read_spec,
+    "mixtral": mixtral.read_spec,
     "olmo": olmo.read_spec,
     "olmo2": olmo2.read_spec,
     "olmo3": olmo3.read_spec,
@@ -58,7 +60,7 @@ FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] =
 }
 
 # Released types whose names are one letter away from a family's: they are not misspelt.
-_OTHER_TYPES = ("gemma3n", "llava", "mixtral", "mllama", "molmo2", "olmoe")
+_OTHER_TYPES = ("gemma3n", "llava", "mllama", "molmo2", "olmoe")
 
 
 def read_spec(

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 RopeScaling = Literal["default", "linear", "llama3", "longrope", "yarn"]
-Role = Literal["embedding", "linear", "head", "norm", "bias", "conv"]
+Role = Literal["embedding", "linear", "head", "norm", "bias", "conv", "router"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 Block = Literal["pre", "sandwich", "post", "parallel"]
 Mixer = Literal["attention", "short_conv"]
+Router = Literal["softmax", "normalized_softmax", "sparse_mixer"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class LayerSpec:
         query_rope: the index of the queries' own, where theirs differs from the keys' (tables
             that grow with the position); None for the same as ``rope``.
         mixer: what mixes tokens: attention over cached keys and values, or a short convolution.
+        experts: how many experts the feed-forward part has, each of the width ``ffn_width``; 0
+            where it is dense.
+        chosen_experts: how many of them each token has; 0 where it is dense.
+        shared_width: width of the expert that every token has beside those that it chose; 0 for
+            none.
     """
 
     num_heads: int
@@ -78,28 +84,38 @@ class LayerSpec:
     rope: int | None = 0
     query_rope: int | None = None
     mixer: Mixer = "attention"
+    experts: int = 0
+    chosen_experts: int = 0
+    shared_width: int = 0
 
 
 @dataclass(frozen=True)
 class Piece:
     """Rows of one checkpoint tensor: all of them, or those of one part where it stacks several.
 
+    A tensor of three axes, ``[matrices, rows, columns]``, counts as the matrices' rows one after
+    the other.
+
     Attributes:
         tensor: the tensor's name.
         shape: the piece's own ``(rows, columns)`` or ``(rows,)``.
         first: the tensor's row with which the piece begins.
         rows_of_tensor: rows of the whole tensor; None where the piece is all of it.
+        matrices: how many matrices the tensor stacks along an axis of its own; 0 for no such axis.
     """
 
     tensor: str
     shape: tuple[int, ...]
     first: int = 0
     rows_of_tensor: int | None = None
+    matrices: int = 0
 
     @property
     def tensor_shape(self) -> tuple[int, ...]:
         """The shape of the whole tensor."""
         rows = self.shape[0] if self.rows_of_tensor is None else self.rows_of_tensor
+        if self.matrices:
+            return (self.matrices, rows // self.matrices, *self.shape[1:])
         return (rows, *self.shape[1:])
 
 
@@ -112,8 +128,8 @@ class WeightSpec:
             convolution, whose checkpoint tensor is ``(n, 1, w)``.
         pieces: the tensors to stack, in order; their rows add up to ``shape[0]``. Empty for a
             matrix that only a rotation adds (`edgeforge.model.rotated_weights`).
-        role: the weight's role; recipes choose formats by it. Norms, biases and convolutions stay
-            float.
+        role: the weight's role; recipes choose formats by it. Norms, biases, convolutions and
+            routers stay float.
         added: a number that is added to every value of a vector when it is read: 1 for norms that
             multiply by one plus their weight.
     """
@@ -165,6 +181,9 @@ class ModelSpec:
         residual_multiplier: factor on what a layer's parts add to the residual stream.
         logit_multiplier: factor on the logits.
         conv_width: tokens that a short convolution reads, the token itself among them.
+        router: how a mixture's tokens choose experts (`quant.program.expert_ops`): by a softmax
+            whose kept shares stay as they are or are normalised, or by SparseMixer's rule.
+        router_jitter: SparseMixer's half of the largest relative distance.
     """
 
     model_type: str
@@ -194,6 +213,8 @@ class ModelSpec:
     residual_multiplier: float = 1.0
     logit_multiplier: float = 1.0
     conv_width: int = 0
+    router: Router = "softmax"
+    router_jitter: float = 0.0
 
     @property
     def rope(self) -> RopeSpec:
@@ -220,6 +241,11 @@ class ModelSpec:
     def can_rewind(self) -> bool:
         """Whether a text's last tokens can be taken back by a smaller position alone."""
         return all(layer.mixer == "attention" for layer in self.layers)
+
+    @property
+    def mixture(self) -> bool:
+        """Whether some layer's feed-forward part is a mixture of experts."""
+        return any(layer.experts for layer in self.layers)
 
     @property
     def num_parameters(self) -> int:

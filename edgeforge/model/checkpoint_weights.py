@@ -195,7 +195,8 @@ class CheckpointWeights:
             return self._packed[piece.tensor].dequantize(slice(start, stop))
         if piece.tensor in self._decoded:
             return self._decoded[piece.tensor].read(start, stop)
-        rows = torch.from_numpy(self.checkpoint.read_rows(piece.tensor, start, stop))
+        axes = 2 if piece.matrices else 1
+        rows = torch.from_numpy(self.checkpoint.read_rows(piece.tensor, start, stop, axes=axes))
         if rows.ndim > 2:  # a convolution's [columns, 1, width]
             rows = rows.flatten(1)
         entry = self.checkpoint.tensors[piece.tensor]

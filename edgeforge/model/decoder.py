@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeforge.families.spec import LayerSpec, ModelSpec
-from quant.program import ops, state_ops, token_ops
+from quant.program import expert_ops, ops, state_ops, token_ops
 
 
 class Weights(nn.Module):
@@ -151,9 +151,9 @@ class ShortConvolution(nn.Module):
 class FeedForward(nn.Module):
     """``down(act(gate) * up)`` (Shazeer 2020) or ``down(act(up))``: ``float[1, t, hidden]``."""
 
-    def __init__(self, spec: ModelSpec, layer: LayerSpec, at: str) -> None:
+    def __init__(self, spec: ModelSpec, width: int, at: str) -> None:
         super().__init__()
-        self.activation, self.gated, self.width = spec.activation, spec.gated, layer.ffn_width
+        self.activation, self.gated, self.width = spec.activation, spec.gated, width
         if spec.gated:
             self.gate_up_proj = Projection(spec, f"{at}.gate_up_proj")
         else:
@@ -177,6 +177,54 @@ class FeedForward(nn.Module):
         return made
 
 
+class Expert(nn.Module):
+    """The matrices of one expert, which `Mixture` uses."""
+
+    def __init__(self, spec: ModelSpec, at: str) -> None:
+        super().__init__()
+        self.gate_up_proj = Weights(spec, f"{at}.gate_up_proj")
+        self.down_proj = Weights(spec, f"{at}.down_proj")
+
+
+class Mixture(nn.Module):
+    """A mixture of experts, and the shared one that every token has, if any.
+
+    ``float[1, t, hidden] -> float[1, t, hidden]``.
+    """
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec, at: str) -> None:
+        super().__init__()
+        self.spec, self.layer = spec, layer
+        self.router = Projection(spec, f"{at}.router")
+        each = [Expert(spec, f"{at}.experts.{index}") for index in range(layer.experts)]
+        self.experts, self.each = nn.ModuleList(each), tuple(each)
+        if layer.shared_width:
+            self.shared_expert = FeedForward(spec, layer.shared_width, f"{at}.shared_expert")
+            self.shared_expert_gate = Weights(spec, f"{at}.shared_expert_gate")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transforms each token on its own, by the experts that it chooses."""
+        logits, spec = self.router(x), self.spec
+        if spec.router == "sparse_mixer":
+            weights = expert_ops.route_sparse_mixer(logits, spec.router_jitter)
+        else:
+            normalized = spec.router == "normalized_softmax"
+            weights = expert_ops.route(logits, self.layer.chosen_experts, normalized)
+        made: Tensor = expert_ops.experts(
+            x,
+            weights,
+            [expert.gate_up_proj.weight for expert in self.each],
+            [expert.down_proj.weight for expert in self.each],
+            spec.activation,
+        )
+        if not self.layer.shared_width:
+            return made
+        shared: Tensor = self.shared_expert(x)
+        if self.shared_expert_gate.weight is not None:
+            shared = F.sigmoid(ops.linear(x, self.shared_expert_gate.weight)) * shared
+        return made + shared
+
+
 class Layer(nn.Module):
     """A mixer of tokens and a feed-forward part, with norms and sums as `ModelSpec.block` says."""
 
@@ -196,7 +244,10 @@ class Layer(nn.Module):
             self.mlp_output_norm = Norm(spec, f"{at}.mlp_output_norm")
         if spec.block in ("pre", "sandwich"):
             self.post_attention_layernorm = Norm(spec, f"{at}.post_attention_layernorm")
-        self.mlp = FeedForward(spec, layer, f"{at}.mlp")
+        if layer.experts:
+            self.mlp: nn.Module = Mixture(spec, layer, f"{at}.mlp")
+        else:
+            self.mlp = FeedForward(spec, layer.ffn_width, f"{at}.mlp")
 
     def forward(self, x: Tensor, tables: tuple[Tensor, ...], position: Tensor) -> Tensor:
         """Applies mixer and feed-forward part, each with its norms and residual."""

@@ -7,6 +7,7 @@ import torch
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.decoder import Decoder, table_names
 from edgeforge.model.rope import tables
+from quant.program.expert_branches import expand
 from quant.program.program import Input, InputKind, Program
 
 
@@ -28,15 +29,18 @@ def trace(spec: ModelSpec, context: int) -> Program:
             dynamic_shapes={"tokens": {1: length}, "position": None},
             strict=False,
         )
+    expand(exported.graph)
     signature = exported.graph_signature
+    # Each reading of these two makes the mapping anew.
+    parameters, buffers = signature.inputs_to_parameters, signature.inputs_to_buffers
     inputs: dict[str, Input] = {}
     user = iter(("tokens", "position"))
-    for item in exported.graph_signature.input_specs:
+    for item in signature.input_specs:
         name = item.arg.name
-        if name in signature.inputs_to_parameters:
-            inputs[name] = Input("weight", signature.inputs_to_parameters[name])
-        elif name in signature.inputs_to_buffers:
-            target = signature.inputs_to_buffers[name]
+        if name in parameters:
+            inputs[name] = Input("weight", parameters[name])
+        elif name in buffers:
+            target = buffers[name]
             inputs[name] = Input(_kind(target), target)
         else:
             kind = next(user)
@@ -49,7 +53,7 @@ def trace(spec: ModelSpec, context: int) -> Program:
     return Program(
         graph=exported.graph,
         inputs=inputs,
-        tables={name: made[name] for name in _tables_used(inputs)},
+        tables=made,
         context=context,
         vocab_size=spec.vocab_size,
     )
@@ -60,7 +64,3 @@ def _kind(buffer: str) -> InputKind:
     if buffer.startswith("rope_"):
         return "table"
     return "recent" if buffer.endswith(".recent") else "cache"
-
-
-def _tables_used(inputs: dict[str, Input]) -> list[str]:
-    return [given.name for given in inputs.values() if given.kind == "table"]

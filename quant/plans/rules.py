@@ -85,9 +85,9 @@ class Recipe:
 
         Args:
             shapes: shape by weight name.
-            roles: ``embedding``, ``linear``, ``head``, ``norm``, ``bias`` or ``conv`` by weight
-                name; rules may name a role instead of a pattern. Vectors and convolutions are
-                float32 whatever the rules say.
+            roles: ``embedding``, ``linear``, ``head``, ``norm``, ``bias``, ``conv`` or
+                ``router`` by weight name; rules may name a role instead of a pattern. Vectors,
+                convolutions and routers are float32 whatever the rules say.
 
         Raises:
             QuantizationError: no rule matches a matrix, a rule matches nothing, or a rule names
@@ -174,12 +174,15 @@ class Recipe:
 
 
 def stays_float32(shape: tuple[int, ...], role: str) -> bool:
-    """Whether a weight is float32 whatever a recipe says: vectors, and convolutions, are small.
+    """Whether a weight is float32 whatever a recipe says.
+
+    Vectors and convolutions are small. A router is, too, and a small error of it sends a token to
+    another expert.
 
     >>> stays_float32((8, 3), "conv"), stays_float32((8,), "bias"), stays_float32((8, 8), "linear")
     (True, True, False)
     """
-    return len(shape) == 1 or role == "conv"
+    return len(shape) == 1 or role in ("conv", "router")
 
 
 def norm_matrix(format: WeightFormat | None = None) -> Assignment:

@@ -14,7 +14,11 @@ from torch import fx
 from quant.errors import QuantizationError
 from quant.formats.activations import INPUT_SCALE
 from quant.formats.formats import PaletteFormat
-from quant.program import state_ops, token_ops  # noqa: F401  they define torch.ops.edgeforge
+from quant.program import (  # noqa: F401  they define torch.ops.edgeforge
+    expert_ops,
+    state_ops,
+    token_ops,
+)
 from quant.program.ops import quantized_format
 from quant.program.program import Program, shape_of
 
@@ -33,6 +37,10 @@ GELU = _edgeforge.gelu.default
 SCALE = _edgeforge.scale.default
 SOFTCAP = _edgeforge.softcap.default
 CLAMP = _edgeforge.clamp.default
+ROUTE = _edgeforge.route.default
+ROUTE_SPARSE_MIXER = _edgeforge.route_sparse_mixer.default
+CHOSEN = _edgeforge.chosen_tokens.default
+COMBINE = _edgeforge.combine.default
 QUANT_LINEAR = _edgeforge.quant_linear.default
 QUANT_EMBEDDING = _edgeforge.quant_embedding.default
 ROUND_PER_TOKEN = _edgeforge.round_per_token.default
@@ -40,6 +48,7 @@ ROUND_PER_TENSOR = _edgeforge.round_per_tensor.default
 ADD = _aten.add.Tensor
 MUL = _aten.mul.Tensor
 SILU = _aten.silu.default
+SIGMOID = _aten.sigmoid.default
 VIEW = _aten.view.default
 SPLIT = _aten.split_with_sizes.default
 SIZE = _aten.sym_size.int
@@ -49,10 +58,17 @@ GET = operator.getitem
 # What carries a state from call to call (`quant.program.states`).
 STATEFUL: frozenset[Callable[..., object]] = frozenset({ATTENTION, SHORT_CONV})
 # What works token by token with one operand, and is no product and no norm.
-ELEMENTWISE: frozenset[Callable[..., object]] = frozenset({BIAS, SILU, GELU, SCALE, SOFTCAP, CLAMP})
+ELEMENTWISE: frozenset[Callable[..., object]] = frozenset(
+    {BIAS, SILU, SIGMOID, GELU, SCALE, SOFTCAP, CLAMP}
+)
+# What gives each token its weights of a mixture's experts.
+ROUTES: frozenset[Callable[..., object]] = frozenset({ROUTE, ROUTE_SPARSE_MIXER})
+# A mixture of experts (`quant.program.expert_branches`).
+MIXTURE = ROUTES | {CHOSEN, COMBINE}
 FLOAT_DIALECT: frozenset[Callable[..., object]] = (
     STATEFUL
     | ELEMENTWISE
+    | MIXTURE
     | {EMBEDDING, LINEAR, RMS_NORM, LAYER_NORM, ROPE, ADD, MUL, VIEW, SPLIT, SIZE, GET}
 )
 # Operators that round an activation before a product reads it.
@@ -66,6 +82,7 @@ LOWERED_DIALECT = QUANTIZED_DIALECT | {LAST}
 POINTWISE = (
     ROUNDINGS
     | ELEMENTWISE
+    | ROUTES
     | {EMBEDDING, LINEAR, RMS_NORM, LAYER_NORM, ADD, MUL, QUANT_LINEAR, QUANT_EMBEDDING, SPLIT, GET}
 )
 

@@ -1,0 +1,166 @@
+"""The ``edgeforge::`` operators of a mixture of experts (Shazeer et al. 2017, arXiv 1701.06538).
+
+As in `quant.program.ops`, the plain torch implementation of each DEFINES it. Shapes use its
+letters; E is the number of experts, n the number of tokens that chose one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.library.custom_op("edgeforge::route", mutates_args=())
+def route(logits: Tensor, chosen: int, normalized: bool) -> Tensor:
+    """Each token's weight of each expert: a softmax, of which the largest few are kept.
+
+    Of equal logits the expert with the lower index goes first. Computed in float32.
+
+    Args:
+        logits: ``float[b, t, E]``, what the router computes.
+        chosen: how many experts a token has.
+        normalized: whether the kept weights are divided by their sum, as in Mixtral
+            (arXiv 2401.04088).
+
+    Returns:
+        ``float[b, t, E]``, zero for the experts that a token did not choose.
+    """
+    shares = torch.softmax(logits.float(), -1)
+    order = torch.sort(shares, dim=-1, descending=True, stable=True).indices[..., :chosen]
+    kept = shares.gather(-1, order)
+    if normalized:
+        kept = kept / kept.sum(-1, keepdim=True)
+    return torch.zeros_like(shares).scatter(-1, order, kept).to(logits.dtype)
+
+
+@route.register_fake
+def _(logits: Tensor, chosen: int, normalized: bool) -> Tensor:
+    return torch.empty_like(logits)
+
+
+@torch.library.custom_op("edgeforge::route_sparse_mixer", mutates_args=())
+def route_sparse_mixer(logits: Tensor, jitter: float) -> Tensor:
+    """As `route`, by SparseMixer's rule for inference (arXiv 2409.12136): two experts a token.
+
+    The first is the expert of the largest logit, the second that of the largest among the others.
+    The weight of each is its share in a softmax over the candidates whose distance from the
+    largest, divided by the larger of their magnitude and the largest, is at most twice ``jitter``;
+    the first is no candidate for the second. The two weights do not add up to 1.
+
+    Args:
+        logits: ``float[b, t, E]``, what the router computes.
+        jitter: half of the largest relative distance.
+
+    Returns:
+        ``float[b, t, E]``, zero for the experts that a token did not choose.
+    """
+    scores = logits.float()
+    made, left = torch.zeros_like(scores), scores
+    for _ in range(2):
+        largest = left.amax(-1, keepdim=True)
+        # `argmax` may return any of several largest ones; a stable sort returns the first.
+        index = torch.sort(left, dim=-1, descending=True, stable=True).indices[..., :1]
+        # What the rule divides by is the largest logit itself where no magnitude exceeds it.
+        far = (largest - scores) / torch.maximum(scores.abs(), largest) > 2 * jitter
+        shares = torch.softmax(left.masked_fill(far, -torch.inf), -1)
+        made = made.scatter(-1, index, shares.gather(-1, index))
+        left = left.scatter(-1, index, -torch.inf)
+    return made.to(logits.dtype)
+
+
+@route_sparse_mixer.register_fake
+def _(logits: Tensor, jitter: float) -> Tensor:
+    return torch.empty_like(logits)
+
+
+@torch.library.custom_op("edgeforge::chosen_tokens", mutates_args=())
+def chosen_tokens(x: Tensor, weights: Tensor, expert: int) -> Tensor:
+    """The tokens that chose an expert, in their order: ``float[1, t, i] -> float[1, n, i]``.
+
+    Args:
+        x: ``float[1, t, i]``.
+        weights: ``float[1, t, E]``, what `route` gives; a token chose an expert where its weight is
+            not zero.
+        expert: the expert's index.
+    """
+    return x[:, weights[0, :, expert] != 0]
+
+
+@chosen_tokens.register_fake
+def _(x: Tensor, weights: Tensor, expert: int) -> Tensor:
+    # `quant.program.expert_branches` says why the number of all tokens stands for n.
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("edgeforge::combine", mutates_args=())
+def combine(weights: Tensor, results: Sequence[Tensor]) -> Tensor:
+    """Adds up what the experts computed, each token's results times its weights of the experts.
+
+    Args:
+        weights: ``float[1, t, E]``, what `route` gives.
+        results: ``float[1, n, o]`` for each expert, of the tokens that `chosen_tokens` gives.
+
+    Returns:
+        ``float[1, t, o]``; the experts are added in their order.
+    """
+    made = results[0].new_zeros(1, weights.shape[1], results[0].shape[-1])
+    for expert, result in enumerate(results):
+        factors = weights[0, :, expert]
+        where = factors.nonzero()[:, 0]
+        made[0].index_add_(0, where, result[0] * factors[where, None].to(result.dtype))
+    return made
+
+
+@combine.register_fake
+def _(weights: Tensor, results: Sequence[Tensor]) -> Tensor:
+    return results[0].new_empty(1, weights.shape[1], results[0].shape[-1])
+
+
+@torch.library.custom_op("edgeforge::experts", mutates_args=())
+def experts(
+    x: Tensor,
+    weights: Tensor,
+    gate_up: Sequence[Tensor],
+    down: Sequence[Tensor],
+    activation: str,
+) -> Tensor:
+    """A mixture's gated feed-forward parts: ``down(act(gate) * up)``, only where chosen.
+
+    It stands for its experts while a model is traced. No program holds it:
+    `quant.program.expert_branches.expand` writes it as `chosen_tokens`, the experts' own products
+    and `combine`, so that every matrix of an expert is a weight like all others.
+
+    Args:
+        x: ``float[1, t, i]``.
+        weights: ``float[1, t, E]``, what `route` gives.
+        gate_up: ``float[2 * f, i]`` for each expert, the gate's rows first.
+        down: ``float[o, f]`` for each expert.
+        activation: ``silu``, ``gelu`` or ``gelu_tanh``.
+
+    Returns:
+        ``float[1, t, o]``.
+    """
+    results = []
+    for expert, (first, second) in enumerate(zip(gate_up, down, strict=True)):
+        gate, up = F.linear(chosen_tokens(x, weights, expert), first).chunk(2, -1)
+        if activation == "silu":
+            gate = F.silu(gate)
+        else:
+            gate = F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
+        results.append(F.linear(gate * up, second))
+    made: Tensor = combine(weights, results)
+    return made
+
+
+@experts.register_fake
+def _(
+    x: Tensor,
+    weights: Tensor,
+    gate_up: Sequence[Tensor],
+    down: Sequence[Tensor],
+    activation: str,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], down[0].shape[0])
