@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from torch import fx
 
-from quant.program.dialect import EMBEDDING, GET, LAST, POINTWISE, QUANT_EMBEDDING, check_lowered
+from quant.program.dialect import (
+    EMBEDDING,
+    GET,
+    LAST,
+    MIXTURE,
+    POINTWISE,
+    QUANT_EMBEDDING,
+    check_lowered,
+)
 from quant.program.program import Program, node_argument
 
 _LOOKUPS = (EMBEDDING, QUANT_EMBEDDING)
+# A mixture works position by position as a whole: of the last positions alone, its branches get
+# those that chose their experts.
+_MOVABLE = POINTWISE | MIXTURE
 
 
 def keep_last_token(program: Program, positions: int = 1) -> Program:
@@ -25,8 +36,8 @@ def keep_last_token(program: Program, positions: int = 1) -> Program:
 
     A node is computed after the selection when it works position by position and all its users
     are computed after it too. So the head, the last norm, the last layer's feed-forward part and
-    its output projection run for one token. The selection stops at attention, which needs every
-    position.
+    its output projection run for one token; of a mixture of experts there, those that this token
+    chose. The selection stops at attention, which needs every position.
 
     Args:
         program: the program, in the quantized dialect.
@@ -45,7 +56,7 @@ def keep_last_token(program: Program, positions: int = 1) -> Program:
     for node in reversed(graph.nodes):
         if node.op == "output" or (
             node.op == "call_function"
-            and node.target in POINTWISE
+            and node.target in _MOVABLE
             and node.target not in _LOOKUPS
             and all(user in moved for user in node.users)
         ):
