@@ -376,6 +376,13 @@ class ShortConv(Value):
 
 
 @dataclass(frozen=True, eq=False)
+class Sigmoid(Value):
+    """``1 / (1 + exp(-x))``."""
+
+    source: Value
+
+
+@dataclass(frozen=True, eq=False)
 class Unknown(Value):
     """What a reader does not recognise as one of the others.
 
