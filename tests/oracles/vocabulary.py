@@ -171,11 +171,11 @@ SPECS = {
 }  # fmt: skip
 
 # Mixtures of experts. Of many experts a short text chooses few, of some no token any.
-_EXPERTS = LayerSpec(4, 2, 24, experts=8, chosen_experts=2)
+_EXPERTS = LayerSpec(4, 2, 16, experts=8, chosen_experts=2)
 MIXTURES = {
-    "mixture": small_spec((FULL, _EXPERTS), router="normalized_softmax"),
+    "normalized": small_spec((_EXPERTS, FULL, _EXPERTS), router="normalized_softmax"),
     "shared": small_spec(
-        (replace(_EXPERTS, experts=12, chosen_experts=3, shared_width=40), FULL), tied=False
+        (FULL, replace(_EXPERTS, experts=12, chosen_experts=3, shared_width=40)), tied=False
     ),
     "sparse-mixer": small_spec(
         (_EXPERTS, replace(_EXPERTS, window=8)), biased=True, shifted=True, tied=False,
