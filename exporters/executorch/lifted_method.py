@@ -131,8 +131,8 @@ class Method:
                 self.guard = of.weights, expert
                 return land
         raise ExportError(
-            f"{self.files.pte.file}: {self.name} has a jump at call {place} that leaves out something "
-            f"else than an expert that no token chose"
+            f"{self.files.pte.file}: {self.name} has a jump at call {place} that leaves out "
+            f"something else than an expert that no token chose"
         )
 
     def _leave(self, within: set[int]) -> None:
