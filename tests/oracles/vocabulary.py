@@ -56,6 +56,19 @@ def small_spec(
             made[f"{name}.bias"] = bias((f"{name}.bias", rows))
         return made
 
+    def mixture(layer: LayerSpec) -> dict[str, WeightSpec]:
+        made = {"mlp.router": matrix("router", HIDDEN, ("router", layer.experts))}
+        widths = {f"experts.{expert}": layer.ffn_width for expert in range(layer.experts)}
+        if layer.shared_width:
+            gate = "mlp.shared_expert_gate"
+            made[gate] = matrix("router", HIDDEN, (gate, 1))
+            widths["shared_expert"] = layer.shared_width
+        for name, width in widths.items():
+            for part, rows, columns in (("gate_up", 2 * width, HIDDEN), ("down", HIDDEN, width)):
+                at = f"mlp.{name}.{part}_proj"
+                made[at] = matrix("linear", columns, (at, rows))
+        return made
+
     def layer_weights(index: int, layer: LayerSpec) -> dict[str, WeightSpec]:
         if layer.mixer == "attention":
             q, k = layer.num_heads * HEAD, layer.num_kv_heads * HEAD
@@ -84,11 +97,14 @@ def small_spec(
         for name in names.get(str(block), (*names["pre"], *names["post"])):
             made |= normed(name)
         width = layer.ffn_width
-        if gated:
+        if layer.experts:
+            made |= mixture(layer)
+        elif gated:
             made |= product("mlp.gate_up_proj", HIDDEN, 2 * width)
         else:
             made |= product("mlp.up_proj", HIDDEN, width)
-        made |= product("mlp.down_proj", width, HIDDEN)
+        if not layer.experts:
+            made |= product("mlp.down_proj", width, HIDDEN)
         return {name: _renamed(weight, f"{index}.") for name, weight in made.items()}
 
     final = {"weight": norm("n", HIDDEN)} if scaled else {}
@@ -152,4 +168,18 @@ SPECS = {
     "unscaled": small_spec(LAYERS, scaled=False, norm="layer", clip_qkv=8.0),
     "convolutions": small_spec(LAYERS[3:], biased=True),
     "queries-own": small_spec((replace(FULL, query_rope=1), FULL)),
+}  # fmt: skip
+
+# Mixtures of experts. Of many experts a short text chooses few, of some no token any.
+_EXPERTS = LayerSpec(4, 2, 24, experts=8, chosen_experts=2)
+MIXTURES = {
+    "mixture": small_spec((FULL, _EXPERTS), router="normalized_softmax"),
+    "shared": small_spec(
+        (replace(_EXPERTS, experts=12, chosen_experts=3, shared_width=40), FULL), tied=False
+    ),
+    "sparse-mixer": small_spec(
+        (_EXPERTS, replace(_EXPERTS, window=8)), biased=True, shifted=True, tied=False,
+        norm="layer", router="sparse_mixer", router_jitter=0.1,
+    ),
+    "one-expert": small_spec((replace(_EXPERTS, experts=1, chosen_experts=1),)),
 }  # fmt: skip
