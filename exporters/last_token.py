@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from torch import fx
 
-from quant.program.dialect import EMBEDDING, GET, LAST, POINTWISE, QUANT_EMBEDDING, check_lowered
+from quant.program.dialect import (
+    CHOSEN,
+    COMBINE,
+    EMBEDDING,
+    GET,
+    LAST,
+    POINTWISE,
+    QUANT_EMBEDDING,
+    check_lowered,
+)
 from quant.program.program import Program, node_argument
 
-_LOOKUPS = (EMBEDDING, QUANT_EMBEDDING)
+# A mixture of experts works token by token as a whole: `combine` and every branch before it. A
+# lookup reads the tokens themselves, and there is nothing to select before it.
+_MOVED = (POINTWISE | {CHOSEN, COMBINE}) - {EMBEDDING, QUANT_EMBEDDING}
 
 
 def keep_last_token(program: Program, positions: int = 1) -> Program:
@@ -24,9 +35,9 @@ def keep_last_token(program: Program, positions: int = 1) -> Program:
         %y = edgeforge::linear(%l, %w)
 
     A node is computed after the selection when it works position by position and all its users
-    are computed after it too. So the head, the last norm, the last layer's feed-forward part and
-    its output projection run for one token. The selection stops at attention, which needs every
-    position.
+    are computed after it too; a mixture of experts moves as a whole. So the head, the last norm,
+    the last layer's feed-forward part and its output projection run for one token. The selection
+    stops at attention, which needs every position.
 
     Args:
         program: the program, in the quantized dialect.
@@ -45,8 +56,7 @@ def keep_last_token(program: Program, positions: int = 1) -> Program:
     for node in reversed(graph.nodes):
         if node.op == "output" or (
             node.op == "call_function"
-            and node.target in POINTWISE
-            and node.target not in _LOOKUPS
+            and node.target in _MOVED
             and all(user in moved for user in node.users)
         ):
             moved.add(node)

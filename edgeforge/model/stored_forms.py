@@ -28,6 +28,7 @@ def find_forms(
         CheckpointError: parts are missing or wrong, kinds are mixed, or no tensor is of the method.
     """
     from edgeforge.checkpoint.imported.integer_tensor import IntegerTensor
+    from edgeforge.checkpoint.imported.method import DecodableMethod
 
     packed: dict[str, IntegerTensor] = {}
     decoded: dict[str, DecodedTensor] = {}
@@ -53,7 +54,7 @@ def find_forms(
         }
         if len(kinds) < 2:
             continue
-        if not method.falls_back:
+        if not isinstance(method, DecodableMethod):
             held = [piece.tensor in packed for piece in weight.pieces]
             raise CheckpointError(
                 f"the checkpoint holds {weight.pieces[held.index(True)].tensor} as integers and "

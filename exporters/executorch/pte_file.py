@@ -46,13 +46,14 @@ class PteFile:
         self.weights = weights
         self.plans: list[Record] = []
         self._constants: dict[str, Blob] = {}
+        self._numbers: dict[str, int] = {}  # of the constants
         self._named: dict[str, Blob] = {}
         self._payloads: dict[bytes, int] = {}
 
     def constant(self, key: str, blob: Blob) -> int:
         """Returns a constant's buffer index, from 1 on; constants of equal keys are stored once."""
         self._constants.setdefault(key, blob)
-        return 1 + list(self._constants).index(key)
+        return self._numbers.setdefault(key, len(self._constants))
 
     def named(self, key: str, blob: Blob) -> int:
         """Adds a delegate's constant under a key and returns its size in bytes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -131,6 +131,9 @@ class MethodLowering:
         self._recent: dict[fx.Node, int] = {}  # the states of convolutions, values of the method
         self._begun: int | None = None  # whether the text began before this run, likewise
         self._remembered: list[tuple[int, fx.Node]] = []  # of the current delegate
+        # Which experts of a mixture any token chose: a tensor for each number of experts, and the
+        # tensors that are its elements.
+        self.used: dict[int, tuple[int, list[int]]] = {}
         # Embeddings whose kernel returns the columns of each pair exchanged.
         self.exchanged: set[fx.Node] = set()
 
@@ -230,6 +233,17 @@ class MethodLowering:
             tokens = shape_of(recent)[2]
             ends = self.method.integer(-tokens), self.method.integer(LAST_INDEX)
             self.slice(row, 1, *ends, self._recent[recent])
+
+    def run_delegate(self, results: Mapping[int, int]) -> None:
+        """Emits the delegate with results that are no nodes'.
+
+        Args:
+            results: the tensor of the method that takes each of the delegate's values.
+        """
+        for value, tensor in results.items():
+            self.graph.output(value)
+            self._arguments.append(tensor)
+        self.method.delegate(self.file.payload(self.graph.encode()), self._arguments)
 
     def _leaving_row(self, value: int) -> int:
         self.graph.output(value)
