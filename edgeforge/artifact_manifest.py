@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from edgeforge.calibration.few_tokens import few_tokens_note
 from edgeforge.checkpoint.checkpoint import CheckpointDigest
 from edgeforge.export_options import ExportRun
 from edgeforge.model.model import Model
@@ -60,7 +61,7 @@ def write_manifest(
         inputs=lowered.inputs,
         outputs=lowered.outputs,
         states=lowered.states,
-        notes=_notes(run, lowered),
+        notes=(*_notes(run, lowered), *few_tokens_note(made.store.tokens, shapes)),
         warnings=warnings,
         options=run.options.target.only(target.options).given(),
         calibration=None if calibration is None else calibration.record(),
