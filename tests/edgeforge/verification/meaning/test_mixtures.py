@@ -71,13 +71,13 @@ FAULTS = {
         "shared",
         lambda p: mixtures.with_matrices_swapped(p, "down_proj"),
         "expert_weights",
-        "layer 1, expert 1 reads model.layers.1.mlp.experts.2.down_proj.weight where it must",
+        "layer 0, expert 1 reads model.layers.0.mlp.experts.2.down_proj.weight where it must",
     ),
     "an expert left out": (
         "normalized",
         mixtures.without_last_expert,
         "experts",
-        "layer 0 has 7 experts, not 8",
+        "layer 0 has 3 experts, not 4",
     ),
     "no gate of the shared expert": (
         "shared",
@@ -113,9 +113,9 @@ def test_a_mixture_in_place_of_a_dense_part_is_named_and_a_dense_part_in_place_o
     failed, _ = held(
         replace(mixed, layers=(layer, *mixed.layers[1:])), lifted_program(program_of(mixed))
     )
-    assert "layer 0 has 8 experts, not none" in failed["experts"]
+    assert "layer 0 has 4 experts, not none" in failed["experts"]
     failed, _ = held(
         replace(dense, layers=(mixed.layers[0], *dense.layers[1:])),
         lifted_program(program_of(dense)),
     )
-    assert "layer 0 has no experts, not 8" in failed["experts"]
+    assert "layer 0 has no experts, not 4" in failed["experts"]
