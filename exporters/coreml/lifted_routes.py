@@ -103,9 +103,7 @@ def _softmax(axis: Rows, x: Rows) -> Rows:
     return np.asarray(powers / powers.sum(-1, keepdims=True))
 
 
-def _topk(
-    ascending: Rows, axis: Rows, k: Rows, return_indices: Rows, sort: Rows, x: Rows
-) -> Rows:
+def _topk(ascending: Rows, axis: Rows, k: Rows, return_indices: Rows, sort: Rows, x: Rows) -> Rows:
     _last(axis)
     if ascending.any() or return_indices.any():
         raise ValueError("another form of topk")
