@@ -32,8 +32,11 @@ def with_stacked_experts(spec: ModelSpec, stored: Collection[str]) -> ModelSpec:
         ours = f"model.layers.{index}."
         router = f"{ours}mlp.router.weight"
         (piece,) = spec.weights[router].pieces
-        part = f"layers.{index}."
-        at = piece.tensor[: piece.tensor.index(part) + len(part)]
+        layer_part = f"layers.{index}."
+        before, found, _ = piece.tensor.partition(layer_part)
+        if not found:
+            continue
+        at = before + layer_part
         for block in _BLOCKS:
             names = {part: f"{at}{block}.experts.{part}" for part in ("gate_up_proj", "down_proj")}
             if names["gate_up_proj"] in stored:

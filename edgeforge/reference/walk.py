@@ -192,7 +192,8 @@ class Walk:
             if source.op == "placeholder":
                 given = self.program.inputs[source.name]
                 if given.kind == "weight":
-                    found[source] = self._read(given)
+                    # A store holds a vector as a matrix of one row.
+                    found[source] = self._read(given).reshape(source.meta["val"].shape)
                 elif given.kind == "table":
                     found[source] = self.program.tables[given.name]
         return found
@@ -330,9 +331,6 @@ def store_reader(store: WeightStore | StoreWriter) -> WeightReader:
 
     def read(given: Input) -> Tensor:
         part = store.part(given.name, given.part)
-        if given.part != "value":
-            return part
-        part = part.float()
-        return part[0] if len(part) == 1 else part
+        return part.float() if given.part == "value" else part
 
     return read

@@ -153,6 +153,7 @@ class WeightStore:
             )
         self.plan = QuantPlan.from_json(notes["plan"])
         self.relative_error: dict[str, float] = dict(notes["relative_error"])
+        self.tokens: dict[str, int] = dict(notes.get("tokens", {}))
         self.digests: dict[str, str] = dict(notes["digests"])
         self._checksums: dict[str, dict[str, int]] = dict(notes["checksums"])
         header, self._extents = _read_header(self.file)

@@ -56,19 +56,6 @@ def small_spec(
             made[f"{name}.bias"] = bias((f"{name}.bias", rows))
         return made
 
-    def mixture(layer: LayerSpec) -> dict[str, WeightSpec]:
-        made = {"mlp.router": matrix("router", HIDDEN, ("router", layer.experts))}
-        widths = {f"experts.{expert}": layer.ffn_width for expert in range(layer.experts)}
-        if layer.shared_width:
-            gate = "mlp.shared_expert_gate"
-            made[gate] = matrix("router", HIDDEN, (gate, 1))
-            widths["shared_expert"] = layer.shared_width
-        for name, width in widths.items():
-            for part, rows, columns in (("gate_up", 2 * width, HIDDEN), ("down", HIDDEN, width)):
-                at = f"mlp.{name}.{part}_proj"
-                made[at] = matrix("linear", columns, (at, rows))
-        return made
-
     def layer_weights(index: int, layer: LayerSpec) -> dict[str, WeightSpec]:
         if layer.mixer == "attention":
             q, k = layer.num_heads * HEAD, layer.num_kv_heads * HEAD
@@ -98,13 +85,13 @@ def small_spec(
             made |= normed(name)
         width = layer.ffn_width
         if layer.experts:
-            made |= mixture(layer)
-        elif gated:
+            made |= mixture_weights(layer)
+            return {name: _renamed(weight, f"{index}.") for name, weight in made.items()}
+        if gated:
             made |= product("mlp.gate_up_proj", HIDDEN, 2 * width)
         else:
             made |= product("mlp.up_proj", HIDDEN, width)
-        if not layer.experts:
-            made |= product("mlp.down_proj", width, HIDDEN)
+        made |= product("mlp.down_proj", width, HIDDEN)
         return {name: _renamed(weight, f"{index}.") for name, weight in made.items()}
 
     final = {"weight": norm("n", HIDDEN)} if scaled else {}
@@ -139,6 +126,20 @@ def small_spec(
     return replace(spec, **fields)  # type: ignore[arg-type]
 
 
+def mixture_weights(layer: LayerSpec) -> dict[str, WeightSpec]:
+    """The weights of a mixture of experts, and of a shared expert with its gate."""
+    made = {"mlp.router": matrix("router", HIDDEN, ("router", layer.experts))}
+    parts = [(f"experts.{expert}", layer.ffn_width) for expert in range(layer.experts)]
+    if layer.shared_width:
+        parts.append(("shared_expert", layer.shared_width))
+        made["mlp.shared_expert_gate"] = matrix("router", HIDDEN, ("shared_gate", 1))
+    for name, width in parts:
+        gate_up, down = f"{name}.gate_up_proj", f"{name}.down_proj"
+        made[f"mlp.{gate_up}"] = matrix("linear", HIDDEN, (gate_up, 2 * width))
+        made[f"mlp.{down}"] = matrix("linear", width, (down, HIDDEN))
+    return made
+
+
 def _renamed(weight: WeightSpec, before: str) -> WeightSpec:
     """A weight whose checkpoint tensors are those of one layer."""
     pieces = tuple(replace(piece, tensor=before + piece.tensor) for piece in weight.pieces)
@@ -170,16 +171,16 @@ SPECS = {
     "queries-own": small_spec((replace(FULL, query_rope=1), FULL)),
 }  # fmt: skip
 
-# Mixtures of experts. Of many experts a short text chooses few, of some no token any.
-_EXPERTS = LayerSpec(4, 2, 24, experts=8, chosen_experts=2)
+MIXED = replace(FULL, experts=4, chosen_experts=2, ffn_width=16)
 MIXTURES = {
-    "mixture": small_spec((FULL, _EXPERTS), router="normalized_softmax"),
-    "shared": small_spec(
-        (replace(_EXPERTS, experts=12, chosen_experts=3, shared_width=40), FULL), tied=False
+    "normalized": small_spec((MIXED, FULL, MIXED), router="normalized_softmax"),
+    "shared": small_spec((MIXED, replace(MIXED, shared_width=24)), block="sandwich"),
+    "sparse-mixer": small_spec((MIXED,), router="sparse_mixer", router_jitter=0.1),
+    "many": small_spec((replace(MIXED, experts=12, chosen_experts=3, shared_width=40), FULL)),
+    "last": small_spec((FULL, replace(MIXED, experts=8, window=8)), tied=False),
+    "biased": small_spec(
+        (MIXED,), biased=True, shifted=True, norm="layer", router="normalized_softmax"
     ),
-    "sparse-mixer": small_spec(
-        (_EXPERTS, replace(_EXPERTS, window=8)), biased=True, shifted=True, tied=False,
-        norm="layer", router="sparse_mixer", router_jitter=0.1,
-    ),
-    "one-expert": small_spec((replace(_EXPERTS, experts=1, chosen_experts=1),)),
-}  # fmt: skip
+    "one-expert": small_spec((replace(MIXED, experts=1, chosen_experts=1),)),
+}
+"""Specs with mixtures of experts."""
