@@ -53,13 +53,27 @@ def program_points(program: Program) -> dict[fx.Node, Point]:
                 before = node_argument(before, 0)
             found[before] = Point(layer, "convolution")
         elif node.target in _PRODUCTS and _weight(program, node).endswith(".down_proj.weight"):
-            after = next(iter(node.users))
-            # A dialect of activations may round a result once more before it is added.
-            while after.target is not torch.ops.aten.add.Tensor:
-                after = next(iter(after.users))
-            found[after] = Point(layer, "layer")
-            layer += 1
+            after = _sum_after(node)
+            if after not in found:  # every expert of a mixture has such a weight
+                found[after] = Point(layer, "layer")
+                layer += 1
     return found
+
+
+def _sum_after(node: fx.Node) -> fx.Node:
+    """The residual stream with what a product is added to it.
+
+    A dialect of activations may round a result once more before it is added, and a mixture's sum
+    is added to its shared expert's result first.
+    """
+    after = next(iter(node.users))
+    while after.target is not dialect.ADD or (
+        len(after.users) == 1
+        and any(source.target is dialect.COMBINE for source in after.all_input_nodes)
+        and all(user.target is dialect.ADD for user in after.users)
+    ):
+        after = next(iter(after.users))
+    return after
 
 
 def _weight(program: Program, node: fx.Node) -> str:

@@ -78,7 +78,7 @@ def above_zero(walk: Walk, name: str, given: Given, operation: Any) -> Made:
 def part(name: str, given: Given) -> Made:
     """An expert's column of weights or marks, or whether a token chose it."""
     source, begin, end = given["x"][0], *(whole_numbers(given[key][0]) for key in ("begin", "end"))
-    if begin is None or end is None or end[-1] != begin[-1] + 1 or not 0 <= begin[-1]:
+    if begin is None or end is None or end[-1] != begin[-1] + 1 or not begin[-1] >= 0:
         return None
     if isinstance(source, Used):
         squeezed = "squeeze_mask" in given and whole_numbers(given["squeeze_mask"][0]) == (1,)
@@ -147,9 +147,14 @@ def cond(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     same = isinstance(before, Zeros) or (
         isinstance(before, Combine) and before.weights is total.weights
     )
-    if not same or total.terms[:-1] != left or (pred.weights, pred.expert) != (
-        total.weights,
-        last[0],
+    if (
+        not same
+        or total.terms[:-1] != left
+        or (pred.weights, pred.expert)
+        != (
+            total.weights,
+            last[0],
+        )
     ):
         return None
     return (Combine(name, total.weights, total.terms),)
