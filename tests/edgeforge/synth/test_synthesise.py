@@ -54,6 +54,12 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
         ("olmo2-1b", 1_484_916_736),
         ("lfm2-350m", 354_483_968),
         ("lfm2-1.2b", 1_170_340_608),
+        ("mixtral-8x7b", 46_702_792_704),
+        ("qwen3-30b-a3b", 30_532_122_624),
+        ("qwen1.5-moe-a2.7b", 14_315_784_192),
+        ("olmoe-1b-7b", 6_919_161_856),
+        ("granite-3.1-1b-a400m", 1_334_628_352),
+        ("phi-3.5-moe", 41_873_153_344),
     ],
 )
 def test_parameter_counts_are_the_released_models(preset, parameters):
