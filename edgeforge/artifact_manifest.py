@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edgeforge.calibration.few_tokens import few_tokens_note
+from edgeforge.checkpoint.adapter import Adapter
 from edgeforge.checkpoint.checkpoint import CheckpointDigest
 from edgeforge.export_options import ExportRun
 from edgeforge.model.model import Model
@@ -15,7 +16,13 @@ from edgeforge.tokenizer import TOKENIZER, Tokenizer
 from edgeforge.trace_and_quantize import TracedAndQuantized
 from exporters.float_columns import FloatColumns
 from exporters.manifest import Manifest, record_files
-from exporters.manifest_records import ModelRecord, SourceRecord, TokenizerRecord, WeightRecord
+from exporters.manifest_records import (
+    AdapterRecord,
+    ModelRecord,
+    SourceRecord,
+    TokenizerRecord,
+    WeightRecord,
+)
 from exporters.structure import to_json
 from exporters.target import Lowered, Target
 from quant.plans.plan import QuantPlan
@@ -71,6 +78,7 @@ def write_manifest(
         files=record_files(folder),
         structure=to_json(target.structure(folder)),
         tokenizer=_tokenizer_record(run.model.checkpoint.tokenizer_files, folder),
+        adapters=tuple(map(adapter_record, run.model.adapters)),
     ).write(folder)
 
 
@@ -104,6 +112,12 @@ def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:
         sha256=digest.sha256,
         files={file.name: file.sha256 for file in digest.files},
     )
+
+
+def adapter_record(adapter: Adapter, file: str = "") -> AdapterRecord:
+    """Returns an adapter's record; ``file`` is the artifact's that holds it, if one does."""
+    place = str(adapter.place)
+    return AdapterRecord(adapter.name, place, adapter.sha256, adapter.weight, file)
 
 
 def _model_record(model: Model) -> ModelRecord:

@@ -76,6 +76,7 @@ def inputs_of(model: Model, options: ExportOptions) -> ExportInputs:
     inputs = [
         *(() if is_file else (Input("the checkpoint", folder, whole=True),)),
         Input("the cache", cache_dir()),
+        *(Input("the adapter", adapter.place, whole=True) for adapter in model.adapters),
         *(Input("the weights", path) for path in checkpoint.files),
         *(Input("the tokenizer's file", path) for path in checkpoint.tokenizer_files.values()),
         *(Input(what, path) for what, path in files.items()),

@@ -36,6 +36,7 @@ def export(
     max_memory: int | None = None,
     draft_positions: int | None = None,
     exit_layer: int | None = None,
+    adapters: Sequence[str] = (),
     bits_per_weight: float | None = None,
     max_size: int | None = None,
     max_kl: float | None = None,
@@ -89,6 +90,8 @@ def export(
             for speculative decoding; None or 1 for no such graph.
         exit_layer: the layer after which the model is cut, counted from 1: the last norm and the
             head follow it; None for the whole model.
+        adapters: folders of adapters in peft's format that are merged into the weights before they
+            are quantized, each ``DIR`` or ``DIR@weight``.
         bits_per_weight: budget of a mixed recipe: stored bits divided by parameters.
         max_size: budget of a mixed recipe: bytes of the stored weights.
         max_kl: budget of a mixed recipe: KL divergence on the calibration text, nats per token.
@@ -132,6 +135,7 @@ def export(
         tokenizer=tokenizer,
         ignore_config=ignore_config,
         exit_layer=exit_layer,
+        adapters=[str(adapter) for adapter in adapters],
     )
     options = ExportOptions(
         recipe=recipe,

@@ -89,7 +89,9 @@ def _float(evaluations: Sequence[Evaluation]) -> str:
     layers = {each.exit_layer for each in evaluations} - {None}
     cut = f", cut after layer {' or '.join(map(str, sorted(layers, key=str)))} as" if layers else ""
     whose = " the artifact is" if len(evaluations) == 1 else " the artifacts are"
-    return f"FLOAT is the checkpoint as it was{cut}{whose if cut else ''}. KL is in nats a token."
+    names = dict.fromkeys(name for each in evaluations for name in each.adapters)
+    merged = f" with {' and '.join(names)} merged" if names else " as it was"
+    return f"FLOAT is the checkpoint{merged}{cut}{whose if cut else ''}. KL is in nats a token."
 
 
 def summary_lines(rows: Mapping[str, Evaluation], asked: Sequence[Path]) -> list[Text]:

@@ -195,7 +195,8 @@ class Walk:
             if source.op == "placeholder":
                 given = self.program.inputs[source.name]
                 if given.kind == "weight":
-                    found[source] = self._read(given)
+                    # A store holds a vector as a matrix of one row.
+                    found[source] = self._read(given).reshape(source.meta["val"].shape)
                 elif given.kind == "table":
                     found[source] = self.program.tables[given.name]
         return found
@@ -343,9 +344,6 @@ def store_reader(store: WeightStore | StoreWriter) -> WeightReader:
         if since > MAPPED_BYTES and isinstance(store, WeightStore):
             store.release()
             since = 0
-        if given.part != "value":
-            return part
-        part = part.float()
-        return part[0] if len(part) == 1 else part
+        return part.float() if given.part == "value" else part
 
     return read

@@ -269,5 +269,6 @@ def _evaluation(
         other_processor=other,
         rounds_activations=rounds,
         exit_layer=manifest.model.exit_layer,
+        adapters=tuple(record.name for record in manifest.merged_adapters),
         checks=tuple(judged(found, bounds, options.bounds)),
     )

@@ -73,6 +73,8 @@ class Evaluation:
         device_limits: what running it there cannot tell, one sentence each.
         exit_layer: the checkpoint's layer after which the model is cut, in FLOAT and QUANTIZED as
             well; None where it is whole.
+        adapters: names of the adapters that are merged into the weights, in FLOAT and QUANTIZED as
+            well.
         elsewhere: evaluations of the same artifact on devices, on the same tokens and under the
             same bounds. These have no sums and no facts of the files, which are no other there.
         schema_version: of the report.
@@ -111,6 +113,7 @@ class Evaluation:
     device_facts: Mapping[str, object] | None = None
     device_limits: tuple[str, ...] = ()
     exit_layer: int | None = None
+    adapters: tuple[str, ...] = ()
     elsewhere: tuple[Evaluation, ...] = ()
     schema_version: int = REPORT_VERSION
 

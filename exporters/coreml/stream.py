@@ -1,4 +1,4 @@
-"""Which results of a program must stay float32: residual streams that float16 cannot hold."""
+"""Which results of a program must stay float32: wide residual streams, and routers' logits."""
 
 from __future__ import annotations
 
@@ -45,6 +45,19 @@ def wide_stream(program: Program) -> frozenset[fx.Node]:
     if multiplied or any(node.target in _NORMS for node in added):
         return frozenset(stream | added)
     return frozenset()
+
+
+def router_logits(program: Program) -> frozenset[fx.Node]:
+    """Finds the products by which tokens choose experts.
+
+    Logits that float16 rounds would send a token to another expert wherever two are nearly equal.
+    """
+    return frozenset(
+        node
+        for node in program.graph.nodes
+        if node.target in (dialect.LINEAR, dialect.QUANT_LINEAR)
+        and any(user.target in dialect.ROUTES for user in node.users)
+    )
 
 
 def _added(term: fx.Node) -> list[fx.Node]:

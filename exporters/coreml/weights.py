@@ -189,10 +189,10 @@ class WeightBank:
         return emitter.inline(identifier(weight) + INPUT_SCALE_NAME, "fp16", half)
 
     def table(self, emitter: Emitter, name: str, values: npt.NDArray[np.generic]) -> Value:
-        """Emits a constant of float16 or float32 that is not a weight."""
+        """Emits a constant of float16 or float32 that is not a weight, for a whole function."""
         dtype = {2: "fp16", 4: "fp32"}[values.itemsize]
         offset = self.file.place((name, dtype), dtype, values.size, Blob(values.tobytes()))
-        return emitter.stored(name, FileValue(dtype, values.shape, offset))
+        return emitter.stored(name, FileValue(dtype, values.shape, offset), shared=True)
 
     def _file_value(
         self, weight: str, part: str, dtype: str, shape: Shape, conversion: Conversion | None

@@ -147,12 +147,22 @@ def _expert(state: MethodLowering, branch: Branch, shared: _Shared) -> None:
 
 def _delegate(state: MethodLowering, branch: Branch, shared: _Shared) -> None:
     """Emits the expert's delegate: ``new = old + factor * expert(chosen)``."""
+    key = state.weight_name(branch.result, 1), shared.dims
+    experts = state.file.experts
+    if key not in experts:
+        experts[key] = _segment(state, branch, shared)
+    arguments = shared.chosen, shared.old, shared.factor, shared.new
+    state.method.delegate(experts[key], arguments)
+
+
+def _segment(state: MethodLowering, branch: Branch, shared: _Shared) -> int:
+    """Writes the program of the expert's delegate; returns the number of its segment."""
     state.begin_delegate()
-    chosen, old = (state.given(tensor, shared.dims) for tensor in (shared.chosen, shared.old))
-    given = state.given(shared.factor, [1, shared.dims[1]])
+    graph = state.graph
+    chosen, old = graph.input(shared.dims), graph.input(shared.dims)
+    factor = graph.reshape(graph.input([1, shared.dims[1]]), [1, -1, 1])
     state.hold(branch.chosen, chosen)
     emit(state, branch.nodes)
-    graph = state.graph
-    factor = graph.reshape(given, [1, -1, 1])
     result = graph.binary("XNNMultiply", state.value(branch.result), factor)
-    state.run_delegate({graph.binary("XNNAdd", old, result): shared.new})
+    graph.output(graph.binary("XNNAdd", old, result))
+    return state.file.payload(graph.encode())

@@ -40,6 +40,10 @@ class PteFile:
 
     Args:
         weights: the .ptd that takes the weights instead; None when the .pte holds them.
+
+    Attributes:
+        experts: the segments of experts' delegates, by the name of each expert's last weight and
+            the shape of its tokens. Methods share them, so that each is encoded once.
     """
 
     def __init__(self, weights: PtdFile | None = None) -> None:
@@ -49,6 +53,7 @@ class PteFile:
         self._numbers: dict[str, int] = {}  # of the constants
         self._named: dict[str, Blob] = {}
         self._payloads: dict[bytes, int] = {}
+        self.experts: dict[tuple[str, tuple[int, ...]], int] = {}
 
     def constant(self, key: str, blob: Blob) -> int:
         """Returns a constant's buffer index, from 1 on; constants of equal keys are stored once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -233,17 +233,6 @@ class MethodLowering:
             tokens = shape_of(recent)[2]
             ends = self.method.integer(-tokens), self.method.integer(LAST_INDEX)
             self.slice(row, 1, *ends, self._recent[recent])
-
-    def run_delegate(self, results: Mapping[int, int]) -> None:
-        """Emits the delegate with results that are no nodes'.
-
-        Args:
-            results: the tensor of the method that takes each of the delegate's values.
-        """
-        for value, tensor in results.items():
-            self.graph.output(value)
-            self._arguments.append(tensor)
-        self.method.delegate(self.file.payload(self.graph.encode()), self._arguments)
 
     def _leaving_row(self, value: int) -> int:
         self.graph.output(value)

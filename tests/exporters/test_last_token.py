@@ -10,6 +10,8 @@ from edgeforge.reference.walk import ReferenceRunner, store_reader
 from exporters.last_token import keep_last_token
 from quant.program import dialect
 from quant.program.program import node_argument, shape_of
+from tests.exporters.onnx.vocabulary_cases import CASES
+from tests.oracles.lowered_spec import LoweredSpec
 from tests.oracles.tiny_families import CONFIGS
 
 
@@ -102,3 +104,20 @@ def test_the_last_rows_are_the_same(build, openelm_config, tokens):
         dialect.check_lowered(kept, 4)
     with pytest.raises(dialect.DialectError, match="not one position's logits"):
         dialect.check_lowered(kept)
+
+
+def test_a_mixture_of_experts_is_computed_for_one_position(tmp_path, tokens):
+    """The experts of the last layer run for the token that is kept, and no other layer's do."""
+    case = CASES["mixture"]
+    source = LoweredSpec(case.spec(), tmp_path, "int4-g32")
+    kept = keep_last_token(source.program)
+    for target in (dialect.ROUTE, dialect.CHOSEN, dialect.COMBINE):
+        of_layers = [shape_of(node)[1] for node in calls(kept, target)]
+        counts = [layer.experts for layer in case.layers if layer.experts]
+        first, last = counts if target is dialect.CHOSEN else (1, 1)
+        assert of_layers == [-1] * first + [1] * last
+    reader = store_reader(source.store)
+    block = torch.from_numpy(tokens[:13]) % case.spec().vocab_size
+    every = next(ReferenceRunner(source.program, reader).logits([block]))
+    last_row = next(ReferenceRunner(kept, reader).logits([block]))
+    assert np.abs(last_row[0] - every[-1]).max() < 1e-6 * np.ptp(every)

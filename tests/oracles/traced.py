@@ -36,7 +36,7 @@ class ReferenceSession:
             if node.op == "placeholder":
                 given = program.inputs[node.name]
                 if given.kind == "weight":
-                    self._fixed[node] = read(given)
+                    self._fixed[node] = read(given).reshape(node.meta["val"].shape)
                 elif given.kind == "table":
                     self._fixed[node] = program.tables[given.name]
         self.reset()
