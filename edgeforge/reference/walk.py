@@ -20,7 +20,7 @@ from device_harness.finite import described
 from quant.formats import packing
 from quant.formats.formats import PaletteFormat
 from quant.kernels import native
-from quant.kernels.threads import single_threaded_torch
+from quant.kernels.threads import single_threaded_torch, torch_pool
 from quant.program import dialect
 from quant.program.calls import QuantizedCall
 from quant.program.head import head_of
@@ -316,10 +316,7 @@ class ReferenceRunner:
 def block_pool() -> Iterator[ThreadPoolExecutor]:
     """Yields threads that take one block each, so that they never wait within an operator."""
     count = torch.get_num_threads()
-    with (
-        single_threaded_torch(),
-        ThreadPoolExecutor(count, thread_name_prefix="reference") as pool,
-    ):
+    with single_threaded_torch(), torch_pool(count, "reference") as pool:
         yield pool
 
 
