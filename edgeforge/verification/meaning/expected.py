@@ -78,10 +78,16 @@ def projected(spec: ModelSpec, layer: LayerSpec, at: str, part: str) -> Expected
         rope = layer.query_rope if part == "q" and layer.query_rope is not None else layer.rope
         if layer.rope is not None and rope is not None:
             found.append(WantedRope(rope))
-        if f"{at}self_attn.{part}_norm.weight" in spec.weights:
-            found.append(WantedNorm(f"{part}_norm", f"{at}self_attn.{part}_norm", Norm))
+    bound: list[Wanted] = []
     if spec.clip_qkv:
-        found.append(WantedNumber("clip_qkv", Clamp, spec.clip_qkv))
+        bound.append(WantedNumber("clip_qkv", Clamp, spec.clip_qkv))
+    norm = spec.weights.get(f"{at}self_attn.{part}_norm.weight")
+    if norm is None:
+        found += bound
+    else:
+        wanted = WantedNorm(f"{part}_norm", f"{at}self_attn.{part}_norm", Norm)
+        # A norm over all heads stands before the bound, and one over a head's columns after it.
+        found += [wanted, *bound] if norm.shape[0] == spec.head_dim else [*bound, wanted]
     return *found, *_bias(spec, f"{at}self_attn.{'v' if part == 'v' else 'qk'}_proj")
 
 
