@@ -21,21 +21,22 @@ def test_a_sound_mixture_has_no_fault(name):
     assert failed == {}
     own = {"shared": {"shared_expert"}, "sparse-mixer": {"router_jitter"}}
     assert ALWAYS | own.get(name, set()) <= passed
-    assert ("shared_expert" in passed) is (name == "shared")
+    shared = any(layer.shared_width for layer in MIXTURES[name].layers)
+    assert ("shared_expert" in passed) is shared
 
 
 FAULTS = {
     "another k": (
-        "normalized",
+        "mixture",
         lambda p: mixtures.with_route(p, 1, True),
         "chosen_experts",
-        "layer 0: a token chooses 1 experts, not 2",
+        "layer 1: a token chooses 1 experts, not 2",
     ),
     "no normalisation": (
-        "normalized",
+        "mixture",
         lambda p: mixtures.with_route(p, 2, False),
         "router",
-        "layer 0: the chosen experts' shares are not normalised; in the checkpoint",
+        "layer 1: the chosen experts' shares are not normalised; in the checkpoint",
     ),
     "softmax": (
         "sparse-mixer",
@@ -50,22 +51,22 @@ FAULTS = {
         "layer 0 has SparseMixer's jitter 0.01, not 0.1",
     ),
     "results swapped": (
-        "normalized",
+        "mixture",
         mixtures.with_results_swapped,
         "chosen_tokens",
-        "layer 0, expert 0 gets the tokens that chose expert 1",
+        "layer 1, expert 0 gets the tokens that chose expert 1",
     ),
     "tokens of another": (
-        "normalized",
+        "mixture",
         mixtures.with_tokens_of_another,
         "chosen_tokens",
-        "layer 0, expert 0 gets the tokens that chose expert 1",
+        "layer 1, expert 0 gets the tokens that chose expert 1",
     ),
     "gates of experts swapped": (
-        "normalized",
+        "mixture",
         lambda p: mixtures.with_matrices_swapped(p, "gate_up_proj"),
         "expert_weights",
-        "layer 0, expert 1 reads model.layers.0.mlp.experts.2.gate_up_proj.weight where it must",
+        "layer 1, expert 1 reads model.layers.1.mlp.experts.2.gate_up_proj.weight where it must",
     ),
     "downs of experts swapped": (
         "shared",
@@ -74,28 +75,28 @@ FAULTS = {
         "layer 0, expert 1 reads model.layers.0.mlp.experts.2.down_proj.weight where it must",
     ),
     "an expert left out": (
-        "normalized",
+        "mixture",
         mixtures.without_last_expert,
         "experts",
-        "layer 0 has 3 experts, not 4",
+        "layer 1 has 7 experts, not 8",
     ),
     "no gate of the shared expert": (
         "shared",
         mixtures.without_shared_gate,
         "shared_expert",
-        "layer 1: no gate multiplies the shared expert's result",
+        "layer 0: no gate multiplies the shared expert's result",
     ),
     "no shared expert": (
         "shared",
         mixtures.without_shared_expert,
         "shared_expert",
-        "layer 1 has no shared expert",
+        "layer 0 has no shared expert",
     ),
     "router before the norm": (
-        "normalized",
+        "mixture",
         mixtures.with_router_before_norm,
         "block",
-        "layer 0, expert 0 reads other values than the router",
+        "layer 1, expert 0 reads other values than the router",
     ),
 }
 
@@ -108,14 +109,12 @@ def test_a_fault_is_named(fault):
 
 
 def test_a_mixture_in_place_of_a_dense_part_is_named_and_a_dense_part_in_place_of_a_mixture():
-    mixed, dense = MIXTURES["normalized"], SPECS["plain"]
+    mixed, dense = MIXTURES["mixture"], SPECS["plain"]
     layer = dense.layers[0]
+    failed, _ = held(replace(mixed, layers=(layer, layer)), lifted_program(program_of(mixed)))
+    assert "layer 1 has 8 experts, not none" in failed["experts"]
     failed, _ = held(
-        replace(mixed, layers=(layer, *mixed.layers[1:])), lifted_program(program_of(mixed))
-    )
-    assert "layer 0 has 4 experts, not none" in failed["experts"]
-    failed, _ = held(
-        replace(dense, layers=(mixed.layers[0], *dense.layers[1:])),
+        replace(dense, layers=mixed.layers),
         lifted_program(program_of(dense)),
     )
-    assert "layer 0 has no experts, not 4" in failed["experts"]
+    assert "layer 1 has no experts, not 8" in failed["experts"]
