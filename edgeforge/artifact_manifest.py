@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from edgeforge.calibration.few_tokens import few_tokens_note
 from edgeforge.checkpoint.adapter import Adapter
 from edgeforge.checkpoint.checkpoint import CheckpointDigest
 from edgeforge.export_options import ExportRun
@@ -69,7 +70,7 @@ def write_manifest(
         inputs=lowered.inputs,
         outputs=lowered.outputs,
         states=lowered.states,
-        notes=_notes(run, lowered),
+        notes=(*_notes(run, lowered), *few_tokens_note(made.store.tokens, shapes)),
         warnings=warnings,
         options=run.options.target.only(target.options).given(),
         calibration=None if calibration is None else calibration.record(),

@@ -77,6 +77,8 @@ class Attention(nn.Module):
         self.q_norm = Weights(spec, f"{at}.q_norm")
         self.k_norm = Weights(spec, f"{at}.k_norm")
         self.o_proj = Projection(spec, f"{at}.o_proj")
+        scale = self.q_norm.weight
+        self.whole_norm = scale is not None and scale.shape[0] != spec.head_dim
         cache = torch.zeros(1, layer.num_kv_heads, context, spec.head_dim, device="meta")
         self.register_buffer("k_cache", cache)
         self.register_buffer("v_cache", torch.zeros_like(cache))
@@ -87,9 +89,9 @@ class Attention(nn.Module):
         """Attends from each token to itself and to the tokens before it."""
         spec, layer = self.spec, self.layer
         heads = (layer.num_heads, layer.num_kv_heads)
-        packed, v = self.qk_proj(x), self.v_proj(x)
-        if spec.clip_qkv:
-            packed, v = (token_ops.clamp(each, spec.clip_qkv) for each in (packed, v))
+        packed, v = self.qk_proj(x), self._bounded(self.v_proj(x))
+        if not self.whole_norm:
+            packed = self._bounded(packed)
         q, k = packed.split([n * spec.head_dim for n in heads], -1)
         q, k = self._heads(q, self.q_norm, heads[0]), self._heads(k, self.k_norm, heads[1])
         v = v.view(1, v.shape[1], layer.num_kv_heads, spec.head_dim)
@@ -114,12 +116,15 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor, norm: Weights, count: int) -> Tensor:
         """Queries or keys head by head, normalised before or after they are parted."""
         width, eps, weight = self.spec.head_dim, self.spec.norm_eps, norm.weight
-        if weight is not None and weight.shape[0] != width:
-            x = ops.rms_norm(x, weight, eps)
+        if self.whole_norm:
+            x = self._bounded(ops.rms_norm(x, weight, eps))
         x = x.view(1, x.shape[1], count, width)
-        if weight is not None and weight.shape[0] == width:
+        if weight is not None and not self.whole_norm:
             x = ops.rms_norm(x, weight, eps)
         return x
+
+    def _bounded(self, x: Tensor) -> Tensor:
+        return token_ops.clamp(x, self.spec.clip_qkv) if self.spec.clip_qkv else x
 
 
 class ShortConvolution(nn.Module):

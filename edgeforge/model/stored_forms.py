@@ -29,6 +29,7 @@ def find_forms(
         CheckpointError: parts are missing or wrong, kinds are mixed, or no tensor is of the method.
     """
     from edgeforge.checkpoint.imported.integer_tensor import IntegerTensor
+    from edgeforge.checkpoint.imported.method import DecodableMethod
 
     packed: dict[str, IntegerTensor] = {}
     decoded: dict[str, DecodedTensor] = {}
@@ -56,7 +57,7 @@ def find_forms(
         }
         if len(kinds) < 2:
             continue
-        if not method.falls_back:
+        if not isinstance(method, DecodableMethod):
             held = [piece.tensor in packed for piece in weight.pieces]
             raise CheckpointError(
                 f"the checkpoint holds {weight.pieces[held.index(True)].tensor} as integers and "
@@ -77,7 +78,9 @@ def _changed(
     Raises:
         CheckpointError: the method's integers stay integers.
     """
-    if not method.falls_back:
+    from edgeforge.checkpoint.imported.method import DecodableMethod
+
+    if not isinstance(method, DecodableMethod):
         raise CheckpointError(
             f"the checkpoint holds {tensor} as integers ({method.method}), and the adapter "
             f"{adaptation.changes[tensor][0].adapter.source} would change it: give the original "

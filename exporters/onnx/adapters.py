@@ -66,8 +66,8 @@ def write_onnx_adapter(
             if input_names(weight)[0] not in places:
                 raise ExportError(
                     f"{path.name} has no product with {weight} that an adapter could be added to, "
-                    f"as where a recipe rounds activations: leave --adapter-mode out, and the "
-                    f"adapter is merged into the weights"
+                    f"as in a mixture's experts and where a recipe rounds activations: leave "
+                    f"--adapter-mode out, and the adapter is merged into the weights"
                 )
     parameters = {
         place: onnxruntime.OrtValue.ortvalue_from_numpy(values)

@@ -81,7 +81,7 @@ def expand(graph: fx.Graph) -> None:
 
 def mixtures(program: Program) -> Mapping[fx.Node, Mixture]:
     """Returns a program's mixtures by their ``combine`` calls, in the program's order."""
-    return {node: _mixture(node) for node in program.graph.nodes if node.target is COMBINE}
+    return {node: mixture_of(node) for node in program.graph.nodes if node.target is COMBINE}
 
 
 def _branches(graph: fx.Graph, node: fx.Node) -> fx.Node:
@@ -116,7 +116,8 @@ def _branches(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return call(COMBINE, weights, results, like=out)
 
 
-def _mixture(node: fx.Node) -> Mixture:
+def mixture_of(node: fx.Node) -> Mixture:
+    """Returns the mixture that a call of ``combine`` adds up."""
     results = node.args[1]
     assert isinstance(results, list | tuple)
     branches = tuple(_branch(result) for result in results if isinstance(result, fx.Node))

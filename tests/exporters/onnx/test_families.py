@@ -16,7 +16,7 @@ from device_harness.onnx_session import OnnxSession
 from edgeforge.verification.bounds import DEFAULTS
 from exporters.options import TargetOptions
 from tests.oracles.genai import genai_greedy, genai_steps, session_greedy
-from tests.oracles.tiny_families import BOS, CONFIGS, EOS
+from tests.oracles.tiny_families import BOS, CONFIGS, EOS, MIXTURES
 from tests.oracles.traced import difference
 
 FLOAT = 2e-4  # of the range of the logits
@@ -24,9 +24,12 @@ CONTEXT = 48
 ROUNDED = DEFAULTS["onnx"][1]
 
 
-@pytest.fixture(params=CONFIGS)
+FAMILIES = CONFIGS | MIXTURES
+
+
+@pytest.fixture(params=FAMILIES)
 def config(request) -> dict[str, object]:
-    return CONFIGS[request.param]
+    return FAMILIES[request.param]
 
 
 def test_float_artifacts_give_every_position_and_prefill_then_decode(config, build, tokens):
