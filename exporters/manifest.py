@@ -106,6 +106,29 @@ class Manifest:
         return tuple(record for record in self.adapters if not record.file)
 
     @property
+    def separate_adapters(self) -> tuple[AdapterRecord, ...]:
+        """The adapters that lie beside the weights."""
+        return tuple(record for record in self.adapters if record.file)
+
+    def adapter_file(self, name: str, artifact: str) -> str:
+        """Returns the artifact's file that holds an adapter.
+
+        Args:
+            name: the adapter's name.
+            artifact: what to call the artifact in messages.
+
+        Raises:
+            ExportError: the artifact has no such adapter to be switched on.
+        """
+        known = {record.name: record.file for record in self.separate_adapters}
+        if name in known:
+            return known[name]
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        if any(record.name == name for record in self.merged_adapters):
+            has = f"{name} is merged into its weights, and always on"
+        raise ExportError(f"{artifact} has no adapter {quoted(name)} to switch on: {has}")
+
+    @property
     def draft_positions(self) -> int:
         """How many of its last tokens' logits one call gives in the graph for drafts.
 

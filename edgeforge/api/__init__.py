@@ -6,7 +6,7 @@
 """
 
 from edgeforge.api.judging import check, compare, diagnose, report, verify
-from edgeforge.api.making import export, plan
+from edgeforge.api.making import export, export_adapter, plan
 from edgeforge.api.running import bench, conversation, load
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "conversation",
     "diagnose",
     "export",
+    "export_adapter",
     "load",
     "plan",
     "report",

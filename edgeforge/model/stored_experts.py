@@ -32,13 +32,10 @@ def with_stacked_experts(spec: ModelSpec, stored: Collection[str]) -> ModelSpec:
         ours = f"model.layers.{index}."
         router = f"{ours}mlp.router.weight"
         (piece,) = spec.weights[router].pieces
-        layer_part = f"layers.{index}."
-        before, found, _ = piece.tensor.partition(layer_part)
-        if not found:
-            continue
-        at = before + layer_part
+        before, part, _ = piece.tensor.partition(f"layers.{index}.")
+        at = before + part
         for block in _BLOCKS:
-            names = {part: f"{at}{block}.experts.{part}" for part in ("gate_up_proj", "down_proj")}
+            names = {name: f"{at}{block}.experts.{name}" for name in ("gate_up_proj", "down_proj")}
             if names["gate_up_proj"] in stored:
                 changed |= _stacked_layer(spec.weights, f"{ours}mlp.experts.", layer.experts, names)
                 changed[router] = _named(spec.weights[router], piece, f"{at}{block}.", stored)

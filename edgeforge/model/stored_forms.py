@@ -78,7 +78,9 @@ def _changed(
     Raises:
         CheckpointError: the method's integers stay integers.
     """
-    if not method.falls_back:
+    from edgeforge.checkpoint.imported.method import DecodableMethod
+
+    if not isinstance(method, DecodableMethod):
         raise CheckpointError(
             f"the checkpoint holds {tensor} as integers ({method.method}), and the adapter "
             f"{adaptation.changes[tensor][0].adapter.source} would change it: give the original "

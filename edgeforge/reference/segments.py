@@ -104,12 +104,13 @@ class Stretches:
         """
         collected = SecondMoment(self.activations.tensor(0, node).shape[-1])
         batch: list[Tensor] = []
-        count = len(self.activations)
+        tokens, count = 0, len(self.activations)
         for index in range(count):
             batch.append(self.activations.tensor(index, node).reshape(-1, collected.columns))
-            if index + 1 == count or sum(map(len, batch)) >= _BATCH_TOKENS:
+            tokens += batch[-1].shape[0]
+            if index + 1 == count or tokens >= _BATCH_TOKENS:
                 collected.add(torch.cat(batch))
-                batch = []
+                batch, tokens = [], 0
         tokens = int(collected.tokens)
         for other, weight in self.experts.others(node):
             collected.add(other, weight)

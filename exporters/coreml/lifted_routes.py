@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from exporters.lifted import Constant, Sum, Unknown, Value
+from exporters.lifted import Array, Constant, Sum, Unknown, Value
 from exporters.lifted_mixture import Route, RouteSparseMixer
 
-Rows = npt.NDArray[np.generic]
 _FEW: Final = 24  # rows of every kind
 _SLACK: Final = 1e-9  # all is computed in float64
 
@@ -78,67 +76,73 @@ def _tree(value: Value) -> Iterator[Value]:
             yield each
 
 
-def _samples(experts: int) -> Rows:
-    """Rows of logits: any, near each other, with equal ones, all equal: ``[1, rows, experts]``."""
+def _samples(experts: int) -> Array:
+    """Array of logits: any, near each other, with equal ones, all equal: ``[1, rows, experts]``."""
     draw = np.random.default_rng(0)
     rows = draw.normal(0, 2, (_FEW, experts))
     near = 1 + draw.uniform(0, 0.05, (_FEW, experts))
     return np.concatenate((rows, near, -near, np.round(rows), np.ones((1, experts))))[None]
 
 
-def _run(value: Value, known: dict[int, Rows]) -> Rows:
+def _run(value: Value, known: dict[int, Array]) -> Array:
     if id(value) not in known:
         if isinstance(value, Constant):
             known[id(value)] = value.array
         else:
             operands = [_run(each, known) for each in _operands(value)]
-            kind = "add" if isinstance(value, Sum) else value.kind  # type: ignore[attr-defined]
+            kind = value.kind if isinstance(value, Unknown) else "add"
             known[id(value)] = np.asarray(_RUN[kind](*operands))
     return known[id(value)]
 
 
-def _softmax(axis: Rows, x: Rows) -> Rows:
+def _softmax(axis: Array, x: Array) -> Array:
     _last(axis)
-    powers = np.exp(x - x.max(-1, keepdims=True))  # type: ignore[operator]
+    powers = np.exp(x - x.max(-1, keepdims=True))
     return np.asarray(powers / powers.sum(-1, keepdims=True))
 
 
-def _topk(ascending: Rows, axis: Rows, k: Rows, return_indices: Rows, sort: Rows, x: Rows) -> Rows:
+def _topk(
+    ascending: Array, axis: Array, k: Array, return_indices: Array, sort: Array, x: Array
+) -> Array:
     _last(axis)
     if ascending.any() or return_indices.any():
         raise ValueError("another form of topk")
     return np.sort(x, -1)[..., ::-1][..., : int(k.ravel()[0])]
 
 
-def _cumsum(axis: Rows, exclusive: Rows, reverse: Rows, x: Rows) -> Rows:
+def _cumsum(axis: Array, exclusive: Array, reverse: Array, x: Array) -> Array:
     _last(axis)
     if exclusive.any() or reverse.any():
         raise ValueError("another form of cumsum")
     return np.cumsum(x, -1)
 
 
-def _reduction(run: Callable[..., Rows]) -> Callable[[Rows, Rows, Rows], Rows]:
-    def reduce(axes: Rows, keep_dims: Rows, x: Rows) -> Rows:
+def _reduction(run: Callable[..., Array]) -> Callable[[Array, Array, Array], Array]:
+    def reduce(axes: Array, keep_dims: Array, x: Array) -> Array:
         _last(axes)
         return run(x, axis=-1, keepdims=bool(keep_dims))
 
     return reduce
 
 
-def _last(axis: Rows) -> None:
+def _select(a: Array, b: Array, cond: Array) -> Array:
+    return np.asarray(np.where(cond, a, b))
+
+
+def _last(axis: Array) -> None:
     if tuple(axis.ravel()) != (-1,):
         raise ValueError("another axis than the last")
 
 
 # By operation, of its operands in the order of their parameters' names.
-_RUN: Final[Mapping[str, Callable[..., Rows]]] = {
+_RUN: Final[Mapping[str, Callable[..., Array]]] = {
     "softmax": _softmax,
     "topk": _topk,
     "cumsum": _cumsum,
     "reduce_max": _reduction(np.max),
     "reduce_min": _reduction(np.min),
     "reduce_sum": _reduction(np.sum),
-    "select": lambda a, b, cond: np.where(cond, a, b),
+    "select": _select,
     "add": np.add,
     "sub": np.subtract,
     "real_div": np.divide,
@@ -153,16 +157,16 @@ _RUN: Final[Mapping[str, Callable[..., Rows]]] = {
 }
 
 
-def _route(logits: Rows, chosen: int, normalized: bool) -> Rows:
+def _route(logits: Array, chosen: int, normalized: bool) -> Array:
     """``edgeforge::route``."""
     shares = _softmax(np.array(-1), logits)
-    order = np.argsort(-shares, -1, kind="stable")[..., :chosen]  # type: ignore[operator]
+    order = np.argsort(-shares, -1, kind="stable")[..., :chosen]
     made = np.zeros_like(shares)
     np.put_along_axis(made, order, np.take_along_axis(shares, order, -1), -1)
     return np.asarray(made / made.sum(-1, keepdims=True)) if normalized else made
 
 
-def _sparse_mixer(logits: Rows, jitter: float) -> Rows:
+def _sparse_mixer(logits: Array, jitter: float) -> Array:
     """``edgeforge::route_sparse_mixer``."""
     scores = np.asarray(logits, np.float64)
     made, left = np.zeros_like(scores), scores

@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from exporters.blobs import SIGNED, SIGNED_NIBBLES, WIDENED, Blob, Conversion
 from exporters.coreml.emitter import Emitter
@@ -184,6 +183,8 @@ class WeightBank:
 
     def input_scale(self, emitter: Emitter, weight: str) -> Value:
         """Emits the scale of the activations that enter a matrix, as float16, which is exact."""
+        import torch  # here, as reading a package back needs none
+
         bits = self.store.part(weight, INPUT_SCALE).view(torch.uint16).numpy()
         half = to_half(bits, np.zeros((1, 1), np.int32)).view(np.float16).reshape(())
         return emitter.inline(identifier(weight) + INPUT_SCALE_NAME, "fp16", half)

@@ -108,9 +108,9 @@ def _equal(found: Array, wanted: Array) -> bool:
     return same and bool(np.allclose(found, wanted, rtol=_SAME, atol=_SAME))
 
 
-def _softmax(values: Array) -> Array:
-    shares = np.exp(values - values.max(-1, keepdims=True))
-    made: Array = shares / shares.sum(-1, keepdims=True)
+def _softmax(values: Array, axis: int = -1) -> Array:
+    shares = np.exp(values - values.max(axis, keepdims=True))
+    made: Array = shares / shares.sum(axis, keepdims=True)
     return made
 
 
@@ -130,7 +130,8 @@ def _mixed(logits: Array, bound: float) -> Array:
     for _ in range(2):
         index = left.argmax(-1)[..., None]
         largest = np.take_along_axis(left, index, -1)
-        far = (largest - logits) / np.maximum(np.abs(logits), largest) > bound
+        with np.errstate(invalid="ignore"):  # a quotient of zeros is not above the bound
+            far = (largest - logits) / np.maximum(np.abs(logits), largest) > bound
         shares = _softmax(np.where(far, -np.inf, left))
         np.put_along_axis(made, index, np.take_along_axis(shares, index, -1), -1)
         np.put_along_axis(left, index, -np.inf, -1)
@@ -154,7 +155,7 @@ _STEPS: Final[Mapping[str, tuple[int, Callable[..., Any]]]] = {
     "aten::eq": (2, np.equal),
     "aten::gt": (2, np.greater),
     "aten::where": (3, np.where),
-    "aten::_softmax": (2, lambda x, axis: _softmax(x) if int(axis) == x.ndim - 1 else None),
+    "aten::_softmax": (2, lambda x, axis: _softmax(x, int(axis))),
     "aten::abs": (1, np.abs),
     "aten::sub": (3, lambda x, y, alpha: x - np.float32(alpha) * y),
     "aten::maximum": (2, np.maximum),

@@ -176,7 +176,7 @@ MIXTURES = {
     "normalized": small_spec((MIXED, FULL, MIXED), router="normalized_softmax"),
     "shared": small_spec((MIXED, replace(MIXED, shared_width=24)), block="sandwich"),
     "sparse-mixer": small_spec((MIXED,), router="sparse_mixer", router_jitter=0.1),
-    "many": small_spec((replace(MIXED, experts=12, chosen_experts=3, shared_width=40), FULL)),
+    "many": small_spec((replace(MIXED, experts=12, chosen_experts=3), FULL)),
     "last": small_spec((FULL, replace(MIXED, experts=8, window=8)), tied=False),
     "biased": small_spec(
         (MIXED,), biased=True, shifted=True, norm="layer", router="normalized_softmax"

@@ -86,16 +86,18 @@ def test_a_layer_has_as_many_tensors_as_one_expert_needs(tmp_path):
     assert counts[0] == counts[1]
 
 
-def combines(logits: Value) -> list[Combine]:
-    """The mixtures that a method's logits are made of, as far as their values are recognised."""
-    found, queue, seen = [], [logits], set()
+def mixtures_of(path: Path) -> int:
+    """How many whole mixtures the first method's logits are made of, as far as they are read."""
+    found, queue, seen = 0, [read_program(path, 48).entry_points[0].logits], set()
     while queue:
         value = queue.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, Combine):
-            found.append(value)
+        if isinstance(value, Combine) and isinstance(value.weights, Route):
+            choice = value.weights.chosen, value.weights.normalized
+            experts = [expert for expert, _ in value.terms]
+            found += (choice, experts) == ((CHOSEN, True), list(range(EXPERTS)))
         queue += [each for each in vars(value).values() if isinstance(each, Value)]
         queue += list(value.terms) if isinstance(value, Sum) else []
     return found
@@ -171,7 +173,7 @@ ALTERED: dict[Callable[[Record], None], str] = {
     back: "leaves out something else",
     accumulated: "",
     of_another_column: "",
-    kept_once: "leaves out something else",
+    kept_once: "",
     over_tokens: "leaves out something else",
     sums_not_begun: "",
 }
@@ -183,20 +185,14 @@ def test_a_mixture_that_was_altered_is_not_read_as_one(artifact, tmp_path, chang
     program = tables_of(whole)
     path = tmp_path / "model.pte"
     path.write_bytes(rewritten(whole, program))
-    sound = combines(read_program(path, 48).entry_points[0].logits)
-    assert len(sound) == CONFIG["num_hidden_layers"]
-    for mixture in sound:
-        route = mixture.weights
-        assert isinstance(route, Route) and (route.chosen, route.normalized) == (CHOSEN, True)
-        assert [expert for expert, _ in mixture.terms] == list(range(EXPERTS))
+    assert mixtures_of(path) == CONFIG["num_hidden_layers"]
     change(program)
     path.write_bytes(rewritten(whole, program))
     if ALTERED[change]:
         with pytest.raises(ExportError, match=ALTERED[change]):
             read_program(path, 48)
     else:
-        # The first layer's mixture is what was altered.
-        assert len(combines(read_program(path, 48).entry_points[0].logits)) < len(sound)
+        assert mixtures_of(path) < CONFIG["num_hidden_layers"]  # the first layer's was altered
 
 
 def test_the_table_of_delegates_counts_experts_together(artifact):
