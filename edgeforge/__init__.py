@@ -19,10 +19,12 @@ if TYPE_CHECKING:
         conversation,
         diagnose,
         export,
+        export_module,
         load,
         plan,
         report,
         verify,
+        verify_module,
     )
 
 DISTRIBUTION = "edgeforge"
@@ -35,10 +37,12 @@ __all__ = [
     "conversation",
     "diagnose",
     "export",
+    "export_module",
     "load",
     "plan",
     "report",
     "verify",
+    "verify_module",
 ]
 
 

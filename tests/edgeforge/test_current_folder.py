@@ -29,6 +29,7 @@ PLANTED = (
 )
 # What each command is given, by the command's name: a new command needs a row.
 COMMANDS = {
+    "export-module": [("{factory}:made", "--out", "{new}", "-q")],
     "export": [("{checkpoint}", "--out", "{new}", "-q", "--target", "{targets}")],
     "plan": [("{checkpoint}", "--device", "iphone-15-pro")],
     "verify": [("{artifacts}/{target}", "-q", "--tokens", "16")],
@@ -46,6 +47,14 @@ COMMANDS = {
     "doctor": [("--json",)],
     "synth": [("tiny-llama", "--out", "{new}", "-q")],
 }
+
+
+FACTORY = """
+import torch
+
+def made():
+    return torch.nn.Linear(32, 4), torch.ones(1, 32)
+"""
 
 
 def rows() -> list[tuple[str, ...]]:
@@ -69,7 +78,14 @@ def places(tmp_path_factory):
             api.verify(root / "artifacts" / target, tokens=64, timed=False)
         template = root / "template.jinja"
         template.write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
-        yield {"checkpoint": checkpoint, "artifacts": root / "artifacts", "template": template}
+        factory = root / "factory.py"
+        factory.write_text(FACTORY)
+        yield {
+            "checkpoint": checkpoint,
+            "artifacts": root / "artifacts",
+            "template": template,
+            "factory": factory,
+        }
 
 
 @pytest.fixture
