@@ -301,8 +301,9 @@ class InterpretedRunner:
         """Calls a function and returns its outputs by name; ``watch`` looks at each value."""
         from device_harness.coreml_interpreter.finite import FiniteWatch
 
-        if isinstance(watch, FiniteWatch) and watch.found is None:
-            watch.function = function
+        if isinstance(watch, FiniteWatch):
+            outputs = self._interpreter.bind(function).outputs
+            watch.begin(function, (slot for _, slot in outputs))
         return self._interpreter.run(inputs, function, states, watch)
 
 

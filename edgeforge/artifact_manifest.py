@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from edgeforge.calibration.few_tokens import few_tokens_note
+from edgeforge.checkpoint.adapter import Adapter
 from edgeforge.checkpoint.checkpoint import CheckpointDigest
 from edgeforge.export_options import ExportRun
 from edgeforge.model.model import Model
@@ -14,7 +16,13 @@ from edgeforge.tokenizer import TOKENIZER, Tokenizer
 from edgeforge.trace_and_quantize import TracedAndQuantized
 from exporters.float_columns import FloatColumns
 from exporters.manifest import Manifest, record_files
-from exporters.manifest_records import ModelRecord, SourceRecord, TokenizerRecord, WeightRecord
+from exporters.manifest_records import (
+    AdapterRecord,
+    ModelRecord,
+    SourceRecord,
+    TokenizerRecord,
+    WeightRecord,
+)
 from exporters.structure import to_json
 from exporters.target import Lowered, Target
 from quant.plans.plan import QuantPlan
@@ -31,6 +39,7 @@ def write_manifest(
     lowered: Lowered,
     warnings: tuple[str, ...],
     folder: Path,
+    beside: Sequence[AdapterRecord] = (),
 ) -> None:
     """Writes an artifact's manifest, which records all other files: they must be there already.
 
@@ -41,6 +50,7 @@ def write_manifest(
         lowered: what the target wrote.
         warnings: what is not as a user expects, one sentence each.
         folder: the artifact's folder.
+        beside: the adapters that lie beside the weights.
     """
     # Apps read the configuration and the sampling defaults from these.
     for name, path in run.model.checkpoint.sidecars.items():
@@ -60,7 +70,7 @@ def write_manifest(
         inputs=lowered.inputs,
         outputs=lowered.outputs,
         states=lowered.states,
-        notes=_notes(run, lowered),
+        notes=(*_notes(run, lowered), *few_tokens_note(made.store.tokens, shapes)),
         warnings=warnings,
         options=run.options.target.only(target.options).given(),
         calibration=None if calibration is None else calibration.record(),
@@ -70,6 +80,7 @@ def write_manifest(
         files=record_files(folder),
         structure=to_json(target.structure(folder)),
         tokenizer=_tokenizer_record(run.model.checkpoint.tokenizer_files, folder),
+        adapters=(*map(adapter_record, run.model.adapters), *beside),
     ).write(folder)
 
 
@@ -103,6 +114,12 @@ def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:
         sha256=digest.sha256,
         files={file.name: file.sha256 for file in digest.files},
     )
+
+
+def adapter_record(adapter: Adapter, file: str = "") -> AdapterRecord:
+    """Returns an adapter's record; ``file`` is the artifact's that holds it, if one does."""
+    place = str(adapter.place)
+    return AdapterRecord(adapter.name, place, adapter.sha256, adapter.weight, file)
 
 
 def _model_record(model: Model) -> ModelRecord:

@@ -44,6 +44,7 @@ def quantize(
         QuantizationError: a weight cannot be quantized, the folder of partial results belongs
             to another store, or the cache cannot be read or written.
     """
+    from edgeforge.calibration.few_tokens import few_tokens_note
     from quant.plans.plan import calibrated_weights
     from quant.store.cached import find_store, new_store, store_key
     from quant.store.fill import fill_store
@@ -59,9 +60,14 @@ def quantize(
     def told(sentence: str) -> None:
         tell(progress, sentence)
 
+    def tell_of_experts(store: WeightStore) -> None:
+        for sentence in few_tokens_note(store.tokens, weights.shapes()):
+            told(sentence)
+
     found = _shared_store(key, told) or find_store(cache, key, told)
     if found is not None:
         progress("quantize (cached)", 1, 1)
+        tell_of_experts(found)
         return found
     size, done = sum(map(math.prod, weights.shapes().values())), 0
 
@@ -81,7 +87,9 @@ def quantize(
     shapes = weights.shapes()
     with partial_store(cache, key, plan, shapes, run.resume, unchanged, told) as partial:
         fill_calibrated(run, plan, partial, threads, progress)
-    return WeightStore(cache / key)
+    store = WeightStore(cache / key)
+    tell_of_experts(store)
+    return store
 
 
 def _shared_store(key: str, told: Callable[[str], None]) -> WeightStore | None:

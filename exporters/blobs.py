@@ -79,15 +79,28 @@ WIDENED: Final = Conversion(widen_bfloat16, narrow_to_bfloat16, 2)
 
 
 @dataclass(frozen=True)
+class Made:
+    """Bytes that are made of the store's when they are written, so that none are held before.
+
+    Attributes:
+        nbytes: how many there are.
+        make: makes them.
+    """
+
+    nbytes: int
+    make: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
 class Blob:
     """The content of one segment or constant of a weight file.
 
     Attributes:
-        source: the bytes themselves, or the place in the store where they are.
+        source: the bytes themselves, what makes them, or the place in the store where they are.
         conversion: how the store's bytes are converted; None when they are copied as they are.
     """
 
-    source: bytes | Extent
+    source: bytes | Made | Extent
     conversion: Conversion | None = None
 
     @property
@@ -95,6 +108,8 @@ class Blob:
         """Size in the file, in bytes."""
         if isinstance(self.source, bytes):
             return len(self.source)
+        if isinstance(self.source, Made):
+            return self.source.nbytes
         return self.source.nbytes * (self.conversion.growth if self.conversion else 1)
 
     def write(self, target: int, offset: int, sources: Callable[[Extent], int]) -> None:
@@ -110,6 +125,8 @@ class Blob:
         """
         if isinstance(self.source, bytes):
             _write(target, self.source, offset)
+        elif isinstance(self.source, Made):
+            _write(target, self.source.make(), offset)
         elif self.conversion is None:
             copy_range(sources(self.source), self.source, target, offset)
         else:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
-from quant.program.dialect import EMBEDDING, GET, LAST, POINTWISE, QUANT_EMBEDDING, check_lowered
+from quant.program.dialect import (
+    CHOSEN,
+    COMBINE,
+    EMBEDDING,
+    GET,
+    LAST,
+    POINTWISE,
+    QUANT_EMBEDDING,
+    check_lowered,
+)
 from quant.program.program import Program, node_argument
 
-_LOOKUPS = (EMBEDDING, QUANT_EMBEDDING)
+# A mixture of experts works token by token as a whole: `combine` and every branch before it. A
+# lookup reads the tokens themselves, and there is nothing to select before it.
+_MOVED = (POINTWISE | {CHOSEN, COMBINE}) - {EMBEDDING, QUANT_EMBEDDING}
 
 
 def keep_last_token(program: Program, positions: int = 1) -> Program:
@@ -24,9 +36,9 @@ def keep_last_token(program: Program, positions: int = 1) -> Program:
         %y = edgeforge::linear(%l, %w)
 
     A node is computed after the selection when it works position by position and all its users
-    are computed after it too. So the head, the last norm, the last layer's feed-forward part and
-    its output projection run for one token. The selection stops at attention, which needs every
-    position.
+    are computed after it too; a mixture of experts moves as a whole. So the head, the last norm,
+    the last layer's feed-forward part and its output projection run for one token. The selection
+    stops at attention, which needs every position.
 
     Args:
         program: the program, in the quantized dialect.
@@ -45,8 +57,7 @@ def keep_last_token(program: Program, positions: int = 1) -> Program:
     for node in reversed(graph.nodes):
         if node.op == "output" or (
             node.op == "call_function"
-            and node.target in POINTWISE
-            and node.target not in _LOOKUPS
+            and node.target in _MOVED
             and all(user in moved for user in node.users)
         ):
             moved.add(node)
@@ -54,6 +65,7 @@ def keep_last_token(program: Program, positions: int = 1) -> Program:
     # positions, as the gate of a convolution is.
     moved -= {node for node in moved if node.target is GET and node_argument(node, 0) not in moved}
     slices: dict[fx.Node, fx.Node] = {}
+    shorter: dict[int, torch.Tensor] = {}
     for node in list(graph.nodes):
         if node not in moved or node.op == "output":
             continue
@@ -63,21 +75,33 @@ def keep_last_token(program: Program, positions: int = 1) -> Program:
             if source not in slices:
                 with graph.inserting_after(source):
                     slices[source] = graph.call_function(LAST, (source, 1, -positions, 2**63 - 1))
-                _shorten(slices[source], source, positions)
+                _shorten(slices[source], source, positions, shorter)
             node.replace_input_with(source, slices[source])
         if hasattr(node.meta["val"], "shape"):
-            _shorten(node, node, positions)
+            _shorten(node, node, positions, shorter)
     graph.lint()
     lowered = Program(graph, inputs, program.tables, program.context, program.vocab_size)
     check_lowered(lowered, positions)
     return lowered
 
 
-def _shorten(node: fx.Node, like: fx.Node, positions: int) -> None:
+def _shorten(node: fx.Node, like: fx.Node, positions: int, known: dict[int, torch.Tensor]) -> None:
     """Records the shape of a node's result for the positions that are kept.
 
     Of several positions there are fewer where a call has fewer tokens, so that their number stays
     the dynamic one; ``meta["positions"]`` says how many there are at most.
+
+    Args:
+        node: the node.
+        like: the node that has the same result for all positions.
+        positions: how many positions are kept.
+        known: the results that were shortened before, by identity: the experts of a mixture share
+            theirs, and making one takes milliseconds.
     """
-    node.meta["val"] = like.meta["val"][:, -1:] if positions == 1 else like.meta["val"]
+    value = like.meta["val"]
+    if positions == 1:
+        if id(value) not in known:
+            known[id(value)] = value[:, -1:]
+        value = known[id(value)]
+    node.meta["val"] = value
     node.meta["positions"] = positions

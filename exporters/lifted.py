@@ -376,6 +376,13 @@ class ShortConv(Value):
 
 
 @dataclass(frozen=True, eq=False)
+class Sigmoid(Value):
+    """``1 / (1 + exp(-x))``."""
+
+    source: Value
+
+
+@dataclass(frozen=True, eq=False)
 class Unknown(Value):
     """What a reader does not recognise as one of the others.
 
@@ -427,6 +434,7 @@ class Reading:
         entry_points: every entry point that computes logits.
         integers: how products with integers take activations that the plan does not round.
         halves: how products with float16 weights take them.
+        floats: how products with weights of other float dtypes take them.
         context: the declared context, by the place that states it.
         cache_multiple: what caches' lengths are rounded up to a multiple of.
         ids: the token ids that the files state, by name (``bos``, ``eos``, ``pad``).
@@ -436,6 +444,7 @@ class Reading:
     entry_points: tuple[EntryPoint, ...]
     integers: Precision = "int8"
     halves: Precision = "float32"
+    floats: Precision = "float32"
     context: Mapping[str, int] = field(default_factory=dict)
     cache_multiple: int = 1
     ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from exporters.errors import ExportError
 from exporters.manifest_records import (
+    AdapterRecord,
     CalibrationRecord,
     FileRecord,
     ModelRecord,
@@ -61,6 +62,7 @@ class Manifest:
         calibration: the text that quantizers and cache scales were calibrated on, if any were.
         rotation: the rotation that was applied to the weights before quantization, if any was.
         tokenizer: what the artifact's tokenizer adds to a text, if it has one.
+        adapters: the adapters that are merged into the weights, or that lie beside them.
         schema_version: the version of this file's schema.
     """
 
@@ -85,6 +87,7 @@ class Manifest:
     warnings: tuple[str, ...] = ()
     processor: str = ""
     tokenizer: TokenizerRecord | None = None
+    adapters: tuple[AdapterRecord, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, object]:
@@ -94,7 +97,36 @@ class Manifest:
             values[name] = to_json(values[name])
         for name in _TABLES:
             values[name] = {key: to_json(record) for key, record in values[name].items()}
+        values["adapters"] = [asdict(record) for record in self.adapters]
         return values
+
+    @property
+    def merged_adapters(self) -> tuple[AdapterRecord, ...]:
+        """The adapters that are merged into the weights."""
+        return tuple(record for record in self.adapters if not record.file)
+
+    @property
+    def separate_adapters(self) -> tuple[AdapterRecord, ...]:
+        """The adapters that lie beside the weights."""
+        return tuple(record for record in self.adapters if record.file)
+
+    def adapter_file(self, name: str, artifact: str) -> str:
+        """Returns the artifact's file that holds an adapter.
+
+        Args:
+            name: the adapter's name.
+            artifact: what to call the artifact in messages.
+
+        Raises:
+            ExportError: the artifact has no such adapter to be switched on.
+        """
+        known = {record.name: record.file for record in self.separate_adapters}
+        if name in known:
+            return known[name]
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        if any(record.name == name for record in self.merged_adapters):
+            has = f"{name} is merged into its weights, and always on"
+        raise ExportError(f"{artifact} has no adapter {quoted(name)} to switch on: {has}")
 
     @property
     def draft_positions(self) -> int:
@@ -180,6 +212,10 @@ def _read_fields(data: Mapping[str, object]) -> dict[str, Any]:
     found["notes"] = texts(data, "notes")
     found["processor"] = text(data, "processor") if "processor" in data else ""
     found["warnings"] = texts(data, "warnings") if "warnings" in data else ()
+    rows = data.get("adapters", [])
+    if not isinstance(rows, list):
+        raise TypeError(f"adapters is {quoted(rows)}, not a list")
+    found["adapters"] = tuple(AdapterRecord.from_json(row) for row in rows)
     for name in ("inputs", "outputs", "states", "tools"):
         rows = mapping(data[name], name)
         found[name] = {key: text(rows, key) for key in rows}
@@ -191,7 +227,8 @@ def _read_fields(data: Mapping[str, object]) -> dict[str, Any]:
     for name, row in _TABLES.items():
         rows = mapping(data.get(name, {}) if name == "files" else data[name], name)
         found[name] = {key: row.from_json(value) for key, value in rows.items()}
-    for place in (found["entry"], *found["files"]):
+    beside = [each.file for each in found["adapters"] if each.file]
+    for place in (found["entry"], *found["files"], *beside):
         if not is_inside(place):
             raise TypeError(f"it names the file {quoted(place)}, which is not in its folder")
     return found

@@ -227,6 +227,32 @@ class RotationRecord:
         return cls(text(row, "name"), integer(row, "version"), seed)
 
 
+@dataclass(frozen=True)
+class AdapterRecord:
+    """An adapter that changes what an artifact computes.
+
+    Attributes:
+        name: its name, by which a separate one is switched on.
+        path: the absolute path of its folder.
+        sha256: the digest of its two files.
+        weight: the factor on what it adds.
+        file: the artifact's file that holds it; empty where it is merged into the weights.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    weight: float = 1.0
+    file: str = ""
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """Reads the form that ``dataclasses.asdict`` gives."""
+        row = mapping(data, "an adapter's record")
+        name, path, sha256, file = (text(row, key) for key in ("name", "path", "sha256", "file"))
+        return cls(name, path, sha256, number(row, "weight"), file)
+
+
 Record = FileRecord | WeightRecord | SourceRecord | ModelRecord | CalibrationRecord | RotationRecord
 
 

@@ -6,6 +6,7 @@ weights are not dequantized until a step asks for them.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ from exporters.coreml.package import Package, tensor_type
 from exporters.errors import ExportError
 
 _LAZY_ELEMENTS: Final = 4096  # smaller constants are made at once
-_Scope = dict[str, int]
+_Scope = ChainMap[str, int]  # an inner block's names, then those of the blocks around it
 
 
 class Binder:
@@ -66,7 +67,7 @@ class Binder:
         """
         function = self._package.function(self._function)
         block = self._package.block(self._function)
-        scope: _Scope = {}
+        scope: _Scope = ChainMap()
         for given in function.inputs:
             self._program.inputs[given.name] = self._declare(scope, given.name)
         sharing = share(block)
@@ -281,7 +282,7 @@ class Binder:
         return found
 
     def _inner(self, block: Any, scope: _Scope, depth: int) -> Callable[[list[Any]], list[Any]]:
-        inner = dict(scope)
+        inner = scope.new_child()
         inputs = [self._declare(inner, given.name) for given in block.inputs]
         steps = self._bind_block(block, inner, None, depth)
         outputs = [self._slot(inner, name, "an output of a block") for name in block.outputs]

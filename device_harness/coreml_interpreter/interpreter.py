@@ -124,7 +124,7 @@ class Interpreter:
             function: the function's name; None for the package's default function.
             states: the states from `make_states`; the call changes them, and the next call reads
                 them.
-            watch: called after each operation that is not in an inner block.
+            watch: called after each operation, those of the inner blocks that run included.
 
         Returns:
             The outputs by name, in NumPy's type of the same name; float16 outputs are float32 in

@@ -129,33 +129,41 @@ def run_steps(steps: list[Step], slots: list[Any], watch: Watch | None = None) -
 
 
 class InnerBlock:
-    """An inner block, which runs on the slots of the function that contains it."""
+    """An inner block, which runs on the slots of the function that contains it.
+
+    Attributes:
+        outputs: the slots of its outputs.
+    """
 
     def __init__(
         self, program: Program, steps: list[Step], inputs: list[int], outputs: list[int]
     ) -> None:
-        self._program, self._steps, self._inputs, self._outputs = program, steps, inputs, outputs
+        self._program, self._steps, self._inputs, self.outputs = program, steps, inputs, outputs
+        self._made = [result.slot for step in steps for result in step.results]
 
     def __call__(self, values: list[Any]) -> list[Any]:
-        """Runs the block on values for its inputs and returns the values of its outputs."""
-        slots = current_slots(self._program)
+        """Runs the block on values for its inputs and returns the values of its outputs.
+
+        Nothing else that the block makes is kept, for nobody outside can read it.
+        """
+        slots, watch = _RUNNING[id(self._program)]
         for slot, value in zip(self._inputs, values, strict=True):
             slots[slot] = value
-        run_steps(self._steps, slots)
-        return [tensor_of(slots[slot]) for slot in self._outputs]
+        run_steps(self._steps, slots, watch)
+        results = [tensor_of(slots[slot]) for slot in self.outputs]
+        counted = spent()
+        for slot in self._made:
+            counted.freed(slot)
+            slots[slot] = None
+        return results
 
 
-_RUNNING: dict[int, list[Any]] = {}
-
-
-def current_slots(program: Program) -> list[Any]:
-    """The slots of the program's current run."""
-    return _RUNNING[id(program)]
+_RUNNING: dict[int, tuple[list[Any], Watch | None]] = {}
 
 
 def run_program(program: Program, slots: list[Any], watch: Watch | None = None) -> None:
-    """Runs a bound function on slots whose inputs are set; inner blocks are not watched."""
-    _RUNNING[id(program)] = slots
+    """Runs a bound function on slots whose inputs are set."""
+    _RUNNING[id(program)] = slots, watch
     try:
         run_steps(program.steps, slots, watch)
     finally:

@@ -6,7 +6,7 @@
 """
 
 from edgeforge.api.judging import check, compare, diagnose, report, verify
-from edgeforge.api.making import export, plan
+from edgeforge.api.making import export, export_adapter, plan
 from edgeforge.api.modules import export_module, verify_module
 from edgeforge.api.running import bench, conversation, load
 
@@ -17,6 +17,7 @@ __all__ = [
     "conversation",
     "diagnose",
     "export",
+    "export_adapter",
     "export_module",
     "load",
     "plan",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from quant.quantizers.registry import CALIBRATED, CALIBRATED_PALETTIZERS, QUANTI
 from quant.quantizers.rtn import QuantizedRows
 from quant.store.fill import write_palettes, write_rows
 from quant.store.partial import PartialStore
+
+# A journal names every weight that is done, so thousands of them would take gigabytes.
+_JOURNALS: Final = 1000
 
 
 class Filling:
@@ -47,7 +51,15 @@ class Filling:
         self.weights, self.plan, self.partial = weights, plan, partial
         self._threads, self._progress, self._bound = threads, progress, memory_bound
         shapes = weights.shapes()
+        self._since_kept = 0
         self._sizes = {name: math.prod(shapes[name]) for name in calibrated_weights(plan)}
+
+    def _keep(self) -> None:
+        """Keeps what is done; of many weights, so many at a time that journals cost little."""
+        self._since_kept += 1
+        if self._since_kept * _JOURNALS >= len(self._sizes) or not self.wanted():
+            self.partial.keep()
+            self._since_kept = 0
 
     def wanted(self) -> list[str]:
         """Returns the calibrated weights that are not done yet, in the plan's order."""
@@ -70,7 +82,14 @@ class Filling:
         """Writes the scale of a weight's inputs; call it before `quantize` marks it as done."""
         self.partial.write(name, INPUT_SCALE, 0, scale.view(torch.uint8).numpy().data)
 
-    def quantize(self, name: str, moment: Tensor, weight: Tensor | None = None) -> None:
+    def quantize(
+        self,
+        name: str,
+        moment: Tensor,
+        weight: Tensor | None = None,
+        *,
+        tokens: int | None = None,
+    ) -> None:
         """Quantizes a weight into the store.
 
         Args:
@@ -78,6 +97,7 @@ class Filling:
             moment: second moment of the weight's inputs, ``float64[columns, columns]``; it may be
                 overwritten.
             weight: ``float32[rows, columns]`` to use instead of the checkpoint's weight.
+            tokens: of an expert's matrix, how many tokens of the text chose the expert; else None.
 
         Raises:
             QuantizationError: the weight cannot be quantized; the message names it.
@@ -101,6 +121,6 @@ class Filling:
                 )
             write_rows(self.partial, name, 0, made)
         norm = made.squared_norm
-        self.partial.note(name, (made.squared_error / norm) ** 0.5 if norm else 0.0)
-        self.partial.keep()
+        self.partial.note(name, (made.squared_error / norm) ** 0.5 if norm else 0.0, tokens)
+        self._keep()
         self.report()

@@ -36,12 +36,14 @@ class _Waiting:
         factors: multipliers of its columns, ``float32[columns]``.
         divisors: divisors of its rows, ``float32[rows, 1]``.
         readers: weights that read its outputs and whose factors are not known yet.
+        tokens: of an expert's matrix, how many tokens chose the expert; else None.
     """
 
     moment: Tensor
     factors: Tensor
     divisors: Tensor
     readers: set[str]
+    tokens: int | None
 
 
 def quantize_rescaled(filling: Filling, program: Program, blocks: Sequence[Sequence[int]]) -> None:
@@ -115,7 +117,9 @@ class _Run:
             for reader, other in self._folds.items()
             if not other.is_norm and other.weight == name
         }
-        self._waiting[name] = _Waiting(inputs.moment, factors, torch.ones(rows, 1), readers)
+        own = stretches.experts.holds(entering)
+        tokens = inputs.tokens if own else None
+        self._waiting[name] = _Waiting(inputs.moment, factors, torch.ones(rows, 1), readers, tokens)
         if fold is not None and fold.is_norm:
             if name == fold.sharers[0]:
                 self._divide(fold.weight, fold.rows, factors)
@@ -167,7 +171,7 @@ class _Run:
         moment = held.moment
         inverse = (1.0 / held.factors).double()
         moment.mul_(inverse).mul_(inverse.unsqueeze(1))
-        self._filling.quantize(name, moment, weight)
+        self._filling.quantize(name, moment, weight, tokens=held.tokens)
 
     def _divide(self, name: str, rows: Tensor, factors: Tensor) -> None:
         """Divides elements of a vector by factors, and overwrites what the store holds of it."""

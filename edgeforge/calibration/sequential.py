@@ -25,6 +25,7 @@ from quant.input_files import open_input
 from quant.program.head import head_of
 from quant.program.program import Program, node_argument
 from quant.program.rewrite import quantize_program
+from quant.quantizers.input_statistics import InputStatistics
 from quant.quoted import quoted
 from quant.store.partial import PartialStore
 
@@ -78,7 +79,7 @@ def _quantize_tied(
     with filling.stretches(walk, known) as stretches:
         for _ in stretches.matrices():  # runs the program up to the head, its last matrix
             pass
-        moment = stretches.second_moment(node_argument(head_of(program), 0), name)
+        moment = stretches.statistics(node_argument(head_of(program), 0), name).moment
     moment.diagonal().add_(moment.diagonal().mean())
     filling.quantize(name, moment)
 
@@ -93,7 +94,7 @@ def _quantize_in_order(
     begin = 0 if partial.boundary is None else _restore(walk, known, partial)
     boundaries = _boundaries(walk)
     fresh = False  # whether a weight was quantized since the last boundary
-    kept: dict[fx.Node, Tensor] = {}  # moments of inputs that other weights read too
+    kept: dict[fx.Node, InputStatistics] = {}  # of inputs that other weights read too
     with filling.stretches(walk, known) as stretches:
         stretch: list[fx.Node] = []
         for index in range(begin, len(walk.order)):
@@ -105,14 +106,19 @@ def _quantize_in_order(
                 if name in wanted:
                     entering = node_argument(node, 0)
                     if entering not in kept:
-                        kept[entering] = stretches.second_moment(entering, name)
+                        kept[entering] = stretches.statistics(entering, name)
                     wanted.discard(name)
                     others = (n for n in entering.users if n.target in MATRICES)
                     shared = any(weight_of(walk, other) in wanted for other in others)
-                    moment = kept[entering]
+                    inputs, own = kept[entering], stretches.experts.holds(entering)
+                    moment = inputs.moment
                     if not shared or len(moment) > _WIDEST_KEPT:
                         del kept[entering]
-                    filling.quantize(name, moment.clone() if entering in kept else moment)
+                    filling.quantize(
+                        name,
+                        moment.clone() if entering in kept else moment,
+                        tokens=inputs.tokens if own else None,
+                    )
                     fresh = True
                     if not wanted:
                         return

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
 from exporters.manifest import Manifest
+from exporters.manifest_records import AdapterRecord
 from exporters.target import Provenance
 from quant.formats.formats import parse_format
 from quant.plans.plan import matrix_shape
@@ -104,6 +105,11 @@ class FormatShare:
     bytes: int
 
 
+def _adapter(record: AdapterRecord) -> dict[str, object]:
+    """An adapter's row: its folder is a path of somebody's machine, and left out."""
+    return {key: value for key, value in asdict(record).items() if key != "path"}
+
+
 @dataclass(frozen=True)
 class Card:
     """What an artifact's cards say.
@@ -159,6 +165,7 @@ class Card:
             "context": manifest.context,
             **({"exit_layer": cut} if (cut := manifest.model.exit_layer) else {}),
             **({"draft_positions": rows} if (rows := manifest.draft_positions) > 1 else {}),
+            **({"adapters": list(map(_adapter, given))} if (given := manifest.adapters) else {}),
             "recipe": manifest.recipe,
             "rotation": None if manifest.rotation is None else asdict(manifest.rotation),
             "calibration": None if manifest.calibration is None else asdict(manifest.calibration),

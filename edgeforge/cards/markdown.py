@@ -191,6 +191,7 @@ def _facts(card: Card) -> Iterator[str]:
         ("size of all files", size_text(card.bytes)),
         ("context", f"{manifest.context:,} tokens"),
         *_cut(manifest),
+        *_adapters(manifest),
         ("calibration", text),
         ("rotation", "none" if rotation is None else code(rotation.name)),
         ("made by", plain(", ".join(f"{name} {v}" for name, v in manifest.tools.items()))),
@@ -216,6 +217,16 @@ def _cut(manifest: Manifest) -> list[tuple[str, str]]:
     cut = [] if layer is None else [("cut after layer", f"{layer} of {layers}")]
     drafts = manifest.draft_positions
     return cut if drafts == 1 else [*cut, ("drafts", f"logits of {drafts} positions a call")]
+
+
+def _adapters(manifest: Manifest) -> list[tuple[str, str]]:
+    rows = []
+    for record in manifest.adapters:
+        times = "" if record.weight == 1 else f" times {record.weight:g}"
+        how = f"in {code(record.file)}" if record.file else "merged into the weights"
+        digest = code(record.sha256[:16])
+        rows.append(("adapter", f"{code(record.name)}{times}, {how}, SHA-256 {digest}..."))
+    return rows
 
 
 def _file_name(source: str) -> str:

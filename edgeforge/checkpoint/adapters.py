@@ -60,8 +60,10 @@ def refuse_adapter(folder: Path, source: str, has_weights: bool) -> None:
             f"{first}: adapters of this kind cannot be merged into weights, and EdgeForge does not "
             f"export them: give a checkpoint without one"
         )
+    own = "; or export the model with --adapter FOLDER, FOLDER with the adapter's files alone"
+    own = own if kind == "LORA" else ""
     alone = "; to export the model without it, move its files away" if has_weights else ""
-    raise CheckpointError(f"{first}: merge it with {_tool(found)}, and export MERGED{alone}")
+    raise CheckpointError(f"{first}: merge it with {_tool(found)}, and export MERGED{own}{alone}")
 
 
 def _tool(found: list[str]) -> str:

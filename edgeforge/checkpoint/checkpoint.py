@@ -200,6 +200,34 @@ class Checkpoint:
         )
         return cls(found.path, source, None, contents, watched)
 
+    @classmethod
+    def of_tensors(cls, folder: Path, file: Path, source: str) -> Checkpoint:
+        """Open one safetensors file that is no whole model, such as an adapter's.
+
+        Args:
+            folder: The folder that holds it, all of whose files of that kind are watched.
+            file: The file.
+            source: What the user gave.
+
+        Raises:
+            CheckpointError: The file is missing or damaged.
+        """
+        from edgeforge.checkpoint.adapters import ADAPTER_CONFIG
+        from edgeforge.checkpoint.safetensors_header import read_safetensors
+
+        refuse_dangling(file)
+        watched = SourceFiles()
+        watched.watch((folder / ADAPTER_CONFIG, file))
+        contents = _Contents(
+            config={},
+            generation_config={},
+            tensors=read_safetensors(file),
+            files=(file,),
+            tokenizer_files={},
+            sidecars={},
+        )
+        return cls(folder, source, None, contents, watched)
+
     @property
     def place(self) -> Path:
         """The absolute path by which it is found again; a GGUF file keeps its name."""

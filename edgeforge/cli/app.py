@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeforge.cli import adapter_options
 from edgeforge.cli import options as option
 from edgeforge.cli.bench import AfterDashes, bench
 from edgeforge.cli.chat import chat
@@ -82,6 +83,8 @@ def export(
     max_memory: option.MaxMemory = None,
     draft_positions: option.DraftPositions = None,
     exit_layer: option.ExitLayer = None,
+    adapter: adapter_options.Adapters = None,
+    adapter_mode: adapter_options.AdapterMode = "merged",
     bits_per_weight: option.BitsPerWeight = None,
     max_size: option.MaxSize = None,
     max_kl: option.MaxKl = None,
@@ -128,6 +131,8 @@ def export(
             max_memory=None if max_memory is None else parse_size(max_memory),
             draft_positions=draft_positions,
             exit_layer=exit_layer,
+            adapters=adapter or (),
+            adapter_mode=adapter_mode,
             bits_per_weight=bits_per_weight,
             max_size=None if max_size is None else parse_size(max_size),
             max_kl=max_kl,
@@ -156,6 +161,22 @@ def export(
     if told:
         print(printable(told))
     _print_warnings(manifests)
+
+
+@app.command()
+def export_adapter(
+    artifact: option.Artifact,
+    adapter: adapter_options.AdapterFolder,
+    checkpoint: option.CheckpointPlace = None,
+    quiet: option.Quiet = False,
+) -> None:
+    """Add an adapter to an artifact that is already out, beside its weights."""
+    from edgeforge import api
+    from edgeforge.cli.progress import Reporter
+
+    with Reporter(quiet) as progress:
+        name = api.export_adapter(artifact, adapter, checkpoint=checkpoint, progress=progress)
+    print(printable(f"{artifact}: adapter {name} added; edgeforge run --adapter {name}"))
 
 
 app.command(name="export-module")(export_module)

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgeforge.errors import CheckFailed
 from edgeforge.verification.stored_weights import require_recorded_weights
 from exporters.manifest import Manifest, check_files
+from exporters.manifest_records import AdapterRecord
 from exporters.registry import find_target
 from exporters.structure import Section, to_json
 
@@ -52,6 +53,7 @@ class InspectReport:
         if manifest.model.exit_layer is not None:
             layer, layers = manifest.model.exit_layer, manifest.model.checkpoint_layers
             lines.append(f"cut after layer {layer} of {layers}")
+        lines += [f"adapter: {told_of(record)}" for record in manifest.adapters]
         if manifest.draft_positions > 1:
             lines.append(f"drafts: the logits of {manifest.draft_positions} positions a call")
         caches = sum(shape.count(",") == 3 for shape in manifest.states.values())
@@ -70,6 +72,13 @@ class InspectReport:
         if self.problems:
             raise CheckFailed(f"{self.folder}: {'; '.join(self.problems)}")
         require_recorded_weights(self.folder, self.manifest)
+
+
+def told_of(record: AdapterRecord) -> str:
+    """Returns a line about an adapter."""
+    times = "" if record.weight == 1 else f" times {record.weight:g}"
+    how = f"beside the weights in {record.file}" if record.file else "merged into the weights"
+    return f"{record.name}{times}, {how}, sha256 {record.sha256[:16]}"
 
 
 def inspect_artifact(folder: Path) -> InspectReport:

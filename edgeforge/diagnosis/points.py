@@ -52,14 +52,38 @@ def program_points(program: Program) -> dict[fx.Node, Point]:
             while before.target in dialect.ROUNDINGS:
                 before = node_argument(before, 0)
             found[before] = Point(layer, "convolution")
-        elif node.target in _PRODUCTS and _weight(program, node).endswith(".down_proj.weight"):
-            after = next(iter(node.users))
-            # A dialect of activations may round a result once more before it is added.
-            while after.target is not torch.ops.aten.add.Tensor:
-                after = next(iter(after.users))
+        elif node.target is dialect.COMBINE:
+            after = _added(node)
+            if _adds_shared(program, after):
+                after = _added(after)
             found[after] = Point(layer, "layer")
             layer += 1
+        elif node.target in _PRODUCTS and _weight(program, node).endswith(".mlp.down_proj.weight"):
+            found[_added(node)] = Point(layer, "layer")
+            layer += 1
     return found
+
+
+def _added(node: fx.Node) -> fx.Node:
+    """The addition that reads a result, directly or after something else was made of it."""
+    after = next(iter(node.users))
+    # A dialect of activations may round a result once more before it is added.
+    while after.target is not dialect.ADD:
+        after = next(iter(after.users))
+    return after
+
+
+def _adds_shared(program: Program, added: fx.Node) -> bool:
+    """Whether an addition adds what an expert of all tokens computed, gated or not."""
+    queue = list(added.all_input_nodes)
+    while queue:
+        node = queue.pop()
+        if node.target in _PRODUCTS:
+            if _weight(program, node).endswith(".shared_expert.down_proj.weight"):
+                return True
+        elif node.target is dialect.MUL:
+            queue += node.all_input_nodes
+    return False
 
 
 def _weight(program: Program, node: fx.Node) -> str:

@@ -36,6 +36,8 @@ def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
             if layer.mixer == "short_conv"
         ),
         attention_softcap=spec.attention_softcap,
+        experts=max((layer.experts for layer in spec.layers), default=0),
+        chosen_experts=max((layer.chosen_experts for layer in spec.layers), default=0),
     )
 
 

@@ -16,8 +16,13 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
     """Reads a Granite configuration (transformers' ``GraniteConfig`` fields)."""
     biased = read_biases(config, "attention_bias", "mlp_bias")
     family = Conventions("granite", layer_weights=partial(separate_projections, biased=biased))
+    return with_factors(config, read_llama_like(config, generation, family))
+
+
+def with_factors(config: ConfigReader, spec: ModelSpec) -> ModelSpec:
+    """Returns the spec with the four factors that a Granite configuration states."""
     return replace(
-        read_llama_like(config, generation, family),
+        spec,
         embedding_multiplier=config.real("embedding_multiplier", 1.0),
         attention_scale=config.real("attention_multiplier", 1.0),
         residual_multiplier=config.real("residual_multiplier", 1.0),

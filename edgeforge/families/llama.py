@@ -40,11 +40,13 @@ class Conventions:
         partial_rotary: whether the family may rotate only the first columns of each head.
         rotary_share: the share of rotated columns where the file has none.
         growing: whether queries may grow with the position.
+        magnitudes: whether longrope's section states the multiplier of cosine and sine.
         ropes: the rotary embeddings, where the family reads them itself.
         feed_forward: returns a layer with the dimensions of its feed-forward part, by its number;
             None where each has ``intermediate_size`` columns.
         layer_weights: returns a layer's weights; None for `separate_projections`.
         final_norm: the last norm's weights, by ``weight`` and ``bias``; None for one without bias.
+        head_bias: the checkpoint's name of the head's bias, None where it has none.
     """
 
     model_type: str
@@ -63,10 +65,12 @@ class Conventions:
     partial_rotary: bool = False
     rotary_share: float = 1.0
     growing: bool = False
+    magnitudes: bool = False
     ropes: tuple[RopeSpec, ...] = ()
     feed_forward: Callable[[int, LayerSpec], LayerSpec] | None = None
     layer_weights: LayerWeights | None = None
     final_norm: Mapping[str, WeightSpec] | None = None
+    head_bias: str | None = None
 
 
 def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:
@@ -109,6 +113,7 @@ def read_llama_like(
             original_context=family.original_context,
             partial=family.partial_rotary,
             growing=family.growing,
+            magnitudes=family.magnitudes,
         ),
     )
     fields = config.raw()
@@ -139,6 +144,7 @@ def read_llama_like(
             embedding="model.embed_tokens.weight",
             final_norm=last if family.final_norm is None else family.final_norm,
             head=None if tied else "lm_head.weight",
+            head_bias=family.head_bias,
         ),
         ignored=("*.rotary_emb.inv_freq", *(("lm_head.weight",) if tied else ())),
     )

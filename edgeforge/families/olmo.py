@@ -23,5 +23,9 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
         final_norm={},
     )
     spec = read_llama_like(config, generation, family)
-    bound = 0.0 if config.get("clip_qkv") is None else config.real("clip_qkv")
-    return replace(spec, norm="layer", clip_qkv=bound)
+    return replace(spec, norm="layer", clip_qkv=read_bound(config))
+
+
+def read_bound(config: ConfigReader) -> float:
+    """Returns ``clip_qkv``, the largest magnitude of queries, keys and values; 0 for no bound."""
+    return 0.0 if config.get("clip_qkv") is None else config.real("clip_qkv")

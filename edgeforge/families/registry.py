@@ -13,6 +13,7 @@ from edgeforge.families import (
     gemma3,
     gemma3_text,
     granite,
+    granitemoe,
     lfm2,
     llama,
     minicpm,
@@ -22,11 +23,15 @@ from edgeforge.families import (
     olmo,
     olmo2,
     olmo3,
+    olmoe,
     openelm,
     phi,
     phi3,
+    phimoe,
     qwen2,
+    qwen2_moe,
     qwen3,
+    qwen3_moe,
     smollm3,
     stablelm,
 )
@@ -41,6 +46,7 @@ FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] =
     "gemma3": gemma3.read_spec,
     "gemma3_text": gemma3_text.read_spec,
     "granite": granite.read_spec,
+    "granitemoe": granitemoe.read_spec,
     "lfm2": lfm2.read_spec,
     "llama": llama.read_spec,
     "minicpm": minicpm.read_spec,
@@ -50,17 +56,21 @@ FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] =
     "olmo": olmo.read_spec,
     "olmo2": olmo2.read_spec,
     "olmo3": olmo3.read_spec,
+    "olmoe": olmoe.read_spec,
     "openelm": openelm.read_spec,
     "phi": phi.read_spec,
     "phi3": phi3.read_spec,
+    "phimoe": phimoe.read_spec,
     "qwen2": qwen2.read_spec,
+    "qwen2_moe": qwen2_moe.read_spec,
     "qwen3": qwen3.read_spec,
+    "qwen3_moe": qwen3_moe.read_spec,
     "smollm3": smollm3.read_spec,
     "stablelm": stablelm.read_spec,
 }
 
 # Released types whose names are one letter away from a family's: they are not misspelt.
-_OTHER_TYPES = ("gemma3n", "llava", "mllama", "molmo2", "olmoe")
+_OTHER_TYPES = ("gemma3n", "llava", "mllama", "molmo2", "pixtral")
 
 
 def read_spec(

@@ -25,6 +25,7 @@ def read_rope(
     original_context: int = 0,
     partial: bool = False,
     growing: bool = False,
+    magnitudes: bool = False,
 ) -> RopeSpec:
     """Reads ``rope_theta`` + ``rope_scaling`` (old files) or ``rope_parameters`` (newer ones).
 
@@ -38,6 +39,7 @@ def read_rope(
             tokens; 0 for the section's, or ``max_context``.
         partial: whether the family may rotate only the first columns of each head.
         growing: whether the family's queries may grow with the position.
+        magnitudes: whether the family's sections state the multiplier of cosine and sine.
 
     Raises:
         CheckpointError: the type of scaling is not implemented, its values are wrong, or both
@@ -48,7 +50,15 @@ def read_rope(
     sections = (config.section("rope_parameters"), config.section("rope_scaling"))
     ropes = [
         _read_section(
-            config, section, theta, outer, head_dim, max_context, original_context, growing
+            config,
+            section,
+            theta,
+            outer,
+            head_dim,
+            max_context,
+            original_context,
+            growing,
+            magnitudes,
         )
         for section in sections
         if section is not None and section.fields()
@@ -119,6 +129,7 @@ def _read_section(
     max_context: int,
     original_context: int,
     growing: bool = False,
+    magnitudes: bool = False,
 ) -> RopeSpec:
     if "rope_type" in section.fields() or "type" not in section.fields():
         kind = section.get("rope_type", "default")
@@ -132,6 +143,8 @@ def _read_section(
         section.get("max_position_embeddings")  # repeats the field outside, and no code reads it
         original = section.integer(_ORIGINAL)
         rope = replace(rope, original_context=original, growth=section.real("llama_4_scaling_beta"))
+    if magnitudes and rope.scaling != "default":
+        rope = replace(rope, attention_factor=_read_magnitude(section))
     section.finish()
     return rope
 
@@ -241,6 +254,21 @@ def _read_original(
             f"{config.where}: {_ORIGINAL} is {outer}, but {inner} in {section.where}"
         )
     return outer
+
+
+def _read_magnitude(section: ConfigReader) -> float:
+    """Returns the multiplier of cosine and sine, which Phi-3.5-MoE's files state twice.
+
+    Raises:
+        CheckpointError: texts within the original context and longer ones have different ones.
+    """
+    short, long = section.real("short_mscale"), section.real("long_mscale")
+    if short != long:
+        raise CheckpointError(
+            f"{section.where}: short_mscale {short} and long_mscale {long} differ; EdgeForge "
+            f"implements one for all texts"
+        )
+    return long
 
 
 def _factors(section: ConfigReader, field: str, width: int) -> tuple[float, ...]:

@@ -176,7 +176,8 @@ class ModelSpec:
         attention_scale: factor on attention's scores; None for ``head_dim ** -0.5``.
         attention_softcap: bound on attention's scores by a tanh; 0 for none.
         logit_softcap: bound on the logits by a tanh; 0 for none.
-        clip_qkv: largest magnitude of queries, keys and values; 0 for no bound.
+        clip_qkv: largest magnitude of queries, keys and values, after norms over all heads and
+            before norms of single heads; 0 for no bound.
         embedding_multiplier: factor on the embedding's rows.
         residual_multiplier: factor on what a layer's parts add to the residual stream.
         logit_multiplier: factor on the logits.

@@ -1,11 +1,11 @@
 """Upper bounds of speed: what a phone's memory and its arithmetic allow at most.
 
 A decoded token reads every matrix once: the layers', and the head's, which is the embedding's where
-they are tied. It also reads the keys and values of the tokens before it, in each layer within its
-window. No
-decoder without speculation is faster than the memory gives these bytes. A run of a prompt's tokens
-reads the same matrices once for all of its tokens, and multiplies each of them with each matrix of
-the layers. Everything else, such as attention's own products, only makes it slower.
+they are tied; of a mixture's experts those that it chooses. It also reads the keys and values of
+the tokens before it, in each layer within its window. No decoder without speculation is faster than
+the memory gives these bytes. A run of a prompt's tokens reads at least the same matrices once for
+all of its tokens, and multiplies each of them with each matrix that a token reads. Everything else,
+such as attention's own products, only makes it slower.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from edgeforge.families.assembly import EMBEDDING
+from edgeforge.families.expert_names import token_share
 from edgeforge.families.spec import ModelSpec
 from quant.plans.plan import matrix_shape
 
@@ -99,14 +100,16 @@ def work_of(
         spec: the model's dimensions.
         footprint: what a runtime keeps of the caches for each token.
     """
-    read = operations = 0
+    read = operations = 0.0
     for name, given in plan.weights.items():
         if name == EMBEDDING and not spec.tied:
             continue  # one row of it
-        read += given.format.nbytes(*matrix_shape(shapes[name]))
-        if spec.weights[name].role == "linear":
-            operations += 2 * math.prod(shapes[name])
-    return Work(read, _cache_rows(spec, footprint), operations, footprint.run_tokens)
+        share = token_share(spec, name)
+        read += share * given.format.nbytes(*matrix_shape(shapes[name]))
+        if spec.weights[name].role in ("linear", "router"):
+            operations += 2 * share * math.prod(shapes[name])
+    rows, run = _cache_rows(spec, footprint), footprint.run_tokens
+    return Work(round(read), rows, round(operations), run)
 
 
 def _cache_rows(spec: ModelSpec, footprint: Footprint) -> tuple[CacheRows, ...]:

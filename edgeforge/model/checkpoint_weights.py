@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgeforge.errors import CheckpointError
 from edgeforge.families.assembly import EMBEDDING, HEAD
 from edgeforge.families.spec import ModelSpec, Piece, WeightSpec
+from edgeforge.model.adaptation import Adaptation
 from edgeforge.model.foreign_tensors import explain
 from edgeforge.model.stored_forms import find_forms, imported_formats
 from edgeforge.model.stored_names import named_as_stored
@@ -44,6 +45,8 @@ class CheckpointWeights:
         spec: the model's spec, which says of which tensors each weight is made; where the files
             have other names for them, the attribute ``spec`` has those.
         method: how the checkpoint holds matrices that are no plain floats; None when all are.
+        adaptation: how adapters change the checkpoint's tensors; the spec is then the changed
+            model's, with the names that the checkpoint's tensors have.
 
     Attributes:
         imported: the weights that the checkpoint holds as integers, each with the format that
@@ -54,15 +57,23 @@ class CheckpointWeights:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, spec: ModelSpec, method: Method | None = None
+        self,
+        checkpoint: Checkpoint,
+        spec: ModelSpec,
+        method: Method | None = None,
+        adaptation: Adaptation | None = None,
     ) -> None:
-        spec = named_as_stored(spec, checkpoint.tensors)
+        if adaptation is None:
+            spec = named_as_stored(spec, checkpoint.tensors)
         self.checkpoint, self.spec, self.method = checkpoint, spec, method
+        self.adaptation = adaptation or Adaptation()
+        replaced = {name: each.entry for name, each in self.adaptation.replaced.items()}
+        self._tensors: Mapping[str, TensorEntry] = {**checkpoint.tensors, **replaced}
         self._packed: dict[str, IntegerTensor] = {}
         self._decoded: dict[str, DecodedTensor] = {}
         if method is not None:
-            self._packed, self._decoded = find_forms(checkpoint, spec, method)
-        _check_tensors(checkpoint, spec, {**self._packed, **self._decoded})
+            self._packed, self._decoded = find_forms(checkpoint, spec, method, self.adaptation)
+        _check_tensors(self._tensors, spec, {**self._packed, **self._decoded})
         _check_head(checkpoint, spec)
         self.imported: Mapping[str, IntFormat] = imported_formats(spec, self._packed)
 
@@ -94,10 +105,15 @@ class CheckpointWeights:
             rows["added"] = added
         if self.method is not None:
             rows["method"] = repr(self.method)
+        if self.adaptation.adapters:
+            rows["adapters"] = self.adaptation.digest_rows()
         return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
     def stored_formats(self) -> dict[str, WeightFormat]:
-        """Returns the format of each weight that stores it exactly as the checkpoint has it."""
+        """Returns the format of each weight that stores it exactly as the checkpoint has it.
+
+        One that an adapter changes has the format that it would have without.
+        """
         from quant.formats.formats import FloatFormat
 
         formats: dict[str, WeightFormat] = {}
@@ -130,15 +146,15 @@ class CheckpointWeights:
     def _dtype(self, tensor: str) -> str:
         decoded = self._decoded.get(tensor)
         if decoded is None:
-            return self.checkpoint.tensors[tensor].dtype
+            return self._tensors[tensor].dtype
         # What was decoded from few bits needs no more than float16 holds.
         return "float16" if decoded.form is not None else decoded.dtype
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Returns rows of a weight in the checkpoint's dtype: ``[stop - start, columns]``.
 
-        A vector is one row. Rows from pieces of different dtypes, and vectors to which a number is
-        added, are returned as float32.
+        A vector is one row. Rows from pieces of different dtypes, vectors to which a number is
+        added, and rows that an adapter changes are returned as float32.
         """
         import torch
 
@@ -188,18 +204,26 @@ class CheckpointWeights:
         raise IndexError(f"rows {start} to {stop} of {name} are not of one of its pieces")
 
     def _piece(self, piece: Piece, start: int, stop: int) -> torch.Tensor:
+        start, stop = piece.first + start, piece.first + stop
+        rows = self._stored_rows(piece, start, stop)
+        return self.adaptation.merged(piece.tensor, rows, start)
+
+    def _stored_rows(self, piece: Piece, start: int, stop: int) -> torch.Tensor:
+        """Returns rows of a tensor as its file has them."""
         import torch
 
-        start, stop = piece.first + start, piece.first + stop
         if piece.tensor in self._packed:
             return self._packed[piece.tensor].dequantize(slice(start, stop))
         if piece.tensor in self._decoded:
             return self._decoded[piece.tensor].read(start, stop)
         axes = 2 if piece.matrices else 1
-        rows = torch.from_numpy(self.checkpoint.read_rows(piece.tensor, start, stop, axes=axes))
+        given = self.adaptation.replaced.get(piece.tensor)
+        source = self.checkpoint if given is None else given.tensors
+        stored = piece.tensor if given is None else given.stored
+        rows = torch.from_numpy(source.read_rows(stored, start, stop, axes=axes))
         if rows.ndim > 2:  # a convolution's [columns, 1, width]
             rows = rows.flatten(1)
-        entry = self.checkpoint.tensors[piece.tensor]
+        entry = self._tensors[piece.tensor]
         return rows.view(torch.bfloat16) if entry.dtype == "bfloat16" else rows
 
     def float_weight(self, name: str) -> torch.Tensor:
@@ -276,22 +300,22 @@ def _float_name(dtypes: set[str]) -> FloatName:
 
 
 def _check_tensors(
-    checkpoint: Checkpoint,
+    tensors: Mapping[str, TensorEntry],
     spec: ModelSpec,
     found: Mapping[str, IntegerTensor | DecodedTensor],
 ) -> None:
     wanted = {p.tensor: p for w in spec.weights.values() for p in w.pieces if p.tensor not in found}
     parts = {name for tensor in found.values() for name in tensor.tensors}
-    missing = [name for name in wanted if name not in checkpoint.tensors]
+    missing = [name for name in wanted if name not in tensors]
     extra = [
         name
-        for name in checkpoint.tensors
+        for name in tensors
         if name not in wanted
         and name not in parts
         and not any(fnmatchcase(name, known) for known in spec.ignored)
     ]
     if missing or extra:
-        known = explain({n: e for n, e in checkpoint.tensors.items() if n not in parts})
+        known = explain({n: e for n, e in tensors.items() if n not in parts})
         if known is not None:
             raise CheckpointError(f"the checkpoint {known}")
     if missing:
@@ -308,7 +332,7 @@ def _check_tensors(
             f"model is of another kind"
         )
     for name, piece in wanted.items():
-        entry = checkpoint.tensors[name]
+        entry = tensors[name]
         if entry.shape != piece.tensor_shape:
             raise CheckpointError(
                 f"{name} has shape {list(entry.shape)}; config.json calls for "

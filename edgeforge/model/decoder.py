@@ -3,10 +3,12 @@
 `edgeforge.families.spec.ModelSpec` says what a layer consists of, and its map of weights says which
 biases and norms there are. The module uses only the ``edgeforge::`` operators and a few ATen views.
 It is built on the meta device, so a model of any size takes no memory here. Submodules are named so
-that ``state_dict`` keys are the weight names of the spec.
+that ``state_dict`` keys are the weight names of the spec, but for those of `Experts`.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,9 @@ from torch import Tensor, nn
 
 from edgeforge.families.spec import LayerSpec, ModelSpec
 from quant.program import expert_ops, ops, state_ops, token_ops
+
+EXPERT_PARTS: Final = ("gate_up_proj", "down_proj")
+"""The names of an expert's matrices."""
 
 
 class Weights(nn.Module):
@@ -77,6 +82,8 @@ class Attention(nn.Module):
         self.q_norm = Weights(spec, f"{at}.q_norm")
         self.k_norm = Weights(spec, f"{at}.k_norm")
         self.o_proj = Projection(spec, f"{at}.o_proj")
+        scale = self.q_norm.weight
+        self.whole_norm = scale is not None and scale.shape[0] != spec.head_dim
         cache = torch.zeros(1, layer.num_kv_heads, context, spec.head_dim, device="meta")
         self.register_buffer("k_cache", cache)
         self.register_buffer("v_cache", torch.zeros_like(cache))
@@ -87,9 +94,9 @@ class Attention(nn.Module):
         """Attends from each token to itself and to the tokens before it."""
         spec, layer = self.spec, self.layer
         heads = (layer.num_heads, layer.num_kv_heads)
-        packed, v = self.qk_proj(x), self.v_proj(x)
-        if spec.clip_qkv:
-            packed, v = (token_ops.clamp(each, spec.clip_qkv) for each in (packed, v))
+        packed, v = self.qk_proj(x), self._bounded(self.v_proj(x))
+        if not self.whole_norm:
+            packed = self._bounded(packed)
         q, k = packed.split([n * spec.head_dim for n in heads], -1)
         q, k = self._heads(q, self.q_norm, heads[0]), self._heads(k, self.k_norm, heads[1])
         v = v.view(1, v.shape[1], layer.num_kv_heads, spec.head_dim)
@@ -114,12 +121,15 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor, norm: Weights, count: int) -> Tensor:
         """Queries or keys head by head, normalised before or after they are parted."""
         width, eps, weight = self.spec.head_dim, self.spec.norm_eps, norm.weight
-        if weight is not None and weight.shape[0] != width:
-            x = ops.rms_norm(x, weight, eps)
+        if self.whole_norm:
+            x = self._bounded(ops.rms_norm(x, weight, eps))
         x = x.view(1, x.shape[1], count, width)
-        if weight is not None and weight.shape[0] == width:
+        if weight is not None and not self.whole_norm:
             x = ops.rms_norm(x, weight, eps)
         return x
+
+    def _bounded(self, x: Tensor) -> Tensor:
+        return token_ops.clamp(x, self.spec.clip_qkv) if self.spec.clip_qkv else x
 
 
 class ShortConvolution(nn.Module):
@@ -177,13 +187,18 @@ class FeedForward(nn.Module):
         return made
 
 
-class Expert(nn.Module):
-    """The matrices of one expert, which `Mixture` uses."""
+class Experts(nn.Module):
+    """The matrices of a mixture's experts, each kind in one tensor while the model is traced.
 
-    def __init__(self, spec: ModelSpec, at: str) -> None:
+    `quant.program.expert_branches.expand` parts them into the weights of the spec.
+    """
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec, at: str) -> None:
         super().__init__()
-        self.gate_up_proj = Weights(spec, f"{at}.gate_up_proj")
-        self.down_proj = Weights(spec, f"{at}.down_proj")
+        for part in EXPERT_PARTS:
+            shape = spec.weights[f"{at}.0.{part}.weight"].shape
+            empty = torch.empty(layer.experts, *shape, device="meta")
+            self.register_parameter(part, nn.Parameter(empty, requires_grad=False))
 
 
 class Mixture(nn.Module):
@@ -196,8 +211,7 @@ class Mixture(nn.Module):
         super().__init__()
         self.spec, self.layer = spec, layer
         self.router = Projection(spec, f"{at}.router")
-        each = [Expert(spec, f"{at}.experts.{index}") for index in range(layer.experts)]
-        self.experts, self.each = nn.ModuleList(each), tuple(each)
+        self.experts = Experts(spec, layer, f"{at}.experts")
         if layer.shared_width:
             self.shared_expert = FeedForward(spec, layer.shared_width, f"{at}.shared_expert")
             self.shared_expert_gate = Weights(spec, f"{at}.shared_expert_gate")
@@ -213,8 +227,7 @@ class Mixture(nn.Module):
         made: Tensor = expert_ops.experts(
             x,
             weights,
-            [expert.gate_up_proj.weight for expert in self.each],
-            [expert.down_proj.weight for expert in self.each],
+            *(self.experts.get_parameter(part) for part in EXPERT_PARTS),
             spec.activation,
         )
         if not self.layer.shared_width:
@@ -330,3 +343,12 @@ def table_names(index: int) -> tuple[str, str]:
     """
     suffix = f"_{index}" if index else ""
     return f"rope_cos{suffix}", f"rope_sin{suffix}"
+
+
+def is_stacked(parameter: str) -> bool:
+    """Returns whether a parameter of the module stacks the matrices of a mixture's experts.
+
+    >>> is_stacked("model.layers.0.mlp.experts.down_proj")
+    True
+    """
+    return parameter.rpartition(".")[0].endswith(".experts")

@@ -9,14 +9,17 @@ from pathlib import Path
 
 from edgeforge.chat.template import find_template
 from edgeforge.chat.turn_end import turn_ends
+from edgeforge.checkpoint.adapter import Adapter, open_adapters
 from edgeforge.checkpoint.checkpoint import Checkpoint
 from edgeforge.checkpoint.imported.registry import method_of
 from edgeforge.checkpoint.sentencepiece_model import MODEL, converted_tokenizer
 from edgeforge.errors import CheckpointError
 from edgeforge.families.registry import read_spec
 from edgeforge.families.spec import ModelSpec
+from edgeforge.model.adaptation import Adaptation, adapt, told_of_base
 from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.model.exit_layer import cut_after
+from edgeforge.model.stored_names import named_as_stored
 from edgeforge.tokenizer import TOKENIZER
 
 DEMO = "demo"
@@ -46,6 +49,11 @@ class Model:
     exit_layer: int | None = None
     checkpoint_layers: int = 0
 
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters that are merged into the weights."""
+        return self.weights.adaptation.adapters
+
     @cached_property
     def eos(self) -> tuple[int, ...]:
         """Tokens that end a text: those of the configuration, and the chat template's.
@@ -66,6 +74,7 @@ def open_model(
     tokenizer: str | None = None,
     ignore_config: Iterable[str] = (),
     exit_layer: int | None = None,
+    adapters: Iterable[str] = (),
 ) -> Model:
     """Opens a checkpoint and checks it against its configuration.
 
@@ -75,6 +84,7 @@ def open_model(
         tokenizer: folder, file or hub id from which to take the tokenizer instead.
         ignore_config: config fields that the user knows not to change the maths.
         exit_layer: the layer, counted from 1, after which the model is cut; None for all of it.
+        adapters: adapters to merge into the weights, each ``DIR`` or ``DIR@weight``.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or does not match its configuration.
@@ -87,11 +97,39 @@ def open_model(
     ignored = tuple(ignore_config)
     spec = read_spec(checkpoint.config, checkpoint.generation_config, ignored)
     method = method_of(checkpoint, ignored)
-    weights = CheckpointWeights(checkpoint, spec, method)
+    spec, adaptation = _adapted(checkpoint, spec, open_adapters(adapters), method is None)
+    weights = CheckpointWeights(checkpoint, spec, method, adaptation)
     layers = len(spec.layers)
     if exit_layer is not None:
-        weights = CheckpointWeights(checkpoint, cut_after(weights.spec, exit_layer), method)
+        spec = cut_after(weights.spec, exit_layer)
+        weights = CheckpointWeights(checkpoint, spec, method, adaptation)
     return Model(checkpoint, weights.spec, weights, ignored, exit_layer, layers)
+
+
+def _adapted(
+    checkpoint: Checkpoint, spec: ModelSpec, adapters: tuple[Adapter, ...], plain: bool
+) -> tuple[ModelSpec, Adaptation]:
+    """Returns the spec, with the names of the checkpoint, and how adapters change its tensors."""
+    spec = named_as_stored(spec, checkpoint.tensors)
+    if not adapters:
+        return spec, Adaptation()
+    for adapter in adapters:
+        checkpoint.source_files.watch(adapter.files)
+        checkpoint.warnings += told_of_base(adapter, checkpoint)
+    changed, adaptation = adapt(adapters, checkpoint, spec, plain=plain)
+    listed = " and ".join(adapter.described() for adapter in adapters)
+    checkpoint.notes += (
+        f"FLOAT is the checkpoint with {listed} merged into its weights before they were quantized",
+        *(
+            (
+                "the head, which the checkpoint ties to the embedding, is a matrix of its own, "
+                "because an adapter changes one of the two",
+            )
+            if spec.tied and not changed.tied
+            else ()
+        ),
+    )
+    return changed, adaptation
 
 
 def _convert_tokenizer(checkpoint: Checkpoint) -> None:

@@ -167,7 +167,7 @@ class RotatedWeights(CheckpointWeights):
         values: Sequence[ValuePlace],
         seed: str,
     ) -> None:
-        super().__init__(base.checkpoint, spec, base.method)
+        super().__init__(base.checkpoint, spec, base.method, base.adaptation)
         self._seed = seed
         self._residual = residual or ResidualPlaces("", {}, frozenset())
         self._stream = random_hadamard(spec.hidden_size, f"{seed}/stream")

@@ -13,28 +13,32 @@ if TYPE_CHECKING:
     from edgeforge.checkpoint.imported.decoded_tensor import DecodedTensor
     from edgeforge.checkpoint.imported.integer_tensor import IntegerTensor
     from edgeforge.checkpoint.imported.method import Method
+    from edgeforge.model.adaptation import Adaptation
     from quant.formats.formats import IntFormat
 
 
 def find_forms(
-    checkpoint: Checkpoint, spec: ModelSpec, method: Method
+    checkpoint: Checkpoint, spec: ModelSpec, method: Method, adaptation: Adaptation
 ) -> tuple[dict[str, IntegerTensor], dict[str, DecodedTensor]]:
     """Returns the tensors held as integers, and those to be decoded, by their names as floats.
 
     Integers that are stacked into one weight must be of one kind: others are decoded, where the
-    method allows it.
+    method allows it, and so are those that an adapter changes.
 
     Raises:
         CheckpointError: parts are missing or wrong, kinds are mixed, or no tensor is of the method.
     """
     from edgeforge.checkpoint.imported.integer_tensor import IntegerTensor
+    from edgeforge.checkpoint.imported.method import DecodableMethod
 
     packed: dict[str, IntegerTensor] = {}
     decoded: dict[str, DecodedTensor] = {}
     for piece in _pieces(spec):
-        if piece.tensor in packed or piece.tensor in decoded:
+        if any(piece.tensor in held for held in (packed, decoded, adaptation.replaced)):
             continue
         found = method.find(checkpoint, piece.tensor, piece.tensor_shape)
+        if isinstance(found, IntegerTensor) and piece.tensor in adaptation.changes:
+            found = _changed(found, method, piece.tensor, adaptation)
         if isinstance(found, IntegerTensor):
             packed[piece.tensor] = found
         elif found is not None:
@@ -53,7 +57,7 @@ def find_forms(
         }
         if len(kinds) < 2:
             continue
-        if not method.falls_back:
+        if not isinstance(method, DecodableMethod):
             held = [piece.tensor in packed for piece in weight.pieces]
             raise CheckpointError(
                 f"the checkpoint holds {weight.pieces[held.index(True)].tensor} as integers and "
@@ -64,6 +68,25 @@ def find_forms(
             if piece.tensor in packed:
                 decoded[piece.tensor] = method.as_floats(packed.pop(piece.tensor))
     return packed, decoded
+
+
+def _changed(
+    found: IntegerTensor, method: Method, tensor: str, adaptation: Adaptation
+) -> DecodedTensor:
+    """Returns integers that an adapter changes as floats.
+
+    Raises:
+        CheckpointError: the method's integers stay integers.
+    """
+    from edgeforge.checkpoint.imported.method import DecodableMethod
+
+    if not isinstance(method, DecodableMethod):
+        raise CheckpointError(
+            f"the checkpoint holds {tensor} as integers ({method.method}), and the adapter "
+            f"{adaptation.changes[tensor][0].adapter.source} would change it: give the original "
+            f"checkpoint with --adapter"
+        )
+    return method.as_floats(found)
 
 
 def _pieces(spec: ModelSpec) -> Iterator[Piece]:

@@ -8,6 +8,7 @@ from typing import Final
 
 from edgeforge.families.assembly import EMBEDDING, HEAD
 from edgeforge.families.spec import ModelSpec
+from edgeforge.model.stored_experts import with_stacked_experts
 
 _TEXT: Final = "language_model."
 _OUTSIDE, _INSIDE = "language_model.model.", "model.language_model."
@@ -18,7 +19,7 @@ def named_as_stored(spec: ModelSpec, stored: Collection[str]) -> ModelSpec:
 
     The text part of a model with images has a prefix in all its names, which newer files put after
     ``model.``. A model that was saved without its head's class has no prefix such as ``model.`` in
-    its names. A tied model may store its one matrix as the head.
+    its names. A tied model may store its one matrix as the head. Experts may be stacked.
 
     Args:
         spec: the spec, with the names of its family.
@@ -46,6 +47,7 @@ def named_as_stored(spec: ModelSpec, stored: Collection[str]) -> ModelSpec:
         modules = {name.rpartition(".")[0] for name in stored}
         if any(n != plain and plain.rpartition(".")[0] in modules for n, plain in bare.items()):
             spec = _renamed(spec, bare)
+    spec = with_stacked_experts(spec, stored)
     (embedding,) = spec.weights[EMBEDDING].pieces
     if spec.tied and embedding.tensor not in stored and HEAD in stored:
         spec = _renamed(spec, {embedding.tensor: HEAD})

@@ -37,6 +37,8 @@ _NAMES: Final = re.compile(
             *map(re.escape, (MODULE_MANIFEST, SAMPLES, "weight_places.json")),
             *map(re.escape, _ADDED),
             r"(model|verify)\.onnx(\.data)?",
+            r"\.(model|verify|draft)\.onnx\.partial",
+            r"[\w.-]+\.onnx_adapter",
             r"genai_config\.json",
             r"executorch_tokenizer\.json",
             r"model\.(pte|ptd)",

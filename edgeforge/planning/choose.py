@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edgeforge.calibration.text import QUICK_PARAMETERS, CalibrationOptions, CalibrationRun
+from edgeforge.checkpoint.imported.method import DecodableMethod
 from edgeforge.errors import UsageError
 from edgeforge.planning.budget import MIXED, Budget
 from edgeforge.stage_progress import Progress, no_progress
@@ -138,7 +139,7 @@ def _held(model: Model, request: PlanRequest) -> tuple[dict[str, Assignment], tu
 
     imported = imported_assignments(model.weights, request.imported_scales)
     method, check = model.weights.method, _plan_check(model, request)
-    if method is None or not method.falls_back or check.facts is None:
+    if not isinstance(method, DecodableMethod) or check.facts is None:
         return imported, ()
     refused = {}
     for name, given in imported.items():

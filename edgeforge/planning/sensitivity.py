@@ -17,7 +17,6 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -307,7 +306,7 @@ class _Forks:
             other = logits.log_softmax(-1)
             return float((wanted.exp() * (wanted - other)).sum(-1).double().sum())
 
-        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        with block_pool() as pool:
             kl = sum(pool.map(total, zip(self._wanted, found, strict=True)))
         return max(0.0, kl / sum(map(len, found))) if math.isfinite(kl) else UNUSABLE
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final, Self
 
 import torch
 from torch import Tensor, fx
 
+from edgeforge.reference.expert_inputs import ExpertInputs
 from edgeforge.reference.malloc import return_large_blocks
 from edgeforge.reference.spilled_values import Activations
 from edgeforge.reference.walk import Values, Walk, block_pool
@@ -51,6 +53,8 @@ class Stretches:
         self.activations = Activations([{}] * len(blocks), folder, bound)
         for index, values in enumerate(blocks):
             self.activations.put(index, values)
+        (tokens,) = [node for node, _ in walk.program.placeholders("tokens")]
+        self.experts = ExpertInputs(walk, [values[tokens].shape[1] for values in blocks])
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +71,7 @@ class Stretches:
         def step(index: int) -> None:
             values = self.activations.take(index)
             for node, call in calls:
+                self.experts.meet(node, index, values)
                 values[node] = call(values)
                 self.walk.forget(node, values)
             self.activations.put(index, values)
@@ -84,12 +89,11 @@ class Stretches:
                 yield node
             stretch.append(node)
 
-    def second_moment(self, node: fx.Node, name: str) -> Tensor:
-        """Returns the mean of ``x x^T`` over a node's outputs; see `statistics` for the rest."""
-        return self.statistics(node, name).moment
-
     def statistics(self, node: fx.Node, name: str) -> InputStatistics:
         """Returns the statistics of a node's outputs that calibration needs.
+
+        Those of an expert's branch are of other tokens of its layer too, as
+        `edgeforge.reference.expert_inputs` says.
 
         Args:
             node: the node; its output is ``float32[1, t, columns]`` in every block.
@@ -100,19 +104,23 @@ class Stretches:
         """
         collected = SecondMoment(self.activations.tensor(0, node).shape[-1])
         batch: list[Tensor] = []
-        count = len(self.activations)
+        tokens, count = 0, len(self.activations)
         for index in range(count):
             batch.append(self.activations.tensor(index, node).reshape(-1, collected.columns))
-            if index + 1 == count or sum(map(len, batch)) >= _BATCH_TOKENS:
+            tokens += batch[-1].shape[0]
+            if index + 1 == count or tokens >= _BATCH_TOKENS:
                 collected.add(torch.cat(batch))
-                batch = []
+                batch, tokens = [], 0
+        tokens = int(collected.tokens)
+        for other, weight in self.experts.others(node):
+            collected.add(other, weight)
         found = collected.mean()
         if not bool(torch.isfinite(found.diagonal()).all()):
             raise QuantizationError(
                 f"inputs of {name} are NaN or infinite on the calibration text: the checkpoint "
                 f"overflows there, or is damaged"
             )
-        return InputStatistics(found, collected.largest())
+        return InputStatistics(found, collected.largest(), tokens)
 
     def input_scale(self, node: fx.Node, inputs: InputStatistics, divisors: Tensor) -> Tensor:
         """Returns the one scale of a node's outputs, ``bfloat16[1, 1]``.
@@ -125,9 +133,10 @@ class Stretches:
         """
         largest = float((inputs.largest / divisors).max())
         counts = torch.zeros(BINS, dtype=torch.float64)
-        for index in range(len(self.activations)):
-            values = self.activations.tensor(index, node).reshape(-1, len(divisors)) / divisors
-            counts += torch.histc(values.abs_(), BINS, 0, largest or 1.0).double()
+        own = ((self.activations.tensor(i, node), 1.0) for i in range(len(self.activations)))
+        for given, weight in chain(own, self.experts.others(node)):
+            values = given.reshape(-1, len(divisors)) / divisors
+            counts += weight * torch.histc(values.abs_(), BINS, 0, largest or 1.0).double()
         return input_scale(counts, largest)
 
 

@@ -20,7 +20,7 @@ from device_harness.finite import described
 from quant.formats import packing
 from quant.formats.formats import PaletteFormat
 from quant.kernels import native
-from quant.kernels.threads import single_threaded_torch
+from quant.kernels.threads import single_threaded_torch, torch_pool
 from quant.program import dialect
 from quant.program.calls import QuantizedCall
 from quant.program.head import head_of
@@ -33,6 +33,9 @@ GROUP_TOKENS = 8192
 # Attention takes so many tokens of a long text at a time: its scores are as many as these times the
 # tokens before them.
 ATTENTION_TOKENS = 512
+
+# So many bytes of a mapped store are read before its pages are dropped.
+MAPPED_BYTES = 256 << 20
 
 # A float head with more elements is read some rows at a time, again for each block: 64 M of them in
 # float32 take 256 MB, and the heads of large vocabularies a gigabyte and more.
@@ -53,6 +56,8 @@ class Walk:
         read: returns a weight's value (`store_reader`, or a checkpoint's `float_weight`).
         rows: returns rows of a float embedding by token, so that the whole table is never in
             memory; None to read the table with ``read``.
+        added: returns a matrix of a product with what an adapter adds to it, by the weight's name;
+            None for no adapter.
 
     Attributes:
         order: the calls, in the program's order.
@@ -64,8 +69,9 @@ class Walk:
         program: Program,
         read: WeightReader,
         rows: Callable[[str, Tensor], Tensor] | None = None,
+        added: Callable[[str, Tensor], Tensor] | None = None,
     ) -> None:
-        self.program, self._read, self._rows = program, read, rows
+        self.program, self._read, self._rows, self._added = program, read, rows, added
         self.order = [n for n in program.graph.nodes if n.op == "call_function"]
         self._position = {node: index for index, node in enumerate(self.order)}
         self.last_use = {
@@ -143,6 +149,8 @@ class Walk:
         rows = self._rows
         if node.target is not dialect.LINEAR or rows is None or given is None:
             return self.prepare(node)
+        if self._added is not None:  # what is added is of the whole matrix
+            return self.prepare(node)
         count, columns = node_argument(node, 1).meta["val"].shape
         if count * columns <= LARGE_HEAD:
             return self.prepare(node)
@@ -182,8 +190,12 @@ class Walk:
         codes, scale, format = weights[call.codes], weights[call.scale], call.format
         zero_point = None if call.zero_point is None else weights[call.zero_point]
         if isinstance(format, PaletteFormat):
-            return packing.look_up(codes, scale, format)
-        return native.unpack(codes, scale, zero_point, format)
+            found = packing.look_up(codes, scale, format)
+        else:
+            found = native.unpack(codes, scale, zero_point, format)
+        if self._added is None:
+            return found
+        return self._added(self.program.inputs[call.codes.name].name, found)
 
     def weights_of(self, node: fx.Node) -> dict[fx.Node, Tensor]:
         """Reads the weights and tables that a call takes, by the inputs that name them."""
@@ -192,7 +204,11 @@ class Walk:
             if source.op == "placeholder":
                 given = self.program.inputs[source.name]
                 if given.kind == "weight":
-                    found[source] = self._read(given)
+                    # A store holds a vector as a matrix of one row.
+                    value = self._read(given).reshape(source.meta["val"].shape)
+                    if self._added is not None and node.target is dialect.LINEAR:
+                        value = self._added(given.name, value)
+                    found[source] = value
                 elif given.kind == "table":
                     found[source] = self.program.tables[given.name]
         return found
@@ -227,9 +243,10 @@ class ReferenceRunner:
         program: Program,
         read: WeightReader,
         rows: Callable[[str, Tensor], Tensor] | None = None,
+        added: Callable[[str, Tensor], Tensor] | None = None,
     ) -> None:
         self.program = program
-        self._walk = Walk(program, read, rows)
+        self._walk = Walk(program, read, rows, added)
 
     def logits(self, blocks: Sequence[Tensor]) -> Iterator[Tensor]:
         """Computes the logits of every position of each block; each block is a text of its own.
@@ -312,10 +329,7 @@ class ReferenceRunner:
 def block_pool() -> Iterator[ThreadPoolExecutor]:
     """Yields threads that take one block each, so that they never wait within an operator."""
     count = torch.get_num_threads()
-    with (
-        single_threaded_torch(),
-        ThreadPoolExecutor(count, thread_name_prefix="reference") as pool,
-    ):
+    with single_threaded_torch(), torch_pool(count, "reference") as pool:
         yield pool
 
 
@@ -326,13 +340,20 @@ def _replace_nodes(node: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[Any,
 
 
 def store_reader(store: WeightStore | StoreWriter) -> WeightReader:
-    """Returns a reader of a store's weights; the store may still be filled while it is read."""
+    """Returns a reader of a store's weights; the store may still be filled while it is read.
+
+    A part is a tensor over the mapped file, whose pages count as this process's memory: they are
+    dropped now and then, and read again where a tensor is still in use.
+    """
+    since = 0
 
     def read(given: Input) -> Tensor:
+        nonlocal since
         part = store.part(given.name, given.part)
-        if given.part != "value":
-            return part
-        part = part.float()
-        return part[0] if len(part) == 1 else part
+        since += part.nbytes
+        if since > MAPPED_BYTES and isinstance(store, WeightStore):
+            store.release()
+            since = 0
+        return part.float() if given.part == "value" else part
 
     return read

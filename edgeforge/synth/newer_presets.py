@@ -12,7 +12,7 @@ from edgeforge.synth.preset import (
     make_preset,
 )
 
-_TINY: Final[Config] = {
+TINY: Final[Config] = {
     "vocab_size": TINY_VOCAB,
     "bos_token_id": TINY_BOS,
     "eos_token_id": TINY_EOS,
@@ -24,9 +24,18 @@ _TINY: Final[Config] = {
     "num_key_value_heads": 2,
     "pad_token_id": TINY_PAD,
 }
+"""The dimensions of the tiny presets."""
 
 
-def _config(model_type: str, architecture: str, version: str, **fields: object) -> Config:
+def model_config(model_type: str, architecture: str, version: str, **fields: object) -> Config:
+    """Returns a config.json with the fields that all families have, and those given.
+
+    Args:
+        model_type: the family's name.
+        architecture: the class of transformers.
+        version: the release of transformers that wrote the released file.
+        fields: further fields.
+    """
     return {
         "architectures": [architecture],
         "attention_dropout": 0.0,
@@ -40,7 +49,7 @@ def _config(model_type: str, architecture: str, version: str, **fields: object) 
 
 def _qwen(model_type: str, **changes: object) -> Preset:
     second = model_type == "qwen2"
-    config = _config(
+    config = model_config(
         model_type,
         "Qwen2ForCausalLM" if second else "Qwen3ForCausalLM",
         "4.43.1" if second else "4.51.0",
@@ -59,7 +68,7 @@ def _qwen(model_type: str, **changes: object) -> Preset:
 
 
 def _gemma3(**changes: object) -> Preset:
-    config = _config(
+    config = model_config(
         "gemma3_text",
         "Gemma3ForCausalLM",
         "4.50.0.dev0",
@@ -87,19 +96,19 @@ def _gemma3(**changes: object) -> Preset:
 
 def _gemma(model_type: str, **changes: object) -> Config:
     number = model_type.removeprefix("gemma")
-    return _config(
+    return model_config(
         model_type,
         f"Gemma{number}ForCausalLM",
         "4.42.4",
         hidden_activation="gelu_pytorch_tanh",
         rms_norm_eps=1e-06,
         rope_theta=10000.0,
-        **{**_TINY, "head_dim": 32, **changes},
+        **{**TINY, "head_dim": 32, **changes},
     )
 
 
 def _granite(**changes: object) -> Preset:
-    config = _config(
+    config = model_config(
         "granite",
         "GraniteForCausalLM",
         "4.49.0",
@@ -129,7 +138,7 @@ def _granite(**changes: object) -> Preset:
 
 
 def _smollm3(**changes: object) -> Preset:
-    config = _config(
+    config = model_config(
         "smollm3",
         "SmolLM3ForCausalLM",
         "4.54.0.dev0",
@@ -159,7 +168,7 @@ def _smollm3(**changes: object) -> Preset:
 
 def _olmo(model_type: str, version: str, **changes: object) -> Preset:
     architecture = f"Olmo{model_type.removeprefix('olmo')}ForCausalLM"
-    config = _config(
+    config = model_config(
         model_type,
         architecture,
         version,
@@ -186,7 +195,7 @@ def _olmo(model_type: str, version: str, **changes: object) -> Preset:
 
 def _lfm2(hidden: int, ffn: int, heads: int, **changes: object) -> Preset:
     attends = (2, 5, 8, 10, 12, 14)
-    config = _config(
+    config = model_config(
         "lfm2",
         "Lfm2ForCausalLM",
         "4.54.0.dev0",
@@ -220,7 +229,7 @@ def _lfm2(hidden: int, ffn: int, heads: int, **changes: object) -> Preset:
 
 def _phi(model_type: str, architecture: str, **changes: object) -> Preset:
     """Returns a tiny model of a family with LayerNorm: Phi's or StableLM's."""
-    config = _config(
+    config = model_config(
         model_type,
         architecture,
         "4.38.0",
@@ -228,7 +237,7 @@ def _phi(model_type: str, architecture: str, **changes: object) -> Preset:
         rope_theta=10000.0,
         tie_word_embeddings=False,
     )
-    return make_preset({**config, **_TINY, **changes})
+    return make_preset({**config, **TINY, **changes})
 
 
 _KINDS: Final = ["sliding_attention", "full_attention"]
@@ -270,8 +279,8 @@ NEWER_PRESETS: Final[dict[str, Preset]] = {
     "olmo2-1b": _olmo("olmo2", "4.51.0"),
     "lfm2-350m": _lfm2(1024, 6656, 16),
     "lfm2-1.2b": _lfm2(2048, 12288, 32),
-    "tiny-qwen2": _qwen("qwen2", **_TINY),
-    "tiny-qwen3": _qwen("qwen3", head_dim=32, **_TINY),
+    "tiny-qwen2": _qwen("qwen2", **TINY),
+    "tiny-qwen3": _qwen("qwen3", head_dim=32, **TINY),
     "tiny-gemma": make_preset(_gemma("gemma")),
     "tiny-gemma2": make_preset(_gemma("gemma2", sliding_window=32)),
     "tiny-gemma3": make_preset(
@@ -282,7 +291,7 @@ NEWER_PRESETS: Final[dict[str, Preset]] = {
             "mm_tokens_per_image": 256,
             "model_type": "gemma3",
             "text_config": {
-                **_TINY,
+                **TINY,
                 "head_dim": 32,
                 "layer_types": _KINDS,
                 "model_type": "gemma3_text",
@@ -293,27 +302,27 @@ NEWER_PRESETS: Final[dict[str, Preset]] = {
         }
     ),
     "tiny-gemma3-text": _gemma3(
-        **{**_TINY, "head_dim": 32, "num_hidden_layers": 3},
+        **{**TINY, "head_dim": 32, "num_hidden_layers": 3},
         query_pre_attn_scalar=32,
         rope_local_base_freq=100.0,
         sliding_window=32,
         sliding_window_pattern=3,
     ),
-    "tiny-granite": _granite(**_TINY, attention_multiplier=0.1),
+    "tiny-granite": _granite(**TINY, attention_multiplier=0.1),
     "tiny-lfm2": _lfm2(
         96,
         288,
         4,
-        **{**_TINY, "num_hidden_layers": 3},
+        **{**TINY, "num_hidden_layers": 3},
         block_multiple_of=64,
         layer_types=["conv", "full_attention", "conv"],
     ),
     "tiny-minicpm": make_preset(
-        _config(
+        model_config(
             "minicpm",
             "MiniCPMForCausalLM",
             "4.36.0",
-            **_TINY,
+            **TINY,
             dim_model_base=48,
             hidden_act="silu",
             rms_norm_eps=1e-05,
@@ -322,11 +331,11 @@ NEWER_PRESETS: Final[dict[str, Preset]] = {
         )
     ),
     "tiny-ministral3": make_preset(
-        _config(
+        model_config(
             "ministral3",
             "Ministral3ForCausalLM",
             "5.0.0.dev0",
-            **_TINY,
+            **TINY,
             head_dim=32,
             hidden_act="silu",
             rms_norm_eps=1e-05,
@@ -345,11 +354,11 @@ NEWER_PRESETS: Final[dict[str, Preset]] = {
             tie_word_embeddings=False,
         )
     ),
-    "tiny-olmo": _olmo("olmo", "4.40.0", **_TINY, clip_qkv=8.0),
-    "tiny-olmo2": _olmo("olmo2", "4.51.0", **_TINY),
-    "tiny-olmo3": _olmo("olmo3", "4.57.0", **_TINY, layer_types=_KINDS, sliding_window=32),
+    "tiny-olmo": _olmo("olmo", "4.40.0", **TINY, clip_qkv=8.0),
+    "tiny-olmo2": _olmo("olmo2", "4.51.0", **TINY),
+    "tiny-olmo3": _olmo("olmo3", "4.57.0", **TINY, layer_types=_KINDS, sliding_window=32),
     "tiny-phi": _phi("phi", "PhiForCausalLM", hidden_act="gelu_new", partial_rotary_factor=0.5),
-    "tiny-smollm3": _smollm3(**{**_TINY, "num_hidden_layers": 4}),
+    "tiny-smollm3": _smollm3(**{**TINY, "num_hidden_layers": 4}),
     "tiny-stablelm": _phi(
         "stablelm", "StableLmForCausalLM", partial_rotary_factor=0.25, use_qkv_bias=True
     ),

@@ -119,8 +119,13 @@ class EachSession:
             work(self._sessions[0], given[0])
             return
         before = torch.get_num_threads()
-        torch.set_num_threads(max(1, before // len(self._sessions)))
+        share = max(1, before // len(self._sessions))
+
+        def limited(session: Session, mine: Given) -> None:
+            torch.set_num_threads(share)  # in this thread: OpenMP and MKL keep it for each
+            work(session, mine)
+
         try:
-            list(self._pool.map(work, self._sessions, given))
+            list(self._pool.map(limited, self._sessions, given))
         finally:
             torch.set_num_threads(before)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from device_harness.timing import Timings
 from edgeforge.output_folder.whole_file import whole_file
+from edgeforge.verification.adapted import AdapterFigures
 from edgeforge.verification.bounds import Checked
 from edgeforge.verification.curve import PositionCurve
 from edgeforge.verification.finite import NotFinite
@@ -73,6 +74,9 @@ class Evaluation:
         device_limits: what running it there cannot tell, one sentence each.
         exit_layer: the checkpoint's layer after which the model is cut, in FLOAT and QUANTIZED as
             well; None where it is whole.
+        adapters: names of the adapters that are merged into the weights, in FLOAT and QUANTIZED as
+            well.
+        with_adapters: what came out with each adapter that lies beside the weights.
         elsewhere: evaluations of the same artifact on devices, on the same tokens and under the
             same bounds. These have no sums and no facts of the files, which are no other there.
         schema_version: of the report.
@@ -111,6 +115,8 @@ class Evaluation:
     device_facts: Mapping[str, object] | None = None
     device_limits: tuple[str, ...] = ()
     exit_layer: int | None = None
+    adapters: tuple[str, ...] = ()
+    with_adapters: tuple[AdapterFigures, ...] = ()
     elsewhere: tuple[Evaluation, ...] = ()
     schema_version: int = REPORT_VERSION
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeforge.errors import UsageError
+from edgeforge.checkpoint.adapter import Adapter
+from edgeforge.errors import CheckpointError, UsageError
 from edgeforge.model.model import DEMO, DEMO_FOLDER, Model, open_model
 from edgeforge.stage_progress import Progress
 from exporters.manifest import Manifest
+from exporters.manifest_records import AdapterRecord
 from quant.formats.activations import parse_activation
 from quant.formats.formats import parse_format
 from quant.plans.plan import Assignment, QuantPlan
@@ -52,12 +54,16 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
         where = DEMO
     elif checkpoint is None and not Path(where).exists() and source.revision:
         where, revision = source.model, source.revision
+    adapters = manifest.merged_adapters
     model = open_model(
         where,
         revision=revision,
         ignore_config=manifest.model.ignored_config,
         exit_layer=manifest.model.exit_layer,
+        adapters=[find_adapter(record) for record in adapters],
     )
+    for record, adapter in zip(adapters, model.adapters, strict=True):
+        require_same(record, adapter)
     digest = model.checkpoint.digest()
     if digest.sha256 != source.sha256:
         raise UsageError(
@@ -65,6 +71,33 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
             f"name the right one with --checkpoint"
         )
     return model
+
+
+def find_adapter(record: AdapterRecord) -> str:
+    """Returns the adapter of a record as `open_model` takes it.
+
+    Raises:
+        CheckpointError: its folder is not there.
+    """
+    if not Path(record.path).is_dir():
+        raise CheckpointError(
+            f"the adapter {record.name} that the artifact was made with is not at {record.path} "
+            f"any more: put its folder back there"
+        )
+    return f"{record.path}@{record.weight!r}"
+
+
+def require_same(record: AdapterRecord, adapter: Adapter) -> None:
+    """Refuses an adapter that is not the one of a record.
+
+    Raises:
+        UsageError: its digest differs.
+    """
+    if adapter.sha256 != record.sha256:
+        raise UsageError(
+            f"{record.path} is not the adapter that the artifact was made with (its digest "
+            f"differs): put that one back there, or export again"
+        )
 
 
 def references(manifest: Manifest, model: Model, progress: Progress) -> References:

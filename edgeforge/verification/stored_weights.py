@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeforge.errors import CheckFailed
 from exporters.manifest import MANIFEST, Manifest
 from exporters.registry import find_target
 from quant.plans.algorithms import is_calibrated
 from quant.processors import processor_kind
-from quant.store.store import WeightStore
+
+if TYPE_CHECKING:
+    from quant.store.store import WeightStore
 
 
 def require_recorded_weights(folder: Path, manifest: Manifest) -> None:

@@ -220,6 +220,7 @@ def _reference_key(manifest: Manifest) -> str:
             manifest.source,
             manifest.model.ignored_config,
             manifest.model.exit_layer,
+            manifest.merged_adapters,
             manifest.context,
             manifest.recipe,
             plan,

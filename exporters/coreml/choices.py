@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from exporters.checks import refuse_activation
-from exporters.coreml.names import CONVOLUTION, identifier
+from exporters.coreml.names import FLOAT, identifier
 from exporters.errors import WeightRefused
 from exporters.options import TargetOptions
 from quant.formats.activations import TOKEN
@@ -25,7 +25,7 @@ def check_formats(
 
     Args:
         plan: the format and the algorithm of every weight.
-        shapes: the shape of every weight; vectors and convolutions are always float.
+        shapes: the shape of every weight; vectors, convolutions and routers are always float.
         options: the target's options, of which the profile and the opset are read.
 
     Raises:
@@ -40,7 +40,7 @@ def check_formats(
     for weight, assignment in plan.weights.items():
         format = assignment.format
         identifier(weight)
-        if len(shapes[weight]) == 1 or weight.endswith(CONVOLUTION):
+        if len(shapes[weight]) == 1 or weight.endswith(FLOAT):
             continue
         if isinstance(format, IntFormat) and format.bits not in (4, 8):
             palette = next(bits for bits in (2, 3, 6, 8) if bits >= format.bits)

@@ -169,7 +169,7 @@ def _floats(store: WeightStore, style: Style) -> tuple[str, ...]:
     matrices = [
         name
         for name in wide
-        if store.extents(name)["value"].shape[0] > 1 and not name.endswith(names.CONVOLUTION)
+        if store.extents(name)["value"].shape[0] > 1 and not name.endswith(names.FLOAT)
     ]
     told = []
     if matrices:

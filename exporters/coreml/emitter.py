@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from exporters.coreml.function import FunctionBuilder, Shape, Value
+
+_COMPARISONS: Final = frozenset({"less", "less_equal", "greater", "equal", "not_equal"})
 
 
 class Emitter(FunctionBuilder):
     """A function under construction; a method emits an operation and returns its result."""
 
     def binary(self, kind: str, name: str, x: Value, y: Value | float | int) -> Value:
-        """``add``, ``sub``, ``mul``, ``real_div``, ``maximum`` or a comparison; it broadcasts."""
+        """An operation of two operands, such as ``add`` or a comparison; it broadcasts."""
         if not isinstance(y, Value):
             y = self.constant(y, x.dtype)
-        compares = kind in ("less_equal", "greater", "equal")
+        compares = kind in _COMPARISONS
         dtype = "bool" if compares else x.dtype
         return self.call(kind, name, dtype, broadcast(x.shape, y.shape), x=x, y=y)
 
     def unary(self, kind: str, name: str, x: Value) -> Value:
-        """``silu``, ``tanh``, ``abs`` or ``square``, element by element."""
+        """``silu``, ``sigmoid``, ``tanh``, ``abs`` or ``identity``, element by element."""
         return self.call(kind, name, x.dtype, x.shape, x=x)
 
     def cast(self, name: str, x: Value, dtype: str) -> Value:
@@ -28,10 +31,7 @@ class Emitter(FunctionBuilder):
 
     def cast_once(self, name: str, x: Value, dtype: str) -> Value:
         """Casts to a dtype, once for all uses of a value; itself when it has that dtype."""
-        key = "cast", name
-        if key not in self._constants:
-            self._constants[key] = self.cast(name, x, dtype)
-        return self._constants[key]
+        return self.once(("cast", name), lambda: self.cast(name, x, dtype))
 
     def round_to_bytes(self, name: str, x: Value, scale: Value) -> Value:
         """Quantizes to signed 8-bit integers by a scale and dequantizes again.
@@ -102,10 +102,45 @@ class Emitter(FunctionBuilder):
         b = self.constant(otherwise, x.dtype)
         return self.call("select", name, x.dtype, x.shape, cond=condition, a=x, b=b)
 
+    def replace(self, name: str, x: Value, condition: Value, number: float) -> Value:
+        """One number where a condition that broadcasts to ``x`` holds, ``x`` elsewhere."""
+        a = self.constant(number, x.dtype)
+        return self.call("select", name, x.dtype, x.shape, cond=condition, a=a, b=x)
+
     def reduce(self, kind: str, name: str, x: Value) -> Value:
-        """``reduce_mean`` or ``reduce_max`` over the last axis, which stays with size 1."""
+        """``reduce_mean`` or another reduction over the last axis, which stays with size 1."""
         shape = (*x.shape[:-1], 1)
         return self.call(kind, name, x.dtype, shape, x=x, axes=[-1], keep_dims=True)
+
+    def reduce_tokens(self, kind: str, name: str, x: Value) -> Value:
+        """A reduction over all axes but the last, ``[1, t, width]`` to ``[width]``."""
+        return self.call(kind, name, x.dtype, x.shape[-1:], x=x, axes=[0, 1], keep_dims=False)
+
+    def largest(self, name: str, x: Value, count: int) -> Value:
+        """The largest elements of the last axis; their order is not relied upon."""
+        return self.call(
+            "topk",
+            name,
+            x.dtype,
+            (*x.shape[:-1], count),
+            x=x,
+            k=count,
+            axis=-1,
+            ascending=False,
+            sort=True,
+            return_indices=False,
+        )
+
+    def running_sum(self, name: str, x: Value) -> Value:
+        """The sum of each element of the last axis and all before it."""
+        return self.call(
+            "cumsum", name, x.dtype, x.shape, x=x, axis=-1, exclusive=False, reverse=False
+        )
+
+    def zeros(self, name: str, like: Value, dtype: str) -> Value:
+        """Zeros in another value's shape."""
+        zero = self.constant(0.0, dtype)
+        return self.call("fill_like", name, dtype, like.shape, ref_tensor=like, value=zero)
 
     def rsqrt(self, name: str, x: Value, epsilon: float) -> Value:
         """``1 / sqrt(x + epsilon)``."""
@@ -237,6 +272,34 @@ class Emitter(FunctionBuilder):
             end=list(shape),
             begin_mask=[True] * rank,
             end_mask=[False] * rank,
+        )
+
+    def column(self, name: str, x: Value, index: int) -> Value:
+        """Selects one column of three axes, ``[1, t, width]`` to ``[1, t, 1]``."""
+        free = [True, True, False]
+        return self.call(
+            "slice_by_index",
+            name,
+            x.dtype,
+            (*x.shape[:-1], 1),
+            x=x,
+            begin=[0, 0, index],
+            end=[0, 0, index + 1],
+            begin_mask=free,
+            end_mask=free,
+        )
+
+    def element(self, name: str, x: Value, index: int) -> Value:
+        """Selects one element of a vector, as a scalar."""
+        return self.call(
+            "slice_by_index",
+            name,
+            x.dtype,
+            (),
+            x=x,
+            begin=[index],
+            end=[index + 1],
+            squeeze_mask=[True],
         )
 
     def first_columns(self, name: str, x: Value, width: int) -> Value:

@@ -6,8 +6,8 @@ use such tools to check the stated types.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -97,8 +97,19 @@ def file_value(value: FileValue) -> Any:
     return made
 
 
+@dataclass(frozen=True)
+class _Scope:
+    """A block under construction, and the values that are made once for all uses within it."""
+
+    block: Any
+    made: dict[object, Value] = field(default_factory=dict)
+
+
 class FunctionBuilder:
     """Collects a function's inputs and operations.
+
+    What is emitted while `cond` calls its arguments belongs to a branch: weights and results there
+    are seen by no other branch. Small constants belong to the function, whoever needs them first.
 
     Args:
         name: the function's name.
@@ -112,9 +123,8 @@ class FunctionBuilder:
         self.outputs: list[Value] = []
         self._message = messages()["Function"]()
         self._message.opset = opset
-        self._block = self._message.block_specializations[opset]
+        self._scopes = [_Scope(self._message.block_specializations[opset])]
         self._names: set[str] = set()
-        self._constants: dict[object, Value] = {}
         self._counts: dict[str, int] = {}
 
     def input(self, name: str, dtype: str, shape: Shape) -> Value:
@@ -134,7 +144,7 @@ class FunctionBuilder:
 
     def output(self, value: Value) -> None:
         """Makes a value an output."""
-        self._block.outputs.append(value.name)
+        self._scopes[0].block.outputs.append(value.name)
         self.outputs.append(value)
 
     def call(self, kind: str, name: str, dtype: str, shape: Shape, /, **operands: Operand) -> Value:
@@ -164,10 +174,43 @@ class FunctionBuilder:
             )
         return values
 
+    def cond(
+        self, name: str, pred: Value, then: Callable[[], Value], otherwise: Callable[[], Value]
+    ) -> Value:
+        """Emits a choice between two blocks, of which a call runs only one.
+
+        Args:
+            name: the result's name.
+            pred: ``bool[]``; whether the first block runs.
+            then: emits the first block and returns its result.
+            otherwise: emits the second block; its result has the same dtype and shape.
+        """
+        blocks, results = zip(*map(self._branch, (then, otherwise)), strict=True)
+        first, second = results
+        assert (first.dtype, first.shape) == (second.dtype, second.shape), name
+        made = self.call("cond", name, first.dtype, first.shape, pred=pred)
+        self._scopes[-1].block.operations[-1].blocks.extend(blocks)
+        return made
+
+    def _branch(self, emit: Callable[[], Value]) -> tuple[Any, Value]:
+        self._scopes.append(_Scope(messages()["Block"]()))
+        result = emit()
+        block = self._scopes.pop().block
+        block.outputs.append(result.name)
+        return block, result
+
+    def once(self, key: object, make: Callable[[], Value]) -> Value:
+        """Emits a value once for all uses in a block and in its branches."""
+        for scope in reversed(self._scopes):
+            if key in scope.made:
+                return scope.made[key]
+        made = self._scopes[-1].made[key] = make()
+        return made
+
     def constexpr(
         self, kind: str, name: str, dtype: str, shape: Shape, parts: Mapping[str, FileValue | Any]
     ) -> Value:
-        """Emits an operation that makes a weight out of stored parts, once for each name.
+        """Emits an operation that makes a weight out of stored parts, once for each name and block.
 
         The parts are arguments in iOS 18's operations and attributes in iOS 16's.
 
@@ -178,7 +221,8 @@ class FunctionBuilder:
             shape: the weight's shape.
             parts: the parts by parameter, each a place in the weight file or a message.
         """
-        if ("weight", name) not in self._constants:
+
+        def make() -> Value:
             value = self._named(name, dtype, shape)
             operation = self._operation(kind, name, [value])
             for key, part in parts.items():
@@ -187,23 +231,38 @@ class FunctionBuilder:
                     operation.attributes[key].CopyFrom(made)
                 else:
                     operation.inputs[key].arguments.add().value.CopyFrom(made)
-            self._constants["weight", name] = value
-        return self._constants["weight", name]
+            return value
 
-    def stored(self, name: str, value: FileValue) -> Value:
-        """Emits a constant in the weight file, once for each name."""
-        return self._named_constant(name, value.dtype, value.shape, file_value(value))
+        return self.once(("weight", name), make)
+
+    def stored(self, name: str, value: FileValue, *, shared: bool = False) -> Value:
+        """Emits a constant in the weight file, once for each name and block.
+
+        Args:
+            name: the constant's name.
+            value: its place.
+            shared: whether it belongs to the function, so that all branches may read it.
+        """
+        once = self._of_function if shared else self.once
+        message = file_value(value)
+        return once(("stored", name), lambda: self._const(name, value.dtype, value.shape, message))
 
     def inline(self, name: str, dtype: str, value: npt.NDArray[np.generic]) -> Value:
-        """Emits a short constant that the program itself holds, once for each name."""
-        return self._named_constant(name, dtype, value.shape, array_value(dtype, value))
+        """Emits a short constant that the program itself holds, once for each name and block."""
+        message = array_value(dtype, value)
+        return self.once(("stored", name), lambda: self._const(name, dtype, value.shape, message))
 
-    def _named_constant(self, name: str, dtype: str, shape: Shape, message: Any) -> Value:
-        if ("stored", name) not in self._constants:
-            made = self._named(name, dtype, shape)
-            self._operation("const", name, [made]).attributes["val"].CopyFrom(message)
-            self._constants["stored", name] = made
-        return self._constants["stored", name]
+    def _of_function(self, key: object, make: Callable[[], Value]) -> Value:
+        """As `once`, in the function's own block, before the branch that is under construction."""
+        scopes, self._scopes = self._scopes, self._scopes[:1]
+        made = self.once(key, make)
+        self._scopes = scopes
+        return made
+
+    def _const(self, name: str, dtype: str, shape: Shape, message: Any) -> Value:
+        value = self._named(name, dtype, shape)
+        self._operation("const", name, [value]).attributes["val"].CopyFrom(message)
+        return value
 
     def constant(self, literal: Literal, dtype: str | None = None) -> Value:
         """Emits a small constant, once for equal values of one dtype.
@@ -213,26 +272,20 @@ class FunctionBuilder:
             dtype: the constant's dtype; by default bool, int32 or fp16, by the value's type.
         """
         if isinstance(literal, str):
-            key: object = literal
-            if key not in self._constants:
-                name = self.fresh(f"text_{literal}")
-                value = self._named(name, "string", ())
-                message = text_value(literal)
-                self._operation("const", name, [value]).attributes["val"].CopyFrom(message)
-                self._constants[key] = value
-            return self._constants[key]
+            text = f"text_{literal}"
+            return self._of_function(
+                literal, lambda: self._const(self.fresh(text), "string", (), text_value(literal))
+            )
         array = np.asarray(literal)
         kind = dtype or {"b": "bool", "i": "int32", "f": "fp16"}[array.dtype.kind]
         array = array.astype(_NUMPY[kind])
         assert array.size < _IMMEDIATE_LIMIT, "long constants belong in the weight file"
-        key = kind, array.shape, array.tobytes()
-        if key not in self._constants:
+
+        def make() -> Value:
             name = self.fresh(f"{kind}_const")
-            value = self._named(name, kind, array.shape)
-            message = array_value(kind, array)
-            self._operation("const", name, [value]).attributes["val"].CopyFrom(message)
-            self._constants[key] = value
-        return self._constants[key]
+            return self._const(name, kind, array.shape, array_value(kind, array))
+
+        return self._of_function((kind, array.shape, array.tobytes()), make)
 
     def fresh(self, name: str) -> str:
         """Returns the name, with a number added when it is taken."""
@@ -254,7 +307,7 @@ class FunctionBuilder:
         return Value(name, dtype, tuple(shape))
 
     def _operation(self, kind: str, name: str, results: Sequence[Value]) -> Any:
-        operation = self._block.operations.add(type=kind)
+        operation = self._scopes[-1].block.operations.add(type=kind)
         operation.attributes["name"].CopyFrom(text_value(name))
         for value in results:
             operation.outputs.add(name=value.name, type=value_type(value.dtype, value.shape))

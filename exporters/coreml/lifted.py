@@ -7,18 +7,21 @@ from typing import Final
 from exporters.coreml.lifting import lift_function
 from exporters.coreml.package import Package
 from exporters.damaged_files import one_sentence
-from exporters.lifted import Array, Reading
+from exporters.lifted import Array, Precision, Reading
 
 _PREFIX: Final = "edgeforge."
 
 
-def read_package(package: Package, context: int, *, cache_multiple: int) -> Reading:
+def read_package(
+    package: Package, context: int, *, cache_multiple: int, floats: Precision = "float32"
+) -> Reading:
     """Lifts every function of a package.
 
     Args:
         package: the opened package.
         context: the declared context, tokens.
         cache_multiple: what the caches' lengths are rounded up to a multiple of.
+        floats: how products with weights that are float32 in every recipe take activations.
 
     Raises:
         ExportError: the package is damaged.
@@ -41,6 +44,7 @@ def read_package(package: Package, context: int, *, cache_multiple: int) -> Read
         entry_points,
         integers="float16",
         halves="float16",
+        floats=floats,
         context=lengths,
         cache_multiple=cache_multiple,
         ids=ids,

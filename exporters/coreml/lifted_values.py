@@ -106,7 +106,7 @@ class Swapped(Value):
 
 
 class Operations:
-    """The operations of a function, with their operands by parameter.
+    """The operations of a function and its branches, with their operands by parameter.
 
     Args:
         package: the package.
@@ -116,8 +116,9 @@ class Operations:
 
     def __init__(self, package: Package, name: str, constants: dict[object, Array]) -> None:
         self.package, self.name, self.constants = package, name, constants
-        self.operations = list(package.block(name).operations)
-        self.outputs = set(map(str, package.block(name).outputs))
+        self.block = package.block(name)
+        self.operations = list(package.operations(name))
+        self.outputs = set(map(str, self.block.outputs))
         self.shapes: dict[str, tuple[int | None, ...]] = {}
         self.dtypes: dict[str, str] = {}
         for operation in self.operations:

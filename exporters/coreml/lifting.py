@@ -7,7 +7,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from exporters.coreml import lifted_attention, lifted_convolution, lifted_norms
+from exporters.coreml import (
+    lifted_attention,
+    lifted_convolution,
+    lifted_mixtures,
+    lifted_norms,
+)
+from exporters.coreml.lifted_routes import logits_of
 from exporters.coreml.lifted_values import (
     Held,
     Operations,
@@ -41,6 +47,7 @@ from exporters.lifted import (
     Precision,
     Product,
     Scaled,
+    Sigmoid,
     Silu,
     Softcap,
     StoredWeight,
@@ -52,11 +59,14 @@ from exporters.lifted import (
 
 Given = Mapping[str, tuple[Value, ...]]
 # What stays float32 where all else is float16: norms, rotary tables, the scale of scores, softcaps,
-# residual streams that float16 cannot hold, and weights that are float32 themselves.
+# residual streams that float16 cannot hold, the choice of experts and the sum of their results, and
+# weights that are float32 themselves.
 _MAY_BE_FLOAT32: Final = frozenset(
     {
         *("const", "cast", "gather", "slice_by_index", "add", "sub", "mul", "real_div", "tanh"),
         *("reduce_mean", "reduce_max", "rsqrt"),
+        *("topk", "cumsum", "reduce_min", "reduce_sum", "abs", "maximum", "select"),
+        *("cond", "identity", "fill_like"),
     }
 )
 _EMITTED: Final = frozenset(
@@ -79,6 +89,17 @@ _EMITTED: Final = frozenset(
         "select",
         "abs",
         "maximum",
+        "sigmoid",
+        "topk",
+        "cumsum",
+        "reduce_min",
+        "less",
+        "not_equal",
+        "logical_or",
+        "logical_not",
+        "fill_like",
+        "identity",
+        "cond",
         "real_div",
         "reduce_mean",
         "reduce_max",
@@ -115,12 +136,18 @@ def lift_function(
     walk.factors.update(operations.weights_with_factors())
     for given in package.function(name).inputs:
         _take_input(walk, str(given.name), given.type)
-    for operation in operations.operations:
-        for output, value in zip(operation.outputs, _lifted(walk, operation), strict=False):
-            walk.values[str(output.name)] = value
+    _lift_block(walk, operations.block)
     if LOGITS not in walk.values:
         raise ExportError(f"{package.path}: {name} has no output {LOGITS}")
     return EntryPoint(name, walk.values[LOGITS], walk.probes, tuple(walk.outside))
+
+
+def _lift_block(walk: Walk, block: Any) -> None:
+    for operation in block.operations:
+        for inner in operation.blocks:
+            _lift_block(walk, inner)
+        for output, value in zip(operation.outputs, _lifted(walk, operation), strict=False):
+            walk.values[str(output.name)] = value
 
 
 def _take_input(walk: Walk, name: str, kind: Any) -> None:
@@ -165,6 +192,8 @@ def _check_precision(walk: Walk, kind: str, name: str, made: tuple[Value, ...]) 
     if walk.operations.dtypes.get(name) != "fp32" or kind in _MAY_BE_FLOAT32:
         return
     product = made[0] if made else None
+    if kind == "softmax" and product is not None:
+        product = logits_of(product)
     if isinstance(product, Unknown) and product.operands:
         product = product.operands[0]
     if isinstance(product, Bias):
@@ -290,13 +319,18 @@ def _add(walk: Walk, name: str, given: Given, operation: Any) -> Made:
                 shifted = lifted_norms.shifted_by(name, one, other)
                 return None if shifted is None else (shifted,)
             return (Bias(name, one, other.weight, other.values),)
-    found: Value | None = lifted_attention.one_hot_update(walk, name, pair)
+    found: Value | None = lifted_mixtures.added(name, pair)
+    found = found or lifted_attention.one_hot_update(walk, name, pair)
     found = found or lifted_convolution.convolution(walk, name, pair)
     return (Sum(name, pair) if found is None else found,)
 
 
 def _silu(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     return (Silu(name, given["x"][0]),)
+
+
+def _sigmoid(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+    return (Sigmoid(name, given["x"][0]),)
 
 
 def _gelu(walk: Walk, name: str, given: Given, operation: Any) -> Made:
@@ -334,6 +368,8 @@ def _slice(walk: Walk, name: str, given: Given, operation: Any) -> Made:
         return lifted_convolution.shifted(walk, name, given)
     if isinstance(source, Held):  # what is behind is padding
         return (source,)
+    if isinstance(source, lifted_mixtures.PARTED):
+        return lifted_mixtures.part(name, given)
     begin, end = (whole_numbers(given[key][0]) for key in ("begin", "end"))
     free = [whole_numbers(given[key][0]) for key in ("begin_mask", "end_mask")]
     if begin == (0, -1, 0) and free == [(1, 0, 1), (1, 1, 1)]:
@@ -377,7 +413,7 @@ def _write_state(walk: Walk, name: str, given: Given, operation: Any) -> Made:
 
 
 def _select(walk: Walk, name: str, given: Given, operation: Any) -> Made:
-    return lifted_convolution.select(walk, name, given)
+    return lifted_convolution.select(walk, name, given) or lifted_mixtures.kept(name, given)
 
 
 def _slice_update(walk: Walk, name: str, given: Given, operation: Any) -> Made:
@@ -416,4 +452,11 @@ HANDLERS: Final[Mapping[str, Callable[[Walk, str, Given, Any], Made]]] = {
     "slice_update": _slice_update,
     "scaled_dot_product_attention": _attention,
     "matmul": _matmul,
+    "sigmoid": _sigmoid,
+    "identity": _passed,
+    "not_equal": lifted_mixtures.marks,
+    "reduce_max": lifted_mixtures.used,
+    "greater": lifted_mixtures.above_zero,
+    "fill_like": lifted_mixtures.zeros,
+    "cond": lifted_mixtures.cond,
 }

@@ -12,6 +12,7 @@ from exporters.coreml.carried import Carried
 from exporters.coreml.convolution import ShortConvolution
 from exporters.coreml.emitter import Emitter
 from exporters.coreml.function import Value
+from exporters.coreml.mixtures import Mixtures
 from exporters.coreml.norms import (
     scaled_layer_norm,
     scaled_rms_norm,
@@ -20,6 +21,7 @@ from exporters.coreml.norms import (
 )
 from exporters.coreml.positions import Positions
 from exporters.coreml.rotary import Rotary
+from exporters.coreml.routes import emit_route, emit_sparse_mixer
 from exporters.coreml.state import FunctionLowering
 from exporters.coreml.weights import Weight
 from exporters.errors import ExportError
@@ -35,16 +37,12 @@ def lower_function(state: FunctionLowering) -> Emitter:
     """
     # These handlers are objects' that keep what all layers share: positions, masks, states.
     positions, carried = Positions(state), Carried(state)
-    shared = {
-        dialect.ROPE: Rotary(state, positions).emit,
-        dialect.ATTENTION: Attention(state, positions, carried).emit,
-        dialect.SHORT_CONV: ShortConvolution(state, positions, carried).emit,
-    }
-    for node in state.program.graph.nodes:
-        if node.op != "call_function" or node.target in (dialect.GET, dialect.SIZE):
-            continue  # the split's handler names what GET gives; sizes are operands of views only
+
+    def lower(node: fx.Node) -> None:
+        if node.target in (dialect.GET, dialect.SIZE):
+            return  # the split's handler names what GET gives; sizes are operands of views only
         if state.holds(node):
-            continue  # a bias that the product before it adds
+            return  # a bias that the product before it adds
         if node.target in shared:
             value = shared[node.target](node)
         elif node.target in HANDLERS:
@@ -52,13 +50,24 @@ def lower_function(state: FunctionLowering) -> Emitter:
         else:
             raise ExportError(f"the Core ML target has no handler for {node.target} at {node.name}")
         state.hold(node, value)
+
+    mixtures = Mixtures(state, lower)
+    shared: dict[object, Callable[[fx.Node], Value]] = {
+        dialect.ROPE: Rotary(state, positions).emit,
+        dialect.ATTENTION: Attention(state, positions, carried).emit,
+        dialect.SHORT_CONV: ShortConvolution(state, positions, carried).emit,
+        dialect.COMBINE: mixtures.emit,
+    }
+    for node in state.program.graph.nodes:
+        if node.op == "call_function" and not mixtures.owns(node):
+            lower(node)
     state.emitter.output(state.result(state.program.output()))
     carried.outputs()
     return state.emitter
 
 
 def _product(state: FunctionLowering, node: fx.Node, weight: Weight) -> Value:
-    """Emits ``x @ weight.T`` in the weight's dtype and casts the result to float16.
+    """Emits ``x @ weight.T`` in the weight's dtype; a router's stays float32, all else is float16.
 
     A bias that alone reads the product is added within it where that is exact.
     """
@@ -71,12 +80,14 @@ def _product(state: FunctionLowering, node: fx.Node, weight: Weight) -> Value:
         zeros = np.zeros(rows, np.float32 if dtype == "fp32" else np.float16)
         bias = state.bank.table(emitter, f"no_bias_{dtype}_{rows}", zeros)
         adding = None
-    x = emitter.cast_once(f"{state.given(node, 0).name}_as_{dtype}", state.given(node, 0), dtype)
-    raw = name if weight.descale is None and dtype == "fp16" else f"{name}_raw"
+    result = "fp32" if state.stays_wide(node) else "fp16"
+    given = state.unrounded(node, 0) if state.stays_wide(node) else state.given(node, 0)
+    x = emitter.cast_once(f"{given.name}_as_{dtype}", given, dtype)
+    raw = name if weight.descale is None and dtype == result else f"{name}_raw"
     product = emitter.linear(raw, x, weight.value, bias)
     if weight.descale is not None:
         product = emitter.binary("mul", name, product, weight.descale)
-    made = emitter.cast(name, product, "fp16")
+    made = emitter.cast(name, product, result)
     if adding is not None:
         state.hold(adding, made)
     return made
@@ -111,7 +122,10 @@ def _quant_embedding(state: FunctionLowering, node: fx.Node) -> Value:
 
 
 def _linear(state: FunctionLowering, node: fx.Node) -> Value:
-    return _product(state, node, Weight(state.floating(node)))
+    stored = state.floating(node)
+    if not state.style.wide:  # a router's weight is float32 in every recipe
+        stored = state.emitter.cast_once(f"{stored.name}_half", stored, "fp16")
+    return _product(state, node, Weight(stored))
 
 
 def _quant_linear(state: FunctionLowering, node: fx.Node) -> Value:
@@ -151,6 +165,8 @@ def _narrow(state: FunctionLowering, node: fx.Node, value: Value) -> Value:
     """A result as float16, except where it is a part of a stream that stays float32."""
     if state.stays_wide(node):
         return value
+    if value.dtype == "fp32":
+        state.hold_unrounded(node, value)
     return state.emitter.cast(state.name(node), value, "fp16")
 
 
@@ -219,6 +235,10 @@ def _silu(state: FunctionLowering, node: fx.Node) -> Value:
     return state.emitter.unary("silu", state.name(node), state.value(node, 0))
 
 
+def _sigmoid(state: FunctionLowering, node: fx.Node) -> Value:
+    return state.emitter.unary("sigmoid", state.name(node), state.value(node, 0))
+
+
 def _view(state: FunctionLowering, node: fx.Node) -> Value:
     return state.emitter.reshape(state.name(node), state.value(node, 0), state.dims(node))
 
@@ -251,6 +271,9 @@ HANDLERS: dict[object, Callable[[FunctionLowering, fx.Node], Value]] = {
     dialect.ADD: _add,
     dialect.MUL: _mul,
     dialect.SILU: _silu,
+    dialect.SIGMOID: _sigmoid,
+    dialect.ROUTE: emit_route,
+    dialect.ROUTE_SPARSE_MIXER: emit_sparse_mixer,
     dialect.VIEW: _view,
     dialect.SPLIT: _split,
     dialect.LAST: _last,

@@ -32,6 +32,8 @@ LOGITS: Final = "logits"  # fp16[1, 1 or t, vocabulary]
 
 # How the name of a short convolution's weight ends, whose few columns are float in every recipe.
 CONVOLUTION: Final = ".conv.conv.weight"
+# How the names of all weights end that are float32 in every recipe, besides vectors.
+FLOAT: Final = (CONVOLUTION, ".mlp.router.weight", ".mlp.shared_expert_gate.weight")
 
 _STATES: Final = {"k_cache": "keyCache", "v_cache": "valueCache", "recent": "convState"}
 # Suffix of the output that gives a state back after the call, where there are no states.

@@ -10,7 +10,7 @@ from torch import fx
 from exporters.coreml.emitter import Emitter
 from exporters.coreml.function import Shape, Value
 from exporters.coreml.names import LOGITS, POSITION, TOKENS
-from exporters.coreml.stream import wide_stream
+from exporters.coreml.stream import router_logits, wide_stream
 from exporters.coreml.weights import Weight, WeightBank
 from quant.formats.formats import PaletteFormat
 from quant.program.calls import GetCall, QuantizedCall
@@ -70,8 +70,9 @@ class FunctionLowering:
     ) -> None:
         self.program, self.bank, self.style, self.tokens = program, bank, style, tokens
         self.emitter = Emitter(name, OPSETS[style.opset][0])
-        self._wide = wide_stream(program) if style.wide else frozenset()
+        self._wide = wide_stream(program) | router_logits(program) if style.wide else frozenset()
         self._values: dict[fx.Node, Value] = {}
+        self._unrounded: dict[fx.Node, Value] = {}
 
         self.ids = self.emitter.input(TOKENS, "int32", (1, tokens))
         self.position = self.emitter.input(POSITION, "int32", (1,))
@@ -79,6 +80,10 @@ class FunctionLowering:
     def hold(self, node: fx.Node, value: Value) -> None:
         """Records the function's value that holds a node's result."""
         self._values[node] = value
+
+    def hold_unrounded(self, node: fx.Node, value: Value) -> None:
+        """Records the float32 value that was rounded to give a node's result."""
+        self._unrounded[node] = value
 
     def holds(self, node: fx.Node) -> bool:
         """Whether a node's result was emitted already, by another node's handler."""
@@ -97,8 +102,12 @@ class FunctionLowering:
         given = self.given(node, index)
         return self.emitter.cast_once(f"{given.name}_as_fp16", given, "fp16")
 
+    def unrounded(self, node: fx.Node, index: int) -> Value:
+        """One of a node's arguments as it was before float16 rounded it, where that is held."""
+        return self._unrounded.get(node_argument(node, index)) or self.given(node, index)
+
     def stays_wide(self, node: fx.Node) -> bool:
-        """Whether a node's result is float32, as a part of a residual stream that must be."""
+        """Whether a node's result is float32: of a residual stream that must be, or a router's."""
         return node in self._wide
 
     def name(self, node: fx.Node) -> str:

@@ -1,4 +1,4 @@
-"""Which results of a program must stay float32: residual streams that float16 cannot hold."""
+"""Which results of a program must stay float32: wide residual streams, and routers' logits."""
 
 from __future__ import annotations
 
@@ -16,16 +16,42 @@ _PASSING: Final = (dialect.SCALE, dialect.LAST)
 
 
 def wide_stream(program: Program) -> frozenset[fx.Node]:
-    """Finds the residual stream of a model whose stream may exceed float16's range.
+    """Finds the residual stream of a model whose stream should be float32 where that is possible.
+
+    A stream may exceed float16's range (`may_exceed_half`). In a mixture of experts, what float16
+    rounds in the stream moves a router's logits, and sends tokens to other experts where two are
+    nearly equal.
+
+    Returns:
+        The embedding's rows, the sums, and the norms and factors whose results are added; nothing
+        for any other model.
+    """
+    stream, added = _stream(program)
+    chooses = any(node.target in dialect.ROUTES for node in program.graph.nodes)
+    if chooses or may_exceed_half(program):
+        return frozenset(stream | added)
+    return frozenset()
+
+
+def may_exceed_half(program: Program) -> bool:
+    """Whether the residual stream may exceed float16's range.
 
     Models that multiply their embeddings, or add norms' results to the stream, were trained in
     bfloat16, whose range is float32's; Gemma's streams reach hundreds of thousands. In other
     models each addition is a product with a weight, and float16 has held them.
-
-    Returns:
-        The embedding's rows, the sums, and the norms and factors whose results are added; nothing
-        for a model whose stream float16 holds.
     """
+    stream, added = _stream(program)
+    multiplied = any(
+        user.target is dialect.SCALE
+        for node in stream
+        if node.target in _ROWS
+        for user in node.users
+    )
+    return multiplied or any(node.target in _NORMS for node in added)
+
+
+def _stream(program: Program) -> tuple[set[fx.Node], set[fx.Node]]:
+    """The embedding's rows with all sums that begin there, and norms and factors that are added."""
     stream: set[fx.Node] = set()
     added: set[fx.Node] = set()
     for node in program.graph.nodes:
@@ -36,15 +62,20 @@ def wide_stream(program: Program) -> frozenset[fx.Node]:
             if any(term in stream for term in terms):
                 stream.add(node)
                 added.update(part for term in terms if term not in stream for part in _added(term))
-    multiplied = any(
-        user.target is dialect.SCALE
-        for node in stream
-        if node.target in _ROWS
-        for user in node.users
+    return stream, added
+
+
+def router_logits(program: Program) -> frozenset[fx.Node]:
+    """Finds the products by which tokens choose experts.
+
+    Logits that float16 rounds would send a token to another expert wherever two are nearly equal.
+    """
+    return frozenset(
+        node
+        for node in program.graph.nodes
+        if node.target in (dialect.LINEAR, dialect.QUANT_LINEAR)
+        and any(user.target in dialect.ROUTES for user in node.users)
     )
-    if multiplied or any(node.target in _NORMS for node in added):
-        return frozenset(stream | added)
-    return frozenset()
 
 
 def _added(term: fx.Node) -> list[fx.Node]:

@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from exporters.blobs import SIGNED, SIGNED_NIBBLES, WIDENED, Blob, Conversion
 from exporters.coreml.emitter import Emitter
@@ -184,15 +183,17 @@ class WeightBank:
 
     def input_scale(self, emitter: Emitter, weight: str) -> Value:
         """Emits the scale of the activations that enter a matrix, as float16, which is exact."""
+        import torch  # here, as reading a package back needs none
+
         bits = self.store.part(weight, INPUT_SCALE).view(torch.uint16).numpy()
         half = to_half(bits, np.zeros((1, 1), np.int32)).view(np.float16).reshape(())
         return emitter.inline(identifier(weight) + INPUT_SCALE_NAME, "fp16", half)
 
     def table(self, emitter: Emitter, name: str, values: npt.NDArray[np.generic]) -> Value:
-        """Emits a constant of float16 or float32 that is not a weight."""
+        """Emits a constant of float16 or float32 that is not a weight, for a whole function."""
         dtype = {2: "fp16", 4: "fp32"}[values.itemsize]
         offset = self.file.place((name, dtype), dtype, values.size, Blob(values.tobytes()))
-        return emitter.stored(name, FileValue(dtype, values.shape, offset))
+        return emitter.stored(name, FileValue(dtype, values.shape, offset), shared=True)
 
     def _file_value(
         self, weight: str, part: str, dtype: str, shape: Shape, conversion: Conversion | None

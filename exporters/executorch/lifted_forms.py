@@ -16,6 +16,7 @@ from exporters.lifted import (
     Norm,
     Product,
     Scaled,
+    Sigmoid,
     Silu,
     Softcap,
     Sum,
@@ -30,8 +31,7 @@ def times(name: str, one: Value, other: Value) -> Value | None:
     number = _number(other)
     if number is not None:
         return _softcap(name, one, number) or Scaled(name, one, number)
-    sigmoid = operands(other, "XNNSigmoid")
-    if sigmoid is not None and sigmoid[0] is one:
+    if isinstance(other, Sigmoid) and other.source is one:
         return Silu(name, one)
     if isinstance(other, Part):
         return _weighted(name, one, other)

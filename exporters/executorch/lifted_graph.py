@@ -37,6 +37,7 @@ from exporters.lifted import (
     Recent,
     Rope,
     ShortConv,
+    Sigmoid,
     StoredFormat,
     StoredWeight,
     Sum,
@@ -297,6 +298,10 @@ def _gelu(run: Delegate, node: Record) -> Value | None:
     return Gelu(run.label(node["output_id"]), run.value(node["input_id"]), tanh=False)
 
 
+def _sigmoid(run: Delegate, node: Record) -> Value | None:
+    return Sigmoid(run.label(node["output_id"]), run.value(node["input_id"]))
+
+
 def _transpose(run: Delegate, node: Record) -> Value | None:
     number = node["input_id"]
     name, order = run.label(node["output_id"]), tuple(node["perm"])
@@ -411,6 +416,7 @@ _HANDLERS: Final[Mapping[str, Callable[[Delegate, Any], Value | None]]] = {
     "XNNSubtract": _subtract,
     "XNNClamp": _clamp,
     "XNNGelu": _gelu,
+    "XNNSigmoid": _sigmoid,
     "XNNStaticTranspose": _transpose,
     "XNNBatchMatrixMultiply": _batched,
     "XNNDepthwiseConv2d": _convolve,

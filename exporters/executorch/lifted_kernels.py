@@ -8,6 +8,8 @@ import numpy as np
 
 from exporters.executorch.blobs import WIDE
 from exporters.executorch.lifted_method import LAST_INDEX, Kernels, Method, recent_name
+from exporters.executorch.lifted_mixtures import MIXTURE_KERNELS
+from exporters.executorch.lifted_routes import Sampled, sampled_kernel
 from exporters.executorch.lifted_values import (
     Held,
     Joined,
@@ -249,8 +251,13 @@ def _copy(method: Method, kernel: str, arguments: list[int]) -> bool:
 
 
 def _recall(method: Method, kernel: str, arguments: list[int]) -> bool:
-    """The tokens of a state, or zeros: ``where(begun, state, 0)``."""
+    """The tokens of a state, or zeros: ``where(begun, state, 0)``.
+
+    A ``where`` may also be a step of a choice of experts.
+    """
     begun, nothing = method.value(arguments[0]), method.value(arguments[2])
+    if isinstance(begun, Sampled):
+        return sampled_kernel(method, kernel, arguments)
     if not (isinstance(begun, Numbers) and isinstance(nothing, Constant)):
         return False
     if not method.is_state(arguments[1]) or arguments[1] in method.values or nothing.array.any():
@@ -279,6 +286,7 @@ def _repeat(method: Method, kernel: str, arguments: list[int]) -> bool:
 
 
 KERNELS: Final[Kernels] = {
+    **MIXTURE_KERNELS,
     "aten::sym_size": _count,
     "aten::slice_copy": _slice,
     "aten::embedding": _rows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +33,7 @@ from exporters.lifted import (
     at,
     probes_of,
 )
+from exporters.lifted_mixture import Combine
 
 LAST_INDEX: Final = 2**63 - 1
 _SCALARS: Final = {"Int": "int_val", "Bool": "bool_val", "Double": "double_val"}
@@ -40,6 +42,21 @@ _SCALARS: Final = {"Int": "int_val", "Bool": "bool_val", "Double": "double_val"}
 Kernels = Mapping[str, Callable[["Method", str, list[int]], bool]]
 """By kernel: takes the method, the kernel's name and the arguments' numbers, and lifts the call;
 whether it could."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Booleans on which jumps depend: for each expert whether any token chose it.
+
+    Attributes:
+        offset: their place in the arena, in bytes.
+        experts: how many there are, a byte each.
+        weights: each token's weight of each expert.
+    """
+
+    offset: int
+    experts: int
+    weights: Value
 
 
 class Method:
@@ -63,30 +80,68 @@ class Method:
         self.seen: Seen = {}
         self.capped: Seen = {}
         self.recents = self._recents()
+        self.samples: dict[int, Value] = {}  # what sample logits stand for, by the value's id
+        self.guards: Guard | None = None
+        self.guard: tuple[Value, int] | None = None  # of the calls that a jump may leave out
         self.outside: list[str] = []
         self.delegates = 0
 
     def lift(self) -> EntryPoint:
-        """Goes through the calls in order.
+        """Goes through the calls in order, those that a jump may leave out as well.
 
         Raises:
-            ExportError: the method has branches, which the lowering never emits.
+            ExportError: the method has other jumps than the lowering emits.
         """
         tokens, position = self.plan["inputs"]
         self.values[tokens] = Tokens("tokens")
         starts = tuple(np.array([probe.start], np.int64) for probe in self.probes)
         self.values[position] = Numbers("position", starts)
-        for row in self.plan["chains"][0]["instructions"]:
+        land, within = -1, set[int]()
+        for place, row in enumerate(self.plan["chains"][0]["instructions"]):
             call = row["instr_args"]
-            if call.table == "DelegateCall":
-                self._delegate(call)
+            if place == land:
+                self._leave(within)
+                land = -1
+            if call.table == "JumpFalseCall" and land == -1:
+                land, within = self._enter(call, place), set()
+            elif call.table == "DelegateCall":
+                within |= self._delegate(call)
             elif call.table == "KernelCall":
                 operator = self.plan["operators"][call["op_index"]]
                 self._kernel(str(operator["name"]), list(call["args"]))
+                within.add(call["args"][-1])
             else:
                 raise ExportError(f"{self.files.pte.file}: {self.name} has a {call.table}")
+        if land != -1:
+            raise ExportError(f"{self.files.pte.file}: {self.name} jumps past its last call")
         logits = self.value(self.plan["outputs"][0])
         return EntryPoint(self.name, logits, self.probes, tuple(self.outside))
+
+    def _enter(self, call: Record, place: int) -> int:
+        """Notes what a jump depends on; returns the place of the call that it leads to.
+
+        Raises:
+            ExportError: it leads back, or depends on something else than who chose an expert.
+        """
+        condition, land = call["cond_value_index"], int(call["destination_instruction"])
+        record, of = self.records[condition], self.guards
+        if of is not None and record.table == "Tensor" and list(record["sizes"]) == [1]:
+            expert = self.offset(condition) - of.offset
+            if 0 <= expert < of.experts and land > place + 1:
+                self.guard = of.weights, expert
+                return land
+        raise ExportError(
+            f"{self.files.pte.file}: {self.name} has a jump at call {place} that leaves out "
+            f"something else than an expert that no token chose"
+        )
+
+    def _leave(self, within: set[int]) -> None:
+        """Where a jump leads: what calls within wrote is not known, except sums of experts."""
+        self.guard = None
+        for index in within:
+            if not isinstance(self.values[index], Combine):
+                name = f"{self.name}, value {index}, which a jump leaves out"
+                self.values[index] = Unknown(name, "of an expert alone")
 
     def _recents(self) -> dict[int, tuple[str, int]]:
         """The states that get the last rows of a value, and how many, by the value's number.
@@ -154,7 +209,8 @@ class Method:
         record = self.records[index]
         return tuple(record["sizes"]) if record.table == "Tensor" else ()
 
-    def _delegate(self, call: Record) -> None:
+    def _delegate(self, call: Record) -> set[int]:
+        """Lifts a delegate's call; returns the numbers of the values that it writes."""
         delegate = self.plan["delegates"][call["delegate_index"]]
         number, arguments = call["delegate_index"], list(call["args"])
         graph = None
@@ -163,7 +219,7 @@ class Method:
         self.delegates += 1
         if graph is None:
             self.outside.append(f"the delegate {number} of the backend {delegate['id']}")
-            return
+            return set()
         inputs = len(graph["input_ids"])
         name = f"{self.name}, delegate {number}"
         given = [self.value(index) for index in arguments[:inputs]]
@@ -174,8 +230,9 @@ class Method:
             if index in self.recents
         }
         found = Delegate(graph, self.files, name, written, self.capped).run(given)
-        for index, value in zip(arguments[inputs:], found, strict=True):
+        for index, value in zip(outputs, found, strict=True):
             self.values[index] = value
+        return set(outputs)
 
     def _kernel(self, kernel: str, arguments: list[int]) -> None:
         handler = self.kernels.get(kernel)

@@ -1,8 +1,8 @@
 """Walks a program and emits one method: delegates, and the kernels between them.
 
-XNNPACK computes everything except embeddings, attention and the selection of the last token.
-ExecuTorch's own kernels compute attention and hold its caches, so that a delegate ends before every
-attention and the next delegate begins after it.
+XNNPACK computes everything except embeddings, attention, the choice of experts and the selection of
+the last token. ExecuTorch's own kernels compute attention and hold its caches, so that a delegate
+ends before every attention and the next delegate begins after it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,25 @@ from typing import Final
 
 from torch import fx
 
-from exporters.errors import ExportError
-from exporters.executorch import norms, pointwise, products
 from exporters.executorch.attention import attention
-from exporters.executorch.convolution import short_conv
+from exporters.executorch.delegates import emit
 from exporters.executorch.lookups import embedding, last, quant_embedding
 from exporters.executorch.method import MethodBuilder
+from exporters.executorch.mixtures import combine
+from exporters.executorch.routes import route, route_sparse_mixer
 from exporters.executorch.state import MethodLowering
 from quant.program import dialect
-from quant.program.program import Program, node_argument, shape_of
+from quant.program.expert_branches import mixtures
+from quant.program.program import Program
 
 _KERNELS: Final[dict[object, Callable[[MethodLowering, fx.Node], None]]] = {
     dialect.EMBEDDING: embedding,
     dialect.QUANT_EMBEDDING: quant_embedding,
     dialect.ATTENTION: attention,
     dialect.LAST: last,
+    dialect.ROUTE: route,
+    dialect.ROUTE_SPARSE_MIXER: route_sparse_mixer,
+    dialect.COMBINE: combine,
 }
 
 
@@ -48,14 +52,25 @@ def stages_of(program: Program) -> list[_Stage]:
     """Sorts a program's nodes into delegates and the kernels between them.
 
     A delegate's node goes into the first delegate at which all of its inputs are available. A
-    kernel runs right after the delegate that computes the last of its inputs.
+    kernel runs right after the delegate that computes the last of its inputs. Experts of a mixture
+    have delegates of their own, which `exporters.executorch.mixtures` emits.
     """
     stage: dict[fx.Node, int] = {}
     found: list[_Stage] = []
+    mixed = mixtures(program)
+    apart = {
+        node
+        for mixture in mixed.values()
+        for branch in mixture.branches
+        for node in (branch.chosen, *branch.nodes)
+    }
     for node in program.graph.nodes:
-        if node.op != "call_function" or node.target is dialect.SIZE:
+        if node.op != "call_function" or node.target is dialect.SIZE or node in apart:
             continue
-        sources = [source for source in node.all_input_nodes if source in stage]
+        inputs = (
+            [mixed[node].source, mixed[node].weights] if node in mixed else node.all_input_nodes
+        )
+        sources = [source for source in inputs if source in stage]
         if node.target in _KERNELS:
             stage[node] = max((stage[source] for source in sources), default=0)
         else:
@@ -88,62 +103,5 @@ def lower_method(state: MethodLowering) -> MethodBuilder:
 
 def _lower_delegate(state: MethodLowering, stage: _Stage, output: fx.Node) -> None:
     state.begin_delegate()
-    for node in stage.nodes:
-        handler = _DELEGATE_HANDLERS.get(node.target)
-        if handler is None:
-            raise ExportError(
-                f"the ExecuTorch target has no handler for {node.target} at {node.name}"
-            )
-        value = handler(state, node)
-        if value is not None:
-            state.hold(node, value)
+    emit(state, stage.nodes)
     state.end_delegate(stage.nodes, output)
-
-
-def _round_per_token(state: MethodLowering, node: fx.Node) -> int:
-    """Emits nothing: `XnnpackGraph.quantized_linear` rounds before its product, as XNNPACK does."""
-    return state.value(node_argument(node, 0))
-
-
-def _rope(state: MethodLowering, node: fx.Node) -> int:
-    graph, source = state.graph, state.value(node_argument(node, 0))
-    half = shape_of(node_argument(node, 1))[1]
-    dims = graph.dims(source)
-    cos, sin = (
-        state.rows(state.program.inputs[node_argument(node, index).name].name, half)
-        for index in (1, 2)
-    )
-    first, second = graph.columns(source, 0, half), graph.columns(source, half, 2 * half)
-
-    def product(value: int, table: int) -> int:
-        return graph.binary("XNNMultiply", value, table)
-
-    parts = [
-        graph.binary("XNNSubtract", product(first, cos), product(second, sin)),
-        graph.binary("XNNAdd", product(second, cos), product(first, sin)),
-    ]
-    if 2 * half < dims[-1]:
-        parts.append(graph.columns(source, 2 * half, dims[-1]))
-    return graph.concatenate(parts)
-
-
-_DELEGATE_HANDLERS: dict[object, Callable[[MethodLowering, fx.Node], int | None]] = {
-    dialect.LINEAR: products.linear,
-    dialect.QUANT_LINEAR: products.quant_linear,
-    dialect.BIAS: products.bias,
-    dialect.ROUND_PER_TOKEN: _round_per_token,
-    dialect.RMS_NORM: norms.rms_norm,
-    dialect.LAYER_NORM: norms.layer_norm,
-    dialect.ROPE: _rope,
-    dialect.SHORT_CONV: short_conv,
-    dialect.ADD: pointwise.add,
-    dialect.MUL: pointwise.mul,
-    dialect.SILU: pointwise.silu,
-    dialect.GELU: pointwise.gelu,
-    dialect.SCALE: pointwise.scale,
-    dialect.SOFTCAP: pointwise.softcap,
-    dialect.CLAMP: pointwise.clamp,
-    dialect.VIEW: pointwise.view,
-    dialect.SPLIT: pointwise.split,
-    dialect.GET: pointwise.get,
-}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from bisect import insort
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -68,6 +69,8 @@ class MethodBuilder:
         self._calls: list[Record] = []
         self._planned: dict[int, _Planned] = {}
         self._lists: dict[int, list[int]] = {}  # the tensors of each list
+        # Of each element: its tensor, its place there in bytes, and its own fields.
+        self._elements: dict[int, tuple[int, int, dict[str, object]]] = {}
         self._inputs: list[int] = []
         self._outputs: list[int] = []
 
@@ -107,6 +110,18 @@ class MethodBuilder:
         self._lists[made] = list(values)
         return made
 
+    def optional_tensors(self, values: Sequence[int | None]) -> int:
+        """A list of tensors, some of which may be absent."""
+        absent = -1
+        items = [absent if value is None else value for value in values]
+        made = self._value("OptionalTensorList", {"items": items})
+        self._lists[made] = [value for value in values if value is not None]
+        return made
+
+    def integers(self, values: Sequence[int]) -> int:
+        """A list of constant integers, of which the format states each as a value."""
+        return self._value("IntList", {"items": [self.integer(value) for value in values]})
+
     def constant(
         self, dtype: ScalarType, shape: Sequence[int], buffer: int | None, name: str | None = None
     ) -> int:
@@ -135,6 +150,19 @@ class MethodBuilder:
         now = len(self._calls)
         self._planned[value] = _Planned(value, fields, nbytes, now, now)
         return value
+
+    def elements(self, of: int, dtype: ScalarType, count: int) -> list[int]:
+        """Tensors ``[1]`` that are the elements of a static tensor: they share its memory.
+
+        A call that reads an element reads its tensor, which `jump` accounts for.
+        """
+        made = []
+        for index in range(count):
+            fields = self._tensor_fields(dtype, [1], dynamic=False)
+            value = self._value("Tensor", fields)
+            self._elements[value] = of, index * SCALAR_TYPES[dtype][1], fields
+            made.append(value)
+        return made
 
     def state(self, dtype: ScalarType, shape: Sequence[int]) -> int:
         """A tensor that keeps its content from run to run; the file holds no content for it."""
@@ -202,18 +230,33 @@ class MethodBuilder:
         self._delegates.append(segment)
         self._calls.append(Record("Instruction", {"instr_args": call}))
 
+    def jump(self, condition: int) -> Callable[[], None]:
+        """Adds a jump past the calls that follow where a boolean is false.
+
+        Calls within run or do not, so a tensor that is read after them must be written before.
+
+        Args:
+            condition: a tensor ``bool[1]``, one of `elements`.
+
+        Returns:
+            What makes the next call the one that the jump leads to.
+        """
+        self._use([condition, self._elements[condition][0]])
+        call: dict[str, object] = {"cond_value_index": condition, "destination_instruction": 0}
+        self._calls.append(Record("Instruction", {"instr_args": Record("JumpFalseCall", call)}))
+
+        def land() -> None:
+            call["destination_instruction"] = len(self._calls)
+
+        return land
+
     def plan(self) -> Record:
         """Plans the memory and returns the finished method as an ``ExecutionPlan``."""
         size = _place(list(self._planned.values()))
         for tensor in self._planned.values():
-            tensor.fields["allocation_info"] = Record(
-                "AllocationDetails",
-                {
-                    "memory_id": _ARENA,
-                    "memory_offset_low": tensor.offset & 0xFFFFFFFF,
-                    "memory_offset_high": tensor.offset >> 32,
-                },
-            )
+            tensor.fields["allocation_info"] = _allocation(tensor.offset)
+        for of, offset, fields in self._elements.values():
+            fields["allocation_info"] = _allocation(self._planned[of].offset + offset)
         leaf: dict[str, object] = {"type": None, "context": None, "children_spec": []}
         return Record(
             "ExecutionPlan",
@@ -247,6 +290,17 @@ class MethodBuilder:
                 "non_const_buffer_sizes": [0, size] if self._planned else [0],
             },
         )
+
+
+def _allocation(offset: int) -> Record:
+    return Record(
+        "AllocationDetails",
+        {
+            "memory_id": _ARENA,
+            "memory_offset_low": offset & 0xFFFFFFFF,
+            "memory_offset_high": offset >> 32,
+        },
+    )
 
 
 def constant_method(name: str, value: int | bool | Sequence[int]) -> Record:
@@ -286,18 +340,18 @@ def _place(tensors: list[_Planned]) -> int:
     Returns:
         The size of the arena, in bytes.
     """
-    placed: list[_Planned] = []
+    placed: list[_Planned] = []  # by their offsets
     size = 0
     for tensor in sorted(tensors, key=lambda t: -t.nbytes):
         offset = 0
-        for other in sorted(placed, key=lambda t: t.offset):
+        for other in placed:
             if other.last < tensor.first or tensor.last < other.first:
                 continue
             if offset + tensor.nbytes <= other.offset:
                 break
             offset = max(offset, _align(other.offset + other.nbytes))
         tensor.offset = offset
-        placed.append(tensor)
+        insort(placed, tensor, key=lambda t: t.offset)
         size = max(size, _align(offset + tensor.nbytes))
     return size
 

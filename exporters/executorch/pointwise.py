@@ -32,6 +32,11 @@ def silu(state: MethodLowering, node: fx.Node) -> int:
     return state.graph.binary("XNNMultiply", source, gate)
 
 
+def sigmoid(state: MethodLowering, node: fx.Node) -> int:
+    """Emits ``1 / (1 + exp(-x))``."""
+    return state.graph.unary("XNNSigmoid", state.value(node_argument(node, 0)))
+
+
 def gelu(state: MethodLowering, node: fx.Node) -> int:
     """Emits GELU: XNNPACK's own is the exact one; the form with a tanh is composed.
 

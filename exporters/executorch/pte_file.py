@@ -40,19 +40,25 @@ class PteFile:
 
     Args:
         weights: the .ptd that takes the weights instead; None when the .pte holds them.
+
+    Attributes:
+        experts: the segments of experts' delegates, by the name of each expert's last weight and
+            the shape of its tokens. Methods share them, so that each is encoded once.
     """
 
     def __init__(self, weights: PtdFile | None = None) -> None:
         self.weights = weights
         self.plans: list[Record] = []
         self._constants: dict[str, Blob] = {}
+        self._numbers: dict[str, int] = {}  # of the constants
         self._named: dict[str, Blob] = {}
         self._payloads: dict[bytes, int] = {}
+        self.experts: dict[tuple[str, tuple[int, ...]], int] = {}
 
     def constant(self, key: str, blob: Blob) -> int:
         """Returns a constant's buffer index, from 1 on; constants of equal keys are stored once."""
         self._constants.setdefault(key, blob)
-        return 1 + list(self._constants).index(key)
+        return self._numbers.setdefault(key, len(self._constants))
 
     def named(self, key: str, blob: Blob) -> int:
         """Adds a delegate's constant under a key and returns its size in bytes."""

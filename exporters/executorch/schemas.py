@@ -14,7 +14,8 @@ from exporters.executorch.flatbuffer import Schema
 
 PROGRAM: Final = Schema(
     """
-union KernelTypes: Null Int Bool Double Tensor String IntList DoubleList BoolList TensorList
+union KernelTypes: Null Int Bool Double Tensor String IntList DoubleList BoolList TensorList \
+OptionalTensorList
 union InstructionArguments: KernelCall DelegateCall MoveCall JumpFalseCall FreeCall
 table Program: version:uint execution_plan:[ExecutionPlan] constant_buffer:[Buffer] \
 backend_delegate_data:[Buffer] segments:[DataSegment] constant_segment:SubsegmentOffsets \
@@ -33,6 +34,7 @@ table IntList: items:[long]
 table DoubleList: items:[double]
 table BoolList: items:[bool]
 table TensorList: items:[int]
+table OptionalTensorList: items:[int]
 table Tensor: scalar_type:byte storage_offset:int sizes:[int] dim_order:[ubyte] \
 requires_grad:bool data_buffer_idx:uint allocation_info:AllocationDetails layout:byte \
 shape_dynamism:byte extra_tensor_info:ExtraTensorInfo

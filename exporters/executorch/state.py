@@ -131,6 +131,9 @@ class MethodLowering:
         self._recent: dict[fx.Node, int] = {}  # the states of convolutions, values of the method
         self._begun: int | None = None  # whether the text began before this run, likewise
         self._remembered: list[tuple[int, fx.Node]] = []  # of the current delegate
+        # Which experts of a mixture any token chose: a tensor for each number of experts, and the
+        # tensors that are its elements.
+        self.used: dict[int, tuple[int, list[int]]] = {}
         # Embeddings whose kernel returns the columns of each pair exchanged.
         self.exchanged: set[fx.Node] = set()
 

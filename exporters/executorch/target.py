@@ -181,6 +181,7 @@ def _check_stock_operators(facts: ModelFacts) -> None:
     for asked, operator in (
         (facts.recent, "short convolutions with a state"),
         (facts.attention_softcap, "attention with bounded scores"),
+        (facts.experts, "mixtures of experts"),
     ):
         if asked:
             raise ExportError(
@@ -251,7 +252,20 @@ def _kernel_notes(program: Program) -> list[str]:
             "short convolutions run in the delegates, and kernels outside of them keep the tokens "
             "that they read: a text's last tokens cannot be taken back"
         )
+    if _mixes(program):
+        notes.append(
+            "of a mixture's experts only those run that a token of the run chose: each is a "
+            "delegate of its own, which the method jumps past; kernels outside of the delegates "
+            "choose the experts and gather their tokens"
+        )
     return notes
+
+
+def _mixes(program: Program) -> bool:
+    """Whether a layer is a mixture of experts."""
+    from quant.program import dialect
+
+    return any(node.target is dialect.COMBINE for node in program.graph.nodes)
 
 
 def _warnings(backend: Backend) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from exporters.executorch.blobs import SIGNED, TAPS, WIDE, WIDENED, Blob
+from exporters.executorch.blobs import SIGNED, TAPS, WIDE, WIDENED, Blob, Made
 from exporters.executorch.flatbuffer import Record
 from exporters.executorch.pte_file import PteFile
 from exporters.executorch.schemas import XNNPACK
@@ -292,18 +292,15 @@ class XnnpackGraph:
         if format.group_size is None:
             return self.linear(source, self._integers(name, format, rows))
         size = format.group_size
-        codes, scale = self._store.part(name, "codes"), self._store.part(name, "scale")
         total: int | None = None
-        for group in range(scale.shape[1]):
+        for group in range(self._store.extents(name)["scale"].shape[1]):
             begin = group * size
-            piece = codes[:, begin // 2 : (begin + size) // 2].contiguous()
-            row_scale = scale[:, group].float()
-            data = self._stored(f"{name} codes {group}", Blob(piece.numpy().tobytes()))
+            data = self._stored(f"{name} codes {group}", self._group_codes(name, rows, group, size))
             where = {
                 "scale": [],
                 "channel_dim": 0,
                 "scale_buffer_idx": self._stored(
-                    f"{name} scale {group}", Blob(row_scale.numpy().tobytes())
+                    f"{name} scale {group}", self._group_scale(name, rows, group)
                 ),
                 "num_scales": rows,
             }
@@ -312,6 +309,25 @@ class XnnpackGraph:
             total = product if total is None else self.binary("XNNAdd", total, product)
         assert total is not None
         return total
+
+    def _group_codes(self, name: str, rows: int, group: int, size: int) -> Blob:
+        """The 4-bit codes of one group of columns."""
+        store, width = self._store, size // 2
+
+        def make() -> bytes:
+            columns = store.part(name, "codes")[:, group * width : (group + 1) * width]
+            return columns.contiguous().numpy().tobytes()
+
+        return Blob(Made(rows * width, make))
+
+    def _group_scale(self, name: str, rows: int, group: int) -> Blob:
+        """The scale of each row in one group of columns, as float32."""
+        store = self._store
+
+        def make() -> bytes:
+            return store.part(name, "scale")[:, group].float().numpy().tobytes()
+
+        return Blob(Made(rows * 4, make))
 
     def parted_linear(
         self,

@@ -30,6 +30,11 @@ def emit_silu(state: Lowering, node: fx.Node) -> None:
     )
 
 
+def emit_sigmoid(state: Lowering, node: fx.Node) -> None:
+    """Emits a sigmoid."""
+    state.builder.node("Sigmoid", [state.operand(node, 0)], state.name(node))
+
+
 def emit_gelu(state: Lowering, node: fx.Node) -> None:
     """Emits GELU, exact or in the form with a tanh."""
     form = str(node.args[1])

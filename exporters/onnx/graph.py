@@ -38,6 +38,7 @@ class GraphBuilder:
         self.weights = weights
         self._nodes: list[NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
+        self._given: set[str] = set()  # the names of the nodes' outputs
 
     def node(
         self,
@@ -53,6 +54,7 @@ class GraphBuilder:
         name = f"{op}:{names[0]}"
         made = helper.make_node(op, list(inputs), names, name=name, domain=domain, **attributes)
         self._nodes.append(made)
+        self._given.update(names)
         return names[0]
 
     def constant(self, name: str, value: npt.NDArray[np.generic]) -> str:
@@ -62,6 +64,10 @@ class GraphBuilder:
         known = self._initializers.setdefault(name, made)
         assert known == made, f"two constants have the name {name}"
         return name
+
+    def integers(self, name: str, values: Sequence[int]) -> str:
+        """Adds a small initializer ``int64[n]`` and returns its name."""
+        return self.constant(name, np.array(values, np.int64))
 
     def table(self, name: str, value: npt.NDArray[np.generic]) -> str:
         """Adds an initializer from an array; one of a page or more goes to the weight file."""
@@ -127,7 +133,7 @@ class GraphBuilder:
 
     def has(self, name: str) -> bool:
         """Whether a node gives a value of this name."""
-        return any(name in node.output for node in self._nodes)
+        return name in self._given
 
     def model(
         self,

@@ -28,8 +28,10 @@ from exporters.onnx import (
     lifted_attention,
     lifted_convolution,
     lifted_elementwise,
+    lifted_experts,
     lifted_norms,
     lifted_products,
+    lifted_routing,
 )
 from exporters.onnx.genai_file import stated
 from exporters.onnx.lifted_values import Graph, Handler, Lifted, Part
@@ -45,6 +47,7 @@ _EMITTED: Final = frozenset(
     {
         *NUMBERS,
         *_PASS,
+        *lifted_routing.EMITTED,
         "Div",
         "Neg",
         "Round",
@@ -134,8 +137,8 @@ def _lifted(graph: Graph, node: NodeProto, given: tuple[Value, ...]) -> tuple[Va
             for i in range(len(graph.probes))
         )
         return (Numbers(name, arrays),)
-    if kind in _HANDLERS:
-        lifted = _HANDLERS[kind](graph, node, given, attributes)
+    for handler in _HANDLERS.get(kind, ()):
+        lifted = handler(graph, node, given, attributes)
         if lifted is not None:
             return lifted
     first = given[0] if given else None
@@ -160,30 +163,39 @@ def _split(
     )
 
 
-_HANDLERS: Final[Mapping[str, Handler]] = {
-    "MatMulNBits": lifted_products.nbits,
-    "GatherBlockQuantized": lifted_products.lookup,
-    "Gather": lifted_products.gather,
-    "Cast": lifted_products.cast,
-    "FusedMatMul": lifted_products.matmul,
-    "RMSNormalization": lifted_norms.norm,
-    "LayerNormalization": lifted_norms.norm,
-    "SkipSimplifiedLayerNormalization": lifted_norms.skip_norm,
-    "SkipLayerNormalization": lifted_norms.skip_norm,
-    "Add": lifted_products.add,
-    "Mul": lifted_products.mul,
-    "Div": lifted_elementwise.div,
-    "Clip": lifted_elementwise.clip,
-    "QuickGelu": lifted_elementwise.silu,
-    "Gelu": lifted_elementwise.gelu,
-    "Split": _split,
-    "GatherND": lifted_attention.last,
-    "QuantizeLinear": lifted_products.quantize,
-    "QGemm": lifted_products.qgemm,
-    "RotaryEmbedding": lifted_attention.rope,
-    "GroupQueryAttention": lifted_attention.attention,
-    "Where": lifted_convolution.where,
-    "Transpose": lifted_convolution.transpose,
-    "Concat": lifted_convolution.concat,
-    "Sum": lifted_convolution.convolution,
+_HANDLERS: Final[Mapping[str, tuple[Handler, ...]]] = {
+    "MatMulNBits": (lifted_products.nbits,),
+    "GatherBlockQuantized": (lifted_products.lookup,),
+    "Gather": (lifted_products.gather, lifted_experts.gather),
+    "Cast": (lifted_products.cast, lifted_experts.cast),
+    "FusedMatMul": (lifted_products.matmul,),
+    "RMSNormalization": (lifted_norms.norm,),
+    "LayerNormalization": (lifted_norms.norm,),
+    "SkipSimplifiedLayerNormalization": (lifted_norms.skip_norm,),
+    "SkipLayerNormalization": (lifted_norms.skip_norm,),
+    "Add": (lifted_products.add,),
+    "Mul": (lifted_experts.mul, lifted_products.mul),
+    "Div": (lifted_routing.divide, lifted_experts.divide, lifted_elementwise.div),
+    "Clip": (lifted_elementwise.clip,),
+    "QuickGelu": (lifted_elementwise.silu,),
+    "Gelu": (lifted_elementwise.gelu,),
+    "Sigmoid": (lifted_elementwise.sigmoid,),
+    "Split": (lifted_experts.split, _split),
+    "GatherND": (lifted_attention.last,),
+    "QuantizeLinear": (lifted_products.quantize,),
+    "QGemm": (lifted_products.qgemm,),
+    "RotaryEmbedding": (lifted_attention.rope,),
+    "GroupQueryAttention": (lifted_attention.attention,),
+    "Where": (lifted_convolution.where,),
+    "Transpose": (lifted_convolution.transpose,),
+    "Concat": (lifted_convolution.concat, lifted_routing.sparse_mixer, lifted_experts.concat),
+    "Sum": (lifted_convolution.convolution,),
+    "Softmax": (lifted_routing.softmax,),
+    "TopK": (lifted_routing.top_k, lifted_experts.order),
+    "Equal": (lifted_routing.equal, lifted_experts.equal),
+    "GatherElements": (lifted_routing.gather_share,),
+    "ReduceSum": (lifted_routing.total, lifted_experts.reduce_sum),
+    "Reshape": (lifted_experts.reshape,),
+    "Unsqueeze": (lifted_experts.unsqueeze,),
 }
+"""By operator: what may lift it, in turn; of operands that are all numbers, none is asked."""

@@ -11,6 +11,7 @@ from exporters.lifted import (
     Gelu,
     Product,
     Scaled,
+    Sigmoid,
     Silu,
     Softcap,
     Unknown,
@@ -39,6 +40,13 @@ def gelu(
     if node.domain or form not in (b"none", b"tanh"):
         return None
     return (Gelu(node.output[0], given[0], form == b"tanh"),)
+
+
+def sigmoid(
+    graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
+) -> Lifted:
+    """Lifts a sigmoid."""
+    return (Sigmoid(node.output[0], given[0]),)
 
 
 def factor(name: str, source: Value, by: Value) -> Value | None:

@@ -10,7 +10,7 @@ from onnx import TensorProto
 from torch import fx
 
 from exporters.errors import ExportError
-from exporters.onnx import elementwise, norms, quantized, rounded
+from exporters.onnx import elementwise, experts, norms, quantized, rounded, routing
 from exporters.onnx.attention import emit_attention, match_attention
 from exporters.onnx.caches import CacheScales, scales_of
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
@@ -49,6 +49,7 @@ def lower(
     state = Lowering(
         program, store, builder, cache_ranges=cache_ranges, float_columns=float_columns
     )
+    experts.find_mixtures(state)
     for node in program.graph.nodes:
         state.absorbed |= set(quantized.bias_within(node))
         if node.target is dialect.ATTENTION:
@@ -170,10 +171,15 @@ HANDLERS: dict[object, Callable[[Lowering, fx.Node], None]] = {
     dialect.LAYER_NORM: norms.emit_layer_norm,
     dialect.ATTENTION: _attention,
     dialect.SHORT_CONV: emit_short_conv,
+    dialect.ROUTE: routing.emit_route,
+    dialect.ROUTE_SPARSE_MIXER: routing.emit_sparse_mixer,
+    dialect.CHOSEN: experts.emit_chosen,
+    dialect.COMBINE: experts.emit_combine,
     dialect.ADD: norms.emit_add,
     dialect.BIAS: elementwise.emit_bias,
     dialect.MUL: elementwise.emit_mul,
     dialect.SILU: elementwise.emit_silu,
+    dialect.SIGMOID: elementwise.emit_sigmoid,
     dialect.GELU: elementwise.emit_gelu,
     dialect.SCALE: elementwise.emit_scale,
     dialect.SOFTCAP: elementwise.emit_softcap,

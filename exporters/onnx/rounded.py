@@ -57,7 +57,7 @@ def emit_per_token(state: Lowering, node: fx.Node) -> None:
     """
     builder, name = state.builder, state.name(node)
     rows = _as_rows(state, node)
-    last = _integers(builder, "axis_1", [1])
+    last = builder.integers("axis_1", [1])
 
     def number(label: str, value: float) -> str:
         return builder.constant(f"float_{label}", np.array(value, np.float32))
@@ -148,7 +148,7 @@ def _product(
     scale = f"{weight}.row_scale"
     if not builder.has(scale):
         plain = scale_of(builder, state.store, weight, format, 1)
-        builder.node("Reshape", [plain, _integers(builder, "any_number", [-1])], scale)
+        builder.node("Reshape", [plain, builder.integers("any_number", [-1])], scale)
     points = builder.table(f"zero_points_{rows}", np.full(rows, 128, np.uint8))
     inputs = [*left, codes, scale, points, *more]
     builder.node("QGemm", inputs, result, domain=MICROSOFT, transA=0, transB=1, alpha=1.0)
@@ -157,28 +157,30 @@ def _product(
 def _as_rows(state: Lowering, node: fx.Node) -> str:
     """Reshapes the operand of a rounding to ``[tokens, columns]``, which QGemm needs."""
     columns = shape_of(node)[-1]
-    shape = _integers(state.builder, f"rows_of_{columns}", [-1, columns])
+    shape = state.builder.integers(f"rows_of_{columns}", [-1, columns])
     source = [state.operand(node, 0), shape]
     return state.builder.node("Reshape", source, f"{state.name(node)}_input")
 
 
 def _from_rows(state: Lowering, node: fx.Node) -> None:
-    """Reshapes a product's ``[tokens, rows]`` to the program's ``[batch, t, rows]``."""
+    """Reshapes a product's ``[tokens, rows]`` to the program's ``[batch, t, rows]``.
+
+    In a branch of a mixture the rows of the tokens that chose it are the program's value.
+    """
+    if node in state.in_branches:
+        state.names[node] = f"{state.name(node)}_rows"
+        return
     builder, (_, tokens, rows) = state.builder, shape_of(node)
     if tokens != -1:
-        shape = _integers(builder, f"{tokens}_by_{rows}", [-1, tokens, rows])
+        shape = builder.integers(f"{tokens}_by_{rows}", [-1, tokens, rows])
     else:
         shape = f"tokens_by_{rows}"
         if not builder.has("tokens_shape"):
             builder.node("Shape", ["input_ids"], "tokens_shape")
         if not builder.has(shape):
-            width = _integers(builder, f"width_{rows}", [rows])
+            width = builder.integers(f"width_{rows}", [rows])
             builder.node("Concat", ["tokens_shape", width], shape, axis=0)
     builder.node("Reshape", [f"{state.name(node)}_rows", shape], state.name(node))
-
-
-def _integers(builder: GraphBuilder, name: str, values: list[int]) -> str:
-    return builder.constant(name, np.array(values, np.int64))
 
 
 def _byte(builder: GraphBuilder, value: int) -> str:

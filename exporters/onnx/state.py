@@ -11,6 +11,7 @@ from torch import fx
 from exporters.float_columns import Columns, FloatColumns
 from exporters.onnx.attention import AttentionPattern
 from exporters.onnx.graph import GraphBuilder
+from quant.program.expert_branches import Mixture
 from quant.program.program import Program, node_argument
 from quant.program.states import StateKind
 from quant.store.store import WeightStore
@@ -52,6 +53,9 @@ class Lowering:
         cache_ranges: the range of every int8 cache; empty for float32 caches.
         float_columns: the columns whose activations are to stay float32, by weight.
         kept: those that do in this graph.
+        mixtures: the mixture of experts of each ``combine`` and each ``chosen_tokens``.
+        in_branches: the calls of experts' branches, whose values are ``[n, columns]``: the n rows
+            of the tokens that chose the expert, in place of ``[batch, t, columns]``.
     """
 
     program: Program
@@ -64,6 +68,8 @@ class Lowering:
     cache_ranges: CacheRanges = field(default_factory=dict)
     float_columns: FloatColumns = field(default_factory=dict)
     kept: dict[str, Columns] = field(default_factory=dict)
+    mixtures: dict[fx.Node, Mixture] = field(default_factory=dict)
+    in_branches: set[fx.Node] = field(default_factory=set)
 
     def name(self, node: fx.Node) -> str:
         """The name of the ONNX value that holds a node's result."""

@@ -30,6 +30,20 @@ def single_threaded_torch() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def torch_pool(count: int, name: str) -> ThreadPoolExecutor:
+    """Returns threads that compute on as many of torch's threads as the caller does.
+
+    OpenMP and MKL keep that number apart for each thread of a process, and torch hands it to a new
+    one not before the thread asks for it. A product of matrices does not ask: it would take every
+    processor, and its threads would wait for those of the others.
+
+    Args:
+        count: the number of threads.
+        name: the beginning of their names.
+    """
+    return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=torch.get_num_threads)
+
+
 def run_all(
     work: Callable[[Item], Result], items: Sequence[Item], threads: int | None = None
 ) -> list[Result]:
@@ -46,7 +60,7 @@ def run_all(
         The results in the items' order.
     """
     count = threads or default_threads()
-    with single_threaded_torch(), ThreadPoolExecutor(count, thread_name_prefix="rows") as pool:
+    with single_threaded_torch(), torch_pool(count, "rows") as pool:
         pending = [pool.submit(work, item) for item in items]
         try:
             return [future.result() for future in pending]

@@ -214,3 +214,45 @@ class GetCall:
         index = node.args[1]
         assert isinstance(index, int)
         return cls(node_argument(node, 0), index)
+
+
+@dataclass(frozen=True)
+class RouteCall:
+    """``edgeforge::route(logits, chosen, normalized)``.
+
+    Attributes:
+        logits: ``float[b, t, E]``.
+        chosen: how many experts a token has.
+        normalized: whether the kept weights are divided by their sum.
+    """
+
+    logits: fx.Node
+    chosen: int
+    normalized: bool
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """The view of a node that calls ``edgeforge::route``."""
+        chosen, normalized = node.args[1:3]
+        assert isinstance(chosen, int) and isinstance(normalized, bool)
+        return cls(node_argument(node, 0), chosen, normalized)
+
+
+@dataclass(frozen=True)
+class SparseMixerCall:
+    """``edgeforge::route_sparse_mixer(logits, jitter)``.
+
+    Attributes:
+        logits: ``float[b, t, E]``.
+        jitter: half of the largest relative distance.
+    """
+
+    logits: fx.Node
+    jitter: float
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """The view of a node that calls ``edgeforge::route_sparse_mixer``."""
+        jitter = node.args[1]
+        assert isinstance(jitter, float)
+        return cls(node_argument(node, 0), jitter)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from quant.program.program import Program
 
@@ -19,8 +19,6 @@ on and reads no row after them. So a smaller position takes tokens back, and not
 ``recent``: the last few tokens' inputs of a convolution. A call at position 0 ignores what it
 holds; a call at any other position must follow the call that wrote it. So tokens cannot be taken
 back: the text must begin again, or the state must have been copied before."""
-
-KINDS: Final[tuple[StateKind, ...]] = ("cache", "recent")
 
 
 @dataclass(frozen=True)

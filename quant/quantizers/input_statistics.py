@@ -24,10 +24,12 @@ class InputStatistics:
     Attributes:
         moment: ``float64[columns, columns]``, the mean of ``x x^T`` over tokens.
         largest: ``float32[columns]``, the largest absolute value of every column.
+        tokens: how many tokens of the text entered the matrix; of an expert's, those that chose it.
     """
 
     moment: torch.Tensor
     largest: torch.Tensor
+    tokens: int = 0
 
 
 def check_moment(moment: torch.Tensor, columns: int, name: str) -> None:
@@ -54,7 +56,7 @@ class SecondMoment:
     """
 
     def __init__(self, columns: int) -> None:
-        self.columns, self.tokens = columns, 0
+        self.columns, self.tokens = columns, 0.0
         width = min(max(-(-columns // (PANELS * 32)) * 32, NARROWEST), WIDEST)
         # The panels furthest to the right are the largest: threads that take them first end early.
         self._panels = [(start, min(start + width, columns)) for start in range(0, columns, width)][
@@ -63,18 +65,26 @@ class SecondMoment:
         self._upper = torch.zeros(columns, columns, dtype=torch.float64)
         self._largest = torch.zeros(columns)
 
-    def add(self, x: torch.Tensor) -> None:
-        """Adds the inputs of some tokens, ``float32[tokens, columns]``."""
+    def add(self, x: torch.Tensor, weight: float = 1.0) -> None:
+        """Adds the inputs of some tokens.
+
+        Args:
+            x: ``float32[tokens, columns]``; there may be no tokens.
+            weight: as how many tokens each of them counts in the mean.
+        """
+        if not len(x):
+            return
 
         def add_panel(panel: tuple[int, int]) -> None:
             start, stop = panel
             own = x[:, start:stop]
-            self._upper[:stop, start:stop] += x[:, :stop].t() @ own
+            product = x[:, :stop].t() @ own
+            self._upper[:stop, start:stop] += product if weight == 1 else product * weight
             for reach in (own.amax(0), -own.amin(0)):  # own.abs() would copy the inputs
                 self._largest[start:stop] = torch.maximum(self._largest[start:stop], reach)
 
         run_all(add_panel, self._panels, torch.get_num_threads())
-        self.tokens += len(x)
+        self.tokens += weight * len(x)
 
     def largest(self) -> torch.Tensor:
         """Returns the largest absolute value of every column, ``float32[columns]``."""
@@ -86,7 +96,7 @@ class SecondMoment:
         It takes over the accumulated memory, so no tokens can be added afterwards.
         """
         whole, self._upper = self._upper, torch.empty(0)
-        whole /= max(1, self.tokens)
+        whole /= self.tokens or 1
         for start, stop in self._panels:
             whole[start:stop, :start] = whole[:start, start:stop].t()
         return whole

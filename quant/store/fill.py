@@ -18,7 +18,7 @@ from quant.errors import FormatRefused
 from quant.formats import packing
 from quant.formats.formats import FloatFormat, IntFormat, PaletteFormat
 from quant.kernels import native
-from quant.kernels.threads import single_threaded_torch
+from quant.kernels.threads import single_threaded_torch, torch_pool
 from quant.plans.algorithms import IMPORTED
 from quant.plans.plan import Assignment, QuantPlan, matrix_shape
 from quant.processors import default_threads
@@ -113,10 +113,7 @@ def fill_store(
                 progress((chunk.stop - chunk.start) * chunk.columns)
 
     count = threads or default_threads()
-    with (
-        single_threaded_torch(),
-        ThreadPoolExecutor(count, thread_name_prefix="quantize") as pool,
-    ):
+    with single_threaded_torch(), torch_pool(count, "quantize") as pool:
         tables = _whole_tables(source, chunks, pool)
         _run(pool, [pool.submit(work, chunk) for chunk in chunks])
     for weight, chunk_costs in costs.items():

@@ -49,6 +49,7 @@ class PartialStore:
     Attributes:
         writer: the store's writer.
         done: relative error of each weight that is written, by weight name.
+        tokens: how many calibration tokens chose the expert, by the names of experts' weights.
         boundary: the facts of the last `keep_boundary` and the file with its tensors, or None.
 
     Raises:
@@ -67,6 +68,7 @@ class PartialStore:
     ) -> None:
         self.folder, self._key, self._unchanged = folder, key, unchanged
         self.done: dict[str, float] = {}
+        self.tokens: dict[str, int] = {}
         self.boundary: dict[str, object] | None = None
         self._checksums: dict[str, dict[str, int]] = {}
         self._rewriting = threading.Lock()  # threads that write different weights share the journal
@@ -91,10 +93,12 @@ class PartialStore:
                 self._write_journal()  # first: it must not call these bytes damaged
         self.writer.write(weight, part, at, data)
 
-    def note(self, weight: str, relative_error: float) -> None:
-        """Records that a weight is written, and the relative error of its stored values."""
+    def note(self, weight: str, relative_error: float, tokens: int | None = None) -> None:
+        """Records that a weight is written, and what `quant.store.writer.WeightNote` holds."""
         self.done[weight] = relative_error
-        self.writer.note(weight, relative_error)
+        if tokens is not None:
+            self.tokens[weight] = tokens
+        self.writer.note(weight, relative_error, tokens)
 
     def keep(self) -> None:
         """Writes the journal, so that a later run does not repeat the weights noted so far."""
@@ -137,6 +141,7 @@ class PartialStore:
         """
         try:
             done, self.boundary = dict(journal["done"]), journal["boundary"]
+            tokens = dict(journal.get("tokens", {}))
             self._checksums = dict(journal["checksums"])
             self._boundary_checksum = journal["boundary_checksum"]
         except (LookupError, TypeError, ValueError) as error:
@@ -147,7 +152,7 @@ class PartialStore:
                 self.writer.checksums(weight) != self._checksums[weight]
             ):
                 raise StoreDamagedError(f"{self.folder} holds {weight} otherwise than it was kept")
-            self.note(weight, relative_error)
+            self.note(weight, relative_error, tokens.get(weight))
         if self.boundary is None:
             return
         if _checksum_of(self.boundary_file()) != self._boundary_checksum:
@@ -162,6 +167,7 @@ class PartialStore:
             "version": JOURNAL_VERSION,
             "key": self._key,
             "done": self.done,
+            "tokens": self.tokens,
             "checksums": self._checksums,
             "boundary": self.boundary,
             "boundary_checksum": self._boundary_checksum,

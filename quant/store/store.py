@@ -17,15 +17,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from quant.errors import StoreDamagedError, StoreUnreadableError
 from quant.input_files import NotRegularError, open_input, read_input
 from quant.json_input import parse_json
 from quant.plans.plan import QuantPlan
 from quant.sealed_json import unseal
+
+if TYPE_CHECKING:
+    import torch
 
 Result = TypeVar("Result")
 
@@ -38,12 +39,8 @@ _BLOCK_BYTES = 1 << 20
 _LARGEST_NOTES = 64 << 20
 # What the system says of a folder that holds something else than a store's files.
 _NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, NotRegularError)
-_TORCH = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "U8": torch.uint8,
-}
+# The names that torch gives the dtypes of the file.
+_TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8"}
 
 
 @dataclass(frozen=True)
@@ -153,6 +150,7 @@ class WeightStore:
             )
         self.plan = QuantPlan.from_json(notes["plan"])
         self.relative_error: dict[str, float] = dict(notes["relative_error"])
+        self.tokens: dict[str, int] = dict(notes.get("tokens", {}))
         self.digests: dict[str, str] = dict(notes["digests"])
         self._checksums: dict[str, dict[str, int]] = dict(notes["checksums"])
         header, self._extents = _read_header(self.file)
@@ -200,11 +198,13 @@ class WeightStore:
 
         Writing to the tensor never changes the file.
         """
+        import torch  # here, as an artifact's digests are read without it
+
         extent = self._extents[weight][part]
         count = 1
         for dim in extent.shape:
             count *= dim
-        dtype = _TORCH[extent.dtype]
+        dtype = getattr(torch, _TORCH[extent.dtype])
         flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=extent.offset)
         return flat.view(extent.shape)
 

@@ -33,9 +33,15 @@ _ORDER = ("float32", "float16", "bfloat16", "uint8")
 
 @dataclass(frozen=True)
 class WeightNote:
-    """The relative L2 error of one weight's stored values; 0 when they are exact."""
+    """What is noted of one weight.
+
+    Attributes:
+        relative_error: the relative L2 error of its stored values; 0 when they are exact.
+        tokens: of an expert's matrix, how many calibration tokens chose the expert; None of others.
+    """
 
     relative_error: float
+    tokens: int | None = None
 
 
 class StoreWriter:
@@ -127,9 +133,9 @@ class StoreWriter:
         """Waits until everything written is on the disk."""
         os.fsync(self._descriptor)
 
-    def note(self, weight: str, relative_error: float) -> None:
-        """Records the relative error of a weight's stored values."""
-        self._notes[weight] = WeightNote(relative_error)
+    def note(self, weight: str, relative_error: float, tokens: int | None = None) -> None:
+        """Records what `WeightNote` holds of a weight."""
+        self._notes[weight] = WeightNote(relative_error, tokens)
 
     def finish(self) -> None:
         """Digests the written parts, closes the file and writes the notes beside it."""
@@ -142,6 +148,9 @@ class StoreWriter:
             "version": STORE_VERSION,
             "plan": self.plan.to_json(),
             "relative_error": {n: note.relative_error for n, note in self._notes.items()},
+            "tokens": {
+                n: note.tokens for n, note in self._notes.items() if note.tokens is not None
+            },
             "digests": {name: digest for name, (digest, _) in found.items()},
             "checksums": {name: sums for name, (_, sums) in found.items()},
             "header": zlib.crc32(self._header),

@@ -36,6 +36,12 @@ def hugging_face() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def peft_adapters() -> ModuleType:
+    """Adapters in peft's format, and peft itself."""
+    return _load("peft_adapters")
+
+
+@pytest.fixture(scope="session")
 def traced() -> ModuleType:
     """What is under test: a checkpoint folder opened, traced and run by the reference operators."""
     return _load("traced")

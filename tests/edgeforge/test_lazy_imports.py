@@ -16,6 +16,9 @@ HEAVY = ("torch", "onnx", "onnxruntime", "transformers")
         "exporters.registry",
         "quant.plans.recipes",
         "device_harness.registry",
+        "edgeforge.cli.inspect_report",
+        "exporters.coreml.reader",
+        "exporters.executorch.stock.names",
     ],
 )
 def test_loads_nothing_heavy(modules):

@@ -10,7 +10,11 @@ from edgeforge.reference.walk import ReferenceRunner, store_reader
 from exporters.last_token import keep_last_token
 from quant.program import dialect
 from quant.program.program import node_argument, shape_of
+from tests.exporters.onnx.vocabulary_cases import CASES
+from tests.oracles.lowered_spec import LoweredSpec
 from tests.oracles.tiny_families import CONFIGS
+from tests.oracles.vocabulary import MIXTURES
+from tests.oracles.vocabulary_models import TOKENS, logits_of, program_of, small_model
 
 
 def calls(program, target):
@@ -102,3 +106,43 @@ def test_the_last_rows_are_the_same(build, openelm_config, tokens):
         dialect.check_lowered(kept, 4)
     with pytest.raises(dialect.DialectError, match="not one position's logits"):
         dialect.check_lowered(kept)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("positions", [1, 3])
+def test_a_mixture_is_computed_for_the_last_positions(name, positions, tmp_path):
+    spec = MIXTURES[name]
+    model, program = small_model(spec, tmp_path / "m"), program_of(spec)
+    kept = keep_last_token(program, positions)
+    every = logits_of(model, program)
+    last = logits_of(model, kept)
+    assert last.shape == (positions, spec.vocab_size) and len(TOKENS) > positions
+    assert np.abs(last - every[-positions:]).max() < 1e-6 * np.ptp(every)
+    expected = 1 if positions == 1 else -1
+    lengths = {  # of what each layer's experts read
+        weight_name(kept, node).split(".")[2]: shape_of(node)[1]
+        for node in calls(kept, dialect.LINEAR)
+        if ".mlp.experts." in weight_name(kept, node)
+    }
+    final = str(len(spec.layers) - 1)
+    assert lengths == {layer: expected if layer == final else -1 for layer in lengths}
+    # What a mixture reads is selected before the router and never within a branch.
+    selected = {node_argument(node, 0).target for node in calls(kept, dialect.LAST)}
+    assert selected <= {dialect.ATTENTION, dialect.ADD, dialect.EMBEDDING}
+
+
+def test_a_mixture_of_experts_is_computed_for_one_position(tmp_path, tokens):
+    """The experts of the last layer run for the token that is kept, and no other layer's do."""
+    case = CASES["mixture"]
+    source = LoweredSpec(case.spec(), tmp_path, "int4-g32")
+    kept = keep_last_token(source.program)
+    for target in (dialect.ROUTE, dialect.CHOSEN, dialect.COMBINE):
+        of_layers = [shape_of(node)[1] for node in calls(kept, target)]
+        counts = [layer.experts for layer in case.layers if layer.experts]
+        first, last = counts if target is dialect.CHOSEN else (1, 1)
+        assert of_layers == [-1] * first + [1] * last
+    reader = store_reader(source.store)
+    block = torch.from_numpy(tokens[:13]) % case.spec().vocab_size
+    every = next(ReferenceRunner(source.program, reader).logits([block]))
+    last_row = next(ReferenceRunner(kept, reader).logits([block]))
+    assert np.abs(last_row[0] - every[-1]).max() < 1e-6 * np.ptp(every)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from edgeforge.families.spec import ModelSpec
 from edgeforge.model import trace
 from exporters.options import TargetOptions
 from exporters.target import ExportRequest, Lowered, Target
-from quant.plans.plan import QuantPlan
+from quant.formats.activations import NONE, Activation
+from quant.plans.plan import QuantPlan, is_quantized
 from quant.plans.recipes import find_recipe
 from quant.program.program import Program
 from quant.program.rewrite import quantize_program
@@ -56,12 +58,27 @@ class LoweredSpec:
         folder: where the store is kept.
         recipe: a recipe's name.
         context: the declared context, tokens.
+        activation: how integer products round their activations.
     """
 
-    def __init__(self, spec: ModelSpec, folder: Path, recipe: str, context: int = 48) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        folder: Path,
+        recipe: str,
+        context: int = 48,
+        activation: Activation = NONE,
+    ) -> None:
         self.weights = SpecWeights(spec)
         roles = {name: weight.role for name, weight in spec.weights.items()}
         self.plan: QuantPlan = find_recipe(recipe).plan(self.weights.shapes(), roles)
+        if activation != NONE:
+            products = {
+                name: replace(each, activation=activation)
+                for name, each in self.plan.weights.items()
+                if roles[name] == "linear" and is_quantized(each.format)
+            }
+            self.plan = replace(self.plan, weights={**self.plan.weights, **products})
         self.float_program = trace.trace(spec, context)
         self.program: Program = quantize_program(self.float_program, self.plan)
         with new_store(folder, "a" * 40, self.plan, self.weights.shapes()) as writer:

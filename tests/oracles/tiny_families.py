@@ -109,3 +109,61 @@ CONFIGS: dict[str, Config] = {
         rope_parameters=_rope(100.0, partial_rotary_factor=0.25),
     ),
 }
+
+# Mixtures of experts: each with one expert that no token of a text chooses, or few do, because the
+# router is random and most have many more experts than a token has.
+MIXTURES: dict[str, Config] = {
+    "mixtral": _config("mixtral", num_local_experts=8, num_experts_per_tok=2),
+    "qwen3_moe": _config(
+        "qwen3_moe",
+        head_dim=24,
+        num_hidden_layers=3,
+        num_experts=12,
+        num_experts_per_tok=3,
+        moe_intermediate_size=32,
+        mlp_only_layers=[1],
+        norm_topk_prob=True,
+        rms_norm_eps=1e-6,
+    ),
+    "olmoe": _config(
+        "olmoe",
+        num_experts=16,
+        num_experts_per_tok=4,
+        intermediate_size=32,
+        num_key_value_heads=4,
+        clip_qkv=1.5,
+    ),
+    "granitemoe": _config(
+        "granitemoe",
+        num_local_experts=8,
+        num_experts_per_tok=3,
+        intermediate_size=32,
+        embedding_multiplier=12.0,
+        attention_multiplier=0.3,
+        residual_multiplier=0.22,
+        logits_scaling=8.0,
+        tie_word_embeddings=True,
+    ),
+    "phimoe": _config(
+        "phimoe",
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        router_jitter_noise=0.05,
+        attention_bias=True,
+        lm_head_bias=True,
+        sliding_window=9,
+    ),
+    "qwen2_moe": _config(
+        "qwen2_moe",
+        num_hidden_layers=4,
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=64,
+        decoder_sparse_step=2,
+        use_sliding_window=True,
+        sliding_window=7,
+        max_window_layers=3,
+        rms_norm_eps=1e-6,
+    ),
+}

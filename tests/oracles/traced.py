@@ -1,6 +1,7 @@
 """Runs what is under test: a folder opened, traced, and its program run by its own operators."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from edgeforge.model.model import Model, open_model
 from edgeforge.reference.walk import ReferenceRunner, WeightReader
 from quant.program.dialect import check_float
 from quant.program.program import Program
-from quant.program.states import KINDS
+from quant.program.states import StateKind
 
 # The bound on FLOAT logits: this share of the range of the oracle's.
 TOLERANCE = 2e-4
@@ -35,7 +36,7 @@ class ReferenceSession:
             if node.op == "placeholder":
                 given = program.inputs[node.name]
                 if given.kind == "weight":
-                    self._fixed[node] = read(given)
+                    self._fixed[node] = read(given).reshape(node.meta["val"].shape)
                 elif given.kind == "table":
                     self._fixed[node] = program.tables[given.name]
         self.reset()
@@ -43,7 +44,7 @@ class ReferenceSession:
     def reset(self) -> None:
         """Forgets all positions."""
         self._length = 0
-        for kind in KINDS:
+        for kind in get_args(StateKind):
             for node, _ in self.program.placeholders(kind):
                 self._fixed[node] = torch.zeros(node.meta["val"].shape)
 

@@ -84,6 +84,9 @@ def small_spec(
         for name in names.get(str(block), (*names["pre"], *names["post"])):
             made |= normed(name)
         width = layer.ffn_width
+        if layer.experts:
+            made |= mixture_weights(layer)
+            return {name: _renamed(weight, f"{index}.") for name, weight in made.items()}
         if gated:
             made |= product("mlp.gate_up_proj", HIDDEN, 2 * width)
         else:
@@ -123,6 +126,20 @@ def small_spec(
     return replace(spec, **fields)  # type: ignore[arg-type]
 
 
+def mixture_weights(layer: LayerSpec) -> dict[str, WeightSpec]:
+    """The weights of a mixture of experts, and of a shared expert with its gate."""
+    made = {"mlp.router": matrix("router", HIDDEN, ("router", layer.experts))}
+    parts = [(f"experts.{expert}", layer.ffn_width) for expert in range(layer.experts)]
+    if layer.shared_width:
+        parts.append(("shared_expert", layer.shared_width))
+        made["mlp.shared_expert_gate"] = matrix("router", HIDDEN, ("shared_gate", 1))
+    for name, width in parts:
+        gate_up, down = f"{name}.gate_up_proj", f"{name}.down_proj"
+        made[f"mlp.{gate_up}"] = matrix("linear", HIDDEN, (gate_up, 2 * width))
+        made[f"mlp.{down}"] = matrix("linear", width, (down, HIDDEN))
+    return made
+
+
 def _renamed(weight: WeightSpec, before: str) -> WeightSpec:
     """A weight whose checkpoint tensors are those of one layer."""
     pieces = tuple(replace(piece, tensor=before + piece.tensor) for piece in weight.pieces)
@@ -153,3 +170,17 @@ SPECS = {
     "convolutions": small_spec(LAYERS[3:], biased=True),
     "queries-own": small_spec((replace(FULL, query_rope=1), FULL)),
 }  # fmt: skip
+
+MIXED = replace(FULL, experts=4, chosen_experts=2, ffn_width=16)
+MIXTURES = {
+    "normalized": small_spec((MIXED, FULL, MIXED), router="normalized_softmax"),
+    "shared": small_spec((MIXED, replace(MIXED, shared_width=24)), block="sandwich"),
+    "sparse-mixer": small_spec((MIXED,), router="sparse_mixer", router_jitter=0.1),
+    "many": small_spec((replace(MIXED, experts=12, chosen_experts=3), FULL)),
+    "last": small_spec((FULL, replace(MIXED, experts=8, window=8)), tied=False),
+    "biased": small_spec(
+        (MIXED,), biased=True, shifted=True, norm="layer", router="normalized_softmax"
+    ),
+    "one-expert": small_spec((replace(MIXED, experts=1, chosen_experts=1),)),
+}
+"""Specs with mixtures of experts."""

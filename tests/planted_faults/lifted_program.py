@@ -23,6 +23,7 @@ from exporters.lifted import (
     Rope,
     Scaled,
     ShortConv,
+    Sigmoid,
     Silu,
     Softcap,
     StoredFormat,
@@ -32,6 +33,7 @@ from exporters.lifted import (
     Value,
     probes_of,
 )
+from exporters.lifted_mixture import ChosenTokens, Combine, Route, RouteSparseMixer
 from quant.program import dialect
 from quant.program.calls import (
     AttentionCall,
@@ -104,6 +106,10 @@ class _Reader:
             return Gelu(name, first, node.args[1] == "tanh")
         if target is dialect.SILU:
             return Silu(name, first)
+        if target is dialect.SIGMOID:
+            return Sigmoid(name, first)
+        if target in dialect.MIXTURE:
+            return self.mixture(node, first)
         if target in (dialect.ADD, dialect.MUL):
             both = first, self.of(node_argument(node, 1))
             return Sum(name, both) if target is dialect.ADD else Product(name, both)
@@ -127,6 +133,17 @@ class _Reader:
             tuple(_seen(probe, call.window) for probe in self.probes),
             call.softcap,
         )
+
+    def mixture(self, node: fx.Node, first: Value) -> Value:
+        name, target = node.name, node.target
+        if target is dialect.ROUTE:
+            return Route(name, first, node.args[1], node.args[2])
+        if target is dialect.ROUTE_SPARSE_MIXER:
+            return RouteSparseMixer(name, first, node.args[1])
+        if target is dialect.CHOSEN:
+            return ChosenTokens(name, first, self.of(node_argument(node, 1)), node.args[2])
+        results = [self.of(result) for result in node.args[1]]
+        return Combine(name, first, tuple(enumerate(results)))
 
     def of(self, node: fx.Node) -> Value:
         if node.op == "placeholder":

@@ -48,7 +48,6 @@ class FourBitLayers:
     """The matrices of a checkpoint of bitsandbytes in 4 bits."""
 
     method: ClassVar[str] = "bitsandbytes"
-    falls_back: ClassVar[bool] = True
     sign: ClassVar[str] = "*.weight.quant_map"
 
     def find(
@@ -64,10 +63,6 @@ class FourBitLayers:
                 f"the checkpoint lacks {module}.{_STATE}nf4, which says how {tensor} is quantized"
             )
         return _FourBits(checkpoint, tensor, state, (shape[0], shape[1]))
-
-    def as_floats(self, tensor: IntegerTensor) -> DecodedTensor:
-        """As `edgeforge.checkpoint.imported.method.Method.as_floats`."""
-        raise NotImplementedError(f"{tensor.name} holds no integers")
 
     def notes(self) -> tuple[str, ...]:
         """As `edgeforge.checkpoint.imported.method.Method.notes`."""

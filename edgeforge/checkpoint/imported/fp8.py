@@ -50,7 +50,6 @@ class Fp8Layers:
     method: str
     scale_part: str
     block: tuple[int, int] | None = None
-    falls_back: ClassVar[bool] = True
 
     @property
     def sign(self) -> str:
@@ -86,10 +85,6 @@ class Fp8Layers:
         if self.block is not None:
             return ((-(-rows // self.block[0]), -(-columns // self.block[1])),)
         return ((), (1,), (1, 1), (rows, 1), (rows,))
-
-    def as_floats(self, tensor: IntegerTensor) -> DecodedTensor:
-        """As `edgeforge.checkpoint.imported.method.Method.as_floats`."""
-        raise NotImplementedError(f"{tensor.name} is no FP8 tensor")
 
     def notes(self) -> tuple[str, ...]:
         """As `edgeforge.checkpoint.imported.method.Method.notes`."""

@@ -39,7 +39,6 @@ class GgufTensors:
 
     rows: Mapping[str, StoredRows]
     method: ClassVar[str] = "GGUF"
-    falls_back: ClassVar[bool] = True
     sign: ClassVar[str] = "*"
 
     def __repr__(self) -> str:
@@ -63,7 +62,7 @@ class GgufTensors:
         return _Decoded(checkpoint, tensor, rows)
 
     def as_floats(self, tensor: IntegerTensor) -> DecodedTensor:
-        """As `edgeforge.checkpoint.imported.method.Method.as_floats`."""
+        """As `edgeforge.checkpoint.imported.method.DecodableMethod.as_floats`."""
         assert isinstance(tensor, _Blocks)
         return _Decoded(tensor.checkpoint, tensor.name, tensor.stored)
 

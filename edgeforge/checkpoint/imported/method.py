@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from edgeforge.checkpoint.checkpoint import Checkpoint
@@ -16,10 +16,6 @@ class Method(Protocol):
     @property
     def method(self) -> str:
         """Its name for users, such as the checkpoint's ``quant_method``."""
-
-    @property
-    def falls_back(self) -> bool:
-        """Whether integers that cannot be kept as they are may be read as floats instead."""
 
     @property
     def sign(self) -> str:
@@ -39,8 +35,13 @@ class Method(Protocol):
             CheckpointError: a part is missing or wrong.
         """
 
-    def as_floats(self, tensor: IntegerTensor) -> DecodedTensor:
-        """Returns the same tensor to be read as floats; only where `falls_back`."""
-
     def notes(self) -> tuple[str, ...]:
         """Returns what a user must know of tensors that were found, one sentence each."""
+
+
+@runtime_checkable
+class DecodableMethod(Method, Protocol):
+    """A way to hold matrices whose integers may be read as floats where no target keeps them."""
+
+    def as_floats(self, tensor: IntegerTensor) -> DecodedTensor:
+        """Returns a tensor that `find` gave, to be read as floats."""

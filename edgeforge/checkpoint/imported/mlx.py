@@ -46,7 +46,6 @@ class MlxLayers:
     """
 
     method: ClassVar[str] = "MLX"
-    falls_back: ClassVar[bool] = True
     sign: ClassVar[str] = "*.scales"
 
     def __init__(self, width: Width, others: Mapping[str, Width | None]) -> None:
@@ -76,7 +75,7 @@ class MlxLayers:
         return self.as_floats(found)
 
     def as_floats(self, tensor: IntegerTensor) -> DecodedTensor:
-        """As `edgeforge.checkpoint.imported.method.Method.as_floats`."""
+        """As `edgeforge.checkpoint.imported.method.DecodableMethod.as_floats`."""
         assert isinstance(tensor, MlxTensor)
         return _Floats(tensor)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from edgeforge.checkpoint.imported.integer_tensor import ALL, IntegerTensor
 from edgeforge.errors import CheckpointError
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import torch
 
     from edgeforge.checkpoint.checkpoint import Checkpoint
-    from edgeforge.checkpoint.imported.decoded_tensor import DecodedTensor
     from edgeforge.checkpoint.imported.packing import Packing
 
 
@@ -149,7 +148,6 @@ class PackedLayers:
     """
 
     packing: Packing
-    falls_back: ClassVar[bool] = False
 
     @property
     def method(self) -> str:
@@ -169,10 +167,6 @@ class PackedLayers:
         if len(shape) == 1 or f"{module}.{self.packing.codes_part}" not in checkpoint.tensors:
             return None
         return PackedTensor(checkpoint, module, self.packing, (shape[0], shape[1]))
-
-    def as_floats(self, tensor: IntegerTensor) -> DecodedTensor:
-        """As `Method.as_floats`."""
-        raise NotImplementedError(f"{tensor.name} stays as it is packed")
 
     def notes(self) -> tuple[str, ...]:
         """As `Method.notes`."""

@@ -21,22 +21,20 @@ from edgeforge.verification.meaning.chains import (
     other,
     plain,
 )
+from edgeforge.verification.meaning.feed_forward import FeedForward, feed_forward_of
+from edgeforge.verification.meaning.mixture import Mixture, mixture, mixture_parts
 from exporters.lifted import (
     NO_NEW_ROWS,
     Attention,
     Embedding,
-    Gelu,
     Last,
     Linear,
     Product,
     ShortConv,
-    Silu,
     Sum,
     Unknown,
     Value,
 )
-
-Activation = Silu | Gelu
 
 
 @dataclass(frozen=True)
@@ -104,35 +102,6 @@ class Convolving:
 
 
 @dataclass(frozen=True)
-class FeedForward:
-    """The part of a layer that works token by token.
-
-    Attributes:
-        activation: the activation function.
-        gate: how its operand is made, of ``into``.
-        up: how the factor of its result is made, of ``into``; None where there is none.
-        entering: how the operand of ``into`` is made, of the residual stream.
-        into: the first product.
-        down: the last product.
-    """
-
-    activation: Activation
-    gate: Chain
-    up: Chain | None
-    entering: Chain
-    into: Linear
-    down: Linear
-
-    def products(self) -> tuple[Linear, ...]:
-        """Its products with weights."""
-        return self.into, self.down
-
-    def chains(self) -> tuple[Chain, ...]:
-        """Its chains of steps."""
-        return self.gate, *([self.up] if self.up else []), self.entering
-
-
-@dataclass(frozen=True)
 class Layer:
     """One layer, as an entry point computes it.
 
@@ -147,7 +116,7 @@ class Layer:
 
     mixer: Attending | Convolving
     mixed: Chain
-    feed_forward: FeedForward
+    feed_forward: FeedForward | Mixture
     fed: Chain
     parallel: bool
     result: Value
@@ -239,8 +208,8 @@ def _layer(stream: Value) -> tuple[Layer, Value]:
     """The layer that ends in a value of the residual stream, and the value before the layer."""
     middle, fed = _residual(stream, "the feed-forward part")
     before, mixed = _residual(middle, "attention")
-    down, out = (cast(Linear, branch.source) for branch in (fed, mixed))
-    feed_forward = _feed_forward(down, middle, before)
+    feed_forward = _fed(fed, middle, before)
+    out = mixed.the(Linear, "attention's result")
     operand = plain(out.source)
     if isinstance(operand, Product):
         mixer: Attending | Convolving = _convolving(out, operand, before)
@@ -253,29 +222,12 @@ def _layer(stream: Value) -> tuple[Layer, Value]:
     return Layer(mixer, mixed, feed_forward, fed, parallel, plain(stream)), before
 
 
-def _feed_forward(down: Linear, middle: Value, before: Value) -> FeedForward:
-    what = "the operand of the last product of a feed-forward part"
-    operand, up = plain(down.source), None
-    if isinstance(operand, Product):
-        activation, factor = _gated(operand)
-        up = chain(factor)
-    else:
-        if not isinstance(operand, Activation):
-            raise other(operand, what)
-        activation = operand
-    gate = chain(activation.source)
-    into = gate.the(Linear, "the gate")
-    if up is not None and up.source is not into:
-        raise other(up.source, "columns of the product that gives the gate")
-    return FeedForward(activation, gate, up, chain(into.source, middle, before), into, down)
-
-
-def _gated(product: Product) -> tuple[Activation, Value]:
-    for one, factor in (product.factors, product.factors[::-1]):
-        inner = plain(one)
-        if isinstance(inner, Activation):
-            return inner, factor
-    raise other(product, "a product with SiLU's result")
+def _fed(fed: Chain, middle: Value, before: Value) -> FeedForward | Mixture:
+    parts = mixture_parts(fed.source)
+    if parts is not None:
+        return mixture(*parts, (middle, before))
+    down = fed.the(Linear, "the result of the feed-forward part")
+    return feed_forward_of(down, (middle, before))
 
 
 def _attending(out: Linear, before: Value) -> Attending:
@@ -329,14 +281,18 @@ def _attention(value: Value) -> Attention:
 
 
 def _residual(stream: Value, what: str) -> tuple[Value, Chain]:
-    """The stream before a branch was added, and the branch, which ends with a product."""
+    """The stream before a branch was added, and the branch: a product's result or a mixture's."""
     total = expect(stream, Sum, f"the residual stream after {what}")
     first, second = (chain(term) for term in total.terms)
-    if isinstance(second.source, Linear):
+    if _ends_branch(second.source):
         return plain(total.terms[0]), second
-    if isinstance(first.source, Linear):
+    if _ends_branch(first.source):
         return plain(total.terms[1]), first
     raise other(second.source, f"the result of {what}, which a product gives")
+
+
+def _ends_branch(value: Value) -> bool:
+    return isinstance(value, Linear) or mixture_parts(value) is not None
 
 
 def _same(found: Value, wanted: Value, what: str) -> None:

@@ -9,11 +9,12 @@ from edgeforge.families.spec import LayerSpec, ModelSpec
 from edgeforge.verification.meaning import expected
 from edgeforge.verification.meaning.chains import Chain
 from edgeforge.verification.meaning.decoder import Attending, Convolving, Decoder, Layer
+from edgeforge.verification.meaning.fed import Fed
 from edgeforge.verification.meaning.findings import Findings
 from edgeforge.verification.meaning.rotary import Rotary
 from edgeforge.verification.meaning.steps import Steps, open_facts
 from edgeforge.verification.meaning.visible import Visible
-from exporters.lifted import Cache, EntryPoint, Gelu, Rope, ShortConv, Silu, StoredWeight
+from exporters.lifted import Cache, EntryPoint, Rope, ShortConv, StoredWeight
 
 
 class Layers:
@@ -33,6 +34,7 @@ class Layers:
         self.spec, self.context, self.rotary, self.findings = spec, context, rotary, findings
         self.length = -(-context // multiple) * multiple
         self.steps, self.visible = Steps(spec, findings), Visible(spec, context, findings)
+        self.fed = Fed(spec, self.steps, findings)
         self._open()
 
     def _open(self) -> None:
@@ -45,8 +47,7 @@ class Layers:
         fact("ties", f"the head is {'' if spec.tied else 'not '}the embedding")
         open_facts(spec, self.findings)
         fact("block", "every part reads the residual stream where the checkpoint says")
-        fact("gate", f"{_activation(spec)} is applied to the gate, which up is multiplied with")
-        fact("activation", f"the activation function is {_activation(spec)}")
+        self.fed.open()
         fact("caches", "every layer reads and writes its own caches")
         fact("states", "every convolution has its own state, of which a text begins with none")
         fact("attention", "heads, their columns and the scale of scores are the checkpoint's")
@@ -119,21 +120,7 @@ class Layers:
         self.steps.hold(place, "the first part's operand", layer.mixer.entering, entering)
         leaving = expected.leaving(spec, at, "attention_output_norm", out)
         self.steps.hold(place, "the first part's result", layer.mixed, leaving)
-        self._feed_forward(place, at, layer, wanted)
-
-    def _feed_forward(self, place: str, at: str, layer: Layer, wanted: LayerSpec) -> None:
-        spec, part, hold = self.spec, layer.feed_forward, self.steps.hold
-        into = f"{at}mlp.{'gate_up_proj' if spec.gated else 'up_proj'}"
-        self._weight(place, part.into.weight, f"{into}.weight")
-        self._weight(place, part.down.weight, f"{at}mlp.down_proj.weight")
-        entering = expected.entering_feed_forward(spec, at)
-        hold(place, "the feed-forward part's operand", part.entering, entering)
-        hold(place, "the gate", part.gate, expected.biased(spec, into))
-        if part.up is not None:
-            hold(place, "up", part.up, expected.biased(spec, into))
-        leaving = expected.leaving(spec, at, "mlp_output_norm", "mlp.down_proj")
-        hold(place, "the feed-forward part's result", layer.fed, leaving)
-        self._gate(place, layer, wanted)
+        self.fed.hold(place, at, layer, wanted)
 
     def _weight(self, place: str, found: StoredWeight, wanted: str) -> None:
         self.findings.same(
@@ -142,35 +129,6 @@ class Layers:
             place,
             f"{place} reads {found.name} where it must read {wanted}",
         )
-
-    def _gate(self, place: str, layer: Layer, wanted: LayerSpec) -> None:
-        spec, same, part = self.spec, self.findings.same, layer.feed_forward
-        found, own = _named(part.activation), _activation(spec)
-        words = f"{place} has the activation function {found}, not {own}"
-        if not (spec.activation == "silu" and spec.gated):
-            same("activation", found == own, place, words)
-        elif found != own:
-            same("gate", False, place, words)
-        if not spec.gated or part.up is None:
-            has = "a factor" if part.up is not None else "no factor"
-            words = f"{place}: the activation function's result has {has}"
-            same("gate", spec.gated == (part.up is not None), place, words)
-            whole = part.gate.columns is None
-            same("gate", whole, place, f"{place}: {found} is applied to some columns of up alone")
-            return
-        width = wanted.ffn_width
-        gate, up = part.gate.span("the gate"), part.up.span("up")
-        swapped = (gate, up) == ((width, 2 * width), (0, width))
-        words = (
-            f"{found} is applied to up, and gate is multiplied with it"
-            if swapped
-            else (
-                f"{found} is applied to columns {gate} and multiplied with {up}, "
-                f"not {(0, width)} and {(width, 2 * width)}"
-            )
-        )
-        good = (gate, up) == ((0, width), (width, 2 * width))
-        same("gate", good, place, f"{place}: {words}")
 
     def _attending(self, entry: EntryPoint, index: int, part: Attending, wanted: LayerSpec) -> None:
         spec, same, attention = self.spec, self.findings.same, part.attention
@@ -345,13 +303,3 @@ def _caches(decoder: Decoder) -> list[str]:
     mixers = [layer.mixer for layer in decoder.layers]
     attentions = [mixer.attention for mixer in mixers if isinstance(mixer, Attending)]
     return [cache.read for each in attentions for cache in (each.keys, each.values)]
-
-
-def _activation(spec: ModelSpec) -> str:
-    return {"silu": "SiLU", "gelu": "GELU", "gelu_tanh": "GELU by a tanh"}[spec.activation]
-
-
-def _named(activation: Silu | Gelu) -> str:
-    if isinstance(activation, Silu):
-        return "SiLU"
-    return "GELU by a tanh" if activation.tanh else "GELU"

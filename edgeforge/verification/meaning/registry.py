@@ -27,9 +27,14 @@ def _coreml(folder: Path, manifest: Manifest) -> Reading:
     from exporters.coreml.names import PACKAGE
     from exporters.coreml.package import open_package
 
-    multiple = ANE_MULTIPLE if manifest.options.get("profile") == "ane" else 1
+    engine = manifest.options.get("profile") == "ane"
     package = open_package(folder / PACKAGE)
-    return read_package(package, manifest.context, cache_multiple=multiple)
+    return read_package(
+        package,
+        manifest.context,
+        cache_multiple=ANE_MULTIPLE if engine else 1,
+        floats="float16" if engine else "float32",
+    )
 
 
 def _executorch(folder: Path, manifest: Manifest) -> Reading:

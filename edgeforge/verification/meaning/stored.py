@@ -125,7 +125,7 @@ class Stored:
             return rounded, ()
         if isinstance(format, FloatFormat):
             half = format.name == "fp16"
-            return (self.reading.halves if half else "float32"), ()
+            return (self.reading.halves if half else self.reading.floats), ()
         if self.reading.integers == "float16" or not isinstance(format, IntFormat):
             return self.reading.integers, ()
         if record.float_columns == ALL:

@@ -20,7 +20,6 @@ from exporters.errors import ExportError
 from exporters.executorch.backends import XNNPACK
 from exporters.executorch.blobs import narrow_to_bfloat16
 from exporters.executorch.reader import read_pte
-from exporters.executorch.stock.bytes_found import digests_of_bytes, find_bytes
 from exporters.executorch.tensors import FileTensor, file_tensors
 from quant.input_files import read_input
 from quant.json_input import JsonError, parse_json
@@ -43,6 +42,8 @@ def write_names(program: Path, store: WeightStore, backend: str) -> None:
     Raises:
         ExportError: the program holds integers that belong to no weight, or lacks a weight.
     """
+    from exporters.executorch.stock.bytes_found import find_bytes  # with torch
+
     noted: dict[str, object] = {"version": _VERSION}
     if backend == XNNPACK:
         noted["places"] = _named_tensors(program, store.digests)
@@ -110,6 +111,8 @@ def stored_digests(program: Path) -> dict[str, str]:
                 f"export the model again"
             )
         if "bytes" in noted:
+            from exporters.executorch.stock.bytes_found import digests_of_bytes  # with torch
+
             given = (noted["bytes"], noted["rows"], noted["digests"])
             return digests_of_bytes(program, *given)
         places = dict(noted["places"])

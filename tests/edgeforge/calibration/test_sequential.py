@@ -140,10 +140,10 @@ def test_weights_that_read_the_same_inputs_share_their_second_moment(
     program, blocks, model, tmp_path, monkeypatch
 ):
     asked: list[str] = []
-    collect = Stretches.second_moment
+    collect = Stretches.statistics
     monkeypatch.setattr(
         Stretches,
-        "second_moment",
+        "statistics",
         lambda self, node, name: asked.append(node.name) or collect(self, node, name),
     )
     watched = Watched()

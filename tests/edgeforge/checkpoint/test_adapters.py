@@ -41,6 +41,7 @@ def test_an_adapter_beside_a_model_is_named_with_how_to_merge_it(folder):
     assert f"{folder} holds adapter_model.safetensors, an adapter that is not merged" in message
     assert "LORA adapter for org/base" in message
     assert "merge_and_unload().save_pretrained(MERGED), and export MERGED" in message
+    assert "or export the model with --adapter FOLDER" in message
     assert "to export the model without it, move its files away" in message
 
 

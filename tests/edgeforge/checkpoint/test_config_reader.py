@@ -33,12 +33,13 @@ MINICPM = {"model_type": "minicpm", "scale_emb": 10, "scale_depth": 1.4, "dim_mo
 NO_RMS_NORM = {field: value for field, value in LLAMA.items() if field != "rms_norm_eps"}
 LIKE_LLAMA = ("gemma", "gemma2", "gemma3", "gemma3_text", "granite", "minicpm", "ministral3")
 LIKE_LLAMA += ("olmo2", "olmo3", "qwen2", "qwen3", "smollm3")
+MIXTURES = ("granitemoe", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe")
 BY_FAMILY = {
     "llama": LLAMA,
     "mistral": MISTRAL,
     "openelm": OPENELM,
     "phi3": PHI3,
-    **{family: LLAMA | {"model_type": family} for family in LIKE_LLAMA},
+    **{family: LLAMA | {"model_type": family} for family in (*LIKE_LLAMA, *MIXTURES)},
     **{family: NO_RMS_NORM | {"model_type": family} for family in ("lfm2", "olmo", "phi")},
     "stablelm": NO_RMS_NORM | {"model_type": "stablelm"},
 }
@@ -80,15 +81,16 @@ CHANGES_THE_MATHS = {
 GEMMA = ("gemma2", "gemma3", "gemma3_text")
 # Families that compute what the field says.
 READ_BY = {
-    "attention_multiplier": ("granite",),
+    "attention_multiplier": ("granite", "granitemoe"),
     "attn_logit_softcapping": ("gemma2",),
-    "clip_qkv": ("olmo",),
-    "embedding_multiplier": ("granite",),
+    "clip_qkv": ("olmo", "olmoe"),
+    "embedding_multiplier": ("granite", "granitemoe"),
     "final_logit_softcapping": GEMMA,
     "layer_types": (*GEMMA, "olmo3"),
-    "logits_scaling": ("granite",),
-    "max_window_layers": ("qwen2", "qwen3"),
-    "residual_multiplier": ("granite",),
+    "logits_scaling": ("granite", "granitemoe"),
+    "max_window_layers": ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
+    "num_local_experts": MIXTURES,
+    "residual_multiplier": ("granite", "granitemoe"),
 }
 
 
@@ -104,6 +106,7 @@ OTHER = {
     "layer_types": ["full_attention", "sliding_attention"],
     "attn_logit_softcapping": 49.0,
     "final_logit_softcapping": 29.0,
+    "num_local_experts": 16,
 }
 
 
@@ -115,7 +118,7 @@ def test_a_field_that_changes_the_maths_is_refused_unless_vouched_for(family, fi
     value = CHANGES_THE_MATHS[field]
     config = BY_FAMILY[family] | {field: value}
     message = refusal(config)
-    if field == "layer_types" and family in ("qwen2", "qwen3", "smollm3", "lfm2"):
+    if field == "layer_types" and family in ("qwen2", "qwen2_moe", "qwen3", "smollm3", "lfm2"):
         # They read the field, and have no such kind of layer, or none in this configuration.
         assert "layer_types[0] is 'sliding_attention'" in message
         return
@@ -136,6 +139,7 @@ BIASED = {
 @pytest.mark.parametrize("field", BIASED)
 def test_a_bias_is_mapped_or_refused(family, field):
     reading = {"attention_bias": ("llama", *LIKE_LLAMA, "olmo"), "mlp_bias": ("llama", "granite")}
+    reading["attention_bias"] += ("granitemoe", "olmoe", "phimoe", "qwen3_moe")
     reading["mlp_bias"] += ("smollm3",)
     config = BY_FAMILY[family] | {field: True}
     if family in reading[field] and family not in ("minicpm", "ministral3", "qwen2"):
@@ -342,11 +346,11 @@ def test_optional_fields_are_checked_too(field):
     assert re.search(rf"{field} is 'x'", refusal(LLAMA | {field: "x"}))
 
 
-@pytest.mark.parametrize("kind", ["lama", "Llama", "mixtral", None, 3, ["llama"], ""])
+@pytest.mark.parametrize("kind", ["lama", "Llama", "jamba", None, 3, ["llama"], ""])
 def test_an_unknown_model_type_lists_the_known(kind):
     message = refusal(LLAMA | {"model_type": kind})
     assert repr(kind) in message
-    assert "reads gemma, gemma2, gemma3, gemma3_text, granite, lfm2, llama, minicpm" in message
+    assert f"reads {', '.join(FAMILIES)}" in message
     assert ("did you mean 'llama'" in message) == (kind in ("lama", "Llama", ["llama"]))
     assert "model_type None" in refusal({})
 

@@ -4,23 +4,24 @@ import numpy as np
 import pytest
 
 from edgeforge.families.registry import FAMILIES
-from tests.oracles.tiny_families import CONFIGS, VOCAB
+from tests.oracles.tiny_families import CONFIGS, MIXTURES, VOCAB
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Read by other files here: its own oracle, or no configuration that differs from another family's.
 ELSEWHERE = {"llama", "mistral", "phi3", "openelm", "gemma3", "minicpm"}
+HERE = CONFIGS | MIXTURES
 
 
 def test_every_family_is_held_against_an_oracle():
-    assert CONFIGS.keys() | ELSEWHERE == FAMILIES.keys()
+    assert HERE.keys() | ELSEWHERE == FAMILIES.keys()
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", HERE)
 def test_one_pass_and_many_calls_give_the_logits_of_transformers(
     family, tmp_path, hugging_face, traced
 ):
-    folder = hugging_face.save(tmp_path, CONFIGS[family], "bfloat16", "60KB")
+    folder = hugging_face.save(tmp_path, HERE[family], "bfloat16", "60KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
     tokens = traced.tokens(48, VOCAB)
     expected = hugging_face.logits(folder, tokens)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from edgeforge.errors import CheckpointError
 from edgeforge.families.registry import read_spec
 from edgeforge.model.stored_names import named_as_stored
+from tests.oracles.tiny_families import MIXTURES, VOCAB
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -192,3 +193,59 @@ def test_the_text_part_of_a_model_with_images_is_found_under_each_prefix(
     save_file(changed, folder / "model.safetensors", {"format": "pt"})
     ours = traced.session(traced.model(folder), 16).logits(tokens)
     assert traced.difference(ours, expected) < traced.TOLERANCE
+
+
+def stack_experts(folder):
+    """Rewrites a checkpoint's file with the tensors that transformers holds in memory."""
+    from transformers import AutoModelForCausalLM
+
+    held = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    if json.loads((folder / "config.json").read_text())["tie_word_embeddings"]:
+        del held[HEAD]
+    stacked = [name for name in held if name.endswith(".experts.gate_up_proj")]
+    assert stacked and all(held[name].dim() == 3 for name in stacked)
+    return held
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_stacked_experts_give_the_weights_of_the_hubs_files(family, tmp_path, hugging_face, traced):
+    folder = hugging_face.save(tmp_path, MIXTURES[family])
+    plain = traced.model(folder)
+    wanted = {name: plain.weights.float_weight(name) for name in plain.spec.weights}
+    expected = hugging_face.logits(folder, traced.tokens(20, VOCAB))
+    held = stack_experts(folder)
+    for names in (held, bare(held)):
+        save_file(names, folder / "model.safetensors")
+        opened = traced.model(folder)
+        assert opened.spec != plain.spec
+        for name, weight in wanted.items():
+            assert torch.equal(opened.weights.float_weight(name), weight), name
+        assert opened.weights.mapping_digest() != plain.weights.mapping_digest()
+        assert opened.spec.num_parameters == plain.spec.num_parameters
+    ours = traced.session(opened, 24).logits(traced.tokens(20, VOCAB))
+    assert traced.difference(ours, expected) < traced.TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda h: h.pop("model.layers.1.mlp.gate.weight"), "lacks model.layers.1.block_sparse"),
+        (lambda h: h.pop("model.layers.1.mlp.experts.down_proj"), "lacks model.layers.1.mlp.expe"),
+        (
+            lambda h: h.update({"model.layers.0.mlp.experts.down_proj": torch.ones(7, 64, 96)}),
+            "has shape [7, 64, 96]; config.json calls for [8, 64, 96]",
+        ),
+        (
+            lambda h: h.update({"model.layers.0.mlp.experts.gate_up_proj": torch.ones(8, 64, 192)}),
+            "has shape [8, 64, 192]; config.json calls for [8, 192, 64]",
+        ),
+    ],
+)
+def test_stacked_experts_that_do_not_fit_are_named(change, words, tmp_path, hugging_face, traced):
+    folder = hugging_face.save(tmp_path, MIXTURES["mixtral"])
+    held = stack_experts(folder)
+    change(held)
+    save_file(held, folder / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        traced.model(folder)
+    assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from edgeforge.errors import DiskFullError, UsageError
 from edgeforge.families.registry import read_spec
+from edgeforge.families.spec import ModelSpec, Piece
+from edgeforge.model.stored_names import named_as_stored
 from edgeforge.synth import synthesise as synth
 from edgeforge.synth.synthesise import PRESETS, synthesise
 
@@ -29,6 +32,17 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
     for file in folder.glob("*.safetensors"):
         tensors |= load_file(file)
     return tensors
+
+
+def pieces(spec: ModelSpec) -> Iterator[Piece]:
+    for weight in spec.weights.values():
+        yield from weight.pieces
+
+
+def rows_of(tensors: dict[str, torch.Tensor], piece: Piece) -> torch.Tensor:
+    tensor = tensors[piece.tensor]
+    rows = tensor.flatten(0, 1) if piece.matrices else tensor
+    return rows[piece.first : piece.first + piece.shape[0]]
 
 
 @pytest.mark.parametrize(
@@ -54,6 +68,12 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
         ("olmo2-1b", 1_484_916_736),
         ("lfm2-350m", 354_483_968),
         ("lfm2-1.2b", 1_170_340_608),
+        ("mixtral-8x7b", 46_702_792_704),
+        ("qwen3-30b-a3b", 30_532_122_624),
+        ("qwen1.5-moe-a2.7b", 14_315_784_192),
+        ("olmoe-1b-7b", 6_919_161_856),
+        ("granite-3.1-1b-a400m", 1_334_628_352),
+        ("phi-3.5-moe", 41_873_153_344),
     ],
 )
 def test_parameter_counts_are_the_released_models(preset, parameters):
@@ -78,9 +98,14 @@ def test_names_and_shapes_are_those_of_transformers(preset, tmp_path):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if read_spec(config).tied:
+    spec = read_spec(config)
+    if spec.tied:
         del expected["lm_head.weight"]
-    assert dict(PRESETS[preset].tensors()) == expected
+    shapes = dict(PRESETS[preset].tensors())
+    if spec.mixture:  # in memory, transformers stacks the experts of a layer
+        assert shapes == {p.tensor: p.tensor_shape for p in pieces(spec)}
+        shapes = {p.tensor: p.tensor_shape for p in pieces(named_as_stored(spec, expected))}
+    assert shapes == expected
 
 
 @pytest.mark.parametrize("preset", [p for p in KNOWN_TO_TRANSFORMERS if p not in ONE_STYLE])
@@ -91,9 +116,13 @@ def test_transformers_loads_every_key(preset, style, tmp_path):
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
-    theirs = model.state_dict()
-    for name, written in read(folder).items():
-        assert torch.equal(theirs[name], written)
+    theirs, written = model.state_dict(), read(folder)
+    spec = read_spec(json.loads((folder / "config.json").read_text()))
+    held = named_as_stored(spec, theirs)  # where a mixture's experts are stacked
+    for name, weight in spec.weights.items():
+        ours = torch.cat([rows_of(written, piece) for piece in weight.pieces])
+        assert torch.equal(ours, torch.cat([rows_of(theirs, p) for p in held.weights[name].pieces]))
+    assert {piece.tensor for piece in pieces(spec)} == set(written)
     assert model.dtype == torch.bfloat16
     assert torch.isfinite(model(torch.arange(100)[None]).logits).all()
 

@@ -120,7 +120,7 @@ def make(
     source = source or SpecWeights(spec)
     assigned = {}
     for name, weight in spec.weights.items():
-        whole = weight.role in ("norm", "bias", "conv")
+        whole = weight.role in ("norm", "bias", "conv", "router")
         form = parse_format("fp32" if whole else format)
         assigned[name] = Assignment(form, "cast" if isinstance(form, FloatFormat) else "rtn")
     plan = QuantPlan("mine", assigned)

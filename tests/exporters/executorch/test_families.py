@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edgeforge.verification.bounds import DEFAULTS
-from tests.oracles.tiny_families import CONFIGS
+from tests.oracles.tiny_families import CONFIGS, MIXTURES
 from tests.oracles.traced import difference
 
 FLOAT = 2e-4  # of the range of the logits
@@ -16,9 +16,14 @@ CONTEXT = 48
 ROUNDED = DEFAULTS["executorch"][1]
 
 
-@pytest.fixture(params=CONFIGS)
+HERE = CONFIGS | MIXTURES
+# Mixtures differ in who chooses experts, which is float: products with integers are the same.
+INTEGERS = [*CONFIGS, "mixtral", "qwen2_moe"]
+
+
+@pytest.fixture(params=HERE)
 def config(request) -> dict[str, object]:
-    return CONFIGS[request.param]
+    return HERE[request.param]
 
 
 def test_float_artifacts_give_every_position_and_prefill_then_decode(config, pte, run_pte, tokens):
@@ -42,8 +47,9 @@ def divergence(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("recipe", ["int4", "int8"])
-def test_integer_artifacts_compute_with_the_stored_numbers(config, pte, run_pte, tokens, recipe):
-    made = pte(config, recipe)
+@pytest.mark.parametrize("family", INTEGERS)
+def test_integer_artifacts_compute_with_the_stored_numbers(family, pte, run_pte, tokens, recipe):
+    made = pte(HERE[family], recipe)
     wanted = made.quantized_logits(tokens[:CONTEXT])
     with run_pte(made.folder) as session:
         every = session.logits(tokens[:CONTEXT])

@@ -20,7 +20,7 @@ from exporters.executorch.reader import stored_digests
 from exporters.lifted import ShortConv, Value
 from tests.exporters.executorch.small_programs import Made, make
 from tests.oracles.lowered_spec import SpecWeights
-from tests.oracles.vocabulary import FACTORS, FULL, SPECS, VOCAB, small_spec
+from tests.oracles.vocabulary import FACTORS, FULL, MIXTURES, SPECS, VOCAB, small_spec
 
 CONTEXT = 48
 CLOSE = 2e-5
@@ -28,6 +28,7 @@ CONV = LayerSpec(0, 0, FULL.ffn_width, mixer="short_conv")
 ONE = (FULL,)
 WORDS = {
     **SPECS,
+    **MIXTURES,
     "biases": small_spec(ONE, biased=True, tied=False),
     "layer norm": small_spec(ONE, norm="layer", shifted=True),
     "layer norm alone": small_spec(ONE, norm="layer", scaled=False),

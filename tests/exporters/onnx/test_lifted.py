@@ -27,12 +27,14 @@ from exporters.lifted import (
     Rope,
     Scaled,
     ShortConv,
+    Sigmoid,
     Silu,
     Softcap,
     Sum,
     Unknown,
     Value,
 )
+from exporters.lifted_mixture import ChosenTokens, Combine, Route, RouteSparseMixer
 from exporters.onnx.lifted import read_graphs
 from exporters.onnx.target import OnnxTarget, graphs_of
 from quant.program import dialect
@@ -53,11 +55,15 @@ def lifted(value: Value, found: dict[int, Value]) -> dict[int, Value]:
     if id(value) not in found:
         found[id(value)] = value
         for each in fields(value):
-            inner = getattr(value, each.name)
-            for part in inner if isinstance(inner, tuple) else (inner,):
-                if isinstance(part, Value):
-                    lifted(part, found)
+            for part in parts(getattr(value, each.name)):
+                lifted(part, found)
     return found
+
+
+def parts(field: object) -> list[Value]:
+    if isinstance(field, tuple):
+        return [part for each in field for part in parts(each)]
+    return [field] if isinstance(field, Value) else []
 
 
 @pytest.mark.parametrize(("recipe", "name"), [*(("fp32", name) for name in CASES), *QUANTIZED])
@@ -85,6 +91,11 @@ def test_graphs_are_lifted_whole(lower, name, recipe):
             Linear: nodes[dialect.LINEAR] + nodes[dialect.QUANT_LINEAR],
             Sum: nodes[dialect.ADD],
             Product: nodes[dialect.MUL],
+            Sigmoid: nodes[dialect.SIGMOID],
+            Route: nodes[dialect.ROUTE],
+            RouteSparseMixer: nodes[dialect.ROUTE_SPARSE_MIXER],
+            ChosenTokens: nodes[dialect.CHOSEN],
+            Combine: nodes[dialect.COMBINE],
         }
         assert {kind: kinds[kind] for kind in wanted} == wanted
         for value in values:
@@ -107,6 +118,16 @@ def check_lifted(value: Value, made: Made, probes: tuple[Probe, ...]) -> None:
             assert value.limit == pytest.approx(spec.clip_qkv)
         case Softcap():
             assert value.cap == pytest.approx(spec.logit_softcap)
+        case Route():
+            assert value.normalized == (spec.router == "normalized_softmax")
+            assert value.chosen in {each.chosen_experts for each in spec.layers}
+        case RouteSparseMixer():
+            assert value.jitter == pytest.approx(spec.router_jitter)
+        case Combine():
+            for number, (expert, result) in enumerate(value.terms):
+                own = [each for each in lifted(result, {}).values() if isinstance(each, Linear)]
+                (at,) = {each.weight.name.rpartition(".")[0].rpartition(".")[0] for each in own}
+                assert expert == number and at.endswith(f".experts.{expert}")
         case Attention():
             number = int(value.keys.read.partition(".")[0])
             assert value.scale == pytest.approx(spec.scale)

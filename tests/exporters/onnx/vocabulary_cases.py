@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from edgeforge.families.assembly import assemble, bias, convolution, matrix, norm
+from edgeforge.families.expert_weights import ExpertNames, expert_weights
 from edgeforge.families.spec import LayerSpec, ModelSpec, RopeSpec
 from exporters.target import Lowered
 from tests.oracles.lowered_spec import LoweredSpec
@@ -28,6 +29,10 @@ ROPES = (
 
 def layer(window: int = 0, rope: int | None = 0, **more) -> LayerSpec:
     return LayerSpec(4, 2, FFN, window=window, rope=rope, **more)
+
+
+def mixture(experts: int = 8, chosen_experts: int = 2, **more) -> LayerSpec:
+    return layer(experts=experts, chosen_experts=chosen_experts, **more)
 
 
 CONVOLUTION = LayerSpec(0, 0, FFN, mixer="short_conv")
@@ -78,6 +83,8 @@ class Case:
                 made |= product("conv.out_proj", HIDDEN, HIDDEN)
             for name in added[block]:
                 made |= self._norm(name)
+            if of.experts:
+                return made | self._mixture(of)
             up = ("mlp.gate_up_proj", 2 * FFN) if gated else ("mlp.up_proj", FFN)
             return made | product(up[0], HIDDEN, up[1]) | product("mlp.down_proj", FFN, HIDDEN)
 
@@ -107,6 +114,17 @@ class Case:
             weights=weights,
             **given,
         )
+
+    def _mixture(self, of: LayerSpec) -> dict:
+        made = expert_weights(0, of, HIDDEN, ExpertNames())
+        if of.shared_width:
+            shared = "mlp.shared_expert"
+            made |= {
+                f"{shared}.gate_up_proj": matrix("linear", HIDDEN, ("s", 2 * of.shared_width)),
+                f"{shared}.down_proj": matrix("linear", of.shared_width, ("t", HIDDEN)),
+                "mlp.shared_expert_gate": matrix("router", HIDDEN, ("g", 1)),
+            }
+        return made
 
     def _norm(self, name: str) -> dict:
         made = {name: norm(name, HIDDEN)} if "weight" in self.norms else {}
@@ -179,6 +197,27 @@ CASES = {
         tied=True,
     ),
     "short-conv": of(CONV, layers=(CONVOLUTION, layer()), qk_norm=1, tied=True),
+    # A mixture between dense layers, one that begins, and one that ends: the last layer's experts
+    # are computed for the last token alone.
+    "mixture": of(
+        ("router", "normalized_softmax"),
+        layers=(mixture(), layer(), mixture(6, 3)),
+        has=("TopK",),
+    ),
+    "mixture-shared": of(
+        ("activation", "gelu"),
+        ("residual_multiplier", 0.5),
+        layers=(mixture(16, 4, shared_width=64), mixture(4, 1)),
+        has=("TopK", "Sigmoid"),
+    ),
+    "mixture-sparse-mixer": of(
+        NORM,
+        ("router", "sparse_mixer"),
+        ("router_jitter", 0.1),
+        layers=(mixture(), mixture(3)),
+        norms=("weight", "bias"),
+        has=("TopK", "GatherElements"),
+    ),
     "short-conv-5-biases": of(
         ("conv_width", 5), layers=(layer(), CONVOLUTION), biases=True, norms=("weight",)
     ),
@@ -202,7 +241,7 @@ class Made:
 
 QUANTIZED = [
     *(("int4-g32", name) for name in CASES),
-    *(("int8", name) for name in ("biases", "phi", "gemma", "short-conv-5-biases")),
+    *(("int8", name) for name in ("biases", "phi", "gemma", "short-conv-5-biases", "mixture")),
 ]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_map_only
 
 from quant.formats.formats import parse_format
 from quant.program import ops, state_ops, token_ops
@@ -278,6 +279,18 @@ def samples() -> dict[str, tuple[object, ...]]:
         "quant_embedding": (tokens, eight.codes, eight.scale, None, "int8-pc"),
         "round_per_token": (random(1, 3, 7),),
         "round_per_tensor": (random(1, 3, 7), torch.tensor([[0.0625]], dtype=torch.bfloat16)),
+        "route": (random(1, 3, 4), 2, True),
+        "route_sparse_mixer": (random(1, 3, 4), 0.1),
+        # Every token has chosen every expert: shapes state the number of all tokens.
+        "chosen_tokens": (random(1, 3, 7), torch.ones(1, 3, 2), 1),
+        "combine": (torch.ones(1, 3, 2), [random(1, 3, 7), random(1, 3, 7, seed=1)]),
+        "experts": (
+            random(1, 3, 7),
+            torch.ones(1, 3, 2),
+            random(2, 10, 7),
+            random(2, 7, 5),
+            "silu",
+        ),
     }
 
 
@@ -301,6 +314,6 @@ def test_meta_results_have_the_shape_and_dtype_of_real_ones(name):
     op = getattr(torch.ops.edgeforge, name).default
     arguments = samples()[name]
     real = op(*arguments)
-    meta = op(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments))
+    meta = op(*tree_map_only(torch.Tensor, lambda each: each.to("meta"), arguments))
     assert meta.device.type == "meta"
     assert (meta.shape, meta.dtype) == (real.shape, real.dtype)

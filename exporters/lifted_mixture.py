@@ -1,0 +1,76 @@
+"""A mixture of experts in the vocabulary of `exporters.lifted`.
+
+An expert's own operations are the ordinary ones (`Linear`, `Columns`, `Silu`, `Product`); what
+chooses tokens and adds results up is below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exporters.lifted import Value
+
+
+@dataclass(frozen=True, eq=False)
+class Route(Value):
+    """Each token's weight of each expert (``edgeforge::route``), zero where it is not chosen.
+
+    A file that states which experts a token chose and their weights apart, as indices and shares,
+    is lifted as this too.
+
+    Attributes:
+        source: the router's logits, ``float[1, t, E]``.
+        chosen: how many experts a token has.
+        normalized: whether the kept shares are divided by their sum.
+    """
+
+    source: Value
+    chosen: int
+    normalized: bool
+
+
+@dataclass(frozen=True, eq=False)
+class RouteSparseMixer(Value):
+    """Each token's weight of each expert by SparseMixer's rule (``edgeforge::route_sparse_mixer``).
+
+    Attributes:
+        source: the router's logits, ``float[1, t, E]``.
+        jitter: half of the largest relative distance.
+    """
+
+    source: Value
+    jitter: float
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenTokens(Value):
+    """The tokens that chose an expert (``edgeforge::chosen_tokens``).
+
+    Attributes:
+        source: all tokens.
+        weights: each token's weight of each expert.
+        expert: the column of ``weights`` that is not zero for the tokens.
+    """
+
+    source: Value
+    weights: Value
+    expert: int
+
+
+@dataclass(frozen=True, eq=False)
+class Combine(Value):
+    """The sum of what experts computed, times each token's weights (``edgeforge::combine``).
+
+    A file may compute an expert for its `ChosenTokens` only, or for all tokens: then the expert's
+    first product reads the operand of the whole mixture, and what it gives for tokens that did not
+    choose the expert must not count, whatever it is. Where that is not so, the reader gives an
+    `Unknown`. What a file leaves out for a call in which no token chose an expert is lifted as if
+    it always ran.
+
+    Attributes:
+        weights: each token's weight of each expert.
+        terms: the column of ``weights``, and the result that it multiplies, in the file's order.
+    """
+
+    weights: Value
+    terms: tuple[tuple[int, Value], ...]
