@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -83,12 +83,16 @@ class Made:
     """Bytes that are made of the store's when they are written, so that none are held before.
 
     Attributes:
+        of: the place in the store that they are made of.
+        columns: which of its columns they are made of; equal ones of a place are equal bytes.
         nbytes: how many there are.
         make: makes them.
     """
 
+    of: Extent
+    columns: tuple[int, int]
     nbytes: int
-    make: Callable[[], bytes]
+    make: Callable[[], bytes] = field(compare=False)
 
 
 @dataclass(frozen=True)

@@ -313,12 +313,12 @@ class XnnpackGraph:
     def _group_codes(self, name: str, rows: int, group: int, size: int) -> Blob:
         """The 4-bit codes of one group of columns."""
         store, width = self._store, size // 2
+        begin, end = group * width, (group + 1) * width
 
         def make() -> bytes:
-            columns = store.part(name, "codes")[:, group * width : (group + 1) * width]
-            return columns.contiguous().numpy().tobytes()
+            return store.part(name, "codes")[:, begin:end].contiguous().numpy().tobytes()
 
-        return Blob(Made(rows * width, make))
+        return Blob(Made(store.extents(name)["codes"], (begin, end), rows * width, make))
 
     def _group_scale(self, name: str, rows: int, group: int) -> Blob:
         """The scale of each row in one group of columns, as float32."""
@@ -327,7 +327,7 @@ class XnnpackGraph:
         def make() -> bytes:
             return store.part(name, "scale")[:, group].float().numpy().tobytes()
 
-        return Blob(Made(rows * 4, make))
+        return Blob(Made(store.extents(name)["scale"], (group, group + 1), rows * 4, make))
 
     def parted_linear(
         self,
