@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -87,6 +88,10 @@ class Pte:
 
     def named(self) -> dict[str, Place]:
         """The places of the data that delegates ask for, by key."""
+        return self._named
+
+    @cached_property
+    def _named(self) -> dict[str, Place]:
         rows = _records(self.program, "named_data")
         found = {row["key"]: (self.file, *self.segments[row["segment_index"]]) for row in rows}
         if self.weights is not None:
