@@ -72,7 +72,7 @@ class OutlierMeter:
 
 def _farthest(name: str, blocks: Sequence[Tensor]) -> Outlier | None:
     inputs = torch.cat([each.abs() for each in blocks])
-    if not len(inputs):  # an expert that no token chose
+    if not len(inputs):  # of an expert that no token chose
         return None
     largest = inputs.amax(0)
     median = float(largest.median()) or 1e-30
