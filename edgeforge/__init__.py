@@ -20,10 +20,12 @@ if TYPE_CHECKING:
         diagnose,
         export,
         export_adapter,
+        export_module,
         load,
         plan,
         report,
         verify,
+        verify_module,
     )
 
 DISTRIBUTION = "edgeforge"
@@ -37,10 +39,12 @@ __all__ = [
     "diagnose",
     "export",
     "export_adapter",
+    "export_module",
     "load",
     "plan",
     "report",
     "verify",
+    "verify_module",
 ]
 
 

@@ -167,6 +167,11 @@ class Manifest:
         try:
             data = parse_json(read_input(path, LARGEST_MANIFEST))
         except (FileNotFoundError, NotADirectoryError):
+            if (folder / "edgeforge-module.json").is_file():
+                raise ExportError(
+                    f"{folder} is an artifact of a module, not of a language model: verify and "
+                    f"inspect take it"
+                ) from None
             raise ExportError(f"{folder} is no EdgeForge artifact: it has no {MANIFEST}") from None
         except OSError as error:
             raise ExportError(f"{path} cannot be read: {error.strerror}") from error
@@ -260,7 +265,15 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
         return dict(zip(names, pool.map(lambda name: _record(folder / name), names), strict=True))
 
 
-def check_files(folder: Path, manifest: Manifest) -> list[str]:
+class Listing(Protocol):
+    """A manifest that lists an artifact's files."""
+
+    @property
+    def files(self) -> Mapping[str, FileRecord]:
+        """Every file of the artifact but the manifest, by its relative path."""
+
+
+def check_files(folder: Path, manifest: Listing) -> list[str]:
     """Compares an artifact's files with its manifest; returns one sentence for each problem."""
     problems = []
     for name, record in manifest.files.items():

@@ -7,6 +7,7 @@
 
 from edgeforge.api.judging import check, compare, diagnose, report, verify
 from edgeforge.api.making import export, export_adapter, plan
+from edgeforge.api.modules import export_module, verify_module
 from edgeforge.api.running import bench, conversation, load
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "diagnose",
     "export",
     "export_adapter",
+    "export_module",
     "load",
     "plan",
     "report",
     "verify",
+    "verify_module",
 ]

@@ -14,6 +14,7 @@ from edgeforge.cli import options as option
 from edgeforge.cli.bench import AfterDashes, bench
 from edgeforge.cli.chat import chat
 from edgeforge.cli.devices import devices
+from edgeforge.cli.export_module import export_module
 from edgeforge.cli.plan import plan
 from edgeforge.cli.printable import json_text, printable, printable_lines, table_console
 from edgeforge.cli.run import run
@@ -178,6 +179,7 @@ def export_adapter(
     print(printable(f"{artifact}: adapter {name} added; edgeforge run --adapter {name}"))
 
 
+app.command(name="export-module")(export_module)
 app.command()(plan)
 
 
@@ -200,6 +202,7 @@ def verify(
     quiet: option.Quiet = False,
 ) -> None:
     """Run artifacts, and report their accuracy and speed (also in each one's report.json)."""
+    from edgeforge.cli.export_module import only_modules, verify_modules
     from edgeforge.cli.progress import Reporter
     from edgeforge.cli.verdict import print_results
     from edgeforge.verification.artifacts import find_artifacts
@@ -208,7 +211,11 @@ def verify(
     from edgeforge.verification.soundness import require_sound
     from edgeforge.verification.verify import verify_together
     from edgeforge.verification.verify_options import VerifyOptions, devices_of
+    from exporters.modules.manifest import is_module
 
+    folders = find_artifacts(artifacts)
+    if any(map(is_module, folders)):
+        return verify_modules(only_modules(folders), threads, json)
     options = VerifyOptions(
         text=text,
         tokens=parse_tokens(tokens),
@@ -220,7 +227,6 @@ def verify(
         against=against,
         devices=devices_of(device or (), kleidiai),
     )
-    folders = find_artifacts(artifacts)
     with Reporter(quiet) as progress:
         results = verify_together(folders, options, progress)
     _print_cache_warning()
@@ -344,9 +350,13 @@ def inspect(
     json: option.Json = False,
 ) -> None:
     """Show what an artifact holds and whether its files are as they were written."""
+    from edgeforge.cli.export_module import inspect_module
     from edgeforge.cli.inspect_report import inspect_artifact
     from edgeforge.cli.tables import inspect_tables, section_tables, weight_table
+    from exporters.modules.manifest import is_module
 
+    if is_module(artifact):
+        return inspect_module(artifact, json)
     report = inspect_artifact(artifact)
     if json:
         _print_json(report.to_json())

@@ -29,6 +29,7 @@ PLANTED = (
 )
 # What each command is given, by the command's name: a new command needs a row.
 COMMANDS = {
+    "export-module": [("{factory}:made", "--out", "{new}", "-q")],
     "export": [("{checkpoint}", "--out", "{new}", "-q", "--target", "{targets}")],
     "export-adapter": [("{copy}", "{adapter}", "-q")],
     "plan": [("{checkpoint}", "--device", "iphone-15-pro")],
@@ -47,6 +48,14 @@ COMMANDS = {
     "doctor": [("--json",)],
     "synth": [("tiny-llama", "--out", "{new}", "-q")],
 }
+
+
+FACTORY = """
+import torch
+
+def made():
+    return torch.nn.Linear(32, 4), torch.ones(1, 32)
+"""
 
 
 def rows() -> list[tuple[str, ...]]:
@@ -70,12 +79,15 @@ def places(tmp_path_factory, peft_adapters):
             api.verify(root / "artifacts" / target, tokens=64, timed=False)
         template = root / "template.jinja"
         template.write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+        factory = root / "factory.py"
+        factory.write_text(FACTORY)
         copy = shutil.copytree(root / "artifacts" / "onnx", root / "copy")
         shapes = {"model.layers.0.self_attn.o_proj": (128, 128)}
         yield {
             "checkpoint": checkpoint,
             "artifacts": root / "artifacts",
             "template": template,
+            "factory": factory,
             "copy": copy,
             "adapter": peft_adapters.write(root / "adapter", peft_adapters.factors(shapes)),
         }
