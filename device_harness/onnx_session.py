@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
+from device_harness.onnx_adapter import read_adapter
 from device_harness.session import (
     NO_DRAFTS,
     HostSession,
@@ -48,6 +49,7 @@ class OnnxSession(HostSession):
         folder: the artifact.
         context: the declared context, in tokens.
         threads: onnxruntime's number of threads; by default one per processor, at most four.
+        adapter: a file of the artifact that holds an adapter, which is switched on; None for none.
         kleidiai: ``off`` forbids onnxruntime Arm's KleidiAI kernels, which it uses on arm64 by
             default; ``on`` and None leave it its default. No other processor has them.
 
@@ -56,12 +58,20 @@ class OnnxSession(HostSession):
     """
 
     def __init__(
-        self, folder: Path, context: int, threads: int | None = None, *, kleidiai: str | None = None
+        self,
+        folder: Path,
+        context: int,
+        threads: int | None = None,
+        *,
+        kleidiai: str | None = None,
+        adapter: str | None = None,
     ) -> None:
         version = require_onnxruntime()
         if kleidiai not in (None, "on", "off"):
             raise DeviceError(f"KleidiAI is on or off, not {kleidiai!r}")
         self._has_kleidiai = kleidiai != "off"
+        self._adapter = None if adapter is None else folder / adapter
+        self._given: dict[str, npt.NDArray[np.float32]] = {}  # the adapter's inputs
         self._folder, self._threads = folder, threads or default_threads()
         self.context = context
         without = "" if self._has_kleidiai else ", without KleidiAI"
@@ -113,6 +123,8 @@ class OnnxSession(HostSession):
             used = self._generator.get_providers()
             self.processor = ", ".join(name.removesuffix("ExecutionProvider") for name in used)
             self._states = self._make_states(self._generator)
+            if self._adapter is not None and not self._given:
+                self._given = read_adapter(self._adapter, self._generator)
 
     def _make_states(self, generator: onnxruntime.InferenceSession) -> States:
         import onnxruntime
@@ -170,10 +182,14 @@ class OnnxSession(HostSession):
         Returns:
             The logits that the graph gives, ``float32[rows, vocab]``.
         """
+        import onnxruntime
+
         binding = generator.io_binding()
         binding.bind_cpu_input("input_ids", tokens.reshape(1, -1))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
         binding.bind_output("logits")
+        for name, values in self._given.items():  # `bind_cpu_input` knows no inputs with defaults
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(values))
         for past, (present, state) in states.items():
             binding.bind_ortvalue_input(past, state)
             binding.bind_ortvalue_output(present, state)
@@ -191,8 +207,10 @@ class OnnxSession(HostSession):
             return self._token_by_token(tokens)
         if self._verifier is None:
             self._verifier = self._open(VERIFY)
+            if self._adapter is not None and not self._given:
+                self._given = read_adapter(self._adapter, self._verifier)
         check_tokens(tokens, len(tokens), _vocab_size(self._verifier), self.context)
-        verifier, feeds = self._verifier, _fresh_text(self._verifier, tokens)
+        verifier, feeds = self._verifier, _fresh_text(self._verifier, tokens) | self._given
         result = self._call(lambda: verifier.run(["logits"], feeds))
         logits: Logits = result[0][0]
         return logits
@@ -223,7 +241,7 @@ class OnnxSession(HostSession):
         check_tokens(tokens, len(tokens), _vocab_size(self._generator), self.context)
         whole = self._folder / VERIFY
         graph = whole if whole.is_file() else self._folder / GENERATE
-        return graph, _fresh_text(self._generator, tokens)
+        return graph, _fresh_text(self._generator, tokens) | self._given
 
     def close(self) -> None:
         """Releases the graphs and the states."""

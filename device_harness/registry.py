@@ -35,7 +35,7 @@ class Runtime:
 
 
 RUNTIMES: dict[str, Runtime] = {
-    "onnx": Runtime(OnnxSession, ("kleidiai",), packages=("onnxruntime",)),
+    "onnx": Runtime(OnnxSession, ("kleidiai", "adapter"), packages=("onnxruntime",)),
     "executorch": Runtime(ExecutorchSession, packages=("executorch",)),
     "coreml": Runtime(CoremlSession, ("precision", "compute_units"), packages=("coremltools",)),
 }

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
         conversation,
         diagnose,
         export,
+        export_adapter,
+        export_module,
         load,
         plan,
         report,
         verify,
+        verify_module,
     )
 
 DISTRIBUTION = "edgeforge"
@@ -35,10 +38,13 @@ __all__ = [
     "conversation",
     "diagnose",
     "export",
+    "export_adapter",
+    "export_module",
     "load",
     "plan",
     "report",
     "verify",
+    "verify_module",
 ]
 
 

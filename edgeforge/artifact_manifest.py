@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -39,6 +39,7 @@ def write_manifest(
     lowered: Lowered,
     warnings: tuple[str, ...],
     folder: Path,
+    beside: Sequence[AdapterRecord] = (),
 ) -> None:
     """Writes an artifact's manifest, which records all other files: they must be there already.
 
@@ -49,6 +50,7 @@ def write_manifest(
         lowered: what the target wrote.
         warnings: what is not as a user expects, one sentence each.
         folder: the artifact's folder.
+        beside: the adapters that lie beside the weights.
     """
     # Apps read the configuration and the sampling defaults from these.
     for name, path in run.model.checkpoint.sidecars.items():
@@ -78,7 +80,7 @@ def write_manifest(
         files=record_files(folder),
         structure=to_json(target.structure(folder)),
         tokenizer=_tokenizer_record(run.model.checkpoint.tokenizer_files, folder),
-        adapters=tuple(map(adapter_record, run.model.adapters)),
+        adapters=(*map(adapter_record, run.model.adapters), *beside),
     ).write(folder)
 
 

@@ -63,6 +63,10 @@ def inputs_of(model: Model, options: ExportOptions) -> ExportInputs:
         UsageError: partial results would be kept in what is read.
     """
     checkpoint = model.checkpoint
+    beside_weights = [
+        Path(text if Path(text).is_dir() else text.rpartition("@")[0]).expanduser()
+        for text in options.separate_adapters
+    ]
     is_file = checkpoint.gguf is not None
     folder = repository_of(checkpoint.folder) or checkpoint.folder
     named = {"the calibration text": options.calibration.source, "the recipe": options.recipe}
@@ -77,6 +81,7 @@ def inputs_of(model: Model, options: ExportOptions) -> ExportInputs:
         *(() if is_file else (Input("the checkpoint", folder, whole=True),)),
         Input("the cache", cache_dir()),
         *(Input("the adapter", adapter.place, whole=True) for adapter in model.adapters),
+        *(Input("the adapter", folder, whole=True) for folder in beside_weights),
         *(Input("the weights", path) for path in checkpoint.files),
         *(Input("the tokenizer's file", path) for path in checkpoint.tokenizer_files.values()),
         *(Input(what, path) for what, path in files.items()),

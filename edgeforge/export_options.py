@@ -18,6 +18,7 @@ from exporters.target import ModelFacts, Target
 from quant.formats.formats import ScaleName
 
 if TYPE_CHECKING:
+    from edgeforge.model.low_rank import SeparateAdapter
     from edgeforge.model.rotated_weights import Rotated
     from quant.program.program import Program
 
@@ -40,6 +41,7 @@ class ExportOptions:
         save_plan: file to which the plan is written as a recipe; None to write none.
         rotation: a name from `edgeforge.model.rotations`; None for the recipe's own, if it has one.
         calibrate: whether the default recipe may need a calibration text.
+        separate_adapters: adapters that lie beside the weights, each ``DIR`` or ``DIR@weight``.
     """
 
     recipe: str | None = None
@@ -54,6 +56,7 @@ class ExportOptions:
     save_plan: Path | None = None
     rotation: str | None = None
     calibrate: bool = True
+    separate_adapters: tuple[str, ...] = ()
 
     def plan_request(
         self, targets: Sequence[Target], facts: ModelFacts, rotated: Rotated | None
@@ -92,6 +95,7 @@ class ExportRun:
         planned: the plan, with its notes and what was traced to make it.
         calibration: the text to collect activations on; None where nothing is calibrated.
         require_unchanged: refuses the export if a file that it reads has changed.
+        adapters: adapters that lie beside the weights.
     """
 
     model: Model
@@ -101,6 +105,7 @@ class ExportRun:
     planned: Planned
     calibration: Calibration | None
     require_unchanged: Callable[[], None]
+    adapters: Sequence[SeparateAdapter] = ()
 
     @property
     def program(self) -> Program | None:

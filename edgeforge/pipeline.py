@@ -11,17 +11,20 @@ from edgeforge.artifact_manifest import write_manifest
 from edgeforge.cache import writable_cache
 from edgeforge.calibration.text import CalibrationRun, calibration_for
 from edgeforge.cards.write import write_cards
+from edgeforge.checkpoint.adapter import open_adapters
 from edgeforge.checkpoint.model_card import provenance
-from edgeforge.errors import CheckpointError
-from edgeforge.export_inputs import inputs_of
+from edgeforge.errors import CheckpointError, UsageError
+from edgeforge.export_inputs import ExportInputs, inputs_of
 from edgeforge.export_options import ExportOptions, ExportRun, check_drafts, has_static_caches
 from edgeforge.export_warnings import warnings_of, warnings_of_target
 from edgeforge.families.facts import choose_context, facts_of
+from edgeforge.model.low_rank import SeparateAdapter, check_adapters
 from edgeforge.model.model import Model
 from edgeforge.output_folder.atomic import atomic_folder, check_output
 from edgeforge.planning.advice import check_targets
 from edgeforge.planning.choose import choose_plan, rotation_of
 from edgeforge.planning.plan_file import check_plan_file
+from edgeforge.separate_adapters import write_adapters
 from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.tokenizer import check_tokenizer_files
 from edgeforge.trace_and_quantize import TracedAndQuantized, shared_interpreter, trace_and_quantize
@@ -75,6 +78,8 @@ def export(
     check_drafts(model.spec, options.target)
     # Options that no target takes are refused here; those that only some take become warnings.
     check_options(options.target, targets)
+    # Adapters that lie beside the weights must fit the base, and every target must take them.
+    adapters = separate_adapters(model, targets, options, inputs)
     # A rotation changes what every later stage reads, so it comes before all of them.
     rotated = rotate_if_asked(model, options, context, progress)
     model = model if rotated is None else rotated.model
@@ -92,7 +97,8 @@ def export(
         looked_at=planned.program is not None,
         static_caches=any(has_static_caches(target, options.target) for target in targets),
     )
-    run = ExportRun(model, targets, options, facts, planned, calibration, inputs.require_unchanged)
+    unchanged = inputs.require_unchanged
+    run = ExportRun(model, targets, options, facts, planned, calibration, unchanged, adapters)
     # What a user must be told is known by now.
     warnings = warnings_of(run)
     # Files go to a temporary folder beside ``out``, which takes its name when all are complete.
@@ -113,6 +119,27 @@ def export(
         for target in targets:
             write_artifact(run, target, program, made, ranges, columns, warnings, partial, progress)
     return [folder_of(target, targets, out) for target in targets]
+
+
+def separate_adapters(
+    model: Model, targets: Sequence[Target], options: ExportOptions, inputs: ExportInputs
+) -> Sequence[SeparateAdapter]:
+    """Returns the adapters that are to lie beside the weights, and watches their files.
+
+    Raises:
+        EdgeForgeError: one cannot be read, does not fit, or a target takes none.
+        UsageError: the weights are to be rotated, and an adapter fits them as they were.
+    """
+    if not options.separate_adapters:
+        return ()
+    if rotation_of(options.recipe, options.rotation) is not None:
+        raise UsageError(
+            "--adapter-mode separate is not possible with a rotation: an adapter fits the weights "
+            "as they were"
+        )
+    opened = open_adapters(options.separate_adapters)
+    inputs.beside.watch(file for adapter in opened for file in adapter.files)
+    return check_adapters(model, opened, [target.name for target in targets])
 
 
 def rotate_if_asked(
@@ -210,7 +237,8 @@ def write_artifact(
     folder.mkdir(exist_ok=True)
     lowered = target.write(request_of(run, target, program, made, ranges, columns), folder)
     told = (*warnings, *warnings_of_target(run, target, lowered))
-    write_manifest(run, target, made, lowered, told, folder)
+    beside = write_adapters(run.model, run.adapters, target.name, folder)
+    write_manifest(run, target, made, lowered, told, folder, beside)
     # The card comes after the manifest, which does not list it: `verify` writes it anew.
     write_cards(folder, Manifest.read(folder), run.model.checkpoint, None)
 

@@ -57,6 +57,8 @@ def estimate(
         # Of a mixture an expert's tokens, their results, and the sum so far; and weights of the
         # experts, of which a router holds as many again.
         run += costs.run_tokens * (3 * facts.hidden_size + 2 * facts.experts)
+        rows = costs.expert_rows * facts.chosen_experts
+        run += costs.run_tokens * rows * facts.hidden_size
     scores = costs.run_tokens * max(facts.num_heads) if costs.scores else 0
     tables = facts.head_dim if facts.rope_width is None else facts.rope_width
     return Footprint(

@@ -106,6 +106,29 @@ class Manifest:
         return tuple(record for record in self.adapters if not record.file)
 
     @property
+    def separate_adapters(self) -> tuple[AdapterRecord, ...]:
+        """The adapters that lie beside the weights."""
+        return tuple(record for record in self.adapters if record.file)
+
+    def adapter_file(self, name: str, artifact: str) -> str:
+        """Returns the artifact's file that holds an adapter.
+
+        Args:
+            name: the adapter's name.
+            artifact: what to call the artifact in messages.
+
+        Raises:
+            ExportError: the artifact has no such adapter to be switched on.
+        """
+        known = {record.name: record.file for record in self.separate_adapters}
+        if name in known:
+            return known[name]
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        if any(record.name == name for record in self.merged_adapters):
+            has = f"{name} is merged into its weights, and always on"
+        raise ExportError(f"{artifact} has no adapter {quoted(name)} to switch on: {has}")
+
+    @property
     def draft_positions(self) -> int:
         """How many of its last tokens' logits one call gives in the graph for drafts.
 
@@ -144,6 +167,11 @@ class Manifest:
         try:
             data = parse_json(read_input(path, LARGEST_MANIFEST))
         except (FileNotFoundError, NotADirectoryError):
+            if (folder / "edgeforge-module.json").is_file():
+                raise ExportError(
+                    f"{folder} is an artifact of a module, not of a language model: verify and "
+                    f"inspect take it"
+                ) from None
             raise ExportError(f"{folder} is no EdgeForge artifact: it has no {MANIFEST}") from None
         except OSError as error:
             raise ExportError(f"{path} cannot be read: {error.strerror}") from error
@@ -237,7 +265,15 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
         return dict(zip(names, pool.map(lambda name: _record(folder / name), names), strict=True))
 
 
-def check_files(folder: Path, manifest: Manifest) -> list[str]:
+class Listing(Protocol):
+    """A manifest that lists an artifact's files."""
+
+    @property
+    def files(self) -> Mapping[str, FileRecord]:
+        """Every file of the artifact but the manifest, by its relative path."""
+
+
+def check_files(folder: Path, manifest: Listing) -> list[str]:
     """Compares an artifact's files with its manifest; returns one sentence for each problem."""
     problems = []
     for name, record in manifest.files.items():

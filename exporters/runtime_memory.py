@@ -19,6 +19,8 @@ class RuntimeCosts:
             stays as it is stored.
         stored_copies: how many copies the files hold of a matrix that is both embedding and head.
         state_element: bytes of one number in the states of short convolutions.
+        expert_rows: how many hidden vectors it holds of each token for each expert that the token
+            chose; 0 where a mixture's experts are computed one after another.
     """
 
     cache_element: float
@@ -28,6 +30,7 @@ class RuntimeCosts:
     float_element: int | None = None
     stored_copies: int = 1
     state_element: int = 4
+    expert_rows: int = 0
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class ModelFacts:
         recent: numbers that the states of short convolutions hold, of all layers together.
         attention_softcap: the bound on attention's scores by a tanh; 0 for none.
         experts: the largest number of experts in a layer; 0 where no layer is a mixture of them.
+        chosen_experts: the largest number of experts that a layer computes for a token.
     """
 
     model_type: str
@@ -58,6 +59,7 @@ class ModelFacts:
     recent: int = 0
     attention_softcap: float = 0.0
     experts: int = 0
+    chosen_experts: int = 0
 
 
 @dataclass(frozen=True)

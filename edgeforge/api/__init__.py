@@ -6,7 +6,8 @@
 """
 
 from edgeforge.api.judging import check, compare, diagnose, report, verify
-from edgeforge.api.making import export, plan
+from edgeforge.api.making import export, export_adapter, plan
+from edgeforge.api.modules import export_module, verify_module
 from edgeforge.api.running import bench, conversation, load
 
 __all__ = [
@@ -16,8 +17,11 @@ __all__ = [
     "conversation",
     "diagnose",
     "export",
+    "export_adapter",
+    "export_module",
     "load",
     "plan",
     "report",
     "verify",
+    "verify_module",
 ]

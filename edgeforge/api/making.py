@@ -37,6 +37,7 @@ def export(
     draft_positions: int | None = None,
     exit_layer: int | None = None,
     adapters: Sequence[str] = (),
+    adapter_mode: str = "merged",
     bits_per_weight: float | None = None,
     max_size: int | None = None,
     max_kl: float | None = None,
@@ -92,6 +93,8 @@ def export(
             head follow it; None for the whole model.
         adapters: folders of adapters in peft's format that are merged into the weights before they
             are quantized, each ``DIR`` or ``DIR@weight``.
+        adapter_mode: ``merged``, or ``separate`` for adapters that lie beside the base's weights
+            and are switched on while it runs.
         bits_per_weight: budget of a mixed recipe: stored bits divided by parameters.
         max_size: budget of a mixed recipe: bytes of the stored weights.
         max_kl: budget of a mixed recipe: KL divergence on the calibration text, nats per token.
@@ -120,6 +123,7 @@ def export(
         ExportError: a target cannot write the model.
     """
     from edgeforge.calibration.text import CalibrationOptions
+    from edgeforge.errors import UsageError
     from edgeforge.export_options import ExportOptions, scale_name
     from edgeforge.model.model import open_model
     from edgeforge.pipeline import export as run_export
@@ -129,13 +133,19 @@ def export(
     from exporters.registry import find_target
 
     chosen = [find_target(name) for name in dict.fromkeys(targets)]
+    given, beside = tuple(map(str, adapters)), adapter_mode == "separate"
+    if adapter_mode not in ("merged", "separate") or (beside and not given):
+        raise UsageError(
+            f"--adapter-mode {adapter_mode} is not possible: "
+            f"{'give an --adapter with it' if beside else 'take merged or separate'}"
+        )
     opened = open_model(
         str(model),
         revision=revision,
         tokenizer=tokenizer,
         ignore_config=ignore_config,
         exit_layer=exit_layer,
-        adapters=[str(adapter) for adapter in adapters],
+        adapters=() if beside else given,
     )
     options = ExportOptions(
         recipe=recipe,
@@ -168,8 +178,40 @@ def export(
         save_plan=None if save_plan is None else Path(save_plan),
         rotation=rotation,
         calibrate=calibrate,
+        separate_adapters=given if beside else (),
     )
     return run_export(opened, chosen, Path(out), options, progress or no_progress)
+
+
+def export_adapter(
+    artifact: str | Path,
+    adapter: str | Path,
+    *,
+    checkpoint: str | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Adds an adapter to an artifact, beside its weights, which stay as they are.
+
+    Args:
+        artifact: a folder that `export` wrote; a whole copy takes its place in the end.
+        adapter: the folder of an adapter in peft's format, or ``DIR@weight``.
+        checkpoint: the base's folder, file or hub id, if it is not where it was then.
+        progress: called with a stage's name, how much of it is done, and its size.
+
+    Returns:
+        The adapter's name, by which it is switched on.
+
+    Raises:
+        EdgeForgeError: the adapter, the checkpoint or the artifact cannot be used.
+        ExportError: the folder is no artifact, or its target takes no adapters.
+    """
+    from edgeforge.separate_adapters import export_adapter as run_export_adapter
+    from edgeforge.stage_progress import no_progress
+
+    record = run_export_adapter(
+        Path(artifact), str(adapter), checkpoint=checkpoint, progress=progress or no_progress
+    )
+    return record.name
 
 
 def plan(

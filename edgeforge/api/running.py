@@ -116,6 +116,7 @@ def load(
     threads: int | None = None,
     precision: str | None = None,
     compute_units: str | None = None,
+    adapter: str | None = None,
 ) -> Session:
     """Opens an artifact to run it token by token.
 
@@ -128,6 +129,7 @@ def load(
         threads: threads for the runtime; None for the runtime's default.
         precision: rounding of the interpreter of Core ML packages, as `verify` takes it.
         compute_units: compute units of Core ML on a Mac, as `verify` takes them.
+        adapter: name of an adapter of the artifact, to be switched on; None for none.
 
     Raises:
         DeviceError: the artifact's runtime is not installed, or failed.
@@ -137,8 +139,11 @@ def load(
     from exporters.manifest import Manifest
 
     folder = Path(artifact)
+    manifest = Manifest.read(folder)
     options = {"precision": precision, "compute_units": compute_units}
-    return open_session(folder, Manifest.read(folder), threads, options)
+    if adapter is not None:
+        options["adapter"] = manifest.adapter_file(adapter, str(folder))
+    return open_session(folder, manifest, threads, options)
 
 
 def conversation(

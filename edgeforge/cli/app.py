@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeforge.cli import adapter_options
 from edgeforge.cli import options as option
 from edgeforge.cli.bench import AfterDashes, bench
 from edgeforge.cli.chat import chat
 from edgeforge.cli.devices import devices
+from edgeforge.cli.export_module import export_module
 from edgeforge.cli.plan import plan
 from edgeforge.cli.printable import json_text, printable, printable_lines, table_console
 from edgeforge.cli.run import run
@@ -81,7 +83,8 @@ def export(
     max_memory: option.MaxMemory = None,
     draft_positions: option.DraftPositions = None,
     exit_layer: option.ExitLayer = None,
-    adapter: option.Adapters = None,
+    adapter: adapter_options.Adapters = None,
+    adapter_mode: adapter_options.AdapterMode = "merged",
     bits_per_weight: option.BitsPerWeight = None,
     max_size: option.MaxSize = None,
     max_kl: option.MaxKl = None,
@@ -129,6 +132,7 @@ def export(
             draft_positions=draft_positions,
             exit_layer=exit_layer,
             adapters=adapter or (),
+            adapter_mode=adapter_mode,
             bits_per_weight=bits_per_weight,
             max_size=None if max_size is None else parse_size(max_size),
             max_kl=max_kl,
@@ -159,6 +163,23 @@ def export(
     _print_warnings(manifests)
 
 
+@app.command()
+def export_adapter(
+    artifact: option.Artifact,
+    adapter: adapter_options.AdapterFolder,
+    checkpoint: option.CheckpointPlace = None,
+    quiet: option.Quiet = False,
+) -> None:
+    """Add an adapter to an artifact that is already out, beside its weights."""
+    from edgeforge import api
+    from edgeforge.cli.progress import Reporter
+
+    with Reporter(quiet) as progress:
+        name = api.export_adapter(artifact, adapter, checkpoint=checkpoint, progress=progress)
+    print(printable(f"{artifact}: adapter {name} added; edgeforge run --adapter {name}"))
+
+
+app.command(name="export-module")(export_module)
 app.command()(plan)
 
 
@@ -181,6 +202,7 @@ def verify(
     quiet: option.Quiet = False,
 ) -> None:
     """Run artifacts, and report their accuracy and speed (also in each one's report.json)."""
+    from edgeforge.cli.export_module import only_modules, verify_modules
     from edgeforge.cli.progress import Reporter
     from edgeforge.cli.verdict import print_results
     from edgeforge.verification.artifacts import find_artifacts
@@ -189,7 +211,11 @@ def verify(
     from edgeforge.verification.soundness import require_sound
     from edgeforge.verification.verify import verify_together
     from edgeforge.verification.verify_options import VerifyOptions, devices_of
+    from exporters.modules.manifest import is_module
 
+    folders = find_artifacts(artifacts)
+    if any(map(is_module, folders)):
+        return verify_modules(only_modules(folders), threads, json)
     options = VerifyOptions(
         text=text,
         tokens=parse_tokens(tokens),
@@ -201,7 +227,6 @@ def verify(
         against=against,
         devices=devices_of(device or (), kleidiai),
     )
-    folders = find_artifacts(artifacts)
     with Reporter(quiet) as progress:
         results = verify_together(folders, options, progress)
     _print_cache_warning()
@@ -325,9 +350,13 @@ def inspect(
     json: option.Json = False,
 ) -> None:
     """Show what an artifact holds and whether its files are as they were written."""
+    from edgeforge.cli.export_module import inspect_module
     from edgeforge.cli.inspect_report import inspect_artifact
     from edgeforge.cli.tables import inspect_tables, section_tables, weight_table
+    from exporters.modules.manifest import is_module
 
+    if is_module(artifact):
+        return inspect_module(artifact, json)
     report = inspect_artifact(artifact)
     if json:
         _print_json(report.to_json())

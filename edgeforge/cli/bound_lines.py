@@ -47,7 +47,12 @@ def doubtful_lines(label: str, result: Evaluation) -> list[Text]:
 
 
 def _bounded(result: Evaluation) -> list[Checked]:
-    return [each for each in result.checks if each.limit is not None and each.sense != "equal"]
+    """The figures that have a bound; those of adapters are told in a sentence each."""
+    return [
+        each
+        for each in result.checks
+        if each.limit is not None and each.sense != "equal" and not each.name.startswith("adapter.")
+    ]
 
 
 def _cell(checked: Checked) -> str:

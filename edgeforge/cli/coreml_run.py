@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeforge.cli.arrays_file import Arrays, read_arrays
+from edgeforge.arrays_file import Arrays, read_arrays
 from edgeforge.errors import CheckFailed, UsageError
 from edgeforge.output_folder.inputs import Input, refuse_inputs
 from edgeforge.output_folder.whole_file import whole_file

@@ -27,6 +27,7 @@ def head_lines(forecast: Forecast) -> list[str]:
         f"{forecast.context} tokens" + _windows(forecast),
         f"{phone.title}: {', '.join(figures)}",
         forecast.memory.told,
+        *([] if forecast.mixture is None else [forecast.mixture.line(forecast.parameters)]),
     ]
 
 
@@ -65,8 +66,16 @@ def target_lines(made: TargetForecast) -> list[str]:
             f"memory: weights as the runtime holds them, caches {size_text(row.caches)}, buffers "
             f"{size_text(row.buffers)} (runs of {row.work.run_tokens} tokens)"
         )
+        if row.experts:
+            each = next((row for row in made.rows if row.recipe == made.best), made.rows[-1])
+            lines.append(
+                f"a token reads {size_text(each.work.weights)} of the weights of {each.recipe}, "
+                f"{size_text(each.stored)}; experts are {size_text(each.experts)} of them"
+            )
     if made.best is None:
         lines.append(f"best: {made.needs}")
+        if made.mixtures:
+            lines.append(f"mixtures that fit, at int4: {', '.join(made.mixtures)}")
     else:
         lines.append(f"best: {made.best}" + (f"; {made.needs}" if made.needs else ""))
     if made.refused:

@@ -148,15 +148,6 @@ ExitLayer = Annotated[
         "it. For models that were trained to exit early (LayerSkip).",
     ),
 ]
-Adapters = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--adapter",
-        metavar="DIR[@WEIGHT]",
-        help="Merge this adapter (a folder of peft: LoRA, rsLoRA or DoRA) into the weights before "
-        "they are quantized, times a weight if one is given; give it several times for several.",
-    ),
-]
 BitsPerWeight = Annotated[
     float | None,
     typer.Option(help="Budget of a mixed recipe: stored bits divided by parameters, such as 4.5."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from edgeforge.cli import chat_options
+from edgeforge.cli import adapter_options, chat_options
 from edgeforge.cli import options as option
 from edgeforge.cli.chat import emit
 from edgeforge.cli.printable import json_text, printable
@@ -22,6 +22,7 @@ def run(
     speculate: option.Speculate = None,
     draft: option.Draft = None,
     ngram: option.Ngram = None,
+    adapter: adapter_options.RunAdapter = None,
     chat: chat_options.IsChat = False,
     system: chat_options.System = None,
     chat_template: chat_options.Template = None,
@@ -41,6 +42,13 @@ def run(
         "--chat-template": chat_template,
         "--template-value": template_value,
     }
+    if len(adapter or ()) > 1:
+        raise UsageError(
+            "--adapter is given twice, and an artifact runs with one adapter at a time: export one "
+            "of both, each with its weight"
+        )
+    if adapter and chat:
+        raise UsageError("--adapter continues a text and answers no message: leave --chat out")
     lost = [name for name, value in given.items() if value is not None]
     if lost and not chat:
         raise UsageError(f"{lost[0]} is for conversations: add --chat, or leave it out")
@@ -69,6 +77,7 @@ def run(
             threads=threads,
             device=device,
             speculation=speculation_of(speculate, draft, ngram),
+            adapter=adapter[0] if adapter else None,
             emit=None if json else emit,
             progress=progress,
         )

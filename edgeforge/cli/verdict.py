@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeforge.cards.figures import number
 from edgeforge.cli.bound_lines import bound_lines, doubtful_lines
 from edgeforge.cli.columns import COLUMN, LABEL, MOST_COLUMNS, WIDTH, row, wrapped
 from edgeforge.cli.exits import one_line
@@ -115,6 +116,14 @@ def summary_lines(rows: Mapping[str, Evaluation], asked: Sequence[Path]) -> list
         lines += wrapped(sentence, hanging=2)
     for label, result in rows.items():
         lines += doubtful_lines(label, result)
+        for each in result.with_adapters:
+            words = (
+                f"{label} with adapter {each.name}, on {each.tokens:,} tokens: KL from FLOAT with "
+                f"it {number(each.total.kl_mean)} (quantization {number(each.quantization.kl_mean)}"
+                f", lowering {number(each.lowering.kl_mean)}); it moves FLOAT by "
+                f"{number(each.change.kl_mean)}."
+            )
+            lines += wrapped(words, hanging=2)
         if result.limits:
             words = f"{label} ran in EdgeForge's interpreter, not in Apple's runtime."
             lines += wrapped(words, hanging=2)

@@ -67,6 +67,7 @@ class Diagnosis:
         outliers: the channels with activations far beyond the others'.
         rounds_activations: whether the runtime's kernels round activations that QUANTIZED does not.
         unshown: what could not be measured, one sentence each.
+        mixture: whether tokens choose experts.
         schema_version: of the record.
     """
 
@@ -82,6 +83,7 @@ class Diagnosis:
     outliers: tuple[Outlier, ...] = ()
     rounds_activations: bool = False
     unshown: tuple[str, ...] = field(default=())
+    mixture: bool = False
     schema_version: int = DIAGNOSIS_VERSION
 
     def to_json(self) -> dict[str, object]:
@@ -161,6 +163,7 @@ def diagnose(folder: Path, options: DiagnoseOptions, progress: Progress = no_pro
         outliers=tuple(outliers.result()),
         rounds_activations=rounds_activations(manifest),
         unshown=tuple(unshown),
+        mixture=model.spec.mixture,
     )
 
 
@@ -173,6 +176,11 @@ def advice(diagnosis: Diagnosis) -> list[str]:
             f"compute something else there, which no format mends; `edgeforge verify` says what "
             f"the files hold otherwise"
         )
+        if diagnosis.mixture:
+            found.append(
+                "or tokens choose other experts there: where a router's logits lie close together, "
+                "the last bit of an activation decides, and all of a token's sum changes"
+            )
         if diagnosis.rounds_activations:
             found.append(
                 "the runtime rounds activations to 8 bits: where a channel far beyond the others "

@@ -72,6 +72,8 @@ class OutlierMeter:
 
 def _farthest(name: str, blocks: Sequence[Tensor]) -> Outlier | None:
     inputs = torch.cat([each.abs() for each in blocks])
+    if not len(inputs):  # of an expert that no token chose
+        return None
     largest = inputs.amax(0)
     median = float(largest.median()) or 1e-30
     channel = int(largest.argmax())

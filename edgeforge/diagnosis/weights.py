@@ -186,10 +186,13 @@ def by_kind(costs: Sequence[WeightCost]) -> Mapping[str, float]:
 
 
 def kind_of(name: str) -> str:
-    """A weight's kind: its name without its layer.
+    """A weight's kind: its name without its layer and its expert.
 
     >>> kind_of("model.layers.12.self_attn.o_proj.weight"), kind_of("lm_head.weight")
     ('self_attn.o_proj', 'lm_head')
+    >>> kind_of("model.layers.0.mlp.experts.7.down_proj.weight")
+    'mlp.experts.down_proj'
     """
     words = name.removesuffix(".weight").removeprefix("model.").split(".")
-    return ".".join(words[2:] if words[0] == "layers" else words)
+    kept = words[2:] if words[0] == "layers" else words
+    return ".".join(word for word in kept if not word.isdecimal())

@@ -37,6 +37,7 @@ def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
         ),
         attention_softcap=spec.attention_softcap,
         experts=max((layer.experts for layer in spec.layers), default=0),
+        chosen_experts=max((layer.chosen_experts for layer in spec.layers), default=0),
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from edgeforge.errors import UsageError
 from edgeforge.families.facts import choose_context, facts_of
 from edgeforge.families.spec import ModelSpec
 from edgeforge.forecast.limits import HEADROOM, AppMemory, app_memory, parse_version
+from edgeforge.forecast.mixtures import MixtureSizes, mixture_sizes
 from edgeforge.forecast.profiles import Figure, Measurement, Phone, Profiles, load_profiles
 from edgeforge.forecast.rows import RULE, TargetForecast, recipes_on
 from edgeforge.forecast.sized_model import SizedModel
@@ -49,6 +50,7 @@ class Forecast:
         not_sized: recipes that need the weights, or a measurement, to be sized.
         warnings: what a reader must know, one sentence each.
         profiles: the sources.
+        mixture: the sizes of a mixture of experts; None for a dense model.
     """
 
     model: str
@@ -65,6 +67,7 @@ class Forecast:
     not_sized: tuple[str, ...]
     warnings: tuple[str, ...]
     profiles: Profiles = field(repr=False)
+    mixture: MixtureSizes | None = None
 
     def share(self, measured: Measurement) -> float | None:
         """Returns a measurement's share of its own bound; None where the bound is not known."""
@@ -104,9 +107,11 @@ class Forecast:
                 "sources": list(self.memory.sources),
             },
             "rule": RULE,
+            "mixture": None if self.mixture is None else asdict(self.mixture),
             "targets": [
                 {
                     "target": each.target,
+                    "mixtures_that_fit": list(each.mixtures),
                     "best": each.best,
                     "needs": each.needs,
                     "recipes": [row.to_json() for row in each.rows],
@@ -198,6 +203,7 @@ def forecast(
         not_sized=() if recipes else tuple(name for name in PLANNED if name not in names),
         warnings=(*app.warnings, *_warnings(phone, os_version, made, given)),
         profiles=profiles,
+        mixture=mixture_sizes(model.spec),
     )
 
 

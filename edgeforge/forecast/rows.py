@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from edgeforge.forecast.accuracy import measured_kl, measured_model
+from edgeforge.forecast.fitting_mixtures import fitting_mixtures
 from edgeforge.forecast.limits import HEADROOM, AppMemory
+from edgeforge.forecast.mixtures import expert_bytes
 from edgeforge.forecast.profiles import Phone
 from edgeforge.forecast.sized_model import SizedModel
 from edgeforge.forecast.speed import Work, work_of
 from edgeforge.planning.advice import PlanCheck
 from edgeforge.planning.choose import AS_IS, plan_of
+from edgeforge.sizes import size_text
 from exporters.errors import ExportError
 from exporters.options import TargetOptions
 from exporters.target import ModelFacts, Target
@@ -56,6 +59,7 @@ class Row:
         kl: mean KL divergence of the recipe's weights as measured on another model, nats a token;
             None where it was not measured.
         quantized: whether a matrix is stored as codes.
+        experts: stored bytes of all experts' matrices; 0 for a dense model.
     """
 
     recipe: str
@@ -73,6 +77,7 @@ class Row:
     work: Work
     kl: float | None
     quantized: bool
+    experts: int = 0
 
     @property
     def total(self) -> int:
@@ -95,6 +100,7 @@ class Row:
             "decode_at_most_full_context": self.decode_full,
             "prefill_at_most": self.prefill,
             "bytes_read_a_token": self.work.weights,
+            "experts_bytes": self.experts,
             "kl_mean_elsewhere": self.kl,
         }
 
@@ -109,6 +115,7 @@ class TargetForecast:
         refused: why it cannot hold others, by their names.
         best: the best recipe that fits; None where none does.
         needs: what must be so for the best one, or what to do where there is none; may be empty.
+        mixtures: where no recipe of a mixture fits, released mixtures that do.
     """
 
     target: str
@@ -116,6 +123,7 @@ class TargetForecast:
     refused: dict[str, str]
     best: str | None
     needs: str = ""
+    mixtures: tuple[str, ...] = ()
 
 
 def recipes_on(
@@ -153,7 +161,21 @@ def recipes_on(
         rows.append(_row(name, target, plan, model, facts, footprint, phone, app))
     rows.sort(key=lambda row: -row.bits)
     best, needs = _choose(rows, app, facts.context)
-    return TargetForecast(target.name, tuple(rows), refused, best, needs)
+    others: tuple[str, ...] = ()
+    if best is None and rows and model.spec.mixture:
+        least = min(rows, key=lambda row: row.total)
+        needs = f"{needs}; {_why(least)}"
+        others = fitting_mixtures(target, own, app, facts.context)
+    return TargetForecast(target.name, tuple(rows), refused, best, needs, others)
+
+
+def _why(least: Row) -> str:
+    """Why no recipe of a mixture fits, from the smallest one."""
+    return (
+        f"the smallest, {least.recipe}, takes {size_text(least.total)}, {size_text(least.experts)} "
+        f"of it experts, which must all be in memory although a token reads "
+        f"{size_text(least.work.weights)}"
+    )
 
 
 def _plan(name: str, model: SizedModel, check: PlanCheck) -> QuantPlan:
@@ -196,6 +218,7 @@ def _row(
         work=work,
         kl=measured_kl(name, target.name),
         quantized=any(is_quantized(given.format) for given in plan.weights.values()),
+        experts=expert_bytes(plan, shapes),
     )
 
 

@@ -71,6 +71,7 @@ def generate(
     threads: int | None = None,
     device: str = "host",
     speculation: Speculation | None = None,
+    adapter: str | None = None,
     emit: Callable[[str], None] | None = None,
     progress: Progress = no_progress,
 ) -> Generated:
@@ -86,6 +87,7 @@ def generate(
         threads: threads for the runtime; None for the runtime's default.
         device: where to run, as ``--device`` takes it.
         speculation: who proposes tokens; None for one token a call.
+        adapter: name of an adapter of the artifact, to be switched on; None for none.
         emit: called with each piece of text as it comes.
         progress: told how much of what is sent to the device has arrived.
 
@@ -102,6 +104,7 @@ def generate(
     sampling = Sampling(temperature, top_p, seed)
     sampling.check()
     manifest = Manifest.read(folder)
+    options = {} if adapter is None else {"adapter": manifest.adapter_file(adapter, str(folder))}
     draft = 0 if speculation is None else speculation.tokens(folder, manifest)
     tokenizer = Tokenizer(folder / "tokenizer.json", str(folder), text=prompt)
     tokens, notes = prompt_tokens(tokenizer, prompt, manifest)
@@ -117,7 +120,7 @@ def generate(
         open_drafter(speculation, manifest, where, threads)
         if speculation is not None
         else nullcontext() as drafter,
-        open_on(where, folder, manifest, threads) as session,
+        open_on(where, folder, manifest, threads, options) as session,
     ):
         stop = frozenset(manifest.model.eos)
         if drafter is None:

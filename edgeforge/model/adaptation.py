@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from edgeforge.checkpoint.checkpoint import Checkpoint
 
 _TEXT: Final = "language_model."
+# What files of the hub call a mixture's part, which transformers names as any other.
+_MIXTURE: Final = "block_sparse_moe."
 # Bytes of a tensor that are compared at a time.
 _COMPARED_BYTES: Final = 1 << 24
 
@@ -250,7 +252,7 @@ def _plain(name: str) -> str:
     >>> _plain("model.language_model.layers.0.mlp.up_proj.weight")
     'layers.0.mlp.up_proj.weight'
     """
-    name = name.replace(_TEXT, "")
+    name = name.replace(_TEXT, "").replace(_MIXTURE, "mlp.")
     while name.startswith("model."):
         name = name.removeprefix("model.")
     return name

@@ -3,10 +3,12 @@
 `edgeforge.families.spec.ModelSpec` says what a layer consists of, and its map of weights says which
 biases and norms there are. The module uses only the ``edgeforge::`` operators and a few ATen views.
 It is built on the meta device, so a model of any size takes no memory here. Submodules are named so
-that ``state_dict`` keys are the weight names of the spec.
+that ``state_dict`` keys are the weight names of the spec, but for those of `Experts`.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,9 @@ from torch import Tensor, nn
 
 from edgeforge.families.spec import LayerSpec, ModelSpec
 from quant.program import expert_ops, ops, state_ops, token_ops
+
+EXPERT_PARTS: Final = ("gate_up_proj", "down_proj")
+"""The names of an expert's matrices."""
 
 
 class Weights(nn.Module):
@@ -182,13 +187,18 @@ class FeedForward(nn.Module):
         return made
 
 
-class Expert(nn.Module):
-    """The matrices of one expert, which `Mixture` uses."""
+class Experts(nn.Module):
+    """The matrices of a mixture's experts, each kind in one tensor while the model is traced.
 
-    def __init__(self, spec: ModelSpec, at: str) -> None:
+    `quant.program.expert_branches.expand` parts them into the weights of the spec.
+    """
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec, at: str) -> None:
         super().__init__()
-        self.gate_up_proj = Weights(spec, f"{at}.gate_up_proj")
-        self.down_proj = Weights(spec, f"{at}.down_proj")
+        for part in EXPERT_PARTS:
+            shape = spec.weights[f"{at}.0.{part}.weight"].shape
+            empty = torch.empty(layer.experts, *shape, device="meta")
+            self.register_parameter(part, nn.Parameter(empty, requires_grad=False))
 
 
 class Mixture(nn.Module):
@@ -201,8 +211,7 @@ class Mixture(nn.Module):
         super().__init__()
         self.spec, self.layer = spec, layer
         self.router = Projection(spec, f"{at}.router")
-        each = [Expert(spec, f"{at}.experts.{index}") for index in range(layer.experts)]
-        self.experts, self.each = nn.ModuleList(each), tuple(each)
+        self.experts = Experts(spec, layer, f"{at}.experts")
         if layer.shared_width:
             self.shared_expert = FeedForward(spec, layer.shared_width, f"{at}.shared_expert")
             self.shared_expert_gate = Weights(spec, f"{at}.shared_expert_gate")
@@ -218,8 +227,7 @@ class Mixture(nn.Module):
         made: Tensor = expert_ops.experts(
             x,
             weights,
-            [expert.gate_up_proj.weight for expert in self.each],
-            [expert.down_proj.weight for expert in self.each],
+            *(self.experts.get_parameter(part) for part in EXPERT_PARTS),
             spec.activation,
         )
         if not self.layer.shared_width:
@@ -335,3 +343,12 @@ def table_names(index: int) -> tuple[str, str]:
     """
     suffix = f"_{index}" if index else ""
     return f"rope_cos{suffix}", f"rope_sin{suffix}"
+
+
+def is_stacked(parameter: str) -> bool:
+    """Returns whether a parameter of the module stacks the matrices of a mixture's experts.
+
+    >>> is_stacked("model.layers.0.mlp.experts.down_proj")
+    True
+    """
+    return parameter.rpartition(".")[0].endswith(".experts")

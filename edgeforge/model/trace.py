@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from edgeforge.families.spec import ModelSpec
-from edgeforge.model.decoder import Decoder, table_names
+from edgeforge.model.decoder import Decoder, is_stacked, table_names
 from edgeforge.model.rope import tables
 from quant.program.expert_branches import expand
 from quant.program.program import Input, InputKind, Program
@@ -29,14 +29,17 @@ def trace(spec: ModelSpec, context: int) -> Program:
             dynamic_shapes={"tokens": {1: length}, "position": None},
             strict=False,
         )
-    expand(exported.graph)
     signature = exported.graph_signature
     # Each reading of these two makes the mapping anew.
     parameters, buffers = signature.inputs_to_parameters, signature.inputs_to_buffers
-    inputs: dict[str, Input] = {}
+    stacked = {name: target for name, target in parameters.items() if is_stacked(target)}
+    matrices = expand(exported.graph, stacked)
+    inputs = {name: Input("weight", weight) for name, weight in matrices.items()}
     user = iter(("tokens", "position"))
     for item in signature.input_specs:
         name = item.arg.name
+        if name in stacked:
+            continue
         if name in parameters:
             inputs[name] = Input("weight", parameters[name])
         elif name in buffers:
@@ -52,7 +55,7 @@ def trace(spec: ModelSpec, context: int) -> Program:
     }
     return Program(
         graph=exported.graph,
-        inputs=inputs,
+        inputs={n.name: inputs[n.name] for n in exported.graph.find_nodes(op="placeholder")},
         tables=made,
         context=context,
         vocab_size=spec.vocab_size,

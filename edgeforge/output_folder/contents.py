@@ -18,6 +18,7 @@ from typing import Final
 from edgeforge.checkpoint.layout import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES
 from edgeforge.output_folder.generated_cards import CARD, CARD_DATA, is_generated
 from exporters.manifest import MANIFEST
+from exporters.modules.manifest import MODULE_MANIFEST, SAMPLES
 
 SYNTH_RECORD: Final = "edgeforge-synth.json"
 # `verify` adds the report, `bench` its figures, and cards lie beside an artifact's files; the
@@ -33,8 +34,11 @@ _NAMES: Final = re.compile(
     "|".join(
         (
             *map(re.escape, (MANIFEST, SYNTH_RECORD, CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES)),
+            *map(re.escape, (MODULE_MANIFEST, SAMPLES, "weight_places.json")),
             *map(re.escape, _ADDED),
             r"(model|verify)\.onnx(\.data)?",
+            r"\.(model|verify|draft)\.onnx\.partial",
+            r"[\w.-]+\.onnx_adapter",
             r"genai_config\.json",
             r"executorch_tokenizer\.json",
             r"model\.(pte|ptd)",
@@ -118,7 +122,7 @@ def remove_known(folder: Path, strange: Callable[[Path], str | None]) -> bool:
 
 def _known_of(folder: Path, target: str | None = None) -> Known | None:
     """Returns what knows the files of an artifact or synthesised checkpoint; None for others."""
-    for record in (MANIFEST, SYNTH_RECORD):
+    for record in (MANIFEST, MODULE_MANIFEST, SYNTH_RECORD):
         content = _read(folder / record)
         if content is None or (target is not None and content.get("target") != target):
             continue

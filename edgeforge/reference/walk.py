@@ -56,6 +56,8 @@ class Walk:
         read: returns a weight's value (`store_reader`, or a checkpoint's `float_weight`).
         rows: returns rows of a float embedding by token, so that the whole table is never in
             memory; None to read the table with ``read``.
+        added: returns a matrix of a product with what an adapter adds to it, by the weight's name;
+            None for no adapter.
 
     Attributes:
         order: the calls, in the program's order.
@@ -67,8 +69,9 @@ class Walk:
         program: Program,
         read: WeightReader,
         rows: Callable[[str, Tensor], Tensor] | None = None,
+        added: Callable[[str, Tensor], Tensor] | None = None,
     ) -> None:
-        self.program, self._read, self._rows = program, read, rows
+        self.program, self._read, self._rows, self._added = program, read, rows, added
         self.order = [n for n in program.graph.nodes if n.op == "call_function"]
         self._position = {node: index for index, node in enumerate(self.order)}
         self.last_use = {
@@ -146,6 +149,8 @@ class Walk:
         rows = self._rows
         if node.target is not dialect.LINEAR or rows is None or given is None:
             return self.prepare(node)
+        if self._added is not None:  # what is added is of the whole matrix
+            return self.prepare(node)
         count, columns = node_argument(node, 1).meta["val"].shape
         if count * columns <= LARGE_HEAD:
             return self.prepare(node)
@@ -185,8 +190,12 @@ class Walk:
         codes, scale, format = weights[call.codes], weights[call.scale], call.format
         zero_point = None if call.zero_point is None else weights[call.zero_point]
         if isinstance(format, PaletteFormat):
-            return packing.look_up(codes, scale, format)
-        return native.unpack(codes, scale, zero_point, format)
+            found = packing.look_up(codes, scale, format)
+        else:
+            found = native.unpack(codes, scale, zero_point, format)
+        if self._added is None:
+            return found
+        return self._added(self.program.inputs[call.codes.name].name, found)
 
     def weights_of(self, node: fx.Node) -> dict[fx.Node, Tensor]:
         """Reads the weights and tables that a call takes, by the inputs that name them."""
@@ -196,7 +205,10 @@ class Walk:
                 given = self.program.inputs[source.name]
                 if given.kind == "weight":
                     # A store holds a vector as a matrix of one row.
-                    found[source] = self._read(given).reshape(source.meta["val"].shape)
+                    value = self._read(given).reshape(source.meta["val"].shape)
+                    if self._added is not None and node.target is dialect.LINEAR:
+                        value = self._added(given.name, value)
+                    found[source] = value
                 elif given.kind == "table":
                     found[source] = self.program.tables[given.name]
         return found
@@ -231,9 +243,10 @@ class ReferenceRunner:
         program: Program,
         read: WeightReader,
         rows: Callable[[str, Tensor], Tensor] | None = None,
+        added: Callable[[str, Tensor], Tensor] | None = None,
     ) -> None:
         self.program = program
-        self._walk = Walk(program, read, rows)
+        self._walk = Walk(program, read, rows, added)
 
     def logits(self, blocks: Sequence[Tensor]) -> Iterator[Tensor]:
         """Computes the logits of every position of each block; each block is a text of its own.

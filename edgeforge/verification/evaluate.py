@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from device_harness.registry import taken_options
 from edgeforge.model.model import Model
 from edgeforge.stage_progress import Progress
-from edgeforge.verification.bounds import Checked, bounds_of
+from edgeforge.verification.bounds import Bound, Checked, bounds_of
 from edgeforge.verification.each_session import Place
 from edgeforge.verification.freshness import Freshness
 from edgeforge.verification.references import references
@@ -111,6 +111,7 @@ def evaluate(
         devices: where the artifacts run too, as far as they do.
         progress: told of each stage.
     """
+    from edgeforge.verification.adapted import judged_adapters, run_adapters
     from edgeforge.verification.against import check_against
     from edgeforge.verification.comparison import compare
     from edgeforge.verification.each_session import open_sessions, starting
@@ -164,6 +165,20 @@ def evaluate(
             located(found.not_finite, sample.blocks, reference, quantized, session)
             for found, session in zip(comparisons, sessions, strict=True)
         ]
+    adapted = {
+        artifact.place: tuple(
+            run_adapters(
+                artifact.folder,
+                artifact.manifest,
+                group.model,
+                made,
+                sample.blocks,
+                options.threads,
+                progress,
+            )
+        )
+        for artifact in group.artifacts
+    }
     unigram = None
     if sample.text != RANDOM_TOKENS:
         unigram = unigram_perplexity(sample.whole, sample.blocks, group.model.spec.vocab_size)
@@ -178,7 +193,13 @@ def evaluate(
                 evaluation,
                 runtime=evaluation.runtime if timed is None else timed.runtime,
                 timings=timed,
-                checks=(*meant[artifact.place], *further, *evaluation.checks),
+                checks=(
+                    *meant[artifact.place],
+                    *further,
+                    *evaluation.checks,
+                    *judged_adapters(adapted[artifact.place], _bounds(artifact, options)),
+                ),
+                with_adapters=adapted[artifact.place],
                 sums=measured.figures.sums,
                 freshness=artifact.freshness,
                 curve=measured.figures.curve,
@@ -209,6 +230,17 @@ def _place(run: Run) -> Place:
     return Place(artifact.folder, artifact.manifest, where.device, runtime)
 
 
+def _bounds(artifact: Artifact, options: VerifyOptions) -> dict[str, Bound]:
+    """The bounds of an artifact's figures."""
+    manifest = artifact.manifest
+    return bounds_of(
+        manifest.target,
+        options.bounds,
+        rounds=rounds_to_8_bits(manifest),
+        bits=manifest.bits_per_weight,
+    )
+
+
 def _evaluation(
     measured: _Measured,
     store: WeightStore,
@@ -223,12 +255,7 @@ def _evaluation(
     manifest, figures = measured.run.artifact.manifest, measured.figures
     unlike = unlike_store(manifest, store)
     other, rounds = may_differ(manifest, unlike), rounds_activations(manifest)
-    bounds = bounds_of(
-        manifest.target,
-        options.bounds,
-        rounds=rounds_to_8_bits(manifest),
-        bits=manifest.bits_per_weight,
-    )
+    bounds = _bounds(measured.run.artifact, options)
     greedy_quantized, greedy_float = measured.greedy
     found = Found(
         figures=figures,

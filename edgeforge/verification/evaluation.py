@@ -9,6 +9,7 @@ from pathlib import Path
 
 from device_harness.timing import Timings
 from edgeforge.output_folder.whole_file import whole_file
+from edgeforge.verification.adapted import AdapterFigures
 from edgeforge.verification.bounds import Checked
 from edgeforge.verification.curve import PositionCurve
 from edgeforge.verification.finite import NotFinite
@@ -75,6 +76,7 @@ class Evaluation:
             well; None where it is whole.
         adapters: names of the adapters that are merged into the weights, in FLOAT and QUANTIZED as
             well.
+        with_adapters: what came out with each adapter that lies beside the weights.
         elsewhere: evaluations of the same artifact on devices, on the same tokens and under the
             same bounds. These have no sums and no facts of the files, which are no other there.
         schema_version: of the report.
@@ -114,6 +116,7 @@ class Evaluation:
     device_limits: tuple[str, ...] = ()
     exit_layer: int | None = None
     adapters: tuple[str, ...] = ()
+    with_adapters: tuple[AdapterFigures, ...] = ()
     elsewhere: tuple[Evaluation, ...] = ()
     schema_version: int = REPORT_VERSION
 

@@ -12,7 +12,7 @@ from exporters.coreml.carried import ANE_MULTIPLE
 from exporters.coreml.emitter import Emitter
 from exporters.coreml.package_writer import Metadata
 from exporters.coreml.state import Style
-from exporters.coreml.stream import wide_stream
+from exporters.coreml.stream import has_mixtures, may_exceed_half, wide_stream
 from exporters.target import ExportRequest
 from quant.formats.formats import FloatFormat
 from quant.program.calls import AttentionCall
@@ -91,6 +91,7 @@ def notes(request: ExportRequest, style: Style, chunks: tuple[int, ...]) -> tupl
         _calls(style, chunks),
         *_drafts(request),
         *_profile(request, style),
+        *_mixtures(request.program, style),
         *_states(request.program),
         *_floats(request.store, style),
         *activation_notes(request.store.plan),
@@ -126,6 +127,7 @@ def _profile(request: ExportRequest, style: Style) -> tuple[str, ...]:
     stream, caps = wide_stream(request.program), _has_caps(request.program)
     if style.wide:
         wide = ["norms", "rotary tables", *["softcaps"] * caps, *["residual stream"] * bool(stream)]
+        wide += ["routers and the sums of experts' results"] * has_mixtures(request.program)
         return (
             f"written for the GPU (profile gpu): float16 except for {', '.join(wide[:-1])} and "
             f"{wide[-1]}, which are float32",
@@ -138,7 +140,25 @@ def _profile(request: ExportRequest, style: Style) -> tuple[str, ...]:
         "divides by the largest magnitude; attention is matrix products and a softmax",
         f"the caches' last two dimensions are multiples of {ANE_MULTIPLE}: {padded} positions for "
         f"a context of {context}, {stored} columns for heads of {width}",
-        *([_STREAM] if stream else []),
+        *([_STREAM] if may_exceed_half(request.program) else []),
+    )
+
+
+def _mixtures(program: Program, style: Style) -> tuple[str, ...]:
+    if not has_mixtures(program):
+        return ()
+    if style.wide:
+        return (
+            "of a mixture of experts, a call computes only the experts that one of its tokens "
+            "chose, each for all tokens of the call and in a branch of its own (MIL's cond); "
+            "without a Mac EdgeForge cannot know which processor runs branches, or whether Core ML "
+            "keeps in memory the weights of experts that it skips",
+        )
+    return (
+        "of a mixture of experts, every call computes all experts for all of its tokens, because "
+        "the Neural Engine has no branches; what a token did not choose is dropped",
+        "routers are rounded to float16 here: a token to which two experts are nearly equal may "
+        "go to the other one; --profile gpu chooses in float32",
     )
 
 

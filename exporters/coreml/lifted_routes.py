@@ -32,16 +32,22 @@ def route_of(value: Value, experts: int) -> Route | RouteSparseMixer | None:
     try:
         with np.errstate(all="ignore"):
             found = np.asarray(_run(value, {id(source): logits}), np.float64)
+            return _named(value, source, logits, found) if found.shape == logits.shape else None
     except (KeyError, ValueError, IndexError):  # an operation with operands that no route has
         return None
-    if found.shape != logits.shape:
-        return None
+
+
+def _named(
+    value: Value, source: Value, logits: Array, found: Array
+) -> Route | RouteSparseMixer | None:
+    """The choice that gives these weights for these logits."""
+    tree = list(_tree(value))
     chosen = int(np.count_nonzero(found[0, 0]))
-    divided = any(isinstance(each, Unknown) and each.kind == "real_div" for each in _tree(value))
+    divided = any(isinstance(each, Unknown) and each.kind == "real_div" for each in tree)
     for normalized in (divided, not divided):
         if np.allclose(found, _route(logits, chosen, normalized), 0, _SLACK):
             return Route(value.name, source, chosen, normalized)
-    for each in _tree(value):
+    for each in tree:
         if isinstance(each, Constant) and each.array.size == 1:
             jitter = float(each.array.ravel()[0]) / 2
             if np.allclose(found, _sparse_mixer(logits, jitter), 0, _SLACK):
@@ -173,8 +179,7 @@ def _sparse_mixer(logits: Array, jitter: float) -> Array:
     for _ in range(2):
         most = left.max(-1, keepdims=True)
         best = np.argmax(left, -1)[..., None]
-        with np.errstate(all="ignore"):
-            far = (most - scores) / np.maximum(np.abs(scores), most) > 2 * jitter
+        far = (most - scores) / np.maximum(np.abs(scores), most) > 2 * jitter
         shares = _softmax(np.array(-1), np.where(far, -np.inf, left))
         np.put_along_axis(made, best, np.take_along_axis(shares, best, -1), -1)
         left = left.copy()

@@ -371,7 +371,9 @@ def _slice(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     if isinstance(source, lifted_mixtures.PARTED):
         return lifted_mixtures.part(name, given)
     begin, end = (whole_numbers(given[key][0]) for key in ("begin", "end"))
-    free = [whole_numbers(given[key][0]) for key in ("begin_mask", "end_mask")]
+    free = [whole_numbers(given[key][0]) for key in ("begin_mask", "end_mask") if key in given]
+    if len(free) < 2:
+        return None
     if begin == (0, -1, 0) and free == [(1, 0, 1), (1, 1, 1)]:
         return (Last(name, source),)
     whole = free[0] is not None and all(free[0]) and free[1] is not None and all(free[1][:-1])

@@ -27,10 +27,14 @@ def wide_stream(program: Program) -> frozenset[fx.Node]:
         for any other model.
     """
     stream, added = _stream(program)
-    chooses = any(node.target in dialect.ROUTES for node in program.graph.nodes)
-    if chooses or may_exceed_half(program):
+    if has_mixtures(program) or may_exceed_half(program):
         return frozenset(stream | added)
     return frozenset()
+
+
+def has_mixtures(program: Program) -> bool:
+    """Whether tokens choose experts."""
+    return any(node.target in dialect.ROUTES for node in program.graph.nodes)
 
 
 def may_exceed_half(program: Program) -> bool:

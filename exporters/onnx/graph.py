@@ -78,7 +78,20 @@ class GraphBuilder:
         placed = self.weights.place_bytes(name, data.tobytes())
         return self._external(name, element, data.shape, placed)
 
-    def stored(self, name: str, extent: Extent, shape: Sequence[int], key: object) -> str:
+    def raw(self, name: str, element: int, shape: Sequence[int], data: bytes) -> str:
+        """Adds a small initializer from its bytes, for elements that NumPy does not have."""
+        self._initializers[name] = helper.make_tensor(name, element, shape, data, raw=True)
+        return name
+
+    def stored(
+        self,
+        name: str,
+        extent: Extent,
+        shape: Sequence[int],
+        key: object,
+        *,
+        element: int | None = None,
+    ) -> str:
         """Adds an initializer whose bytes are in the weight store.
 
         Args:
@@ -88,12 +101,14 @@ class GraphBuilder:
                 bytes in another shape.
             key: identifies the bytes; initializers with equal keys share one place in the weight
                 file.
+            element: ONNX's number of the dtype in which this graph reads the bytes; None for the
+                store's own.
 
         Returns:
             The initializer's name.
         """
         if name not in self._initializers:
-            element = _ELEMENT[extent.dtype]
+            element = _ELEMENT[extent.dtype] if element is None else element
             if extent.nbytes < PAGE:
                 with extent.file.open("rb") as stream:
                     stream.seek(extent.offset)
@@ -121,12 +136,15 @@ class GraphBuilder:
         return name in self._given
 
     def model(
-        self, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
+        self,
+        inputs: Sequence[ValueInfoProto],
+        outputs: Sequence[ValueInfoProto],
+        name: str = "decoder",
     ) -> ModelProto:
         """The finished model; the weight file holds the bytes of its large initializers."""
         graph = helper.make_graph(
             self._nodes,
-            "decoder",
+            name,
             list(inputs),
             list(outputs),
             initializer=list(self._initializers.values()),

@@ -113,7 +113,24 @@ def add(
     biased = _biased(graph, name, first, second)
     if biased is not None:
         return (biased,)
-    return (_parted(name, first, second) or Sum(name, (first, second)),)
+    found = _parted(name, first, second) or _adapted(first, second)
+    return (found or Sum(name, (first, second)),)
+
+
+def _adapted(product: Value, change: Value) -> Value | None:
+    """A product to which an adapter may be added; see `exporters.onnx.adapters`.
+
+    Its factors are empty by default, so that the product is what the graph computes.
+    """
+    linear = product.source if isinstance(product, Bias) else product
+    if not (isinstance(linear, Linear) and isinstance(change, Unknown) and change.kind == "MatMul"):
+        return None
+    low, up = change.operands
+    if not (isinstance(low, Unknown) and low.kind == "MatMul" and isinstance(up, Constant)):
+        return None
+    source, down = low.operands
+    empty = isinstance(down, Constant) and not down.array.size and not up.array.size
+    return product if empty and source is linear.source else None
 
 
 def _parted(name: str, rounded: Value, exact: Value) -> Value | None:

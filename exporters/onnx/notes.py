@@ -11,9 +11,11 @@ from exporters.float_columns import FloatColumns, told
 from exporters.onnx.attention import match_attention
 from exporters.onnx.norms import following_norm
 from exporters.onnx.quantized import bias_within
+from exporters.onnx.routing import choice_of
 from quant.plans.plan import QuantPlan
 from quant.program import dialect
-from quant.program.program import Program
+from quant.program.expert_branches import mixtures
+from quant.program.program import Program, node_argument
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -57,7 +59,9 @@ def outside_notes(program: Program) -> tuple[str, ...]:
     within = {bias for node in nodes for bias in bias_within(node)}
     convolutions, factors = (_count(nodes, it) for it in (dialect.SHORT_CONV, dialect.SCALE))
     biases = sum(node.target is dialect.BIAS and node not in within for node in nodes)
-    sums = sum(node.target is dialect.ADD and following_norm(node) is None for node in nodes)
+    added = [n for n in nodes if n.target is dialect.ADD and following_norm(n) is None]
+    shared = sum(node_argument(node, 0).target is dialect.COMBINE for node in added)
+    sums = len(added) - shared
     clamps, softcaps = (_count(nodes, it) for it in (dialect.CLAMP, dialect.SOFTCAP))
     found = [
         *([f"rotations of queries and keys in {_layers(rotated)}"] if rotated else []),
@@ -65,11 +69,25 @@ def outside_notes(program: Program) -> tuple[str, ...]:
         *([f"short convolutions in {_layers(convolutions)}"] if convolutions else []),
         *([f"biases ({biases})"] if biases else []),
         *([f"residual additions that no norm follows ({sums})"] if sums else []),
+        *([f"additions of a shared expert ({shared})"] if shared else []),
         *([f"factors ({factors})"] if factors else []),
         *([f"bounds of queries, keys and values ({clamps})"] if clamps else []),
         *(["the softcap of the logits"] if softcaps else []),
     ]
     return (f"outside of the fused kernels: {', '.join(found)}",) if found else ()
+
+
+def mixture_notes(program: Program) -> tuple[str, ...]:
+    """A note on the program's mixtures of experts; none where there are none."""
+    found = list(mixtures(program).values())
+    if not found:
+        return ()
+    counts = {(choice_of(each.weights).chosen, len(each.branches)) for each in found}
+    words = " or ".join(f"{chosen} of {experts}" for chosen, experts in sorted(counts))
+    return (
+        f"in {_layers(len(found))} a call computes only the experts that its tokens chose, each "
+        f"for its own tokens; a token has {words}",
+    )
 
 
 def _layers(count: int) -> str:

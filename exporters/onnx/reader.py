@@ -99,7 +99,7 @@ def _parts_of(model: ModelProto, graph: Path) -> dict[str, Parts]:
         repeated = _REPEATED_ZERO.fullmatch(suffix)
         if found is None or (suffix not in _PARTS and repeated is None):
             continue
-        stored = _stored(tensor, graph)
+        stored = stored_part(tensor, graph)
         if repeated is not None:
             part, stored = "zero_point", _once(stored, int(repeated[1]), int(repeated[2]))
         elif suffix == ".rows" and tensor.data_type != onnx.TensorProto.UINT8:
@@ -113,7 +113,8 @@ def _parts_of(model: ModelProto, graph: Path) -> dict[str, Parts]:
     }
 
 
-def _stored(tensor: TensorProto, graph: Path) -> StoredPart:
+def stored_part(tensor: TensorProto, graph: Path) -> StoredPart:
+    """Where the bytes of an initializer are."""
     if not tensor.external_data:
         return StoredPart(tensor.raw_data, None, 0, len(tensor.raw_data))
     return StoredPart(b"", *external_place(tensor, graph))

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from quant.program.program import Program
 
 # ONNX Runtime keeps two copies of a tied matrix: one in the embedding's layout, and one that the
-# product's kernel has packed.
-COSTS: Final = RuntimeCosts(cache_element=4, tied_copies=2, run_tokens=128, scores=True)
+# product's kernel has packed. Of a mixture of experts it holds the tokens' rows, their results, and
+# these sorted and weighted (`exporters.onnx.experts`).
+COSTS: Final = RuntimeCosts(
+    cache_element=4, tied_copies=2, run_tokens=128, scores=True, expert_rows=4
+)
 GRAPH, VERIFY_GRAPH, WEIGHTS = "model.onnx", "verify.onnx", "model.onnx.data"
 DRAFT_GRAPH: Final = "draft.onnx"
 
@@ -97,7 +100,7 @@ class OnnxTarget:
         from exporters.onnx.caches import NOTE
         from exporters.onnx.genai import genai_config
         from exporters.onnx.genai_tokenizer import write_tokenizer
-        from exporters.onnx.notes import outside_notes, rounding_notes
+        from exporters.onnx.notes import mixture_notes, outside_notes, rounding_notes
         from exporters.onnx.weight_file import WeightFile
 
         weights = WeightFile(WEIGHTS)
@@ -134,6 +137,7 @@ class OnnxTarget:
             states={v.name: _describe(v) for v in graph.input if v.name.startswith("past")},
             notes=(
                 *rounding_notes(graph, request.store.plan, kept),
+                *mixture_notes(request.program),
                 *outside_notes(request.program),
                 *((NOTE,) if request.cache_ranges else ()),
                 *((_drafts(positions),) if positions is not None else ()),

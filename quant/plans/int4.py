@@ -99,16 +99,17 @@ class Int4Recipe(Recipe):
     def _upgrades(self, matrices: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[list[str], str]]:
         """Yields matrices that get a finer format together, the most rewarding first."""
         yield [name for name in matrices if ".v_proj." in name], _EIGHT
-        layers = sorted({layer for name in matrices if (layer := _layer(name)) is not None})
+        of = {name: _layer(name) for name in matrices}
+        layers = sorted({layer for layer in of.values() if layer is not None})
         if not layers:
             return
         share = max(1, len(layers) // 8)
         for last, first in zip(layers[::-1][:share], layers[:share], strict=True):
             for layer in dict.fromkeys((last, first)):
-                yield [n for n in matrices if _layer(n) == layer and ".down_proj." in n], _EIGHT
+                yield [n for n in matrices if of[n] == layer and ".down_proj." in n], _EIGHT
         ends = (layers[0], layers[-1])
         for layer in dict.fromkeys(ends):
-            yield [name for name in matrices if _layer(name) == layer], _EIGHT
+            yield [name for name in matrices if of[name] == layer], _EIGHT
         yield [name for name in matrices if ".gate_up_proj." in name], self._narrow
 
 

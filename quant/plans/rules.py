@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -14,6 +14,7 @@ from quant.plans.algorithms import CAST
 from quant.plans.plan import FLOAT32, Assignment, QuantPlan, is_quantized, matrix_shape
 from quant.suggestion import did_you_mean, nearest
 
+_WILDCARDS = frozenset("*?[")
 _ROLES = ("*", "head", "embedding", "linear")
 
 
@@ -96,6 +97,7 @@ class Recipe:
         rules = self.rules_for(shapes, roles)
         for asked in rules:
             self._check_algorithm(asked)
+        first = _first_match(rules)
         weights: dict[str, Assignment] = {}
         used: set[Rule] = set()
         tied = "head" not in roles.values()
@@ -103,7 +105,7 @@ class Recipe:
             if stays_float32(shape, roles[name]):
                 weights[name] = Assignment(FLOAT32, CAST)
                 continue
-            rule = next((r for r in rules if _matches(r, name, roles[name])), None)
+            rule = first(name, roles[name])
             if rule is None:
                 raise QuantizationError(
                     f"recipe {self.name} has no rule for {name}: end it with a rule for '*'"
@@ -194,8 +196,30 @@ def norm_matrix(format: WeightFormat | None = None) -> Assignment:
     return Assignment(format if isinstance(format, FloatFormat) else FloatFormat("float16"), CAST)
 
 
-def _matches(rule: Rule, name: str, role: str) -> bool:
-    return rule.match == role or fnmatchcase(name, rule.match)
+def _first_match(rules: Sequence[Rule]) -> Callable[[str, str], Rule | None]:
+    """Returns what finds the first rule that matches a weight's name or role.
+
+    Rules without a wildcard are looked up: there may be one for each of thousands of matrices.
+    """
+    exact: dict[str, int] = {}
+    patterns = []
+    for index, rule in enumerate(rules):
+        if _WILDCARDS.isdisjoint(rule.match):
+            exact.setdefault(rule.match, index)
+        else:
+            patterns.append((index, rule.match))
+
+    def first(name: str, role: str) -> Rule | None:
+        found = min((exact[each] for each in (name, role) if each in exact), default=len(rules))
+        for index, pattern in patterns:
+            if index > found:
+                break
+            if fnmatchcase(name, pattern):
+                found = index
+                break
+        return rules[found] if found < len(rules) else None
+
+    return first
 
 
 def _algorithm(rule: Rule, format: WeightFormat, only_looked_up: bool) -> str:

@@ -11,7 +11,7 @@ shapes in ``meta["val"]`` state that one: memory that is planned by them suffice
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,8 +57,11 @@ class Mixture:
     combine: fx.Node
 
 
-def expand(graph: fx.Graph) -> None:
+def expand(graph: fx.Graph, stacked: Mapping[str, str]) -> dict[str, str]:
     """Replaces every call of ``experts`` of a traced graph by its branches, in place.
+
+    The placeholders of the stacked matrices give way to one for each expert's matrix. A graph is
+    traced with the stacked ones because tracing takes time for each parameter.
 
     For each expert e::
 
@@ -69,14 +72,28 @@ def expand(graph: fx.Graph) -> None:
         %r = edgeforge::linear(aten::mul(%a, getitem(%s, 1)), %down_e)
 
     and after the last one ``edgeforge::combine(%weights, [%r, ...])``.
+
+    Args:
+        graph: the traced graph.
+        stacked: the names of the stacked matrices, ``...experts.gate_up_proj``, by the names of
+            their placeholders.
+
+    Returns:
+        The names of the experts' own matrices, ``...experts.7.gate_up_proj.weight``, by the names
+        of their placeholders.
     """
+    names: dict[str, str] = {}
     for node in list(graph.nodes):
         if node.target is _EXPERTS:
+            gate_up, down = (node_argument(node, index) for index in (2, 3))
+            matrices = _matrices(graph, (gate_up, down), stacked, names)
             with graph.inserting_before(node):
-                made = _branches(graph, node)
+                made = _branches(graph, node, matrices)
             node.replace_all_uses_with(made)
-            graph.erase_node(node)
+            for gone in (node, gate_up, down):
+                graph.erase_node(gone)
     graph.lint()
+    return names
 
 
 def mixtures(program: Program) -> Mapping[fx.Node, Mixture]:
@@ -84,17 +101,36 @@ def mixtures(program: Program) -> Mapping[fx.Node, Mixture]:
     return {node: mixture_of(node) for node in program.graph.nodes if node.target is COMBINE}
 
 
-def _branches(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    x, weights, gate_up, down, activation = node.args
-    assert isinstance(x, fx.Node) and isinstance(gate_up, list | tuple)
-    assert isinstance(down, list | tuple)
-    first, last = gate_up[0], down[0]
-    assert isinstance(first, fx.Node) and isinstance(last, fx.Node)
-    rows, width = first.meta["val"].shape[0], last.meta["val"].shape[1]
-    value = x.meta["val"]
+def _matrices(
+    graph: fx.Graph,
+    both: tuple[fx.Node, fx.Node],
+    stacked: Mapping[str, str],
+    names: dict[str, str],
+) -> list[tuple[fx.Node, fx.Node]]:
+    """Makes a placeholder for each matrix of each expert, and records its name in ``names``."""
+    made = []
+    values = [node.meta["val"][0] for node in both]
+    with graph.inserting_before(both[0]):
+        for expert in range(both[0].meta["val"].shape[0]):
+            pair = []
+            for node, value in zip(both, values, strict=True):
+                at, _, part = stacked[node.name].rpartition(".")
+                name = f"{at}.{expert}.{part}.weight"
+                matrix = graph.placeholder(f"p_{name.replace('.', '_')}")
+                matrix.meta["val"] = value
+                names[matrix.name] = name
+                pair.append(matrix)
+            made.append((pair[0], pair[1]))
+    return made
+
+
+def _branches(
+    graph: fx.Graph, node: fx.Node, matrices: Sequence[tuple[fx.Node, fx.Node]]
+) -> fx.Node:
+    x, weights, activation = node_argument(node, 0), node_argument(node, 1), node.args[4]
+    (out_rows, width), value = matrices[0][1].meta["val"].shape, x.meta["val"]
     both, half, out = (
-        value.new_empty(*value.shape[:-1], columns)
-        for columns in (rows, width, last.meta["val"].shape[0])
+        value.new_empty(*value.shape[:-1], columns) for columns in (2 * width, width, out_rows)
     )
 
     def call(target: object, *arguments: object, like: object) -> fx.Node:
@@ -103,7 +139,7 @@ def _branches(graph: fx.Graph, node: fx.Node) -> fx.Node:
         return made
 
     results = []
-    for expert, (expanding, contracting) in enumerate(zip(gate_up, down, strict=True)):
+    for expert, (expanding, contracting) in enumerate(matrices):
         chosen = call(CHOSEN, x, weights, expert, like=value)
         product = call(LINEAR, chosen, expanding, like=both)
         parts = call(SPLIT, product, [width, width], -1, like=[half, half])

@@ -123,8 +123,8 @@ def _(weights: Tensor, results: Sequence[Tensor]) -> Tensor:
 def experts(
     x: Tensor,
     weights: Tensor,
-    gate_up: Sequence[Tensor],
-    down: Sequence[Tensor],
+    gate_up: Tensor,
+    down: Tensor,
     activation: str,
 ) -> Tensor:
     """A mixture's gated feed-forward parts: ``down(act(gate) * up)``, only where chosen.
@@ -136,8 +136,8 @@ def experts(
     Args:
         x: ``float[1, t, i]``.
         weights: ``float[1, t, E]``, what `route` gives.
-        gate_up: ``float[2 * f, i]`` for each expert, the gate's rows first.
-        down: ``float[o, f]`` for each expert.
+        gate_up: ``float[E, 2 * f, i]``, in each expert's matrix the gate's rows first.
+        down: ``float[E, o, f]``.
         activation: ``silu``, ``gelu`` or ``gelu_tanh``.
 
     Returns:
@@ -159,8 +159,8 @@ def experts(
 def _(
     x: Tensor,
     weights: Tensor,
-    gate_up: Sequence[Tensor],
-    down: Sequence[Tensor],
+    gate_up: Tensor,
+    down: Tensor,
     activation: str,
 ) -> Tensor:
-    return x.new_empty(*x.shape[:-1], down[0].shape[0])
+    return x.new_empty(*x.shape[:-1], down.shape[1])

@@ -23,12 +23,16 @@ from quant.program.dialect import (
     ADD,
     ATTENTION,
     BIAS,
+    CHOSEN,
     CLAMP,
+    COMBINE,
     EMBEDDING,
     LAYER_NORM,
     LINEAR,
+    MUL,
     RMS_NORM,
     SCALE,
+    SIGMOID,
     VIEW,
 )
 from quant.program.program import Program, node_argument
@@ -108,9 +112,7 @@ def residual_places(program: Program) -> ResidualPlaces:
             stream.add(node)
         elif node.target is RMS_NORM:
             norm = _weight(program, node, alone=True)
-            for user in node.users:
-                if user.target is not LINEAR:
-                    raise _refusal(f"{user.name} ({user.target}) reads {norm} and is not a linear")
+            for user in _linears_after(node, norm):
                 readers[_weight(program, user, alone=True, head=embedding)] = norm
                 if _is_head(program, user, embedding):
                     writers.add(_weight(program, user))
@@ -179,20 +181,69 @@ def _add_writers(
         term = node_argument(add, index)
         if term in stream:
             continue
-        linear = term
-        while linear.target in (SCALE, BIAS) and len(linear.users) == 1:
-            if linear.target is BIAS:
-                biases.add(_weight(program, linear, alone=True))
-            linear = node_argument(linear, 0)
-        if linear.target is RMS_NORM:
-            norm = _weight(program, linear)
-            raise _refusal(f"{norm} scales what is added to the residual stream")
-        if linear.target is not LINEAR or len(linear.users) != 1:
-            raise _refusal(
-                f"{add.name} adds {term.name} to the stream, but may add only a linear's output "
-                f"that nothing else reads"
-            )
-        writers.add(_weight(program, linear, alone=True))
+        for each in _summands(term):
+            _add_writer(program, add, each, writers, biases)
+
+
+def _add_writer(
+    program: Program, add: fx.Node, term: fx.Node, writers: set[str], biases: set[str]
+) -> None:
+    linear = term
+    while linear.target in (SCALE, BIAS) and len(linear.users) == 1:
+        if linear.target is BIAS:
+            biases.add(_weight(program, linear, alone=True))
+        linear = node_argument(linear, 0)
+    if linear.target is RMS_NORM:
+        norm = _weight(program, linear)
+        raise _refusal(f"{norm} scales what is added to the residual stream")
+    if linear.target is not LINEAR or len(linear.users) != 1:
+        raise _refusal(
+            f"{add.name} adds {term.name} to the stream, but may add only a linear's output "
+            f"that nothing else reads"
+        )
+    writers.add(_weight(program, linear, alone=True))
+
+
+def _summands(term: fx.Node) -> list[fx.Node]:
+    """What a mixture of experts adds to the stream: the result of each expert and the shared one.
+
+    Every expert's result is multiplied by one number for each token, which commutes with a
+    rotation. Of a shared expert that number is a sigmoid's. Any other term is itself.
+    """
+    if len(term.users) != 1:
+        return [term]
+    if term.target is SCALE and node_argument(term, 0).target in (COMBINE, ADD, MUL):
+        return _summands(node_argument(term, 0))
+    if term.target is COMBINE:
+        results = term.args[1]
+        assert isinstance(results, list | tuple)
+        return [each for each in results if isinstance(each, fx.Node)]
+    if term.target is ADD:
+        return [each for index in (0, 1) for each in _summands(node_argument(term, index))]
+    if term.target is MUL:
+        factors = [node_argument(term, index) for index in (0, 1)]
+        rest = [each for each in factors if each.target is not SIGMOID]
+        if len(rest) == 1 and all(
+            int(f.meta["val"].shape[-1]) == 1 for f in factors if f not in rest
+        ):
+            return rest
+    return [term]
+
+
+def _linears_after(norm: fx.Node, name: str) -> list[fx.Node]:
+    """The linears that read a norm, also those of experts for the tokens that chose them.
+
+    Raises:
+        QuantizationError: something else reads it.
+    """
+    found = []
+    for user in norm.users:
+        chosen = user.target is CHOSEN and node_argument(user, 0) is norm
+        for linear in user.users if chosen else [user]:
+            if linear.target is not LINEAR:
+                raise _refusal(f"{linear.name} ({linear.target}) reads {name} and is not a linear")
+            found.append(linear)
+    return found
 
 
 def _is_head(program: Program, linear: fx.Node, embedding: str) -> bool:

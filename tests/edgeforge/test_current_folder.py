@@ -29,7 +29,9 @@ PLANTED = (
 )
 # What each command is given, by the command's name: a new command needs a row.
 COMMANDS = {
+    "export-module": [("{factory}:made", "--out", "{new}", "-q")],
     "export": [("{checkpoint}", "--out", "{new}", "-q", "--target", "{targets}")],
+    "export-adapter": [("{copy}", "{adapter}", "-q")],
     "plan": [("{checkpoint}", "--device", "iphone-15-pro")],
     "verify": [("{artifacts}/{target}", "-q", "--tokens", "16")],
     "check": [("{artifacts}/onnx", "-q", "--no-timed")],
@@ -48,6 +50,14 @@ COMMANDS = {
 }
 
 
+FACTORY = """
+import torch
+
+def made():
+    return torch.nn.Linear(32, 4), torch.ones(1, 32)
+"""
+
+
 def rows() -> list[tuple[str, ...]]:
     """Every command, once for each target where it takes an artifact of one."""
     found = []
@@ -59,7 +69,7 @@ def rows() -> list[tuple[str, ...]]:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
+def places(tmp_path_factory, peft_adapters):
     root = tmp_path_factory.mktemp("current folder")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEFORGE_CACHE", str(root / "cache"))
@@ -69,7 +79,18 @@ def places(tmp_path_factory):
             api.verify(root / "artifacts" / target, tokens=64, timed=False)
         template = root / "template.jinja"
         template.write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
-        yield {"checkpoint": checkpoint, "artifacts": root / "artifacts", "template": template}
+        factory = root / "factory.py"
+        factory.write_text(FACTORY)
+        copy = shutil.copytree(root / "artifacts" / "onnx", root / "copy")
+        shapes = {"model.layers.0.self_attn.o_proj": (128, 128)}
+        yield {
+            "checkpoint": checkpoint,
+            "artifacts": root / "artifacts",
+            "template": template,
+            "factory": factory,
+            "copy": copy,
+            "adapter": peft_adapters.write(root / "adapter", peft_adapters.factors(shapes)),
+        }
 
 
 @pytest.fixture

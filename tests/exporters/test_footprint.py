@@ -124,3 +124,13 @@ def test_layers_without_attention_have_no_caches_and_convolutions_have_states(co
     assert mixed.buffers_per_token == counted.buffers_per_token + 8 * 4
     memory = mixed.total(50)
     assert mixed.largest_context(memory) == 50
+
+
+def test_experts_and_the_rows_of_those_that_a_token_chose(counted):
+    plan = find_recipe("int8").plan(SHAPES, ROLES)
+    facts = replace(FACTS, experts=8, chosen_experts=2)
+    one_by_one = estimate(plan, SHAPES, facts, COSTS)
+    assert one_by_one.buffers == counted.buffers + 8 * (3 * 64 + 2 * 8) * 4
+    together = estimate(plan, SHAPES, facts, replace(COSTS, expert_rows=4))
+    assert together.buffers == one_by_one.buffers + 8 * 4 * 2 * 64 * 4
+    assert together.weights == counted.weights

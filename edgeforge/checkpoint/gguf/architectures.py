@@ -246,7 +246,7 @@ def base_config(
     if data.integer("expert_count", 0) > 1:
         raise CheckpointError(
             f"{data.where} is a mixture of {data.integer('expert_count')} experts, which EdgeForge "
-            f"does not read: give a dense model"
+            f"does not read from GGUF files: give the checkpoint in safetensors files"
         )
     for name in _HARMLESS:
         data.get(name)

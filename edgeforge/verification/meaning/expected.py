@@ -74,15 +74,18 @@ def projected(spec: ModelSpec, layer: LayerSpec, at: str, part: str) -> Expected
         part: ``q``, ``k`` or ``v``.
     """
     found: list[Wanted] = []
-    if part != "v":
-        rope = layer.query_rope if part == "q" and layer.query_rope is not None else layer.rope
-        if layer.rope is not None and rope is not None:
-            found.append(WantedRope(rope))
-        if f"{at}self_attn.{part}_norm.weight" in spec.weights:
-            found.append(WantedNorm(f"{part}_norm", f"{at}self_attn.{part}_norm", Norm))
-    if spec.clip_qkv:
-        found.append(WantedNumber("clip_qkv", Clamp, spec.clip_qkv))
-    return *found, *_bias(spec, f"{at}self_attn.{'v' if part == 'v' else 'qk'}_proj")
+    bound = [WantedNumber("clip_qkv", Clamp, spec.clip_qkv)] if spec.clip_qkv else []
+    if part == "v":
+        return *bound, *_bias(spec, f"{at}self_attn.v_proj")
+    rope = layer.query_rope if part == "q" and layer.query_rope is not None else layer.rope
+    if layer.rope is not None and rope is not None:
+        found.append(WantedRope(rope))
+    norm = spec.weights.get(f"{at}self_attn.{part}_norm.weight")
+    normed = [WantedNorm(f"{part}_norm", f"{at}self_attn.{part}_norm", Norm)] if norm else []
+    # Of a norm over all heads the result is bounded, of one over each head what it reads.
+    is_whole = norm is not None and norm.shape[0] != spec.head_dim
+    found += [*bound, *normed] if is_whole else [*normed, *bound]
+    return *found, *_bias(spec, f"{at}self_attn.qk_proj")
 
 
 def biased(spec: ModelSpec, product: str) -> Expected:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +49,10 @@ _LAYOUTS: Final[Mapping[str, Layout]] = {
     "as stored": (lambda part: part, lambda data, rows: data),
     "signed of 4 bits": _flipped(0x88),
     "signed of 8 bits": _flipped(0x80),
+    "nibbles swapped": (
+        lambda codes: codes << 4 | codes >> 4,
+        lambda data, rows: _bytes(_as(torch.uint8, data) << 4 | _as(torch.uint8, data) >> 4),
+    ),
     "float32": (
         lambda scale: scale.float(),
         lambda data, rows: _bytes(_as(_FLOAT32, data).to(_BFLOAT16)),
@@ -65,29 +69,40 @@ _LAYOUTS: Final[Mapping[str, Layout]] = {
     # The only layout that cannot be undone; the bytes are compared with a digest of themselves.
     _ROUNDED: (lambda value: value.to(_FLOAT16), lambda data, rows: data),
 }
-_CODES: Final = {
+_CODES: Final[Mapping[str, Mapping[int, tuple[str, ...]]]] = {
     "vulkan": {4: ("as stored",)},
     "coreml": {4: ("signed of 4 bits",), 8: ("signed of 8 bits",)},
+    "xnnpack": {4: ("as stored", "nibbles swapped"), 8: ("signed of 8 bits",)},
 }
-_SCALES: Final = {"vulkan": ("float32, groups first", "float32"), "coreml": ("float16",)}
-_VALUES: Final = {"vulkan": "values in float32", "coreml": _ROUNDED}
+_SCALES: Final[Mapping[str, tuple[str, ...]]] = {
+    "vulkan": ("float32, groups first", "float32"),
+    "coreml": ("float16",),
+    "xnnpack": ("as stored", "float32"),
+}
+_VALUES: Final = {"vulkan": "values in float32", "coreml": _ROUNDED, "xnnpack": "values in float32"}
 
 Place = dict[str, object]
 """A part's ``offset``, ``nbytes`` and ``layout``, and its ``sha256`` if that cannot be undone."""
 
 
 def find_bytes(
-    program: Path, store: WeightStore, backend: str
+    program: Path, store: WeightStore, backend: str, names: Iterable[str] | None = None
 ) -> dict[str, dict[str, list[Place]]]:
     """Finds the places of each part of each weight, by the weight's name and the part.
+
+    Args:
+        program: the file.
+        store: the store of the weights.
+        backend: whose layouts the file has.
+        names: the weights to look for; None for all of the store.
 
     Raises:
         ExportError: the file does not hold a part.
     """
     found: dict[str, dict[str, list[Place]]] = {}
     with program.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as m:
-        for name, assignment in store.plan.weights.items():
-            format, places = assignment.format, found.setdefault(name, {})
+        for name in store.names() if names is None else names:
+            format, places = store.plan.weights[name].format, found.setdefault(name, {})
             if isinstance(format, IntFormat):
                 wanted = {"codes": _CODES[backend][format.bits], "scale": _SCALES[backend]}
             else:

@@ -6,17 +6,13 @@ exported program with those of EdgeForge's own lowering, bit for bit.
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from exporters.errors import ExportError
+from exporters.vendor_output import quiet
 
 Constants = Mapping[str, int | bool | Sequence[int]]
 
@@ -36,7 +32,7 @@ def write_program(
     Raises:
         ExportError: the exporter failed.
     """
-    with _quiet(backend), torch.no_grad():
+    with quiet("ExecuTorch's exporter", backend, "executorch"), torch.no_grad():
         # These imports register operators with torch: lookups in integer tables and the rounding of
         # activations, and attention with caches.
         import executorch.kernels.quantized  # noqa: F401
@@ -96,7 +92,7 @@ def _vulkan() -> object:
 
 def _coreml() -> object:
     # coremltools warns about versions of torch and scikit-learn that it was not tested with, which
-    # `_quiet` suppresses; so it is imported here.
+    # `quiet` suppresses; so it is imported here.
     import coremltools as ct
     from executorch.backends.apple.coreml.compiler import CoreMLBackend
     from executorch.backends.apple.coreml.partition import CoreMLPartitioner
@@ -116,34 +112,3 @@ def _coreml() -> object:
 
 
 _PARTITIONERS = {"xnnpack": _xnnpack, "vulkan": _vulkan, "coreml": _coreml}
-
-
-@contextmanager
-def _quiet(backend: str) -> Iterator[None]:
-    """Suppresses the exporter's warnings, logs and progress bars; makes its errors one sentence.
-
-    Raises:
-        ExportError: the exporter failed, or its delegate cannot hold the program.
-    """
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    except ExportError:
-        raise
-    except ModuleNotFoundError as error:
-        # ExecuTorch's runtime can be installed without what its exporter imports, as `make demo`
-        # does: then running artifacts works and this does not.
-        raise ExportError(
-            f"ExecuTorch's exporter needs {error.name}, which is not installed: pip install "
-            f'"edgeforge[executorch]"'
-        ) from error
-    except Exception as error:  # the exporter's errors have no common class
-        first: BaseException = error
-        while first.__cause__ is not None:
-            first = first.__cause__
-        words = next(iter(str(first).strip().splitlines()), type(first).__name__)
-        raise ExportError(f"ExecuTorch's exporter failed for {backend}: {words}") from error
-    finally:
-        logging.disable(logging.NOTSET)

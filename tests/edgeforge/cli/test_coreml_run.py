@@ -182,7 +182,7 @@ def test_arrays_that_claim_more_than_they_hold(run, package, tmp_path, content, 
 
 
 def test_an_archive_that_unpacks_to_gigabytes_is_refused(run, package, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgeforge.cli.arrays_file.MOST_BYTES", 1 << 20)
+    monkeypatch.setattr("edgeforge.arrays_file.MOST_BYTES", 1 << 20)
     np.savez_compressed(tmp_path / "x.npz", x=np.zeros(1 << 20, np.float32))
     done = run(package, "--inputs", tmp_path / "x.npz")
     assert done.code == 2 and "claims arrays of 4194432 bytes in all; at most" in done.err

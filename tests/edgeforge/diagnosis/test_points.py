@@ -6,15 +6,17 @@ import pytest
 
 from edgeforge.diagnosis.points import Point, program_points
 from quant.program import dialect
-from tests.oracles.vocabulary import SPECS
+from tests.oracles.vocabulary import MIXTURES, SPECS
 from tests.oracles.vocabulary_models import program_of
 
+HERE = SPECS | MIXTURES
 
-@pytest.mark.parametrize("name", SPECS)
+
+@pytest.mark.parametrize("name", HERE)
 def test_every_layer_has_two_points(name):
-    found = program_points(program_of(SPECS[name]))
+    found = program_points(program_of(HERE[name]))
     wanted = []
-    for index, layer in enumerate(SPECS[name].layers):
+    for index, layer in enumerate(HERE[name].layers):
         mixer = "attention" if layer.mixer == "attention" else "convolution"
         wanted += [Point(index, mixer), Point(index, "layer")]
     assert sorted(found.values()) == sorted(wanted)

@@ -38,6 +38,21 @@ CONFIGS = {
         },
     },
     "phi3": {"model_type": "phi3", **SHAPE, "pad_token_id": 0, "eos_token_id": 2},
+    # One tensor for each matrix of an expert, and one for all of a layer.
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        **SHAPE,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "mlp_only_layers": [1],
+    },
+    "granitemoe": {
+        "model_type": "granitemoe",
+        **SHAPE,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+    },
 }
 
 

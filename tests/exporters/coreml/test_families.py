@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.oracles.tiny_families import CONFIGS
+from tests.oracles.tiny_families import CONFIGS, MIXTURES
 
-# Between them they have every placement of norms, kind of norm, bias, bound, table and state.
-DISTINCT = ("gemma2", "gemma3_text", "granite", "lfm2", "olmo", "phi")
+ALL = CONFIGS | MIXTURES
+# Between them they have every placement of norms, kind of norm, bias, bound, table and state, and
+# every way to choose experts.
+DISTINCT = ("gemma2", "gemma3_text", "granite", "lfm2", "olmo", "phi", "phimoe", "qwen2_moe")
 
 
 def largest_error(found, wanted):
@@ -23,9 +25,9 @@ def in_parts(session, text):
     return np.stack(found), ends
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", ALL)
 def test_float_weights(family, package, run_package, tokens):
-    artifact = package(CONFIGS[family])
+    artifact = package(ALL[family])
     text = tokens[:48]
     wanted = artifact.float_logits(text)
     session = run_package(artifact.folder)
@@ -50,7 +52,7 @@ def test_integers(family, format, package, run_package, tokens):
 
 @pytest.mark.parametrize("family", DISTINCT)
 def test_the_neural_engines_profile(family, package, run_package, tokens):
-    artifact = package(CONFIGS[family], "lut4-gc8", profile="ane")
+    artifact = package(ALL[family], "lut4-gc8", profile="ane")
     text = tokens[:32]
     wanted = artifact.quantized_logits(text)
     session = run_package(artifact.folder, "fp16")
@@ -59,9 +61,9 @@ def test_the_neural_engines_profile(family, package, run_package, tokens):
     assert largest_error(found, wanted[[end - 1 for end in ends]]) < 1e-2
 
 
-@pytest.mark.parametrize("family", ["gemma2", "lfm2"])
+@pytest.mark.parametrize("family", ["gemma2", "lfm2", "granitemoe"])
 def test_packages_without_states(family, package, run_package, tokens):
-    artifact = package(CONFIGS[family], opset="ios17")
+    artifact = package(ALL[family], opset="ios17")
     text = tokens[:48]
     wanted = artifact.float_logits(text)
     session = run_package(artifact.folder)
@@ -71,9 +73,9 @@ def test_packages_without_states(family, package, run_package, tokens):
 
 
 @pytest.mark.parametrize("options", [{}, {"profile": "ane"}, {"opset": "ios17", "chunk": "4,16"}])
-@pytest.mark.parametrize("family", ["gemma2", "lfm2", "phi"])
+@pytest.mark.parametrize("family", ["gemma2", "lfm2", "phi", "phimoe"])
 def test_coremltools_reopens_them_and_infers_the_same_types(family, options, package, reopen):
     format = "fp16" if options.get("profile") == "ane" else "fp32"
-    _, program = reopen(package(CONFIGS[family], format, **options).folder)
+    _, program = reopen(package(ALL[family], format, **options).folder)
     for function in program.functions.values():
         assert function.outputs[0].shape[2] == 320

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import edgeforge.model.model
 from edgeforge.export_options import ExportOptions
 from edgeforge.generation.generate import generate
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
+from edgeforge.synth.synthesise import synthesise
 from exporters.options import TargetOptions
 from exporters.registry import find_target
 
@@ -45,16 +47,36 @@ print("RESULT" + json.dumps(texts))
 """
 
 
+def write_mixture(folder: Path) -> Path:
+    """Writes a mixture of random weights whose tokens are bytes; it writes printable ones."""
+    synthesise("tiny-mixtral", folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["max_position_embeddings"] = 2048
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tensors = load_file(folder / "model.safetensors")
+    for rows in (slice(0, ord(" ")), slice(ord("~") + 1, None)):
+        tensors["lm_head.weight"][rows] = 0
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 @pytest.fixture(
     scope="module",
-    params=[{"weights": "internal"}, {"weights": "external"}, {"kv_cache": "int8"}],
+    params=[
+        {"weights": "internal"},
+        {"weights": "external"},
+        {"kv_cache": "int8"},
+        {"mixture": True, "weights": "external"},
+    ],
     ids=str,
 )
 def demo(request, cache, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("demo") / "artifact"
-    model = open_model(edgeforge.model.model.DEMO)
-    asked = TargetOptions(**request.param)
-    options = ExportOptions("int4", context=512, target=asked)
+    folder = tmp_path_factory.mktemp("demo")
+    asked, out = dict(request.param), folder / "artifact"
+    mixture = asked.pop("mixture", False)
+    source = write_mixture(folder / "mixture") if mixture else edgeforge.model.model.DEMO
+    model, context = open_model(str(source)), 2048 if mixture else 512
+    options = ExportOptions("int4", context=context, target=TargetOptions(**asked))
     export(model, [find_target("executorch")], out, options)
     return out
 

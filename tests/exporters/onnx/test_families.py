@@ -185,13 +185,17 @@ OUTSIDE = {
     "gemma2": f"{_ROTATED}, factors (1), the softcap of the logits",
     "gemma3_text": f"{_NORMED.format(3)}, factors (1)",
     "granite": "factors (6)",
+    "granitemoe": "factors (6)",
     "lfm2": f"{_NORMED.format(2)}, short convolutions in 2 layers",
     "ministral3": _ROTATED,
     "olmo": "bounds of queries, keys and values (4)",
+    "olmoe": "bounds of queries, keys and values (6)",
     "olmo2": f"{_NORMED.format(2)}, {_ADDED.format(3)}",
     "olmo3": f"{_NORMED.format(4)}, {_ADDED.format(7)}",
     "phi": f"{_ROTATED}, {_ADDED.format(2)}",
+    "qwen2_moe": "additions of a shared expert (2)",
     "qwen3": f"{_ROTATED}, {_NORMED.format(2)}",
+    "qwen3_moe": f"{_ROTATED.replace('2', '3')}, {_NORMED.format(3)}",
     "stablelm": _ROTATED,
 }
 
@@ -200,6 +204,16 @@ def test_the_manifest_says_what_no_fused_kernel_computes(config, build):
     notes = [note for note in build(config, "int8").manifest.notes if "fused" in note]
     words = OUTSIDE.get(config["model_type"])
     assert notes == ([f"outside of the fused kernels: {words}"] if words else [])
+
+
+def test_the_manifest_says_how_many_experts_a_token_has(build):
+    notes = build(MIXTURES["mixtral"], "int8").manifest.notes
+    assert [note for note in notes if "experts" in note] == [
+        "in 2 layers a call computes only the experts that its tokens chose, each for its own "
+        "tokens; a token has 2 of 8"
+    ]
+    notes = build(CONFIGS["qwen2"], "int8").manifest.notes
+    assert not [note for note in notes if "experts" in note]
 
 
 def test_the_structure_names_the_states_of_convolutions(convolving):

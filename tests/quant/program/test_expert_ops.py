@@ -96,8 +96,7 @@ def test_chosen_tokens_are_those_with_a_weight_in_their_order(tokens):
 @pytest.mark.parametrize("tokens", [0, 1, 3, 1000])
 def test_a_mixture_is_the_weighted_sum_over_all_experts(tokens):
     x, weights = random(1, tokens, 6), weights_of(tokens, 4, idle=1)
-    gate_up = [random(10, 6, seed=10 + expert) for expert in range(4)]
-    down = [random(7, 5, seed=20 + expert) for expert in range(4)]
+    gate_up, down = random(4, 10, 6, seed=10), random(4, 7, 5, seed=20)
     found = expert_ops.experts(x, weights, gate_up, down, "gelu_tanh")
     wide = x[0].double().numpy()
     expected = np.zeros((tokens, 7))
@@ -112,8 +111,8 @@ def test_a_mixture_is_the_weighted_sum_over_all_experts(tokens):
 
 def test_an_expert_that_no_token_chose_is_not_computed():
     x, weights = random(1, 8, 6), weights_of(8, 4, idle=1)
-    gate_up, down = [random(10, 6)] * 4, [random(6, 5)] * 4
-    gate_up[1] = torch.full((10, 6), torch.nan)
+    gate_up, down = random(4, 10, 6), random(4, 6, 5)
+    gate_up[1] = torch.nan
     assert torch.isfinite(expert_ops.experts(x, weights, gate_up, down, "silu")).all()
 
 

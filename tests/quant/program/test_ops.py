@@ -287,8 +287,8 @@ def samples() -> dict[str, tuple[object, ...]]:
         "experts": (
             random(1, 3, 7),
             torch.ones(1, 3, 2),
-            [random(10, 7), random(10, 7, seed=1)],
-            [random(7, 5), random(7, 5, seed=1)],
+            random(2, 10, 7),
+            random(2, 7, 5),
             "silu",
         ),
     }

@@ -1,0 +1,1 @@
+"""Any PyTorch module: its traced program and quantized weights in, an artifact of a target out."""

@@ -1,0 +1,172 @@
+"""The ExecuTorch target of modules: its own exporter with XNNPACK's partitioner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from exporters.modules.target import LoweredModule, ModuleRequest
+from quant.formats.formats import IntFormat
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from exporters.modules.integer_program import Parts
+    from exporters.modules.traced import ModuleWeight
+    from quant.formats.formats import WeightFormat
+
+PROGRAM: Final = "model.pte"
+_OWNER: Final = "ExecuTorch's exporter"
+ROUNDED: Final = "products with quantized weights round each row of their inputs to 8 bits"
+
+
+class ExecutorchModules:
+    """Modules as ExecuTorch programs with XNNPACK."""
+
+    name = "executorch"
+    tolerance = 0.05
+
+    def write(self, request: ModuleRequest, folder: Path) -> LoweredModule:
+        """Lowers the program and writes the .pte."""
+        import torch
+
+        from exporters.modules.integer_program import EMBEDDING, LINEAR, integer_program
+        from exporters.modules.places import write_places
+        from exporters.vendor_output import quiet
+
+        floats = _floats(request)
+        with quiet(_OWNER, "this module", "executorch"), torch.no_grad():
+            import executorch.kernels.quantized  # noqa: F401
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
+                XnnpackPartitioner,
+            )
+            from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+            # torch's own definitions of the `quantized_decomposed` operators.
+            from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401
+
+            readers = {LINEAR: _linear, EMBEDDING: _embedding, None: _linear}
+            program = integer_program(request, readers, floats)
+            edge = to_edge_transform_and_lower(
+                program,
+                partitioner=[XnnpackPartitioner()],
+                compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+            )
+            edge.to_executorch().save(str(folder / PROGRAM))
+        floats = write_places(folder / PROGRAM, folder, request.store, "xnnpack", floats)
+        kept = request.store is not None and len(floats) < len(request.store.plan.weights)
+        return LoweredModule(PROGRAM, floats, (ROUNDED,) if kept else ())
+
+    def stored_digests(
+        self, folder: Path, entry: str, formats: Mapping[str, WeightFormat]
+    ) -> Mapping[str, str]:
+        """Digests of the integers and scales that the program holds."""
+        from exporters.modules.places import read_digests
+
+        return read_digests(folder)
+
+
+def _floats(request: ModuleRequest) -> dict[str, str]:
+    """The quantized weights that XNNPACK's kernels cannot hold as integers, with the reason."""
+    if request.store is None:
+        return {}
+    found = {}
+    for name, given in request.store.plan.weights.items():
+        format, weight = given.format, request.traced.weights[name]
+        assert isinstance(format, IntFormat)
+        reason = _refusal(weight, format, request)
+        if reason:
+            found[name] = reason
+    return found
+
+
+def _refusal(weight: ModuleWeight, format: IntFormat, request: ModuleRequest) -> str:
+    if weight.role == "conv":
+        return "XNNPACK multiplies integers of a convolution only with rounded activations"
+    if format.bits not in (4, 8):
+        return f"XNNPACK has integers of 4 and 8 bits, not {format.name}"
+    if format.bits == 8 and format.group_size is not None:
+        return "XNNPACK has one scale a row at 8 bits"
+    if format.bits == 4 and format.group_size is not None and format.group_size % 32:
+        return "XNNPACK's groups are multiples of 32"
+    return ""
+
+
+def _linear(parts: Parts, graph: fx.Graph, user: fx.Node) -> fx.Node:
+    """Rounds each row of the inputs to 8 bits, in the operators that XNNPACK's partitioner knows.
+
+    Given::
+
+        %y = aten::linear(%x, %w, %b)
+
+    Result::
+
+        %s, %z = choose_qparams_per_token_asymmetric(%x)
+        %r = dequantize_per_token(quantize_per_token(%x, %s, %z), %s, %z)
+        %y = aten::linear(%r, dequantize_per_channel(codes, scale), %b)
+    """
+    import operator
+
+    import torch
+
+    kernels: Any = torch.ops.quantized_decomposed
+    source = user.args[0]
+    asked = graph.call_function(
+        kernels.choose_qparams_per_token_asymmetric.default, (source, torch.int8)
+    )
+    scale = graph.call_function(operator.getitem, (asked, 0))
+    zero = graph.call_function(operator.getitem, (asked, 1))
+    bounds = -128, 127, torch.int8
+    narrow = graph.call_function(kernels.quantize_per_token.default, (source, scale, zero, *bounds))
+    rounded = graph.call_function(
+        kernels.dequantize_per_token.default, (narrow, scale, zero, *bounds, torch.float32)
+    )
+    user.args = (rounded, _matrix(parts, graph), *user.args[2:])
+    return rounded
+
+
+def _matrix(parts: Parts, graph: fx.Graph) -> fx.Node:
+    import torch
+
+    kernels: Any = torch.ops.quantized_decomposed
+    half, scale = parts.format.implicit_zero_point, parts.scale()
+    limits = -half, half - 1, torch.int8
+    codes = parts.buffer(graph, "codes", parts.codes())
+    if parts.format.group_size is None:
+        column = parts.buffer(graph, "scale", scale[:, 0])
+        zero = parts.buffer(graph, "zero", torch.zeros(len(scale), dtype=torch.int64))
+        return graph.call_function(
+            kernels.dequantize_per_channel.default, (codes, column, zero, 0, *limits)
+        )
+    blocks = parts.buffer(graph, "scale", scale)
+    zeros = parts.buffer(graph, "zero", torch.zeros(scale.shape, dtype=torch.int32))
+    return graph.call_function(
+        kernels.dequantize_per_channel_group.default,
+        (codes, blocks, zeros, *limits, parts.format.group_size, torch.float32),
+    )
+
+
+def _embedding(parts: Parts, graph: fx.Graph, user: fx.Node) -> fx.Node:
+    """Looks rows up in the integers: two codes of 4 bits lie in a byte, the even column high."""
+    import torch
+
+    kernels: Any = torch.ops.quantized_decomposed
+    half, codes = parts.format.implicit_zero_point, parts.codes()
+    look_up = kernels.embedding_byte
+    if parts.format.bits == 4:
+        look_up = kernels.embedding_4bit
+        shifted = (codes + half).to(torch.uint8)
+        codes = shifted[:, 0::2] << 4 | shifted[:, 1::2]
+    held = [
+        parts.buffer(graph, "rows", codes),
+        parts.buffer(graph, "row_scale", parts.scale()),
+    ]
+    made = graph.call_function(
+        look_up.dtype,
+        (*held, None, -half, half - 1, user.args[1]),
+        {"dtype": torch.float32},
+    )
+    user.replace_all_uses_with(made)
+    graph.erase_node(user)
+    return made

@@ -1,0 +1,146 @@
+"""A module of one layer of each kind, written for every target and verified in its runtime."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeforge import api
+from edgeforge.errors import CheckFailed, UsageError
+from exporters.errors import ExportError
+from exporters.manifest import Manifest
+from exporters.modules.manifest import ModuleManifest
+from exporters.modules.registry import MODULE_TARGETS
+
+
+class Net(nn.Module):
+    """Images and tokens in; scores, and the image's features, out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.table = nn.Embedding(40, 64)
+        self.first = nn.Linear(64, 64)
+        self.last = nn.Linear(80, 10, bias=False)
+
+    def forward(self, pixels, tokens, scale=2.0):
+        image = torch.relu(self.norm(self.conv(pixels))).mean((2, 3))
+        text = nn.functional.gelu(self.first(self.table(tokens)).mean(1))
+        scores = self.last(torch.cat([image, text], 1)) * scale
+        return {"scores": scores, "parts": (image, None)}
+
+
+def example():
+    torch.manual_seed(1)
+    return {"pixels": torch.randn(2, 3, 16, 16), "tokens": torch.randint(0, 40, (2, 5))}
+
+
+def shapes():
+    batch, length = torch.export.Dim("batch", max=4), torch.export.Dim("length", max=16)
+    return {"pixels": {0: batch}, "tokens": {0: batch, 1: length}}
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    root = tmp_path_factory.mktemp("modules")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEFORGE_CACHE", str(root / "cache"))
+        net = Net()
+        api.export_module(
+            net, example(), root / "net", dynamic_shapes=shapes(), targets=list(MODULE_TARGETS)
+        )
+        assert net.training, "the module's own mode comes back"
+        yield root / "net"
+
+
+@pytest.mark.parametrize("target", MODULE_TARGETS)
+def test_each_target_computes_the_module(artifacts, target):
+    found = api.verify_module(artifacts / target)
+    assert found.not_run == "" and found.samples == 2
+    assert [each.name for each in found.outputs] == ["scores", "parts_0"]
+    for each in found.outputs:
+        assert 0 < each.quantization < 0.03
+        assert each.lowering < {"onnx": 0.02, "coreml": 0.005, "executorch": 0.02}[target]
+        assert each.cosine > 0.999
+    assert json.loads((artifacts / target / "report.json").read_text())["target"] == target
+
+
+def test_all_targets_hold_the_same_integers(artifacts):
+    read = {target: ModuleManifest.read(artifacts / target) for target in MODULE_TARGETS}
+    onnx = read["onnx"]
+    assert set(onnx.weights) == {"conv.weight", "table.weight", "first.weight", "last.weight"}
+    assert all(each.weights == onnx.weights for each in read.values())
+    assert {t: list(m.floats) for t, m in read.items()} == {
+        "onnx": [],
+        "coreml": [],
+        "executorch": ["conv.weight"],
+    }
+    assert onnx.inputs == {"pixels": "float32[batch, 3, 16, 16]", "tokens": "int64[batch, length]"}
+    assert onnx.outputs == {"scores": "float32[batch, 10]", "parts_0": "float32[batch, 16]"}
+    assert onnx.ranges == {"batch": "1..4", "length": "1..16"}
+
+
+def test_changed_integers_are_found(artifacts, tmp_path):
+    for target, file in (("onnx", "model.onnx.data"), ("executorch", "model.pte")):
+        folder = shutil.copytree(artifacts / target, tmp_path / target)
+        data = bytearray((folder / file).read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / file).write_bytes(data)
+        with pytest.raises(CheckFailed, match="was changed after it was written"):
+            api.verify_module(folder)
+
+
+@pytest.mark.parametrize("target", ["coreml", "executorch"])
+def test_integers_are_read_back_from_the_file_itself(artifacts, target):
+    manifest = ModuleManifest.read(artifacts / target)
+    found = MODULE_TARGETS[target].stored_digests(artifacts / target, manifest.entry, {})
+    wanted = {n: w.digest for n, w in manifest.weights.items() if n not in manifest.floats}
+    assert found == wanted
+
+
+def test_commands_take_artifacts_of_modules(artifacts, edgeforge, tmp_path):
+    shown = edgeforge("verify", artifacts / "onnx", "-q")
+    assert shown.code == 0 and "4 weights read back" in shown.out
+    shown = edgeforge("inspect", artifacts / "onnx")
+    assert shown.code == 0 and "conv.weight: int8-pc" in shown.out
+    shown = edgeforge("run", artifacts / "onnx", "-p", "a")
+    assert shown.code == 5 and "an artifact of a module" in shown.err
+    with pytest.raises(ExportError, match="verify and inspect take it"):
+        Manifest.read(artifacts / "onnx")
+
+
+def test_four_bits_where_groups_fit_and_given_inputs(artifacts, tmp_path):
+    given = {
+        "pixels": np.zeros((1, 3, 16, 16), np.float32),
+        "tokens": np.arange(7, dtype=np.int64)[None],
+    }
+    options = {"dynamic_shapes": shapes(), "recipe": "int4-g32", "inputs": [given]}
+    (folder,) = api.export_module(Net(), example(), tmp_path / "out", **options)
+    found = api.verify_module(folder)
+    assert found.samples == 1 and found.failures == ()
+    formats = {n: w.format for n, w in ModuleManifest.read(folder).weights.items()}
+    # 80 columns are no multiple of 32, and kernels of convolutions have 8 bits.
+    assert formats == {
+        "conv.weight": "int8-pc",
+        "table.weight": "int4-g32",
+        "first.weight": "int4-g32",
+        "last.weight": "int8-pc",
+    }
+    with pytest.raises(UsageError, match=r"pixels is float64\[1, 3, 16, 16\]; the module takes"):
+        options["inputs"] = [{**given, "pixels": given["pixels"].astype(np.float64)}]
+        api.export_module(Net(), example(), tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_floats_are_exact(artifacts, tmp_path):
+    (folder,) = api.export_module(Net(), example(), tmp_path / "out", recipe="fp32")
+    found = api.verify_module(folder)
+    assert found.integers == 0
+    assert all(e.quantization == 0 and e.lowering < 1e-5 for e in found.outputs)
