@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from exporters.errors import ExportError
+
 if TYPE_CHECKING:
     import torch
     from torch import fx
@@ -93,6 +95,20 @@ class TracedModule:
                     value: torch.Tensor = held[given]
                     return value
         raise KeyError(name)
+
+
+def require_largest_sizes(traced: TracedModule, runtime: str) -> None:
+    """Refuses a dynamic dimension without a largest size.
+
+    Raises:
+        ExportError: names the dimension.
+    """
+    for name, (_, most) in traced.ranges.items():
+        if most is None:
+            raise ExportError(
+                f"{runtime} needs a largest size of the dynamic dimension {name}: give "
+                f"torch.export.Dim({name!r}, max=...)"
+            )
 
 
 def user_line(node: fx.Node) -> str:
