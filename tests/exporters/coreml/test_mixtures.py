@@ -241,7 +241,7 @@ def test_what_chooses_by_another_rule_is_no_route(made):
     assert any(isinstance(value, Unknown) for value in lifted(opened))
 
 
-@pytest.mark.parametrize("name", ["biased", "one-expert", "shared"])
+@pytest.mark.parametrize("name", ["one-expert", "sandwich", "sparse-mixer"])
 def test_what_no_family_has(name, run_package, tmp_path):
     made = vocabulary_model.made(tmp_path, vocabulary.MIXTURES[name], opset="ios17")
     text = np.random.default_rng(5).integers(0, vocabulary.VOCAB, 32)
