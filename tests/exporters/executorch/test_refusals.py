@@ -8,7 +8,9 @@ import edgeforge.trace_and_quantize as trace_and_quantize
 from edgeforge.export_options import ExportOptions
 from edgeforge.pipeline import export
 from exporters.errors import ExportError
+from exporters.options import TargetOptions
 from exporters.registry import find_target
+from tests.oracles.tiny_families import MIXTURES
 
 WIDE = {"hidden_size": 192, "intermediate_size": 192, "num_attention_heads": 2, "head_dim": 96}
 
@@ -68,3 +70,16 @@ def test_formats(cache, tmp_path, monkeypatch, checkpoint_of, llama_config, form
         export(model, targets, out, ExportOptions(recipe=str(recipe)))
     assert str(caught.value) == f"{words}, and the same for lm_head.weight and 10 more"
     assert not out.exists()
+
+
+@pytest.mark.parametrize("asked", [{"lowering": "stock"}, {"backend": "vulkan"}], ids=str)
+def test_mixtures_by_executorchs_own_exporter(cache, tmp_path, checkpoint_of, asked):
+    options = ExportOptions("int4-g32", context=48, target=TargetOptions(**asked))
+    words = "this mixtral model has mixtures of experts, which EdgeForge does not write"
+    with pytest.raises(ExportError, match=words):
+        export(
+            checkpoint_of(MIXTURES["mixtral"]),
+            [find_target("executorch")],
+            tmp_path / "out",
+            options,
+        )
