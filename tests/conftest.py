@@ -16,6 +16,10 @@ from device_harness.devices.arm64.root import Root
 from device_harness.errors import SetupError
 
 ROOT = Path(__file__).parent.parent
+# This worker's share of the cores, for each of its processes. Threads wait for each other in every
+# operator: two workers that took all cores each would wait for most of the run.
+SHARE = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ["OMP_NUM_THREADS"] = str(SHARE)
 # Fixtures that export a model, and the one that runs a command line.
 # `arm64_root` sets an emulator up from the registries, or finds it set up.
 WRITERS = frozenset(
@@ -116,13 +120,8 @@ def _on_threads(count: int) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def share_of_the_cores() -> Iterator[None]:
-    """PyTorch takes this worker's share of the cores.
-
-    Its threads wait for each other in every operator: two workers that took all cores each would
-    wait for most of the run.
-    """
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    yield from _on_threads(max(1, (os.cpu_count() or 1) // workers))
+    """PyTorch takes this worker's share of the cores."""
+    yield from _on_threads(SHARE)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +134,20 @@ def one_thread() -> Iterator[None]:
 def four_threads() -> Iterator[None]:
     """PyTorch on four threads, however many cores there are."""
     yield from _on_threads(4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All workers of a run share a cache, which is not the user's: each store is made once.
+
+    Processes may use one cache at the same time. A test that asks for an empty one has its own.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each worker's folder lies in the run's
+        folder = folder.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEFORGE_CACHE", str(folder / "cache of all workers"))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -220,16 +220,16 @@ def section_tables(sections: tuple[Section, ...]) -> list[Table]:
 
 
 def weight_table(manifest: Manifest) -> Table:
-    """Every weight's shape, format and error."""
+    """Every weight's shape, format and error; experts of a layer that are alike share a row."""
     from rich.markup import escape
+
+    from edgeforge.cli.weight_rows import weight_rows
 
     table = titled("Each weight")
     for heading in ("weight", "shape", "format", "by", "relative error"):
         table.add_column(heading, overflow="fold")
-    for name, record in manifest.weights.items():
-        error = f"{record.relative_error:.2e}" if record.relative_error else "exact"
-        shape = " x ".join(map(str, record.shape))
-        table.add_row(escape(name), shape, escape(record.format), escape(record.algorithm), error)
+    for row in weight_rows(manifest.weights):
+        table.add_row(*map(escape, row))
     return table
 
 

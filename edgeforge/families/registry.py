@@ -94,7 +94,8 @@ def read_spec(
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise CheckpointError(
             f"config.json has the model_type {quoted(kind)}; EdgeForge reads "
-            f"{', '.join(FAMILIES)}{_hint(str(kind))}"
+            f"{', '.join(FAMILIES)}{_hint(str(kind))}; encoders and other modules go through "
+            f"edgeforge export-module"
         )
     read_method(config, ignore)
     reader = ConfigReader(config, ignore)

@@ -21,6 +21,9 @@ from quant.quantizers.rtn import QuantizedRows
 from quant.store.store import WeightStore
 
 DEFAULT_RECIPE = "int8"
+FEWEST_ROWS = 10
+"""A weight of fewer rows stays float: it is small, and coremltools keeps no constant of fewer
+elements beside the others, so that its scales could not be read back."""
 _EIGHT = Assignment(parse_format("int8-pc"), "rtn")
 
 
@@ -28,7 +31,8 @@ def plan_of(traced: TracedModule, recipe: str) -> QuantPlan:
     """Returns the formats of the weights that a recipe quantizes.
 
     Kernels of convolutions have 8 bits in every integer recipe, and so has a matrix whose columns
-    the recipe's groups do not divide. Weights that stay float are not in the plan.
+    the recipe's groups do not divide. Weights that stay float, such as those of fewer than
+    `FEWEST_ROWS` rows, are not in the plan.
 
     Raises:
         UsageError: the module has no weight to quantize, or the recipe is not one for modules.
@@ -50,7 +54,8 @@ def plan_of(traced: TracedModule, recipe: str) -> QuantPlan:
             "the module has no weight to quantize: no parameter is read by a linear layer, a "
             "convolution or an embedding (--recipe fp32 exports it as it is)"
         )
-    return QuantPlan(recipe, chosen)
+    large = {n: a for n, a in chosen.items() if traced.weights[n].matrix[0] >= FEWEST_ROWS}
+    return QuantPlan(recipe, large)
 
 
 def _is_integer(format: WeightFormat, recipe: str) -> bool:

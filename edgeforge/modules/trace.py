@@ -73,6 +73,8 @@ def trace(module: object, example: Example, dynamic_shapes: DynamicShapes = None
     with _evaluating(module), torch.no_grad():
         names = _output_names(module, arguments)
         program = _export(_Flat(module, arguments), tensors, dims)
+    # What no output needs is not lowered, and its weights are not quantized.
+    program.graph.eliminate_dead_code()
     signature = program.graph_signature
     placed = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
     changed = _changed_buffer(program, placed)

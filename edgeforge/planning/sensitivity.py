@@ -7,7 +7,8 @@ when it is used, so memory is bounded by the largest weight and by the activatio
 
 For a large model only one format of each weight is measured by a fork. The others are estimated:
 divergence is quadratic in a small error, so it grows as the squared error of the weight's outputs,
-which takes one matrix product.
+which takes one matrix product. A layer's experts share their forks
+(`edgeforge.planning.expert_costs`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -26,6 +27,7 @@ from torch import Tensor, fx
 
 from edgeforge.cache import read_record, write_record
 from edgeforge.model.checkpoint_weights import CheckpointWeights
+from edgeforge.planning.expert_costs import ExpertLayers, MatrixErrors, costs_of
 from edgeforge.reference.walk import Values, Walk, block_pool
 from quant.errors import QuantizationError
 from quant.plans.plan import Assignment
@@ -197,12 +199,21 @@ class _Forks:
         """Returns the costs by weight and format name."""
         done, size = 0, len(candidates)
         costs: dict[str, dict[str, float]] = {}
-        values = self._begin()
+        values, layers = self._begin(), ExpertLayers(self._program)
+        before: tuple[int, list[Values]] = 0, []
         for index, node in enumerate(self._walk.order):
+            if layers.begins(node):
+                before = index, [dict(known) for known in values]
             name = self._weight_of(node)
+            if node.target is dialect.COMBINE:
+                for matrices in layers.take():
+                    costs |= costs_of(matrices, partial(self._fork_all, *before))
+                before = 0, []
             if name is not None and name in candidates and name not in costs:
                 given = candidates[name]
-                if method == "measured" or node.target is dialect.EMBEDDING:
+                if method == "estimated" and layers.holds(node):
+                    layers.add(node, self._errors(index, values, name, given))
+                elif method == "measured" or node.target is dialect.EMBEDDING:
                     costs[name] = {a.format.name: self._fork(index, values, name, a) for a in given}
                 else:
                     costs[name] = self._estimate(index, values, name, given)
@@ -230,7 +241,10 @@ class _Forks:
 
     def divergence_of(self, assignments: Mapping[str, Assignment]) -> float:
         """Returns the divergence with all of these weights stored as assigned."""
+        walk = self._walk_with(self._stored_as(assignments))
+        return self._divergence(self._finish(walk, 0, self._begin()))
 
+    def _stored_as(self, assignments: Mapping[str, Assignment]) -> Callable[[str], Tensor | None]:
         def stored(name: str) -> Tensor | None:
             # Computed when it is read and then dropped: all of a plan's weights may not fit in
             # memory.
@@ -238,7 +252,7 @@ class _Forks:
                 return None
             return stored_values(self._weights.float_weight(name), assignments[name], name)
 
-        return self._divergence(self._finish(self._walk_with(stored), 0, self._begin()))
+        return stored
 
     def _fork(
         self, index: int, values: Sequence[Values], name: str, assignment: Assignment
@@ -255,6 +269,15 @@ class _Forks:
         self, index: int, values: Sequence[Values], name: str, given: Sequence[Assignment]
     ) -> dict[str, float]:
         """Measures the candidate of median error by a fork, and scales its cost for the others."""
+        found = self._errors(index, values, name, given)
+        errors, middle = found.errors, found.median()
+        unit = self._fork(index, values, name, given[middle]) / (errors[middle] or 1.0)
+        return {a.format.name: unit * error for a, error in zip(given, errors, strict=True)}
+
+    def _errors(
+        self, index: int, values: Sequence[Values], name: str, given: Sequence[Assignment]
+    ) -> MatrixErrors:
+        """Returns the squared error of a matrix's outputs with each candidate."""
         weight = self._float_weight(name)
         entering = node_argument(self._walk.order[index], 0)
         errors = []
@@ -262,9 +285,15 @@ class _Forks:
             change = stored_values(weight, assignment, name) - weight
             parts = (torch.nn.functional.linear(known[entering], change) for known in values)
             errors.append(sum(float(part.double().square().sum()) for part in parts))
-        middle = errors.index(statistics.median_low(errors))
-        unit = self._fork(index, values, name, given[middle]) / (errors[middle] or 1.0)
-        return {a.format.name: unit * error for a, error in zip(given, errors, strict=True)}
+        tokens = sum(known[entering].shape[1] for known in values)
+        return MatrixErrors(name, given, errors, tokens)
+
+    def _fork_all(
+        self, index: int, values: Sequence[Values], assignments: Mapping[str, Assignment]
+    ) -> float:
+        """Runs the rest of the program with some weights stored as assigned."""
+        walk = self._walk_with(self._stored_as(assignments))
+        return self._divergence(self._finish(walk, index, [dict(known) for known in values]))
 
     def _begin(self) -> list[Values]:
         return [self._walk.begin(block) for block in self._blocks]

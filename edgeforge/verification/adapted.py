@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edgeforge.checkpoint.adapter import open_adapters
+from edgeforge.checkpoint.imported.method import DecodableMethod
 from edgeforge.model.low_rank import added, low_rank
 from edgeforge.model.model import Model, open_model
 from edgeforge.verification.bounds import Bound, Checked, decide
@@ -90,6 +91,7 @@ def _run(
     progress: Callable[[int, int], None],
 ) -> AdapterFigures:
     import torch
+    from torch import Tensor
 
     from device_harness.device_session import open_on
     from device_harness.devices.host import HostDevice
@@ -102,20 +104,25 @@ def _run(
     (adapter,) = open_adapters([given])
     require_same(record, adapter)
     pairs = low_rank(model, adapter)
-    tuned = open_model(
-        str(model.checkpoint.place),
-        ignore_config=model.ignored_config,
-        exit_layer=model.exit_layer,
-        adapters=[given],
-    )
+    method, beside = model.weights.method, partial(added, pairs)
+    weights = model.weights
+    change: Callable[[str, Tensor], Tensor] | None = beside
+    if method is None or isinstance(method, DecodableMethod):
+        # Merged by other code than that which made the pairs. Integers that stay take no adapter.
+        tuned = open_model(
+            str(model.checkpoint.place),
+            ignore_config=model.ignored_config,
+            exit_layer=model.exit_layer,
+            adapters=[given],
+        )
+        weights, change = tuned.weights, None
     original = ReferenceRunner(
         made.original.program,
-        lambda input: tuned.weights.float_weight(input.name),
-        tuned.weights.float_rows,
+        lambda input: weights.float_weight(input.name),
+        weights.float_rows,
+        change,
     )
-    quantized = ReferenceRunner(
-        made.quantized.program, store_reader(made.store), added=partial(added, pairs)
-    )
+    quantized = ReferenceRunner(made.quantized.program, store_reader(made.store), added=beside)
     options = {"adapter": record.file}
     with open_on(HostDevice(), folder, manifest, threads, options) as session:
         (found,) = compare(blocks, original, quantized, [session], progress)

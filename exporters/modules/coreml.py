@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from exporters.errors import ExportError
 from exporters.modules.target import LoweredModule, ModuleRequest
+from exporters.modules.traced import require_largest_sizes
 
 if TYPE_CHECKING:
     from torch import fx
@@ -36,6 +37,7 @@ class CoremlModules:
         from exporters.modules.places import write_places
         from exporters.vendor_output import quiet
 
+        _check_inputs(request.traced)
         with quiet(_OWNER, "this module", "coreml"), torch.no_grad():
             import coremltools as ct
 
@@ -82,27 +84,39 @@ def _known(program: ExportedProgram) -> ExportedProgram:
         unknown = {
             node.target
             for node in program.graph.nodes
-            if node.target in table and not is_torch_fx_node_supported(node)
+            if node.target in table
+            # The converter takes a name that ends in "_" for an operator that changes its operand.
+            and (".__" in str(node.target) or not is_torch_fx_node_supported(node))
         }
         if unknown <= asked:
             return program
         asked |= unknown
 
 
+def _check_inputs(traced: TracedModule) -> None:
+    """Refuses inputs that Core ML does not have.
+
+    Raises:
+        ExportError: an input is boolean, or a dynamic dimension has no largest size.
+    """
+    require_largest_sizes(traced, "Core ML")
+    for value in traced.inputs:
+        if value.dtype == "bool":
+            raise ExportError(
+                f"the input {value.name} is boolean, which Core ML has no inputs of: take int64 or "
+                f"float32 and compare it in forward"
+            )
+
+
 def _inputs(traced: TracedModule) -> list[Any]:
-    """The inputs as coremltools takes them; a dynamic dimension needs a largest size."""
+    """The inputs as coremltools takes them."""
     import coremltools as ct
     import numpy as np
 
     dims: dict[str, Any] = {}
     for name, (least, most) in traced.ranges.items():
-        if most is None:
-            raise ExportError(
-                f"Core ML needs a largest size of the dynamic dimension {name}: give "
-                f"torch.export.Dim({name!r}, max=...)"
-            )
         dims[name] = ct.RangeDim(least, most)
-    kinds = {"float32": np.float32, "int64": np.int32, "int32": np.int32, "bool": np.bool_}
+    kinds = {"float32": np.float32, "int64": np.int32, "int32": np.int32}
     return [
         ct.TensorType(
             name=value.name,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from exporters.modules.target import LoweredModule, ModuleRequest
+from exporters.modules.traced import require_largest_sizes
 from quant.formats.formats import IntFormat
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class ExecutorchModules:
         from exporters.modules.places import write_places
         from exporters.vendor_output import quiet
 
+        require_largest_sizes(request.traced, "ExecuTorch")
         floats = _floats(request)
         with quiet(_OWNER, "this module", "executorch"), torch.no_grad():
             import executorch.kernels.quantized  # noqa: F401

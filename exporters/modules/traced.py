@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from exporters.errors import ExportError
 
 if TYPE_CHECKING:
     import torch
@@ -94,11 +97,25 @@ class TracedModule:
         raise KeyError(name)
 
 
+def require_largest_sizes(traced: TracedModule, runtime: str) -> None:
+    """Refuses a dynamic dimension without a largest size.
+
+    Raises:
+        ExportError: names the dimension.
+    """
+    for name, (_, most) in traced.ranges.items():
+        if most is None:
+            raise ExportError(
+                f"{runtime} needs a largest size of the dynamic dimension {name}: give "
+                f"torch.export.Dim({name!r}, max=...)"
+            )
+
+
 def user_line(node: fx.Node) -> str:
-    """The line of Python that a node came from, for a message; empty where it is not known."""
+    """The line of the user's code that a node came from, for a message; empty if not known."""
     trace = node.meta.get("stack_trace") or ""
-    lines = [line.strip() for line in trace.strip().splitlines()]
-    if len(lines) < 2:
-        return ""
-    place = lines[-2].removeprefix("File ").partition(", in ")[0].replace('"', "")
-    return f" ({place}: {lines[-1]})"
+    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', trace)
+    own = [frame for frame in frames if "/torch/" not in frame[0].replace("\\", "/")]
+    for file, line, code in reversed(own or frames):
+        return f" at {file}:{line} (`{code}`)"
+    return ""

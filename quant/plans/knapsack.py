@@ -7,7 +7,8 @@ add up.
 
 The solver visits the weights in turn and keeps the states that no other state beats in both sums
 (Nemhauser and Ullmann 1969). It drops the states whose linear relaxation cannot beat the best plan
-known so far (as Pisinger 1995 does). Few states remain, and the result is the exact optimum.
+known so far (as Pisinger 1995 does). Few states remain, and the result is the exact optimum. Of
+thousands of weights it takes steps along the weights' convex hulls instead (`MOST_EXACT`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ Indices = npt.NDArray[np.int64]
 # At most so many states are kept. Beyond it the solver drops the least promising ones, and
 # `Solution.bound` shows how much better a dropped plan could have been.
 STATE_LIMIT: Final = 1 << 20
+# Of more matrices, such as those of a mixture's experts, the search would take hours. The steps
+# along the hulls are taken by falling profit instead: the plan misses the best one by less than
+# one matrix that did not fit.
+MOST_EXACT: Final = 1024
 _ROUNDING: Final = 1e-12
 
 
@@ -56,7 +61,7 @@ class Solution:
         cost: the sum of costs, nats per token.
         bound: a lower bound of the minimized quantity (the cost or the bytes) over all choices of
             formats. It equals the solution's own value up to rounding, unless the search met more
-            than `STATE_LIMIT` states.
+            than `STATE_LIMIT` states, or there are more than `MOST_EXACT` weights.
     """
 
     chosen: Mapping[str, Choice]
@@ -98,7 +103,10 @@ def _choose(
     least = sum(float(item.weight[0]) for item in items)
     if least > limit:
         raise BudgetError("no choice of formats stays within the budget", least)
-    picked, bound = _solve(items, limit, state_limit)
+    if len(items) > MOST_EXACT:
+        picked, bound = _along_hulls(items, limit)
+    else:
+        picked, bound = _solve(items, limit, state_limit)
     chosen = {
         name: given[int(item.source[index])]
         for (name, given), item, index in zip(choices.items(), items, picked, strict=True)
@@ -131,19 +139,23 @@ class _Item:
         order = _undominated(weight, value)
         return cls(weight[order], value[order], order)
 
-    def steps(self) -> list[tuple[float, float]]:
-        """Steps along the lower convex hull: the weight each adds and the value it saves."""
+    def hull(self) -> list[int]:
+        """The choices on the lower convex hull, by rising weight."""
         hull = [0]
         for index in range(1, len(self.weight)):
-            while len(hull) > 1 and self._slope(hull[-2], hull[-1]) <= self._slope(hull[-1], index):
+            while len(hull) > 1 and self.slope(hull[-2], hull[-1]) <= self.slope(hull[-1], index):
                 hull.pop()
             hull.append(index)
+        return hull
+
+    def steps(self) -> list[tuple[float, float]]:
+        """Steps along the hull: the weight each adds and the value it saves."""
         return [
             (float(self.weight[b] - self.weight[a]), float(self.value[a] - self.value[b]))
-            for a, b in pairwise(hull)
+            for a, b in pairwise(self.hull())
         ]
 
-    def _slope(self, a: int, b: int) -> float:
+    def slope(self, a: int, b: int) -> float:
         """The value saved per weight added, from choice ``a`` to choice ``b``."""
         return float((self.value[a] - self.value[b]) / (self.weight[b] - self.weight[a]))
 
@@ -218,6 +230,28 @@ def _solve(items: Sequence[_Item], limit: float, state_limit: int) -> tuple[list
     return picked, min(best_value, given_up)
 
 
+def _along_hulls(items: Sequence[_Item], limit: float) -> tuple[list[int], float]:
+    """Takes steps along all hulls by falling profit; returns as `_solve`.
+
+    An item whose next step does not fit keeps the choice that it has.
+    """
+    steps = []
+    for index, item in enumerate(items):
+        hull = item.hull()
+        for before, after in pairwise(hull):
+            steps.append((-item.slope(before, after), index, before, after))
+    steps.sort()
+    room = limit - sum(float(item.weight[0]) for item in items)
+    picked = [0] * len(items)
+    for _, index, before, after in steps:
+        added = float(items[index].weight[after] - items[index].weight[before])
+        if picked[index] == before and added <= room:
+            picked[index] = after
+            room -= added
+    bound = float(_Relaxation(items)(np.array([limit]))[0])
+    return picked, min(_value_of(items, picked), bound)
+
+
 def _walk_back(trail: Sequence[tuple[Indices, Indices]], state: int) -> list[int]:
     """Returns the choices that led to a state of the last depth."""
     choices = []
@@ -237,7 +271,7 @@ def _greedy(items: Sequence[_Item], limit: float) -> list[int]:
     chosen = [0] * len(items)
     steps = sorted(
         (
-            (-item._slope(0, choice), index, choice)
+            (-item.slope(0, choice), index, choice)
             for index, item in enumerate(items)
             for choice in range(1, len(item.weight))
         ),

@@ -25,17 +25,10 @@ def export(tmp_path_factory):
     folder = tmp_path_factory.mktemp("coreml")
     checkpoint = synthesise("tiny-llama", folder / "checkpoint")
 
-    def export(name: str, **options: object) -> Path:
+    def export(name: str, recipe: str = "int4", **options: object) -> Path:
         if not (folder / name).exists():
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("EDGEFORGE_CACHE", str(folder / "cache"))
-                api.export(
-                    checkpoint,
-                    folder / name,
-                    targets=["coreml"],
-                    context=CONTEXT,
-                    **options,
-                )
+            asked = {"targets": ["coreml"], "recipe": recipe, "context": CONTEXT, **options}
+            api.export(checkpoint, folder / name, **asked)
         return folder / name
 
     return export

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +25,12 @@ TEXT = np.arange(1, 13, dtype=np.int64)
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory) -> Iterator[dict[str, Path]]:
+def artifacts(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("on a device")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEFORGE_CACHE", str(root / "cache"))
-        checkpoint = synthesise("tiny-llama", root / "checkpoint")
-        folders = edgeforge.export(checkpoint, root / "out", targets=tuple(RUNTIMES), context=32)
-        yield dict(zip(RUNTIMES, folders, strict=True))
+    checkpoint = synthesise("tiny-llama", root / "checkpoint")
+    options = {"recipe": "int4", "context": 32}
+    folders = edgeforge.export(checkpoint, root / "out", targets=tuple(RUNTIMES), **options)
+    return dict(zip(RUNTIMES, folders, strict=True))
 
 
 def opened(folder: Path) -> DeviceSession:

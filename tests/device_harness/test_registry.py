@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +22,13 @@ TOKENS = np.arange(1, 7, dtype=np.int64)
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory) -> Iterator[dict[str, Path]]:
+def artifacts(tmp_path_factory) -> dict[str, Path]:
     """A tiny Llama for every runtime, by target."""
     root = tmp_path_factory.mktemp("every runtime")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEFORGE_CACHE", str(root / "cache"))
-        checkpoint = synthesise("tiny-llama", root / "checkpoint")
-        folders = edgeforge.export(checkpoint, root / "out", targets=tuple(RUNTIMES), context=32)
-        yield dict(zip(RUNTIMES, folders, strict=True))
+    checkpoint = synthesise("tiny-llama", root / "checkpoint")
+    options = {"recipe": "int4", "context": 32}
+    folders = edgeforge.export(checkpoint, root / "out", targets=tuple(RUNTIMES), **options)
+    return dict(zip(RUNTIMES, folders, strict=True))
 
 
 @pytest.fixture(params=RUNTIMES)

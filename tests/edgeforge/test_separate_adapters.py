@@ -63,6 +63,14 @@ def test_without_an_adapter_the_logits_are_the_bases_bit_for_bit(places):
     assert files["beside"]["first.onnx_adapter"].size < 100_000
 
 
+def test_an_artifact_without_adapters_takes_one_later(places, tmp_path):
+    plain = shutil.copytree(places / "base", tmp_path / "plain")
+    assert api.export_adapter(plain, places / "first") == "first"
+    for name in (None, "first"):
+        for found, wanted in zip(logits(plain, name), logits(places / "beside", name), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize("name", ["first", "second"])
 def test_an_adapter_adds_what_it_adds_to_the_float_weights(name, places, traced):
     given = f"{places / name}@{0.5 if name == 'second' else 1}"

@@ -171,16 +171,18 @@ SPECS = {
     "queries-own": small_spec((replace(FULL, query_rope=1), FULL)),
 }  # fmt: skip
 
-MIXED = replace(FULL, experts=4, chosen_experts=2, ffn_width=16)
+# Of many experts a short text chooses few, of some no token any.
+MIXED = replace(FULL, experts=8, chosen_experts=2, ffn_width=16)
 MIXTURES = {
-    "normalized": small_spec((MIXED, FULL, MIXED), router="normalized_softmax"),
-    "shared": small_spec((MIXED, replace(MIXED, shared_width=24)), block="sandwich"),
-    "sparse-mixer": small_spec((MIXED,), router="sparse_mixer", router_jitter=0.1),
-    "many": small_spec((replace(MIXED, experts=12, chosen_experts=3), FULL)),
-    "last": small_spec((FULL, replace(MIXED, experts=8, window=8)), tied=False),
-    "biased": small_spec(
-        (MIXED,), biased=True, shifted=True, norm="layer", router="normalized_softmax"
+    "mixture": small_spec((FULL, MIXED), router="normalized_softmax"),
+    "shared": small_spec(
+        (replace(MIXED, experts=12, chosen_experts=3, shared_width=40), FULL), tied=False
     ),
+    "sparse-mixer": small_spec(
+        (MIXED, replace(MIXED, window=8)), biased=True, shifted=True, tied=False,
+        norm="layer", router="sparse_mixer", router_jitter=0.1,
+    ),
+    "sandwich": small_spec((MIXED, replace(MIXED, shared_width=24)), block="sandwich"),
     "one-expert": small_spec((replace(MIXED, experts=1, chosen_experts=1),)),
-}
+}  # fmt: skip
 """Specs with mixtures of experts."""

@@ -201,6 +201,17 @@ def _argument(op: str) -> Handler:
     return handle
 
 
+def _vector_norm(state: State, node: fx.Node) -> str:
+    order, dims, keep = _given(node, 2, None, False, at=1)[:3]
+    if order not in (1, 2):
+        raise ExportError(f"a norm of order {order} is not lowered{user_line(node)}")
+    axes = [dims] if isinstance(dims, int) else list(dims or [])
+    operands = [state.value(arguments(node)[0], dtype_of(node))]
+    if axes:
+        operands.append(state.integers(axes))
+    return state.emit(f"ReduceL{order:g}", operands, node.name, keepdims=int(keep))
+
+
 def _cumsum(state: State, node: fx.Node) -> str:
     axis = state.number(arguments(node)[1], torch.int64)
     return state.emit("CumSum", [state.value(arguments(node)[0], dtype_of(node)), axis], node.name)
@@ -305,6 +316,7 @@ HANDLERS: Final[Mapping[object, Handler]] = {
     aten.any.dims: _any,
     aten.argmax.default: _argument("ArgMax"),
     aten.argmin.default: _argument("ArgMin"),
+    aten.linalg_vector_norm.default: _vector_norm,
     aten.cumsum.default: _cumsum,
     aten.max_pool2d_with_indices.default: _max_pool,
     aten.max_pool2d.default: _max_pool,

@@ -18,6 +18,7 @@ from exporters.modules.onnx.state import State
 from exporters.modules.onnx.weights import dequantized, emit_embedding, emit_linear
 from exporters.modules.traced import PREFIX, ModuleValue, user_line
 from exporters.onnx.graph import GraphBuilder
+from exporters.vendor_output import quiet
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -35,7 +36,8 @@ def lower(request: ModuleRequest, weights: WeightFile) -> ModelProto:
         ExportError: an operator has no handler; the message shows the line that it came from.
     """
     traced = request.traced
-    program = traced.program.run_decompositions(_decompositions())
+    with quiet("torch.export", "this module", "onnx"):
+        program = traced.program.run_decompositions(_decompositions())
     state = State(request, GraphBuilder(weights), dequantized)
     inputs = iter(traced.inputs)
     kinds = {each.arg.name: each for each in program.graph_signature.input_specs}

@@ -23,7 +23,7 @@ from quant.quantizers.awq import Awq
 from quant.store.fill import fill_store
 from quant.store.partial import partial_store
 from quant.store.store import WeightStore
-from tests.oracles.vocabulary import HIDDEN, LAYERS, SPECS, VOCAB, small_spec
+from tests.oracles.vocabulary import HIDDEN, LAYERS, MIXTURES, SPECS, VOCAB, small_spec
 from tests.oracles.vocabulary_models import TOKENS, logits_of, program_of, small_model
 
 BLOCKS = torch.randint(VOCAB, (4, 24), generator=torch.Generator().manual_seed(3)).tolist()
@@ -88,7 +88,11 @@ def folds_of_a_layer(spec):
     }
 
 
-@pytest.mark.parametrize("spec", [UNBOUNDED, SHIFTED], ids=["biases", "shifts"])
+@pytest.mark.parametrize(
+    "spec",
+    [UNBOUNDED, SHIFTED, MIXTURES["normalized"]],
+    ids=["biases", "shifts", "experts"],
+)
 def test_rescaling_leaves_the_model_as_it_was(spec, tmp_path, monkeypatch):
     monkeypatch.setitem(registry.RESCALING, "awq", Wild())
     model, program = small_model(spec, tmp_path / "m"), program_of(spec)
@@ -114,9 +118,12 @@ def test_gptq_is_not_worse_than_rounding(name, tmp_path):
     assert errors[0] < 1.1 * errors[1]
 
 
-@pytest.mark.parametrize("name", ["everything", "parallel", "convolutions", "queries-own"])
+@pytest.mark.parametrize(
+    "name", ["everything", "parallel", "convolutions", "queries-own", "normalized"]
+)
 def test_one_token_at_a_time_gives_the_logits_of_whole_sequences(name, tmp_path):
-    model, program = small_model(SPECS[name], tmp_path / "m"), program_of(SPECS[name])
+    spec = {**SPECS, **MIXTURES}[name]
+    model, program = small_model(spec, tmp_path / "m"), program_of(spec)
     tokens = torch.stack([TOKENS[:12], TOKENS[12:24]])
     step = decoder(model.weights.float_walk(program), 2, 12)
     found = torch.stack([step(tokens[:, at], at) for at in range(12)], 1)

@@ -64,3 +64,12 @@ def test_published_speeds_of_the_same_shape_are_below_these_bounds():
     # Llama-3.2-1B at 4 bits in groups of 32, head at 8 bits: 50.2 tokens/s at 76.8 GB/s.
     assert work("llama-3.2-1b", "int4-g32").decode_bound(76.8e9, 64) > 50.2
     assert work("llama-3.2-1b", "fp16").decode_bound(76.8e9, 0) == pytest.approx(31.1, abs=0.1)
+
+
+def test_of_a_mixture_the_chosen_experts_are_read():
+    attention = 2 * 4096 * 4096 + 2 * 1024 * 4096
+    expert, router = 3 * 4096 * 14336, 8 * 4096
+    found = work("mixtral-8x7b", "int4-g32")
+    matrices = 32 * (attention + 2 * expert) + 32000 * 4096
+    assert found.weights == matrices * 4.5 / 8 + (32 * router + 65 * 4096) * 4
+    assert found.operations == 2 * 32 * (attention + 2 * expert + router)

@@ -25,7 +25,11 @@ def transformers_frequencies(config, seq_len=None):
     fields = json.loads(json.dumps(dict(config)))  # transformers edits what it is given
     theirs = AutoConfig.for_model(fields.pop("model_type"), **fields)
     kind = theirs.rope_parameters["rope_type"]
+    parameters = theirs.rope_parameters
     frequencies, scale = ROPE_INIT_FUNCTIONS[kind](theirs, torch.device("cpu"), seq_len=seq_len)
+    if "long_mscale" in parameters:  # Phi-3.5's mixture states the factor itself
+        is_long = (seq_len or 0) > parameters["original_max_position_embeddings"]
+        scale = parameters["long_mscale" if is_long else "short_mscale"]
     return frequencies.double(), scale
 
 

@@ -9,7 +9,7 @@ import torch
 
 from edgeforge.model.rotated_weights import rotate
 from quant.errors import QuantizationError
-from tests.oracles.vocabulary import CONTEXT, HEAD, LAYERS, MIXTURES, SPECS, small_spec
+from tests.oracles.vocabulary import CONTEXT, FULL, HEAD, LAYERS, MIXED, MIXTURES, SPECS, small_spec
 from tests.oracles.vocabulary_models import logits_of, small_model
 
 FACTORS = {"embedding_multiplier": 2.0, "residual_multiplier": 0.2, "logit_softcap": 30.0}
@@ -17,8 +17,8 @@ ROTATED = {
     "biases and factors": small_spec(LAYERS, biased=True, qk_norm=HEAD, **FACTORS),
     "an untied parallel block": small_spec(biased=True, tied=False, block="parallel", gated=False),
     "convolutions": SPECS["convolutions"],
-    "experts": replace(MIXTURES["mixture"], residual_multiplier=0.2),
-    "a shared expert": MIXTURES["shared"],
+    "experts": replace(MIXTURES["normalized"], residual_multiplier=0.2),
+    "a shared expert": small_spec((FULL, replace(MIXED, shared_width=24)), tied=False),
 }
 REFUSED = {
     "sandwich": (
@@ -27,7 +27,7 @@ REFUSED = {
     ),
     "post": (SPECS["post"], "qk_proj.weight reads the residual stream without a norm"),
     "layer": (SPECS["parallel"], "layer_norm.* reads the residual stream, and subtracts its mean"),
-    "experts behind a LayerNorm": (MIXTURES["sparse-mixer"], "subtracts its mean"),
+    "experts behind a LayerNorm": (MIXTURES["biased"], "subtracts its mean"),
     "clip": (SPECS["everything"], "do not lie directly between .*, for they are bounded"),
 }
 

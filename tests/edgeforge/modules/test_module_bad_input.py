@@ -14,6 +14,7 @@ from edgeforge.modules.plan import plan_of
 from edgeforge.modules.trace import trace
 from exporters.errors import ExportError
 from exporters.modules.registry import find_module_target
+from exporters.modules.target import ModuleRequest
 
 ROW = torch.ones(1, 4)
 
@@ -107,6 +108,17 @@ def test_recipes_and_targets():
     assert plan_of(trace(nn.ReLU(), ROW), "fp32").weights == {}
     with pytest.raises(ExportError, match=r"there is no target .onx.*did you mean .onnx"):
         find_module_target("onx")
+
+
+@pytest.mark.parametrize("target", ["coreml", "executorch"])
+def test_inputs_that_a_target_does_not_have(target, tmp_path):
+    traced = trace(linear(), torch.ones(3, 4), {"input": {0: torch.export.Dim("rows")}})
+    with pytest.raises(ExportError, match="needs a largest size of the dynamic dimension rows"):
+        find_module_target(target).write(ModuleRequest(traced, None), tmp_path)
+    if target == "coreml":
+        traced = trace(nn.Flatten(), torch.ones(3, 4, dtype=torch.bool))
+        with pytest.raises(ExportError, match="the input input is boolean"):
+            find_module_target(target).write(ModuleRequest(traced, None), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,7 @@ from edgeforge.verification.verify_options import VerifyOptions
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("verify")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEFORGE_CACHE", str(folder / "cache"))
-        yield api.export("demo", folder / "demo", targets=["coreml"])[0]
+    return api.export("demo", tmp_path_factory.mktemp("verify") / "demo", targets=["coreml"])[0]
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +47,6 @@ def test_fp16_costs_little_and_the_report_says_what_is_not_known(artifact):
 
 
 def test_options_of_another_runtime_are_refused(artifact, tmp_path):
-    other = api.export("demo", tmp_path / "onnx", targets=["onnx"])[0]
+    other = api.export("demo", tmp_path / "onnx", targets=["onnx"], recipe="int4")[0]
     with pytest.raises(DeviceError, match="onnx artifacts have no option --precision"):
         verified(other, "fp16")

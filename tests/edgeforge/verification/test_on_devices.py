@@ -48,10 +48,9 @@ def twin(monkeypatch):
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory) -> list[Path]:
     root = tmp_path_factory.mktemp("verified on devices")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEFORGE_CACHE", str(root / "cache"))
-        checkpoint = synthesise("tiny-llama", root / "checkpoint")
-        return edgeforge.export(checkpoint, root / "out", targets=("onnx", "coreml"), context=48)
+    checkpoint = synthesise("tiny-llama", root / "checkpoint")
+    targets = ("onnx", "coreml")
+    return edgeforge.export(checkpoint, root / "out", targets=targets, recipe="int4", context=48)
 
 
 def test_a_device_is_held_under_the_same_bounds_in_the_same_report(artifacts, twin, tmp_path):

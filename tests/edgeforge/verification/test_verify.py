@@ -38,7 +38,7 @@ def exported(tmp_path, **fields):
     (checkpoint / "config.json").write_text(json.dumps(config | fields))
     model = open_model(str(checkpoint), ignore_config=fields)
     out = tmp_path / "out"
-    export(model, [find_target("onnx")], out, ExportOptions(context=64))
+    export(model, [find_target("onnx")], out, ExportOptions("int4", context=64))
     return out
 
 
@@ -76,7 +76,7 @@ def test_a_checkpoint_that_moved_is_asked_for(tmp_path):
 def pair(tmp_path):
     """One checkpoint by one recipe for two targets, and by another recipe."""
     model = open_model(str(synthesise("tiny-llama", tmp_path / "model")))
-    options = ExportOptions(context=64)
+    options = ExportOptions("int4", context=64)
     folders = export(
         model, [find_target("onnx"), find_target("coreml")], tmp_path / "both", options
     )
@@ -98,7 +98,7 @@ def test_artifacts_of_one_export_share_their_references(pair, monkeypatch):
     onnx, coreml, other = verify_together(
         [pair[0], pair[1], pair[2]], options, lambda stage, done, size: stages.append((stage, done))
     )
-    assert made == ["int4-gptq", "int8"]
+    assert made == ["int4", "int8"]
     # In the order asked for, each with a report of its own.
     assert [found.target for found in (onnx, coreml, other)] == ["onnx", "coreml", "onnx"]
     for folder, found in zip(pair, (onnx, coreml, other), strict=True):
@@ -178,7 +178,7 @@ def with_other_integers(tmp_path, out):
     other = tmp_path / "other"
     synthesise("tiny-llama", other, seed=1)
     model = open_model(str(other))
-    export(model, [find_target("onnx")], tmp_path / "swapped", ExportOptions(context=64))
+    export(model, [find_target("onnx")], tmp_path / "swapped", ExportOptions("int4", context=64))
     source = json.loads((out / "edgeforge.json").read_text())["source"]
     for file in out.iterdir():
         file.unlink()
@@ -281,7 +281,8 @@ def test_an_export_from_a_damaged_store_is_what_it_would_have_been(tmp_path, edg
     content[len(content) // 2 : len(content) // 2 + 500] = bytes(500)
     file.write_bytes(content)
     again = tmp_path / "again"
-    done = edgeforge("export", tmp_path / "model", "--out", again, "--context", "64")
+    same = ("--recipe", "int4", "--context", "64")
+    done = edgeforge("export", tmp_path / "model", "--out", again, *same)
     assert done.code == 0 and "a damaged weight store was removed" in done.err
     assert (again / "model.onnx.data").read_bytes() == (out / "model.onnx.data").read_bytes()
 

@@ -95,3 +95,59 @@ def test_operations_broadcast_as_numpy_does(emitter):
             y = emitter.input(f"y_{index}_{len(emitter.inputs)}", "fp16", other)
             wanted = np.broadcast_shapes(one, other)
             assert emitter.binary("add", "sum", x, y).shape == wanted
+
+
+def test_a_branch_holds_its_weights_and_the_function_small_constants(emitter):
+    x = emitter.input("x", "fp16", (1, 4))
+    pred = emitter.input("pred", "bool", ())
+    totals = []
+    for name in ("a", "b"):
+
+        def then(name=name):
+            weight = emitter.stored(f"{name}__weight", FileValue("fp16", (1, 4), 64))
+            bias = emitter.stored("no_bias", FileValue("fp16", (4,), 128), shared=True)
+            shifted = emitter.binary("add", "shifted", x, emitter.cast_once("w", weight, "fp16"))
+            return emitter.binary("mul", "scaled", emitter.binary("add", "y", shifted, bias), 2.0)
+
+        totals.append(emitter.cond("total", pred, then, lambda: emitter.unary("identity", "z", x)))
+    assert [total.name for total in totals] == ["total", "total_1"]
+    kinds = [(each.type, each.outputs[0].name) for each in operations(emitter)]
+    assert kinds == [
+        ("const", "no_bias"),
+        ("const", "fp16_const"),
+        ("cond", "total"),
+        ("cond", "total_1"),
+    ]
+    first, second = (
+        [each.outputs[0].name for each in operation.blocks[0].operations]
+        for operation in operations(emitter)[2:]
+    )
+    assert first == ["a__weight", "shifted", "y", "scaled"]
+    assert second == ["b__weight", "shifted_1", "y_1", "scaled_1"]
+    assert list(operations(emitter)[2].blocks[1].outputs) == ["z"]
+
+
+def test_what_a_branch_makes_once_no_other_branch_reads(emitter):
+    x = emitter.input("x", "fp32", (2,))
+    pred = emitter.input("pred", "bool", ())
+
+    def cast():
+        return emitter.cast_once("half", x, "fp16")
+
+    emitter.cond("inner", pred, cast, cast)
+    operation = operations(emitter)[-1]  # behind the text that names the dtype
+    assert [block.operations[0].outputs[0].name for block in operation.blocks] == ["half", "half_1"]
+    before = cast()
+    emitter.cond("again", pred, lambda: emitter.binary("add", "y", cast(), cast()), cast)
+    (add,) = operations(emitter)[-1].blocks[0].operations
+    assert [add.inputs[key].arguments[0].name for key in ("x", "y")] == [before.name] * 2
+
+
+def test_branches_of_different_types_are_never_made(emitter):
+    x = emitter.input("x", "fp32", (2,))
+    pred = emitter.input("pred", "bool", ())
+    with pytest.raises(AssertionError, match="total"):
+        emitter.cond(
+            "total", pred, lambda: emitter.cast("h", x, "fp16"),
+            lambda: emitter.unary("identity", "z", x),
+        )  # fmt: skip

@@ -16,6 +16,8 @@ from exporters.coreml.package import open_package
 from exporters.coreml.reader import stored_digests
 from exporters.lifted import Unknown, Value
 from exporters.lifted_mixture import Combine, Route
+from tests.exporters.coreml import vocabulary_model
+from tests.oracles import vocabulary
 from tests.oracles.tiny_families import MIXTURES
 
 ROUTE = "op_route"
@@ -237,3 +239,15 @@ def test_what_chooses_by_another_rule_is_no_route(made):
     opened = open_package(made.folder / names.PACKAGE)
     changed_number(opened, "op_route_largest", "k", {0: 1})
     assert any(isinstance(value, Unknown) for value in lifted(opened))
+
+
+@pytest.mark.parametrize("name", ["one-expert", "sandwich", "sparse-mixer"])
+def test_what_no_family_has(name, run_package, tmp_path):
+    made = vocabulary_model.made(tmp_path, vocabulary.MIXTURES[name], opset="ios17")
+    text = np.random.default_rng(5).integers(0, vocabulary.VOCAB, 32)
+    wanted = made.reference().logits(text)
+    found = run_package(made.folder).logits(text)
+    assert np.abs(found - wanted).max() < 5e-6 * np.ptp(wanted)
+    opened = open_package(made.folder / names.PACKAGE)
+    assert [value for value in lifted(opened) if isinstance(value, Unknown)] == []
+    assert stored_digests(made.folder / names.PACKAGE) == made.store.digests

@@ -125,9 +125,15 @@ def check_lifted(value: Value, made: Made, probes: tuple[Probe, ...]) -> None:
             assert value.jitter == pytest.approx(spec.router_jitter)
         case Combine():
             for number, (expert, result) in enumerate(value.terms):
-                own = [each for each in lifted(result, {}).values() if isinstance(each, Linear)]
-                (at,) = {each.weight.name.rpartition(".")[0].rpartition(".")[0] for each in own}
-                assert expert == number and at.endswith(f".experts.{expert}")
+                assert expert == number
+                assert re.sub(r".*\.mlp\.", "", result.weight.name) == (
+                    f"experts.{expert}.down_proj.weight"
+                )
+                gate, up = result.source.factors
+                assert gate.source.source is up.source
+                assert f".experts.{expert}.gate_up_proj." in up.source.weight.name
+                assert up.source.source.expert == expert
+                assert up.source.source.weights is value.weights
         case Attention():
             number = int(value.keys.read.partition(".")[0])
             assert value.scale == pytest.approx(spec.scale)

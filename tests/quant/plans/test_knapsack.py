@@ -116,3 +116,23 @@ def test_a_budget_that_cannot_be_met_says_the_least():
     with pytest.raises(BudgetError) as cost:
         least_bytes(choices, 2.4)
     assert cost.value.args[1] == 2.5
+
+
+@pytest.mark.parametrize("solve", [least_cost, least_bytes])
+def test_thousands_of_matrices_are_within_one_matrix_of_the_bound(solve):
+    draw = np.random.default_rng(0)
+    choices = {}
+    for index in range(12_288):
+        bytes_, worth = 1000 * (1 + draw.random()), 1e-5 * draw.random()
+        choices[f"w{index}"] = [
+            Choice(str(bits), int(bytes_ * bits), worth * 4.0**-bits) for bits in (2, 3, 4, 8)
+        ]
+    limit = 12_288 * 1500 * 4.4 if solve is least_cost else 12_288 * 5e-6 * 4.0**-3.6
+    found = solve(choices, limit)
+    value = found.cost if solve is least_cost else found.nbytes
+    assert (found.nbytes if solve is least_cost else found.cost) <= limit
+    most = max(
+        abs(given[0].cost - given[-1].cost) if solve is least_cost else given[-1].nbytes
+        for given in choices.values()
+    )
+    assert found.bound <= value <= found.bound + most

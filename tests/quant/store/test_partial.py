@@ -43,7 +43,7 @@ def put_all(store) -> None:
 def leave_half_done(cache: Path, folder: Path | None = None) -> None:
     with pytest.raises(KeyboardInterrupt), partial_store(cache, "key", PLAN, SHAPES, folder) as s:
         put(s, "norm.weight", "value", NORM)
-        s.note("norm.weight", 0.0)
+        s.note("norm.weight", 0.0, 7)
         s.keep_boundary({"index": 3}, iter([torch.ones(2), torch.zeros(3)]))
         s.keep_boundary({"index": 5}, iter([torch.arange(4.0)]))
         put_all(s)  # noted, but not made to last
@@ -66,6 +66,7 @@ def test_what_was_kept_is_there_again_and_the_store_appears_whole(tmp_path, own_
     assert torch.equal(whole.part("a.weight", "codes"), CODES)
     assert torch.equal(whole.part("norm.weight", "value")[0], NORM)
     assert whole.relative_error == {"a.weight": 0.25, "norm.weight": 0.0}
+    assert whole.tokens == {"norm.weight": 7}  # noted before the interruption
     if folder is None:
         assert [path.name for path in cache.iterdir()] == ["key"]
     else:
