@@ -183,6 +183,10 @@ MIXTURES = {
         norm="layer", router="sparse_mixer", router_jitter=0.1,
     ),
     "sandwich": small_spec((MIXED, replace(MIXED, shared_width=24)), block="sandwich"),
+    "normalized": small_spec((MIXED, FULL, MIXED), router="normalized_softmax"),
+    "biased": small_spec(
+        (MIXED,), biased=True, shifted=True, norm="layer", router="normalized_softmax"
+    ),
     "one-expert": small_spec((replace(MIXED, experts=1, chosen_experts=1),)),
 }  # fmt: skip
 """Specs with mixtures of experts."""
