@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -79,22 +82,23 @@ def _onnx(file: ModuleFile, threads: int | None) -> Run:
 def _executorch(file: ModuleFile, threads: int | None) -> Run:
     import torch
 
-    try:
-        from device_harness.executorch_worker import load_method, load_runtime
+    with _silent_stderr():  # what the runtime finds out about the processor is no user's concern
+        try:
+            from device_harness.executorch_worker import load_method, load_runtime
 
-        runtime = load_runtime()
-    except ImportError as error:
-        raise DeviceError(
-            f"ExecuTorch's runtime needs {error.name}, which is not installed: pip install "
-            f'"edgeforge[executorch]"'
-        ) from error
-    if threads is not None:
-        runtime._unsafe_reset_threadpool(threads)
-    method = _explained(
-        lambda: load_method(runtime, str(file.path), "", "forward"),
-        "ExecuTorch cannot open",
-        file.path,
-    )
+            runtime = load_runtime()
+        except ImportError as error:
+            raise DeviceError(
+                f"ExecuTorch's runtime needs {error.name}, which is not installed: pip install "
+                f'"edgeforge[executorch]"'
+            ) from error
+        if threads is not None:
+            runtime._unsafe_reset_threadpool(threads)
+        method = _explained(
+            lambda: load_method(runtime, str(file.path), "", "forward"),
+            "ExecuTorch cannot open",
+            file.path,
+        )
 
     def run(inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         given = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in file.inputs]
@@ -125,6 +129,20 @@ def _coreml(file: ModuleFile, threads: int | None) -> Run:
         return {name: found[name] for name in file.outputs}
 
     return run
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drops what native code writes to the process's standard error."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _explained(work: Callable[[], Any], what: str, path: Path) -> Any:

@@ -43,10 +43,13 @@ def quiet(exporter: str, what: str, extra: str) -> Iterator[None]:
             f'"edgeforge[{extra}]"'
         ) from error
     except Exception as error:  # exporters' errors have no common class
-        first: BaseException = error
-        while first.__cause__ is not None:
-            first = first.__cause__
-        words = next(iter(str(first).strip().splitlines()), type(first).__name__)
-        raise ExportError(f"{exporter} failed for {what}: {words}") from error
+        raise ExportError(f"{exporter} failed for {what}: {first_words(error)}") from error
     finally:
         logging.disable(before)
+
+
+def first_words(error: BaseException) -> str:
+    """Returns the first line of what began a chain of errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

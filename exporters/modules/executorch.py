@@ -12,6 +12,7 @@ from quant.formats.formats import IntFormat
 
 if TYPE_CHECKING:
     from torch import fx
+    from torch.export import ExportedProgram
 
     from exporters.modules.integer_program import Parts
     from exporters.modules.traced import ModuleWeight
@@ -40,25 +41,16 @@ class ExecutorchModules:
         floats = _floats(request)
         with quiet(_OWNER, "this module", "executorch"), torch.no_grad():
             import executorch.kernels.quantized  # noqa: F401
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
-                XnnpackPartitioner,
-            )
-            from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
             # torch's own definitions of the `quantized_decomposed` operators.
             from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401
 
             readers = {LINEAR: _linear, EMBEDDING: _embedding, None: _linear}
             program = integer_program(request, readers, floats)
-            edge = to_edge_transform_and_lower(
-                program,
-                partitioner=[XnnpackPartitioner()],
-                compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-            )
-            edge.to_executorch().save(str(folder / PROGRAM))
+            notes = _lower(program, folder / PROGRAM)
         floats = write_places(folder / PROGRAM, folder, request.store, "xnnpack", floats)
         kept = request.store is not None and len(floats) < len(request.store.plan.weights)
-        return LoweredModule(PROGRAM, floats, (ROUNDED,) if kept else ())
+        return LoweredModule(PROGRAM, floats, (*((ROUNDED,) if kept else ()), *notes))
 
     def stored_digests(
         self, folder: Path, entry: str, formats: Mapping[str, WeightFormat]
@@ -67,6 +59,46 @@ class ExecutorchModules:
         from exporters.modules.places import read_digests
 
         return read_digests(folder)
+
+
+def _lower(program: ExportedProgram, file: Path) -> tuple[str, ...]:
+    """Writes the program with XNNPACK where its partitioner takes the whole of it.
+
+    The partitioner fails for some programs, such as PReLU on sequences that a convolution of
+    images gives. Only products with quantized weights go to XNNPACK then, and nothing where there
+    are none.
+
+    Returns:
+        What a user must know about the operators that XNNPACK does not compute.
+
+    Raises:
+        Exception: ExecuTorch's exporter fails for the program without XNNPACK, too.
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
+        XnnpackDynamicallyQuantizedPartitioner,
+        XnnpackPartitioner,
+    )
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    from exporters.vendor_output import first_words
+
+    def write(*partitioners: object) -> None:
+        edge = to_edge_transform_and_lower(
+            program,
+            partitioner=list(partitioners),
+            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+        )
+        edge.to_executorch().save(str(file))
+
+    try:
+        write(XnnpackPartitioner())
+    except Exception as error:  # exporters' errors have no common class
+        write(XnnpackDynamicallyQuantizedPartitioner())
+        return (
+            f"XNNPACK's partitioner failed ({first_words(error)}), so that all but products with "
+            f"integers run in ExecuTorch's portable kernels, which are slower",
+        )
+    return ()
 
 
 def _floats(request: ModuleRequest) -> dict[str, str]:

@@ -24,6 +24,7 @@ Reader = Callable[["Parts", fx.Graph, fx.Node], fx.Node]
 aten = torch.ops.aten
 LINEAR: Final = aten.linear.default
 EMBEDDING: Final = aten.embedding.default
+_POOLS: Final = tuple(f"aten.{kind}_pool{axes}d" for kind in ("max", "avg") for axes in (1, 2, 3))
 
 
 class Parts:
@@ -94,12 +95,24 @@ def integer_program(
     graph.lint()
     module.recompile()
     with torch.no_grad():
-        return torch.export.export(
+        made = torch.export.export(
             module,
             traced.examples,
             dynamic_shapes=tuple(traced.dynamic_shapes),
             strict=False,
         )
+    _state_strides(made)
+    return made
+
+
+def _state_strides(program: ExportedProgram) -> None:
+    """Gives each pooling its stride, the kernel's size where the call leaves it out.
+
+    The frontends of Core ML and XNNPACK have no default for it.
+    """
+    for node in program.graph.nodes:
+        if any(pool in str(node.target) for pool in _POOLS) and len(node.args) == 2:
+            node.args = (*node.args, node.args[1])
 
 
 def values_of(store: WeightStore, weight: ModuleWeight) -> torch.Tensor:

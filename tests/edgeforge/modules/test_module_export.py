@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from edgeforge import api
 from edgeforge.errors import CheckFailed, UsageError
@@ -31,8 +32,10 @@ class Net(nn.Module):
         self.last = nn.Linear(80, 10, bias=False)
 
     def forward(self, pixels, tokens, scale=2.0):
-        image = torch.relu(self.norm(self.conv(pixels))).mean((2, 3))
-        text = nn.functional.gelu(self.first(self.table(tokens)).mean(1))
+        image = torch.relu(self.norm(self.conv(pixels)))
+        # Neither pooling has a stride of its own, which is then the kernel's size.
+        image = F.avg_pool2d(F.max_pool2d(image, 2), 2).mean((2, 3))
+        text = F.gelu(self.first(self.table(tokens)).mean(1))
         scores = self.last(torch.cat([image, text], 1)) * scale
         return {"scores": scores, "parts": (image, None)}
 
@@ -144,3 +147,23 @@ def test_floats_are_exact(artifacts, tmp_path):
     found = api.verify_module(folder)
     assert found.integers == 0
     assert all(e.quantization == 0 and e.lowering < 1e-5 for e in found.outputs)
+
+
+def test_what_xnnpacks_partitioner_fails_on_runs_in_portable_kernels(artifacts, tmp_path):
+    class Mixed(nn.Module):
+        """Convolves an image, and takes its pixels as a sequence."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.image, self.slope, self.last = nn.Conv2d(3, 8, 3), nn.PReLU(), nn.Linear(8, 12)
+
+        def forward(self, x):
+            return self.last(self.slope(self.image(x).flatten(2)).mean(-1))
+
+    given = (torch.randn(1, 3, 6, 6),)
+    (folder,) = api.export_module(Mixed(), given, tmp_path / "out", targets=["executorch"])
+    notes = ModuleManifest.read(folder).notes
+    assert any("XNNPACK's partitioner failed (" in note for note in notes)
+    found = api.verify_module(folder)
+    assert found.failures == () and found.integers == 1
