@@ -70,7 +70,7 @@ def test_the_version_is_the_one_that_manifests_name(edgeforge, artifact):
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ("edgeforge ex", {"export"}),
+        ("edgeforge ex", {"export", "export-adapter", "export-module"}),
         ("edgeforge export --kv", {"--kv-cache"}),
         ("edgeforge --ver", {"--version"}),
     ],

@@ -70,8 +70,8 @@ def test_what_cannot_be_sized_is_told(config, tmp_path):
     broken = tmp_path / "config.json"
     broken.write_text("{")
     refused(broken, "is not valid JSON")
-    broken.write_text('{"model_type": "mixtral"}')
-    refused(broken, "has the model_type 'mixtral'")
+    broken.write_text('{"model_type": "rwkv"}')
+    refused(broken, "has the model_type 'rwkv'")
 
 
 def test_a_quantized_checkpoint_must_be_whole(config):

@@ -44,7 +44,7 @@ CONFIGS = {
 }
 
 # Held against transformers in tests/edgeforge/families, by the same reference.
-ELSEWHERE = {*tiny_families.CONFIGS, "gemma3"}
+ELSEWHERE = {*tiny_families.CONFIGS, *tiny_families.MIXTURES, "gemma3"}
 WITHOUT = {"minicpm", "openelm"}
 
 
