@@ -16,7 +16,10 @@ from edgeforge.families.layer_kinds import kind_of
 from edgeforge.families.spec import ModelSpec
 
 # A model of images and text generates text too; its family reads the part that does.
-_CAUSAL_HEADS: Final = ("forcausallm", "lmheadmodel", "gemma3forconditionalgeneration")
+_CAUSAL_HEADS: Final = (
+    *("forcausallm", "lmheadmodel"),
+    *("gemma3forconditionalgeneration", "mistral3forconditionalgeneration"),
+)
 
 # What every family here does: false would be another model, and no field at all means true.
 _CAUSAL: Final = (

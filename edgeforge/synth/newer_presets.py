@@ -330,6 +330,27 @@ NEWER_PRESETS: Final[dict[str, Preset]] = {
             scale_emb=12,
         )
     ),
+    "tiny-mistral3": make_preset(
+        {
+            "architectures": ["Mistral3ForConditionalGeneration"],
+            "bos_token_id": TINY_BOS,
+            "eos_token_id": TINY_EOS,
+            "image_token_index": 10,
+            "model_type": "mistral3",
+            "text_config": {
+                **TINY,
+                "head_dim": 32,
+                "hidden_act": "silu",
+                "model_type": "mistral",
+                "rms_norm_eps": 1e-05,
+                "rope_theta": 1e9,
+                "sliding_window": None,
+                "tie_word_embeddings": False,
+            },
+            "transformers_version": "4.50.0.dev0",
+            "vision_config": {"hidden_size": 32, "model_type": "pixtral"},
+        }
+    ),
     "tiny-ministral3": make_preset(
         model_config(
             "ministral3",

@@ -72,7 +72,7 @@ def check_program(name: str) -> None:
 def _transformers(model: Model, context: int, tokens: Tensor) -> Tensor:
     """Logits by transformers, ``float32[t, vocab]``; the checkpoint's own code is never run."""
     try:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
     except ImportError as error:
         raise DeviceError(
             f"transformers cannot be loaded ({error}), and --against transformers needs it: pip "
@@ -99,7 +99,7 @@ def _transformers(model: Model, context: int, tokens: Tensor) -> Tensor:
             loaded = _of_gguf(config, file)
         else:
             # In its own dtype, so that constants are rounded as the model's are, then widened.
-            loaded = AutoModelForCausalLM.from_pretrained(
+            loaded = _class_of(config).from_pretrained(
                 path, config=config, dtype="auto", attn_implementation="eager", **where
             )
         with torch.no_grad():
@@ -108,6 +108,15 @@ def _transformers(model: Model, context: int, tokens: Tensor) -> Tensor:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DeviceError(f"transformers cannot run {file or path}: {reason[:200]}") from error
     return logits
+
+
+def _class_of(config: Any) -> Any:
+    """Returns the class of transformers that gives logits, of texts or of images and texts."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForCausalLM if causal else AutoModelForImageTextToText
 
 
 def _of_gguf(config: Any, file: Path) -> Any:

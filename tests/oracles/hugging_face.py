@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def class_of(config):
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForCausalLM if causal else AutoModelForImageTextToText
 
 
 def save(folder: Path, config: dict, dtype="float32", shard_size="1GB", seed=0) -> Path:
@@ -14,9 +20,8 @@ def save(folder: Path, config: dict, dtype="float32", shard_size="1GB", seed=0) 
     so that a norm or a rotation that is left out shows.
     """
     fields = dict(config)
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(fields.pop("model_type"), **fields)
-    )
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    model = class_of(config).from_config(config)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -63,7 +68,7 @@ def logits(folder: Path, tokens, **overrides) -> torch.Tensor:
     config = AutoConfig.from_pretrained(folder)
     for field, value in overrides.items():
         setattr(config, field, value)
-    model = AutoModelForCausalLM.from_pretrained(
+    model = class_of(config).from_pretrained(
         folder, config=config, dtype="auto", attn_implementation="eager"
     )
     model = model.float().eval()

@@ -37,6 +37,7 @@ MIXTURES = ("granitemoe", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe"
 BY_FAMILY = {
     "llama": LLAMA,
     "mistral": MISTRAL,
+    "mistral3": MISTRAL | {"model_type": "mistral3"},
     "openelm": OPENELM,
     "phi3": PHI3,
     **{family: LLAMA | {"model_type": family} for family in (*LIKE_LLAMA, *MIXTURES)},

@@ -9,7 +9,7 @@ from tests.oracles.tiny_families import CONFIGS, MIXTURES, VOCAB
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Read by other files here: its own oracle, or no configuration that differs from another family's.
-ELSEWHERE = {"llama", "mistral", "phi3", "openelm", "gemma3", "minicpm"}
+ELSEWHERE = {"llama", "mistral", "phi3", "openelm", "gemma3", "minicpm", "mistral3"}
 HERE = CONFIGS | MIXTURES
 
 

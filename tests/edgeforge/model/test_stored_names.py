@@ -159,6 +159,33 @@ def test_what_else_the_files_may_hold_is_said(tmp_path, hugging_face, traced):
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
 
 
+@pytest.mark.parametrize("kind", ["mistral", "ministral3"])
+def test_the_text_part_of_mistral3_is_of_either_family(kind, tmp_path, hugging_face, traced):
+    text = {**LLAMA, "model_type": kind, "head_dim": 8, "sliding_window": None}
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "head_dim": 8,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = {"model_type": "mistral3", "text_config": text, "vision_config": vision}
+    folder = hugging_face.save(tmp_path, config | {"tie_word_embeddings": False})
+    tokens = traced.tokens(12, 61)
+    expected = hugging_face.logits(folder, tokens)
+    assert any("vision_tower" in name for name in load_file(folder / "model.safetensors"))
+    ours = traced.session(traced.model(folder), 16).logits(tokens)
+    assert traced.difference(ours, expected) < traced.TOLERANCE
+    fields = json.loads((folder / "config.json").read_text())
+    fields["text_config"]["model_type"] = "mistral4"
+    (folder / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match="'mistral4' is no text part of mistral3"):
+        traced.model(folder)
+
+
 @pytest.mark.parametrize("place", ["outside", "inside", "none"])
 def test_the_text_part_of_a_model_with_images_is_found_under_each_prefix(
     place, tmp_path, hugging_face, traced

@@ -24,7 +24,7 @@ TINY = [name for name in PRESETS if name.startswith("tiny-")]
 UNKNOWN_TO_TRANSFORMERS = ("tiny-openelm", "tiny-minicpm")
 KNOWN_TO_TRANSFORMERS = [name for name in TINY if name not in UNKNOWN_TO_TRANSFORMERS]
 # A part of a whole that has images too; a rope_parameters in the released file.
-ONE_STYLE = ("tiny-gemma3", "tiny-ministral3")
+ONE_STYLE = ("tiny-gemma3", "tiny-ministral3", "tiny-mistral3")
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:

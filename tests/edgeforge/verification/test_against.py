@@ -41,6 +41,21 @@ CONFIGS = {
     "mistral": LLAMA | {"model_type": "mistral", "sliding_window": 16},
     "phi3": LLAMA | {"model_type": "phi3", "sliding_window": None, "pad_token_id": None} | LONGROPE,
     "gemma": tiny_families.CONFIGS["gemma"],  # whose stored dtype rounds a factor
+    "mistral3": {  # which transformers does not count as a model of texts alone
+        "model_type": "mistral3",
+        "text_config": LLAMA | {"model_type": "mistral", "sliding_window": None},
+        "tie_word_embeddings": False,
+        "vision_config": {
+            "model_type": "pixtral",
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 1,
+            "head_dim": 8,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+    },
 }
 
 # Held against transformers in tests/edgeforge/families, by the same reference.
