@@ -348,6 +348,7 @@ NEWER_PRESETS: Final[dict[str, Preset]] = {
                 "tie_word_embeddings": False,
             },
             "transformers_version": "4.50.0.dev0",
+            "tie_word_embeddings": False,
             "vision_config": {"hidden_size": 32, "model_type": "pixtral"},
         }
     ),
