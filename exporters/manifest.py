@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from exporters.errors import ExportError
+from exporters.manifest_file import read_manifest
 from exporters.manifest_records import (
     AdapterRecord,
     CalibrationRecord,
@@ -27,13 +28,12 @@ from exporters.manifest_records import (
     texts,
     to_json,
 )
-from quant.input_files import is_inside, open_input, read_input
-from quant.json_input import JsonError, parse_json
+from quant.input_files import is_inside, open_input
 from quant.quoted import quoted
 
 MANIFEST = "edgeforge.json"
+MODULE_MANIFEST = "edgeforge-module.json"  # that of a module (`exporters.modules.manifest`)
 SCHEMA_VERSION = 2
-LARGEST_MANIFEST = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -163,38 +163,16 @@ class Manifest:
             ExportError: the folder is no artifact, or its manifest cannot be read or has another
                 schema version.
         """
-        path = folder / MANIFEST
+        known = {given.name for given in fields(cls)}
         try:
-            data = parse_json(read_input(path, LARGEST_MANIFEST))
+            found = read_manifest(folder / MANIFEST, "model", SCHEMA_VERSION, known, _read_fields)
         except (FileNotFoundError, NotADirectoryError):
-            if (folder / "edgeforge-module.json").is_file():
+            if (folder / MODULE_MANIFEST).is_file():
                 raise ExportError(
                     f"{folder} is an artifact of a module, not of a language model: verify and "
                     f"inspect take it"
                 ) from None
             raise ExportError(f"{folder} is no EdgeForge artifact: it has no {MANIFEST}") from None
-        except OSError as error:
-            raise ExportError(f"{path} cannot be read: {error.strerror}") from error
-        except JsonError as error:
-            raise ExportError(f"{path} cannot be read: it {error}") from None
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if not isinstance(data, dict) or version is True or version != SCHEMA_VERSION:
-            raise ExportError(
-                f"{path} has schema version {quoted(version)}; this EdgeForge reads "
-                f"{SCHEMA_VERSION}: export the model again"
-            )
-        known = {given.name for given in fields(cls)}
-        strangers = [name for name in data if name not in known]
-        if strangers:
-            raise ExportError(
-                f"{path} is not a manifest: it has the unknown field {quoted(strangers[0])}"
-            )
-        try:
-            found = _read_fields(data)
-        except KeyError as error:
-            raise ExportError(f"{path} is not a manifest: it has no field {error}") from error
-        except TypeError as error:
-            raise ExportError(f"{path} is not a manifest: {error}") from error
         assert found.keys() == known - {"schema_version"}, "a new field is not read"
         return cls(**found)
 

@@ -17,8 +17,8 @@ from typing import Final
 
 from edgeforge.checkpoint.layout import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES
 from edgeforge.output_folder.generated_cards import CARD, CARD_DATA, is_generated
-from exporters.manifest import MANIFEST
-from exporters.modules.manifest import MODULE_MANIFEST, SAMPLES
+from exporters.manifest import MANIFEST, MODULE_MANIFEST
+from exporters.modules.manifest import SAMPLES
 
 SYNTH_RECORD: Final = "edgeforge-synth.json"
 # `verify` adds the report, `bench` its figures, and cards lie beside an artifact's files; the

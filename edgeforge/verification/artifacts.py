@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from exporters.manifest import MANIFEST
-from exporters.modules.manifest import MODULE_MANIFEST
+from exporters.manifest import MANIFEST, MODULE_MANIFEST
 
 
 def find_artifacts(folders: Sequence[Path]) -> list[Path]:

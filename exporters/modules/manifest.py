@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from exporters.errors import ExportError
-from exporters.manifest import LARGEST_MANIFEST
+from exporters.manifest import MODULE_MANIFEST
+from exporters.manifest_file import read_manifest
 from exporters.manifest_records import FileRecord, WeightRecord, mapping, number, text, texts
-from quant.input_files import is_inside, read_input
-from quant.json_input import JsonError, parse_json
+from quant.input_files import is_inside
 from quant.quoted import quoted
 
-MODULE_MANIFEST: Final = "edgeforge-module.json"
 SAMPLES: Final = "samples.npz"
 _VERSION: Final = 1
 
@@ -74,32 +73,14 @@ class ModuleManifest:
         Raises:
             ExportError: the folder is no artifact of a module, or its manifest cannot be read.
         """
+        known = {given.name for given in fields(cls)}
         path = folder / MODULE_MANIFEST
         try:
-            data = parse_json(read_input(path, LARGEST_MANIFEST))
+            return cls(**read_manifest(path, "module", _VERSION, known, _read_fields))
         except (FileNotFoundError, NotADirectoryError):
             raise ExportError(
                 f"{folder} is no artifact of a module: it has no {path.name}"
             ) from None
-        except OSError as error:
-            raise ExportError(f"{path} cannot be read: {error.strerror}") from error
-        except JsonError as error:
-            raise ExportError(f"{path} cannot be read: it {error}") from None
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if not isinstance(data, dict) or version is True or version != _VERSION:
-            raise ExportError(
-                f"{path} has schema version {quoted(version)}; this EdgeForge reads {_VERSION}: "
-                f"export the module again"
-            )
-        strangers = [name for name in data if name not in {each.name for each in fields(cls)}]
-        if strangers:
-            raise ExportError(f"{path} has the unknown field {quoted(strangers[0])}")
-        try:
-            return cls(**_read_fields(data))
-        except KeyError as error:
-            raise ExportError(f"{path} is not a manifest: it has no field {error}") from error
-        except TypeError as error:
-            raise ExportError(f"{path} is not a manifest: {error}") from error
 
 
 def is_module(folder: Path) -> bool:

@@ -167,3 +167,15 @@ MIXTURES: dict[str, Config] = {
         rms_norm_eps=1e-6,
     ),
 }
+
+# What transformers needs of the part of mistral3 that reads images.
+PIXTRAL: Config = {
+    "model_type": "pixtral",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "head_dim": 8,
+    "image_size": 28,
+    "patch_size": 14,
+}

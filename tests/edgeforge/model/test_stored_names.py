@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from edgeforge.errors import CheckpointError
 from edgeforge.families.registry import read_spec
 from edgeforge.model.stored_names import named_as_stored
-from tests.oracles.tiny_families import MIXTURES, VOCAB
+from tests.oracles.tiny_families import MIXTURES, PIXTRAL, VOCAB
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -162,17 +162,7 @@ def test_what_else_the_files_may_hold_is_said(tmp_path, hugging_face, traced):
 @pytest.mark.parametrize("kind", ["mistral", "ministral3"])
 def test_the_text_part_of_mistral3_is_of_either_family(kind, tmp_path, hugging_face, traced):
     text = {**LLAMA, "model_type": kind, "head_dim": 8, "sliding_window": None}
-    vision = {
-        "model_type": "pixtral",
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 1,
-        "head_dim": 8,
-        "image_size": 28,
-        "patch_size": 14,
-    }
-    config = {"model_type": "mistral3", "text_config": text, "vision_config": vision}
+    config = {"model_type": "mistral3", "text_config": text, "vision_config": PIXTRAL}
     folder = hugging_face.save(tmp_path, config | {"tie_word_embeddings": False})
     tokens = traced.tokens(12, 61)
     expected = hugging_face.logits(folder, tokens)

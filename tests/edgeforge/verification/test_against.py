@@ -45,16 +45,7 @@ CONFIGS = {
         "model_type": "mistral3",
         "text_config": LLAMA | {"model_type": "mistral", "sliding_window": None},
         "tie_word_embeddings": False,
-        "vision_config": {
-            "model_type": "pixtral",
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_attention_heads": 2,
-            "num_hidden_layers": 1,
-            "head_dim": 8,
-            "image_size": 28,
-            "patch_size": 14,
-        },
+        "vision_config": tiny_families.PIXTRAL,
     },
 }
 

@@ -227,9 +227,10 @@ def changed_number(opened, name: str, parameter: str, changes: dict[int, int]) -
     ],
 )
 def test_a_branch_of_another_expert_is_not_taken_for_its_own(made, name, changes):
-    if made.profile == "ane" and name.endswith("used"):
-        pytest.skip("the Neural Engine's form has no conditions")
     opened = open_package(made.folder / names.PACKAGE)
+    if made.profile == "ane" and name.endswith("used"):  # that form has no conditions
+        assert all(name not in str(opened.block(each)) for each in opened.functions)
+        return
     for parameter, numbers in changes.items():
         changed_number(opened, name, parameter, numbers)
     assert any(isinstance(value, Unknown) for value in lifted(opened))
