@@ -40,7 +40,9 @@ class ModelFacts:
         context: the declared context, in tokens.
         rope_width: columns of all rotary tables together, cosines and sines; None for one pair of
             tables of a head's width.
-        recent: numbers that the states of short convolutions hold, of all layers together.
+        recent: numbers that the states of short convolutions and token shifts hold, of all layers
+            together.
+        memory: numbers that the memories of recurrences hold, of all layers together.
         attention_softcap: the bound on attention's scores by a tanh; 0 for none.
         experts: the largest number of experts in a layer; 0 where no layer is a mixture of them.
         chosen_experts: the largest number of experts that a layer computes for a token.
@@ -57,6 +59,7 @@ class ModelFacts:
     context: int
     rope_width: int | None = None
     recent: int = 0
+    memory: int = 0
     attention_softcap: float = 0.0
     experts: int = 0
     chosen_experts: int = 0

@@ -17,7 +17,6 @@ from torch import Tensor, fx
 from edgeforge.model.checkpoint_weights import CheckpointWeights
 from edgeforge.reference.walk import Walk
 from quant.program import dialect
-from quant.program.calls import ShortConvCall
 from quant.program.head import head_of
 from quant.program.program import Program, node_argument
 
@@ -31,6 +30,9 @@ Sequences = tuple[tuple[int, ...], ...]
 _Asked = tuple[tuple[int, ...], int, int, int]
 # A plan, the weights and int8 caches each ask for the same sequences in one export.
 _WRITTEN: Final[WeakKeyDictionary[CheckpointWeights, dict[_Asked, Sequences]]] = WeakKeyDictionary()
+
+# Operators whose states each sequence has for itself, besides attention.
+_MOVING: Final = dialect.STATEFUL - {dialect.ATTENTION}
 
 Step = Callable[[Tensor, int], Tensor]
 """Takes tokens, ``int64[n]``, and the position of all; returns logits, ``float32[n, vocab]``."""
@@ -132,17 +134,34 @@ def _step_of(walk: Walk, node: fx.Node, count: int, length: int) -> Callable[[An
             return found.transpose(0, 1)
 
         return attend
-    if node.target is dialect.SHORT_CONV:
-        call = ShortConvCall.of(node)
-        weight = walk.weights_of(node)[call.weight]
-        _, columns, kept = call.recent.meta["val"].shape
-        recent = torch.zeros(count, columns, kept)
+    if node.target in _MOVING:
+        weights, states = walk.weights_of(node), _states_of(walk.program, node, count)
 
-        def convolve(values: Any, position: int) -> Tensor:
-            each = values[call.x].transpose(0, 1)
-            found: Tensor = dialect.SHORT_CONV(each, weight, recent, torch.tensor([position]))
+        def move(values: Any, position: int) -> Tensor:
+            given: list[Any] = []
+            for each in node.args:
+                if each in states:
+                    given.append(states[each])
+                elif each in weights:
+                    given.append(weights[each])
+                elif each in values:
+                    given.append(values[each].transpose(0, 1))
+                else:
+                    given.append(None if each is None else torch.tensor([position]))
+            assert callable(node.target)
+            found: Tensor = node.target(*given)
             return found.transpose(0, 1)
 
-        return convolve
+        return move
     prepared = walk.prepare_head(node) if node is head_of(walk.program) else walk.prepare(node)
     return lambda values, position: prepared(values)
+
+
+def _states_of(program: Program, node: fx.Node, count: int) -> dict[Any, Tensor]:
+    """Returns an empty state for each sequence, by the input that stands for a text's."""
+    found: dict[Any, Tensor] = {}
+    for source in node.all_input_nodes:
+        given = program.inputs.get(source.name)
+        if given is not None and given.kind in ("recent", "memory"):
+            found[source] = torch.zeros(count, *map(int, source.meta["val"].shape[1:]))
+    return found

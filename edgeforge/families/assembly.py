@@ -21,7 +21,9 @@ HEAD_BIAS = "lm_head.bias"
 
 
 def matrix(
-    role: Literal["embedding", "linear", "head", "router"], columns: int, *pieces: tuple[str, int]
+    role: Literal["embedding", "linear", "head", "router", "gate"],
+    columns: int,
+    *pieces: tuple[str, int],
 ) -> WeightSpec:
     """Returns a matrix of ``columns`` columns, stacked from ``(checkpoint tensor, rows)`` pairs.
 

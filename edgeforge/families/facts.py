@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from edgeforge.errors import UsageError
-from edgeforge.families.spec import ModelSpec
+from edgeforge.families.spec import LayerSpec, ModelSpec, convolved_columns
 from exporters.target import ModelFacts
 
 DEFAULT_CONTEXT: Final = 4096
@@ -30,15 +30,22 @@ def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
         pad=spec.pad,
         context=context,
         rope_width=sum(rope.width for rope in spec.ropes),
-        recent=sum(
-            spec.hidden_size * (spec.conv_width - 1)
-            for layer in spec.layers
-            if layer.mixer == "short_conv"
+        recent=sum(recent_numbers(spec, layer) for layer in spec.layers),
+        memory=sum(
+            layer.recurrence.memory for layer in spec.layers if layer.recurrence is not None
         ),
         attention_softcap=spec.attention_softcap,
         experts=max((layer.experts for layer in spec.layers), default=0),
         chosen_experts=max((layer.chosen_experts for layer in spec.layers), default=0),
     )
+
+
+def recent_numbers(spec: ModelSpec, layer: LayerSpec) -> int:
+    """Returns how many numbers a layer keeps of the last few tokens."""
+    shifted = spec.hidden_size if layer.feed_forward == "channel_mix" else 0
+    if layer.mixer == "time_mix":
+        return spec.hidden_size + shifted
+    return convolved_columns(spec, layer) * max(0, spec.conv_width - 1) + shifted
 
 
 def choose_context(spec: ModelSpec, asked: int | None) -> int:

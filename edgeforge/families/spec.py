@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 RopeScaling = Literal["default", "linear", "llama3", "longrope", "yarn"]
-Role = Literal["embedding", "linear", "head", "norm", "bias", "conv", "router"]
+Role = Literal["embedding", "linear", "head", "norm", "bias", "conv", "router", "gain", "gate"]
+Form = Literal["plain", "complement", "negative_exponential"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 Block = Literal["pre", "sandwich", "post", "parallel"]
-Mixer = Literal["attention", "short_conv"]
+Mixer = Literal["attention", "short_conv", "time_mix", "mamba", "delta_net"]
+FeedForwardKind = Literal["mlp", "channel_mix"]
 Router = Literal["softmax", "normalized_softmax", "sparse_mixer"]
 
 
@@ -58,6 +60,30 @@ class RopeSpec:
 
 
 @dataclass(frozen=True)
+class RecurrenceSpec:
+    """Dimensions of a layer's recurrence (`quant.program.recurrence_ops.recurrence`).
+
+    Attributes:
+        heads: heads of values, and so of the memory.
+        key_heads: heads of queries and keys, which divide ``heads``.
+        key_width: width of a head's query and key, the memory's rows.
+        value_width: width of a head's value, the memory's columns.
+        dynamic: whether decay and mixes are made of each token, as RWKV 6 has it and RWKV 5 not.
+    """
+
+    heads: int
+    key_heads: int
+    key_width: int
+    value_width: int
+    dynamic: bool = True
+
+    @property
+    def memory(self) -> int:
+        """Numbers that the memory holds."""
+        return self.heads * self.key_width * self.value_width
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """Dimensions of one decoder layer.
 
@@ -69,12 +95,16 @@ class LayerSpec:
         rope: the index in `ModelSpec.ropes` of the layer's rotary embedding; None for no rotation.
         query_rope: the index of the queries' own, where theirs differs from the keys' (tables
             that grow with the position); None for the same as ``rope``.
-        mixer: what mixes tokens: attention over cached keys and values, or a short convolution.
+        mixer: what mixes tokens: attention over cached keys and values, a short convolution, or a
+            recurrence: RWKV's time mix, Mamba 2, or a gated delta net.
         experts: how many experts the feed-forward part has, each of the width ``ffn_width``; 0
             where it is dense.
         chosen_experts: how many of them each token has; 0 where it is dense.
         shared_width: width of the expert that every token has beside those that it chose; 0 for
             none.
+        recurrence: the recurrence's dimensions, where the mixer is one.
+        feed_forward: what follows the mixer: a dense part or a mixture, or RWKV's channel mix,
+            which also sees the token before.
     """
 
     num_heads: int
@@ -87,6 +117,8 @@ class LayerSpec:
     experts: int = 0
     chosen_experts: int = 0
     shared_width: int = 0
+    recurrence: RecurrenceSpec | None = None
+    feed_forward: FeedForwardKind = "mlp"
 
 
 @dataclass(frozen=True)
@@ -125,19 +157,27 @@ class WeightSpec:
 
     Attributes:
         shape: ``(out, in)`` for a matrix, ``(n,)`` for a norm or a bias, ``(n, w)`` for a
-            convolution, whose checkpoint tensor is ``(n, 1, w)``.
+            convolution, whose checkpoint tensor is ``(n, 1, w)``, ``(n,)``, ``(h, 1)`` or
+            ``(h, n)`` for factors and numbers of a recurrence.
         pieces: the tensors to stack, in order; their rows add up to ``shape[0]``. Empty for a
             matrix that only a rotation adds (`edgeforge.model.rotated_weights`).
-        role: the weight's role; recipes choose formats by it. Norms, biases, convolutions and
-            routers stay float.
+        role: the weight's role; recipes choose formats by it. Norms, biases, convolutions,
+            routers, factors (``gain``) and the products of a recurrence's decays and mixes
+            (``gate``) stay float.
         added: a number that is added to every value of a vector when it is read: 1 for norms that
             multiply by one plus their weight.
+        form: how values are made of the checkpoint's ``w`` when they are read: ``1 - w``
+            (``complement``), or ``-exp(w)`` (``negative_exponential``), in float32.
+        transposed: whether the checkpoint holds the matrix with rows and columns exchanged; it is
+            then one piece, whose shape is that of the checkpoint's tensor.
     """
 
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     role: Role
     added: float = 0.0
+    form: Form = "plain"
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -260,3 +300,17 @@ class ModelSpec:
         del fields["weights"], fields["ignored"]
         fields["num_parameters"] = self.num_parameters
         return fields
+
+
+def convolved_columns(spec: ModelSpec, layer: LayerSpec) -> int:
+    """Returns the columns of a layer's short convolution; 0 where it has none.
+
+    A gated short convolution has the residual stream's width. Before a recurrence stand queries,
+    keys and values side by side.
+    """
+    made = layer.recurrence
+    if layer.mixer == "short_conv":
+        return spec.hidden_size
+    if layer.mixer in ("mamba", "delta_net") and made is not None:
+        return 2 * made.key_heads * made.key_width + made.heads * made.value_width
+    return 0

@@ -92,6 +92,8 @@ class CheckpointWeights:
             return tuple(
                 (piece.tensor, int(not index)) for index, piece in enumerate(weight.pieces)
             )
+        if weight.transposed:
+            return ((weight.pieces[0].tensor, weight.shape[0]),)
         return tuple((piece.tensor, piece.shape[0]) for piece in weight.pieces)
 
     def mapping_digest(self) -> str:
@@ -103,6 +105,13 @@ class CheckpointWeights:
         added = {name: each.added for name, each in self.spec.weights.items() if each.added}
         if added:
             rows["added"] = added
+        changed = {
+            name: (each.form, each.transposed)
+            for name, each in self.spec.weights.items()
+            if each.form != "plain" or each.transposed
+        }
+        if changed:
+            rows["changed"] = changed
         if self.method is not None:
             rows["method"] = repr(self.method)
         if self.adaptation.adapters:
@@ -122,7 +131,7 @@ class CheckpointWeights:
                 formats[name] = self.imported[name]
                 continue
             dtypes = {self._dtype(piece.tensor) for piece in weight.pieces}
-            if weight.added:
+            if weight.added or weight.form != "plain":
                 dtypes.add("float32")
             formats[name] = FloatFormat(_float_name(dtypes))
         return formats
@@ -153,8 +162,8 @@ class CheckpointWeights:
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Returns rows of a weight in the checkpoint's dtype: ``[stop - start, columns]``.
 
-        A vector is one row. Rows from pieces of different dtypes, vectors to which a number is
-        added, and rows that an adapter changes are returned as float32.
+        A vector is one row. Rows from pieces of different dtypes, values that are changed as they
+        are read, and rows that an adapter changes are returned as float32.
         """
         import torch
 
@@ -162,7 +171,11 @@ class CheckpointWeights:
         if len(weight.shape) == 1:
             parts = [self._piece(piece, 0, piece.shape[0]) for piece in weight.pieces]
             row = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(1, -1)
-            return row.float() + weight.added if weight.added else row
+            return _changed(weight, row)
+        if weight.transposed:
+            (piece,) = weight.pieces
+            whole = self._piece(piece, 0, piece.shape[0])
+            return _changed(weight, whole.T[start:stop].contiguous())
         found = []
         begin = 0
         for piece in weight.pieces:
@@ -170,10 +183,9 @@ class CheckpointWeights:
             if start < end and stop > begin:
                 found.append(self._piece(piece, max(start, begin) - begin, min(stop, end) - begin))
             begin = end
-        if len(found) == 1:
-            return found[0]
         # `torch.cat` promotes different dtypes to float32, also bfloat16 with float16.
-        return torch.cat(found)
+        rows = found[0] if len(found) == 1 else torch.cat(found)
+        return _changed(weight, rows.reshape(len(rows), -1))
 
     def imported_by_rows(self, name: str) -> bool:
         """Returns whether some rows of an imported weight are read for less than all of them."""
@@ -251,6 +263,15 @@ class CheckpointWeights:
             for start, end in zip(starts, ends, strict=True)
         ]
         return torch.cat(read).float()[where]
+
+
+def _changed(weight: WeightSpec, rows: torch.Tensor) -> torch.Tensor:
+    """Returns a weight's values as the program has them, of the checkpoint's."""
+    if weight.form == "negative_exponential":
+        rows = -rows.float().exp()
+    elif weight.form == "complement":
+        rows = 1 - rows.float()
+    return rows.float() + weight.added if weight.added else rows
 
 
 def _check_head(checkpoint: Checkpoint, spec: ModelSpec) -> None:

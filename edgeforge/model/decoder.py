@@ -14,57 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeforge.families.spec import LayerSpec, ModelSpec
+from edgeforge.families.spec import LayerSpec, Mixer, ModelSpec
+from edgeforge.model.delta_net import DeltaNet
+from edgeforge.model.mamba import Mamba
+from edgeforge.model.parts import Norm, Projection, Weights
+from edgeforge.model.rwkv import ChannelMix, TimeMix
+from edgeforge.model.short_convolution import ShortConvolution
 from quant.program import expert_ops, ops, state_ops, token_ops
 
 EXPERT_PARTS: Final = ("gate_up_proj", "down_proj")
 """The names of an expert's matrices."""
-
-
-class Weights(nn.Module):
-    """The weights of one part on the meta device: ``weight`` and ``bias``, None where not mapped.
-
-    Args:
-        spec: the model.
-        at: the part's name, to which ``.weight`` and ``.bias`` are added.
-    """
-
-    weight: nn.Parameter | None
-    bias: nn.Parameter | None
-
-    def __init__(self, spec: ModelSpec, at: str) -> None:
-        super().__init__()
-        for part in ("weight", "bias"):
-            given, made = spec.weights.get(f"{at}.{part}"), None
-            if given is not None:
-                empty = torch.empty(given.shape, device="meta")
-                made = nn.Parameter(empty, requires_grad=False)
-            self.register_parameter(part, made)
-
-
-class Projection(Weights):
-    """A product with a matrix, and its bias: ``float[1, t, i] -> float[1, t, o]``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Transforms each token on its own."""
-        made: Tensor = ops.linear(x, self.weight)
-        return made if self.bias is None else token_ops.bias(made, self.bias)
-
-
-class Norm(Weights):
-    """The norm of the family's kind: ``float[1, t, n] -> float[1, t, n]``."""
-
-    def __init__(self, spec: ModelSpec, at: str) -> None:
-        super().__init__(spec, at)
-        self.eps, self.kind = spec.norm_eps, spec.norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises each token on its own."""
-        if self.kind == "layer":
-            made: Tensor = token_ops.layer_norm(x, self.weight, self.bias, self.eps)
-        else:
-            made = ops.rms_norm(x, self.weight, self.eps)
-        return made
 
 
 class Attention(nn.Module):
@@ -130,32 +89,6 @@ class Attention(nn.Module):
 
     def _bounded(self, x: Tensor) -> Tensor:
         return token_ops.clamp(x, self.spec.clip_qkv) if self.spec.clip_qkv else x
-
-
-class ShortConvolution(nn.Module):
-    """A gated short convolution (LFM2): ``float[1, t, hidden] -> float[1, t, hidden]``.
-
-    Three parts of one product are ``b``, ``c`` and ``x``; the result is
-    ``out(c * convolution(b * x))``. The state is ``float[1, hidden, width - 1]``.
-    """
-
-    def __init__(self, spec: ModelSpec, at: str) -> None:
-        super().__init__()
-        self.width = spec.hidden_size
-        self.in_proj = Projection(spec, f"{at}.in_proj")
-        self.conv = Weights(spec, f"{at}.conv")
-        self.out_proj = Projection(spec, f"{at}.out_proj")
-        recent = torch.zeros(1, spec.hidden_size, spec.conv_width - 1, device="meta")
-        self.register_buffer("recent", recent)
-
-    def forward(self, x: Tensor, tables: tuple[Tensor, ...], position: Tensor) -> Tensor:
-        """Mixes each token with the few before it."""
-        b, c, x = self.in_proj(x).split([self.width] * 3, -1)
-        mixed = state_ops.short_conv(b * x, self.conv.weight, self.recent, position)
-        if self.conv.bias is not None:
-            mixed = token_ops.bias(mixed, self.conv.bias)
-        out: Tensor = self.out_proj(c * mixed)
-        return out
 
 
 class FeedForward(nn.Module):
@@ -238,6 +171,19 @@ class Mixture(nn.Module):
         return made + shared
 
 
+MIXERS: Final[dict[Mixer, tuple[str, type[nn.Module]]]] = {
+    "attention": ("self_attn", Attention),
+    "short_conv": ("conv", ShortConvolution),
+    "time_mix": ("time_mix", TimeMix),
+    "mamba": ("mamba", Mamba),
+    "delta_net": ("linear_attn", DeltaNet),
+}
+"""What mixes tokens in a layer, by `LayerSpec.mixer`: its name within the layer, and its module.
+
+Each is made of the model's spec, the layer's, its name and the context, and called with
+``float[1, t, hidden]``, the rotary tables and the position."""
+
+
 class Layer(nn.Module):
     """A mixer of tokens and a feed-forward part, with norms and sums as `ModelSpec.block` says."""
 
@@ -247,32 +193,32 @@ class Layer(nn.Module):
         self.block, self.multiplier = spec.block, spec.residual_multiplier
         if spec.block != "post":
             self.input_layernorm = Norm(spec, f"{at}.input_layernorm")
-        if layer.mixer == "attention":
-            self.self_attn: nn.Module = Attention(spec, layer, f"{at}.self_attn", context)
-        else:
-            self.conv: nn.Module = ShortConvolution(spec, f"{at}.conv")
-        self.mixer = layer.mixer
+        self.mixer, kind = MIXERS[layer.mixer]
+        self.add_module(self.mixer, kind(spec, layer, f"{at}.{self.mixer}", context))
         if spec.block in ("sandwich", "post"):
             self.attention_output_norm = Norm(spec, f"{at}.attention_output_norm")
             self.mlp_output_norm = Norm(spec, f"{at}.mlp_output_norm")
         if spec.block in ("pre", "sandwich"):
             self.post_attention_layernorm = Norm(spec, f"{at}.post_attention_layernorm")
-        if layer.experts:
-            self.mlp: nn.Module = Mixture(spec, layer, f"{at}.mlp")
+        self.shifted = layer.feed_forward == "channel_mix"
+        if self.shifted:
+            self.mlp: nn.Module = ChannelMix(spec, f"{at}.mlp")
+        elif layer.experts:
+            self.mlp = Mixture(spec, layer, f"{at}.mlp")
         else:
             self.mlp = FeedForward(spec, layer.ffn_width, f"{at}.mlp")
 
     def forward(self, x: Tensor, tables: tuple[Tensor, ...], position: Tensor) -> Tensor:
         """Applies mixer and feed-forward part, each with its norms and residual."""
-        mixer = self.self_attn if self.mixer == "attention" else self.conv
         normed = x if self.block == "post" else self.input_layernorm(x)
-        added = mixer(normed, tables, position)
+        added = self.get_submodule(self.mixer)(normed, tables, position)
         if self.block == "parallel":
             return x + self._scaled(added) + self._scaled(self.mlp(normed))
         if self.block != "pre":
             added = self.attention_output_norm(added)
         x = x + self._scaled(added)
-        added = self.mlp(x if self.block == "post" else self.post_attention_layernorm(x))
+        normed = x if self.block == "post" else self.post_attention_layernorm(x)
+        added = self.mlp(normed, position) if self.shifted else self.mlp(normed)
         if self.block != "pre":
             added = self.mlp_output_norm(added)
         return x + self._scaled(added)
@@ -287,6 +233,8 @@ class Trunk(nn.Module):
     def __init__(self, spec: ModelSpec, context: int) -> None:
         super().__init__()
         self.embed_tokens = Weights(spec, "model.embed_tokens")
+        if "model.embedding_norm.weight" in spec.weights:
+            self.embedding_norm = Norm(spec, "model.embedding_norm")
         self.layers = nn.ModuleList(
             Layer(spec, layer, index, context) for index, layer in enumerate(spec.layers)
         )
@@ -321,6 +269,8 @@ class Decoder(nn.Module):
         x = ops.embedding(tokens, trunk.embed_tokens.weight)
         if spec.embedding_multiplier != 1:
             x = token_ops.scale(x, spec.embedding_multiplier)
+        if "model.embedding_norm.weight" in spec.weights:
+            x = trunk.embedding_norm(x)
         tables = tuple(self.get_buffer(name) for name in self.tables)
         for layer in trunk.layers:
             x = layer(x, tables, position)

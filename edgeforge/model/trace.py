@@ -66,4 +66,6 @@ def _kind(buffer: str) -> InputKind:
     """Returns what a buffer of the decoder is, by its name."""
     if buffer.startswith("rope_"):
         return "table"
+    if buffer.endswith(".memory"):
+        return "memory"
     return "recent" if buffer.endswith(".recent") else "cache"

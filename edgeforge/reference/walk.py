@@ -224,7 +224,10 @@ class Walk:
             given = self.program.inputs[source.name]
             if given.kind == "position":
                 return torch.zeros(1, dtype=torch.int64)
-            if given.kind == "recent":  # a fresh one for each block, because the call changes it
+            if given.kind in (
+                "recent",
+                "memory",
+            ):  # a fresh one for each block, because the call changes it
                 return torch.zeros(tuple(map(int, source.meta["val"].shape)))
             # Every block is a text of its own that begins at position 0, so an empty cache as long
             # as the block is enough.

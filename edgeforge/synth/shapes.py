@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from edgeforge.families.registry import read_spec
+from edgeforge.families.spec import WeightSpec
 
 
 def tensor_shapes(config: Mapping[str, object]) -> list[tuple[str, tuple[int, ...]]]:
@@ -24,14 +25,21 @@ def tensor_shapes(config: Mapping[str, object]) -> list[tuple[str, tuple[int, ..
 def vector_centres(config: Mapping[str, object]) -> dict[str, float]:
     """Returns the number around which the elements of each vector lie, by its tensor's name.
 
-    It is 0 for a bias and 1 for a norm's scale, less what the norm adds to it.
+    It is 0 for a bias and for the logarithm of a decay, 1 for a norm's scale, less what the norm
+    adds to it, and a half for other factors.
 
     Args:
         config: a complete config.json of a known family.
     """
     return {
-        piece.tensor: 0.0 if weight.role == "bias" else 1.0 - weight.added
+        piece.tensor: _centre(weight)
         for weight in read_spec(config).weights.values()
-        if len(weight.shape) == 1
+        if len(weight.shape) == 1 or weight.role == "gain"
         for piece in weight.pieces
     }
+
+
+def _centre(weight: WeightSpec) -> float:
+    if weight.role == "bias" or weight.form == "negative_exponential":
+        return 0.0
+    return 0.5 if weight.role == "gain" else 1.0 - weight.added

@@ -178,13 +178,14 @@ class Recipe:
 def stays_float32(shape: tuple[int, ...], role: str) -> bool:
     """Whether a weight is float32 whatever a recipe says.
 
-    Vectors and convolutions are small. A router is, too, and a small error of it sends a token to
-    another expert.
+    Vectors, convolutions and the numbers of a recurrence are small. A router is, too, and a small
+    error of it sends a token to another expert; one of a gate's products changes how long a
+    recurrence remembers.
 
     >>> stays_float32((8, 3), "conv"), stays_float32((8,), "bias"), stays_float32((8, 8), "linear")
     (True, True, False)
     """
-    return len(shape) == 1 or role in ("conv", "router")
+    return len(shape) == 1 or role in ("conv", "router", "gain", "gate")
 
 
 def norm_matrix(format: WeightFormat | None = None) -> Assignment:

@@ -256,3 +256,80 @@ class SparseMixerCall:
         jitter = node.args[1]
         assert isinstance(jitter, float)
         return cls(node_argument(node, 0), jitter)
+
+
+@dataclass(frozen=True)
+class RecurrenceCall:
+    """``edgeforge::recurrence(query, key, value, log_decay, bonus, beta, memory, position)``.
+
+    Attributes:
+        query: ``float[1, t, g, n]``.
+        key: ``float[1, t, g, n]``.
+        value: ``float[1, t, h, p]``.
+        log_decay: ``float[1, t, h]``, ``float[1, t, h, n]``, or a weight ``float[h, n]``.
+        bonus: a weight ``float[h, n]``; None where a token is read after it was added.
+        beta: ``float[1, t, h]``; None where values are added and replace nothing.
+        memory: the state, ``float[1, h, n, p]``.
+    """
+
+    query: fx.Node
+    key: fx.Node
+    value: fx.Node
+    log_decay: fx.Node
+    bonus: fx.Node | None
+    beta: fx.Node | None
+    memory: fx.Node
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """The view of a node that calls ``edgeforge::recurrence``."""
+        query, key, value, decay = (node_argument(node, index) for index in range(4))
+        bonus, beta = (None if node.args[i] is None else node_argument(node, i) for i in (4, 5))
+        return cls(query, key, value, decay, bonus, beta, node_argument(node, 6))
+
+    @property
+    def constant_decay(self) -> bool:
+        """Whether the decay is a weight, the same for all tokens."""
+        return len(shape_of(self.log_decay)) == 2
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Heads of the memory, heads of queries and keys, and the memory's rows and columns."""
+        _, heads, rows, columns = shape_of(self.memory)
+        return heads, shape_of(self.query)[2], rows, columns
+
+
+@dataclass(frozen=True)
+class TokenShiftCall:
+    """``edgeforge::token_shift(x, recent, position)``.
+
+    Attributes:
+        x: ``float[1, t, n]``.
+        recent: the state, ``float[1, n, 1]``.
+    """
+
+    x: fx.Node
+    recent: fx.Node
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """The view of a node that calls ``edgeforge::token_shift``."""
+        return cls(node_argument(node, 0), node_argument(node, 1))
+
+
+@dataclass(frozen=True)
+class GainCall:
+    """``edgeforge::gain(x, weight)``.
+
+    Attributes:
+        x: ``float[1, t, n]`` or ``float[1, t, h, n]``.
+        weight: ``float[n]``, or ``float[h, 1]``.
+    """
+
+    x: fx.Node
+    weight: fx.Node
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """The view of a node that calls ``edgeforge::gain``."""
+        return cls(node_argument(node, 0), node_argument(node, 1))

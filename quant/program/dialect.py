@@ -16,6 +16,7 @@ from quant.formats.activations import INPUT_SCALE
 from quant.formats.formats import PaletteFormat
 from quant.program import (  # noqa: F401  they define torch.ops.edgeforge
     expert_ops,
+    recurrence_ops,
     state_ops,
     token_ops,
 )
@@ -31,12 +32,16 @@ RMS_NORM = _edgeforge.rms_norm.default
 ROPE = _edgeforge.rope.default
 ATTENTION = _edgeforge.attention.default
 SHORT_CONV = _edgeforge.short_conv.default
+RECURRENCE = _edgeforge.recurrence.default
+TOKEN_SHIFT = _edgeforge.token_shift.default
 BIAS = _edgeforge.bias.default
 LAYER_NORM = _edgeforge.layer_norm.default
 GELU = _edgeforge.gelu.default
 SCALE = _edgeforge.scale.default
 SOFTCAP = _edgeforge.softcap.default
 CLAMP = _edgeforge.clamp.default
+GAIN = _edgeforge.gain.default
+L2_NORM = _edgeforge.l2_norm.default
 ROUTE = _edgeforge.route.default
 ROUTE_SPARSE_MIXER = _edgeforge.route_sparse_mixer.default
 CHOSEN = _edgeforge.chosen_tokens.default
@@ -49,6 +54,10 @@ ADD = _aten.add.Tensor
 MUL = _aten.mul.Tensor
 SILU = _aten.silu.default
 SIGMOID = _aten.sigmoid.default
+TANH = _aten.tanh.default
+RELU = _aten.relu.default
+EXP = _aten.exp.default
+SOFTPLUS = _aten.softplus.default
 VIEW = _aten.view.default
 SPLIT = _aten.split_with_sizes.default
 SIZE = _aten.sym_size.int
@@ -56,10 +65,12 @@ LAST = _aten.slice.Tensor
 GET = operator.getitem
 
 # What carries a state from call to call (`quant.program.states`).
-STATEFUL: frozenset[Callable[..., object]] = frozenset({ATTENTION, SHORT_CONV})
+STATEFUL: frozenset[Callable[..., object]] = frozenset(
+    {ATTENTION, SHORT_CONV, RECURRENCE, TOKEN_SHIFT}
+)
 # What works token by token with one operand, and is no product and no norm.
 ELEMENTWISE: frozenset[Callable[..., object]] = frozenset(
-    {BIAS, SILU, SIGMOID, GELU, SCALE, SOFTCAP, CLAMP}
+    {BIAS, GAIN, SILU, SIGMOID, TANH, RELU, EXP, SOFTPLUS, GELU, SCALE, SOFTCAP, CLAMP}
 )
 # What gives each token its weights of a mixture's experts.
 ROUTES: frozenset[Callable[..., object]] = frozenset({ROUTE, ROUTE_SPARSE_MIXER})
@@ -69,7 +80,7 @@ FLOAT_DIALECT: frozenset[Callable[..., object]] = (
     STATEFUL
     | ELEMENTWISE
     | MIXTURE
-    | {EMBEDDING, LINEAR, RMS_NORM, LAYER_NORM, ROPE, ADD, MUL, VIEW, SPLIT, SIZE, GET}
+    | {EMBEDDING, LINEAR, RMS_NORM, LAYER_NORM, L2_NORM, ROPE, ADD, MUL, VIEW, SPLIT, SIZE, GET}
 )
 # Operators that round an activation before a product reads it.
 ROUNDINGS: frozenset[Callable[..., object]] = frozenset({ROUND_PER_TOKEN, ROUND_PER_TENSOR})
@@ -83,7 +94,8 @@ POINTWISE = (
     ROUNDINGS
     | ELEMENTWISE
     | ROUTES
-    | {EMBEDDING, LINEAR, RMS_NORM, LAYER_NORM, ADD, MUL, QUANT_LINEAR, QUANT_EMBEDDING, SPLIT, GET}
+    | {EMBEDDING, LINEAR, RMS_NORM, LAYER_NORM, L2_NORM, ADD, MUL, SPLIT, GET}
+    | {QUANT_LINEAR, QUANT_EMBEDDING}
 )
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import fx
 
-InputKind = Literal["tokens", "position", "weight", "table", "cache", "recent"]
+InputKind = Literal["tokens", "position", "weight", "table", "cache", "recent", "memory"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Input:
 
     Attributes:
         kind: the caller gives tokens and position at every call; weights come from a store or a
-            checkpoint; tables are constants of the program; caches and recent tokens are states
-            between calls (`quant.program.states`).
+            checkpoint; tables are constants of the program; caches, recent tokens and memories are
+            states between calls (`quant.program.states`).
         name: the weight's, table's or state's name.
         part: the weight's stored part: ``value`` when it is float; ``codes``, ``scale``,
             ``zero_point``, a palette's ``lut`` or ``input_scale`` otherwise.

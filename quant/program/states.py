@@ -12,13 +12,17 @@ from typing import Literal
 
 from quant.program.program import Program
 
-StateKind = Literal["cache", "recent"]
+StateKind = Literal["cache", "recent", "memory"]
 """``cache``: keys or values, a row for each position. A call at position p writes its rows from p
 on and reads no row after them. So a smaller position takes tokens back, and nothing is ever reset.
 
-``recent``: the last few tokens' inputs of a convolution. A call at position 0 ignores what it
-holds; a call at any other position must follow the call that wrote it. So tokens cannot be taken
-back: the text must begin again, or the state must have been copied before."""
+``recent``: the last few tokens' inputs of a convolution, or of a token's shift. A call at position
+0 ignores what it holds; a call at any other position must follow the call that wrote it. So tokens
+cannot be taken back: the text must begin again, or the state must have been copied before.
+
+``memory``: the matrices of a recurrence, of a fixed size however long the text is. What a call's
+position means to it is the same as for ``recent``. A recurrence adds to it at every token, so it is
+kept in float32, or in two numbers of 16 bits that add up to as much."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class State:
         name: its name, ``model.layers.N.` and so on.
         kind: what it holds.
         shape: ``[1, kv_heads, context, head_dim]`` for a cache; ``[1, columns, tokens]`` for
-            recent tokens. In float programs the dtype is float32; a target may keep another one.
+            recent tokens; ``[1, heads, key_width, value_width]`` for a memory. In float programs
+            the dtype is float32; a target may keep another one.
     """
 
     name: str
@@ -47,5 +52,5 @@ def states_of(program: Program) -> Iterator[State]:
     for node in program.graph.nodes:
         if node.op == "placeholder":
             given = program.inputs[node.name]
-            if given.kind == "cache" or given.kind == "recent":
+            if given.kind == "cache" or given.kind == "recent" or given.kind == "memory":
                 yield State(given.name, given.kind, tuple(map(int, node.meta["val"].shape)))

@@ -94,3 +94,34 @@ def clamp(x: Tensor, limit: float) -> Tensor:
 @clamp.register_fake
 def _(x: Tensor, limit: float) -> Tensor:
     return torch.empty_like(x)
+
+
+@torch.library.custom_op("edgeforge::gain", mutates_args=())
+def gain(x: Tensor, weight: Tensor) -> Tensor:
+    """``x * weight``, element by element.
+
+    Args:
+        x: ``float[..., n]``, or ``float[..., h, n]``.
+        weight: ``float[n]``, a factor of each column; or ``float[h, 1]``, one of each head.
+
+    Returns:
+        ``float[...]``, as ``x``.
+    """
+    return x * weight.to(x.dtype)
+
+
+@gain.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("edgeforge::l2_norm", mutates_args=())
+def l2_norm(x: Tensor, eps: float) -> Tensor:
+    """``x / sqrt(sum(x**2, -1) + eps)`` over the last axis, computed in float32."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.pow(2).sum(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+@l2_norm.register_fake
+def _(x: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(x)

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from edgeforge.families.assembly import assemble, bias, convolution, matrix, norm
 from edgeforge.families.spec import LayerSpec, ModelSpec, RopeSpec, WeightSpec
+from tests.oracles import recurrent_layers
+from tests.oracles.recurrent_layers import CONV, DELTA, EAGLE, FINCH, MAMBA
 
 HIDDEN, HEAD, FFN, VOCAB, CONTEXT = 32, 8, 48, 50, 64
 FULL = LayerSpec(4, 2, FFN)
@@ -68,6 +70,8 @@ def small_spec(
                 if qk_norm:
                     wide = width if qk_norm < 0 else qk_norm
                     made[f"self_attn.{part}_norm"] = norm(f"{part}_norm", wide)
+        elif layer.recurrence is not None:
+            made = recurrent_layers.mixer_weights(layer, HIDDEN)
         else:
             made = {
                 **product("conv.in_proj", HIDDEN, 3 * HIDDEN),
@@ -84,6 +88,9 @@ def small_spec(
         for name in names.get(str(block), (*names["pre"], *names["post"])):
             made |= normed(name)
         width = layer.ffn_width
+        if layer.feed_forward == "channel_mix":
+            made |= recurrent_layers.channel_mix_weights(layer, HIDDEN)
+            return {name: _renamed(weight, f"{index}.") for name, weight in made.items()}
         if layer.experts:
             made |= mixture_weights(layer)
             return {name: _renamed(weight, f"{index}.") for name, weight in made.items()}
@@ -190,3 +197,12 @@ MIXTURES = {
     "one-expert": small_spec((replace(MIXED, experts=1, chosen_experts=1),)),
 }  # fmt: skip
 """Specs with mixtures of experts."""
+
+RECURRENT = {
+    "rwkv5": small_spec((EAGLE, EAGLE), shifted=True, norm="layer", tied=False),
+    "rwkv6": small_spec((FINCH, FINCH), shifted=True, norm="layer", tied=False),
+    "mamba": small_spec((MAMBA, FULL, MAMBA), conv_width=CONV),
+    "mamba-mixture": small_spec((MAMBA, replace(MIXED, rope=None)), conv_width=CONV),
+    "delta-net": small_spec((DELTA, FULL, DELTA), conv_width=CONV, tied=False),
+}
+"""Specs with recurrences, of every form."""

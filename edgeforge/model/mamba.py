@@ -1,0 +1,65 @@
+"""Mamba 2 (arXiv 2405.21060): a convolution, and a recurrence whose decay each token decides."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgeforge.families.spec import LayerSpec, ModelSpec, convolved_columns
+from edgeforge.model.parts import Norm, Projection, Weights
+from quant.program import recurrence_ops, state_ops, token_ops
+
+
+class Mamba(nn.Module):
+    """Mamba 2's mix of tokens: ``float[1, t, hidden] -> float[1, t, hidden]``.
+
+    ``in_proj`` gives the gate, and values, keys and queries side by side (x, B and C);
+    ``dt_proj``, whose bias is the checkpoint's ``dt_bias``, gives each head its step. The states
+    are the convolution's last inputs, ``float[1, columns, conv_width - 1]``, and the memory,
+    ``float[1, heads, key_width, value_width]``.
+    """
+
+    def __init__(self, spec: ModelSpec, layer: LayerSpec, at: str, context: int) -> None:
+        super().__init__()
+        made = layer.recurrence
+        assert made is not None
+        self.made, self.columns = made, convolved_columns(spec, layer)
+        self.inner = made.heads * made.value_width
+        self.in_proj = Projection(spec, f"{at}.in_proj")
+        self.dt_proj = Projection(spec, f"{at}.dt_proj")
+        self.conv = Weights(spec, f"{at}.conv")
+        self.decay = Weights(spec, f"{at}.decay")
+        self.skip = Weights(spec, f"{at}.skip")
+        self.norm = Norm(spec, f"{at}.norm")
+        self.out_proj = Projection(spec, f"{at}.out_proj")
+        recent = torch.zeros(1, self.columns, spec.conv_width - 1, device="meta")
+        self.register_buffer("recent", recent)
+        memory = torch.zeros(1, made.heads, made.key_width, made.value_width, device="meta")
+        self.register_buffer("memory", memory)
+
+    def forward(self, x: Tensor, tables: tuple[Tensor, ...], position: Tensor) -> Tensor:
+        """Mixes each token with those before it."""
+        count, made = x.shape[1], self.made
+        gate, packed = self.in_proj(x).split([self.inner, self.columns], -1)
+        packed = state_ops.short_conv(packed, self.conv.weight, self.recent, position)
+        if self.conv.bias is not None:
+            packed = token_ops.bias(packed, self.conv.bias)
+        width = made.key_heads * made.key_width
+        v, k, q = F.silu(packed).split([self.inner, width, width], -1)
+        step = F.softplus(self.dt_proj(x))
+        q, k = (x.view(1, count, made.key_heads, made.key_width) for x in (q, k))
+        v = v.view(1, count, made.heads, made.value_width)
+        found = recurrence_ops.recurrence(
+            q,
+            k,
+            v * step.view(1, count, made.heads, 1),
+            token_ops.gain(step, self.decay.weight),
+            None,
+            None,
+            self.memory,
+            position,
+        )
+        found = (found + token_ops.gain(v, self.skip.weight)).view(1, count, self.inner)
+        out: Tensor = self.out_proj(self.norm(found * F.silu(gate)))
+        return out
