@@ -14,6 +14,9 @@ from quant.quoted import quoted
 FULL: Final = "full_attention"
 SLIDING: Final = "sliding_attention"
 CONV: Final = "conv"
+LINEAR: Final = "linear_attention"
+
+_OTHER: Final = {"short_conv": CONV, "delta_net": LINEAR}
 
 
 def kind_of(layer: LayerSpec) -> str:
@@ -22,8 +25,8 @@ def kind_of(layer: LayerSpec) -> str:
     >>> kind_of(LayerSpec(4, 2, 64, window=16)), kind_of(LayerSpec(4, 2, 64))
     ('sliding_attention', 'full_attention')
     """
-    if layer.mixer == "short_conv":
-        return CONV
+    if layer.mixer in _OTHER:
+        return _OTHER[layer.mixer]
     return SLIDING if layer.window else FULL
 
 

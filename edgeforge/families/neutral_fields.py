@@ -19,6 +19,7 @@ from edgeforge.families.spec import ModelSpec
 _CAUSAL_HEADS: Final = (
     *("forcausallm", "lmheadmodel"),
     *("gemma3forconditionalgeneration", "mistral3forconditionalgeneration"),
+    "qwen3_5forconditionalgeneration",
 )
 
 # What every family here does: false would be another model, and no field at all means true.

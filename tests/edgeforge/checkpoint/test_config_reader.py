@@ -32,7 +32,7 @@ OPENELM = {
 MINICPM = {"model_type": "minicpm", "scale_emb": 10, "scale_depth": 1.4, "dim_model_base": 24}
 NO_RMS_NORM = {field: value for field, value in LLAMA.items() if field != "rms_norm_eps"}
 LIKE_LLAMA = ("gemma", "gemma2", "gemma3", "gemma3_text", "granite", "minicpm", "ministral3")
-LIKE_LLAMA += ("olmo2", "olmo3", "qwen2", "qwen3", "smollm3")
+LIKE_LLAMA += ("olmo2", "olmo3", "qwen2", "qwen3", "qwen3_5", "qwen3_5_text", "smollm3")
 MIXTURES = ("granitemoe", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe")
 BY_FAMILY = {
     "llama": LLAMA,
@@ -119,7 +119,8 @@ def test_a_field_that_changes_the_maths_is_refused_unless_vouched_for(family, fi
     value = CHANGES_THE_MATHS[field]
     config = BY_FAMILY[family] | {field: value}
     message = refusal(config)
-    if field == "layer_types" and family in ("qwen2", "qwen2_moe", "qwen3", "smollm3", "lfm2"):
+    kinds = ("qwen2", "qwen2_moe", "qwen3", "qwen3_5", "qwen3_5_text", "smollm3", "lfm2")
+    if field == "layer_types" and family in kinds:
         # They read the field, and have no such kind of layer, or none in this configuration.
         assert "layer_types[0] is 'sliding_attention'" in message
         return
@@ -143,6 +144,11 @@ def test_a_bias_is_mapped_or_refused(family, field):
     reading["attention_bias"] += ("granitemoe", "olmoe", "phimoe", "qwen3_moe")
     reading["mlp_bias"] += ("smollm3",)
     config = BY_FAMILY[family] | {field: True}
+    if family.startswith("qwen3_5"):  # biases of its attention; a recurrence's steps have their own
+        config |= {"full_attention_interval": 1}
+        if field == "attention_bias":
+            assert "model.layers.0.self_attn.gate_proj.bias" in read_spec(config).weights
+            return
     if family in reading[field] and family not in ("minicpm", "ministral3", "qwen2"):
         biased = {n for n in read_spec(config).weights if n.endswith("_proj.bias")}
         names = {name.split(".")[-2] for name in biased}
