@@ -24,6 +24,8 @@ def kind_of(layer: LayerSpec) -> str:
     """
     if layer.mixer == "short_conv":
         return CONV
+    if layer.mixer != "attention":
+        return layer.mixer
     return SLIDING if layer.window else FULL
 
 

@@ -33,6 +33,8 @@ from edgeforge.families import (
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    rwkv5,
+    rwkv6,
     smollm3,
     stablelm,
 )
@@ -67,6 +69,8 @@ FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] =
     "qwen2_moe": qwen2_moe.read_spec,
     "qwen3": qwen3.read_spec,
     "qwen3_moe": qwen3_moe.read_spec,
+    "rwkv5": rwkv5.read_spec,
+    "rwkv6": rwkv6.read_spec,
     "smollm3": smollm3.read_spec,
     "stablelm": stablelm.read_spec,
 }
