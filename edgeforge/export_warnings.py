@@ -37,6 +37,7 @@ def warnings_of(run: ExportRun) -> tuple[str, ...]:
         *_of_tokenizer(run.model.checkpoint.tokenizer_files, spec),
         *_of_ends(run.model.eos),
         *_of_longrope(spec, context),
+        *_of_context(spec, context),
         *run.planned.warnings,
         *(() if run.calibration is None else run.calibration.notes),
     )
@@ -136,7 +137,7 @@ def _of_ends(eos: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def _of_longrope(spec: ModelSpec, context: int) -> tuple[str, ...]:
-    if not uses_long_set(spec.rope, context):
+    if spec.rope is None or not uses_long_set(spec.rope, context):
         return ()
     short = spec.rope.original_context
     return (
@@ -144,4 +145,14 @@ def _of_longrope(spec: ModelSpec, context: int) -> tuple[str, ...]:
         f"{context} tokens is longer than the original context of {short}; texts of at most "
         f"{short} tokens are computed with the short factors by transformers, so they come out "
         f"differently here: for such texts export with --context {short}",
+    )
+
+
+def _of_context(spec: ModelSpec, context: int) -> tuple[str, ...]:
+    if spec.attends or context <= spec.max_context:
+        return ()
+    return (
+        f"the declared context of {context} tokens is longer than the {spec.max_context} tokens of "
+        f"the texts on which the model was trained: its states take no more memory, but how well "
+        f"it predicts there is not known",
     )

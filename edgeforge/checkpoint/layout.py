@@ -28,9 +28,11 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "rwkv_vocab_v20230424.txt",
+    "vocab.txt",
 )
 # One of these is enough to turn text into tokens.
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "rwkv_vocab_v20230424.txt")
 
 # `find_weights` tries safetensors before pickles, and a single file before shards.
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"

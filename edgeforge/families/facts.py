@@ -11,6 +11,9 @@ from exporters.target import ModelFacts
 DEFAULT_CONTEXT: Final = 4096
 """A longer context must be asked for: its caches and rotary tables cost memory on the phone."""
 
+LONGEST_CONTEXT: Final = 1 << 20
+"""The longest that a model may declare whose states do not grow with the text."""
+
 
 def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
     """Returns what targets need to know about a model.
@@ -52,12 +55,21 @@ def choose_context(spec: ModelSpec, asked: int | None) -> int:
     """Returns the declared context in tokens: ``asked``, or the model's up to `DEFAULT_CONTEXT`.
 
     Raises:
-        UsageError: ``asked`` is under 2 or longer than the model's own context.
+        UsageError: ``asked`` is under 2 or longer than the model can have.
     """
     if asked is None:
         return min(spec.max_context, DEFAULT_CONTEXT)
-    if not 2 <= asked <= spec.max_context:
+    longest = longest_context(spec)
+    if not 2 <= asked <= longest:
         raise UsageError(
-            f"--context {asked} is not possible: this model takes 2 to {spec.max_context} tokens"
+            f"--context {asked} is not possible: this model takes 2 to {longest} tokens"
         )
     return asked
+
+
+def longest_context(spec: ModelSpec) -> int:
+    """Returns the longest context that an artifact of the model may declare, tokens.
+
+    A model without attention has states of a fixed size, and runs past the texts it was trained on.
+    """
+    return spec.max_context if spec.attends else max(spec.max_context, LONGEST_CONTEXT)

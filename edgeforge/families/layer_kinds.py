@@ -25,8 +25,8 @@ def kind_of(layer: LayerSpec) -> str:
     >>> kind_of(LayerSpec(4, 2, 64, window=16)), kind_of(LayerSpec(4, 2, 64))
     ('sliding_attention', 'full_attention')
     """
-    if layer.mixer in _OTHER:
-        return _OTHER[layer.mixer]
+    if layer.mixer != "attention":
+        return _OTHER.get(layer.mixer, layer.mixer)
     return SLIDING if layer.window else FULL
 
 

@@ -34,6 +34,8 @@ from edgeforge.families import (
     qwen3,
     qwen3_5,
     qwen3_moe,
+    rwkv5,
+    rwkv6,
     smollm3,
     stablelm,
 )
@@ -70,6 +72,8 @@ FAMILIES: dict[str, Callable[[ConfigReader, Mapping[str, object]], ModelSpec]] =
     "qwen3_5": qwen3_5.read_spec,
     "qwen3_5_text": qwen3_5.read_text_spec,
     "qwen3_moe": qwen3_moe.read_spec,
+    "rwkv5": rwkv5.read_spec,
+    "rwkv6": rwkv6.read_spec,
     "smollm3": smollm3.read_spec,
     "stablelm": stablelm.read_spec,
 }

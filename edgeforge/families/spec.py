@@ -190,14 +190,15 @@ class ModelSpec:
     Attributes:
         model_type: the checkpoint's ``model_type``, a key of `edgeforge.families.registry`.
         hidden_size: width of the residual stream.
-        head_dim: width of one attention head.
+        head_dim: width of one attention head; of one head of the recurrence where no layer attends.
         vocab_size: rows of the embedding.
         layers: dimensions layer by layer.
         norm_eps: epsilon of every norm.
         ropes: the rotary embeddings; layers name theirs by index. The first is that of layers that
-            see the whole context.
+            see the whole context. Empty where no layer rotates.
         tied: whether the head is the embedding transposed.
-        max_context: the longest context that the checkpoint was made for, tokens.
+        max_context: the longest context that the checkpoint was made for, tokens. A model without
+            attention takes longer ones too, for its states do not grow.
         bos: token that begins a text, if any.
         eos: tokens that end a text.
         pad: padding token, if any.
@@ -258,9 +259,14 @@ class ModelSpec:
     router_jitter: float = 0.0
 
     @property
-    def rope(self) -> RopeSpec:
-        """The rotary embedding of layers that see the whole context."""
-        return self.ropes[0]
+    def rope(self) -> RopeSpec | None:
+        """The rotary embedding of layers that see the whole context; None where there is none."""
+        return self.ropes[0] if self.ropes else None
+
+    @property
+    def attends(self) -> bool:
+        """Whether some layer attends to all earlier tokens, whose keys and values it then keeps."""
+        return any(layer.mixer == "attention" for layer in self.layers)
 
     @property
     def window(self) -> int:

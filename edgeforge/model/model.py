@@ -13,6 +13,7 @@ from edgeforge.checkpoint.adapter import Adapter, open_adapters
 from edgeforge.checkpoint.checkpoint import Checkpoint
 from edgeforge.checkpoint.imported.registry import method_of
 from edgeforge.checkpoint.sentencepiece_model import MODEL, converted_tokenizer
+from edgeforge.checkpoint.world_vocabulary import find_vocabulary, tokenizer_of_vocabulary
 from edgeforge.errors import CheckpointError
 from edgeforge.families.registry import read_spec
 from edgeforge.families.spec import ModelSpec
@@ -133,20 +134,35 @@ def _adapted(
 
 
 def _convert_tokenizer(checkpoint: Checkpoint) -> None:
-    """Makes a ``tokenizer.json`` of a SentencePiece model that is a checkpoint's only tokenizer.
+    """Makes a ``tokenizer.json`` of another file that is a checkpoint's only tokenizer.
 
-    Where that is not possible, `export` refuses the checkpoint; what needs no text goes on.
+    That is a SentencePiece model, or RWKV's World vocabulary. Where it is not possible, `export`
+    refuses the checkpoint; what needs no text goes on.
     """
     files = checkpoint.tokenizer_files
-    if TOKENIZER in files or MODEL not in files:
+    if TOKENIZER in files:
+        return
+    world = find_vocabulary(files)
+    if MODEL not in files and world is None:
         return
     try:
-        files[TOKENIZER] = converted_tokenizer(files)
+        if MODEL in files:
+            files[TOKENIZER] = converted_tokenizer(files)
+        elif world is not None:
+            files[TOKENIZER] = tokenizer_of_vocabulary(files, world)
     except CheckpointError as error:
         checkpoint.tokenizer_refusal = str(error)
         return
     checkpoint.source_files.watch([files[TOKENIZER]])
-    checkpoint.notes += (
-        "tokenizer.json was made of the checkpoint's tokenizer.model by transformers, and gives "
-        "the same tokens as SentencePiece on the texts that were tried",
-    )
+    if MODEL in files:
+        note = (
+            "tokenizer.json was made of the checkpoint's tokenizer.model by transformers, and "
+            "gives the same tokens as SentencePiece on the texts that were tried"
+        )
+    else:
+        assert world is not None
+        note = (
+            f"tokenizer.json was made of the checkpoint's {world.name}: it takes the longest token "
+            f"at each byte, as RWKV's World tokenizer, by a regular expression of all tokens"
+        )
+    checkpoint.notes += (note,)

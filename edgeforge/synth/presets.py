@@ -19,6 +19,7 @@ from edgeforge.synth.preset import (
     Preset,
     make_preset,
 )
+from edgeforge.synth.recurrent_presets import RECURRENT_PRESETS
 
 
 def _ramp(first: float, last: float, count: int) -> list[float]:
@@ -301,4 +302,5 @@ PRESETS: Final[dict[str, Preset]] = {
     **NEWER_PRESETS,
     **MIXTURE_PRESETS,
     **DELTA_NET_PRESETS,
+    **RECURRENT_PRESETS,
 }

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeforge.checkpoint.world_vocabulary import byte_characters
 from edgeforge.errors import UsageError
 from edgeforge.output_folder.atomic import atomic_folder
 from edgeforge.output_folder.contents import SYNTH_RECORD
@@ -119,7 +120,7 @@ def write_byte_tokenizer(folder: Path, entries: int = TINY_VOCAB) -> None:
 
     names = {TINY_BOS: "<|begin|>", TINY_EOS: "<|end|>", TINY_PAD: "<|pad|>"}
     specials = [names.get(i, f"<|unused_{i}|>") for i in range(256, entries)]
-    vocab = {character: byte for byte, character in enumerate(_byte_characters())}
+    vocab = {character: byte for byte, character in enumerate(byte_characters())}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -140,13 +141,6 @@ def write_byte_tokenizer(folder: Path, entries: int = TINY_VOCAB) -> None:
             "unk_token": None,  # some families' tokenizers would add one of their own
         },
     )
-
-
-def _byte_characters() -> list[str]:
-    """Return the visible character that byte-level BPE writes for each byte, in byte order."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    stand_ins = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in visible else chr(next(stand_ins)) for byte in range(256)]
 
 
 def _find(preset: str) -> Preset:

@@ -14,6 +14,7 @@ from typing import Final
 
 from device_harness.errors import DeviceError
 from edgeforge.errors import CheckFailed
+from edgeforge.families.facts import longest_context
 from edgeforge.families.spec import ModelSpec
 from edgeforge.model.model import Model
 from edgeforge.verification.bounds import Checked
@@ -48,10 +49,10 @@ def check_meaning(folder: Path, manifest: Manifest, model: Model) -> list[Checke
         ExportError: a file is missing or damaged.
     """
     findings, spec = Findings(), _program_spec(model.spec, manifest)
-    if manifest.context > spec.max_context:
+    if manifest.context > (longest := longest_context(spec)):
         findings.fact("context", "")
         words = f"the artifact is made for {manifest.context} tokens, more than the checkpoint's"
-        findings.same("context", False, MANIFEST, f"{words} {spec.max_context}")
+        findings.same("context", False, MANIFEST, f"{words} {longest}")
         return findings.checks()
     reader = READERS.get(manifest.target)
     if reader is None:
