@@ -195,7 +195,7 @@ class ModelSpec:
         layers: dimensions layer by layer.
         norm_eps: epsilon of every norm.
         ropes: the rotary embeddings; layers name theirs by index. The first is that of layers that
-            see the whole context.
+            see the whole context. None where no layer rotates.
         tied: whether the head is the embedding transposed.
         max_context: the longest context that the checkpoint was made for, tokens.
         bos: token that begins a text, if any.
@@ -259,8 +259,8 @@ class ModelSpec:
 
     @property
     def rope(self) -> RopeSpec:
-        """The rotary embedding of layers that see the whole context."""
-        return self.ropes[0]
+        """The rotary embedding of layers that see the whole context; one of no columns for none."""
+        return self.ropes[0] if self.ropes else RopeSpec(theta=10000.0, width=0)
 
     @property
     def window(self) -> int:
