@@ -40,9 +40,8 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
         width = layer.ffn_width if experts else shared
         if mamba is not None and kinds[index] == LINEAR:
             layer = mamba.layer(width)
-        layer = replace(
-            layer, ffn_width=width, rope=0 if rotated and not layer.recurrence else None
-        )
+        else:
+            layer = replace(layer, ffn_width=width, rope=0 if rotated else None)
         if not experts:
             return layer
         return replace(layer, experts=experts, chosen_experts=chosen, shared_width=shared)

@@ -14,6 +14,8 @@ from edgeforge.families.spec import LayerSpec, Piece, RecurrenceSpec, Role, Weig
 from quant.quoted import quoted
 
 _STEPS: Final = "time_step_limit"
+# JSON has no infinity, and transformers has written it in several ways.
+_INFINITE: Final = (math.inf, "Infinity", {"__float__": "Infinity"})
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,9 @@ def _check_steps(config: ConfigReader) -> None:
         return
     if not isinstance(given, list | tuple) or len(given) != 2:
         raise CheckpointError(f"{config.where}: {_STEPS} is {quoted(given)}, not two numbers")
-    least, most = given
-    if least != 0 or most not in (math.inf, "Infinity", {"__float__": "Infinity"}):
-        raise CheckpointError(
-            f"{config.where}: {_STEPS} is {quoted(given)}; EdgeForge implements steps without "
-            f"bounds, 0 to infinity"
-        )
+    for which, value, neutral in (("first", given[0], (0,)), ("second", given[1], _INFINITE)):
+        if value not in neutral:
+            raise CheckpointError(
+                f"{config.where}: the {which} number of {_STEPS} is {quoted(value)}; EdgeForge "
+                f"implements steps without bounds, from 0 to infinity"
+            )
