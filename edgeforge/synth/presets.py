@@ -8,6 +8,7 @@ from typing import Final
 
 from edgeforge.families.openelm import make_divisible
 from edgeforge.synth.delta_net_presets import DELTA_NET_PRESETS
+from edgeforge.synth.hybrid_presets import HYBRID_PRESETS
 from edgeforge.synth.mixture_presets import MIXTURE_PRESETS
 from edgeforge.synth.newer_presets import NEWER_PRESETS
 from edgeforge.synth.preset import (
@@ -303,4 +304,5 @@ PRESETS: Final[dict[str, Preset]] = {
     **MIXTURE_PRESETS,
     **DELTA_NET_PRESETS,
     **RECURRENT_PRESETS,
+    **HYBRID_PRESETS,
 }

@@ -184,6 +184,26 @@ MIXTURES: dict[str, Config] = {
     ),
 }
 
+# Models whose layers carry a memory from token to token.
+RECURRENT: dict[str, Config] = {
+    "granitemoehybrid": _config(
+        "granitemoehybrid",
+        num_hidden_layers=3,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        mamba_n_heads=8,
+        mamba_d_state=24,
+        num_local_experts=8,
+        num_experts_per_tok=3,
+        intermediate_size=32,
+        shared_intermediate_size=64,
+        embedding_multiplier=12.0,
+        attention_multiplier=0.3,
+        residual_multiplier=0.22,
+        logits_scaling=8.0,
+        tie_word_embeddings=True,
+    ),
+}
+
 # What transformers needs of the part of mistral3 that reads images.
 PIXTRAL: Config = {
     "model_type": "pixtral",

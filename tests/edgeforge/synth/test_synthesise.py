@@ -76,6 +76,10 @@ def rows_of(tensors: dict[str, torch.Tensor], piece: Piece) -> torch.Tensor:
         ("granite-3.1-1b-a400m", 1_334_628_352),
         ("phi-3.5-moe", 41_873_153_344),
         ("qwen3.5-0.8b", 752_393_024),
+        ("granite-4.0-h-350m", 340_332_224),
+        ("granite-4.0-h-1b", 1_461_538_368),
+        ("granite-4.0-h-micro", 3_191_396_096),
+        ("granite-4.0-h-tiny", 6_939_037_248),
     ],
 )
 def test_parameter_counts_are_the_released_models(preset, parameters):
