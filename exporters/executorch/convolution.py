@@ -1,4 +1,4 @@
-"""Emits short convolutions and shifts, whose tokens from before a run are a state outside of them."""
+"""Emits short convolutions and shifts; the tokens before a run are a state outside of delegates."""
 
 from __future__ import annotations
 
