@@ -58,7 +58,7 @@ def lower(
             pattern = match_attention(node)
             state.attention[node] = pattern
             state.absorbed |= pattern.absorbed
-    emit_positions(builder)
+    emit_positions(builder, attends=bool(state.attention))
     for node in program.graph.nodes:
         if node.op != "call_function" or node in state.absorbed:
             continue

@@ -8,18 +8,28 @@ from onnx import TensorProto
 from exporters.onnx.graph import GraphBuilder
 
 
-def emit_positions(builder: GraphBuilder) -> None:
+def emit_positions(builder: GraphBuilder, attends: bool = True) -> None:
     """Emits the sequence lengths that the attention kernel takes, from the attention mask.
 
     The kernel attends to a row's first tokens, as many as its length says, so a row can be padded
     on the right alone. A row that is padded on the left gets the length 0, which the kernel refuses
     with an error; counting its tokens would attend to the padding without a word.
+
+    Args:
+        builder: the graph.
+        attends: whether the kernel is in the graph. Where it is not, such a row gets a length far
+            below 0, so that looking up its last tokens is the error.
     """
     axis = builder.constant("axis_1", np.array([1], np.int64))
     one = builder.constant("one", np.array(1, np.int64))
     zero = builder.constant("zero", np.array(0, np.int64))
     builder.node("ReduceSum", ["attention_mask", axis], "mask_sum", keepdims=0)
     builder.node("Gather", ["attention_mask", zero], "first_is_attended", axis=1)
+    if not attends:
+        none = builder.constant("no_length", np.array(-(1 << 40), np.int64))
+        builder.node("Equal", ["first_is_attended", zero], "first_is_padding")
+        builder.node("Where", ["first_is_padding", none, "mask_sum"], "attended")
+        return
     builder.node("Mul", ["mask_sum", "first_is_attended"], "attended")
     builder.node("Sub", ["attended", one], "attended_less_one")
     builder.node("Cast", ["attended_less_one"], "seqlens_k", to=TensorProto.INT32)
