@@ -220,7 +220,9 @@ class Recurrences:
         if given.of_rows:
             tokens, rows = decay.shape[-2:]
             decay = emitter.reshape(f"{name}_decays", decay, (*given.lead, tokens, 1, rows))
-        behind = emitter.binary("mul", f"{name}_behind", decay, self._mask(0, of_rows=given.of_rows))
+        behind = emitter.binary(
+            "mul", f"{name}_behind", decay, self._mask(0, of_rows=given.of_rows)
+        )
         axis = -3 if given.of_rows else -2
         return emitter.running_sum(f"{name}_between_sums", behind, axis, exclusive=early)
 
