@@ -142,7 +142,7 @@ def load(
     manifest = Manifest.read(folder)
     options = {"precision": precision, "compute_units": compute_units}
     if adapter is not None:
-        options["adapter"] = manifest.adapter_file(adapter, str(folder))
+        options["adapter"] = manifest.require_adapter(adapter, str(folder))
     return open_session(folder, manifest, threads, options)
 
 

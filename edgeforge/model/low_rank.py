@@ -34,7 +34,10 @@ class SeparateAdapter:
 
 
 def check_adapters(
-    model: Model, adapters: Sequence[Adapter], targets: Iterable[str]
+    model: Model,
+    adapters: Sequence[Adapter],
+    targets: Iterable[str],
+    options: Mapping[str, object],
 ) -> list[SeparateAdapter]:
     """Refuses, before any work, adapters that cannot lie beside the weights.
 
@@ -42,6 +45,7 @@ def check_adapters(
         model: the base.
         adapters: the adapters.
         targets: names of the targets.
+        options: the targets' options that the user set, by name.
 
     Raises:
         CheckpointError: an adapter is of another model, or changes what no pair of factors can.
@@ -51,7 +55,7 @@ def check_adapters(
     names = [adapter.name for adapter in adapters]
     for name in names:
         for target in targets:
-            check_separate(target, name)
+            check_separate(target, name, options)
         if names.count(name) > 1:
             raise UsageError(
                 f"two adapters are named {name}, and each is switched on by its name: rename the "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from exporters.adapter_pair import no_product
 from exporters.errors import ExportError
 from exporters.onnx.model_file import load_graph
 
@@ -64,11 +65,7 @@ def write_onnx_adapter(
         places = {given.name for given in model.graph.input}
         for weight in pairs:
             if input_names(weight)[0] not in places:
-                raise ExportError(
-                    f"{path.name} has no product with {weight} that an adapter could be added to, "
-                    f"as in a mixture's experts and where a recipe rounds activations: leave "
-                    f"--adapter-mode out, and the adapter is merged into the weights"
-                )
+                raise no_product(path.name, weight)
     parameters = {
         place: onnxruntime.OrtValue.ortvalue_from_numpy(values)
         for weight, pair in pairs.items()
