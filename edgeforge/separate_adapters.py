@@ -93,9 +93,7 @@ def export_adapter(
         changed = replace(
             manifest,
             adapters=(*manifest.adapters, record),
-            files={
-                name: found[name] for name in found if name in (*manifest.files, record.file)
-            },
+            files={name: found[name] for name in found if name in (*manifest.files, record.file)},
             structure=to_json(target.structure(partial)),
         )
         (partial / MANIFEST).unlink()

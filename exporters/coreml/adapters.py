@@ -8,7 +8,6 @@ appended to that file. The base's own functions stay as they are.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from exporters.coreml.package import Package, open_package
 from exporters.coreml.schema import DATA_TYPE_NAMES, messages
 from exporters.coreml.weights import DESCALE, WIDENED_NAME
 from exporters.errors import ExportError
+from exporters.replaced import replace_file
 
 if TYPE_CHECKING:
     from exporters.adapter_pair import Pair
@@ -96,10 +96,8 @@ def write_coreml_adapter(folder: Path, name: str, pairs: Mapping[str, Pair]) -> 
         _add_function(package, function, name, found, placed)
     told = package.spec.description.metadata.userDefined
     told[ADAPTERS] = ",".join([*filter(None, [told.get(ADAPTERS)]), name])
-    path = root / names.MODEL_PATH
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_bytes(package.spec.SerializeToString(deterministic=True))
-    os.replace(beside, path)  # the old file may be another artifact's, too
+    data = package.spec.SerializeToString(deterministic=True)
+    replace_file(root / names.MODEL_PATH, data)
     return names.PACKAGE
 
 
@@ -148,7 +146,9 @@ def _products(block: Any) -> dict[str, _Product]:
     Products in a block of their own belong to a mixture's experts, and are left out.
     """
     made = {
-        str(output.name): operation for operation in block.operations for output in operation.outputs
+        str(output.name): operation
+        for operation in block.operations
+        for output in operation.outputs
     }
     found: dict[str, _Product] = {}
     for operation in block.operations:

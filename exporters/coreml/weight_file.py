@@ -7,8 +7,8 @@ both at multiples of 64 bytes. Elements of less than a byte are packed low bits 
 from __future__ import annotations
 
 import os
-import struct
 import shutil
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
