@@ -78,6 +78,7 @@ class CoremlSession(HostSession):
         precision: the interpreter's precision, ``fp16`` (the default) or ``fp32``; when it is
             given, the interpreter runs even on a Mac.
         compute_units: the compute units of Apple's runtime, one of `COMPUTE_UNITS`.
+        adapter: the name of an adapter of the artifact, whose functions run; None for the base's.
 
     Raises:
         DeviceError: an option has an unknown value or does not apply here.
@@ -92,6 +93,7 @@ class CoremlSession(HostSession):
         *,
         precision: str | None = None,
         compute_units: str | None = None,
+        adapter: str | None = None,
     ) -> None:
         self.context = context
         self._package = open_package(folder / names.PACKAGE)
@@ -99,10 +101,16 @@ class CoremlSession(HostSession):
         self._held: Runner | None = runner
         self.runtime, self.limits = runner.runtime, runner.limits
         functions = self._package.functions
-        self._decode = names.DECODE if names.DECODE in functions else self._package.default_function
-        self._prefill = names.PREFILL if names.PREFILL in functions else self._decode
-        self._draft = names.DRAFT if names.DRAFT in functions else None
-        self._verify = names.VERIFY if names.VERIFY in functions else None
+        decode, prefill, draft, verify = (
+            each if adapter is None else names.with_adapter(each, adapter)
+            for each in names.FUNCTIONS
+        )
+        if adapter is not None and decode not in functions:
+            raise DeviceError(f"{self._package.path} has no function {decode} for that adapter")
+        self._decode = decode if decode in functions else self._package.default_function
+        self._prefill = prefill if prefill in functions else self._decode
+        self._draft = draft if draft in functions else None
+        self._verify = verify if verify in functions else None
         self._interfaces = {name: self._package.interface(name) for name in functions}
         self._chunks = {name: _chunks(each) for name, each in self._interfaces.items()}
         self.chunks = tuple(sorted(n for n in self._chunks[self._prefill] if n > 1))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     tokens (`quant.program.states`) in one operation, before it computes those that replace them."""
 
 GENERATE, DRAFT, VERIFY = "model.onnx", "draft.onnx", "verify.onnx"
+ADAPTER = ".onnx_adapter"  # how the name of an adapter's file ends
 # How the names of caches begin, and of all states, the recent tokens of a convolution among them.
 _CACHE = "past_key_values."
 _STATES = (_CACHE, "past.")
@@ -49,7 +50,7 @@ class OnnxSession(HostSession):
         folder: the artifact.
         context: the declared context, in tokens.
         threads: onnxruntime's number of threads; by default one per processor, at most four.
-        adapter: a file of the artifact that holds an adapter, which is switched on; None for none.
+        adapter: the name of an adapter of the artifact, which is switched on; None for none.
         kleidiai: ``off`` forbids onnxruntime Arm's KleidiAI kernels, which it uses on arm64 by
             default; ``on`` and None leave it its default. No other processor has them.
 
@@ -70,7 +71,7 @@ class OnnxSession(HostSession):
         if kleidiai not in (None, "on", "off"):
             raise DeviceError(f"KleidiAI is on or off, not {kleidiai!r}")
         self._has_kleidiai = kleidiai != "off"
-        self._adapter = None if adapter is None else folder / adapter
+        self._adapter = None if adapter is None else folder / f"{adapter}{ADAPTER}"
         self._given: dict[str, npt.NDArray[np.float32]] = {}  # the adapter's inputs
         self._folder, self._threads = folder, threads or default_threads()
         self.context = context

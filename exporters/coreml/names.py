@@ -26,6 +26,9 @@ VERIFY: Final = "verify"
 # last.
 MAIN: Final = "main"
 
+FUNCTIONS: Final = (DECODE, PREFILL, DRAFT, VERIFY)
+"""The functions of a package for iOS 18; `MAIN` is the only one of a package for iOS 17."""
+
 TOKENS: Final = "inputIds"  # int32[1, t]
 POSITION: Final = "position"  # int32[1]: tokens already cached
 LOGITS: Final = "logits"  # fp16[1, 1 or t, vocabulary]
@@ -66,6 +69,10 @@ UPDATED: Final = "Updated"
 
 # How the names of weights end, in the program and in the package.
 _ENDS: Final = ("weight", "bias")
+
+# Suffixes of the constants that hold an adapter's factors of a weight.
+LORA_A: Final = "__lora_A"
+LORA_B: Final = "__lora_B"
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.]+")
 
@@ -116,3 +123,21 @@ def is_weight(identifier: str) -> bool:
     (True, False)
     """
     return identifier.endswith(tuple(f"__{end}" for end in _ENDS))
+
+
+def with_adapter(function: str, adapter: str) -> str:
+    """The name of the function that computes what another does, with an adapter.
+
+    >>> with_adapter("decode", "my-style.v2")
+    'decode_my_style_v2'
+    """
+    return f"{function}_{re.sub(r'[^A-Za-z0-9_]', '_', adapter)}"
+
+
+def factor_name(weight: str, suffix: str) -> str:
+    """The name of the constant that holds an adapter's factor of a weight.
+
+    >>> factor_name("model.layers.0.mlp.down_proj.weight", LORA_A)
+    'model__layers__0__mlp__down_proj__lora_A'
+    """
+    return identifier(weight).removesuffix("__weight") + suffix
