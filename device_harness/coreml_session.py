@@ -13,12 +13,14 @@ import numpy.typing as npt
 from device_harness.errors import DeviceError
 from device_harness.session import (
     NO_DRAFTS,
+    Calls,
     HostSession,
     Logits,
     Shown,
     Tokens,
     check_tokens,
     draft_rows,
+    parts_of,
 )
 from exporters.coreml import names
 from exporters.coreml.package import Interface, Package, open_package
@@ -179,17 +181,23 @@ class CoremlSession(HostSession):
         self._run(tokens, 0, self._new_caches(), self._verify, watch)
         return watch.origin(self._package)
 
-    def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
+    def values(
+        self, texts: Sequence[Tokens], names: Sequence[str], calls: Calls | None = None
+    ) -> list[Shown]:
         """Returns results of operations while fresh texts run; Apple's runtime shows none."""
         from device_harness.coreml_interpreter.value_watch import ValueWatch
 
         if not self.limits:
             raise DeviceError("Apple's runtime shows no values between its operations")
         found = []
-        for tokens in texts:
+        for index, tokens in enumerate(texts):
             check_tokens(tokens, len(tokens), self.vocab_size, self.context)
-            watch = ValueWatch(names)
-            self._run(tokens, 0, self._new_caches(), self._verify, watch)
+            watch, caches = ValueWatch(names), self._new_caches()
+            if calls is None:
+                self._run(tokens, 0, caches, self._verify, watch)
+            else:
+                for start, part in parts_of(tokens, calls[index]):
+                    self._run(part, start, caches, self._prefill, watch)
             found.append({name: arrays for name, arrays in watch.found.items() if arrays})
         return found
 
