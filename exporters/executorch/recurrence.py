@@ -7,7 +7,8 @@ The method jumps back to the first of these calls until each token had its turn:
     rows[token] = row
 
 A token's delegate is the same in every run, so that a text gives the same numbers in one run or in
-several, as far as those before it do. At position 0 the memory is filled with zeros, whatever it holds; other calls jump past this.
+several, as far as those before it do. At position 0 the memory is filled with zeros, whatever it
+holds; other runs jump past this.
 """
 
 from __future__ import annotations
