@@ -156,14 +156,15 @@ class Emitter(FunctionBuilder):
             exclusive: whether the element itself is left out.
             reverse: whether all behind it are added in place of those before it.
         """
+        place = axis if axis == -1 else axis % len(x.shape)  # MIL knows no other negative one
         return self.call(
-            "cumsum", name, x.dtype, x.shape, x=x, axis=axis, exclusive=exclusive, reverse=reverse
+            "cumsum", name, x.dtype, x.shape, x=x, axis=place, exclusive=exclusive, reverse=reverse
         )
 
-    def filled(self, name: str, like: Value, number: float, dtype: str) -> Value:
-        """One number in another value's shape."""
-        value = self.constant(number, dtype)
-        return self.call("fill_like", name, dtype, like.shape, ref_tensor=like, value=value)
+    def zeros(self, name: str, like: Value, dtype: str) -> Value:
+        """Zeros in another value's shape."""
+        zero = self.constant(0.0, dtype)
+        return self.call("fill_like", name, dtype, like.shape, ref_tensor=like, value=zero)
 
     def rsqrt(self, name: str, x: Value, epsilon: float) -> Value:
         """``1 / sqrt(x + epsilon)``."""

@@ -302,9 +302,12 @@ class Recurrences:
     def _ones(self) -> Value:
         """Ones, ``fp32[t, 1]``."""
         column = self._placed((self.state.tokens, 1))
-        return self.positions.share(
-            "token_ones", lambda name: self.emitter.filled(name, column, 1.0, "fp32")
-        )
+
+        def make(name: str) -> Value:
+            every = self.emitter.binary("greater_equal", f"{name}_every", column, 0)
+            return self.emitter.cast(name, every, "fp32")
+
+        return self.positions.share("token_ones", make)
 
     def _mask(
         self, distance: int | None, *, of_rows: bool = False, diagonal: bool = False
