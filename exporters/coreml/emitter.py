@@ -118,10 +118,11 @@ class Emitter(FunctionBuilder):
         """A reduction over all axes but the last, ``[1, t, width]`` to ``[width]``."""
         return self.call(kind, name, x.dtype, x.shape[-1:], x=x, axes=[0, 1], keep_dims=False)
 
-    def total(self, name: str, x: Value) -> Value:
-        """The sum of the elements of the last axis, which goes."""
-        shape = x.shape[:-1]
-        return self.call("reduce_sum", name, x.dtype, shape, x=x, axes=[-1], keep_dims=False)
+    def sum_over(self, name: str, x: Value, axis: int) -> Value:
+        """The sum of the elements along an axis, which goes."""
+        place = axis % len(x.shape)
+        shape = (*x.shape[:place], *x.shape[place + 1 :])
+        return self.call("reduce_sum", name, x.dtype, shape, x=x, axes=[axis], keep_dims=False)
 
     def largest(self, name: str, x: Value, count: int) -> Value:
         """The largest elements of the last axis; their order is not relied upon."""

@@ -110,8 +110,14 @@ class CoremlTarget:
         functions = []
         for name, program, tokens in plans:
             emitter = lower_function(
-                FunctionLowering(program, bank, name, tokens, style, max(chunks, default=1)
-                                 if tokens == -1 else tokens)
+                FunctionLowering(
+                    program,
+                    bank,
+                    name,
+                    tokens,
+                    style,
+                    max(chunks, default=1) if tokens == -1 else tokens,
+                )
             )
             given = chunks if tokens == -1 else ()
             functions.append(WrittenFunction(emitter, given, describe_function(emitter)))
