@@ -118,10 +118,11 @@ class Emitter(FunctionBuilder):
         """A reduction over all axes but the last, ``[1, t, width]`` to ``[width]``."""
         return self.call(kind, name, x.dtype, x.shape[-1:], x=x, axes=[0, 1], keep_dims=False)
 
-    def total(self, name: str, x: Value) -> Value:
-        """The sum of the elements of the last axis, which goes."""
-        shape = x.shape[:-1]
-        return self.call("reduce_sum", name, x.dtype, shape, x=x, axes=[-1], keep_dims=False)
+    def sum_over(self, name: str, x: Value, axis: int) -> Value:
+        """The sum of the elements along an axis, which goes."""
+        place = axis % len(x.shape)
+        shape = (*x.shape[:place], *x.shape[place + 1 :])
+        return self.call("reduce_sum", name, x.dtype, shape, x=x, axes=[axis], keep_dims=False)
 
     def largest(self, name: str, x: Value, count: int) -> Value:
         """The largest elements of the last axis; their order is not relied upon."""
@@ -156,14 +157,15 @@ class Emitter(FunctionBuilder):
             exclusive: whether the element itself is left out.
             reverse: whether all behind it are added in place of those before it.
         """
+        place = axis if axis == -1 else axis % len(x.shape)  # MIL knows no other negative one
         return self.call(
-            "cumsum", name, x.dtype, x.shape, x=x, axis=axis, exclusive=exclusive, reverse=reverse
+            "cumsum", name, x.dtype, x.shape, x=x, axis=place, exclusive=exclusive, reverse=reverse
         )
 
-    def filled(self, name: str, like: Value, number: float, dtype: str) -> Value:
-        """One number in another value's shape."""
-        value = self.constant(number, dtype)
-        return self.call("fill_like", name, dtype, like.shape, ref_tensor=like, value=value)
+    def zeros(self, name: str, like: Value, dtype: str) -> Value:
+        """Zeros in another value's shape."""
+        zero = self.constant(0.0, dtype)
+        return self.call("fill_like", name, dtype, like.shape, ref_tensor=like, value=zero)
 
     def rsqrt(self, name: str, x: Value, epsilon: float) -> Value:
         """``1 / sqrt(x + epsilon)``."""

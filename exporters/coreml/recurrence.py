@@ -22,6 +22,7 @@ from exporters.coreml.function import Shape, Value
 from exporters.coreml.memory import Memory
 from exporters.coreml.positions import Positions
 from exporters.coreml.state import FunctionLowering
+from exporters.coreml.token_places import TokenPlaces
 from exporters.errors import ExportError
 from quant.program.calls import RecurrenceCall
 from quant.program.program import shape_of
@@ -29,6 +30,25 @@ from quant.program.program import shape_of
 FORGOTTEN: Final = -128.0
 """A log decay of which float32's exponential is 0, as of every lower one. Lower ones, infinite ones
 among them, are raised to it: minus infinity times the zeros of a mask would be NaN."""
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums of log decays.
+
+    Attributes:
+        since: from the call's first token to each, ``[..., t, 1]`` or ``[..., t, n]``. A token's
+            own is left out where it reads before it updates, as in `between`.
+        rest: of all tokens behind each, in the same shape.
+        whole: of all tokens, ``[..., 1, 1]`` or ``[..., n, 1]``.
+        between: of the tokens behind token j up to token t, 0 for t before j: ``[..., t, j]``, or
+            ``[..., t, j, n]``.
+    """
+
+    since: Value
+    rest: Value
+    whole: Value
+    between: Value
 
 
 @dataclass(frozen=True)
@@ -43,7 +63,9 @@ class _Operands:
         query: ``[..., t, n]``.
         key: ``[..., t, n]``.
         value: ``[..., t, p]``.
-        decay: the log decay, ``[..., t, 1]`` or, of each row of the memory, ``[..., t, n]``.
+        decay: the log decay, ``[..., t, 1]`` or, of each row of the memory, ``[..., t, n]``; with
+            one token's place in place of t where all tokens have the same.
+        constant: whether all tokens have the same.
         bonus: ``[1, h, 1, n]`` or None.
         beta: ``[..., t, 1]`` or None.
         before: the memory before the call, ``[..., n, p]``.
@@ -54,6 +76,7 @@ class _Operands:
     key: Value
     value: Value
     decay: Value
+    constant: bool
     bonus: Value | None
     beta: Value | None
     before: Value
@@ -80,7 +103,8 @@ class Recurrences:
 
     def __init__(self, state: FunctionLowering, positions: Positions, carried: Carried) -> None:
         self.state, self.emitter = state, state.emitter
-        self.positions, self.memory = positions, Memory(state, positions, carried)
+        self.memory = Memory(state, positions, carried)
+        self.places = TokenPlaces(state, positions)
 
     def emit(self, node: fx.Node) -> Value:
         """Emits a recurrence and the update of its memory.
@@ -128,9 +152,7 @@ class Recurrences:
         if call.constant_decay:
             stored = self.state.float_weight(call.log_decay)
             wide = emitter.cast_once(f"{stored.name}_wide", stored, "fp32")
-            decay = emitter.reshape(f"{name}_decay_row", wide, (1, heads, 1, rows))
-            if self.state.tokens != 1:
-                decay = emitter.binary("mul", f"{name}_decay", decay, self._ones())
+            decay = emitter.reshape(f"{name}_decay", wide, (1, heads, 1, rows))
         else:
             decay = apart("decay", 3, values, rows if of_rows else 1)
         bonus = None
@@ -146,6 +168,7 @@ class Recurrences:
             apart("key", 1, keys, rows),
             apart("value", 2, values, columns),
             decay,
+            call.constant_decay,
             bonus,
             None if call.beta is None else apart("beta", 5, values, 1),
             emitter.reshape(f"{name}_before", before, (*values, rows, columns)),
@@ -175,11 +198,10 @@ class Recurrences:
     def _closed(self, given: _Operands) -> tuple[Value, Value]:
         """All tokens of a call: what they read, and the memory after them."""
         emitter, name = self.emitter, given.name
-        decay = emitter.binary("maximum", f"{name}_bounded", given.decay, FORGOTTEN)
         early = given.bonus is not None
-        sums = emitter.running_sum(f"{name}_sums", decay, -2, exclusive=early)
-        since = emitter.unary("exp", f"{name}_since_start", sums)
-        between = emitter.unary("exp", f"{name}_between", self._between(name, given, decay))
+        sums = (self._of_constant if given.constant else self._of_each)(given)
+        since = emitter.unary("exp", f"{name}_since_start", sums.since)
+        between = emitter.unary("exp", f"{name}_between", sums.between)
         value = given.value
         if given.beta is not None:
             value = self._replacing(given, since, between)
@@ -193,38 +215,49 @@ class Recurrences:
         read = emitter.binary("add", f"{name}_read", old, new)
         out = self._with_own(given, read) if early else read
 
-        rest = emitter.running_sum(f"{name}_rest_sums", decay, -2, exclusive=True, reverse=True)
-        left = emitter.unary("exp", f"{name}_until_end", rest)
+        left = emitter.unary("exp", f"{name}_until_end", sums.rest)
         keys = emitter.binary("mul", f"{name}_key_until_end", given.key, left)
         added = emitter.matmul(f"{name}_added", keys, value, transpose_x=True)
-        all_sums = emitter.call(
-            "reduce_sum",
-            f"{name}_all_sums",
-            "fp32",
-            (*decay.shape[:-2], decay.shape[-1]),
-            x=decay,
-            axes=[-2],
-            keep_dims=False,
-        )
-        share = emitter.unary("exp", f"{name}_kept_share", all_sums)
-        share = emitter.reshape(f"{name}_kept_rows", share, (*share.shape, 1))
+        share = emitter.unary("exp", f"{name}_kept_share", sums.whole)
         held = emitter.binary("mul", f"{name}_held", given.before, share)
         return out, emitter.binary("add", f"{name}_memory_now", held, added)
 
-    def _between(self, name: str, given: _Operands, decay: Value) -> Value:
-        """The log decays from each token j to each token t added up, 0 for t before j.
-
-        ``[..., t, j]``; with a decay of each row ``[..., t, j, n]``.
-        """
-        emitter, early = self.emitter, given.bonus is not None
+    def _of_each(self, given: _Operands) -> _Sums:
+        """Sums of decays that each token has of its own."""
+        emitter, name, early = self.emitter, given.name, given.bonus is not None
+        decay = emitter.binary("maximum", f"{name}_bounded", given.decay, FORGOTTEN)
+        since = emitter.running_sum(f"{name}_since_sums", decay, -2, exclusive=early)
+        rest = emitter.running_sum(f"{name}_rest_sums", decay, -2, exclusive=True, reverse=True)
+        *lead, tokens, width = decay.shape
+        whole = emitter.sum_over(f"{name}_whole_sums", decay, -2)
+        whole = emitter.reshape(f"{name}_whole_rows", whole, (*lead, width, 1))
         if given.of_rows:
-            tokens, rows = decay.shape[-2:]
-            decay = emitter.reshape(f"{name}_decays", decay, (*given.lead, tokens, 1, rows))
+            decay = emitter.reshape(f"{name}_decays", decay, (*lead, tokens, 1, width))
         behind = emitter.binary(
-            "mul", f"{name}_behind", decay, self._mask(0, of_rows=given.of_rows)
+            "mul", f"{name}_behind", decay, self.places.mask("greater", of_rows=given.of_rows)
         )
         axis = -3 if given.of_rows else -2
-        return emitter.running_sum(f"{name}_between_sums", behind, axis, exclusive=early)
+        between = emitter.running_sum(f"{name}_between_sums", behind, axis, exclusive=early)
+        return _Sums(since, rest, whole, between)
+
+    def _of_constant(self, given: _Operands) -> _Sums:
+        """Sums of a decay that all tokens have: the decay times the number of tokens."""
+        emitter, name, early = self.emitter, given.name, given.bonus is not None
+        decay = emitter.binary("maximum", f"{name}_bounded", given.decay, FORGOTTEN)
+        *lead, _, width = decay.shape
+
+        def times(part: str, count: Value, decay: Value = decay) -> Value:
+            wide = emitter.cast_once(f"{count.name}_as_fp32", count, "fp32")
+            return emitter.binary("mul", f"{name}_{part}", decay, wide)
+
+        column = emitter.reshape(f"{name}_decay_column", decay, (*lead, width, 1))
+        table = emitter.reshape(f"{name}_decays", decay, (*lead, 1, 1, width))
+        return _Sums(
+            times("since_sums", self.places.before(early)),
+            times("rest_sums", self.places.behind()),
+            times("whole_sums", self.places.number(), column),
+            times("between_sums", self.places.between(early), table),
+        )
 
     def _weights(
         self, given: _Operands, part: str, x: Value, between: Value, *, strict: bool
@@ -237,11 +270,11 @@ class Recurrences:
             keys = emitter.reshape(f"{at}_keys", given.key, (*given.lead, 1, tokens, rows))
             terms = emitter.binary("mul", f"{at}_decayed", between, wide)
             terms = emitter.binary("mul", f"{at}_terms", terms, keys)
-            found = emitter.total(f"{at}_products", terms)
+            found = emitter.sum_over(f"{at}_products", terms, -1)
         else:
             found = emitter.matmul(f"{at}_scores", x, given.key, transpose_y=True)
             found = emitter.binary("mul", f"{at}_products", found, between)
-        mask = self._mask(0 if strict else None)
+        mask = self.places.mask("greater" if strict else "greater_equal")
         return emitter.binary("mul", f"{at}_weights", found, mask)
 
     def _replacing(self, given: _Operands, since: Value, between: Value) -> Value:
@@ -261,10 +294,10 @@ class Recurrences:
         assert beta is not None
         scores = self._weights(given, "key", given.key, between, strict=True)
         links = emitter.binary("mul", f"{name}_links", scores, beta)
-        inverse = self._mask(None, diagonal=True)
+        inverse = self.places.mask("equal")
         size = 1
         while size < self.state.most_tokens:
-            part = emitter.binary("mul", f"{name}_links_{size}", links, self._blocks(size))
+            part = emitter.binary("mul", f"{name}_links_{size}", links, self.places.blocks(size))
             if size > 1:
                 part = emitter.matmul(f"{name}_left_{size}", inverse, part)
                 part = emitter.matmul(f"{name}_both_{size}", part, inverse)
@@ -285,69 +318,3 @@ class Recurrences:
         own = emitter.reduce("reduce_sum", f"{name}_own", product)
         term = emitter.binary("mul", f"{name}_own_value", own, given.value)
         return emitter.binary("add", f"{name}_with_own", read, term)
-
-    def _steps(self) -> Value:
-        """The places of a call's tokens within the call, ``int32[t]``."""
-
-        def make(name: str) -> Value:
-            count = self.state.tokens if self.state.tokens != -1 else self.positions.count()
-            return self.emitter.numbers(name, count)
-
-        return self.positions.share("token_steps", make)
-
-    def _placed(self, shape: Shape) -> Value:
-        name = f"token_steps_{'_'.join('t' if size != 1 else '1' for size in shape)}"
-        return self.positions.share(
-            name, lambda made: self.emitter.reshape(made, self._steps(), shape)
-        )
-
-    def _ones(self) -> Value:
-        """Ones, ``fp32[t, 1]``."""
-        column = self._placed((self.state.tokens, 1))
-        return self.positions.share(
-            "token_ones", lambda name: self.emitter.filled(name, column, 1.0, "fp32")
-        )
-
-    def _mask(
-        self, distance: int | None, *, of_rows: bool = False, diagonal: bool = False
-    ) -> Value:
-        """1 where token t is behind token j, or not before it (None), or is it; 0 elsewhere.
-
-        ``fp32[t, j]``; for decays of rows ``[t, j, 1]``.
-        """
-        kind = "greater_equal" if distance is None else "greater"
-        kind = "equal" if diagonal else kind
-        tokens = self.state.tokens
-        rows, columns = ((tokens, 1, 1), (1, tokens, 1)) if of_rows else ((tokens, 1), (1, tokens))
-
-        def make(name: str) -> Value:
-            made = self.emitter.binary(
-                kind, f"{name}_holds", self._placed(rows), self._placed(columns)
-            )
-            return self.emitter.cast(name, made, "fp32")
-
-        return self.positions.share(f"tokens_{kind}{'_of_rows' * of_rows}", make)
-
-    def _blocks(self, size: int) -> Value:
-        """1 where two tokens are in one block of twice a size, and not in one of that size."""
-        tokens, emitter = self.state.tokens, self.emitter
-
-        def same(name: str, size: int) -> Value:
-            rows, columns = (
-                self.positions.share(
-                    f"token_{side}_by_{size}",
-                    lambda made, shape=shape: emitter.binary(  # type: ignore[misc]
-                        "floor_div", made, self._placed(shape), size
-                    ),
-                )
-                for side, shape in (("rows", (tokens, 1)), ("columns", (1, tokens)))
-            )
-            return emitter.binary("equal", name, rows, columns)
-
-        def make(name: str) -> Value:
-            outer, inner = same(f"{name}_outer", 2 * size), same(f"{name}_inner", size)
-            apart = emitter.unary("logical_not", f"{name}_apart", inner)
-            both = emitter.binary("logical_and", f"{name}_both", outer, apart)
-            return emitter.cast(name, both, "fp32")
-
-        return self.positions.share(f"token_blocks_{size}", make)
