@@ -156,7 +156,7 @@ def _notes(run: ExportRun, lowered: Lowered) -> tuple[str, ...]:
 
     rope, context = run.model.spec.rope, run.facts.context
     notes = [*run.model.checkpoint.notes, *lowered.notes, *run.planned.notes]
-    if rope.scaling == "longrope" and not uses_long_set(rope, context):
+    if rope is not None and rope.scaling == "longrope" and not uses_long_set(rope, context):
         notes.append(
             f"longrope: the short factors apply at every position, as the declared context of "
             f"{context} tokens decides (the original context is {rope.original_context})"

@@ -136,7 +136,7 @@ def _of_ends(eos: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def _of_longrope(spec: ModelSpec, context: int) -> tuple[str, ...]:
-    if not uses_long_set(spec.rope, context):
+    if spec.rope is None or not uses_long_set(spec.rope, context):
         return ()
     short = spec.rope.original_context
     return (

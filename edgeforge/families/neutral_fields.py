@@ -37,6 +37,11 @@ _ALWAYS_ON: Final = (
     "use_rotary_embeddings",
 )
 
+
+def _rotated(spec: ModelSpec) -> float:
+    return 0.0 if spec.rope is None else spec.rope.width / spec.head_dim
+
+
 _NEUTRAL: Final[dict[str, Callable[[ModelSpec], float]]] = {
     **dict.fromkeys(
         ("embedding_multiplier", "embedding_scale", "scale_emb"),
@@ -45,9 +50,7 @@ _NEUTRAL: Final[dict[str, Callable[[ModelSpec], float]]] = {
     **dict.fromkeys(
         ("residual_multiplier", "residual_scale"), lambda spec: spec.residual_multiplier
     ),
-    **dict.fromkeys(
-        ("rope_percent", "rope_pct", "rotary_pct"), lambda spec: spec.rope.width / spec.head_dim
-    ),
+    **dict.fromkeys(("rope_percent", "rope_pct", "rotary_pct"), _rotated),
     "logit_scale": lambda spec: spec.logit_multiplier,
     "logits_scaling": lambda spec: 1 / spec.logit_multiplier,
     "attention_multiplier": lambda spec: spec.scale,

@@ -195,7 +195,7 @@ class ModelSpec:
         layers: dimensions layer by layer.
         norm_eps: epsilon of every norm.
         ropes: the rotary embeddings; layers name theirs by index. The first is that of layers that
-            see the whole context. None where no layer rotates.
+            see the whole context. Empty where no layer rotates.
         tied: whether the head is the embedding transposed.
         max_context: the longest context that the checkpoint was made for, tokens.
         bos: token that begins a text, if any.
@@ -258,9 +258,9 @@ class ModelSpec:
     router_jitter: float = 0.0
 
     @property
-    def rope(self) -> RopeSpec:
-        """The rotary embedding of layers that see the whole context; one of no columns for none."""
-        return self.ropes[0] if self.ropes else RopeSpec(theta=10000.0, width=0)
+    def rope(self) -> RopeSpec | None:
+        """The rotary embedding of layers that see the whole context; None where there is none."""
+        return self.ropes[0] if self.ropes else None
 
     @property
     def window(self) -> int:

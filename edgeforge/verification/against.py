@@ -91,7 +91,8 @@ def _transformers(model: Model, context: int, tokens: Tensor) -> Tensor:
             f"which is not run: leave --against out"
         ) from None
     rope = getattr(config, "rope_parameters", None)
-    if isinstance(rope, dict) and uses_long_set(model.spec.rope, context):
+    ours = model.spec.rope
+    if isinstance(rope, dict) and ours is not None and uses_long_set(ours, context):
         # It chooses by the text's length, and an artifact by its declared context.
         config.rope_parameters = {**rope, "short_factor": rope["long_factor"]}
     try:

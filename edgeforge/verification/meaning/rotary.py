@@ -29,7 +29,9 @@ class Rotary:
         self._each = [_Tables(rope, context) for rope in ropes]
 
     def open(self, findings: Findings) -> None:
-        """Opens the facts that `hold` looks at."""
+        """Opens the facts that `hold` looks at; none where no layer rotates."""
+        if not self._each:
+            return
         ropes = [each.rope for each in self._each]
         alone = len(ropes) == 1
         thetas = " and ".join(f"{rope.theta:g}" for rope in ropes)
