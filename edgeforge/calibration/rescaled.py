@@ -5,8 +5,9 @@ Both kinds need the activations of the float program.
 Rescaling multiplies a weight's columns by factors and divides what produces its inputs by the same
 factors (`quant.program.rescale_places`). That is either a norm's scale, which is rewritten in the
 store, or rows of the weight before it, which can be quantized only when the factors of the weight
-that reads it are known. Shifts and biases are rewritten with them. FLOAT reads the checkpoint and
-is not changed; the store holds the rescaled weights together with what was divided for them.
+that reads it are known. Shifts and biases are rewritten with them, and so are the columns of a
+recurrence's gates, which read the same norm and stay float. FLOAT reads the checkpoint and is not
+changed; the store holds the rescaled weights together with what was divided for them.
 """
 
 from __future__ import annotations
@@ -63,10 +64,13 @@ def quantize_rescaled(filling: Filling, program: Program, blocks: Sequence[Seque
     measured = rescaled | {name for name, given in plan.items() if given.activation == TENSOR}
     if not measured & set(filling.wanted()):
         return
+    gates = {name for name, role in filling.weights.roles().items() if role == "gate"}
     folds = {
         name: fold
         for name, fold in foldable(program).items()
-        if rescaled.issuperset(fold.sharers) and (fold.is_norm or fold.weight in rescaled)
+        if name in rescaled
+        and (rescaled | gates).issuperset(fold.sharers)
+        and (fold.is_norm or fold.weight in rescaled)
     }
     walk = filling.float_walk(program)
     run = _Run(filling, folds)
@@ -121,10 +125,13 @@ class _Run:
         tokens = inputs.tokens if own else None
         self._waiting[name] = _Waiting(inputs.moment, factors, torch.ones(rows, 1), readers, tokens)
         if fold is not None and fold.is_norm:
-            if name == fold.sharers[0]:
+            if fold.weight not in self._divided:  # by the first of those who read it
                 self._divide(fold.weight, fold.rows, factors)
                 if fold.added is not None:
                     self._divide(fold.added, fold.rows, factors)
+                for sharer in fold.sharers:
+                    if filling.weights.roles()[sharer] == "gate":
+                        self._write(sharer, filling.weights.float_weight(sharer) * factors)
         elif fold is not None:
             before = self._waiting[fold.weight]
             before.divisors[fold.rows, 0] = factors
@@ -145,8 +152,8 @@ class _Run:
         plan, formats = self._filling.plan.weights, {}
         for sharer in fold.sharers:
             format = plan[sharer].format
-            assert isinstance(format, IntFormat)
-            formats[sharer] = format
+            if isinstance(format, IntFormat):
+                formats[sharer] = format
         coarsest = min(formats.values(), key=lambda format: format.bits)
         rows = [
             self._filling.weights.float_weight(sharer)
@@ -180,5 +187,9 @@ class _Run:
         values = self._divided[name]
         # Columns that come from one element have one factor.
         values[rows] = self._filling.weights.float_weight(name)[rows] / factors
+        self._write(name, values)
+
+    def _write(self, name: str, values: Tensor) -> None:
+        """Overwrites what the store holds of a float32 weight."""
         data = values.contiguous().view(torch.uint8).numpy().data
         self._filling.partial.write(name, "value", 0, data)

@@ -56,10 +56,7 @@ class InspectReport:
         lines += [f"adapter: {told_of(record)}" for record in manifest.adapters]
         if manifest.draft_positions > 1:
             lines.append(f"drafts: the logits of {manifest.draft_positions} positions a call")
-        caches = sum(shape.count(",") == 3 for shape in manifest.states.values())
-        others = len(manifest.states) - caches
-        recent = f", {others} of a convolution's recent tokens" if others else ""
-        lines.append(f"states: {caches} caches{recent}")
+        lines.append(f"states: {_states(manifest)}")
         lines += [f"warning: {warning}" for warning in manifest.warnings]
         return [*lines, *(f"note: {note}" for note in manifest.notes)]
 
@@ -91,6 +88,21 @@ def inspect_artifact(folder: Path) -> InspectReport:
     problems = tuple(check_files(folder, manifest))
     sections = () if problems else find_target(manifest.target).structure(folder)
     return InspectReport(folder, manifest, sections, problems)
+
+
+def _states(manifest: Manifest) -> str:
+    """Returns how many states of each kind the model's layers have, by `quant.program.states`."""
+    listed = manifest.model.summary.get("layers")
+    layers = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+    mixers = [row.get("mixer", "attention") for row in layers]
+    shifted = sum(row.get("feed_forward") == "channel_mix" for row in layers)
+    memories = sum(row.get("recurrence") is not None for row in layers)
+    counts = {
+        "caches": 2 * mixers.count("attention"),
+        "of recent tokens": len(mixers) - mixers.count("attention") + shifted,
+        "memories of recurrences": memories,
+    }
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
 
 
 def _listed(named: Mapping[str, str]) -> str:

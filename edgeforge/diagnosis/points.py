@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,17 @@ from exporters.manifest import Manifest
 from quant.program import dialect
 from quant.program.program import Program, node_argument
 
-Part = Literal["attention", "convolution", "layer"]
+Part = Literal["attention", "convolution", "recurrence", "layer"]
 _PRODUCTS = (dialect.LINEAR, dialect.QUANT_LINEAR)
+# The last products of mixers that are no attention, by the ends of their weights' names.
+_LAST: Final[dict[str, Part]] = {
+    ".conv.out_proj.weight": "convolution",
+    ".linear_attn.out_proj.weight": "recurrence",
+    ".mamba.out_proj.weight": "recurrence",
+    ".time_mix.output_proj.weight": "recurrence",
+}
+# The last products of dense feed-forward parts and of RWKV's mixes of channels.
+_FED: Final = (".mlp.down_proj.weight", ".mlp.value_proj.weight")
 
 
 @dataclass(frozen=True, order=True)
@@ -29,8 +38,8 @@ class Point:
 
     Attributes:
         layer: the layer's number, counted from 0.
-        part: ``attention`` or ``convolution`` for what that gives to its last product, ``layer``
-            for the residual stream after the layer.
+        part: ``attention``, ``convolution`` or ``recurrence`` for what that gives to its last
+            product, ``layer`` for the residual stream after the layer.
     """
 
     layer: int
@@ -47,21 +56,25 @@ def program_points(program: Program) -> dict[fx.Node, Point]:
     for node in program.graph.nodes:
         if node.target is dialect.ATTENTION:
             found[node] = Point(layer, "attention")
-        elif node.target in _PRODUCTS and _weight(program, node).endswith(".conv.out_proj.weight"):
+        elif node.target in _PRODUCTS and _weight(program, node).endswith(tuple(_LAST)):
             before = node_argument(node, 0)
             while before.target in dialect.ROUNDINGS:
                 before = node_argument(before, 0)
-            found[before] = Point(layer, "convolution")
+            found[before] = Point(layer, _part(_weight(program, node)))
         elif node.target is dialect.COMBINE:
             after = _added(node)
             if _adds_shared(program, after):
                 after = _added(after)
             found[after] = Point(layer, "layer")
             layer += 1
-        elif node.target in _PRODUCTS and _weight(program, node).endswith(".mlp.down_proj.weight"):
+        elif node.target in _PRODUCTS and _weight(program, node).endswith(_FED):
             found[_added(node)] = Point(layer, "layer")
             layer += 1
     return found
+
+
+def _part(weight: str) -> Part:
+    return next(part for end, part in _LAST.items() if weight.endswith(end))
 
 
 def _added(node: fx.Node) -> fx.Node:

@@ -2,10 +2,11 @@
 
 A decoded token reads every matrix once: the layers', and the head's, which is the embedding's where
 they are tied; of a mixture's experts those that it chooses. It also reads the keys and values of
-the tokens before it, in each layer within its window. No decoder without speculation is faster than
-the memory gives these bytes. A run of a prompt's tokens reads at least the same matrices once for
-all of its tokens, and multiplies each of them with each matrix that a token reads. Everything else,
-such as attention's own products, only makes it slower.
+the tokens before it, in each layer within its window, and it reads and writes the memory of each
+recurrence. No decoder without speculation is faster than the memory gives these bytes. A run of a
+prompt's tokens reads at least the same matrices once for all of its tokens, and multiplies each of
+them with each matrix that a token reads. Everything else, such as attention's own products and a
+recurrence's, only makes it slower.
 """
 
 from __future__ import annotations
@@ -51,12 +52,14 @@ class Work:
         rows: what it reads of the caches, by window.
         operations: multiplications and additions of one token of a prompt, in the layers.
         run_tokens: tokens of one run of a prompt.
+        states: bytes of what it reads and writes of states that do not grow with the text.
     """
 
     weights: int
     rows: tuple[CacheRows, ...]
     operations: int
     run_tokens: int
+    states: int = 0
 
     def read_at(self, position: int) -> int:
         """Bytes that the token after so many others reads.
@@ -68,7 +71,7 @@ class Work:
             each.nbytes * (min(position, each.window) if each.window else position)
             for each in self.rows
         )
-        return self.weights + math.ceil(read)
+        return self.weights + self.states + math.ceil(read)
 
     def decode_bound(self, bandwidth: float, position: int) -> float:
         """Tokens a second at most, from a bandwidth in bytes a second."""
@@ -106,10 +109,10 @@ def work_of(
             continue  # one row of it
         share = token_share(spec, name)
         read += share * given.format.nbytes(*matrix_shape(shapes[name]))
-        if spec.weights[name].role in ("linear", "router"):
+        if spec.weights[name].role in ("linear", "router", "gate"):
             operations += 2 * share * math.prod(shapes[name])
     rows, run = _cache_rows(spec, footprint), footprint.run_tokens
-    return Work(round(read), rows, round(operations), run)
+    return Work(round(read), rows, round(operations), run, 2 * footprint.states)
 
 
 def _cache_rows(spec: ModelSpec, footprint: Footprint) -> tuple[CacheRows, ...]:

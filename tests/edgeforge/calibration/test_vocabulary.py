@@ -23,7 +23,15 @@ from quant.quantizers.awq import Awq
 from quant.store.fill import fill_store
 from quant.store.partial import partial_store
 from quant.store.store import WeightStore
-from tests.oracles.vocabulary import HIDDEN, LAYERS, MIXTURES, SPECS, VOCAB, small_spec
+from tests.oracles.vocabulary import (
+    HIDDEN,
+    LAYERS,
+    MIXTURES,
+    RECURRENT,
+    SPECS,
+    VOCAB,
+    small_spec,
+)
 from tests.oracles.vocabulary_models import TOKENS, logits_of, program_of, small_model
 
 BLOCKS = torch.randint(VOCAB, (4, 24), generator=torch.Generator().manual_seed(3)).tolist()
@@ -90,8 +98,8 @@ def folds_of_a_layer(spec):
 
 @pytest.mark.parametrize(
     "spec",
-    [UNBOUNDED, SHIFTED, MIXTURES["normalized"]],
-    ids=["biases", "shifts", "experts"],
+    [UNBOUNDED, SHIFTED, MIXTURES["normalized"], RECURRENT["mamba"]],
+    ids=["biases", "shifts", "experts", "mamba"],
 )
 def test_rescaling_leaves_the_model_as_it_was(spec, tmp_path, monkeypatch):
     monkeypatch.setitem(registry.RESCALING, "awq", Wild())
@@ -109,11 +117,15 @@ def test_rescaling_leaves_the_model_as_it_was(spec, tmp_path, monkeypatch):
             stored = store.part(fold.added, "value")[0].float()
             assert not torch.allclose(stored, model.weights.float_weight(fold.added), rtol=0.1)
             assert plan.weights[name].algorithm == "awq"
+        for gate in (n for n in fold.sharers if spec.weights[n].role == "gate"):
+            stored = store.part(gate, "value").float().reshape(spec.weights[gate].shape)
+            assert not torch.allclose(stored, model.weights.float_weight(gate), rtol=0.1)
 
 
-@pytest.mark.parametrize("name", ["everything", "sandwich", "post", "unscaled"])
+@pytest.mark.parametrize("name", ["everything", "sandwich", "post", "unscaled", "mamba"])
 def test_gptq_is_not_worse_than_rounding(name, tmp_path):
-    model, program = small_model(SPECS[name], tmp_path / "m"), program_of(SPECS[name])
+    spec = {**SPECS, **RECURRENT}[name]
+    model, program = small_model(spec, tmp_path / "m"), program_of(spec)
     wanted, errors = logits_of(model, program), []
     for algorithm in ("gptq", "rtn"):
         recipe = Recipe("mine", "", (Rule("*", "int4-g16", algorithm),))
@@ -123,10 +135,10 @@ def test_gptq_is_not_worse_than_rounding(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["everything", "parallel", "convolutions", "queries-own", "normalized"]
+    "name", ["everything", "parallel", "convolutions", "queries-own", "normalized", *RECURRENT]
 )
 def test_one_token_at_a_time_gives_the_logits_of_whole_sequences(name, tmp_path):
-    spec = {**SPECS, **MIXTURES}[name]
+    spec = {**SPECS, **MIXTURES, **RECURRENT}[name]
     model, program = small_model(spec, tmp_path / "m"), program_of(spec)
     tokens = torch.stack([TOKENS[:12], TOKENS[12:24]])
     step = decoder(model.weights.float_walk(program), 2, 12)
@@ -137,9 +149,9 @@ def test_one_token_at_a_time_gives_the_logits_of_whole_sequences(name, tmp_path)
 
 
 def test_only_layers_with_caches_have_ranges(tmp_path):
-    for name in ("everything", "convolutions"):
-        model = small_model(SPECS[name], tmp_path / name)
-        program = program_of(SPECS[name])
+    for name in ("everything", "convolutions", "mamba"):
+        spec = {**SPECS, **RECURRENT}[name]
+        model, program = small_model(spec, tmp_path / name), program_of(spec)
         recipe = Recipe("mine", "", (Rule("*", "fp32"),))
         plan, store = filled(model, program, recipe, tmp_path / f"{name}-store")
         told = []
@@ -150,7 +162,7 @@ def test_only_layers_with_caches_have_ranges(tmp_path):
             tmp_path / "ranges",
             lambda done, size, told=told: told.append((done, size)),
         )
-        layers = [i for i, layer in enumerate(SPECS[name].layers) if layer.num_heads]
+        layers = [i for i, layer in enumerate(spec.layers) if layer.num_heads]
         assert found.keys() == {
             f"model.layers.{i}.self_attn.{part}_cache" for i in layers for part in "kv"
         }

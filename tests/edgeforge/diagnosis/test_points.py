@@ -6,10 +6,11 @@ import pytest
 
 from edgeforge.diagnosis.points import Point, program_points
 from quant.program import dialect
-from tests.oracles.vocabulary import MIXTURES, SPECS
+from tests.oracles.vocabulary import MIXTURES, RECURRENT, SPECS
 from tests.oracles.vocabulary_models import program_of
 
-HERE = SPECS | MIXTURES
+HERE = SPECS | MIXTURES | RECURRENT
+PARTS = {"attention": "attention", "short_conv": "convolution"}
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -17,12 +18,18 @@ def test_every_layer_has_two_points(name):
     found = program_points(program_of(HERE[name]))
     wanted = []
     for index, layer in enumerate(HERE[name].layers):
-        mixer = "attention" if layer.mixer == "attention" else "convolution"
+        mixer = PARTS.get(layer.mixer, "recurrence")
         wanted += [Point(index, mixer), Point(index, "layer")]
     assert sorted(found.values()) == sorted(wanted)
     for node, point in found.items():
-        kinds = {"attention": dialect.ATTENTION, "convolution": dialect.MUL, "layer": dialect.ADD}
-        assert node.target is kinds[point.part]
+        kinds = {
+            "attention": (dialect.ATTENTION,),
+            "convolution": (dialect.MUL,),
+            # Mamba normalises before its last product, and the others gate.
+            "recurrence": (dialect.MUL, dialect.RMS_NORM, dialect.GAIN),
+            "layer": (dialect.ADD,),
+        }
+        assert node.target in kinds[point.part]
     # The last point is the residual stream that the last norm reads.
     assert {user.target for user in list(found)[-1].users} <= {
         dialect.RMS_NORM,

@@ -9,7 +9,17 @@ import torch
 
 from edgeforge.model.rotated_weights import rotate
 from quant.errors import QuantizationError
-from tests.oracles.vocabulary import CONTEXT, FULL, HEAD, LAYERS, MIXED, MIXTURES, SPECS, small_spec
+from tests.oracles.vocabulary import (
+    CONTEXT,
+    FULL,
+    HEAD,
+    LAYERS,
+    MIXED,
+    MIXTURES,
+    RECURRENT,
+    SPECS,
+    small_spec,
+)
 from tests.oracles.vocabulary_models import logits_of, small_model
 
 FACTORS = {"embedding_multiplier": 2.0, "residual_multiplier": 0.2, "logit_softcap": 30.0}
@@ -18,6 +28,8 @@ ROTATED = {
     "an untied parallel block": small_spec(biased=True, tied=False, block="parallel", gated=False),
     "convolutions": SPECS["convolutions"],
     "experts": replace(MIXTURES["normalized"], residual_multiplier=0.2),
+    "mamba": replace(RECURRENT["mamba"], residual_multiplier=0.2),
+    "delta net": RECURRENT["delta-net"],
     "a shared expert": small_spec((FULL, replace(MIXED, shared_width=24)), tied=False),
 }
 REFUSED = {
@@ -27,6 +39,7 @@ REFUSED = {
     ),
     "post": (SPECS["post"], "qk_proj.weight reads the residual stream without a norm"),
     "layer": (SPECS["parallel"], "layer_norm.* reads the residual stream, and subtracts its mean"),
+    "rwkv": (RECURRENT["rwkv6"], "reads the residual stream, and subtracts its mean"),
     "experts behind a LayerNorm": (MIXTURES["biased"], "subtracts its mean"),
     "clip": (SPECS["everything"], "do not lie directly between .*, for they are bounded"),
 }
