@@ -50,9 +50,7 @@ _NEUTRAL: Final[dict[str, Callable[[ModelSpec], float]]] = {
     **dict.fromkeys(
         ("residual_multiplier", "residual_scale"), lambda spec: spec.residual_multiplier
     ),
-    **dict.fromkeys(
-        ("rope_percent", "rope_pct", "rotary_pct"), _rotated
-    ),
+    **dict.fromkeys(("rope_percent", "rope_pct", "rotary_pct"), _rotated),
     "logit_scale": lambda spec: spec.logit_multiplier,
     "logits_scaling": lambda spec: 1 / spec.logit_multiplier,
     "attention_multiplier": lambda spec: spec.scale,

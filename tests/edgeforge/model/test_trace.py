@@ -11,6 +11,7 @@ from edgeforge.synth.synthesise import PRESETS
 from quant.program.dialect import FLOAT_DIALECT, check_float
 from quant.program.head import head_of
 from quant.program.program import node_argument, shape_of
+from tests.oracles.vocabulary import RECURRENT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +49,10 @@ def test_a_program_speaks_the_float_dialect_alone(preset, programs):
 def test_all_of_the_dialect_is_spoken_by_some_family(programs):
     spoken = {
         node.target
-        for _, program in programs.values()
+        for program in (
+            *(program for _, program in programs.values()),
+            *(trace(RECURRENT[name], 40) for name in ("mamba", "delta-net")),
+        )
         for node in program.graph.nodes
         if node.op == "call_function"
     }
@@ -73,6 +77,17 @@ def test_inputs_are_the_specs_weights_tables_and_caches(preset, programs):
         f"model.layers.{index}.conv.recent": (1, spec.hidden_size, spec.conv_width - 1)
         for index, layer in enumerate(spec.layers)
         if layer.mixer == "short_conv"
+    } | {
+        f"model.layers.{index}.{part}.recent": (1, spec.hidden_size, 1)
+        for index, layer in enumerate(spec.layers)
+        for part in ("time_mix", "mlp")
+        if layer.mixer == "time_mix"
+    }
+    memory = {given.name: shape_of(node) for node, given in program.placeholders("memory")}
+    assert memory == {
+        f"model.layers.{index}.time_mix.memory": (1, made.heads, made.key_width, made.value_width)
+        for index, layer in enumerate(spec.layers)
+        if (made := layer.recurrence) is not None
     }
     tables = {given.name: shape_of(node) for node, given in program.placeholders("table")}
     assert tables == {name: tuple(table.shape) for name, table in program.tables.items()}
@@ -100,8 +115,12 @@ def test_operators_carry_the_dimensions_of_their_layer(preset, programs):
     norms = calls(program, "rms_norm" if spec.norm == "rms" else "layer_norm")
     by_layer = {"pre": 2, "post": 2, "sandwich": 4, "parallel": 1}[spec.block]
     of_heads = 2 * len(layers) if spec.qk_norm else 0
-    assert len(norms) == 1 + len(spec.layers) * by_layer + of_heads
-    assert {node.args[-1] for node in norms} == {spec.norm_eps}
+    of_memories = sum(layer.mixer == "time_mix" for layer in spec.layers)
+    of_embedding = "model.embedding_norm.weight" in spec.weights
+    counted = 1 + len(spec.layers) * by_layer + of_heads + of_memories + of_embedding
+    assert len(norms) == counted
+    epsilons = {spec.norm_eps} | ({64e-5} if of_memories else set())
+    assert {node.args[-1] for node in norms} == epsilons
 
 
 def test_a_window_as_wide_as_the_context_is_none(programs):
