@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from torch import fx
 
 from exporters.onnx import quantized
 from exporters.onnx.graph import MICROSOFT
 from exporters.onnx.state import Lowering
-from quant.program.calls import FactorCall
+from quant.program import dialect
+from quant.program.calls import FactorCall, GainCall
 from quant.program.program import node_argument
+
+_FUNCTIONS: Final[dict[object, str]] = {
+    dialect.TANH: "Tanh",
+    dialect.RELU: "Relu",
+    dialect.EXP: "Exp",
+    dialect.SOFTPLUS: "Softplus",
+}
 
 
 def emit_bias(state: Lowering, node: fx.Node) -> None:
@@ -33,6 +43,17 @@ def emit_silu(state: Lowering, node: fx.Node) -> None:
 def emit_sigmoid(state: Lowering, node: fx.Node) -> None:
     """Emits a sigmoid."""
     state.builder.node("Sigmoid", [state.operand(node, 0)], state.name(node))
+
+
+def emit_gain(state: Lowering, node: fx.Node) -> None:
+    """Emits a product with a weight's factor of each column, or of each head."""
+    factors = quantized.float_weight(state, GainCall.of(node).weight)
+    state.builder.node("Mul", [state.operand(node, 0), factors], state.name(node))
+
+
+def emit_function(state: Lowering, node: fx.Node) -> None:
+    """Emits tanh, relu, exp or softplus."""
+    state.builder.node(_FUNCTIONS[node.target], [state.operand(node, 0)], state.name(node))
 
 
 def emit_gelu(state: Lowering, node: fx.Node) -> None:

@@ -15,8 +15,10 @@ from exporters.onnx.attention import emit_attention, match_attention
 from exporters.onnx.caches import CacheScales, scales_of
 from exporters.onnx.graph import MICROSOFT, GraphBuilder
 from exporters.onnx.positions import emit_positions, last_token, last_tokens
+from exporters.onnx.recurrence import emit_recurrence, emit_view
 from exporters.onnx.short_conv import emit_short_conv
 from exporters.onnx.state import LoweredState, Lowering
+from exporters.onnx.token_shift import emit_token_shift
 from quant.program import dialect
 from quant.program.calls import AttentionCall, GetCall, SplitCall
 from quant.program.program import Program, node_argument
@@ -56,7 +58,7 @@ def lower(
             pattern = match_attention(node)
             state.attention[node] = pattern
             state.absorbed |= pattern.absorbed
-    emit_positions(builder)
+    emit_positions(builder, attends=bool(state.attention))
     for node in program.graph.nodes:
         if node.op != "call_function" or node in state.absorbed:
             continue
@@ -171,15 +173,24 @@ HANDLERS: dict[object, Callable[[Lowering, fx.Node], None]] = {
     dialect.LAYER_NORM: norms.emit_layer_norm,
     dialect.ATTENTION: _attention,
     dialect.SHORT_CONV: emit_short_conv,
+    dialect.RECURRENCE: emit_recurrence,
+    dialect.TOKEN_SHIFT: emit_token_shift,
+    dialect.VIEW: emit_view,
     dialect.ROUTE: routing.emit_route,
     dialect.ROUTE_SPARSE_MIXER: routing.emit_sparse_mixer,
     dialect.CHOSEN: experts.emit_chosen,
     dialect.COMBINE: experts.emit_combine,
     dialect.ADD: norms.emit_add,
+    dialect.L2_NORM: norms.emit_l2_norm,
     dialect.BIAS: elementwise.emit_bias,
+    dialect.GAIN: elementwise.emit_gain,
     dialect.MUL: elementwise.emit_mul,
     dialect.SILU: elementwise.emit_silu,
     dialect.SIGMOID: elementwise.emit_sigmoid,
+    dialect.TANH: elementwise.emit_function,
+    dialect.RELU: elementwise.emit_function,
+    dialect.EXP: elementwise.emit_function,
+    dialect.SOFTPLUS: elementwise.emit_function,
     dialect.GELU: elementwise.emit_gelu,
     dialect.SCALE: elementwise.emit_scale,
     dialect.SOFTCAP: elementwise.emit_softcap,

@@ -47,6 +47,24 @@ def emit_layer_norm(state: Lowering, node: fx.Node) -> None:
     )
 
 
+def emit_l2_norm(state: Lowering, node: fx.Node) -> None:
+    """Emits a norm to the length 1 as an RMSNorm with a constant scale.
+
+    ``x / sqrt(sum(x**2) + eps)`` is ``x / sqrt(mean(x**2) + eps / n)``, divided by ``sqrt(n)``.
+    """
+    width, epsilon = shape_of(node)[-1], node.args[1]
+    assert isinstance(epsilon, float)
+    scale = state.builder.table(f"unit_{width}", np.full(width, width**-0.5, np.float32))
+    state.builder.node(
+        "RMSNormalization",
+        [state.operand(node, 0), scale],
+        state.name(node),
+        axis=-1,
+        epsilon=epsilon / width,
+        stash_type=1,
+    )
+
+
 def emit_add(state: Lowering, node: fx.Node) -> None:
     """Fuses a residual addition with the norm that follows.
 

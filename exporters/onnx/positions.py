@@ -8,18 +8,28 @@ from onnx import TensorProto
 from exporters.onnx.graph import GraphBuilder
 
 
-def emit_positions(builder: GraphBuilder) -> None:
+def emit_positions(builder: GraphBuilder, attends: bool = True) -> None:
     """Emits the sequence lengths that the attention kernel takes, from the attention mask.
 
     The kernel attends to a row's first tokens, as many as its length says, so a row can be padded
     on the right alone. A row that is padded on the left gets the length 0, which the kernel refuses
     with an error; counting its tokens would attend to the padding without a word.
+
+    Args:
+        builder: the graph.
+        attends: whether the kernel is in the graph. Where it is not, such a row gets a length far
+            below 0, so that looking up its last tokens is the error.
     """
     axis = builder.constant("axis_1", np.array([1], np.int64))
     one = builder.constant("one", np.array(1, np.int64))
     zero = builder.constant("zero", np.array(0, np.int64))
     builder.node("ReduceSum", ["attention_mask", axis], "mask_sum", keepdims=0)
     builder.node("Gather", ["attention_mask", zero], "first_is_attended", axis=1)
+    if not attends:
+        none = builder.constant("no_length", np.array(-(1 << 40), np.int64))
+        builder.node("Equal", ["first_is_attended", zero], "first_is_padding")
+        builder.node("Where", ["first_is_padding", none, "mask_sum"], "attended")
+        return
     builder.node("Mul", ["mask_sum", "first_is_attended"], "attended")
     builder.node("Sub", ["attended", one], "attended_less_one")
     builder.node("Cast", ["attended_less_one"], "seqlens_k", to=TensorProto.INT32)
@@ -77,16 +87,53 @@ def position_ids(builder: GraphBuilder) -> str:
     return "position_ids"
 
 
-def begins(builder: GraphBuilder) -> str:
+def begins(builder: GraphBuilder, dimensions: int = 2) -> str:
     """Emits whether each row's text begins with this call: ``bool[batch, 1, 1]``.
 
     By the same rule, a row begins where no token is attended before the new ones.
+
+    Args:
+        builder: the graph.
+        dimensions: how many dimensions of 1 follow the rows.
     """
-    if not builder.has("begins"):
-        axes = builder.constant("axes_1_2", np.array([1, 2], np.int64))
+    name = "begins" if dimensions == 2 else f"begins_{dimensions}"
+    if not builder.has("row_begins"):
         builder.node("LessOrEqual", ["attended", new_length(builder)], "row_begins")
-        builder.node("Unsqueeze", ["row_begins", axes], "begins")
-    return "begins"
+    if not builder.has(name):
+        places = range(1, dimensions + 1)
+        axes = builder.integers("axes_" + "_".join(map(str, places)), [*places])
+        builder.node("Unsqueeze", ["row_begins", axes], name)
+    return name
+
+
+def any_begins(builder: GraphBuilder) -> str:
+    """Emits whether the text of any row begins with this call: ``bool[]``."""
+    if not builder.has("any_begins"):
+        builder.node("ReduceMin", ["attended"], "least_attended", keepdims=0)
+        builder.node("LessOrEqual", ["least_attended", new_length(builder)], "any_begins")
+    return "any_begins"
+
+
+def attended_places(builder: GraphBuilder, late: bool) -> str:
+    """Emits which of the new tokens are no padding: ``bool[batch, t, 1]``.
+
+    Args:
+        builder: the graph.
+        late: whether a place that is none stands before those of the tokens:
+            ``bool[batch, 1 + t, 1]``.
+    """
+    name = "late_is_attended" if late else "is_attended"
+    if not builder.has(name):
+        first = ("minus_one", -1) if late else ("zero", 0)
+        start = builder.constant(first[0], np.array(first[1], np.int64))
+        one = builder.constant("one", np.array(1, np.int64))
+        axis = builder.constant("axis_1", np.array([1], np.int64))
+        last = builder.constant("axis_2", np.array([2], np.int64))
+        builder.node("Range", [start, new_length(builder), one], f"{name}_steps")
+        builder.node("Unsqueeze", [attended_of_new(builder), axis], f"{name}_count")
+        builder.node("Less", [f"{name}_steps", f"{name}_count"], f"{name}_row")
+        builder.node("Unsqueeze", [f"{name}_row", last], name)
+    return name
 
 
 def recent_tokens(builder: GraphBuilder, count: int) -> str:

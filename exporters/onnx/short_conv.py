@@ -13,7 +13,7 @@ import numpy as np
 from torch import fx
 
 from exporters.onnx import quantized
-from exporters.onnx.positions import begins, recent_tokens
+from exporters.onnx.recent import emit_before, emit_row
 from exporters.onnx.state import LoweredState, Lowering
 from quant.program.calls import ShortConvCall
 from quant.program.program import shape_of
@@ -34,20 +34,13 @@ def emit_short_conv(state: Lowering, node: fx.Node) -> None:
         %row = Concat(%before, %x)                                   # [batch, 2 + t, n]
         present.N.conv = Transpose(GatherND(%row, last_2_tokens))    # [batch, n, 2]
         %y = Sum(Mul(%row[:, :-2], %w[:, 0]), Mul(%row[:, 1:-1], %w[:, 1]), Mul(%row[:, 2:], ...))
-
-    A row whose text begins takes zeros in place of what the state holds, whatever that is.
     """
     call, builder, name = ShortConvCall.of(node), state.builder, state.name(node)
     columns, width = shape_of(call.weight)
-    layer = state.layer_of(call.recent)
-    past, present = f"past.{layer}.conv", f"present.{layer}.conv"
-    zero = builder.constant("float_zero", np.array(0, np.float32))
-    builder.node("Where", [begins(builder), zero, past], f"{name}_state")
-    builder.node("Transpose", [f"{name}_state"], f"{name}_before", perm=[0, 2, 1])
-    builder.node("Concat", [f"{name}_before", state.name(call.x)], f"{name}_row", axis=1)
-    kept = recent_tokens(builder, width - 1)
-    builder.node("GatherND", [f"{name}_row", kept], f"{name}_recent", batch_dims=1)
-    builder.node("Transpose", [f"{name}_recent"], present, perm=[0, 2, 1])
+    past, present = _state_names(state, state.layer_of(call.recent))
+    before = emit_before(builder, name, past)
+    row, recent = emit_row(builder, name, before, state.name(call.x), width - 1)
+    builder.node("Transpose", [recent], present, perm=[0, 2, 1])
     taps = builder.node(
         "Transpose",
         [quantized.float_weight(state, call.weight)],
@@ -62,10 +55,25 @@ def emit_short_conv(state: Lowering, node: fx.Node) -> None:
             builder.constant(f"{label}_{at}", np.array([at], np.int64))
             for label, at in (("from", tap), ("to", stop))
         ]
-        builder.node("Slice", [f"{name}_row", *bounds, axis], f"{name}_shifted_{tap}")
+        builder.node("Slice", [row, *bounds, axis], f"{name}_shifted_{tap}")
         after = builder.constant(f"to_{tap + 1}", np.array([tap + 1], np.int64))
         builder.node("Slice", [taps, bounds[0], after, zero_axis], f"{name}_tap_{tap}")
         factors = [f"{name}_shifted_{tap}", f"{name}_tap_{tap}"]
         terms.append(builder.node("Mul", factors, f"{name}_term_{tap}"))
     builder.node("Sum", terms, name)
     state.states.append(LoweredState(past, present, "recent", (columns, width - 1)))
+
+
+def _state_names(state: Lowering, layer: int) -> tuple[str, str]:
+    """The names of a convolution's state, as onnxruntime-genai knows them.
+
+    It has one name for the state of a layer that convolves and does nothing else, and another for
+    that of a layer with a memory.
+    """
+    remembers = any(
+        given.kind == "memory" and f".layers.{layer}." in given.name
+        for given in state.program.inputs.values()
+    )
+    if remembers:
+        return f"past_key_values.{layer}.conv_state", f"present.{layer}.conv_state"
+    return f"past.{layer}.conv", f"present.{layer}.conv"

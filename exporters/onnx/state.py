@@ -29,13 +29,14 @@ class LoweredState:
         present: the name of its output.
         kind: what it holds.
         shape: ``(kv_heads, head_dim)`` of a cache ``[batch, kv_heads, length, head_dim]``;
-            ``(columns, tokens)`` of recent tokens ``[batch, columns, tokens]``.
+            ``(columns, tokens)`` of recent tokens ``[batch, columns, tokens]``;
+            ``(heads, rows, columns)`` of a memory ``[batch, heads, rows, columns]``.
     """
 
     past: str
     present: str
     kind: StateKind
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
 
 @dataclass

@@ -196,13 +196,13 @@ def _model(
     outputs = [tensor("logits", TensorProto.FLOAT, shape)]
     cache = TensorProto.INT8 if request.cache_ranges else TensorProto.FLOAT
     for each in lowered.states:
-        first, last = each.shape
         if each.kind == "cache":
+            first, last = each.shape
             inputs.append(tensor(each.past, cache, [batch, first, "past_length", last]))
             outputs.append(tensor(each.present, cache, [batch, first, "cache_length", last]))
         else:
-            inputs.append(tensor(each.past, TensorProto.FLOAT, [batch, first, last]))
-            outputs.append(tensor(each.present, TensorProto.FLOAT, [batch, first, last]))
+            inputs.append(tensor(each.past, TensorProto.FLOAT, [batch, *each.shape]))
+            outputs.append(tensor(each.present, TensorProto.FLOAT, [batch, *each.shape]))
     return builder.model(inputs, outputs), lowered.kept
 
 

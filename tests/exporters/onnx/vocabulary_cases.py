@@ -11,8 +11,9 @@ import onnx
 
 from edgeforge.families.assembly import assemble, bias, convolution, matrix, norm
 from edgeforge.families.expert_weights import ExpertNames, expert_weights
-from edgeforge.families.spec import LayerSpec, ModelSpec, RopeSpec
+from edgeforge.families.spec import LayerSpec, ModelSpec, RecurrenceSpec, RopeSpec
 from exporters.target import Lowered
+from tests.oracles import recurrent_layers
 from tests.oracles.lowered_spec import LoweredSpec
 from tests.oracles.traced import ReferenceSession
 
@@ -36,6 +37,18 @@ def mixture(experts: int = 8, chosen_experts: int = 2, **more) -> LayerSpec:
 
 
 CONVOLUTION = LayerSpec(0, 0, FFN, mixer="short_conv")
+
+
+def recurrent(mixer: str, groups: int, rows: int, columns: int, **more) -> LayerSpec:
+    made = RecurrenceSpec(4, groups, rows, columns, dynamic=more.pop("dynamic", True))
+    return LayerSpec(0, 0, FFN, rope=None, mixer=mixer, recurrence=made, **more)
+
+
+EAGLE, FINCH = (
+    recurrent("time_mix", 4, 16, 16, feed_forward="channel_mix", dynamic=dynamic)
+    for dynamic in (False, True)
+)
+MAMBA, DELTA = recurrent("mamba", 2, 8, 16), recurrent("delta_net", 2, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,8 @@ class Case:
                     made["self_attn.q_norm"] = norm("q", widths[0])
                     made["self_attn.k_norm"] = norm("k", widths[1])
                 made |= product("self_attn.o_proj", q, HIDDEN)
+            elif of.recurrence is not None:
+                made = recurrent_layers.mixer_weights(of, HIDDEN)
             else:
                 made = product("conv.in_proj", HIDDEN, 3 * HIDDEN)
                 made["conv.conv"] = convolution("c", HIDDEN, given["conv_width"])
@@ -83,6 +98,8 @@ class Case:
                 made |= product("conv.out_proj", HIDDEN, HIDDEN)
             for name in added[block]:
                 made |= self._norm(name)
+            if of.feed_forward == "channel_mix":
+                return made | recurrent_layers.channel_mix_weights(of, HIDDEN)
             if of.experts:
                 return made | self._mixture(of)
             up = ("mlp.gate_up_proj", 2 * FFN) if gated else ("mlp.up_proj", FFN)
@@ -218,6 +235,25 @@ CASES = {
         norms=("weight", "bias"),
         has=("TopK", "GatherElements"),
     ),
+    # Layers that begin and end with a recurrence: the last one's output is the last token's alone.
+    **{
+        name: of(
+            NORM,
+            layers=(layer, layer),
+            norms=("weight", "bias"),
+            has=("If", "Slice"),
+            lacks=("GroupQueryAttention",),
+        )
+        for name, layer in (("rwkv5", EAGLE), ("rwkv6", FINCH))
+    },
+    "mamba": of(("conv_width", 4), layers=(MAMBA, layer(), MAMBA), has=("If", "Softplus")),
+    "mamba-mixture": of(
+        ("conv_width", 4),
+        ("router", "normalized_softmax"),
+        layers=(recurrent("mamba", 1, 16, 8, experts=4, chosen_experts=2), mixture(4)),
+        has=("If", "TopK"),
+    ),
+    "delta-net": of(("conv_width", 4), layers=(DELTA, layer(), DELTA), has=("If", "Sigmoid")),
     "short-conv-5-biases": of(
         ("conv_width", 5), layers=(layer(), CONVOLUTION), biases=True, norms=("weight",)
     ),
@@ -242,6 +278,7 @@ class Made:
 QUANTIZED = [
     *(("int4-g32", name) for name in CASES),
     *(("int8", name) for name in ("biases", "phi", "gemma", "short-conv-5-biases", "mixture")),
+    *(("int8", name) for name in ("rwkv6", "mamba", "delta-net")),
 ]
 
 

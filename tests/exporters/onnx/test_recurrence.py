@@ -1,0 +1,138 @@
+"""Recurrent layers in batches whose rows differ in length, and what their states may hold."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from tests.exporters.onnx.vocabulary_cases import CONTEXT
+from tests.oracles.traced import difference
+
+FLOAT = 2e-6  # of the range of the logits
+NAMES = ("rwkv5", "rwkv6", "mamba", "delta-net")
+
+
+def opened(folder, graph: str = "model.onnx") -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    return onnxruntime.InferenceSession(folder / graph, options)
+
+
+def states_of(session: onnxruntime.InferenceSession, rows: int, held: float) -> dict:
+    """Empty caches, and states of layers without one that all hold one number."""
+    return {
+        given.name: np.full(
+            [rows, *(n if isinstance(n, int) else 0 for n in given.shape[1:])], held, np.float32
+        )
+        for given in session.get_inputs()
+        if given.name.startswith("past")
+    }
+
+
+def call(session: onnxruntime.InferenceSession, ids, mask, states: dict) -> tuple:
+    """The logits and the states after a call."""
+    outputs = [f"present.{name.partition('.')[2]}" for name in states]
+    given = {"input_ids": np.array(ids), "attention_mask": np.array(mask), **states}
+    logits, *after = session.run(["logits", *outputs], given)
+    return logits, dict(zip(states, after, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_row_of_a_padded_batch_is_a_text_of_its_own(lower, case_text, name):
+    made = lower(name)
+    session = opened(made.folder)
+    rows = [case_text[:12], case_text[12:13], case_text[13:20]]
+    ids = np.stack([np.r_[row, np.full(12 - len(row), 7)] for row in rows])
+    mask = np.stack([np.arange(12) < len(row) for row in rows]).astype(np.int64)
+    logits, states = call(session, ids, mask, states_of(session, 3, np.nan))
+    for row, found in zip(rows, logits, strict=True):
+        assert difference(found[0], made.reference.logits(row)[-1]) < FLOAT
+    for step in ([3, 5, 2], [11, 6, 4]):  # each row goes on where its own text ended
+        rows = [np.r_[row, token] for row, token in zip(rows, step, strict=True)]
+        longest = max(map(len, rows))
+        mask = np.stack([np.arange(longest) < len(row) for row in rows]).astype(np.int64)
+        logits, states = call(session, np.array(step)[:, None], mask, states)
+        for row, found in zip(rows, logits, strict=True):
+            assert difference(found[0], made.reference.logits(row)[-1]) < FLOAT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_text_that_begins_ignores_what_the_states_hold(lower, case_text, name):
+    made = lower(name)
+    wanted = made.reference.logits(case_text[:10])
+    for graph, held in (("model.onnx", np.inf), ("verify.onnx", np.nan), ("verify.onnx", 3.0)):
+        session = opened(made.folder, graph)
+        states = states_of(session, 1, held)
+        logits, states = call(session, case_text[None, :9], np.ones((1, 9), np.int64), states)
+        assert difference(logits[0, -1], wanted[8]) < FLOAT
+        mask = np.ones((1, 10), np.int64)
+        logits, states = call(session, case_text[None, 9:10], mask, states)
+        assert difference(logits[0, -1], wanted[9]) < FLOAT
+        assert all(np.isfinite(state).all() for state in states.values())
+
+
+@pytest.mark.parametrize("graph", ["model.onnx", "verify.onnx"])
+@pytest.mark.parametrize("name", ["rwkv5", "mamba"])
+def test_a_row_padded_on_the_left_is_refused(lower, case_text, name, graph):
+    session = opened(lower(name).folder, graph)
+    mask = np.ones((2, 5), np.int64)
+    mask[1, 0] = 0
+    ids = np.stack([case_text[:5], case_text[5:10]])
+    with pytest.raises(Exception, match=r"out of range|out of bounds|invalid ind"):
+        call(session, ids, mask, states_of(session, 2, 0.0))
+
+
+def test_states_have_the_names_and_shapes_that_the_manual_says(lower):
+    assert {name: lower(name).lowered.states for name in ("rwkv6", "mamba")} == {
+        "rwkv6": {
+            f"past_key_values.{layer}.{state}": f"float[batch_size, {shape}]"
+            for layer in (0, 1)
+            for state, shape in (("conv_state", "64, 2"), ("recurrent_state", "4, 16, 16"))
+        },
+        "mamba": {
+            **{
+                f"past_key_values.{layer}.{state}": f"float[batch_size, {shape}]"
+                for layer in (0, 2)
+                for state, shape in (("conv_state", "96, 3"), ("recurrent_state", "4, 8, 16"))
+            },
+            "past_key_values.1.key": "float[batch_size, 2, past_length, 16]",
+            "past_key_values.1.value": "float[batch_size, 2, past_length, 16]",
+        },
+    }
+
+
+def test_a_memory_is_read_by_the_node_that_replaces_it_alone(lower):
+    """So input and output may share memory: the kernel copies the one before it changes the other,
+    and a row that begins gets zeros in memory of its own."""
+    for name in NAMES:
+        for graph in ("model.onnx", "verify.onnx"):
+            nodes = onnx.load(lower(name).folder / graph, load_external_data=False).graph.node
+            assert not [each for node in nodes for each in node.input if ".recurrent_state" in each]
+            for node in (node for node in nodes if node.op_type == "If"):
+                (layer,) = re.findall(r"present\.(\d+)\.recurrent_state", node.output[1])
+                then, other = (attribute.g.node for attribute in sorted_branches(node))
+                past = f"past_key_values.{layer}.recurrent_state"
+                assert [n.op_type for n in then if past in n.input] == ["Where"]
+                assert [(n.op_type, n.input[3]) for n in other] == [("LinearAttention", past)]
+
+
+def sorted_branches(node: onnx.NodeProto) -> list[onnx.AttributeProto]:
+    """The branch for rows that begin, and the one for the others."""
+    return sorted(node.attribute, key=lambda attribute: attribute.name, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["rwkv6", "delta-net"])
+def test_a_text_in_many_calls_leaves_the_memory_of_one_call(lower, case_text, name):
+    session = opened(lower(name).folder)
+    mask = np.ones((1, CONTEXT), np.int64)
+    _, whole = call(session, case_text[None], mask, states_of(session, 1, 0.0))
+    states, at = states_of(session, 1, 0.0), 0
+    for size in (7, 1, 1, 30, 1, 8):
+        at += size
+        _, states = call(session, case_text[None, at - size : at], mask[:, :at], states)
+    for name, state in whole.items():
+        assert difference(states[name], state) < FLOAT
