@@ -312,7 +312,8 @@ def test_wrong_types_and_missing_fields_name_the_field(family, value):
     config = BY_FAMILY[family]
     required = {
         "openelm": ["model_dim", "head_dim", "num_transformer_layers"],
-        **dict.fromkeys(("rwkv5", "rwkv6"), ["hidden_size", "num_hidden_layers", "vocab_size"]),
+        "rwkv5": ["hidden_size", "num_hidden_layers", "vocab_size"],
+        "rwkv6": ["hidden_size", "num_hidden_layers", "vocab_size"],
     }.get(
         family,
         [
