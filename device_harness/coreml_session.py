@@ -13,12 +13,14 @@ import numpy.typing as npt
 from device_harness.errors import DeviceError
 from device_harness.session import (
     NO_DRAFTS,
+    Calls,
     HostSession,
     Logits,
     Shown,
     Tokens,
     check_tokens,
     draft_rows,
+    parts_of,
 )
 from exporters.coreml import names
 from exporters.coreml.package import Interface, Package, open_package
@@ -78,6 +80,7 @@ class CoremlSession(HostSession):
         precision: the interpreter's precision, ``fp16`` (the default) or ``fp32``; when it is
             given, the interpreter runs even on a Mac.
         compute_units: the compute units of Apple's runtime, one of `COMPUTE_UNITS`.
+        adapter: the name of an adapter of the artifact, whose functions run; None for the base's.
 
     Raises:
         DeviceError: an option has an unknown value or does not apply here.
@@ -92,6 +95,7 @@ class CoremlSession(HostSession):
         *,
         precision: str | None = None,
         compute_units: str | None = None,
+        adapter: str | None = None,
     ) -> None:
         self.context = context
         self._package = open_package(folder / names.PACKAGE)
@@ -99,10 +103,16 @@ class CoremlSession(HostSession):
         self._held: Runner | None = runner
         self.runtime, self.limits = runner.runtime, runner.limits
         functions = self._package.functions
-        self._decode = names.DECODE if names.DECODE in functions else self._package.default_function
-        self._prefill = names.PREFILL if names.PREFILL in functions else self._decode
-        self._draft = names.DRAFT if names.DRAFT in functions else None
-        self._verify = names.VERIFY if names.VERIFY in functions else None
+        decode, prefill, draft, verify = (
+            each if adapter is None else names.with_adapter(each, adapter)
+            for each in names.FUNCTIONS
+        )
+        if adapter is not None and decode not in functions:
+            raise DeviceError(f"{self._package.path} has no function {decode} for that adapter")
+        self._decode = decode if decode in functions else self._package.default_function
+        self._prefill = prefill if prefill in functions else self._decode
+        self._draft = draft if draft in functions else None
+        self._verify = verify if verify in functions else None
         self._interfaces = {name: self._package.interface(name) for name in functions}
         self._chunks = {name: _chunks(each) for name, each in self._interfaces.items()}
         self.chunks = tuple(sorted(n for n in self._chunks[self._prefill] if n > 1))
@@ -171,17 +181,23 @@ class CoremlSession(HostSession):
         self._run(tokens, 0, self._new_caches(), self._verify, watch)
         return watch.origin(self._package)
 
-    def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
+    def values(
+        self, texts: Sequence[Tokens], names: Sequence[str], calls: Calls | None = None
+    ) -> list[Shown]:
         """Returns results of operations while fresh texts run; Apple's runtime shows none."""
         from device_harness.coreml_interpreter.value_watch import ValueWatch
 
         if not self.limits:
             raise DeviceError("Apple's runtime shows no values between its operations")
         found = []
-        for tokens in texts:
+        for index, tokens in enumerate(texts):
             check_tokens(tokens, len(tokens), self.vocab_size, self.context)
-            watch = ValueWatch(names)
-            self._run(tokens, 0, self._new_caches(), self._verify, watch)
+            watch, caches = ValueWatch(names), self._new_caches()
+            if calls is None:
+                self._run(tokens, 0, caches, self._verify, watch)
+            else:
+                for start, part in parts_of(tokens, calls[index]):
+                    self._run(part, start, caches, self._prefill, watch)
             found.append({name: arrays for name, arrays in watch.found.items() if arrays})
         return found
 

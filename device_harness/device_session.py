@@ -15,7 +15,7 @@ from device_harness.devices.registry import KINDS, kind_of
 from device_harness.errors import DeviceError
 from device_harness.frames import Array, FrameCutError, FrameError, read_frame, write_frame
 from device_harness.plain_text import plain
-from device_harness.session import HostSession, Logits, Shown, Tokens, check_tokens
+from device_harness.session import Calls, HostSession, Logits, Shown, Tokens, check_tokens
 from device_harness.timed_run import TimedRun
 from exporters.manifest import Manifest
 
@@ -201,10 +201,14 @@ class DeviceSession(HostSession):
         where = words.get("where")
         return None if where is None else _text(where)
 
-    def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
+    def values(
+        self, texts: Sequence[Tokens], names: Sequence[str], calls: Calls | None = None
+    ) -> list[Shown]:
         """Returns values inside the artifact while it runs fresh texts."""
         what = f"showing values of {len(texts)} texts"
-        words, arrays = self._ask("values", what, texts, _MOST_VALUES, names=list(names))
+        sizes = None if calls is None else [list(map(int, each)) for each in calls]
+        asked = {"names": list(names), "calls": sizes}
+        words, arrays = self._ask("values", what, texts, _MOST_VALUES, **asked)
         counts, rest = words.get("values"), iter(arrays)
         try:
             found = [

@@ -19,12 +19,14 @@ from device_harness.errors import DeviceError
 from device_harness.executorch_shim import shim_folder, shim_version
 from device_harness.session import (
     NO_DRAFTS,
+    Calls,
     HostSession,
     Logits,
     Shown,
     Tokens,
     check_tokens,
     draft_rows,
+    parts_of,
 )
 from exporters.errors import ExportError
 from exporters.executorch import installed
@@ -162,7 +164,9 @@ class ExecutorchSession(HostSession):
             position += len(piece)
         return np.concatenate(rows)
 
-    def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
+    def values(
+        self, texts: Sequence[Tokens], names: Sequence[str], calls: Calls | None = None
+    ) -> list[Shown]:
         """Returns values of a method while it runs fresh texts.
 
         A copy of the program returns them, so the disk must hold the program once more.
@@ -173,24 +177,31 @@ class ExecutorchSession(HostSession):
             check_tokens(tokens, len(tokens), self.vocab_size, self.context)
         if self._file.with_suffix(".ptd").is_file():
             raise DeviceError("values inside a program with its weights in a .ptd are not shown")
-        method = VERIFY if VERIFY in self._names else GENERATE
+        method = VERIFY if VERIFY in self._names and calls is None else GENERATE
         with tempfile.TemporaryDirectory(prefix="edgeforge-") as folder:
             copy = Path(folder) / MODEL
             shown = write_probing(self._file, self.context, method, names, copy)
             if not shown:
                 return [{} for _ in texts]
             with ExecutorchSession(Path(folder), self.context, self._threads) as probing:
-                return [probing._results(method, tokens, shown) for tokens in texts]
+                each = [[len(tokens)] for tokens in texts] if calls is None else calls
+                return [
+                    probing._results(method, tokens, sizes, shown)
+                    for tokens, sizes in zip(texts, each, strict=True)
+                ]
 
-    def _results(self, method: str, tokens: Tokens, names: Sequence[str]) -> Shown:
-        """All results of a method over a fresh text, as ``names`` in turn."""
+    def _results(
+        self, method: str, tokens: Tokens, sizes: Sequence[int], names: Sequence[str]
+    ) -> Shown:
+        """All results of a method over a fresh text in such calls, as ``names`` in turn."""
         self._start()
         found: Shown = {name: [] for name in names}
-        position = 0
-        for piece in self._pieces(tokens):
-            for name, array in zip(names, self._ask_all(method, piece, position), strict=True):
-                found[name].append(array)
-            position += len(piece)
+        for start, part in parts_of(tokens, sizes):
+            position = start
+            for piece in self._pieces(part):
+                for name, array in zip(names, self._ask_all(method, piece, position), strict=True):
+                    found[name].append(array)
+                position += len(piece)
         return found
 
     def close(self) -> None:

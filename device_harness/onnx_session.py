@@ -17,12 +17,14 @@ from device_harness.errors import DeviceError
 from device_harness.onnx_adapter import read_adapter
 from device_harness.session import (
     NO_DRAFTS,
+    Calls,
     HostSession,
     Logits,
     Shown,
     Tokens,
     check_tokens,
     draft_rows,
+    parts_of,
 )
 from quant.processors import default_threads
 
@@ -35,8 +37,10 @@ if TYPE_CHECKING:
     and a memory in the one that replaces it, which copies it first."""
 
 GENERATE, DRAFT, VERIFY = "model.onnx", "draft.onnx", "verify.onnx"
-# How the names of states begin: of caches, recent tokens and memories.
-_STATES = ("past_key_values.", "past.")
+ADAPTER = ".onnx_adapter"  # how the name of an adapter's file ends
+# How the names of caches begin, and of all states: recent tokens and memories are among them.
+_CACHE = "past_key_values."
+_STATES = (_CACHE, "past.")
 
 
 class OnnxSession(HostSession):
@@ -49,7 +53,7 @@ class OnnxSession(HostSession):
         folder: the artifact.
         context: the declared context, in tokens.
         threads: onnxruntime's number of threads; by default one per processor, at most four.
-        adapter: a file of the artifact that holds an adapter, which is switched on; None for none.
+        adapter: the name of an adapter of the artifact, which is switched on; None for none.
         kleidiai: ``off`` forbids onnxruntime Arm's KleidiAI kernels, which it uses on arm64 by
             default; ``on`` and None leave it its default. No other processor has them.
 
@@ -70,7 +74,7 @@ class OnnxSession(HostSession):
         if kleidiai not in (None, "on", "off"):
             raise DeviceError(f"KleidiAI is on or off, not {kleidiai!r}")
         self._has_kleidiai = kleidiai != "off"
-        self._adapter = None if adapter is None else folder / adapter
+        self._adapter = None if adapter is None else folder / f"{adapter}{ADAPTER}"
         self._given: dict[str, npt.NDArray[np.float32]] = {}  # the adapter's inputs
         self._folder, self._threads = folder, threads or default_threads()
         self.context = context
@@ -182,20 +186,32 @@ class OnnxSession(HostSession):
         Returns:
             The logits that the graph gives, ``float32[rows, vocab]``.
         """
+        result: Logits = self._run_all(generator, tokens, total, states)[0][0]
+        return result
+
+    def _run_all(
+        self,
+        generator: onnxruntime.InferenceSession,
+        tokens: Tokens,
+        total: int,
+        states: States,
+        shown: Sequence[str] = (),
+    ) -> list[npt.NDArray[Any]]:
+        """As `_run`; returns the logits of all texts, and then the ``shown`` outputs."""
         import onnxruntime
 
         binding = generator.io_binding()
         binding.bind_cpu_input("input_ids", tokens.reshape(1, -1))
         binding.bind_cpu_input("attention_mask", np.ones((1, total), np.int64))
-        binding.bind_output("logits")
+        for name in ("logits", *shown):
+            binding.bind_output(name)
         for name, values in self._given.items():  # `bind_cpu_input` knows no inputs with defaults
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(values))
         for past, (present, state) in states.items():
             binding.bind_ortvalue_input(past, state)
             binding.bind_ortvalue_output(present, state)
         self._call(lambda: generator.run_with_iobinding(binding))
-        result: Logits = binding.get_outputs()[0].numpy()[0].copy()
-        return result
+        return [each.numpy().copy() for each in binding.get_outputs()[: 1 + len(shown)]]
 
     def logits(self, tokens: Tokens) -> Logits:
         """Logits of every position of a fresh text: ``int64[t] -> float32[t, vocab]``.
@@ -223,16 +239,43 @@ class OnnxSession(HostSession):
         found: str | None = self._call(lambda: first_not_finite(graph, feeds, self._open_bytes))
         return found
 
-    def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
+    def values(
+        self, texts: Sequence[Tokens], names: Sequence[str], calls: Calls | None = None
+    ) -> list[Shown]:
         """Returns values inside the graph while it runs fresh texts."""
         from device_harness.onnx_values import shown_values
 
+        if calls is not None:
+            each = list(zip(texts, calls, strict=True))
+            called: list[Shown] = self._call(lambda: self._shown(each, names))
+            return called
         whole = [self._whole(tokens) for tokens in texts]
         feeds = [given for _, given in whole]
         found: list[Shown] = self._call(
             lambda: shown_values(whole[0][0], feeds, names, self._open_bytes)
         )
         return found
+
+    def _shown(
+        self, texts: Sequence[tuple[Tokens, Sequence[int]]], names: Sequence[str]
+    ) -> list[Shown]:
+        """Values inside the graph of `extend` while it runs fresh texts in calls of such sizes."""
+        from device_harness.onnx_values import showing
+
+        graph, shown = showing(self._folder / GENERATE, names, alone=False)
+        session = self._open_bytes(graph)
+        self._apart = self._apart or self._make_states(session)
+        texts_shown = []
+        for tokens, sizes in texts:
+            check_tokens(tokens, len(tokens), _vocab_size(session), self.context)
+            found: Shown = {name: [] for name in shown}
+            for start, part in parts_of(tokens, sizes):
+                total = start + len(part)
+                results = self._run_all(session, part, total, self._apart, shown)
+                for name, result in zip(shown, results[1:], strict=True):
+                    found[name].append(np.asarray(result, np.float32))
+            texts_shown.append(found)
+        return texts_shown
 
     def _whole(self, tokens: Tokens) -> tuple[Path, dict[str, Any]]:
         """The graph that gives most of a fresh text, and its inputs."""

@@ -33,23 +33,10 @@ def shown_values(
         names: the values; what the graph does not compute is left out.
         open_session: opens a graph that is given as bytes, with weights from the same folder.
     """
-    import onnx
-
-    model = onnx.load(graph, load_external_data=False)
-    made = {name for node in model.graph.node for name in node.output}
-    unnamed = {f"{node.output[0]}_sum": node for node in model.graph.node if _hides_sum(node)}
-    shown = [name for name in dict.fromkeys(names) if name in made or name in unnamed]
+    made, shown = showing(graph, names, alone=True)
     if not shown:
         return [{} for _ in texts]
-    for name in shown:
-        if name in made:
-            continue
-        outputs = [*unnamed[name].output, "", "", ""][:_SUM]
-        del unnamed[name].output[:]
-        unnamed[name].output.extend([*outputs, name])
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
-    session = open_session(model.SerializeToString())
+    session = open_session(made)
     return [
         {
             name: [np.asarray(value, np.float32)]
@@ -57,6 +44,32 @@ def shown_values(
         }
         for feeds in texts
     ]
+
+
+def showing(graph: Path, names: Sequence[str], *, alone: bool) -> tuple[bytes, list[str]]:
+    """Returns a copy of a graph whose outputs are values inside it, and their names in order.
+
+    Args:
+        graph: the .onnx.
+        names: the values; what the graph does not compute is left out.
+        alone: whether the graph's own outputs are left out; else they come first.
+    """
+    import onnx
+
+    model = onnx.load(graph, load_external_data=False)
+    made = {name for node in model.graph.node for name in node.output}
+    unnamed = {f"{node.output[0]}_sum": node for node in model.graph.node if _hides_sum(node)}
+    shown = [name for name in dict.fromkeys(names) if name in made or name in unnamed]
+    for name in shown:
+        if name in made:
+            continue
+        outputs = [*unnamed[name].output, "", "", ""][:_SUM]
+        del unnamed[name].output[:]
+        unnamed[name].output.extend([*outputs, name])
+    if alone:
+        del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
+    return model.SerializeToString(), shown
 
 
 def _hides_sum(node: Any) -> bool:

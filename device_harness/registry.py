@@ -37,7 +37,9 @@ class Runtime:
 RUNTIMES: dict[str, Runtime] = {
     "onnx": Runtime(OnnxSession, ("kleidiai", "adapter"), packages=("onnxruntime",)),
     "executorch": Runtime(ExecutorchSession, packages=("executorch",)),
-    "coreml": Runtime(CoremlSession, ("precision", "compute_units"), packages=("coremltools",)),
+    "coreml": Runtime(
+        CoremlSession, ("precision", "compute_units", "adapter"), packages=("coremltools",)
+    ),
 }
 
 

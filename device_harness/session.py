@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,8 @@ Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
 Shown = dict[str, list[npt.NDArray[Any]]]
 """Values inside an artifact by name: a float32 array for each call that took a part of the text."""
+Calls = Sequence[Sequence[int]]
+"""For each text, how many tokens each call of `Session.extend` takes."""
 
 
 class Session(Closing, Protocol):
@@ -128,7 +130,9 @@ class Session(Closing, Protocol):
             no values between its operations, or all of them are finite.
         """
 
-    def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
+    def values(
+        self, texts: Sequence[Tokens], names: Sequence[str], calls: Calls | None = None
+    ) -> list[Shown]:
         """Returns values inside the artifact while it runs fresh texts, in the layout it has.
 
         What the artifact does not compute, or the runtime cannot show, is left out. The text of
@@ -137,6 +141,7 @@ class Session(Closing, Protocol):
         Args:
             texts: ``int64[t]`` each.
             names: values as `exporters.lifted` names them.
+            calls: show what `extend` runs, called so; None for what `logits` runs.
 
         Raises:
             DeviceError: the runtime shows no values between its operations.
@@ -176,7 +181,9 @@ class HostSession(Closing):
         """Returns None: the runtime shows no values between its operations."""
         return None
 
-    def values(self, texts: Sequence[Tokens], names: Sequence[str]) -> list[Shown]:
+    def values(
+        self, texts: Sequence[Tokens], names: Sequence[str], calls: Calls | None = None
+    ) -> list[Shown]:
         """Refuses: the runtime shows no values between its operations."""
         raise DeviceError("this runtime shows no values between its operations")
 
@@ -247,6 +254,14 @@ def draft_rows(logits: Logits, tokens: Tokens) -> Logits:
             f"{len(tokens)}"
         )
     return logits
+
+
+def parts_of(tokens: Tokens, sizes: Sequence[int]) -> Iterator[tuple[int, Tokens]]:
+    """Yields what each of a text's calls takes, behind how many tokens are done before it."""
+    done = 0
+    for size in sizes:
+        yield done, tokens[done : done + size]
+        done += size
 
 
 def check_tokens(tokens: Tokens, total: int, vocab_size: int, context: int) -> None:

@@ -139,7 +139,8 @@ def separate_adapters(
         )
     opened = open_adapters(options.separate_adapters)
     inputs.beside.watch(file for adapter in opened for file in adapter.files)
-    return check_adapters(model, opened, [target.name for target in targets])
+    names = [target.name for target in targets]
+    return check_adapters(model, opened, names, options.target.given())
 
 
 def rotate_if_asked(

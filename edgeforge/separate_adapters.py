@@ -81,7 +81,7 @@ def export_adapter(
         raise CheckFailed(f"{artifact}: {'; '.join(problems)}")
     model = reopen(manifest, checkpoint)
     target = find_target(manifest.target)
-    ready = check_adapters(model, [opened], [target.name])
+    ready = check_adapters(model, [opened], [target.name], manifest.options)
     inputs = [Input("the adapter", opened.place, whole=True)]
     check_output(artifact, True, inputs)
     progress("write adapter", 0, 0)
@@ -93,7 +93,7 @@ def export_adapter(
         changed = replace(
             manifest,
             adapters=(*manifest.adapters, record),
-            files={name: found[name] for name in (*manifest.files, record.file)},
+            files={name: found[name] for name in found if name in (*manifest.files, record.file)},
             structure=to_json(target.structure(partial)),
         )
         (partial / MANIFEST).unlink()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,10 +20,28 @@ if TYPE_CHECKING:
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+@dataclass(frozen=True)
+class _Target:
+    """How a target's artifacts take adapters.
+
+    Attributes:
+        write: takes the folder, the adapter's name, what it adds by weight, and all weights that
+            an adapter may change; returns the name of the file that holds the adapter.
+        check: refuses options of artifacts that take none.
+    """
+
+    write: Callable[[Path, str, Mapping[str, Pair], Collection[str]], str]
+    check: Callable[[Mapping[str, object]], None] = lambda options: None
+
+
+SEPARATE: Final = ("onnx", "coreml")
+"""The targets whose artifacts take adapters while they run."""
+
+
 def write_adapter(
     target: str, folder: Path, name: str, pairs: Mapping[str, Pair], weights: Collection[str]
 ) -> str:
-    """Writes an adapter beside an artifact's weights, and makes its graphs take adapters.
+    """Writes an adapter beside an artifact's weights, and makes the artifact take it.
 
     Args:
         target: the artifact's target.
@@ -32,17 +51,21 @@ def write_adapter(
         weights: all weights that an adapter may change, so that further adapters find their place.
 
     Returns:
-        The name of the file that holds it.
+        The name of the file, or of the package, that holds it.
 
     Raises:
         ExportError: the target, or a product, takes no adapter.
     """
-    check_separate(target, name)
-    return _writers()[target](folder, name, pairs, weights)
+    return _targets()[target].write(folder, name, pairs, weights)
 
 
-def check_separate(target: str, name: str) -> None:
+def check_separate(target: str, name: str, options: Mapping[str, object]) -> None:
     """Refuses, before any work, an adapter that cannot lie beside the weights.
+
+    Args:
+        target: the artifact's target.
+        name: the adapter's name.
+        options: the target's options that the user set, by name.
 
     Raises:
         ExportError: the target's files hold none, or the name cannot be a file's.
@@ -57,13 +80,17 @@ def check_separate(target: str, name: str) -> None:
             f"the adapter's folder is named {name[:80]!r}, and files of an artifact are named "
             f"after it: rename it, with letters, digits, '.', '-' and '_'"
         )
+    _targets()[target].check(options)
 
 
-SEPARATE: Final = ("onnx",)
-"""The targets whose artifacts take adapters while they run."""
-
-
-def _writers() -> dict[str, Callable[[Path, str, Mapping[str, Pair], Collection[str]], str]]:
+def _targets() -> dict[str, _Target]:
+    from exporters.coreml import adapters as coreml
     from exporters.onnx.adapters import write_onnx_adapter
 
-    return {"onnx": write_onnx_adapter}
+    return {
+        "onnx": _Target(write_onnx_adapter),
+        "coreml": _Target(
+            lambda folder, name, pairs, _: coreml.write_coreml_adapter(folder, name, pairs),
+            coreml.check_options,
+        ),
+    }

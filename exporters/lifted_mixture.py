@@ -22,11 +22,14 @@ class Route(Value):
         source: the router's logits, ``float[1, t, E]``.
         chosen: how many experts a token has.
         normalized: whether the kept shares are divided by their sum.
+        experts: where the value has the weights of chosen experts alone, in a column each, the
+            names of the values that say which experts these are.
     """
 
     source: Value
     chosen: int
     normalized: bool
+    experts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +39,12 @@ class RouteSparseMixer(Value):
     Attributes:
         source: the router's logits, ``float[1, t, E]``.
         jitter: half of the largest relative distance.
+        experts: as of `Route`, first and second.
     """
 
     source: Value
     jitter: float
+    experts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -110,8 +110,8 @@ class Manifest:
         """The adapters that lie beside the weights."""
         return tuple(record for record in self.adapters if record.file)
 
-    def adapter_file(self, name: str, artifact: str) -> str:
-        """Returns the artifact's file that holds an adapter.
+    def require_adapter(self, name: str, artifact: str) -> str:
+        """Returns the name of an adapter that can be switched on, as the runtime's option takes it.
 
         Args:
             name: the adapter's name.
@@ -120,9 +120,9 @@ class Manifest:
         Raises:
             ExportError: the artifact has no such adapter to be switched on.
         """
-        known = {record.name: record.file for record in self.separate_adapters}
+        known = [record.name for record in self.separate_adapters]
         if name in known:
-            return known[name]
+            return name
         has = f"it has {', '.join(known)}" if known else "it has none"
         if any(record.name == name for record in self.merged_adapters):
             has = f"{name} is merged into its weights, and always on"

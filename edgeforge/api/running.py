@@ -142,7 +142,7 @@ def load(
     manifest = Manifest.read(folder)
     options = {"precision": precision, "compute_units": compute_units}
     if adapter is not None:
-        options["adapter"] = manifest.adapter_file(adapter, str(folder))
+        options["adapter"] = manifest.require_adapter(adapter, str(folder))
     return open_session(folder, manifest, threads, options)
 
 
@@ -158,6 +158,7 @@ def conversation(
     seed: int = 0,
     threads: int | None = None,
     device: str = "host",
+    adapter: str | None = None,
 ) -> AbstractContextManager[Conversation]:
     """Opens an artifact to talk with, for a ``with`` statement.
 
@@ -176,6 +177,7 @@ def conversation(
         seed: seed of the draws.
         threads: threads for the runtime; None for the runtime's default.
         device: where to run, as ``--device`` takes it.
+        adapter: name of an adapter of the artifact, to be switched on; None for none.
 
     Raises:
         CheckpointError: the artifact has no tokenizer, or its template cannot be read.
@@ -189,4 +191,6 @@ def conversation(
     template = None if chat_template is None else Path(chat_template)
     sampling = Sampling(temperature, top_p, seed)
     options = ChatOptions(system, template, template_values or {}, max_tokens, sampling)
-    return open_conversation(Path(artifact), options, threads=threads, device=device)
+    return open_conversation(
+        Path(artifact), options, threads=threads, device=device, adapter=adapter
+    )

@@ -135,7 +135,8 @@ def _step_of(walk: Walk, node: fx.Node, count: int, length: int) -> Callable[[An
 
         return attend
     if node.target in _MOVING:
-        weights, states = walk.weights_of(node), _states_of(walk.program, node, count)
+        weights: dict[Any, Tensor] = dict(walk.weights_of(node))
+        states = _states_of(walk.program, node, count)
 
         def move(values: Any, position: int) -> Tensor:
             given: list[Any] = []

@@ -19,7 +19,7 @@ AdapterMode = Annotated[
     str,
     typer.Option(
         metavar="merged|separate",
-        help="ONNX: `separate` leaves adapters beside the base's weights, to be switched on by "
+        help="`separate` leaves adapters beside the base's weights, to be switched on by "
         "`run --adapter NAME`.",
     ),
 ]
@@ -33,3 +33,19 @@ RunAdapter = Annotated[
         "--adapter", metavar="NAME", help="Switch on this adapter of the artifact; see `inspect`."
     ),
 ]
+
+
+def only_one(names: list[str] | None) -> str | None:
+    """Returns the adapter that a user switches on, None for none.
+
+    Raises:
+        UsageError: there are several.
+    """
+    from edgeforge.errors import UsageError
+
+    if len(names or ()) > 1:
+        raise UsageError(
+            "--adapter is given twice, and an artifact runs with one adapter at a time: export one "
+            "of both, each with its weight"
+        )
+    return names[0] if names else None

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
-from edgeforge.cli import chat_options, options
+from edgeforge.cli import adapter_options, chat_options, options
 from edgeforge.cli.printable import answer, printable
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def chat(
     seed: options.DrawSeed = 0,
     threads: options.Threads = None,
     device: options.RunDevice = "host",
+    adapter: adapter_options.RunAdapter = None,
     json: chat_options.JsonLines = False,
 ) -> None:
     """Talk with an artifact: at a terminal, or with one message a line from a pipe."""
@@ -54,8 +55,9 @@ def chat(
         max_tokens,
         Sampling(temperature, top_p, seed),
     )
+    switched = adapter_options.only_one(adapter)
     with open_conversation(
-        artifact, asked, threads=threads, device=device, progress=Reporter()
+        artifact, asked, threads=threads, device=device, adapter=switched, progress=Reporter()
     ) as conversation:
         if sys.stdin.isatty():
             _at_a_terminal(conversation, json)

@@ -42,13 +42,7 @@ def run(
         "--chat-template": chat_template,
         "--template-value": template_value,
     }
-    if len(adapter or ()) > 1:
-        raise UsageError(
-            "--adapter is given twice, and an artifact runs with one adapter at a time: export one "
-            "of both, each with its weight"
-        )
-    if adapter and chat:
-        raise UsageError("--adapter continues a text and answers no message: leave --chat out")
+    switched = adapter_options.only_one(adapter)
     lost = [name for name, value in given.items() if value is not None]
     if lost and not chat:
         raise UsageError(f"{lost[0]} is for conversations: add --chat, or leave it out")
@@ -63,7 +57,7 @@ def run(
         sampling = Sampling(temperature, top_p, seed)
         asked = ChatOptions(system, chat_template, values, max_tokens, sampling)
         with open_conversation(
-            artifact, asked, threads=threads, device=device, progress=progress
+            artifact, asked, threads=threads, device=device, adapter=switched, progress=progress
         ) as conversation:
             result = conversation.say(prompt, None if json else emit)
     else:
@@ -77,7 +71,7 @@ def run(
             threads=threads,
             device=device,
             speculation=speculation_of(speculate, draft, ngram),
-            adapter=adapter[0] if adapter else None,
+            adapter=switched,
             emit=None if json else emit,
             progress=progress,
         )

@@ -12,8 +12,8 @@ from edgeforge.families.spec import LayerSpec, Piece, WeightSpec
 
 LayerWeights = Callable[..., dict[str, WeightSpec]]
 
-# They weigh a loss, or add noise, while a model is trained.
-_TRAINING = ("input_jitter_noise", "output_router_logits", "router_aux_loss_coef")
+TRAINING = ("input_jitter_noise", "output_router_logits", "router_aux_loss_coef")
+"""Fields that weigh a loss, or add noise, while a model is trained."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def read_counts(
         CheckpointError: two fields say different numbers of experts, or a token has more experts
             than there are.
     """
-    for field in _TRAINING:
+    for field in TRAINING:
         config.get(field)
     given = [field for field in experts if config.get(field) is not None]
     field = given[0] if given else next(iter(experts))

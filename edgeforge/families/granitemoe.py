@@ -33,10 +33,21 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
 def _layer_weights(
     index: int, layer: LayerSpec, *, hidden: int, head_dim: int, biased: tuple[str, ...]
 ) -> dict[str, WeightSpec]:
-    at, ffn = f"model.layers.{index}.block_sparse_moe.", layer.ffn_width
     weights = separate_projections(index, layer, hidden=hidden, head_dim=head_dim, biased=biased)
+    return weights | expert_weights(index, layer, hidden)
+
+
+def expert_weights(index: int, layer: LayerSpec, hidden: int) -> dict[str, WeightSpec]:
+    """Returns the weights of one layer's mixture by their names within the layer.
+
+    Args:
+        index: the layer's number.
+        layer: its dimensions.
+        hidden: width of the residual stream.
+    """
+    at, ffn = f"model.layers.{index}.block_sparse_moe.", layer.ffn_width
     router = (f"{at}router.layer.weight", layer.experts)
-    weights["mlp.router"] = matrix("router", hidden, router)
+    weights = {"mlp.router": matrix("router", hidden, router)}
     for expert in range(layer.experts):
         for ours, theirs, rows, columns in (
             ("gate_up_proj", "input_linear.weight", 2 * ffn, hidden),

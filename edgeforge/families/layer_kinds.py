@@ -14,6 +14,9 @@ from quant.quoted import quoted
 FULL: Final = "full_attention"
 SLIDING: Final = "sliding_attention"
 CONV: Final = "conv"
+LINEAR: Final = "linear_attention"
+
+_OLDER_NAMES: Final = {"attention": FULL, "mamba": LINEAR}
 
 
 def kind_of(layer: LayerSpec) -> str:
@@ -24,8 +27,8 @@ def kind_of(layer: LayerSpec) -> str:
     """
     if layer.mixer == "short_conv":
         return CONV
-    if layer.mixer != "attention":
-        return layer.mixer
+    if layer.recurrence is not None:
+        return LINEAR
     return SLIDING if layer.window else FULL
 
 
@@ -33,31 +36,44 @@ def read_kinds(
     config: ConfigReader,
     default: Sequence[str],
     allowed: Sequence[str] = (FULL, SLIDING),
+    field: str = "layer_types",
 ) -> tuple[str, ...]:
     """Returns the kind of each layer, of ``layer_types`` or of the family's own rule.
+
+    Kinds that older files name otherwise have the newer names.
 
     Args:
         config: the reader of ``config.json``.
         default: the kinds where the file has no list.
         allowed: the kinds that the family has.
+        field: the field that lists them.
 
     Raises:
         CheckpointError: the list has another length, or a kind that is not implemented.
     """
-    found = config.get("layer_types")
+    found = config.get(field)
     if found is None:
         return tuple(default)
     if not isinstance(found, list) or len(found) != len(default):
         raise CheckpointError(
-            f"{config.where}: layer_types must list {len(default)} kinds, one per layer"
+            f"{config.where}: {field} must list {len(default)} kinds, one per layer"
         )
     for index, kind in enumerate(found):
-        if kind not in allowed:
+        if newer_name(kind) not in allowed:
             raise CheckpointError(
-                f"{config.where}: layer_types[{index}] is {quoted(kind)}; EdgeForge implements "
+                f"{config.where}: {field}[{index}] is {quoted(kind)}; EdgeForge implements "
                 f"{' and '.join(map(repr, allowed))} here"
             )
-    return tuple(found)
+    return tuple(str(newer_name(kind)) for kind in found)
+
+
+def newer_name(kind: object) -> object:
+    """Returns a layer's kind by the name that newer files have for it.
+
+    >>> newer_name("mamba"), newer_name("sliding_attention")
+    ('linear_attention', 'sliding_attention')
+    """
+    return _OLDER_NAMES.get(kind, kind) if isinstance(kind, str) else kind
 
 
 def with_windows(

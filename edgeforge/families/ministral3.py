@@ -38,8 +38,9 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
         growing=True,
     )
     spec = read_llama_like(config, generation, family)
-    if not spec.rope.growth:
+    (rope,) = spec.ropes
+    if not rope.growth:
         return spec
-    keys = replace(spec.rope, growth=0.0)
+    keys = replace(rope, growth=0.0)
     layers = tuple(replace(layer, query_rope=1) for layer in spec.layers)
-    return replace(spec, ropes=(keys, spec.rope), layers=layers)
+    return replace(spec, ropes=(keys, rope), layers=layers)

@@ -12,13 +12,14 @@ from typing import Final
 
 from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.errors import CheckpointError
-from edgeforge.families.layer_kinds import kind_of
+from edgeforge.families.layer_kinds import kind_of, newer_name
 from edgeforge.families.spec import ModelSpec
 
 # A model of images and text generates text too; its family reads the part that does.
 _CAUSAL_HEADS: Final = (
     *("forcausallm", "lmheadmodel"),
     *("gemma3forconditionalgeneration", "mistral3forconditionalgeneration"),
+    "qwen3_5forconditionalgeneration",
 )
 
 # What every family here does: false would be another model, and no field at all means true.
@@ -111,6 +112,8 @@ def check_neutral_fields(config: ConfigReader, spec: ModelSpec) -> None:
     """
     for field, neutral in _NEUTRAL.items():
         config.require(field, neutral(spec))
-    config.require("layer_types", [kind_of(layer) for layer in spec.layers])
+    kinds, listed = [kind_of(layer) for layer in spec.layers], config.get("layer_types")
+    if not isinstance(listed, list) or [newer_name(kind) for kind in listed] != kinds:
+        config.require("layer_types", kinds)
     if spec.window:
         config.get("use_sliding_window")  # transformers' classes with a window do not read it

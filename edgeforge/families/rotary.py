@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Final
 
@@ -26,6 +27,7 @@ def read_rope(
     partial: bool = False,
     growing: bool = False,
     magnitudes: bool = False,
+    harmless: Collection[str] = (),
 ) -> RopeSpec:
     """Reads ``rope_theta`` + ``rope_scaling`` (old files) or ``rope_parameters`` (newer ones).
 
@@ -40,6 +42,7 @@ def read_rope(
         partial: whether the family may rotate only the first columns of each head.
         growing: whether the family's queries may grow with the position.
         magnitudes: whether the family's sections state the multiplier of cosine and sine.
+        harmless: fields of the family's sections that change nothing for a text.
 
     Raises:
         CheckpointError: the type of scaling is not implemented, its values are wrong, or both
@@ -59,6 +62,7 @@ def read_rope(
             original_context,
             growing,
             magnitudes,
+            harmless,
         )
         for section in sections
         if section is not None and section.fields()
@@ -130,7 +134,10 @@ def _read_section(
     original_context: int,
     growing: bool = False,
     magnitudes: bool = False,
+    harmless: Collection[str] = (),
 ) -> RopeSpec:
+    for field in harmless:
+        section.get(field)
     if "rope_type" in section.fields() or "type" not in section.fields():
         kind = section.get("rope_type", "default")
         section.get("type")

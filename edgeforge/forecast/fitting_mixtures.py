@@ -10,7 +10,7 @@ from edgeforge.forecast.limits import AppMemory
 from edgeforge.forecast.sized_model import SizedModel
 from edgeforge.planning.advice import PlanCheck
 from edgeforge.planning.choose import DEFAULT, plan_of
-from edgeforge.synth.mixture_presets import MIXTURE_PRESETS
+from edgeforge.synth.presets import PRESETS
 from exporters.errors import ExportError
 from exporters.options import TargetOptions
 from exporters.target import Target
@@ -38,10 +38,12 @@ def _fits(app: AppMemory, size: int) -> bool:
 
 def _sizes(target: Target, options: TargetOptions, context: int) -> Iterator[tuple[str, int]]:
     own = options.only(target.options)
-    for name, preset in MIXTURE_PRESETS.items():
+    for name, preset in PRESETS.items():
         if name.startswith("tiny-"):
             continue
         model = SizedModel(name, read_spec(preset.config))
+        if not model.spec.mixture:
+            continue
         facts = facts_of(model.spec, min(context, model.spec.max_context))
         check = PlanCheck(model.shapes(), [target], facts, own)
         try:

@@ -302,6 +302,7 @@ def open_conversation(
     *,
     threads: int | None = None,
     device: str = "host",
+    adapter: str | None = None,
     progress: Progress = no_progress,
 ) -> Iterator[Conversation]:
     """Opens an artifact to talk with, in any runtime and on any device.
@@ -311,6 +312,7 @@ def open_conversation(
         options: how the conversation is held.
         threads: threads for the runtime; None for the runtime's default.
         device: where to run, as ``--device`` takes it.
+        adapter: name of an adapter of the artifact, to be switched on; None for none.
         progress: told how much of what is sent to the device has arrived.
 
     Raises:
@@ -323,13 +325,14 @@ def open_conversation(
 
     options.sampling.check()
     manifest = Manifest.read(folder)
+    given = {} if adapter is None else {"adapter": manifest.require_adapter(adapter, str(folder))}
     files = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
     tokenizer = Tokenizer(files.get(TOKENIZER), str(folder))
     template = _template(folder, files, options.template)
     stop = frozenset((*manifest.model.eos, *turn_ends(files, template)))
     with (
         open_device(device, progress=progress) as where,
-        open_on(where, folder, manifest, threads) as session,
+        open_on(where, folder, manifest, threads, given) as session,
     ):
         yield Conversation(session, tokenizer, template, manifest, stop, options)
 

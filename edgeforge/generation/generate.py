@@ -104,7 +104,7 @@ def generate(
     sampling = Sampling(temperature, top_p, seed)
     sampling.check()
     manifest = Manifest.read(folder)
-    options = {} if adapter is None else {"adapter": manifest.adapter_file(adapter, str(folder))}
+    options = {} if adapter is None else {"adapter": manifest.require_adapter(adapter, str(folder))}
     draft = 0 if speculation is None else speculation.tokens(folder, manifest)
     tokenizer = Tokenizer(folder / "tokenizer.json", str(folder), text=prompt)
     tokens, notes = prompt_tokens(tokenizer, prompt, manifest)

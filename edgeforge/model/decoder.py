@@ -40,6 +40,7 @@ class Attention(nn.Module):
         self.v_proj = Projection(spec, f"{at}.v_proj")
         self.q_norm = Weights(spec, f"{at}.q_norm")
         self.k_norm = Weights(spec, f"{at}.k_norm")
+        self.gate_proj = Projection(spec, f"{at}.gate_proj")
         self.o_proj = Projection(spec, f"{at}.o_proj")
         scale = self.q_norm.weight
         self.whole_norm = scale is not None and scale.shape[0] != spec.head_dim
@@ -74,6 +75,8 @@ class Attention(nn.Module):
             spec.scale,
             spec.attention_softcap,
         )
+        if self.gate_proj.weight is not None:
+            mixed = mixed * F.sigmoid(self.gate_proj(x))
         out: Tensor = self.o_proj(mixed)
         return out
 

@@ -51,7 +51,7 @@ class DeltaNet(nn.Module):
         if self.conv.bias is not None:
             packed = token_ops.bias(packed, self.conv.bias)
         width = made.key_heads * made.key_width
-        q, k, v = F.silu(packed).split([width, width, self.inner], -1)
+        q, k, v = torch.split(F.silu(packed), [width, width, self.inner], -1)
         q, k = (
             token_ops.l2_norm(x.view(1, count, made.key_heads, made.key_width), UNIT_EPS)
             for x in (q, k)

@@ -6,9 +6,10 @@ A program's weight may stack several of the checkpoint's: its factors then lie b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from edgeforge.checkpoint.adapter import Adapter, read_floats
 from edgeforge.errors import CheckpointError, UsageError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from exporters.adapter_pair import Pair
 
 _ROLES = ("linear", "head")
+# A mixture's experts see other tokens each, in branches, delegates or kernels of their own.
+_EXPERTS: Final = re.compile(r"\.experts\.[0-9]+\.")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,10 @@ class SeparateAdapter:
 
 
 def check_adapters(
-    model: Model, adapters: Sequence[Adapter], targets: Iterable[str]
+    model: Model,
+    adapters: Sequence[Adapter],
+    targets: Iterable[str],
+    options: Mapping[str, object],
 ) -> list[SeparateAdapter]:
     """Refuses, before any work, adapters that cannot lie beside the weights.
 
@@ -42,6 +48,7 @@ def check_adapters(
         model: the base.
         adapters: the adapters.
         targets: names of the targets.
+        options: the targets' options that the user set, by name.
 
     Raises:
         CheckpointError: an adapter is of another model, or changes what no pair of factors can.
@@ -51,7 +58,7 @@ def check_adapters(
     names = [adapter.name for adapter in adapters]
     for name in names:
         for target in targets:
-            check_separate(target, name)
+            check_separate(target, name, options)
         if names.count(name) > 1:
             raise UsageError(
                 f"two adapters are named {name}, and each is switched on by its name: rename the "
@@ -61,9 +68,15 @@ def check_adapters(
 
 
 def adaptable(model: Model) -> list[str]:
-    """Returns the weights that an adapter can change beside the base: those of products alone."""
-    spec = model.spec
-    return [name for name, weight in spec.weights.items() if weight.role in _ROLES]
+    """Returns the weights that an adapter can change beside the base.
+
+    They are those of products that every token has: no embeddings, and no mixture's experts.
+    """
+    return [
+        name
+        for name, weight in model.spec.weights.items()
+        if weight.role in _ROLES and not _EXPERTS.search(name)
+    ]
 
 
 def low_rank(model: Model, adapter: Adapter) -> dict[str, Pair]:
@@ -93,6 +106,8 @@ def low_rank(model: Model, adapter: Adapter) -> dict[str, Pair]:
         changed = [piece.tensor for piece in weight.pieces if piece.tensor in found.changes]
         if not changed:
             continue
+        if _EXPERTS.search(name):
+            raise CheckpointError(f"{apart} {changed[0]}, of a mixture's experts, {advice}")
         if name not in allowed or spec.tied != model.spec.tied:
             raise CheckpointError(f"{apart} {changed[0]}, the embedding or the head, {advice}")
         pairs[name] = _stacked(weight, found, adapter)

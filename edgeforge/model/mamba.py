@@ -15,7 +15,9 @@ class Mamba(nn.Module):
     """Mamba 2's mix of tokens: ``float[1, t, hidden] -> float[1, t, hidden]``.
 
     ``in_proj`` gives the gate, and values, keys and queries side by side (x, B and C);
-    ``dt_proj``, whose bias is the checkpoint's ``dt_bias``, gives each head its step. The states
+    ``dt_proj``, whose bias is the checkpoint's ``dt_bias``, gives each head its step. Where the
+    products have biases of their own, ``dt_bias`` is ``step.bias``. The norm is of the values that
+    share a head of queries and keys. The states
     are the convolution's last inputs, ``float[1, columns, conv_width - 1]``, and the memory,
     ``float[1, heads, key_width, value_width]``.
     """
@@ -28,6 +30,7 @@ class Mamba(nn.Module):
         self.inner = made.heads * made.value_width
         self.in_proj = Projection(spec, f"{at}.in_proj")
         self.dt_proj = Projection(spec, f"{at}.dt_proj")
+        self.step = Weights(spec, f"{at}.step")
         self.conv = Weights(spec, f"{at}.conv")
         self.decay = Weights(spec, f"{at}.decay")
         self.skip = Weights(spec, f"{at}.skip")
@@ -47,7 +50,10 @@ class Mamba(nn.Module):
             packed = token_ops.bias(packed, self.conv.bias)
         width = made.key_heads * made.key_width
         v, k, q = F.silu(packed).split([self.inner, width, width], -1)
-        step = F.softplus(self.dt_proj(x))
+        steps = self.dt_proj(x)
+        if self.step.bias is not None:
+            steps = token_ops.bias(steps, self.step.bias)
+        step = F.softplus(steps)
         q, k = (x.view(1, count, made.key_heads, made.key_width) for x in (q, k))
         v = v.view(1, count, made.heads, made.value_width)
         found = recurrence_ops.recurrence(
@@ -61,5 +67,16 @@ class Mamba(nn.Module):
             position,
         )
         found = (found + token_ops.gain(v, self.skip.weight)).view(1, count, self.inner)
-        out: Tensor = self.out_proj(self.norm(found * F.silu(gate)))
+        out: Tensor = self.out_proj(self._normed(found * F.silu(gate)))
         return out
+
+    def _normed(self, x: Tensor) -> Tensor:
+        """RMS-normalises the values of each head of queries and keys: ``float[1, t, inner]``."""
+        groups = self.made.key_heads
+        if groups == 1:
+            normed: Tensor = self.norm(x)
+            return normed
+        width = self.inner // groups
+        parts = x.view(1, x.shape[1], groups, width)
+        parts = token_ops.scale(token_ops.l2_norm(parts, self.norm.eps * width), width**0.5)
+        return token_ops.gain(parts.view(1, x.shape[1], self.inner), self.norm.weight)

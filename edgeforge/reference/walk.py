@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from device_harness.finite import described
+from edgeforge.reference.choices import Following, routers
 from quant.formats import packing
 from quant.formats.formats import PaletteFormat
 from quant.kernels import native
@@ -46,6 +47,12 @@ WeightReader = Callable[[Input], Tensor]
 
 Values = dict[fx.Node, Any]
 """One block's values so far, by node; values that no later call needs are removed."""
+
+
+class _Text(Values):
+    """The values of a text whose choices of experts are recorded, or made for it."""
+
+    following: Following
 
 
 class Walk:
@@ -79,13 +86,19 @@ class Walk:
             for node in self.order
         }
 
-    def begin(self, block: Tensor) -> Values:
+    def begin(self, block: Tensor, following: Following | None = None) -> Values:
         """Returns the values of a new block, which are its tokens.
 
         Args:
             block: ``int64[t]``.
+            following: takes part in its choices of experts; None where they need not be known.
         """
-        return {node: block.reshape(1, -1) for node, _ in self.program.placeholders("tokens")}
+        values = {node: block.reshape(1, -1) for node, _ in self.program.placeholders("tokens")}
+        if following is None:
+            return values
+        text = _Text(values)
+        text.following = following
+        return text
 
     def advance(self, node: fx.Node, blocks: Sequence[Values], pool: ThreadPoolExecutor) -> None:
         """Runs one call on every block, and drops the values that no later call needs."""
@@ -120,6 +133,8 @@ class Walk:
             return run_unpacked
         if target is dialect.ATTENTION:
             return lambda values: self._attend(node, values)
+        if target in dialect.ROUTES:
+            return lambda values: _route(node, values)
         weights = self.weights_of(node)
         assert callable(target)
 
@@ -251,36 +266,44 @@ class ReferenceRunner:
         self.program = program
         self._walk = Walk(program, read, rows, added)
 
-    def logits(self, blocks: Sequence[Tensor]) -> Iterator[Tensor]:
+    @property
+    def routers(self) -> list[fx.Node]:
+        """The program's routers, in order; none where it has no mixture of experts."""
+        return routers(self._walk.order)
+
+    def logits(
+        self, blocks: Sequence[Tensor], following: Sequence[Following] | None = None
+    ) -> Iterator[Tensor]:
         """Computes the logits of every position of each block; each block is a text of its own.
 
         Args:
             blocks: ``int64[t]`` each, of any length up to the context.
+            following: for each block, what takes part in its choices of experts.
 
         Yields:
             ``float32[t, vocab]`` for each block, in order.
         """
-        group: list[Tensor] = []
-        for block in blocks:
-            group.append(block)
-            if sum(map(len, group)) >= GROUP_TOKENS:
-                yield from self._run(group)
-                group = []
-        if group:
-            yield from self._run(group)
+        done = 0
+        for group in grouped(blocks):
+            given = None if following is None else following[done : done + len(group)]
+            yield from self._run(group, given)
+            done += len(group)
 
-    def logits_at(self, block: Tensor, positions: Tensor) -> Tensor:
+    def logits_at(
+        self, block: Tensor, positions: Tensor, following: Following | None = None
+    ) -> Tensor:
         """Computes the logits of a few positions of a text, so that a long one takes little memory.
 
         Args:
             block: ``int64[t]``.
             positions: the places in the block, ``int64[n]``.
+            following: takes part in the text's choices of experts.
 
         Returns:
             ``float32[n, vocab]``.
         """
         walk, head = self._walk, head_of(self.program)
-        values = walk.begin(block)
+        values = walk.begin(block, following)
         # One text alone: the threads of the operators may as well work.
         for node in walk.order:
             if node is head:
@@ -315,9 +338,10 @@ class ReferenceRunner:
                 walk.forget(node, values)
         return None
 
-    def _run(self, blocks: list[Tensor]) -> Iterator[Tensor]:
+    def _run(self, blocks: list[Tensor], following: Sequence[Following] | None) -> Iterator[Tensor]:
         walk, head = self._walk, head_of(self.program)
-        values = [walk.begin(block) for block in blocks]
+        each = [None for _ in blocks] if following is None else following
+        values = [walk.begin(block, own) for block, own in zip(blocks, each, strict=True)]
         with block_pool() as pool:
             for node in walk.order:
                 if node is head:
@@ -326,6 +350,29 @@ class ReferenceRunner:
         run = walk.prepare_logits()
         for known in values:
             yield run(known)[0]
+
+
+def grouped(blocks: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields the blocks that are walked together, and read every weight once."""
+    group: list[Tensor] = []
+    for block in blocks:
+        group.append(block)
+        if sum(map(len, group)) >= GROUP_TOKENS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _route(node: fx.Node, values: Values) -> Tensor:
+    """Runs a router on a block, as what follows the block's choices says."""
+    assert callable(node.target)
+    logits = values[node_argument(node, 0)]
+    with torch.no_grad():
+        if isinstance(values, _Text):
+            return values.following.weights(node, logits)
+        made: Tensor = node.target(logits, *node.args[1:])
+        return made
 
 
 @contextmanager

@@ -7,6 +7,8 @@ and the generation config. The names and shapes of all weights follow from the c
 from typing import Final
 
 from edgeforge.families.openelm import make_divisible
+from edgeforge.synth.delta_net_presets import DELTA_NET_PRESETS
+from edgeforge.synth.hybrid_presets import HYBRID_PRESETS
 from edgeforge.synth.mixture_presets import MIXTURE_PRESETS
 from edgeforge.synth.newer_presets import NEWER_PRESETS
 from edgeforge.synth.preset import (
@@ -300,5 +302,7 @@ PRESETS: Final[dict[str, Preset]] = {
     ),
     **NEWER_PRESETS,
     **MIXTURE_PRESETS,
+    **DELTA_NET_PRESETS,
     **RECURRENT_PRESETS,
+    **HYBRID_PRESETS,
 }

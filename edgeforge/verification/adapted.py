@@ -123,7 +123,7 @@ def _run(
         change,
     )
     quantized = ReferenceRunner(made.quantized.program, store_reader(made.store), added=beside)
-    options = {"adapter": record.file}
+    options = {"adapter": record.name}
     with open_on(HostDevice(), folder, manifest, threads, options) as session:
         (found,) = compare(blocks, original, quantized, [session], progress)
     first, meter = torch.tensor(blocks[0], dtype=torch.int64), DivergenceMeter()

@@ -100,6 +100,8 @@ _FLOAT32: Final = _table(
     Bound("shipped.kl_max", 1e-3, "at most", floor=1e-4),  # 3e-7
     Bound("shipped.difference", 1e-3, "at most", floor=1e-4),  # 3e-7
     Bound("greedy.quantized", 0.1, "at most"),  # 0
+    Bound("routing.agreement", 0.999, "at least"),
+    Bound("routing.gap", 0.01, "at most"),
 )
 # Those that round activations, and keys and values, to float16.
 _FLOAT16: Final = _table(
@@ -111,6 +113,8 @@ _FLOAT16: Final = _table(
     Bound("shipped.kl_max", 5e-3, "at most", floor=2e-4),  # 2e-6 to 2e-5
     Bound("shipped.difference", 5e-3, "at most", floor=2e-4),  # 7e-7 to 1.2e-5
     Bound("greedy.quantized", 0.3, "at most"),  # 0 to 7e-3
+    Bound("routing.agreement", 0.97, "at least"),
+    Bound("routing.gap", 0.1, "at most"),
 )
 # Those that round activations, or keys and values, to 8 bits: a number that lies between two steps
 # goes either way, and a few large columns make the steps coarse.
@@ -125,6 +129,8 @@ _INT8: Final = _table(
     Bound("shipped.kl_max", 0.2, "at most", floor=5e-3),  # 5e-5 to 3e-3, 135 M: 8e-3; faults 0.2 on
     Bound("shipped.difference", 0.2, "at most", floor=5e-3),  # 2e-7 to 2e-4, 135 M: 7e-3
     Bound("greedy.quantized", 2.0, "at most"),  # 0 to 0.13, int8 caches: 1.1; faults to 3.7
+    Bound("routing.agreement", 0.8, "at least"),
+    Bound("routing.gap", 0.5, "at most"),
 )
 DEFAULTS: Final[Mapping[str, tuple[Mapping[str, Bound], Mapping[str, Bound]]]] = {
     "coreml": (_FLOAT16, _INT8),
@@ -147,7 +153,7 @@ ADJUSTABLE: Final[Mapping[str, Sense]] = {
     "total.top1_agreement": "at least",
 }
 """Every figure that can have a bound, and which side of it is good."""
-_SHARES: Final = frozenset({"lowering.top1_agreement", "total.top1_agreement"})
+_SHARES: Final = frozenset({"lowering.top1_agreement", "total.top1_agreement", "routing.agreement"})
 
 
 def bounds_of(

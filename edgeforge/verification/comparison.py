@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from device_harness.session import Session
 from edgeforge.reference.walk import ReferenceRunner
+from edgeforge.verification.chosen_experts import RouterReader
 from edgeforge.verification.curve import CurveMeter, PositionCurve
 from edgeforge.verification.each_session import EachSession
 from edgeforge.verification.finite import FiniteMeter, NotFinite
@@ -33,6 +35,7 @@ from edgeforge.verification.metrics import (
     PerplexityMeter,
     Scored,
 )
+from edgeforge.verification.routing import Followed, Routing, RoutingMeter, follow
 
 _WORST = 3
 
@@ -51,6 +54,7 @@ class Comparison:
         sums: what the intervals were drawn from; None where there are none.
         worst: the tokens at which ARTIFACT is furthest from QUANTIZED, a phrase each.
         curve: the divergences along a block.
+        routing: how the artifact's tokens chose experts; None where there are none to choose.
     """
 
     perplexity: dict[str, Perplexity]
@@ -62,6 +66,7 @@ class Comparison:
     sums: BlockSums | None = None
     worst: tuple[str, ...] = ()
     curve: PositionCurve | None = None
+    routing: Routing | None = None
 
 
 class _References:
@@ -85,16 +90,22 @@ class _References:
 class _Artifact:
     """What is measured of one artifact."""
 
-    def __init__(self, length: int) -> None:
-        self.sums, self.curve = TokenSums(), CurveMeter(length)
+    def __init__(self, length: int, routing: RoutingMeter | None) -> None:
+        self.sums, self.curve, self.routing = TokenSums(), CurveMeter(length), routing
         self.perplexity, self.finite = PerplexityMeter(), FiniteMeter()
         self.lowering, self.total = DivergenceMeter(), DivergenceMeter()
         self._worst: list[tuple[float, int, int]] = []
 
-    def add(self, block: Tensor, logits: dict[str, Scored], own: Scored) -> None:
+    def add(
+        self, block: Tensor, logits: dict[str, Scored], own: Scored, followed: Followed | None
+    ) -> None:
         losses = self.perplexity.add(own, block[1:])
         self.finite.add(own)
-        lowering = self.lowering.add(logits["quantized"], own)
+        expected = logits["quantized"] if followed is None else Scored(followed.logits)
+        lowering = self.lowering.add(expected, own)
+        if self.routing is not None:
+            self.routing.add(len(block), followed)
+            self.routing.apart.add(logits["quantized"], own)
         at = int(lowering[:, 0].argmax())
         self._worst.append((float(lowering[at, 0]), self.sums.blocks, at))
         total = self.total.add(logits["float"], own)
@@ -123,6 +134,7 @@ class _Artifact:
                 for _, block, at in sorted(self._worst, reverse=True)[:_WORST]
             ),
             curve=self.curve.result(),
+            routing=None if self.routing is None else self.routing.result(),
         )
 
 
@@ -132,8 +144,12 @@ def compare(
     quantized: ReferenceRunner,
     sessions: Sequence[Session],
     progress: Callable[[int, int], None],
+    readers: Sequence[RouterReader] = (),
 ) -> list[Comparison]:
     """Runs FLOAT, QUANTIZED and artifacts over the same blocks.
+
+    An artifact that is a mixture of experts is held against QUANTIZED as it is where every token
+    has the experts that it chose in the artifact (`edgeforge.verification.routing`).
 
     FLOAT and QUANTIZED run once for all artifacts. Logits live as long as their block: those of a
     whole text would be as large as the text times the vocabulary.
@@ -144,24 +160,41 @@ def compare(
         quantized: QUANTIZED.
         sessions: artifacts of the store that QUANTIZED reads.
         progress: told how many blocks are done, and of how many.
+        readers: of each artifact, what reads its choices of experts; empty for no mixture.
 
     Returns:
         One comparison for each artifact.
     """
     tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
     longest = max(map(len, tokens))
-    references, artifacts = _References(), [_Artifact(longest) for _ in sessions]
+    meters = [RoutingMeter(reader) for reader in readers] or [None for _ in sessions]
+    references, artifacts = _References(), [_Artifact(longest, meter) for meter in meters]
     progress(0, len(tokens))
-    streams = zip(tokens, reference.logits(tokens), quantized.logits(tokens), strict=True)
     with EachSession(sessions) as each:
-        for index, (block, float_logits, quantized_logits) in enumerate(streams):
-            logits = {"float": Scored(float_logits), "quantized": Scored(quantized_logits)}
+        each.run(partial(_read_choices, blocks), artifacts)
+        chosen = [None if meter is None else meter.choices for meter in meters]
+        quantized_logits = follow(quantized, tokens, chosen)
+        streams = zip(tokens, reference.logits(tokens), quantized_logits, strict=True)
+        for index, (block, float_logits, (own_logits, followed)) in enumerate(streams):
+            logits = {"float": Scored(float_logits), "quantized": Scored(own_logits)}
             references.add(block, logits)
-            each.run(partial(_run, block, logits), artifacts)
+            each.run(partial(_run, block, logits), list(zip(artifacts, followed, strict=True)))
             progress(index + 1, len(tokens))
     return [artifact.result(references) for artifact in artifacts]
 
 
-def _run(block: Tensor, logits: dict[str, Scored], session: Session, artifact: _Artifact) -> None:
+def _read_choices(blocks: Sequence[Sequence[int]], session: Session, artifact: _Artifact) -> None:
+    if artifact.routing is not None:
+        artifact.routing.read([np.array(block, np.int64) for block in blocks])
+
+
+def _run(
+    block: Tensor,
+    logits: dict[str, Scored],
+    session: Session,
+    given: tuple[_Artifact, Followed | None],
+) -> None:
     """Runs an artifact on a block and adds what comes out."""
-    artifact.add(block, logits, Scored(torch.from_numpy(session.logits(block.numpy()))))
+    artifact, followed = given
+    own = Scored(torch.from_numpy(session.logits(block.numpy())))
+    artifact.add(block, logits, own, followed)

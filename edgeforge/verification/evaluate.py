@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from device_harness.devices.device import Device, Facts
     from device_harness.session import Session
     from device_harness.timing import Timings
+    from edgeforge.reference.walk import ReferenceRunner
+    from edgeforge.verification.chosen_experts import RouterReader
     from edgeforge.verification.comparison import Comparison
     from edgeforge.verification.evaluation import Evaluation
     from edgeforge.verification.finite import NotFinite
     from edgeforge.verification.greedy import GreedyAgreement
     from edgeforge.verification.shipped import Shipped
+    from edgeforge.verification.shipped_routing import ShippedRouting
     from quant.store.store import WeightStore
 
 GREEDY_PROMPTS = 8
@@ -117,7 +120,9 @@ def evaluate(
     from edgeforge.verification.each_session import open_sessions, starting
     from edgeforge.verification.finite import located
     from edgeforge.verification.greedy import greedy_agreement, greedy_prompts
+    from edgeforge.verification.routing import RoutingCounter
     from edgeforge.verification.shipped import score_shipped
+    from edgeforge.verification.shipped_routing import with_shipped
     from edgeforge.verification.unigram import unigram_perplexity
 
     sample, context = group.sample, group.artifacts[0].manifest.context
@@ -138,28 +143,45 @@ def evaluate(
             progress(f"against {options.against}", 0, 0)
             args = options.against, group.model, context, sample.blocks, reference
             further.append(check_against(*args))
+        readers = _readers(runs, sessions, quantized)
         comparisons = compare(
             sample.blocks,
             reference,
             quantized,
             sessions,
             lambda done, size: progress("compare", done, size),
+            readers,
         )
         shipped: list[Shipped] = []
+        followed: list[ShippedRouting | None] = []
         for emulated, some in groupby(zip(runs, sessions, strict=True), lambda r: _emulated(r[0])):
             size, pairs = group.model.spec.num_parameters, list(some)
-            shipped += score_shipped(
+            scores, routings = score_shipped(
                 long_text(sample, context, size, options.tokens, emulated=emulated),
                 quantized,
                 [session for _, session in pairs],
                 lambda done, size: progress("shipped graphs", done, size),
                 [run.artifact.manifest.draft_positions for run, _ in pairs],
+                readers[len(shipped) : len(shipped) + len(pairs)],
             )
+            shipped += scores
+            followed += routings
+        counters = [RoutingCounter() for _ in readers]
         agreements = greedy_agreement(
             greedy_prompts(sample.blocks, GREEDY_PROMPTS, context),
             sessions,
             [quantized, reference],
             lambda done, size: progress("generate", done, size),
+            readers,
+            counters,
+        )
+        comparisons = (
+            [
+                replace(each, routing=with_shipped(each.routing, *found))
+                for each, *found in zip(comparisons, followed, counters, readers, strict=True)
+            ]
+            if readers
+            else comparisons
         )
         bad = [
             located(found.not_finite, sample.blocks, reference, quantized, session)
@@ -215,6 +237,25 @@ def evaluate(
         here = found[artifact.place]
         found[artifact.place] = replace(here, elsewhere=(*here.elsewhere, there))
     return [found[artifact.place] for artifact in group.artifacts]
+
+
+def _readers(
+    runs: Sequence[Run], sessions: Sequence[Session], quantized: ReferenceRunner
+) -> list[RouterReader]:
+    """What reads each artifact's choices of experts; empty where there is no mixture."""
+    from edgeforge.verification.chosen_experts import RouterReader, artifact_routers
+
+    routers = quantized.routers
+    if not routers:
+        return []
+    found = {
+        run.artifact.place: artifact_routers(run.artifact.folder, run.artifact.manifest)
+        for run in runs
+    }
+    return [
+        RouterReader(session, found[run.artifact.place], routers)
+        for run, session in zip(runs, sessions, strict=True)
+    ]
 
 
 def _emulated(run: Run) -> bool:
@@ -298,4 +339,5 @@ def _evaluation(
         exit_layer=manifest.model.exit_layer,
         adapters=tuple(record.name for record in manifest.merged_adapters),
         checks=tuple(judged(found, bounds, options.bounds)),
+        routing=figures.routing,
     )

@@ -19,6 +19,7 @@ from edgeforge.verification.intervals import BlockSums, Intervals
 from edgeforge.verification.kept_elsewhere import kept_elsewhere
 from edgeforge.verification.metrics import Divergence, Perplexity
 from edgeforge.verification.report_file import REPORT, REPORT_VERSION
+from edgeforge.verification.routing import Routing
 from edgeforge.verification.shipped import Shipped
 from quant.json_output import json_text
 from quant.sealed_json import seal
@@ -77,6 +78,9 @@ class Evaluation:
         adapters: names of the adapters that are merged into the weights, in FLOAT and QUANTIZED as
             well.
         with_adapters: what came out with each adapter that lies beside the weights.
+        routing: how the artifact's tokens chose experts; None where the model has no mixture of
+            them. Then ``lowering``, ``shipped`` and ``greedy_quantized`` are against QUANTIZED with
+            the artifact's choices.
         elsewhere: evaluations of the same artifact on devices, on the same tokens and under the
             same bounds. These have no sums and no facts of the files, which are no other there.
         schema_version: of the report.
@@ -117,6 +121,7 @@ class Evaluation:
     exit_layer: int | None = None
     adapters: tuple[str, ...] = ()
     with_adapters: tuple[AdapterFigures, ...] = ()
+    routing: Routing | None = None
     elsewhere: tuple[Evaluation, ...] = ()
     schema_version: int = REPORT_VERSION
 
@@ -137,6 +142,8 @@ class Evaluation:
         """The report as ``report.json`` holds it, where null stands for what is not finite."""
         elsewhere = [each.to_json() for each in self.elsewhere]
         own = asdict(replace(self, elsewhere=()))
+        if self.routing is None:
+            del own["routing"]
         return {**own, "elsewhere": elsewhere, "perplexity_ratio": self.perplexity_ratio}
 
     def write(self, folder: Path) -> Path:

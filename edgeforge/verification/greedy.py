@@ -12,8 +12,11 @@ from torch import Tensor
 
 from device_harness.finite import bad_positions
 from device_harness.session import Session
+from edgeforge.reference.choices import Following
 from edgeforge.reference.walk import ReferenceRunner
+from edgeforge.verification.chosen_experts import RouterReader
 from edgeforge.verification.each_session import EachSession
+from edgeforge.verification.routing import RoutingCounter
 
 GREEDY_TOKENS = 48
 _PROMPT_TOKENS = 16
@@ -46,6 +49,8 @@ def greedy_agreement(
     sessions: Sequence[Session],
     references: Sequence[ReferenceRunner],
     progress: Callable[[int, int], None],
+    readers: Sequence[RouterReader] = (),
+    counters: Sequence[RoutingCounter] = (),
 ) -> list[list[GreedyAgreement]]:
     """Lets artifacts continue prompts greedily, and asks each reference at every step.
 
@@ -58,6 +63,9 @@ def greedy_agreement(
         sessions: ARTIFACT, of one program each.
         references: FLOAT, QUANTIZED or others.
         progress: told how many prompts are done, and of how many.
+        readers: of each artifact, what reads its choices of experts, which the first reference
+            follows; empty for no mixture.
+        counters: take these choices, where they can be read.
 
     Returns:
         For each artifact, one agreement for each reference.
@@ -69,11 +77,19 @@ def greedy_agreement(
             each.run(partial(_continue, prompt), continued)
     texts = [each.texts for each in continued]
     agreements: list[list[GreedyAgreement]] = [[] for _ in sessions]
-    for reference in references:
+    followings = _followings(prompts, texts, readers) if readers else None
+    for index, reference in enumerate(references):
         # The texts of all artifacts at once: a reference reads its weights once for them.
-        wanted = reference.logits([text for own in texts for text in own])
+        given = followings if index == 0 else None
+        wanted = reference.logits([text for own in texts for text in own], given)
         for own, found in zip(texts, agreements, strict=True):
             found.append(_agreement(prompts, own, [next(wanted) for _ in own]))
+    if followings is not None:
+        each_text = iter(followings)
+        for own, counter, reader in zip(texts, counters, readers, strict=True):
+            for text, following in [(text, next(each_text)) for text in own]:
+                if not reader.why_none:
+                    counter.add(len(text), following)
     return [
         [replace(agreement, not_finite=each.not_finite) for agreement in found]
         for each, found in zip(continued, agreements, strict=True)
@@ -107,6 +123,23 @@ def _continue(prompt: Sequence[int], session: Session, continued: _Continued) ->
         if index + 1 < count:
             logits = session.extend(np.array(tokens[-1:], np.int64))
     continued.texts.append(torch.tensor(tokens, dtype=torch.int64))
+
+
+def _followings(
+    prompts: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[Tensor]],
+    readers: Sequence[RouterReader],
+) -> list[Following]:
+    """What follows the choices that each text's tokens made while it was generated."""
+    found: list[Following] = []
+    for own, reader in zip(texts, readers, strict=True):
+        calls = [
+            [len(prompt), *[1] * (len(text) - len(prompt))]
+            for prompt, text in zip(prompts, own, strict=True)
+        ]
+        chosen = reader.choices([text.numpy() for text in own], calls)
+        found += [Following(choices) for choices in chosen or [None for _ in own]]
+    return found
 
 
 def _agreement(

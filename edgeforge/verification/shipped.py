@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from device_harness.session import Session
+from edgeforge.reference.choices import Following
 from edgeforge.reference.walk import ReferenceRunner
+from edgeforge.verification.chosen_experts import RouterReader
 from edgeforge.verification.each_session import EachSession
 from edgeforge.verification.intervals import (
     Interval,
@@ -26,6 +28,7 @@ from edgeforge.verification.intervals import (
 from edgeforge.verification.metrics import Divergence, DivergenceMeter
 from edgeforge.verification.passes import plan_drafts, plan_passes, positions_of
 from edgeforge.verification.sample import LongText
+from edgeforge.verification.shipped_routing import ShippedRouting, Unfollowed, follow_shipped
 
 # Positions of the graph of all positions that what ships is held against.
 _ALL_POSITIONS = 512
@@ -97,6 +100,7 @@ class _Run:
     sizes: list[int] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     whole: Tensor | None = None
+    followed: ShippedRouting | None = None
 
 
 def score_shipped(
@@ -105,7 +109,8 @@ def score_shipped(
     sessions: Sequence[Session],
     progress: Callable[[int, int], None],
     drafts: Sequence[int] = (),
-) -> list[Shipped]:
+    readers: Sequence[RouterReader] = (),
+) -> tuple[list[Shipped], list[ShippedRouting | None]]:
     """Runs artifacts over a text as an app would, and QUANTIZED in one pass.
 
     Args:
@@ -115,9 +120,10 @@ def score_shipped(
         progress: told how much is done, and of how much.
         drafts: of how many last tokens each artifact's graph for drafts gives the logits; 1 where
             there is none; empty where no artifact has one.
+        readers: of each artifact, what reads its choices of experts; empty for no mixture.
 
     Returns:
-        One score for each artifact.
+        One score for each artifact, and how its tokens chose experts, where they did.
     """
     tokens = np.array(text.tokens, np.int64)
     runs = [_Run(plan_passes(len(tokens), session.chunks)) for session in sessions]
@@ -129,12 +135,21 @@ def score_shipped(
     wanted = sorted(given)
     places = {position: row for row, position in enumerate(wanted)}
     progress(0, 2)
-    expected = quantized.logits_at(torch.from_numpy(tokens), torch.tensor(wanted))
+    own = Following() if readers else None
+    expected = quantized.logits_at(torch.from_numpy(tokens), torch.tensor(wanted), own)
     progress(1, 2)
     with EachSession(sessions) as each:
         each.run(lambda session, run: _drive(tokens, session, run), runs)
+    if own is not None:
+        unfollowed = Unfollowed(tokens, quantized, own, wanted, expected)
+        for run, reader in zip(runs, readers, strict=True):
+            rows = (
+                [end for end in run.ends if end < _ALL_POSITIONS] if run.whole is not None else []
+            )
+            run.followed = follow_shipped(unfollowed, reader, run.calls, run.ends, rows)
     progress(2, 2)
-    return [_scored(text, run, expected, places) for run in runs]
+    scores = [_scored(text, run, expected, places) for run in runs]
+    return scores, [run.followed for run in runs]
 
 
 def _drive(tokens: np.ndarray[tuple[int], np.dtype[np.int64]], session: Session, run: _Run) -> None:
@@ -189,32 +204,38 @@ def _draft_rows(run: _Run) -> list[tuple[int, list[int]]]:
 
 def _scored(text: LongText, run: _Run, expected: Tensor, places: dict[int, int]) -> Shipped:
     own = torch.stack(run.logits)
-    rows = torch.tensor([places[end] for end in run.ends])
+    wanted = expected[torch.tensor([places[end] for end in run.ends])]
+    both = torch.tensor([end < _ALL_POSITIONS for end in run.ends])
+    of_whole, comparable = wanted[both], both
+    if run.followed is not None:
+        wanted, of_whole = run.followed.expected, run.followed.of_whole
+        comparable = both & run.followed.alike
     is_chunk = torch.tensor([size > 1 for size in run.sizes])
     finite = own.isfinite().all(-1)
     meter = DivergenceMeter()
-    divergence = meter.add(expected[rows], own)[:, 0]
+    divergence = meter.add(wanted, own)[:, 0]
     everything = meter.result()
     log_probabilities = expected.log_softmax(-1)
-    both = torch.tensor([end < _ALL_POSITIONS for end in run.ends])
     apart: Divergence | None = None
     furthest: tuple[str, ...] = ()
     largest = 0.0
     if run.whole is not None:
         meter = DivergenceMeter()
-        meter.add(expected[rows[both]], run.whole)
+        meter.add(of_whole, run.whole)
         largest = meter.result().kl_max
+    if run.whole is not None and bool(comparable.any()):
         meter = DivergenceMeter()
-        between = meter.add(run.whole, own[both])[:, 0]
+        between = meter.add(run.whole[comparable[both]], own[comparable])[:, 0]
         apart = meter.result()
-        furthest = _worst(between, [each for each in _calls(run) if each[0] < _ALL_POSITIONS])
+        calls = zip(_calls(run), comparable.tolist(), strict=True)
+        furthest = _worst(between, [each for each, kept in calls if kept])
     return Shipped(
         text=text.label,
         context=text.context,
         reached=len(text.tokens),
         passes=len(run.calls),
-        prefill=_part(expected[rows], own, is_chunk),
-        decode=_part(expected[rows], own, ~is_chunk),
+        prefill=_part(wanted, own, is_chunk),
+        decode=_part(wanted, own, ~is_chunk),
         kl_mean=everything.kl_mean,
         kl_max=everything.kl_max,
         interval=_interval(divergence),

@@ -160,9 +160,7 @@ class Attention:
                 end_mask=free,
             )
         self.carried.write(cache, updated)
-        if not style.states:
-            return updated
-        return emitter.call("read_state", f"{cache.name}_now", "fp16", cache.shape, input=cache)
+        return self.carried.now(cache, updated)
 
     def _write_one_hot(self, name: str, old: Value, rows: Value) -> Value:
         """Keeps the old rows where nothing is written and adds each new row by a one-hot product.

@@ -34,6 +34,25 @@ _HELD: Final = (
     ("key", "Keys", "the tokens so far", "[1, heads, context, width]"),
     ("value", "Values", "the tokens so far", "[1, heads, context, width]"),
     ("conv", "A convolution's inputs", "the last tokens", "[1, tokens, width]"),
+    ("shift", "What a layer mixes with the next token", "the last token", "[1, 1, width]"),
+    (
+        "channelShift",
+        "What a mix of channels mixes with the next token",
+        "the last token",
+        "[1, 1, width]",
+    ),
+    (
+        "memoryHigh",
+        "A recurrence's memory, the larger part,",
+        "the tokens so far",
+        "[1, heads, rows, columns]",
+    ),
+    (
+        "memoryLow",
+        "What the larger part of a recurrence's memory leaves out,",
+        "the tokens so far",
+        "[1, heads, rows, columns]",
+    ),
 )
 
 

@@ -7,7 +7,9 @@ from typing import Final
 
 from exporters.coreml.function import FunctionBuilder, Shape, Value
 
-_COMPARISONS: Final = frozenset({"less", "less_equal", "greater", "equal", "not_equal"})
+_COMPARISONS: Final = frozenset(
+    {"less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}
+)
 
 
 class Emitter(FunctionBuilder):
@@ -116,6 +118,11 @@ class Emitter(FunctionBuilder):
         """A reduction over all axes but the last, ``[1, t, width]`` to ``[width]``."""
         return self.call(kind, name, x.dtype, x.shape[-1:], x=x, axes=[0, 1], keep_dims=False)
 
+    def total(self, name: str, x: Value) -> Value:
+        """The sum of the elements of the last axis, which goes."""
+        shape = x.shape[:-1]
+        return self.call("reduce_sum", name, x.dtype, shape, x=x, axes=[-1], keep_dims=False)
+
     def largest(self, name: str, x: Value, count: int) -> Value:
         """The largest elements of the last axis; their order is not relied upon."""
         return self.call(
@@ -131,16 +138,32 @@ class Emitter(FunctionBuilder):
             return_indices=False,
         )
 
-    def running_sum(self, name: str, x: Value) -> Value:
-        """The sum of each element of the last axis and all before it."""
+    def running_sum(
+        self,
+        name: str,
+        x: Value,
+        axis: int = -1,
+        *,
+        exclusive: bool = False,
+        reverse: bool = False,
+    ) -> Value:
+        """The sum of each element along an axis and all before it.
+
+        Args:
+            name: the result's name.
+            x: what is added up.
+            axis: the axis.
+            exclusive: whether the element itself is left out.
+            reverse: whether all behind it are added in place of those before it.
+        """
         return self.call(
-            "cumsum", name, x.dtype, x.shape, x=x, axis=-1, exclusive=False, reverse=False
+            "cumsum", name, x.dtype, x.shape, x=x, axis=axis, exclusive=exclusive, reverse=reverse
         )
 
-    def zeros(self, name: str, like: Value, dtype: str) -> Value:
-        """Zeros in another value's shape."""
-        zero = self.constant(0.0, dtype)
-        return self.call("fill_like", name, dtype, like.shape, ref_tensor=like, value=zero)
+    def filled(self, name: str, like: Value, number: float, dtype: str) -> Value:
+        """One number in another value's shape."""
+        value = self.constant(number, dtype)
+        return self.call("fill_like", name, dtype, like.shape, ref_tensor=like, value=value)
 
     def rsqrt(self, name: str, x: Value, epsilon: float) -> Value:
         """``1 / sqrt(x + epsilon)``."""

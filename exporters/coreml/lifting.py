@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from exporters.coreml import (
+    lifted_adapters,
     lifted_attention,
     lifted_convolution,
     lifted_mixtures,
@@ -194,6 +195,8 @@ def _check_precision(walk: Walk, kind: str, name: str, made: tuple[Value, ...]) 
     product = made[0] if made else None
     if kind == "softmax" and product is not None:
         product = logits_of(product)
+    if product is not None and lifted_adapters.is_by_factor(product):
+        return
     if isinstance(product, Unknown) and product.operands:
         product = product.operands[0]
     if isinstance(product, Bias):
@@ -245,9 +248,10 @@ def _unscaled(walk: Walk, name: str, weight: StoredWeight, value: Value) -> Valu
 
 
 def _linear(walk: Walk, name: str, given: Given, operation: Any) -> Made:
-    source, weight, bias = (given[key][0] for key in ("x", "weight", "bias"))
-    if not isinstance(weight, Part) or weight.part != "value":
+    source, weight = given["x"][0], given["weight"][0]
+    if not isinstance(weight, Part) or weight.part != "value" or "bias" not in given:
         return None
+    bias = given["bias"][0]
     added = isinstance(bias, Part) and bias.values is not None
     if not added and (not isinstance(bias, Constant) or np.any(bias.array)):
         return None
@@ -319,7 +323,8 @@ def _add(walk: Walk, name: str, given: Given, operation: Any) -> Made:
                 shifted = lifted_norms.shifted_by(name, one, other)
                 return None if shifted is None else (shifted,)
             return (Bias(name, one, other.weight, other.values),)
-    found: Value | None = lifted_mixtures.added(name, pair)
+    found: Value | None = lifted_adapters.adapted(pair)
+    found = found or lifted_mixtures.added(name, pair)
     found = found or lifted_attention.one_hot_update(walk, name, pair)
     found = found or lifted_convolution.convolution(walk, name, pair)
     return (Sum(name, pair) if found is None else found,)

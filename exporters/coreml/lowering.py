@@ -16,17 +16,22 @@ from exporters.coreml.mixtures import Mixtures
 from exporters.coreml.norms import (
     scaled_layer_norm,
     scaled_rms_norm,
+    unit_norm,
     wide_layer_norm,
     wide_rms_norm,
 )
 from exporters.coreml.positions import Positions
+from exporters.coreml.recent import RecentRows
+from exporters.coreml.recurrence import Recurrences
 from exporters.coreml.rotary import Rotary
 from exporters.coreml.routes import emit_route, emit_sparse_mixer
 from exporters.coreml.state import FunctionLowering
+from exporters.coreml.token_shift import TokenShift
 from exporters.coreml.weights import Weight
 from exporters.errors import ExportError
 from quant.program import dialect
 from quant.program.calls import FactorCall, LayerNormCall, NormCall, SplitCall
+from quant.program.program import node_argument
 
 
 def lower_function(state: FunctionLowering) -> Emitter:
@@ -37,6 +42,7 @@ def lower_function(state: FunctionLowering) -> Emitter:
     """
     # These handlers are objects' that keep what all layers share: positions, masks, states.
     positions, carried = Positions(state), Carried(state)
+    recent = RecentRows(state, positions, carried)
 
     def lower(node: fx.Node) -> None:
         if node.target in (dialect.GET, dialect.SIZE):
@@ -55,7 +61,9 @@ def lower_function(state: FunctionLowering) -> Emitter:
     shared: dict[object, Callable[[fx.Node], Value]] = {
         dialect.ROPE: Rotary(state, positions).emit,
         dialect.ATTENTION: Attention(state, positions, carried).emit,
-        dialect.SHORT_CONV: ShortConvolution(state, positions, carried).emit,
+        dialect.SHORT_CONV: ShortConvolution(state, recent).emit,
+        dialect.TOKEN_SHIFT: TokenShift(state, recent).emit,
+        dialect.RECURRENCE: Recurrences(state, positions, carried).emit,
         dialect.COMBINE: mixtures.emit,
     }
     for node in state.program.graph.nodes:
@@ -139,14 +147,14 @@ def _round_per_tensor(state: FunctionLowering, node: fx.Node) -> Value:
 
 def _rms_norm(state: FunctionLowering, node: fx.Node) -> Value:
     epsilon = NormCall.of(node).epsilon
-    norm = wide_rms_norm if state.style.wide else scaled_rms_norm
+    norm = wide_rms_norm if _reads_wide(state, node) else scaled_rms_norm
     x, weight = _normalised(state, node), state.floating(node)
     return _narrow(state, node, norm(state.emitter, state.name(node), x, weight, epsilon))
 
 
 def _layer_norm(state: FunctionLowering, node: fx.Node) -> Value:
     call = LayerNormCall.of(node)
-    norm = wide_layer_norm if state.style.wide else scaled_layer_norm
+    norm = wide_layer_norm if _reads_wide(state, node) else scaled_layer_norm
     weight, bias = (
         None if source is None else state.float_weight(source)
         for source in (call.weight, call.bias)
@@ -157,8 +165,20 @@ def _layer_norm(state: FunctionLowering, node: fx.Node) -> Value:
 
 
 def _normalised(state: FunctionLowering, node: fx.Node) -> Value:
-    """What a norm reads: a residual stream as it is, all else as float16."""
-    return state.given(node, 0) if state.style.wide else state.value(node, 0)
+    """What a norm reads: a residual stream or a recurrence's result as it is, else float16."""
+    return state.given(node, 0) if _reads_wide(state, node) else state.value(node, 0)
+
+
+def _reads_wide(state: FunctionLowering, node: fx.Node) -> bool:
+    """Whether a norm computes in float32."""
+    return state.style.wide or state.stays_wide(node_argument(node, 0))
+
+
+def _l2_norm(state: FunctionLowering, node: fx.Node) -> Value:
+    """A norm of a recurrence's queries and keys, in float32 as the recurrence is."""
+    epsilon = FactorCall.of(node).number
+    x = _in(state, node, True)
+    return _narrow(state, node, unit_norm(state.emitter, state.name(node), x, epsilon))
 
 
 def _narrow(state: FunctionLowering, node: fx.Node, value: Value) -> Value:
@@ -171,9 +191,19 @@ def _narrow(state: FunctionLowering, node: fx.Node, value: Value) -> Value:
 
 
 def _bias(state: FunctionLowering, node: fx.Node) -> Value:
-    stored, x = state.floating(node), state.value(node, 0)
-    added = state.emitter.cast_once(f"{stored.name}_half", stored, "fp16")
-    return state.emitter.binary("add", state.name(node), x, added)
+    return _with_vector(state, node, "add")
+
+
+def _gain(state: FunctionLowering, node: fx.Node) -> Value:
+    return _with_vector(state, node, "mul")
+
+
+def _with_vector(state: FunctionLowering, node: fx.Node, kind: str) -> Value:
+    """``x`` and a weight that broadcasts to it."""
+    wide, stored = state.stays_wide(node), state.floating(node)
+    suffix, dtype = ("wide", "fp32") if wide else ("half", "fp16")
+    own = state.emitter.cast_once(f"{stored.name}_{suffix}", stored, dtype)
+    return state.emitter.binary(kind, state.name(node), _in(state, node, wide), own)
 
 
 def _scale(state: FunctionLowering, node: fx.Node) -> Value:
@@ -202,9 +232,9 @@ def _by_number(
     return _narrow(state, node, state.emitter.binary(kind, last, x, number))
 
 
-def _in(state: FunctionLowering, node: fx.Node, wide: bool) -> Value:
+def _in(state: FunctionLowering, node: fx.Node, wide: bool, index: int = 0) -> Value:
     """What an operator reads, as float32 or as float16."""
-    x, dtype = state.given(node, 0), "fp32" if wide else "fp16"
+    x, dtype = state.given(node, index), "fp32" if wide else "fp16"
     return state.emitter.cast_once(f"{x.name}_as_{dtype}", x, dtype)
 
 
@@ -228,19 +258,20 @@ def _add(state: FunctionLowering, node: fx.Node) -> Value:
 
 
 def _mul(state: FunctionLowering, node: fx.Node) -> Value:
-    return state.emitter.binary("mul", state.name(node), state.value(node, 0), state.value(node, 1))
+    x, y = (_in(state, node, state.stays_wide(node), index) for index in (0, 1))
+    return state.emitter.binary("mul", state.name(node), x, y)
 
 
-def _silu(state: FunctionLowering, node: fx.Node) -> Value:
-    return state.emitter.unary("silu", state.name(node), state.value(node, 0))
+def _unary(kind: str) -> Callable[[FunctionLowering, fx.Node], Value]:
+    def emit(state: FunctionLowering, node: fx.Node) -> Value:
+        return state.emitter.unary(kind, state.name(node), _in(state, node, state.stays_wide(node)))
 
-
-def _sigmoid(state: FunctionLowering, node: fx.Node) -> Value:
-    return state.emitter.unary("sigmoid", state.name(node), state.value(node, 0))
+    return emit
 
 
 def _view(state: FunctionLowering, node: fx.Node) -> Value:
-    return state.emitter.reshape(state.name(node), state.value(node, 0), state.dims(node))
+    x = _in(state, node, state.stays_wide(node))
+    return state.emitter.reshape(state.name(node), x, state.dims(node))
 
 
 def _split(state: FunctionLowering, node: fx.Node) -> Value:
@@ -270,8 +301,14 @@ HANDLERS: dict[object, Callable[[FunctionLowering, fx.Node], Value]] = {
     dialect.GELU: _gelu,
     dialect.ADD: _add,
     dialect.MUL: _mul,
-    dialect.SILU: _silu,
-    dialect.SIGMOID: _sigmoid,
+    dialect.SILU: _unary("silu"),
+    dialect.SIGMOID: _unary("sigmoid"),
+    dialect.TANH: _unary("tanh"),
+    dialect.RELU: _unary("relu"),
+    dialect.EXP: _unary("exp"),
+    dialect.SOFTPLUS: _unary("softplus"),
+    dialect.GAIN: _gain,
+    dialect.L2_NORM: _l2_norm,
     dialect.ROUTE: emit_route,
     dialect.ROUTE_SPARSE_MIXER: emit_sparse_mixer,
     dialect.VIEW: _view,

@@ -74,7 +74,7 @@ class Mixtures:
         numbers = emitter.cast(f"{name}_chosen_numbers", chosen, weights.dtype)
         most = emitter.reduce_tokens("reduce_max", f"{name}_most", numbers)
         used = emitter.binary("greater", f"{name}_used", most, 0.0)
-        total = emitter.zeros(f"{name}_zeros", state.result(mixture.source), weights.dtype)
+        total = emitter.filled(f"{name}_zeros", state.result(mixture.source), 0.0, weights.dtype)
         for branch in mixture.branches:
             total = self._if_used(name, mixture, branch, chosen, used, total)
         return total

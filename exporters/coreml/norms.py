@@ -102,6 +102,13 @@ def scaled_layer_norm(
     return _weighted(emitter, name, scaled, weight, bias)
 
 
+def unit_norm(emitter: Emitter, name: str, x: Value, epsilon: float) -> Value:
+    """``x / sqrt(sum(x**2) + epsilon)`` over the last axis: ``fp32[..., n] -> fp32[..., n]``."""
+    square = emitter.binary("mul", f"{name}_square", x, x)
+    total = emitter.reduce("reduce_sum", f"{name}_total", square)
+    return emitter.binary("mul", f"{name}_unit", x, emitter.rsqrt(f"{name}_rsqrt", total, epsilon))
+
+
 def _centred(emitter: Emitter, name: str, x: Value) -> Value:
     """``x`` minus its mean."""
     mean = emitter.reduce("reduce_mean", f"{name}_average", x)

@@ -10,7 +10,7 @@ from torch import fx
 from exporters.coreml.emitter import Emitter
 from exporters.coreml.function import Shape, Value
 from exporters.coreml.names import LOGITS, POSITION, TOKENS
-from exporters.coreml.stream import router_logits, wide_stream
+from exporters.coreml.stream import around_recurrences, router_logits, wide_stream
 from exporters.coreml.weights import Weight, WeightBank
 from quant.formats.formats import PaletteFormat
 from quant.program.calls import GetCall, QuantizedCall
@@ -59,6 +59,7 @@ class FunctionLowering:
         name: the function's name.
         tokens: how many tokens a call takes; -1 when the caller chooses among several numbers.
         style: how the function is written.
+        most_tokens: the largest of these numbers; by default the only one.
 
     Attributes:
         ids: the tokens, ``int32[1, t]``.
@@ -66,11 +67,21 @@ class FunctionLowering:
     """
 
     def __init__(
-        self, program: Program, bank: WeightBank, name: str, tokens: int, style: Style
+        self,
+        program: Program,
+        bank: WeightBank,
+        name: str,
+        tokens: int,
+        style: Style,
+        most_tokens: int | None = None,
     ) -> None:
         self.program, self.bank, self.style, self.tokens = program, bank, style, tokens
+        self.most_tokens = tokens if most_tokens is None else most_tokens
+        assert self.most_tokens > 0, "a function for several numbers of tokens needs the largest"
         self.emitter = Emitter(name, OPSETS[style.opset][0])
-        self._wide = wide_stream(program) | router_logits(program) if style.wide else frozenset()
+        self._wide = around_recurrences(program, products=style.wide)
+        if style.wide:
+            self._wide |= wide_stream(program) | router_logits(program)
         self._values: dict[fx.Node, Value] = {}
         self._unrounded: dict[fx.Node, Value] = {}
 
@@ -107,7 +118,11 @@ class FunctionLowering:
         return self._unrounded.get(node_argument(node, index)) or self.given(node, index)
 
     def stays_wide(self, node: fx.Node) -> bool:
-        """Whether a node's result is float32: of a residual stream that must be, or a router's."""
+        """Whether a node's result is float32.
+
+        For the GPU, residual streams that must be and routers' logits; for both, what is around a
+        recurrence.
+        """
         return node in self._wide
 
     def name(self, node: fx.Node) -> str:

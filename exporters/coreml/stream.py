@@ -1,4 +1,4 @@
-"""Which results of a program must stay float32: wide residual streams, and routers' logits."""
+"""Which results must stay float32: wide streams, routers' logits, what is around recurrences."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ _ROWS: Final = (dialect.EMBEDDING, dialect.QUANT_EMBEDDING)
 _NORMS: Final = (dialect.RMS_NORM, dialect.LAYER_NORM)
 # What passes a stream, or what is added to one, on.
 _PASSING: Final = (dialect.SCALE, dialect.LAST)
+# What leads to a recurrence: from the products that give decays and rates, and from there on.
+_BEFORE: Final = dialect.ELEMENTWISE | {dialect.VIEW, dialect.MUL, dialect.L2_NORM}
+# What follows it, up to the norm of its result.
+_BEHIND: Final = frozenset({dialect.VIEW, dialect.ADD, dialect.MUL, dialect.GAIN})
+_PRODUCTS: Final = frozenset({dialect.LINEAR, dialect.QUANT_LINEAR})
+# Of these functions what goes in is float16: their results are activations like any other.
+_OPENING: Final = frozenset({dialect.SILU, dialect.GELU})
 
 
 def wide_stream(program: Program) -> frozenset[fx.Node]:
@@ -80,6 +87,43 @@ def router_logits(program: Program) -> frozenset[fx.Node]:
         if node.target in (dialect.LINEAR, dialect.QUANT_LINEAR)
         and any(user.target in dialect.ROUTES for user in node.users)
     )
+
+
+def around_recurrences(program: Program, *, products: bool) -> frozenset[fx.Node]:
+    """Finds what is float32 because a recurrence, which is float32 itself, reads or gives it.
+
+    An error of a decay's logarithm is an error of how long a recurrence remembers, and what it
+    gives may be beyond float16 until a norm divides it.
+
+    Args:
+        program: the program.
+        products: whether the products by which tokens give decays and rates belong to it.
+
+    Returns:
+        The recurrences; the factors, functions and norms between products and their operands; what
+        is between their results and the next norm.
+    """
+    recurrences = [node for node in program.graph.nodes if node.target is dialect.RECURRENCE]
+    found = set(recurrences)
+    for node in recurrences:
+        left = [(node_argument(node, index), index in (3, 5)) for index in (0, 1, 2, 3, 5)
+                if isinstance(node.args[index], fx.Node)]  # fmt: skip
+        while left:
+            source, decides = left.pop()
+            if source.target in _PRODUCTS and decides and products:
+                found.add(source)
+            if source.target not in _BEFORE - _OPENING or source in found:
+                continue
+            found.add(source)
+            inner = source.args[:2] if source.target is dialect.MUL else source.args[:1]
+            left += [(each, decides) for each in inner if isinstance(each, fx.Node)]
+    for node in program.graph.nodes:
+        if node.target in _BEHIND and any(
+            source in found and source.target in _BEHIND | {dialect.RECURRENCE}
+            for source in node.all_input_nodes
+        ):
+            found.add(node)
+    return frozenset(found)
 
 
 def _added(term: fx.Node) -> list[fx.Node]:

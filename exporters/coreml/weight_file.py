@@ -7,8 +7,9 @@ both at multiples of 64 bytes. Elements of less than a byte are packed low bits 
 from __future__ import annotations
 
 import os
+import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -104,3 +105,39 @@ class WeightFile:
             os.close(target)
             for descriptor in sources.values():
                 os.close(descriptor)
+
+
+def append(path: Path, blobs: Sequence[tuple[str, int, Blob]]) -> list[int]:
+    """Adds blobs at the end of a file; those that are there keep their places and bytes.
+
+    A file that has another name, too, is copied first: that name may be another artifact's.
+
+    Args:
+        path: the file.
+        blobs: of each the dtype, the number of elements, and the bytes, which no store holds.
+
+    Returns:
+        The offset of each blob's record.
+    """
+    if path.stat().st_nlink > 1:
+        beside = path.with_name(f".{path.name}.partial")
+        shutil.copyfile(path, beside)
+        os.replace(beside, path)
+    target = os.open(path, os.O_RDWR)
+    try:
+        count, version = HEADER.unpack(os.pread(target, HEADER.size, 0))
+        end, offsets = os.fstat(target).st_size, []
+        for dtype, elements, blob in blobs:
+            placed = PlacedBlob(-(-end // ALIGNMENT) * ALIGNMENT, dtype, elements, blob)
+            os.pwrite(target, placed.record(), placed.offset)
+            blob.write(target, placed.data_offset, _no_store)
+            end = placed.data_offset + blob.nbytes
+            offsets.append(placed.offset)
+        os.pwrite(target, HEADER.pack(count + len(blobs), version), 0)
+    finally:
+        os.close(target)
+    return offsets
+
+
+def _no_store(extent: Extent) -> int:
+    raise AssertionError(f"{extent} lies in a store")

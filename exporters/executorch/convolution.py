@@ -1,4 +1,4 @@
-"""Emits short convolutions: the sum within a delegate, the tokens before it as a state outside."""
+"""Emits short convolutions and shifts; the tokens before a run are a state outside of delegates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import fx
 
 from exporters.executorch.products import bias_within
 from exporters.executorch.state import MethodLowering
-from quant.program.calls import ShortConvCall
+from quant.program.calls import ShortConvCall, TokenShiftCall
 from quant.program.program import shape_of
 
 
@@ -29,3 +29,15 @@ def short_conv(state: MethodLowering, node: fx.Node) -> int:
     state.remember(row, call.recent)
     name = state.weight_name(node, 1)
     return graph.depthwise(row, name, columns, width, bias_within(state, node))
+
+
+def token_shift(state: MethodLowering, node: fx.Node) -> int:
+    """Emits each token's predecessor, a convolution whose taps are 1 and 0; see `short_conv`.
+
+    XNNPACK has no slice that leaves out the last of a number of rows which varies.
+    """
+    call = TokenShiftCall.of(node)
+    graph, source = state.graph, state.value(call.x)
+    row = graph.concatenate([state.recent(call.recent), source], axis=1)
+    state.remember(row, call.recent)
+    return graph.previous(row)

@@ -9,7 +9,7 @@ from torch import fx
 
 from exporters.errors import ExportError
 from exporters.executorch import norms, pointwise, products
-from exporters.executorch.convolution import short_conv
+from exporters.executorch.convolution import short_conv, token_shift
 from exporters.executorch.state import MethodLowering
 from quant.program import dialect
 from quant.program.program import node_argument, shape_of
@@ -66,13 +66,20 @@ _HANDLERS: Final[dict[object, Callable[[MethodLowering, fx.Node], int | None]]] 
     dialect.ROUND_PER_TOKEN: _round_per_token,
     dialect.RMS_NORM: norms.rms_norm,
     dialect.LAYER_NORM: norms.layer_norm,
+    dialect.L2_NORM: norms.l2_norm,
     dialect.ROPE: _rope,
     dialect.SHORT_CONV: short_conv,
+    dialect.TOKEN_SHIFT: token_shift,
     dialect.ADD: pointwise.add,
     dialect.MUL: pointwise.mul,
     dialect.SILU: pointwise.silu,
     dialect.SIGMOID: pointwise.sigmoid,
+    dialect.TANH: pointwise.tanh,
+    dialect.RELU: pointwise.relu,
+    dialect.EXP: pointwise.exp,
+    dialect.SOFTPLUS: pointwise.softplus,
     dialect.GELU: pointwise.gelu,
+    dialect.GAIN: pointwise.gain,
     dialect.SCALE: pointwise.scale,
     dialect.SOFTCAP: pointwise.softcap,
     dialect.CLAMP: pointwise.clamp,

@@ -2,7 +2,8 @@
 
 XNNPACK computes everything except embeddings, attention, the choice of experts and the selection of
 the last token. ExecuTorch's own kernels compute attention and hold its caches, so that a delegate
-ends before every attention and the next delegate begins after it.
+ends before every attention and the next delegate begins after it. So it does around a recurrence,
+which is a loop over tokens.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from exporters.executorch.delegates import emit
 from exporters.executorch.lookups import embedding, last, quant_embedding
 from exporters.executorch.method import MethodBuilder
 from exporters.executorch.mixtures import combine
+from exporters.executorch.recurrence import recurrence
 from exporters.executorch.routes import route, route_sparse_mixer
 from exporters.executorch.state import MethodLowering
 from quant.program import dialect
@@ -28,6 +30,7 @@ _KERNELS: Final[dict[object, Callable[[MethodLowering, fx.Node], None]]] = {
     dialect.EMBEDDING: embedding,
     dialect.QUANT_EMBEDDING: quant_embedding,
     dialect.ATTENTION: attention,
+    dialect.RECURRENCE: recurrence,
     dialect.LAST: last,
     dialect.ROUTE: route,
     dialect.ROUTE_SPARSE_MIXER: route_sparse_mixer,

@@ -69,6 +69,7 @@ class MethodBuilder:
         self._calls: list[Record] = []
         self._planned: dict[int, _Planned] = {}
         self._lists: dict[int, list[int]] = {}  # the tensors of each list
+        self._views: dict[int, int] = {}  # the tensor whose memory each view has
         # Of each element: its tensor, its place there in bytes, and its own fields.
         self._elements: dict[int, tuple[int, int, dict[str, object]]] = {}
         self._inputs: list[int] = []
@@ -104,6 +105,10 @@ class MethodBuilder:
         """An integer that a call writes."""
         return self._value("Int", {"int_val": 0})
 
+    def computed_boolean(self) -> int:
+        """A boolean that a call writes, for `jump` and `repeat`."""
+        return self._value("Bool", {"bool_val": False})
+
     def tensors(self, values: Sequence[int]) -> int:
         """A list of tensors; a call with several results takes each of them, then their list."""
         made = self._value("TensorList", {"items": list(values)})
@@ -120,7 +125,11 @@ class MethodBuilder:
 
     def integers(self, values: Sequence[int]) -> int:
         """A list of constant integers, of which the format states each as a value."""
-        return self._value("IntList", {"items": [self.integer(value) for value in values]})
+        return self.computed_integers([self.integer(value) for value in values])
+
+    def computed_integers(self, values: Sequence[int]) -> int:
+        """A list of integers that are values of the method, constant ones or computed ones."""
+        return self._value("IntList", {"items": list(values)})
 
     def constant(
         self, dtype: ScalarType, shape: Sequence[int], buffer: int | None, name: str | None = None
@@ -164,6 +173,21 @@ class MethodBuilder:
             made.append(value)
         return made
 
+    def view(self, source: int, dtype: ScalarType, shape: Sequence[int], dynamic: int) -> int:
+        """Adds a call that gives a tensor another shape; both have the same memory.
+
+        Args:
+            source: the tensor.
+            dtype: its element type.
+            shape: the dimensions at their largest.
+            dynamic: the index of the only dimension whose size varies from run to run.
+        """
+        made = self._value("Tensor", self._tensor_fields(dtype, shape, dynamic=True))
+        dims = self.integers([-1 if axis == dynamic else dim for axis, dim in enumerate(shape)])
+        self._views[made] = self._views.get(source, source)
+        self.call("executorch_prim::et_view", "default", source, dims, made)
+        return made
+
     def state(self, dtype: ScalarType, shape: Sequence[int]) -> int:
         """A tensor that keeps its content from run to run; the file holds no content for it."""
         value = self.tensor(dtype, shape, dynamic=False)
@@ -196,8 +220,9 @@ class MethodBuilder:
         now = len(self._calls)
         listed = [each for value in arguments for each in self._lists.get(value, ())]
         for value in (*arguments, *listed):
-            if value in self._planned:
-                self._planned[value].last = max(self._planned[value].last, now)
+            held = self._planned.get(self._views.get(value, value))
+            if held is not None:
+                held.last = max(held.last, now)
 
     def call(self, operator: str, overload: str, *arguments: int, out: int | None = None) -> None:
         """Adds a call of a kernel.
@@ -236,19 +261,45 @@ class MethodBuilder:
         Calls within run or do not, so a tensor that is read after them must be written before.
 
         Args:
-            condition: a tensor ``bool[1]``, one of `elements`.
+            condition: a tensor ``bool[1]``, one of `elements`, or a `computed_boolean`.
 
         Returns:
             What makes the next call the one that the jump leads to.
         """
-        self._use([condition, self._elements[condition][0]])
-        call: dict[str, object] = {"cond_value_index": condition, "destination_instruction": 0}
-        self._calls.append(Record("Instruction", {"instr_args": Record("JumpFalseCall", call)}))
+        call = self._jump(condition, 0)
 
         def land() -> None:
             call["destination_instruction"] = len(self._calls)
 
         return land
+
+    def repeat(self) -> Callable[[int], None]:
+        """Begins calls that run again and again, at least once.
+
+        Returns:
+            What ends them; it takes a `computed_boolean` that they write, and they run again while
+            it is false.
+        """
+        start = len(self._calls)
+
+        def until(condition: int) -> None:
+            # What the calls read and an earlier call wrote is needed until their last run.
+            for tensor in self._planned.values():
+                if tensor.first < start <= tensor.last:
+                    tensor.last = max(tensor.last, len(self._calls))
+            self._jump(condition, start)
+
+        return until
+
+    def _jump(self, condition: int, destination: int) -> dict[str, object]:
+        within = self._elements.get(condition)
+        self._use([condition] if within is None else [condition, within[0]])
+        call: dict[str, object] = {
+            "cond_value_index": condition,
+            "destination_instruction": destination,
+        }
+        self._calls.append(Record("Instruction", {"instr_args": Record("JumpFalseCall", call)}))
+        return call
 
     def plan(self) -> Record:
         """Plans the memory and returns the finished method as an ``ExecutionPlan``."""

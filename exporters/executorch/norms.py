@@ -1,7 +1,7 @@
 """Emits norms as nodes of a delegate.
 
-The schema of XNNPACK's graphs has no mean over the last dimension, so that a mean is a product with
-a row of 1/n.
+The schema of XNNPACK's graphs has no mean and no sum over the last dimension, so that a mean is a
+product with a row of 1/n, and a sum one with a row of ones.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import fx
 from exporters.executorch.state import MethodLowering
 from exporters.executorch.xnnpack_graph import XnnpackGraph
 from quant.program.calls import LayerNormCall, NormCall
+from quant.program.program import node_argument
 
 
 def rms_norm(state: MethodLowering, node: fx.Node) -> int:
@@ -39,12 +40,29 @@ def layer_norm(state: MethodLowering, node: fx.Node) -> int:
     return result
 
 
-def _divided(graph: XnnpackGraph, source: int, epsilon: float) -> int:
-    """Emits ``source * rsqrt(mean(source * source) + epsilon)``."""
+def l2_norm(state: MethodLowering, node: fx.Node) -> int:
+    """Emits ``x * rsqrt(sum(x * x) + epsilon)``."""
+    graph, source, epsilon = state.graph, state.value(node_argument(node, 0)), node.args[1]
+    assert isinstance(epsilon, float)
+    return _divided(graph, source, epsilon, total(graph, _squares(graph, source)))
+
+
+def total(graph: XnnpackGraph, source: int) -> int:
+    """Emits the sum over the last dimension."""
+    width = graph.dims(source)[-1]
+    return graph.linear(source, graph.constant(f"sum of {width}", [1.0] * width, [1, width]))
+
+
+def _divided(graph: XnnpackGraph, source: int, epsilon: float, spread: int | None = None) -> int:
+    """Emits ``source * rsqrt(spread + epsilon)``; without a spread, the mean of squares."""
     small = graph.constant(f"epsilon {epsilon}", [epsilon], [1])
-    squares = graph.binary("XNNMultiply", source, source)
-    spread = graph.binary("XNNAdd", _mean(graph, squares), small)
-    return graph.binary("XNNMultiply", source, graph.unary("XNNReciprocalSquareRoot", spread))
+    spread = _mean(graph, _squares(graph, source)) if spread is None else spread
+    root = graph.unary("XNNReciprocalSquareRoot", graph.binary("XNNAdd", spread, small))
+    return graph.binary("XNNMultiply", source, root)
+
+
+def _squares(graph: XnnpackGraph, source: int) -> int:
+    return graph.binary("XNNMultiply", source, source)
 
 
 def _mean(graph: XnnpackGraph, source: int) -> int:

@@ -130,6 +130,7 @@ class MethodLowering:
         self.repeated_masks: dict[tuple[int, int], int] = {}  # by mask and groups of heads
         self._recent: dict[fx.Node, int] = {}  # the states of convolutions, values of the method
         self._begun: int | None = None  # whether the text began before this run, likewise
+        self._at_start: int | None = None  # whether it begins with this run, likewise
         self._remembered: list[tuple[int, fx.Node]] = []  # of the current delegate
         # Which experts of a mixture any token chose: a tensor for each number of experts, and the
         # tensors that are its elements.
@@ -143,10 +144,10 @@ class MethodLowering:
         self.ids = method.input("int64", [1, self.limit], dynamic=True)
         self.position = method.input("int64", [1], dynamic=False)
         self.start, self.end = method.computed_integer(), method.computed_integer()
-        count, one = method.computed_integer(), method.integer(1)
-        method.call("aten::sym_size", "int", self.ids, one, count)
+        self.count, one = method.computed_integer(), method.integer(1)
+        method.call("aten::sym_size", "int", self.ids, one, self.count)
         method.call("aten::_local_scalar_dense", "", self.position, self.start)
-        method.call("executorch_prim::add", "Scalar", self.start, count, self.end)
+        method.call("executorch_prim::add", "Scalar", self.start, self.count, self.end)
         for node, given in self.program.placeholders("table"):
             if not node.users:
                 continue
@@ -266,6 +267,14 @@ class MethodLowering:
         before = method.tensor("float32", dims, dynamic=False)
         method.call("aten::where", "self_out", self._begun, held, nothing, out=before)
         return self.given(before, dims)
+
+    def at_start(self) -> int:
+        """The boolean whether the text begins with this run: whether the position is 0."""
+        if self._at_start is None:
+            self._at_start, zero = self.method.computed_boolean(), self.method.integer(0)
+            equal = "executorch_prim::eq", "Scalar"
+            self.method.call(*equal, self.start, zero, self._at_start)
+        return self._at_start
 
     def remember(self, row: int, node: fx.Node) -> None:
         """After the current delegate, a state takes the last tokens of one of its values."""

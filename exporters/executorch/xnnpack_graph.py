@@ -18,7 +18,7 @@ from exporters.float_columns import column_values
 from quant.formats.formats import IntFormat
 from quant.store.store import WeightStore
 
-Binary = Literal["XNNAdd", "XNNMultiply", "XNNSubtract"]
+Binary = Literal["XNNAdd", "XNNMultiply", "XNNSubtract", "XNNDiv", "XNNMaximum"]
 Unary = Literal[
     "XNNSigmoid",
     "XNNReciprocalSquareRoot",
@@ -27,6 +27,9 @@ Unary = Literal[
     "XNNTanh",
     "XNNGelu",
     "XNNSoftmax",
+    "XNNExp",
+    "XNNLog",
+    "XNNAbs",
 ]
 
 FP32, FP16, QCINT8, QCINT4, QDINT8, QBINT4 = 1, 2, 6, 8, 9, 10
@@ -153,10 +156,10 @@ class XnnpackGraph:
         self._node(kind, input_id=source, output_id=result)
         return result
 
-    def clamp(self, source: int, limit: float) -> int:
-        """Emits a bound: values stay within ``-limit`` and ``limit``."""
+    def clamp(self, source: int, low: float, high: float) -> int:
+        """Emits bounds: values stay within ``low`` and ``high``."""
         result = self._value(self._dims[source])
-        limits = Record("OutputMinMax", {"output_min": -limit, "output_max": limit})
+        limits = Record("OutputMinMax", {"output_min": low, "output_max": high})
         self._node("XNNClamp", limits, input_id=source, output_id=result)
         return result
 
@@ -255,9 +258,20 @@ class XnnpackGraph:
         Returns:
             ``float32[1, t, columns]``.
         """
-        rows = self._dims[source][1]
         taps = self._store.part(name, "value").float().numpy().T
         filter = self._array(f"{name} {TAPS}", taps.reshape(1, 1, width, columns))
+        return self._convolved(source, filter, bias)
+
+    def previous(self, source: int) -> int:
+        """Emits all rows but the last, as a convolution: ``[1, t + 1, n] -> [1, t, n]``."""
+        columns = self._dims[source][2]
+        taps = np.repeat(np.array([[1.0], [0.0]], np.float32), columns, 1)
+        filter = self._array(f"previous of {columns}", taps.reshape(1, 1, 2, columns))
+        return self._convolved(source, filter, None)
+
+    def _convolved(self, source: int, filter: int, bias: int | None) -> int:
+        """Emits the convolution of rows by a filter ``[1, 1, width, columns]``."""
+        rows, (width, columns) = self._dims[source][1], self._dims[filter][2:]
         image = self.reshape(source, [1, 1, -1, columns])
         result = self._value([1, 1, rows - width + 1, columns])
         fields = {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from exporters.adapter_pair import no_product
 from exporters.errors import ExportError
 from exporters.onnx.model_file import load_graph
+from exporters.replaced import replace_file
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -64,11 +65,7 @@ def write_onnx_adapter(
         places = {given.name for given in model.graph.input}
         for weight in pairs:
             if input_names(weight)[0] not in places:
-                raise ExportError(
-                    f"{path.name} has no product with {weight} that an adapter could be added to, "
-                    f"as in a mixture's experts and where a recipe rounds activations: leave "
-                    f"--adapter-mode out, and the adapter is merged into the weights"
-                )
+                raise no_product(path.name, weight)
     parameters = {
         place: onnxruntime.OrtValue.ortvalue_from_numpy(values)
         for weight, pair in pairs.items()
@@ -105,6 +102,7 @@ def add_inputs(model: ModelProto, weights: Collection[str]) -> None:
             continue
         whole = node.output[0]
         node.output[0] = f"{whole}_base"
+        node.name = f"{node.op_type}:{node.output[0]}"  # the new sum takes the old name
         names, (rows, columns) = input_names(found.weight), found.shape
         rank = f"{names[0]}_rank"
         for name, kept, dims in (
@@ -159,9 +157,7 @@ def _replace(path: Path, model: ModelProto) -> None:
         onnx.checker.check_model(_without_weights(model))
     except onnx.checker.ValidationError as error:
         raise ExportError(f"onnx.checker refuses {path.name}: {error}") from error
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_bytes(model.SerializeToString(deterministic=True))
-    os.replace(beside, path)
+    replace_file(path, model.SerializeToString(deterministic=True))
 
 
 def _without_weights(model: ModelProto) -> ModelProto:

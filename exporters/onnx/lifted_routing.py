@@ -70,7 +70,7 @@ def top_k(
     values, indices = node.output
     number = int(count.array.ravel()[0])
     if isinstance(source, Unknown) and source.kind == SOFTMAX:
-        route = Route(values, source.operands[0], number, False)
+        route = Route(values, source.operands[0], number, False, (indices,))
         return (Shares(values, route, indices), Experts(indices, route, number))
     if number == 1:
         return (Unknown(values, _LARGEST, (source,)), Unknown(indices, _INDEX, (source,)))
@@ -98,7 +98,7 @@ def divide(
     if not (isinstance(by, Unknown) and by.kind == _SUM and by.operands == (shares,)):
         return None
     name, chosen = node.output[0], shares.route.chosen
-    route = Route(name, shares.route.source, chosen, True)
+    route = Route(name, shares.route.source, chosen, True, (shares.experts,))
     graph.values[shares.experts] = Experts(shares.experts, route, chosen)
     return (Shares(name, route, shares.experts),)
 
@@ -149,7 +149,8 @@ def sparse_mixer(
             again = False
     if not again or first.left is not scores or first.limit != second.limit:
         return None
-    route = RouteSparseMixer(name, scores, first.limit / 2)
+    names = first.index.name, second.index.name
+    route = RouteSparseMixer(name, scores, first.limit / 2, names)
     return (Shares(name, route, "", (first.index, second.index)),)
 
 

@@ -158,11 +158,11 @@ class ShortConvCall:
 
 @dataclass(frozen=True)
 class FactorCall:
-    """``edgeforge::scale(x, factor)``, ``softcap(x, cap)`` or ``clamp(x, limit)``.
+    """``edgeforge::scale(x, factor)``, ``softcap(x, cap)``, ``clamp(x, limit)``, ``l2_norm(x, eps)``.
 
     Attributes:
         x: ``float[...]``.
-        number: the factor, the cap or the limit.
+        number: the factor, the cap, the limit or the epsilon.
     """
 
     x: fx.Node
@@ -170,7 +170,7 @@ class FactorCall:
 
     @classmethod
     def of(cls, node: fx.Node) -> Self:
-        """The view of a node that calls one of the three operators."""
+        """The view of a node that calls one of the four operators."""
         number = node.args[1]
         assert isinstance(number, float)
         return cls(node_argument(node, 0), number)

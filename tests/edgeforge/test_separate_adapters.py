@@ -113,14 +113,12 @@ def test_the_command_line_switches_adapters(edgeforge, places):
             "first": ("--adapter", "first"),
             "two": ("--adapter", "first", "--adapter", "second"),
             "third": ("--adapter", "third"),
-            "chat": ("--adapter", "first", "--chat"),
         }.items()
     }
     assert texts["none"].out != texts["first"].out
     assert texts["two"].code == 2 and "one adapter at a time" in texts["two"].err
     assert texts["third"].code == 5
     assert "no adapter 'third' to switch on: it has first, second" in texts["third"].err
-    assert texts["chat"].code == 2
     shown = edgeforge("inspect", artifact).out
     assert "adapter: first, beside the weights in first.onnx_adapter" in shown
     told = edgeforge("run", str(places / "merged"), "-p", "abc", "--adapter", "first").err
@@ -226,7 +224,7 @@ def test_what_cannot_lie_beside_the_weights_is_refused_before_any_work(
         peft_adapters.write(tmp_path / "embedding", embedding),
     )
     good = places / "second"
-    refused(ExportError, "written for onnx, and not for coreml", good, targets=["onnx", "coreml"])
+    refused(ExportError, "one: use --opset ios18", good, targets=["coreml"], opset="ios17")
     refused(UsageError, "not possible with a rotation", good, rotation="hadamard")
     refused(UsageError, "give an --adapter with it", good, adapters=[])
     refused(UsageError, "take merged or separate", good, adapter_mode="apart")

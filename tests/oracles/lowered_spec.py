@@ -33,8 +33,8 @@ class SpecWeights:
             drawn = torch.randn(weight.shape, generator=generator)
             if weight.role == "norm" and len(weight.shape) == 1 and name.endswith(".weight"):
                 self.tensors[name] = 1 + drawn * 0.1
-            elif weight.form == "negative_exponential":
-                self.tensors[name] = -torch.exp(drawn)
+            elif weight.form == "negative_exponential":  # of a decay
+                self.tensors[name] = -drawn.exp()
             elif len(weight.shape) == 1:
                 self.tensors[name] = drawn * 0.3
             else:

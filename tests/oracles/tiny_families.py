@@ -102,6 +102,22 @@ CONFIGS: dict[str, Config] = {
     ),
     "qwen2": _config("qwen2", tie_word_embeddings=True, rms_norm_eps=1e-6),
     "qwen3": _config("qwen3", head_dim=24, tie_word_embeddings=True, rms_norm_eps=1e-6),
+    "qwen3_5_text": _config(
+        "qwen3_5_text",
+        head_dim=24,
+        num_hidden_layers=4,
+        full_attention_interval=2,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=24,
+        layer_types=["linear_attention", "full_attention"] * 2,
+        rope_parameters=_rope(
+            100.0, partial_rotary_factor=0.5, mrope_interleaved=True, mrope_section=[2, 2, 2]
+        ),
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-6,
+    ),
     "smollm3": _config("smollm3", num_hidden_layers=4, tie_word_embeddings=True),
     "stablelm": _config(
         "stablelm",
@@ -165,6 +181,26 @@ MIXTURES: dict[str, Config] = {
         sliding_window=7,
         max_window_layers=3,
         rms_norm_eps=1e-6,
+    ),
+}
+
+# Models whose layers carry a memory from token to token.
+RECURRENT: dict[str, Config] = {
+    "granitemoehybrid": _config(
+        "granitemoehybrid",
+        num_hidden_layers=3,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        mamba_n_heads=8,
+        mamba_d_state=24,
+        num_local_experts=8,
+        num_experts_per_tok=3,
+        intermediate_size=32,
+        shared_intermediate_size=64,
+        embedding_multiplier=12.0,
+        attention_multiplier=0.3,
+        residual_multiplier=0.22,
+        logits_scaling=8.0,
+        tie_word_embeddings=True,
     ),
 }
 

@@ -33,8 +33,9 @@ RWKV = {"vocab_size": 100, "hidden_size": 48, "head_size": 8, "num_hidden_layers
 MINICPM = {"model_type": "minicpm", "scale_emb": 10, "scale_depth": 1.4, "dim_model_base": 24}
 NO_RMS_NORM = {field: value for field, value in LLAMA.items() if field != "rms_norm_eps"}
 LIKE_LLAMA = ("gemma", "gemma2", "gemma3", "gemma3_text", "granite", "minicpm", "ministral3")
-LIKE_LLAMA += ("olmo2", "olmo3", "qwen2", "qwen3", "smollm3")
+LIKE_LLAMA += ("olmo2", "olmo3", "qwen2", "qwen3", "qwen3_5", "qwen3_5_text", "smollm3")
 MIXTURES = ("granitemoe", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe")
+GRANITES = ("granite", "granitemoe", "granitemoehybrid")
 BY_FAMILY = {
     "llama": LLAMA,
     "mistral": MISTRAL,
@@ -45,6 +46,13 @@ BY_FAMILY = {
     **{family: NO_RMS_NORM | {"model_type": family} for family in ("lfm2", "olmo", "phi")},
     "stablelm": NO_RMS_NORM | {"model_type": "stablelm"},
     **{family: RWKV | {"model_type": family} for family in ("rwkv5", "rwkv6")},
+}
+# Its layers are Mamba 2 where a file does not say otherwise.
+BY_FAMILY["granitemoehybrid"] = LLAMA | {
+    "model_type": "granitemoehybrid",
+    "layer_types": ["attention", "mamba"],
+    "mamba_n_heads": 4,
+    "position_embedding_type": "rope",
 }
 BY_FAMILY["minicpm"] |= {"scale_emb": 10, "scale_depth": 1.4, "dim_model_base": 24}
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
@@ -84,16 +92,16 @@ CHANGES_THE_MATHS = {
 GEMMA = ("gemma2", "gemma3", "gemma3_text")
 # Families that compute what the field says.
 READ_BY = {
-    "attention_multiplier": ("granite", "granitemoe"),
+    "attention_multiplier": GRANITES,
     "attn_logit_softcapping": ("gemma2",),
     "clip_qkv": ("olmo", "olmoe"),
-    "embedding_multiplier": ("granite", "granitemoe"),
+    "embedding_multiplier": GRANITES,
     "final_logit_softcapping": GEMMA,
     "layer_types": (*GEMMA, "olmo3"),
-    "logits_scaling": ("granite", "granitemoe"),
+    "logits_scaling": GRANITES,
     "max_window_layers": ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
-    "num_local_experts": MIXTURES,
-    "residual_multiplier": ("granite", "granitemoe"),
+    "num_local_experts": (*MIXTURES, "granitemoehybrid"),
+    "residual_multiplier": GRANITES,
 }
 
 
@@ -121,7 +129,8 @@ def test_a_field_that_changes_the_maths_is_refused_unless_vouched_for(family, fi
     value = CHANGES_THE_MATHS[field]
     config = BY_FAMILY[family] | {field: value}
     message = refusal(config)
-    if field == "layer_types" and family in ("qwen2", "qwen2_moe", "qwen3", "smollm3", "lfm2"):
+    kinds = ("granitemoehybrid", "qwen2", "qwen2_moe", "qwen3", "smollm3", "lfm2")
+    if field == "layer_types" and family in (*kinds, "qwen3_5", "qwen3_5_text"):
         # They read the field, and have no such kind of layer, or none in this configuration.
         assert "layer_types[0] is 'sliding_attention'" in message
         return
@@ -142,12 +151,17 @@ BIASED = {
 @pytest.mark.parametrize("field", BIASED)
 def test_a_bias_is_mapped_or_refused(family, field):
     reading = {"attention_bias": ("llama", *LIKE_LLAMA, "olmo"), "mlp_bias": ("llama", "granite")}
-    reading["attention_bias"] += ("granitemoe", "olmoe", "phimoe", "qwen3_moe")
+    reading["attention_bias"] += (*GRANITES[1:], "olmoe", "phimoe", "qwen3_moe")
     reading["mlp_bias"] += ("smollm3",)
     config = BY_FAMILY[family] | {field: True}
+    if family.startswith("qwen3_5"):  # biases of its attention; a recurrence's steps have their own
+        config |= {"full_attention_interval": 1}
+        if field == "attention_bias":
+            assert "model.layers.0.self_attn.gate_proj.bias" in read_spec(config).weights
+            return
     if family in reading[field] and family not in ("minicpm", "ministral3", "qwen2"):
         biased = {n for n in read_spec(config).weights if n.endswith("_proj.bias")}
-        names = {name.split(".")[-2] for name in biased}
+        names = {name.split(".")[-2] for name in biased} - {"dt_proj"}  # which always has one
         assert names == set(BIASED[field])
     else:
         assert f"{field!r} to True" in refusal(config)

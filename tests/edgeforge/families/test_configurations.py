@@ -32,7 +32,7 @@ COMPARED = (
     *("aic__Qwen--Qwen3-0.6B", "et__Qwen2.5-0.5B-Instruct", "idx__SmolLM3-3B"),
     *("idx__granite-3.x-8b", "ome__gemma3", "ome__gemma3_text", "ome__gemma_2_9b"),
     *("ome__gemma_7b", "ome__stablelm_3b", "tt__LFM2-1.2B-text", "tt__Olmo-3.1-32B"),
-    *("ome__mixtral", "ome__phimoe", "ome__qwen3_30b"),
+    *("ome__mixtral", "ome__phimoe", "ome__qwen3_30b", "aic__Qwen--Qwen3.5-27B"),
 )
 
 
@@ -84,7 +84,7 @@ def test_tensor_names_and_shapes_are_those_of_transformers(name):
     # In memory, transformers stacks the experts of a layer.
     held = named_as_stored(spec, theirs) if spec.mixture else spec
     ours = {p.tensor: p.tensor_shape for weight in held.weights.values() for p in weight.pieces}
-    prefix = "language_model." if spec.model_type == "gemma3" else ""
+    prefix = "language_model." if spec.model_type in ("gemma3", "qwen3_5") else ""
     assert ours == {prefix + tensor: shape for tensor, shape in theirs.items()}
 
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from edgeforge.families.registry import FAMILIES
-from tests.oracles.tiny_families import CONFIGS, MIXTURES, VOCAB
+from tests.oracles.tiny_families import CONFIGS, MIXTURES, RECURRENT, VOCAB
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Read by other files here: its own oracle, or no configuration that differs from another family's.
 ELSEWHERE = {"llama", "mistral", "phi3", "openelm", "gemma3", "minicpm", "mistral3"}
-ELSEWHERE |= {"rwkv5", "rwkv6"}
-HERE = CONFIGS | MIXTURES
+ELSEWHERE |= {"qwen3_5", "rwkv5", "rwkv6"}
+HERE = CONFIGS | MIXTURES | RECURRENT
 
 
 def test_every_family_is_held_against_an_oracle():

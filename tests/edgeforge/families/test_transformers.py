@@ -192,13 +192,16 @@ def test_partial_rotary_longrope_as_in_phi_4_mini(tmp_path, hugging_face, traced
 NOT_NULL = {
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "lfm2", "ministral3", "stablelm")),
     **dict.fromkeys(("mistral", "mixtral", "phimoe", "qwen2_moe", "qwen3_moe")),
+    "qwen3_5_text": None,
 }
 
 
 @pytest.mark.parametrize("style", ["absent", "null"])
 @pytest.mark.parametrize(
     "family",
-    sorted(FAMILIES.keys() - {"gemma3", "minicpm", "mistral3", "openelm", "rwkv5", "rwkv6"}),
+    sorted(
+        FAMILIES.keys() - {"gemma3", "minicpm", "mistral3", "openelm", "qwen3_5", "rwkv5", "rwkv6"}
+    ),
 )
 def test_what_a_file_leaves_out_is_what_transformers_assumes(family, style):
     from transformers import AutoConfig
@@ -228,6 +231,9 @@ def test_what_a_file_leaves_out_is_what_transformers_assumes(family, style):
     turned = getattr(theirs, "no_rope_layers", [1] * 4)
     head_dim = getattr(theirs, "head_dim", None) or 16
     for layer, kind, turns in zip(spec.layers, slides, turned, strict=True):
+        if kind == "linear_attention":
+            assert (layer.mixer, layer.rope) == ("delta_net", None)
+            continue
         assert layer.num_kv_heads == theirs.num_key_value_heads
         assert layer.window == (window if kind == "sliding_attention" else 0)
         assert (layer.rope is not None) == bool(turns)

@@ -53,6 +53,15 @@ CONFIGS = {
         "num_local_experts": 6,
         "num_experts_per_tok": 2,
     },
+    "granitemoehybrid": {
+        "model_type": "granitemoehybrid",
+        **SHAPE,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "mamba_n_heads": 6,
+        "mamba_d_state": 8,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 80,
+    },
 }
 
 

@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from edgeforge.families.registry import FAMILIES, read_spec
+from edgeforge.families.spec import convolved_columns
+from edgeforge.model.rwkv import GROUP_NORM_EPS
 from edgeforge.model.trace import trace
 from edgeforge.synth.synthesise import PRESETS
 from quant.program.dialect import FLOAT_DIALECT, check_float
@@ -73,22 +75,20 @@ def test_inputs_are_the_specs_weights_tables_and_caches(preset, programs):
         if layer.mixer == "attention"
     }
     recent = {given.name: shape_of(node) for node, given in program.placeholders("recent")}
-    assert recent == {
-        f"model.layers.{index}.conv.recent": (1, spec.hidden_size, spec.conv_width - 1)
-        for index, layer in enumerate(spec.layers)
-        if layer.mixer == "short_conv"
-    } | {
-        f"model.layers.{index}.{part}.recent": (1, spec.hidden_size, 1)
-        for index, layer in enumerate(spec.layers)
-        for part in ("time_mix", "mlp")
-        if layer.mixer == "time_mix"
-    }
-    memory = {given.name: shape_of(node) for node, given in program.placeholders("memory")}
-    assert memory == {
-        f"model.layers.{index}.time_mix.memory": (1, made.heads, made.key_width, made.value_width)
-        for index, layer in enumerate(spec.layers)
-        if (made := layer.recurrence) is not None
-    }
+    convolved = {"short_conv": "conv", "mamba": "mamba", "delta_net": "linear_attn"}
+    shifted = (1, spec.hidden_size, 1)
+    wanted = {}
+    for index, layer in enumerate(spec.layers):
+        at = f"model.layers.{index}"
+        if layer.mixer in convolved:
+            shape = (1, convolved_columns(spec, layer), spec.conv_width - 1)
+            wanted[f"{at}.{convolved[layer.mixer]}.recent"] = shape
+        if layer.mixer == "time_mix":
+            wanted |= {f"{at}.time_mix.recent": shifted, f"{at}.mlp.recent": shifted}
+    assert recent == wanted
+    memories = [shape_of(node) for node, _ in program.placeholders("memory")]
+    made = [layer.recurrence for layer in spec.layers if layer.recurrence is not None]
+    assert memories == [(1, each.heads, each.key_width, each.value_width) for each in made]
     tables = {given.name: shape_of(node) for node, given in program.placeholders("table")}
     assert tables == {name: tuple(table.shape) for name, table in program.tables.items()}
     assert set(tables.values()) == {(40, rope.width // 2) for rope in spec.ropes}
@@ -115,12 +115,13 @@ def test_operators_carry_the_dimensions_of_their_layer(preset, programs):
     norms = calls(program, "rms_norm" if spec.norm == "rms" else "layer_norm")
     by_layer = {"pre": 2, "post": 2, "sandwich": 4, "parallel": 1}[spec.block]
     of_heads = 2 * len(layers) if spec.qk_norm else 0
-    of_memories = sum(layer.mixer == "time_mix" for layer in spec.layers)
+    of_results = sum(layer.recurrence is not None for layer in spec.layers)
     of_embedding = "model.embedding_norm.weight" in spec.weights
-    counted = 1 + len(spec.layers) * by_layer + of_heads + of_memories + of_embedding
-    assert len(norms) == counted
-    epsilons = {spec.norm_eps} | ({64e-5} if of_memories else set())
-    assert {node.args[-1] for node in norms} == epsilons
+    assert len(norms) == 1 + len(spec.layers) * by_layer + of_heads + of_results + of_embedding
+    mixes = any(layer.mixer == "time_mix" for layer in spec.layers)
+    assert {node.args[-1] for node in norms} == {spec.norm_eps} | (
+        {GROUP_NORM_EPS} if mixes else set()
+    )
 
 
 def test_a_window_as_wide_as_the_context_is_none(programs):
@@ -160,6 +161,8 @@ def test_tracing_eight_billion_weights_allocates_none():
 import torch
 torch.set_num_threads(1)
 from edgeforge.families.registry import read_spec
+from edgeforge.families.spec import convolved_columns
+from edgeforge.model.rwkv import GROUP_NORM_EPS
 from edgeforge.synth.synthesise import PRESETS
 from edgeforge.model.trace import trace
 

@@ -25,7 +25,8 @@ TINY = [name for name in PRESETS if name.startswith("tiny-")]
 UNKNOWN_TO_TRANSFORMERS = ("tiny-openelm", "tiny-minicpm", "tiny-rwkv5", "tiny-rwkv6")
 KNOWN_TO_TRANSFORMERS = [name for name in TINY if name not in UNKNOWN_TO_TRANSFORMERS]
 # A part of a whole that has images too; a rope_parameters in the released file.
-ONE_STYLE = ("tiny-gemma3", "tiny-ministral3", "tiny-mistral3")
+ONE_STYLE = ("tiny-gemma3", "tiny-ministral3", "tiny-mistral3", "tiny-qwen3.5")
+ONE_STYLE += ("tiny-qwen3.5-text",)
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
@@ -75,6 +76,11 @@ def rows_of(tensors: dict[str, torch.Tensor], piece: Piece) -> torch.Tensor:
         ("olmoe-1b-7b", 6_919_161_856),
         ("granite-3.1-1b-a400m", 1_334_628_352),
         ("phi-3.5-moe", 41_873_153_344),
+        ("qwen3.5-0.8b", 752_393_024),
+        ("granite-4.0-h-350m", 340_332_224),
+        ("granite-4.0-h-1b", 1_461_538_368),
+        ("granite-4.0-h-micro", 3_191_396_096),
+        ("granite-4.0-h-tiny", 6_939_037_248),
         ("rwkv5-1.5b", 1_577_754_624),
         ("rwkv6-1.6b", 1_599_873_024),
     ],

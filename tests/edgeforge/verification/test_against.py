@@ -50,7 +50,10 @@ CONFIGS = {
 }
 
 # Held against transformers in tests/edgeforge/families, by the same reference.
-ELSEWHERE = {*tiny_families.CONFIGS, *tiny_families.MIXTURES, "gemma3"}
+ELSEWHERE = {
+    *(*tiny_families.CONFIGS, *tiny_families.MIXTURES, *tiny_families.RECURRENT),
+    *("gemma3", "qwen3_5"),
+}
 WITHOUT = {"minicpm", "openelm", "rwkv5", "rwkv6"}
 
 

@@ -131,8 +131,10 @@ class _Random:
             value = torch.randn(weight.shape, generator=draw) * size
             if weight.role == "norm":
                 value = value * 0.1 / size + 1
-            elif weight.role in ("linear", "head"):
+            elif weight.role in ("linear", "head", "gate"):
                 value = value / weight.shape[1] ** 0.5
+            if weight.form == "negative_exponential":
+                value = -value.exp()
             self.values[name] = value.bfloat16().float()
 
     def shapes(self):
