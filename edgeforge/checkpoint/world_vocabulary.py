@@ -79,10 +79,9 @@ def tokenizer_of_vocabulary(files: Mapping[str, Path], vocabulary: Path) -> Path
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
     folder = writable_cache() / "tokenizers"
     made, record = folder / digest / "tokenizer.json", folder / f"{digest}.json"
-    known = read_record(record)
-    if known is not None and made.is_file():
-        if hashlib.sha256(made.read_bytes()).hexdigest() == known.get("tokenizer"):
-            return made
+    known = (read_record(record) or {}).get("tokenizer")
+    if made.is_file() and hashlib.sha256(made.read_bytes()).hexdigest() == known:
+        return made
     tokens = read_vocabulary(content, vocabulary)
     text = json.dumps(_tokenizer(tokens, added, vocabulary), ensure_ascii=False).encode()
     made.parent.mkdir(parents=True, exist_ok=True)

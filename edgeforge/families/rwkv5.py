@@ -1,4 +1,4 @@
-"""RWKV 5 (Eagle, arXiv 2404.05892), version 5.2: mixes and decays that are the same for all tokens."""
+"""RWKV 5 (Eagle, arXiv 2404.05892), version 5.2: all tokens have the same mixes and decays."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""RWKV 5 and 6's forward pass in NumPy float64, from the paper (Peng et al. 2024, arXiv 2404.05892).
+"""RWKV 5 and 6's forward pass in NumPy float64, from their paper (Peng et al., arXiv 2404.05892).
 
-Token shift (eq. 3, 4 and 11 to 13), time mixing with the sum over earlier tokens written out
-(eq. 5 to 10 and 14 to 20), channel mixing (eq. 21 to 23). Tensors have the names and the numbers
-that the releases' folders have: those of RWKV 5 hold how much of a token itself a mix has, those of
-RWKV 6 how much of the token before it. Shares nothing with the package.
+Token shift, time mixing with the sum over all earlier tokens written out, channel mixing. Tensors
+have the names and the numbers that the releases' folders have: those of RWKV 5 hold how much of a
+token itself a mix has, those of RWKV 6 how much of the token before it. Shares nothing with the
+package.
 """
 
 import json
@@ -132,7 +132,7 @@ def eagle(x, w, at):
 
 
 def finch(x, w, at):
-    """RWKV 6: thin matrices (``lora``, eq. 11) make mixes and decays of each token."""
+    """RWKV 6: thin matrices (the paper's ``lora``) make mixes and decays of each token."""
     last = before(x)
     shared = np.tanh(lerp(x, last, w[f"{at}time_maa_x"][0, 0]) @ w[f"{at}time_maa_w1"])
     thin = np.split(shared, 5, -1)

@@ -29,6 +29,7 @@ OPENELM = {
     "num_transformer_layers": 2,
     "ffn_dim_divisor": 16,
 }
+RWKV = {"vocab_size": 100, "hidden_size": 48, "head_size": 8, "num_hidden_layers": 2}
 MINICPM = {"model_type": "minicpm", "scale_emb": 10, "scale_depth": 1.4, "dim_model_base": 24}
 NO_RMS_NORM = {field: value for field, value in LLAMA.items() if field != "rms_norm_eps"}
 LIKE_LLAMA = ("gemma", "gemma2", "gemma3", "gemma3_text", "granite", "minicpm", "ministral3")
@@ -44,6 +45,7 @@ BY_FAMILY = {
     **{family: LLAMA | {"model_type": family} for family in (*LIKE_LLAMA, *MIXTURES)},
     **{family: NO_RMS_NORM | {"model_type": family} for family in ("lfm2", "olmo", "phi")},
     "stablelm": NO_RMS_NORM | {"model_type": "stablelm"},
+    **{family: RWKV | {"model_type": family} for family in ("rwkv5", "rwkv6")},
 }
 # Its layers are Mamba 2 where a file does not say otherwise.
 BY_FAMILY["granitemoehybrid"] = LLAMA | {
@@ -322,7 +324,11 @@ def test_longrope_has_two_names(name):
 @pytest.mark.parametrize("value", [None, "12", -1, 0, 1.5, True, [3], {}])
 def test_wrong_types_and_missing_fields_name_the_field(family, value):
     config = BY_FAMILY[family]
-    required = {"openelm": ["model_dim", "head_dim", "num_transformer_layers"]}.get(
+    required = {
+        "openelm": ["model_dim", "head_dim", "num_transformer_layers"],
+        "rwkv5": ["hidden_size", "num_hidden_layers", "vocab_size"],
+        "rwkv6": ["hidden_size", "num_hidden_layers", "vocab_size"],
+    }.get(
         family,
         [
             "hidden_size",

@@ -21,8 +21,8 @@ from tests.oracles import rwkv_numpy
 
 # Literals as the file has them: text, text with an apostrophe, and bytes that are no whole text.
 WORDS = [
-    "ab", "abcd", "abcdefgh", " the", "\n\n", "don't", 'say "', "\\\\", "[^a-z]&&", "-]", "é", "漢字",
-    "漢", "\U0001f642", b"\xe6\xbc", b"\xe5\xad\x97\xe6", b"\xff\xfe", "  " * 8, "a\x00b",
+    "ab", "abcd", "abcdefgh", " the", "\n\n", "don't", 'say "', "\\\\", "[^a-z]&&", "-]", "é",
+    "漢字", "漢", "\U0001f642", b"\xe6\xbc", b"\xe5\xad\x97\xe6", b"\xff\xfe", "  " * 8, "a\x00b",
 ]  # fmt: skip
 
 

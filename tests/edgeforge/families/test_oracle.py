@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Read by other files here: its own oracle, or no configuration that differs from another family's.
 ELSEWHERE = {"llama", "mistral", "phi3", "openelm", "gemma3", "minicpm", "mistral3"}
-ELSEWHERE |= {"qwen3_5"}
+ELSEWHERE |= {"qwen3_5", "rwkv5", "rwkv6"}
 HERE = CONFIGS | MIXTURES | RECURRENT
 
 

@@ -13,6 +13,7 @@ from edgeforge.synth.synthesise import PRESETS
 from quant.program.dialect import FLOAT_DIALECT, check_float
 from quant.program.head import head_of
 from quant.program.program import node_argument, shape_of
+from tests.oracles.vocabulary import RECURRENT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,7 +51,10 @@ def test_a_program_speaks_the_float_dialect_alone(preset, programs):
 def test_all_of_the_dialect_is_spoken_by_some_family(programs):
     spoken = {
         node.target
-        for _, program in programs.values()
+        for program in (
+            *(program for _, program in programs.values()),
+            *(trace(RECURRENT[name], 40) for name in ("mamba", "delta-net")),
+        )
         for node in program.graph.nodes
         if node.op == "call_function"
     }

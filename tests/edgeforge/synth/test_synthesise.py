@@ -19,9 +19,10 @@ from edgeforge.families.spec import ModelSpec, Piece
 from edgeforge.model.stored_names import named_as_stored
 from edgeforge.synth import synthesise as synth
 from edgeforge.synth.synthesise import PRESETS, synthesise
+from tests.oracles import rwkv_numpy
 
 TINY = [name for name in PRESETS if name.startswith("tiny-")]
-UNKNOWN_TO_TRANSFORMERS = ("tiny-openelm", "tiny-minicpm")
+UNKNOWN_TO_TRANSFORMERS = ("tiny-openelm", "tiny-minicpm", "tiny-rwkv5", "tiny-rwkv6")
 KNOWN_TO_TRANSFORMERS = [name for name in TINY if name not in UNKNOWN_TO_TRANSFORMERS]
 # A part of a whole that has images too; a rope_parameters in the released file.
 ONE_STYLE = ("tiny-gemma3", "tiny-ministral3", "tiny-mistral3", "tiny-qwen3.5")
@@ -80,6 +81,8 @@ def rows_of(tensors: dict[str, torch.Tensor], piece: Piece) -> torch.Tensor:
         ("granite-4.0-h-1b", 1_461_538_368),
         ("granite-4.0-h-micro", 3_191_396_096),
         ("granite-4.0-h-tiny", 6_939_037_248),
+        ("rwkv5-1.5b", 1_577_754_624),
+        ("rwkv6-1.6b", 1_599_873_024),
     ],
 )
 def test_parameter_counts_are_the_released_models(preset, parameters):
@@ -97,7 +100,9 @@ def test_openelm_layers_scale_as_released():
     assert heads == [12] * 4 + [16] * 14 + [20] * 12 + [24] * 6
 
 
-@pytest.mark.parametrize("preset", [p for p in PRESETS if not p.startswith(("tiny", "openelm"))])
+@pytest.mark.parametrize(
+    "preset", [p for p in PRESETS if not p.startswith(("tiny", "openelm", "rwkv"))]
+)
 def test_names_and_shapes_are_those_of_transformers(preset, tmp_path):
     config = PRESETS[preset].config_json("bfloat16")
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -163,6 +168,17 @@ def test_longrope_has_a_factor_for_every_frequency():
 def test_tiny_columns_are_whole_groups_of_32(preset):
     for name, shape in PRESETS[preset].tensors():
         assert len(shape) != 2 or shape[1] % 32 == 0, name
+
+
+@pytest.mark.parametrize("family", ["rwkv5", "rwkv6"])
+def test_names_and_shapes_of_rwkv_are_those_of_the_releases(family):
+    preset = next(p for p in PRESETS if p.startswith(f"{family}-"))
+    config = {**PRESETS[f"tiny-{family}"].config, "head_size": 32}
+    theirs = {name: value.shape for name, value in rwkv_numpy.random_tensors(config).items()}
+    assert dict(PRESETS[f"tiny-{family}"].tensors()) == theirs
+    released = dict(PRESETS[preset].tensors())
+    assert released["rwkv.blocks.23.feed_forward.key.weight"] == (7168, 2048)
+    assert released["rwkv.blocks.23.attention.time_faaaa"] == (32, 64)
 
 
 def test_the_text_part_of_a_model_with_images_is_what_transformers_reads(tmp_path):

@@ -54,7 +54,7 @@ ELSEWHERE = {
     *(*tiny_families.CONFIGS, *tiny_families.MIXTURES, *tiny_families.RECURRENT),
     *("gemma3", "qwen3_5"),
 }
-WITHOUT = {"minicpm", "openelm"}
+WITHOUT = {"minicpm", "openelm", "rwkv5", "rwkv6"}
 
 
 def held(folder, traced, context=64, length=40, **changed):
