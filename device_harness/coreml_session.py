@@ -22,6 +22,7 @@ from device_harness.session import (
     draft_rows,
     parts_of,
 )
+from exporters.adapter_entries import with_adapter
 from exporters.coreml import names
 from exporters.coreml.package import Interface, Package, open_package
 
@@ -104,8 +105,7 @@ class CoremlSession(HostSession):
         self.runtime, self.limits = runner.runtime, runner.limits
         functions = self._package.functions
         decode, prefill, draft, verify = (
-            each if adapter is None else names.with_adapter(each, adapter)
-            for each in names.FUNCTIONS
+            each if adapter is None else with_adapter(each, adapter) for each in names.FUNCTIONS
         )
         if adapter is not None and decode not in functions:
             raise DeviceError(f"{self._package.path} has no function {decode} for that adapter")

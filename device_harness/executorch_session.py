@@ -28,6 +28,7 @@ from device_harness.session import (
     draft_rows,
     parts_of,
 )
+from exporters.adapter_entries import with_adapter
 from exporters.errors import ExportError
 from exporters.executorch import installed
 from exporters.executorch.backends import backend_of
@@ -44,12 +45,20 @@ class ExecutorchSession(HostSession):
         folder: the artifact.
         context: the declared context, in tokens.
         threads: the runtime's number of threads; by default one per processor, at most four.
+        adapter: the name of an adapter of the artifact, whose methods run; None for the base's.
 
     Raises:
         DeviceError: ExecuTorch is not installed, has another version, or refuses the artifact.
     """
 
-    def __init__(self, folder: Path, context: int, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        context: int,
+        threads: int | None = None,
+        *,
+        adapter: str | None = None,
+    ) -> None:
         _refuse_other_backends(folder)
         found = require_executorch()
         self.context = context
@@ -61,7 +70,11 @@ class ExecutorchSession(HostSession):
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
         self._constants: dict[str, list[int]] = {}
         self._loaded = False
-        self._method = GENERATE
+        self._generate, self._draft, self._verify = (
+            each if adapter is None else with_adapter(each, adapter)
+            for each in (GENERATE, DRAFT, VERIFY)
+        )
+        self._method = self._generate
         self._names: list[str] = []
         self._peak = 0
 
@@ -80,6 +93,8 @@ class ExecutorchSession(HostSession):
         names, peak = answer["methods"], answer["peak"]
         assert isinstance(names, list) and isinstance(peak, int)
         self._constants, self._names, self._peak = constants, names, peak
+        if self._generate not in names:
+            raise DeviceError(f"{self._file} has no method {self._generate} for that adapter")
 
     def load(self) -> None:
         """Loads the method that generates; `extend` does it when needed."""
@@ -112,7 +127,7 @@ class ExecutorchSession(HostSession):
     def has_all_positions(self) -> bool:  # type: ignore[override]
         """Whether the program has a method that gives all logits."""
         self.load()
-        return VERIFY in self._names
+        return self._verify in self._names
 
     def use_drafts(self, wanted: bool) -> None:
         """Makes `extend` run the method of `extend_draft`, or again the one without drafts.
@@ -121,7 +136,7 @@ class ExecutorchSession(HostSession):
         """
         self.reset()
         self._start()
-        method = DRAFT if wanted else GENERATE
+        method = self._draft if wanted else self._generate
         if method not in self._names:
             raise DeviceError(NO_DRAFTS)
         if self._method != method:
@@ -151,16 +166,19 @@ class ExecutorchSession(HostSession):
         A stripped artifact gives them token by token, as an app would get them.
         """
         check_tokens(tokens, len(tokens), self.vocab_size, self.context)
-        if VERIFY not in self._names:
+        if self._verify not in self._names:
             # The artifact was exported with --strip. The generating method then runs in separate
             # caches, so that the text of `extend` stays as it is.
             pieces = [tokens[at : at + 1] for at in range(len(tokens))]
             return np.concatenate(
-                [self._ask(GENERATE, piece, at, apart=True)[0] for at, piece in enumerate(pieces)]
+                [
+                    self._ask(self._generate, piece, at, apart=True)[0]
+                    for at, piece in enumerate(pieces)
+                ]
             )
         position, rows = 0, []
         for piece in self._pieces(tokens):
-            rows.append(self._ask(VERIFY, piece, position)[0])
+            rows.append(self._ask(self._verify, piece, position)[0])
             position += len(piece)
         return np.concatenate(rows)
 
@@ -177,7 +195,8 @@ class ExecutorchSession(HostSession):
             check_tokens(tokens, len(tokens), self.vocab_size, self.context)
         if self._file.with_suffix(".ptd").is_file():
             raise DeviceError("values inside a program with its weights in a .ptd are not shown")
-        method = VERIFY if VERIFY in self._names and calls is None else GENERATE
+        whole = self._verify in self._names and calls is None
+        method = self._verify if whole else self._generate
         with tempfile.TemporaryDirectory(prefix="edgeforge-") as folder:
             copy = Path(folder) / MODEL
             shown = write_probing(self._file, self.context, method, names, copy)

@@ -36,7 +36,7 @@ class Runtime:
 
 RUNTIMES: dict[str, Runtime] = {
     "onnx": Runtime(OnnxSession, ("kleidiai", "adapter"), packages=("onnxruntime",)),
-    "executorch": Runtime(ExecutorchSession, packages=("executorch",)),
+    "executorch": Runtime(ExecutorchSession, ("adapter",), packages=("executorch",)),
     "coreml": Runtime(
         CoremlSession, ("precision", "compute_units", "adapter"), packages=("coremltools",)
     ),

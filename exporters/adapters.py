@@ -34,7 +34,7 @@ class _Target:
     check: Callable[[Mapping[str, object]], None] = lambda options: None
 
 
-SEPARATE: Final = ("onnx", "coreml")
+SEPARATE: Final = ("onnx", "coreml", "executorch")
 """The targets whose artifacts take adapters while they run."""
 
 
@@ -85,6 +85,7 @@ def check_separate(target: str, name: str, options: Mapping[str, object]) -> Non
 
 def _targets() -> dict[str, _Target]:
     from exporters.coreml import adapters as coreml
+    from exporters.executorch import adapters as executorch
     from exporters.onnx.adapters import write_onnx_adapter
 
     return {
@@ -92,5 +93,9 @@ def _targets() -> dict[str, _Target]:
         "coreml": _Target(
             lambda folder, name, pairs, _: coreml.write_coreml_adapter(folder, name, pairs),
             coreml.check_options,
+        ),
+        "executorch": _Target(
+            lambda folder, name, pairs, _: executorch.write_executorch_adapter(folder, name, pairs),
+            executorch.check_options,
         ),
     }

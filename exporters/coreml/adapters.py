@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from exporters.adapter_entries import require_free, with_adapter
 from exporters.adapter_pair import no_product
 from exporters.blobs import Blob
 from exporters.coreml import names, weight_file
@@ -72,12 +73,7 @@ def write_coreml_adapter(folder: Path, name: str, pairs: Mapping[str, Pair]) -> 
     root = folder / names.PACKAGE
     package = open_package(root)
     base = [each for each in names.FUNCTIONS if each in package.functions]
-    for function in base:
-        if names.with_adapter(function, name) in package.functions:
-            raise ExportError(
-                f"{names.PACKAGE} has a function {names.with_adapter(function, name)} already, and "
-                f"the adapter {name} would get one of that name: rename the adapter's folder"
-            )
+    require_free(base, name, package.functions, names.PACKAGE)
     products = {function: _products(package.block(function)) for function in base}
     for function, found in products.items():
         missing = pairs.keys() - {product.weight for product in found.values()}
@@ -199,7 +195,7 @@ def _add_function(
         y_change = linear(y_low, B)
         y = add(y_base, y_change)
     """
-    source, new = package.functions[function], names.with_adapter(function, adapter)
+    source, new = package.functions[function], with_adapter(function, adapter)
     made = package.spec.mlProgram.functions[new]
     made.CopyFrom(source)
     block = made.block_specializations[made.opset]

@@ -125,15 +125,6 @@ def is_weight(identifier: str) -> bool:
     return identifier.endswith(tuple(f"__{end}" for end in _ENDS))
 
 
-def with_adapter(function: str, adapter: str) -> str:
-    """The name of the function that computes what another does, with an adapter.
-
-    >>> with_adapter("decode", "my-style.v2")
-    'decode_my_style_v2'
-    """
-    return f"{function}_{re.sub(r'[^A-Za-z0-9_]', '_', adapter)}"
-
-
 def factor_name(weight: str, suffix: str) -> str:
     """The name of the constant that holds an adapter's factor of a weight.
 

@@ -11,6 +11,7 @@ import numpy as np
 from exporters.executorch import xnnpack_graph
 from exporters.executorch.blobs import TAPS, WIDE
 from exporters.executorch.flatbuffer import Record
+from exporters.executorch.lifted_adapters import adapted, by_factor
 from exporters.executorch.lifted_capped import Seen, mixed, turned
 from exporters.executorch.lifted_forms import plus, rotated, times
 from exporters.executorch.lifted_values import (
@@ -240,7 +241,7 @@ def _by_constant(name: str, source: Value, filter: Constant) -> Value | None:
     if key.startswith("float values of "):
         weight = Constant(key.removeprefix("float values of "), values)
         return Unknown(name, "exact", (source, weight))
-    return None
+    return by_factor(name, source, filter)
 
 
 def _add(run: Delegate, node: Record) -> Value | None:
@@ -255,7 +256,7 @@ def _add(run: Delegate, node: Record) -> Value | None:
     if isinstance(first, Bias) and operands(second, "exact") is not None:
         parted = _parted(name, first.source, second)
         return None if parted is None else Bias(name, parted, first.weight, first.values)
-    found = _parted(name, first, second) or plus(name, first, second)
+    found = adapted(first, second) or _parted(name, first, second) or plus(name, first, second)
     return found or Sum(name, (first, second))
 
 

@@ -8,8 +8,6 @@ its operations is none, and cannot be shown.
 from __future__ import annotations
 
 import math
-import shutil
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +20,9 @@ from exporters.executorch.lifted_method import Method
 from exporters.executorch.lifted_recurrence import lift_loop
 from exporters.executorch.lifted_values import Files
 from exporters.executorch.method import SCALAR_TYPES
-from exporters.executorch.pte_file import HEADER, HEADER_MAGIC
+from exporters.executorch.pte_file import rewrite
 from exporters.executorch.reader import read_pte
-from exporters.executorch.schemas import PROGRAM
-from exporters.executorch.segments import SEGMENT_ALIGNMENT, align
 
-_HEADER_AT: Final = 8
 _ALIGNMENT: Final = 64
 _WIDTHS: Final = dict(SCALAR_TYPES.values())
 
@@ -62,7 +57,7 @@ def write_probing(
                 numbers[value.name] = number
         shown = [name for name in dict.fromkeys(names) if name in numbers]
         plans[place] = _returning(plans[place], [numbers[name] for name in shown])
-        _rewrite(file, _with(pte.program, execution_plan=plans), out)
+        rewrite(file, _with(pte.program, execution_plan=plans), (), out)
         return shown
 
 
@@ -90,21 +85,3 @@ def _returning(plan: Record, numbers: Sequence[int]) -> Record:
 def _with(record: Record, **fields: Any) -> Record:
     kept: Mapping[str, object] = {**record.fields, **fields}
     return replace(record, fields=kept)
-
-
-def _rewrite(file: Path, program: Record, out: Path) -> None:
-    """Writes a file with another program and the same segments."""
-    encoded = PROGRAM.encode(program)
-    size = len(encoded) + HEADER.size
-    base = align(size, SEGMENT_ALIGNMENT)
-    with file.open("rb") as source, out.open("wb") as target:
-        source.seek(_HEADER_AT)
-        *_, old_base, total = HEADER.unpack(source.read(HEADER.size))
-        header = HEADER.pack(HEADER_MAGIC, HEADER.size, size, base, total)
-        root = struct.unpack_from("<I", encoded)[0] + HEADER.size
-        target.write(
-            struct.pack("<I", root) + encoded[4:_HEADER_AT] + header + encoded[_HEADER_AT:]
-        )
-        target.write(bytes(base - target.tell()))
-        source.seek(old_base)
-        shutil.copyfileobj(source, target, 1 << 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,12 +105,7 @@ class PteFile:
                 },
             )
         )
-        size = len(program) + HEADER.size
-        base = align(size, SEGMENT_ALIGNMENT)
-        end = segments[-1].offset + segments[-1].nbytes
-        header = HEADER.pack(HEADER_MAGIC, HEADER.size, size, base, end)
-        root = struct.unpack_from("<I", program)[0] + HEADER.size
-        head = struct.pack("<I", root) + program[4:_HEADER_AT] + header + program[_HEADER_AT:]
+        head, base = _head(program, segments[-1].offset + segments[-1].nbytes)
         write_segments(path, head, base, segments)
 
     def _segments(self) -> tuple[list[Segment], list[int]]:
@@ -131,3 +127,44 @@ def is_weight(key: str) -> bool:
     (True, True, False)
     """
     return key.partition(" ")[0].endswith((".weight", ".bias"))
+
+
+def _head(program: bytes, nbytes: int) -> tuple[bytes, int]:
+    """What stands before the segments, and the offset of the first; ``nbytes`` of them follow."""
+    size = len(program) + HEADER.size
+    base = align(size, SEGMENT_ALIGNMENT)
+    header = HEADER.pack(HEADER_MAGIC, HEADER.size, size, base, nbytes)
+    root = struct.unpack_from("<I", program)[0] + HEADER.size
+    head = struct.pack("<I", root) + program[4:_HEADER_AT] + header + program[_HEADER_AT:]
+    return head, base
+
+
+def rewrite(file: Path, program: Record, added: Sequence[bytes], out: Path) -> None:
+    """Writes a file with another program, the same segments, and further ones behind them.
+
+    Args:
+        file: the .pte whose segments are copied, a part at a time.
+        program: the new program, whose ``segments`` are still those of the file.
+        added: the content of further segments, whose numbers follow those of the file.
+        out: the new file.
+    """
+    with file.open("rb") as source, out.open("wb") as target:
+        source.seek(_HEADER_AT)
+        *_, old_base, end = HEADER.unpack(source.read(HEADER.size))
+        places, total = [], end
+        for data in added:
+            places.append(align(total, SEGMENT_ALIGNMENT))
+            total = places[-1] + len(data)
+        segments = [
+            *program["segments"],
+            *(Segment(at, len(data), ()).record() for at, data in zip(places, added, strict=True)),
+        ]
+        encoded = PROGRAM.encode(Record(program.table, {**program.fields, "segments": segments}))
+        head, base = _head(encoded, total)
+        target.write(head)
+        target.seek(base)
+        source.seek(old_base)
+        shutil.copyfileobj(source, target, 1 << 20)
+        for at, data in zip(places, added, strict=True):
+            target.seek(base + at)
+            target.write(data)

@@ -79,15 +79,7 @@ class XnnpackGraph:
         quantization: Record | None = None,
     ) -> int:
         number = len(self._values)
-        tensor: dict[str, object] = {
-            "datatype": datatype,
-            "num_dims": len(dims),
-            "dims": list(dims),
-            "constant_buffer_idx": data,
-            "external_id": _NOT_EXTERNAL,
-            "flags": 0,
-            "id_out": number,
-        }
+        tensor = _tensor_fields(number, dims, datatype, data)
         union = Record("XNNTensorValue", tensor)
         if quantization is not None:
             parts = {"tensor_value": union, "quant_params": quantization}
@@ -123,9 +115,7 @@ class XnnpackGraph:
 
     def _stored(self, key: str, blob: Blob) -> int:
         size = self._file.named(key, blob)
-        self._data.append(
-            Record("ConstantDataOffset", {"offset": _BY_KEY, "size": size, "named_key": key})
-        )
+        self._data.append(named_constant(key, size))
         return len(self._data) - 1
 
     def constant(self, key: str, values: Sequence[float], dims: Sequence[int]) -> int:
@@ -422,7 +412,7 @@ class XnnpackGraph:
 
     def encode(self) -> bytes:
         """Encodes the delegate's program, as a segment holds it."""
-        graph = XNNPACK.encode(
+        return encode_graph(
             Record(
                 "XNNGraph",
                 {
@@ -436,12 +426,46 @@ class XnnpackGraph:
                 },
             )
         )
-        end = HEADER.size + len(graph)
-        padding = -end % 16
-        header = HEADER.pack(
-            bytes(4), HEADER_MAGIC, _HEADER_LENGTH, HEADER.size, len(graph), end + padding, 0
-        )
-        return header + graph + bytes(padding)
+
+
+def encode_graph(record: Record) -> bytes:
+    """Encodes an ``XNNGraph`` as a segment holds it."""
+    graph = XNNPACK.encode(record)
+    end = HEADER.size + len(graph)
+    padding = -end % 16
+    header = HEADER.pack(
+        bytes(4), HEADER_MAGIC, _HEADER_LENGTH, HEADER.size, len(graph), end + padding, 0
+    )
+    return header + graph + bytes(padding)
+
+
+def tensor_record(number: int, dims: Sequence[int], data: int = 0) -> Record:
+    """A float32 value of a graph, or a constant of it.
+
+    Args:
+        number: the value's number.
+        dims: its shape, for the largest number of tokens.
+        data: the number of the constant's data; 0 for a value.
+    """
+    tensor = Record("XNNTensorValue", _tensor_fields(number, dims, FP32, data))
+    return Record("XValue", {"xvalue_union": tensor})
+
+
+def named_constant(key: str, nbytes: int) -> Record:
+    """The data of a constant that the file holds under a key."""
+    return Record("ConstantDataOffset", {"offset": _BY_KEY, "size": nbytes, "named_key": key})
+
+
+def _tensor_fields(number: int, dims: Sequence[int], datatype: int, data: int) -> dict[str, object]:
+    return {
+        "datatype": datatype,
+        "num_dims": len(dims),
+        "dims": list(dims),
+        "constant_buffer_idx": data,
+        "external_id": _NOT_EXTERNAL,
+        "flags": 0,
+        "id_out": number,
+    }
 
 
 def _aligned(first: tuple[int, ...], second: tuple[int, ...]) -> list[tuple[int, int]]:

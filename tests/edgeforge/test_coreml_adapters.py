@@ -15,6 +15,7 @@ from edgeforge import api
 from edgeforge.model.model import Model, open_model
 from edgeforge.synth.synthesise import synthesise
 from edgeforge.verification.meaning.check import check_meaning
+from exporters.adapter_entries import with_adapter
 from exporters.coreml import names
 from exporters.coreml.package import open_package
 from exporters.errors import ExportError
@@ -46,13 +47,13 @@ def places(tmp_path_factory, peft_adapters):
 def test_the_bases_functions_and_weights_are_the_same_bytes(places):
     plain, beside = (open_package(places / each / names.PACKAGE) for each in ("base", "beside"))
     whole = [dict.fromkeys(each.functions) for each in (plain, beside)]
-    both = [names.with_adapter(each, name) for each in whole[0] for name in ("first", "second")]
+    both = [with_adapter(each, name) for each in whole[0] for name in ("first", "second")]
     assert sorted(whole[1]) == sorted([*whole[0], *both])
     for name, function in plain.functions.items():
         wanted = function.SerializeToString(deterministic=True)
         assert beside.functions[name].SerializeToString(deterministic=True) == wanted
         assert beside.interface(name) == plain.interface(name)
-        tuned = beside.interface(names.with_adapter(name, "first"))
+        tuned = beside.interface(with_adapter(name, "first"))
         assert (tuned.inputs, tuned.states) == (
             plain.interface(name).inputs,
             plain.interface(name).states,
@@ -142,7 +143,7 @@ def test_what_a_package_cannot_take_is_refused(places, tmp_path, peft_adapters):
     twin = shutil.copytree(places / "first", tmp_path / "my.first")
     artifact = copy("a")
     api.export_adapter(artifact, twin)
-    with pytest.raises(ExportError, match="has a function decode_my_first already"):
+    with pytest.raises(ExportError, match="has decode_my_first already"):
         api.export_adapter(artifact, shutil.copytree(twin, tmp_path / "my-first"))
     huge = {
         name: torch.full_like(tensor, 1e9)
