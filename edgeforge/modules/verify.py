@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from device_harness.errors import DeviceError
-from device_harness.module_run import ModuleFile, Run, open_module
+from device_harness.errors import DeviceError, WorkerEndedError
+from device_harness.module_session import ModuleSession
 from edgeforge.errors import CheckFailed
 from edgeforge.modules.samples import Arrays, Sample, read_samples
 from edgeforge.output_folder.whole_file import whole_file
@@ -112,15 +113,7 @@ def evaluate(artifact: Path, threads: int | None = None) -> ModuleEvaluation:
     manifest = ModuleManifest.read(artifact)
     integers = require_whole(artifact, manifest)
     samples = read_samples(artifact / SAMPLES)
-    run, not_run = _opened(artifact, manifest, threads)
-    results = None
-    if run is not None:
-        try:
-            results = [run(sample.inputs) for sample in samples]
-        except DeviceError as error:
-            if manifest.target != "coreml":
-                raise
-            not_run = _not_here(error)
+    results, not_run = _run(artifact, manifest, samples, threads)
     found = ModuleEvaluation(
         artifact=str(artifact),
         target=manifest.target,
@@ -160,28 +153,26 @@ def require_whole(artifact: Path, manifest: ModuleManifest) -> int:
     return len(formats)
 
 
-def _opened(
-    artifact: Path, manifest: ModuleManifest, threads: int | None
-) -> tuple[Run | None, str]:
-    """The artifact in its runtime; or None, and why Core ML's interpreter cannot run it."""
-    file = ModuleFile(artifact / manifest.entry, tuple(manifest.inputs), tuple(manifest.outputs))
+def _run(
+    artifact: Path, manifest: ModuleManifest, samples: Sequence[Sample], threads: int | None
+) -> tuple[list[Arrays] | None, str]:
+    """What the artifact gives for samples; or None, and why Core ML's interpreter cannot run it."""
     try:
-        return open_module(manifest.target, file, threads), ""
+        with ModuleSession(artifact, threads) as session:
+            return [session.run(sample.inputs) for sample in samples], ""
+    except WorkerEndedError:
+        raise
     except DeviceError as error:
         # Core ML itself exists only on Apple's systems; the interpreter knows a part of its
         # operations.
         if manifest.target != "coreml":
             raise
-        return None, _not_here(error)
-
-
-def _not_here(error: DeviceError) -> str:
-    return f"not run here: EdgeForge's interpreter of Core ML packages cannot: {error}"
+        return None, f"not run here: EdgeForge's interpreter of Core ML packages cannot: {error}"
 
 
 def _difference(name: str, samples: list[Sample], results: list[Arrays] | None) -> OutputDifference:
     floats, quantized = ([getattr(s, kind)[name] for s in samples] for kind in _REFERENCES)
-    costs = max(map(_relative, quantized, floats))
+    costs = max(map(relative_difference, quantized, floats))
     if results is None:
         return OutputDifference(name, costs, None, None)
     found = [result[name] for result in results]
@@ -189,14 +180,18 @@ def _difference(name: str, samples: list[Sample], results: list[Arrays] | None) 
         _cosine(a, b) for a, b in zip(found, floats, strict=True) if b.dtype.kind == "f" and b.size
     ]
     return OutputDifference(
-        name, costs, max(map(_relative, found, quantized)), min(cosines, default=None)
+        name, costs, max(map(relative_difference, found, quantized)), min(cosines, default=None)
     )
 
 
 _REFERENCES: Final = ("floats", "quantized")
 
 
-def _relative(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
+def relative_difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
+    """The largest difference of any element over the largest magnitude that is wanted.
+
+    Of whole numbers it is the share of elements that differ; it is NaN where shapes differ.
+    """
     if found.shape != wanted.shape:
         return float("nan")
     if wanted.dtype.kind != "f":
