@@ -88,6 +88,8 @@ def _write_manifest(
     options: ModuleOptions,
     folder: Path,
 ) -> None:
+    from edgeforge.modules.plan import digest_of_tensors
+
     traced, store = request.traced, request.store
     weights = {}
     bits = 0.0
@@ -120,6 +122,7 @@ def _write_manifest(
         notes=(*options.notes, *lowered.notes),
         tools=versions(_TOOLS),
         files=record_files(folder),
+        source_sha256=digest_of_tensors({**traced.program.state_dict, **traced.program.constants}),
     ).write(folder)
 
 

@@ -113,12 +113,18 @@ class ModuleWeights:
 
     def digest(self) -> str:
         """SHA-256 of the weights' names, shapes and values."""
-        found = hashlib.sha256()
-        for name in self.names:
-            tensor = self.traced.state(name).detach().contiguous()
+        return digest_of_tensors({name: self.traced.state(name) for name in self.names})
+
+
+def digest_of_tensors(tensors: Mapping[str, object]) -> str:
+    """SHA-256 of names, shapes and values; what is no tensor is left out."""
+    found = hashlib.sha256()
+    for name, given in tensors.items():
+        if isinstance(given, torch.Tensor):
+            tensor = given.detach().contiguous()
             found.update(f"{name} {tuple(tensor.shape)}\n".encode())
             found.update(tensor.view(-1).view(torch.uint8).numpy().data)
-        return found.hexdigest()
+    return found.hexdigest()
 
 
 def quantize(

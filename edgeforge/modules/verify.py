@@ -37,12 +37,15 @@ class OutputDifference:
         lowering: of the artifact from the quantized module; None where it was not run.
         cosine: the least cosine of the artifact's output with the float module's, over the samples;
             None where it was not run, or for whole numbers.
+        total: the root mean square of the artifact's difference from the float module over that of
+            the float module's output; None where it was not run.
     """
 
     name: str
     quantization: float
     lowering: float | None
     cosine: float | None
+    total: float | None = None
 
 
 @dataclass(frozen=True)
@@ -179,8 +182,9 @@ def _difference(name: str, samples: list[Sample], results: list[Arrays] | None) 
     cosines = [
         _cosine(a, b) for a, b in zip(found, floats, strict=True) if b.dtype.kind == "f" and b.size
     ]
+    lowering = max(map(relative_difference, found, quantized))
     return OutputDifference(
-        name, costs, max(map(relative_difference, found, quantized)), min(cosines, default=None)
+        name, costs, lowering, min(cosines, default=None), _root_mean_square(found, floats)
     )
 
 
@@ -201,6 +205,18 @@ def relative_difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> fl
     largest = float(np.abs(wanted).max())
     difference = float(np.abs(found.astype(np.float64) - wanted).max())
     return difference / largest if largest else difference
+
+
+def _root_mean_square(found: list[npt.NDArray[Any]], wanted: list[npt.NDArray[Any]]) -> float:
+    """Of the difference over that of what is wanted; of whole numbers the share that differs."""
+    if any(one.shape != other.shape for one, other in zip(found, wanted, strict=True)):
+        return float("nan")
+    one, other = (np.concatenate([each.ravel() for each in side]) for side in (found, wanted))
+    if other.dtype.kind != "f":
+        return float((one != other).mean()) if other.size else 0.0
+    length = float(np.linalg.norm(other.astype(np.float64)))
+    difference = float(np.linalg.norm(one.astype(np.float64) - other))
+    return difference / length if length else difference
 
 
 def _cosine(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
