@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,16 +12,15 @@ import numpy as np
 from device_harness.devices.device import Device
 from device_harness.devices.registry import KINDS, kind_of
 from device_harness.errors import DeviceError
-from device_harness.frames import Array, FrameCutError, FrameError, read_frame, write_frame
-from device_harness.plain_text import plain
+from device_harness.frames import Array
 from device_harness.session import Calls, HostSession, Logits, Shown, Tokens, check_tokens
 from device_harness.timed_run import TimedRun
+from device_harness.worker_line import WorkerLine, shown_text
 from exporters.manifest import Manifest
 
 _LARGEST_VOCABULARY: Final = 1 << 24
 _MOST_VALUES: Final = 1 << 34
 """Bytes of the values of some texts, at most."""
-_ENDING_SECONDS: Final = 5.0
 
 
 class DeviceSession(HostSession):
@@ -56,14 +54,15 @@ class DeviceSession(HostSession):
         self.can_rewind = manifest.can_rewind
         self._opening = f"opening {folder}"
         self._said_hello: dict[str, Any] = {}
-        self._peak, self._vocab, self._facts = 0, 0, dict[str, Any]()
+        self._vocab, self._facts = 0, dict[str, Any]()
         self._channel = device.start(folder, manifest, arguments)
+        self._line = WorkerLine(device.name, self._channel)
 
     def _hello(self) -> Mapping[str, Any]:
         """What the worker says once it has opened the artifact, which takes a second or more."""
         if not self._said_hello:
             self._require_open()
-            words, _ = self._answer(0, self._opening)
+            words, _ = self._line.answer(0, self._opening)
             if not isinstance(words.get("limits"), list) or "runtime" not in words:
                 raise DeviceError(f"{self.device.name} answers what no worker does")
             self._said_hello = words
@@ -72,12 +71,12 @@ class DeviceSession(HostSession):
     @property
     def runtime(self) -> str:
         """The runtime's name, version and threads, for reports."""
-        return _text(self._hello()["runtime"])
+        return shown_text(self._hello()["runtime"])
 
     @property
     def limits(self) -> tuple[str, ...]:  # type: ignore[override]
         """What this runtime cannot tell of another; the device's own limits are apart."""
-        return tuple(map(_text, self._hello()["limits"]))
+        return tuple(map(shown_text, self._hello()["limits"]))
 
     def load(self) -> Mapping[str, Any]:
         """Loads the artifact, once; the other calls do it when needed.
@@ -110,14 +109,14 @@ class DeviceSession(HostSession):
     @property
     def processor(self) -> str:  # type: ignore[override]
         """The processor there that runs the artifact; empty if not known."""
-        return _text(self.load().get("processor", ""))
+        return shown_text(self.load().get("processor", ""))
 
     @property
     def peak_bytes(self) -> int:
         """The peak resident memory so far of the process that runs the artifact there, in bytes."""
         if not self._closed:
             self._hello()
-        return self._peak
+        return self._line.peak_bytes
 
     @property
     def chunks(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -199,7 +198,7 @@ class DeviceSession(HostSession):
         """Names the operation that gives the first NaN or infinite value of a fresh text."""
         words, _ = self._ask("first_not_finite", "looking for NaN", [tokens])
         where = words.get("where")
-        return None if where is None else _text(where)
+        return None if where is None else shown_text(where)
 
     def values(
         self, texts: Sequence[Tokens], names: Sequence[str], calls: Calls | None = None
@@ -224,7 +223,12 @@ class DeviceSession(HostSession):
     def close(self) -> None:
         """Ends the worker."""
         super().close()
-        self._channel.close()
+        self._line.close()
+
+    def _require_open(self) -> None:
+        """Refuses any further use after `close`, and after the device was lost."""
+        self._closed = self._closed or self._line.is_closed
+        super()._require_open()
 
     def _one(self, call: str, what: str, arrays: Sequence[Array], shape: tuple[int, ...]) -> Logits:
         """A call that answers with float32 numbers of one shape."""
@@ -246,58 +250,8 @@ class DeviceSession(HostSession):
     ) -> tuple[dict[str, Any], list[Array]]:
         self._require_open()
         self._hello()
-        try:
-            given = [np.ascontiguousarray(each, np.int64) for each in arrays]
-            write_frame(self._channel.requests, {"call": call, **words}, given)
-        except OSError:
-            pass  # the worker has ended, or cannot be reached; reading its answer reports how
-        return self._answer(most_bytes, what)
-
-    def _answer(self, most_bytes: int, what: str) -> tuple[dict[str, Any], list[Array]]:
-        """The next answer; frames that only say that the worker is alive are passed over."""
-        while True:
-            try:
-                frame = read_frame(self._channel.answers, most_bytes)
-            except FrameCutError:
-                frame = None
-            except FrameError as error:
-                raise DeviceError(f"{self.device.name}: {what} failed: {error}") from error
-            except TimeoutError as error:
-                self.close()
-                raise DeviceError(
-                    f"{self.device.name} has been silent too long in {what}: see whether it hangs, "
-                    f"and run it again"
-                ) from error
-            except OSError as error:
-                self.close()
-                raise DeviceError(f"{self.device.name} was lost in {what}: {error}") from error
-            if frame is None:
-                raise DeviceError(f"{self.device.name}: {self._ended()} in {what}{self._said()}")
-            words, arrays = frame
-            if "alive" in words:
-                continue
-            if "error" in words:
-                raise DeviceError(_text(words["error"]))
-            if type(words.get("peak")) is int:
-                self._peak = max(self._peak, words["peak"])
-            return words, arrays
-
-    def _ended(self) -> str:
-        """How the worker ended."""
-        code = self._channel.wait(_ENDING_SECONDS)
-        if code is None:
-            return "the worker's answers stopped"
-        # A shell reports a signal as 128 more than its number.
-        number = -code if code < 0 else code - 128
-        if number == signal.SIGKILL:
-            return "the worker was killed, as a system does where memory runs out,"
-        if number in set(signal.Signals):
-            return f"the worker ended with {signal.Signals(number).name}"
-        return f"the worker ended (exit code {code})"
-
-    def _said(self) -> str:
-        lines = [line.strip() for line in self._channel.last_words().splitlines() if line.strip()]
-        return f": {_text(lines[-1])[:300]}" if lines else ""
+        given = [np.ascontiguousarray(each, np.int64) for each in arrays]
+        return self._line.ask({"call": call, **words}, given, most_bytes, what)
 
 
 def open_on(
@@ -326,7 +280,3 @@ def open_on(
             f"{', '.join(targets)}"
         )
     return DeviceSession(device, folder, manifest, threads, options)
-
-
-def _text(given: object) -> str:
-    return plain(str(given), 1000)

@@ -5,6 +5,10 @@ class DeviceError(RuntimeError):
     """A runtime is missing, refuses an artifact, or failed while it ran."""
 
 
+class WorkerEndedError(DeviceError):
+    """The process that runs an artifact ended before it answered."""
+
+
 class LogitsNotFiniteError(DeviceError):
     """A runtime ran to its end and gave NaN or infinite logits."""
 

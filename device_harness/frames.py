@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-DTYPES: Final = {"int64": "<i8", "float32": "<f4"}
+DTYPES: Final = {"int64": "<i8", "float32": "<f4", "int32": "<i4", "bool": "|b1"}
 LONGEST_LINE: Final = 1 << 20
 """Bytes of a frame's line, at most."""
 
@@ -38,7 +38,7 @@ def write_frame(
     Args:
         stream: takes the bytes.
         words: JSON values; ``arrays`` is a name of the frame's own.
-        arrays: int64 or float32 each, of any shape.
+        arrays: of the dtypes of `DTYPES` each, of any shape.
 
     Raises:
         OSError: the stream is closed.

@@ -1,11 +1,13 @@
-"""Runs artifacts of modules on this host: named arrays in, named arrays out."""
+"""Runs artifacts of modules in this process: named arrays in, named arrays out.
+
+A runtime that crashes ends the process, so that `device_harness.module_session` has this done by a
+process of its own.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,10 +35,24 @@ class ModuleFile:
     outputs: tuple[str, ...]
 
 
-Run = Callable[[Mapping[str, npt.NDArray[Any]]], Arrays]
+@dataclass(frozen=True)
+class Opened:
+    """An artifact in its runtime.
+
+    Attributes:
+        run: calls it.
+        runtime: the runtime's name and version, for reports.
+        seconds: that opening took, once the runtime was imported.
+        limits: what a run here cannot tell of one on a device, one sentence each.
+    """
+
+    run: Callable[[Mapping[str, npt.NDArray[Any]]], Arrays]
+    runtime: str
+    seconds: float
+    limits: tuple[str, ...] = ()
 
 
-def open_module(target: str, file: ModuleFile, threads: int | None = None) -> Run:
+def open_module(target: str, file: ModuleFile, threads: int | None = None) -> Opened:
     """Opens an artifact in the runtime of its target.
 
     Args:
@@ -52,16 +68,17 @@ def open_module(target: str, file: ModuleFile, threads: int | None = None) -> Ru
     return _RUNTIMES[target](file, threads)
 
 
-def _onnx(file: ModuleFile, threads: int | None) -> Run:
+def _onnx(file: ModuleFile, threads: int | None) -> Opened:
     from device_harness.onnx_session import require_onnxruntime
 
-    require_onnxruntime()
+    version = require_onnxruntime()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    started = time.perf_counter()
     session = _explained(
         lambda: onnxruntime.InferenceSession(
             str(file.path), options, providers=["CPUExecutionProvider"]
@@ -70,35 +87,35 @@ def _onnx(file: ModuleFile, threads: int | None) -> Run:
         file.path,
     )
 
+    seconds = time.perf_counter() - started
+
     def run(inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         found = _explained(
             lambda: session.run(list(file.outputs), dict(inputs)), "onnxruntime fails on", file.path
         )
         return dict(zip(file.outputs, found, strict=True))
 
-    return run
+    return Opened(run, f"onnxruntime {version} (CPU{_threads_text(threads)})", seconds)
 
 
-def _executorch(file: ModuleFile, threads: int | None) -> Run:
+def _executorch(file: ModuleFile, threads: int | None) -> Opened:
     import torch
 
-    with _silent_stderr():  # what the runtime finds out about the processor is no user's concern
-        try:
-            from device_harness.executorch_worker import load_method, load_runtime
+    from device_harness.executorch_session import require_executorch
+    from device_harness.executorch_worker import load_method, load_runtime
 
-            runtime = load_runtime()
-        except ImportError as error:
-            raise DeviceError(
-                f"ExecuTorch's runtime needs {error.name}, which is not installed: pip install "
-                f'"edgeforge[executorch]"'
-            ) from error
-        if threads is not None:
-            runtime._unsafe_reset_threadpool(threads)
-        method = _explained(
-            lambda: load_method(runtime, str(file.path), "", "forward"),
-            "ExecuTorch cannot open",
-            file.path,
-        )
+    version = require_executorch()
+    runtime = load_runtime()
+    if threads is not None:
+        runtime._unsafe_reset_threadpool(threads)
+    started = time.perf_counter()
+    method = _explained(
+        lambda: load_method(runtime, str(file.path), "", "forward"),
+        "ExecuTorch cannot open",
+        file.path,
+    )
+
+    seconds = time.perf_counter() - started
 
     def run(inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         given = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in file.inputs]
@@ -107,17 +124,24 @@ def _executorch(file: ModuleFile, threads: int | None) -> Run:
         arrays = [each.detach().clone().numpy() for each in found]
         return dict(zip(file.outputs, arrays, strict=True))
 
-    return run
+    return Opened(run, f"ExecuTorch {version} (XNNPACK{_threads_text(threads)})", seconds)
 
 
-def _coreml(file: ModuleFile, threads: int | None) -> Run:
+def _coreml(file: ModuleFile, threads: int | None) -> Opened:
     from device_harness.coreml_interpreter.interpreter import Interpreter
+    from device_harness.coreml_session import UNKNOWN_TO_INTERPRETER
     from exporters.coreml.package import open_package
 
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    started = time.perf_counter()
     package = open_package(file.path)
     interpreter = Interpreter(package)
     interpreter.bind()
     kinds = interpreter.inputs()
+    seconds = time.perf_counter() - started
 
     def run(inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         # Core ML has no 64-bit integers and no boolean inputs.
@@ -128,21 +152,12 @@ def _coreml(file: ModuleFile, threads: int | None) -> Run:
         found = interpreter.run(given)
         return {name: found[name] for name in file.outputs}
 
-    return run
+    runtime = "EdgeForge's interpreter of the Core ML package (fp16 rounding), not Apple's runtime"
+    return Opened(run, runtime, seconds, UNKNOWN_TO_INTERPRETER)
 
 
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Drops what native code writes to the process's standard error."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+def _threads_text(threads: int | None) -> str:
+    return "" if threads is None else f", {threads} threads"
 
 
 def _explained(work: Callable[[], Any], what: str, path: Path) -> Any:
@@ -154,7 +169,7 @@ def _explained(work: Callable[[], Any], what: str, path: Path) -> Any:
         raise DeviceError(f"{what} {path}: {words}") from error
 
 
-_RUNTIMES: Final[Mapping[str, Callable[[ModuleFile, int | None], Run]]] = {
+_RUNTIMES: Final[Mapping[str, Callable[[ModuleFile, int | None], Opened]]] = {
     "onnx": _onnx,
     "executorch": _executorch,
     "coreml": _coreml,

@@ -39,6 +39,7 @@ ALIVE_SECONDS: Final = 5.0
 _LONGEST_TEXT: Final = 1 << 30
 
 Answer = tuple[Mapping[str, object], Sequence[Array]]
+Called = Callable[[Mapping[str, Any], Sequence[Array]], Answer]
 
 
 class Answers:
@@ -92,18 +93,23 @@ def main() -> None:
     serve_opened(opened)
 
 
+def take_stdout() -> Answers:
+    """Keeps stdout for frames, and leaves Ctrl-C to whoever started this process."""
+    # Ctrl-C reaches this process too where it runs on the host; who started it decides its end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The runtime may print on stdout, so its output goes to stderr, and only frames go to stdout.
+    stream = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return Answers(stream)
+
+
 def serve_opened(opened: Callable[[], Session]) -> None:
     """Serves what is opened until stdin ends.
 
     Args:
         opened: opens an artifact.
     """
-    # Ctrl-C reaches this process too where it runs on the host; who started it decides its end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The runtime may print on stdout, so its output goes to stderr, and only frames go to stdout.
-    stream = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    answers = Answers(stream)
+    answers = take_stdout()
     try:
         with answers.alive():
             try:
@@ -121,7 +127,25 @@ def serve_opened(opened: Callable[[], Session]) -> None:
 
 
 def serve(session: Session, requests: BinaryIO, answers: Answers) -> None:
-    """Answers requests until there are no more."""
+    """Answers requests to a session until there are no more."""
+
+    def called(words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
+        return CALLS[words["call"]](session, words, arrays)
+
+    answer_all(called, lambda: session.peak_bytes, requests, answers)
+
+
+def answer_all(
+    called: Called, peak: Callable[[], int], requests: BinaryIO, answers: Answers
+) -> None:
+    """Answers requests until there are no more.
+
+    Args:
+        called: does what a request's words and arrays ask for.
+        peak: gives the peak resident memory so far, in bytes.
+        requests: gives the frames.
+        answers: takes the answers.
+    """
     while True:
         try:
             frame = read_frame(requests, _LONGEST_TEXT)
@@ -133,13 +157,13 @@ def serve(session: Session, requests: BinaryIO, answers: Answers) -> None:
         words, arrays = frame
         with answers.alive():
             try:
-                said, found = CALLS[words["call"]](session, words, arrays)
+                said, found = called(words, arrays)
             except (DeviceError, ExportError) as error:
                 said, found = {"error": str(error)}, ()
             except MemoryError:
                 said, found = {"error": "there is not enough memory for it"}, ()
-            peak = session.peak_bytes
-        answers.write({**said, "peak": peak}, found)
+            bytes_so_far = peak()
+        answers.write({**said, "peak": bytes_so_far}, found)
 
 
 def _load(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:

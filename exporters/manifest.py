@@ -169,8 +169,8 @@ class Manifest:
         except (FileNotFoundError, NotADirectoryError):
             if (folder / MODULE_MANIFEST).is_file():
                 raise ExportError(
-                    f"{folder} is an artifact of a module, not of a language model: verify and "
-                    f"inspect take it"
+                    f"{folder} is an artifact of a module, not of a language model: verify, "
+                    f"inspect, check, bench and compare take it"
                 ) from None
             raise ExportError(f"{folder} is no EdgeForge artifact: it has no {MANIFEST}") from None
         assert found.keys() == known - {"schema_version"}, "a new field is not read"

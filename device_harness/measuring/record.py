@@ -195,6 +195,9 @@ class Cell:
         failure: why there is no figure, one sentence; empty where there is.
         instructions: counted in one run, by class; None where they were not counted.
         runner: the user's own program, where one ran in place of EdgeForge's.
+        shapes: of a module, the inputs of a call by name, each as ``dtype[dims]``; empty of a
+            language model. A run of a module is calls with the same inputs, ``output`` at most:
+            its first call stands where that of the prompt does, and each later one is a step.
     """
 
     artifact: Measured
@@ -215,6 +218,17 @@ class Cell:
     failure: str = ""
     instructions: Mapping[str, int] | None = None
     runner: Runner | None = None
+    shapes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> str:
+        """What a run takes, in words."""
+        return lengths_text(self.prompt, self.output, self.shapes)
+
+    @property
+    def unit(self) -> str:
+        """What a second has some of, in words."""
+        return "calls" if self.shapes else "tokens"
 
     @property
     def counted(self) -> list[Run]:
@@ -251,3 +265,14 @@ class Cell:
             reasons = [run.reason for run in self.runs if run.outcome in ("failed", "excluded")]
             return f"no run counts: {reasons[-1]}" if reasons else "no run counts"
         return ""
+
+
+def lengths_text(prompt: int, output: int, shapes: Mapping[str, str]) -> str:
+    """What a run takes, in words.
+
+    >>> lengths_text(128, 32, {}), lengths_text(1, 101, {"x": "float32[1, 3]"})
+    ('128 + 32 tokens', 'calls with x float32[1, 3]')
+    """
+    if not shapes:
+        return f"{prompt} + {output} tokens"
+    return f"calls with {', '.join(f'{name} {text}' for name, text in shapes.items())}"

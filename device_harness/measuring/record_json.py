@@ -135,6 +135,8 @@ def read_cell(row: Mapping[str, object]) -> Cell:
         failure=text(row, "failure"),
         instructions=None if counted is None else _counts(mapping(counted, "instructions")),
         runner=None if runner is None else _runner(mapping(runner, "runner")),
+        # Files of an earlier EdgeForge do not have it.
+        shapes=_texts_by_name(row, "shapes") if "shapes" in row else {},
     )
 
 

@@ -23,6 +23,7 @@ def export_module(
     targets: Sequence[str] = ("onnx",),
     recipe: str = "int8",
     inputs: Sequence[Arrays] = (),
+    calibration: Sequence[Arrays] = (),
     seed: int = 0,
     force: bool = False,
     threads: int | None = None,
@@ -38,9 +39,11 @@ def export_module(
         dynamic_shapes: by input, ``{axis: torch.export.Dim}``; None where all sizes are fixed.
         targets: ``onnx``, ``coreml`` and ``executorch``. A single target's artifact is ``out``
             itself; those of several targets are folders in it.
-        recipe: ``int8`` (the default), ``int4``, another recipe of symmetric integers, ``fp32``, or
-            a YAML file of rules.
+        recipe: ``int8`` (the default), ``int4``, ``int4-gptq``, another recipe of symmetric
+            integers, ``fp32``, or a YAML file of rules.
         inputs: inputs to verify on, by input name; by default the example inputs and random ones.
+        calibration: inputs that GPTQ is given, by input name; by default ``inputs``, or else the
+            example inputs.
         seed: of the random inputs.
         force: whether to replace an existing output folder.
         threads: for quantization; None for one per processor, at most four.
@@ -64,7 +67,14 @@ def export_module(
         dynamic_shapes,
         [find_module_target(name) for name in targets],
         Path(out),
-        ModuleOptions(recipe=recipe, inputs=inputs, seed=seed, force=force, threads=threads),
+        ModuleOptions(
+            recipe=recipe,
+            inputs=inputs,
+            calibration=calibration,
+            seed=seed,
+            force=force,
+            threads=threads,
+        ),
         progress or no_progress,
     )
 

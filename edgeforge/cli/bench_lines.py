@@ -18,6 +18,11 @@ from edgeforge.sizes import short, size_text
 WIDTH: Final = 80
 _LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _FIGURES: Final[tuple[tuple[Figure, str], ...]] = (("prefill", "prefill"), ("decode", "decode"))
+_MODULE_FIGURES: Final[tuple[tuple[Figure, str], ...]] = (("decode", "calls"),)
+_RUN_HEADS: Final = (
+    "  run  start       outcome   first token  decode, tokens/s  device     why",
+    "  run  start       outcome    first call   further calls/s  device     why",
+)
 
 
 def bench_lines(bench: Bench) -> list[str]:
@@ -31,7 +36,7 @@ def change_lines(bench: Bench, history: History) -> list[str]:
     if history.damaged:
         lines += _wrapped(f"{history.damaged} lines of {history.path} cannot be read")
     for cell in bench.cells:
-        name = f"{cell.artifact.folder} on {cell.device}, {cell.prompt} + {cell.output} tokens"
+        name = f"{cell.artifact.folder} on {cell.device}, {cell.lengths}"
         changes = [] if cell.failed else history.changes(cell, models[cell.device])
         if not changes:
             lines += _wrapped(f"{name}: no comparable entry in {history.path} yet")
@@ -40,7 +45,10 @@ def change_lines(bench: Bench, history: History) -> list[str]:
         lines += _wrapped(f"{name}, since {since}:")
         for each in changes:
             told = "no run is like one of then" if each.apart else "within the runs' own spread"
-            words = f"{each.figure}: {short(each.before)} to {short(each.now)} tokens/s, "
+            if cell.shapes and each.figure == "prefill":
+                continue  # the first call of a run, which the others follow
+            name = "call" if cell.shapes else each.figure
+            words = f"{name}: {short(each.before)} to {short(each.now)} {cell.unit}/s, "
             lines += _wrapped(f"  {words}{100 * (each.ratio - 1):+.1f} %, {told}", hang=4)
     return lines
 
@@ -51,8 +59,8 @@ def run_lines(bench: Bench) -> list[str]:
     for cell in bench.cells:
         lines += [
             "",
-            f"{cell.artifact.folder} on {cell.device}, {cell.prompt} + {cell.output} tokens:",
-            "  run  start       outcome   first token  decode, tokens/s  device     why",
+            f"{cell.artifact.folder} on {cell.device}, {cell.lengths}:",
+            _RUN_HEADS[bool(cell.shapes)],
         ]
         lines += [_run_line(number, run) for number, run in enumerate(cell.runs, 1)]
     return lines
@@ -94,7 +102,7 @@ def _point_lines(bench: Bench, cells: Sequence[Cell], letters: dict[str, str]) -
     rules = first.rules
     count = f"{rules.runs} warm run{'s' if rules.runs > 1 else ''}"
     begun = f" after {rules.warm_up} to warm up" if rules.warm_up else ""
-    yield f"  {first.prompt} + {first.output} tokens, {count}{begun}"
+    yield from _wrapped(f"  {first.lengths}, {count}{begun}", hang=4)
     for cell in cells:
         folder = cell.artifact.folder
         letter = f"{letters[folder]}  " if folder in letters else ""
@@ -110,7 +118,8 @@ def _point_lines(bench: Bench, cells: Sequence[Cell], letters: dict[str, str]) -
             continue
         one, other = (letters.get(each, each) for each in (ratio.of_folder, ratio.against_folder))
         text = with_interval(ratio.value, ratio.low, ratio.high, lambda value: f"{value:.3f}")
-        yield f"  {one} against {other}: {ratio.figure} x {text}, {ratio.pairs} pairs"
+        figure = "calls" if first.shapes else ratio.figure
+        yield f"  {one} against {other}: {figure} x {text}, {ratio.pairs} pairs"
 
 
 def _cost_lines(cells: Sequence[Cell], letters: dict[str, str]) -> Iterator[str]:
@@ -129,15 +138,19 @@ def _cell_lines(cell: Cell) -> Iterator[str]:
     if cell.failed:
         yield from _wrapped(f"     FAILED: {cell.failed}", hang=7)
         return
-    for figure, label in _FIGURES:
+    for figure, label in _MODULE_FIGURES if cell.shapes else _FIGURES:
         summary = cell.summary(figure)
         if summary is not None:
-            yield f"     {label:<9}{_summary_text(summary)}"
+            yield f"     {label:<9}{_summary_text(summary, cell.unit)}"
+            if cell.shapes:
+                slow, fast = (short(1e3 / each) for each in (summary.smallest, summary.largest))
+                yield f"     {'a call':<9}{short(1e3 / summary.median)} ms [{fast}, {slow}]"
     cold, words = cell.cold, []
     if cold is not None and cold.first_token_seconds is not None:
         load = "" if cold.load_seconds is None else f"loaded in {short(cold.load_seconds)} s, "
-        words.append(f"{cold.start}: {load}first token {short(cold.first_token_seconds * 1e3)} ms")
-    first_token = cell.summary("first_token")
+        first = f"first {cell.unit[:-1]} {short(cold.first_token_seconds * 1e3)} ms"
+        words.append(f"{cold.start}: {load}{first}")
+    first_token = None if cell.shapes else cell.summary("first_token")
     if first_token is not None:
         words.append(f"warm: {short(first_token.median * 1e3)} ms")
     if cell.peak_bytes:
@@ -162,8 +175,9 @@ def _other_lines(cell: Cell) -> Iterator[str]:
         words = f"sustained: {len(cell.sustained)} runs in {cell.rules.minutes:g} min"
         if found is not None:
             words += (
-                f"; the last minute has {100 * found.share:.0f} % of the first's decode speed "
-                f"({short(found.first)} to {short(found.last)} tokens/s)"
+                f"; the last minute has {100 * found.share:.0f} % of the first's "
+                f"{'' if cell.shapes else 'decode '}speed "
+                f"({short(found.first)} to {short(found.last)} {cell.unit}/s)"
             )
         yield from _wrapped(f"     {words}", hang=5)
     if cell.instructions:
@@ -187,9 +201,9 @@ def _device_words(device: DeviceRecord) -> str:
     return f"{device.name}: {known}" if known else device.name
 
 
-def _summary_text(summary: Summary) -> str:
+def _summary_text(summary: Summary, unit: str) -> str:
     ends = f"[{short(summary.smallest)}, {short(summary.largest)}]"
-    words = f"{short(summary.median)} tokens/s {ends}"
+    words = f"{short(summary.median)} {unit}/s {ends}"
     if summary.spread is None:
         return f"{words}  one run: its spread is not known"
     if not summary.is_reliable:
@@ -200,7 +214,10 @@ def _summary_text(summary: Summary) -> str:
 def _text_words(cell: Cell) -> str:
     text = cell.text
     if text.verdict == "not checked":
-        return f"text: not checked{f', as {text.reason}' if text.reason else ''}"
+        what = "outputs" if cell.shapes else "text"
+        return f"{what}: not checked{f', as {text.reason}' if text.reason else ''}"
+    if cell.shapes:
+        return f"outputs: {text.agreed} of {text.of} are within the bound of the quantized module's"
     return f"text: {text.agreed} of {text.of} tokens are this host's choice"
 
 

@@ -25,7 +25,8 @@ Source = Annotated[
 ModuleRecipe = Annotated[
     str,
     typer.Option(
-        help="int8, int4, another recipe of symmetric integers, fp32, or a YAML file of rules."
+        help="int8, int4, int4-gptq, another recipe of symmetric integers, fp32, or a YAML file of "
+        "rules."
     ),
 ]
 ModuleTargets = Annotated[
@@ -40,6 +41,15 @@ ModuleInputs = Annotated[
         "example inputs and random ones.",
     ),
 ]
+ModuleCalibration = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE",
+        help="An .npz of inputs by name to calibrate GPTQ on; repeat it for several calls. By "
+        "default those of --inputs, or else the example inputs.",
+    ),
+]
 InputSeed = Annotated[int, typer.Option(help="Seed of the random inputs.")]
 
 
@@ -49,6 +59,7 @@ def export_module(
     target: ModuleTargets = "onnx",
     recipe: ModuleRecipe = "int8",
     inputs: ModuleInputs = None,
+    calibration: ModuleCalibration = None,
     seed: InputSeed = 0,
     force: option.Force = False,
     threads: option.Threads = None,
@@ -68,6 +79,7 @@ def export_module(
         recipe=recipe,
         source=source,
         inputs=[read_arrays(path) for path in inputs or ()],
+        calibration=[read_arrays(path) for path in calibration or ()],
         seed=seed,
         force=force,
         threads=threads,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgeforge.errors import UsageError
 from edgeforge.gate.metrics import COMPARED, Paired, number_text
+from edgeforge.gate.module_baseline import ModuleEntry, read_entry
 from edgeforge.gate.reports import Report, read_sums
 from edgeforge.gate.result import Finding, Outcome
 from edgeforge.output_folder.whole_file import whole_file
@@ -59,9 +60,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Earlier figures by the artifact's path, relative to the policy's folder."""
+    """Earlier figures by the artifact's path, relative to the policy's folder.
+
+    Attributes:
+        entries: of language models.
+        modules: of modules.
+    """
 
     entries: Mapping[str, Entry] = field(default_factory=dict)
+    modules: Mapping[str, ModuleEntry] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Writes the file, whole or not at all.
@@ -76,6 +83,7 @@ class Baseline:
             "kind": _KIND,
             "schema_version": BASELINE_VERSION,
             "entries": {name: asdict(entry) for name, entry in sorted(self.entries.items())},
+            "modules": {name: asdict(entry) for name, entry in sorted(self.modules.items())},
         }
         with whole_file(path) as stream:
             stream.write((seal(json.loads(json_text(content)), indent=1) + "\n").encode())
@@ -95,7 +103,11 @@ def read_baseline(path: Path) -> Baseline:
         raise UsageError(f"the baseline {path} was changed by hand or damaged: {again}") from None
     try:
         entries = mapping(data["entries"], "entries")
-        return Baseline({name: _entry(entry) for name, entry in entries.items()})
+        modules = mapping(data.get("modules", {}), "modules")  # earlier files have none
+        return Baseline(
+            {name: _entry(entry) for name, entry in entries.items()},
+            {name: read_entry(entry) for name, entry in modules.items()},
+        )
     except (KeyError, TypeError) as error:
         raise UsageError(f"the baseline {path} is not complete ({error}): {again}") from None
 
@@ -264,7 +276,9 @@ def change_text(name: str, change: float) -> str:
     >>> change_text("perplexity_ratio", 0.0123)
     '+1.23 %'
     """
-    paired = COMPARED[name]
+    paired = COMPARED.get(name)
+    if paired is None:  # of a module
+        return f"{change:+.3g}"
     if paired.is_share:
         return f"{100 * change:+.2f} points"
     return f"{100 * change:+.2f} %" if paired.is_log else f"{change:+.3g}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from edgeforge.errors import CheckFailed, UsageError
 from edgeforge.gate.judge import judge
@@ -17,12 +17,23 @@ from edgeforge.gate.policy import POLICY, Policy
 from edgeforge.gate.policy_file import read_policy
 from edgeforge.gate.reports import read_report
 from edgeforge.gate.result import ArtifactResult, Finding, GateResult
-from edgeforge.gate.subjects import Checking, find_subjects, look, model_names
+from edgeforge.gate.subjects import (
+    Checking,
+    ModuleChecking,
+    find_subjects,
+    look,
+    model_names,
+    not_for_models,
+)
 from edgeforge.stage_progress import Progress, no_progress
 from quant.suggestion import did_you_mean
 
 if TYPE_CHECKING:
     from edgeforge.gate.baseline import Baseline
+    from edgeforge.gate.module_baseline import ModuleEntry
+
+
+ANEW: Final = "reports of modules are made anew at every check"
 
 
 @dataclass(frozen=True)
@@ -63,18 +74,27 @@ def check(
     """
     started = time.monotonic()
     policy = _policy(options.policy)
-    checking = find_subjects(policy, folders)
+    subjects = find_subjects(policy, folders)
+    checking = [each for each in subjects if isinstance(each, Checking)]
     baselines = _Baselines(policy, options)
     progress("files", 0, 0)
     look(checking, options.checkpoint)
     fresh = {each.path for each in checking if each.report is not None}
     broken = _verify_stale(checking, options, progress)
     results = []
-    for each in checking:
+    for each in subjects:
+        if isinstance(each, ModuleChecking):
+            progress(f"verify {each.path}: {ANEW}", 0, 0)
+            results.append(_module_result(each, baselines, options))
+            continue
         findings = broken.get(each.path) or _findings(each, baselines, options, progress)
         results.append(_result(each, each.path in fresh, findings))
+        baselines.notes += [
+            f"{each.path} is of a language model, for which {name} of the policy is not"
+            for name in not_for_models(each.terms)
+        ]
     if not folders:
-        baselines.note_absent(checking)
+        baselines.note_absent({each.path for each in subjects})
     result = GateResult(
         policy=None if policy.path is None else str(policy.path),
         baseline=None if baselines.path is None else str(baselines.path),
@@ -206,6 +226,30 @@ def _result(checking: Checking, fresh: bool, findings: tuple[Finding, ...]) -> A
     )
 
 
+def _module_result(
+    checking: ModuleChecking, baselines: _Baselines, options: GateOptions
+) -> ArtifactResult:
+    from edgeforge.gate.modules import judge_module, notes_of, verify_module, with_baseline
+
+    found = verify_module(checking, options.threads)
+    baselines.notes += notes_of(checking, found)
+    findings = found.broken
+    if not findings:
+        growth, compared = baselines.compare_module(checking, found.entry)
+        findings = tuple(with_baseline(judge_module(checking, found, growth), compared))
+    return ArtifactResult(
+        path=checking.path,
+        folder=str(checking.folder),
+        target=checking.manifest.target,
+        recipe=checking.manifest.recipe,
+        model=checking.model,
+        fresh=False,
+        verified_because=(ANEW,),
+        measured_on=found.measured_on,
+        findings=findings,
+    )
+
+
 def _fact(name: str, message: str) -> Finding:
     return Finding(metric=name, outcome="failed", kind="fact", message=message)
 
@@ -224,6 +268,7 @@ class _Baselines:
     def __init__(self, policy: Policy, options: GateOptions) -> None:
         self.path = options.baseline or policy.baseline
         self.notes: list[str] = []
+        self._modules: dict[str, ModuleEntry | None] = {}
         self._updating = options.update_baseline
         if self.path is None and self._updating:
             self.path = policy.folder / "baseline.json"
@@ -246,10 +291,7 @@ class _Baselines:
         assert self.path is not None and checking.report is not None
         before = self._baseline.entries.get(checking.path)
         if before is None:
-            self.notes.append(
-                f"{checking.path} is not in the baseline {self.path}, so nothing tells whether it "
-                f"got worse: --update-baseline adds it"
-            )
+            self._note_new(checking.path)
             return None, []
         manifest = checking.manifest
         now = entry_of(checking.report, manifest.target, manifest.recipe, checking.tokenizer)
@@ -258,11 +300,43 @@ class _Baselines:
         growth = now.artifact_bytes / max(1, before.artifact_bytes)
         return growth, compare(before, now, checking.terms.worse_by)
 
-    def note_absent(self, checking: Sequence[Checking]) -> None:
+    def compare_module(
+        self, checking: ModuleChecking, entry: ModuleEntry | None
+    ) -> tuple[float | None, list[Finding]]:
+        """The growth of a module's size, and how its figures changed.
+
+        Args:
+            checking: the artifact.
+            entry: what a baseline holds of it; None where it was not run here.
+        """
+        self._modules[checking.path] = entry
+        if self._updating:
+            return 1.0, []
+        if self._baseline is None or entry is None:
+            return None, []
+        from edgeforge.gate.module_baseline import compare, require_comparable
+
+        assert self.path is not None
+        before = self._baseline.modules.get(checking.path)
+        if before is None:
+            self._note_new(checking.path)
+            return None, []
+        require_comparable(self.path, checking.path, before, entry)
+        growth = entry.artifact_bytes / max(1, before.artifact_bytes)
+        return growth, compare(before, entry, checking.terms.worse_by)
+
+    def _note_new(self, name: str) -> None:
+        self.notes.append(
+            f"{name} is not in the baseline {self.path}, so nothing tells whether it got worse: "
+            f"--update-baseline adds it"
+        )
+
+    def note_absent(self, paths: Collection[str]) -> None:
         """Notes what the baseline has and the policy does not list: it may have got lost."""
         if self._baseline is None or self._updating:
             return
-        for name in sorted(self._baseline.entries.keys() - {each.path for each in checking}):
+        known = self._baseline.entries.keys() | self._baseline.modules.keys()
+        for name in sorted(known - set(paths)):
             self.notes.append(
                 f"the baseline {self.path} has {name}, which was not checked: export it, or leave "
                 f"it out with --update-baseline"
@@ -281,8 +355,8 @@ class _Baselines:
         from edgeforge.gate.baseline import Baseline, entry_of
 
         assert self.path is not None
-        kept = {} if self._baseline is None or is_whole else self._baseline.entries
-        entries = dict(kept)
+        kept = Baseline() if self._baseline is None or is_whole else self._baseline
+        entries, modules = dict(kept.entries), dict(kept.modules)
         for each in checking:
             assert each.report is not None
             manifest = each.manifest
@@ -293,4 +367,11 @@ class _Baselines:
                     f"for a baseline: raise tokens until there are at least four blocks of 512"
                 )
             entries[each.path] = entry
-        Baseline(entries).write(self.path)
+        for name, found in self._modules.items():
+            if found is None:
+                raise UsageError(
+                    f"{name} was not run here, so that a baseline has no figures of it: leave it "
+                    f"out of the policy, or check on a machine that runs it"
+                )
+            modules[name] = found
+        Baseline(entries, modules).write(self.path)

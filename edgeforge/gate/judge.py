@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from edgeforge.gate.metrics import BENCH, DEVICE, GROWTH, number_text
+from edgeforge.gate.metrics import BENCH, DEVICE, GROWTH, MODULE, number_text
 from edgeforge.gate.policy import Range, Terms
 from edgeforge.gate.reports import Figure, Report
 from edgeforge.gate.result import Finding
@@ -33,7 +33,7 @@ def judge(report: Report, terms: Terms, growth: float | None) -> list[Finding]:
         _allowed(_found(each), terms) for each in report.checks if each.name not in terms.bounds
     ]
     for name, given in terms.bounds.items():
-        if not name.startswith((BENCH, DEVICE)):
+        if not name.startswith((BENCH, DEVICE, MODULE)):
             findings += held(name, given, figures.get(name), report.tokens, where.get(name, ()))
     return findings
 

@@ -15,8 +15,21 @@ BENCH, DEVICE = "bench.", "device."
 BENCH_DECODE, BENCH_PREFILL = f"{BENCH}{DECODE}", f"{BENCH}{PREFILL}"
 SPREAD, TEXT_AGREEMENT = f"{BENCH}spread", f"{BENCH}text_agreement"
 
+MODULE: Final = "module."
+"""How names begin of what `verify` finds of a module; its sizes have the names of all artifacts."""
+TOTAL: Final = f"{MODULE}total"
+
+MODULE_FIGURES: Final[Mapping[str, Sense]] = {
+    TOTAL: "at most",
+    f"{MODULE}quantization": "at most",
+    f"{MODULE}lowering": "at most",
+    f"{MODULE}cosine": "at least",
+}
+"""What a policy may bound of modules: each is that of the worst output."""
+
 FIGURES: Final[Mapping[str, Sense]] = {
     **ADJUSTABLE,
+    **MODULE_FIGURES,
     SIZE: "at most",
     GROWTH: "at most",
     BITS: "at most",
@@ -72,6 +85,13 @@ COMPARED: Final[Mapping[str, Paired]] = {
     "lowering.kl_mean": Paired("lowering kl", +1, 0.05, of_total=0.02),
 }
 """What is compared with a baseline, by the figure's name."""
+
+MODULE_COMPARED: Final[Mapping[str, float]] = {TOTAL: 0.05}
+"""The same of modules, with the share of the baseline's figure that it may get worse by.
+
+The inputs are the same ones, so that there is no noise but the rounding of another processor or
+another version of a runtime.
+"""
 
 
 def number_text(name: str, value: float) -> str:

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from edgeforge.errors import UsageError
-from edgeforge.gate.metrics import BENCH_RATIOS, COMPARED, FIGURES, RATIOS, SHARES, SIZE
+from edgeforge.gate.metrics import (
+    BENCH_RATIOS,
+    COMPARED,
+    FIGURES,
+    MODULE_COMPARED,
+    RATIOS,
+    SHARES,
+    SIZE,
+)
 from edgeforge.gate.policy import Policy, Range, Ratio, Rule, Terms, refuse_contradiction
 from edgeforge.sizes import parse_size
 from edgeforge.verification.sample import parse_tokens
@@ -94,7 +102,8 @@ class _Reader:
         tokens = row.get("tokens")
         text, checkpoint = row.get("text"), row.get("checkpoint")
         bounds = self._entries(row, where, "bounds", FIGURES, "figure")
-        worse_by = self._entries(row, where, "worse_by", COMPARED, "compared figure")
+        compared = (*COMPARED, *MODULE_COMPARED)
+        worse_by = self._entries(row, where, "worse_by", compared, "compared figure")
         allow = self.table(row.get("allow", {}), f"{where}allow", None)
         return Terms(
             text=None if text is None else self.place(text, f"{where}text"),

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from edgeforge.checkpoint.checkpoint import Checkpoint
 from edgeforge.errors import EdgeForgeError, UsageError
+from edgeforge.gate.metrics import MODULE
 from edgeforge.gate.policy import Policy, Subject, Terms
 from edgeforge.gate.reports import Report, StaleReportError, read_report
 from edgeforge.model.model import DEMO, DEMO_FOLDER
 from edgeforge.verification.artifacts import find_artifacts
 from edgeforge.verification.freshness import freshness_of
-from exporters.manifest import MANIFEST, Manifest, check_files
+from exporters.manifest import MANIFEST, MODULE_MANIFEST, Manifest, check_files
+from exporters.modules.manifest import ModuleManifest, is_module
 from quant.processors import default_threads
 
 
@@ -47,7 +49,29 @@ class Checking:
         return self.manifest.tokenizer_sha256
 
 
-def find_subjects(policy: Policy, asked: Sequence[Path]) -> list[Checking]:
+@dataclass(frozen=True)
+class ModuleChecking:
+    """One artifact of a module on its way through the gate.
+
+    Attributes:
+        folder: as the user named it.
+        path: relative to the policy's folder: what rules and baselines call it.
+        manifest: the artifact's.
+        terms: of the policy, for this artifact.
+    """
+
+    folder: Path
+    path: str
+    manifest: ModuleManifest
+    terms: Terms
+
+    @property
+    def model(self) -> str:
+        """What to call the module."""
+        return self.manifest.source or self.manifest.module
+
+
+def find_subjects(policy: Policy, asked: Sequence[Path]) -> list[Checking | ModuleChecking]:
     """The artifacts to check, with what each must keep to.
 
     Args:
@@ -64,14 +88,21 @@ def find_subjects(policy: Policy, asked: Sequence[Path]) -> list[Checking]:
             "there is nothing to check: name artifacts, or list them under 'artifacts' in the "
             "policy"
         )
-    found, used = [], set()
+    found: list[Checking | ModuleChecking] = []
+    used: set[int] = set()
     root = os.path.realpath(policy.folder)
     for folder in folders:
-        manifest = Manifest.read(folder)
         path = Path(os.path.relpath(os.path.realpath(folder), root)).as_posix()
-        subject = Subject(path, manifest.target, manifest.recipe, model_names(manifest))
+        if is_module(folder):
+            module = ModuleManifest.read(folder)
+            names = tuple(name for name in (module.source, module.module) if name)
+            subject = Subject(path, module.target, module.recipe, names)
+            found.append(ModuleChecking(folder, path, module, policy.terms_for(subject)))
+        else:
+            manifest = Manifest.read(folder)
+            subject = Subject(path, manifest.target, manifest.recipe, model_names(manifest))
+            found.append(Checking(folder, path, manifest, policy.terms_for(subject)))
         used |= {rule.number for rule in policy.rules if rule.chooses(subject)}
-        found.append(Checking(folder, path, manifest, policy.terms_for(subject)))
     if not asked:
         for rule in policy.rules:
             if rule.number not in used:
@@ -88,6 +119,11 @@ def model_names(manifest: Manifest) -> tuple[str, ...]:
         return (DEMO,)
     places = (manifest.source.model, manifest.source.path)
     return tuple(dict.fromkeys((places[0], *(Path(each).name for each in places))))
+
+
+def not_for_models(terms: Terms) -> list[str]:
+    """What terms say of modules alone."""
+    return [name for name in (*terms.bounds, *terms.worse_by) if name.startswith(MODULE)]
 
 
 def look(checking: Sequence[Checking], checkpoint: str | None) -> None:
@@ -171,8 +207,9 @@ def _matching(root: Path, pattern: str) -> list[Path]:
         if Path(pattern).is_absolute():
             root, pattern = Path("/"), pattern.lstrip("/")
         found = sorted(path for path in root.glob(pattern) if path.is_dir())
-        return [path for path in found if (path / MANIFEST).is_file()] or [
-            path for path in found if any(path.glob(f"*/{MANIFEST}"))
+        manifests = (MANIFEST, MODULE_MANIFEST)
+        return [path for path in found if any((path / name).is_file() for name in manifests)] or [
+            path for path in found if any(any(path.glob(f"*/{name}")) for name in manifests)
         ]
     place = root / pattern
     return [place] if place.is_dir() else []

@@ -151,6 +151,7 @@ def cell_key(cell: Cell) -> tuple[Hashable, ...]:
         cell.threads,
         tuple(sorted(cell.options.items())),
         runner,
+        tuple(sorted(cell.shapes.items())),
     )
 
 

@@ -181,6 +181,7 @@ def _entry(cell: Cell, device_model: str) -> dict[str, Any]:
             "threads": cell.threads,
             "options": dict(cell.options),
             "runner": None if cell.runner is None else [cell.runner.path, *cell.runner.arguments],
+            **({"shapes": dict(cell.shapes)} if cell.shapes else {}),
         },
         "checkpoint": artifact.checkpoint,
         "manifest": artifact.manifest,

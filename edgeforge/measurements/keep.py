@@ -10,7 +10,8 @@ from edgeforge.measurements.bench_file import BENCH, refuse_stranger
 from edgeforge.output_folder.inputs import Input, refuse_inputs
 from edgeforge.verification.artifacts import find_artifacts
 from edgeforge.verification.report_file import REPORT
-from exporters.manifest import MANIFEST, Manifest
+from exporters.manifest import MANIFEST, MODULE_MANIFEST, Manifest
+from exporters.modules.manifest import ModuleManifest, is_module
 
 
 def refuse_places(
@@ -32,7 +33,7 @@ def refuse_places(
     inputs = [
         Input("the artifact's file", folder / name)
         for folder in artifacts
-        for name in (MANIFEST, REPORT, *Manifest.read(folder).files)
+        for name in _files(folder)
     ]
     for path, name in ((out, "--out"), (history, "--history")):
         if path is None:
@@ -45,3 +46,9 @@ def refuse_places(
     written = [folder / BENCH for folder in artifacts if beside] if out is None else [out]
     for path in written:
         refuse_stranger(path)
+
+
+def _files(folder: Path) -> list[str]:
+    if is_module(folder):
+        return [MODULE_MANIFEST, REPORT, *ModuleManifest.read(folder).files]
+    return [MANIFEST, REPORT, *Manifest.read(folder).files]

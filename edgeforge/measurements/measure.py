@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from device_harness.device_session import DeviceSession, open_on
-from device_harness.devices.device import Condition, Device, Facts
+from device_harness.devices.device import Device
 from device_harness.devices.registry import open_device
 from device_harness.errors import DeviceError
 from device_harness.measuring.bench import ArmRatio, Bench, DeviceRecord
@@ -24,6 +23,7 @@ from device_harness.measuring.record import Cell, Measured
 from device_harness.measuring.sending import Sending
 from device_harness.registry import taken_options
 from edgeforge.errors import UsageError
+from edgeforge.measurements.device_facts import edgeforge_version, look, told
 from edgeforge.measurements.host_texts import HostTexts
 from edgeforge.measurements.instructions import counted, require_counting
 from edgeforge.measurements.options import BenchOptions
@@ -33,12 +33,10 @@ from edgeforge.stage_progress import Progress, no_progress
 from edgeforge.verification.artifacts import find_artifacts
 from edgeforge.verification.freshness import sha256_of
 from exporters.manifest import MANIFEST, Manifest
+from exporters.modules.manifest import is_module
 
 _ON_THIS_MACHINE: Final = ("host", "mac")
 """Kinds of devices that run on this machine's own processor, as emulated ones do."""
-
-_OWNERS: Final = ("title",)
-"""Facts that are the owner's affair: what he calls his phone."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +87,19 @@ def measure(
         clock: to wait by; None for this machine's.
 
     Raises:
-        UsageError: a length does not fit a context.
+        UsageError: a length does not fit a context, or artifacts of modules are named beside
+            others, or with options that they do not have.
         ExportError: a folder is no artifact.
         CheckpointError: a tokenizer cannot be read.
     """
     if options.rules.runs < 1:
         raise UsageError(f"{options.rules.runs} runs measure nothing: ask for at least one")
-    subjects = [_subject(folder) for folder in find_artifacts(folders)]
+    found_folders = find_artifacts(folders)
+    if any(map(is_module, found_folders)):
+        from edgeforge.measurements.modules import measure_modules  # which imports torch
+
+        return measure_modules(found_folders, options, progress, clock or SystemClock())
+    subjects = [_subject(folder) for folder in found_folders]
     _require_options(subjects, options)
     points = options.points({str(each.folder): each.manifest.context for each in subjects})
     if options.rules.minutes and any(output < 2 for _, output in points):
@@ -154,14 +158,14 @@ def _on_device(
     try:
         with open_device(name, progress=progress) as device:
             facts = device.facts()
-            record = DeviceRecord(name, _told(facts, name), device.limits)
+            record = DeviceRecord(name, told(facts, name), device.limits)
             is_here = facts.emulated or facts.kind in _ON_THIS_MACHINE
-            site = Site(name, partial(_look, device), options.rules, clock)
+            site = Site(name, partial(look, device), options.rules, clock)
             if options.runner is not None:
                 for each in subjects:
                     tell(len(cells), len(subjects))
                     found = run_on(site, device, options.runner, each.measured, each.manifest)
-                    cells.append(replace(found, edgeforge=_version()))
+                    cells.append(replace(found, edgeforge=edgeforge_version()))
                 return Found(record, tuple(cells))
             for number, (prompt, output) in enumerate(points):
                 if number:  # the sustained run is of the first lengths
@@ -170,7 +174,7 @@ def _on_device(
                 with _turn(turn if is_here else None):
                     turns = measure_point(site, arms, prompt, output, tell)
                 for cell, each in zip(turns.cells, subjects, strict=True):
-                    known = replace(cell, edgeforge=_version())
+                    known = replace(cell, edgeforge=edgeforge_version())
                     given = each.prompts.of(prompt)
                     known = texts.judged(known, each.folder, each.manifest, given)
                     if options.instructions:
@@ -248,20 +252,6 @@ def _subject(folder: Path) -> Subject:
     return Subject(folder, manifest, measured, Prompts(folder, manifest))
 
 
-def _look(device: Device) -> Condition | None:
-    try:
-        return device.condition()
-    except DeviceError:
-        return None
-
-
-def _told(facts: Facts, name: str) -> dict[str, Any]:
-    """A device's facts for a file that may be sent to others: named as the user did."""
-    told = facts.as_json()
-    more = {key: value for key, value in told["more"].items() if key not in _OWNERS}
-    return {**told, "name": name, "more": more}
-
-
 @contextmanager
 def _turn(turn: threading.Lock | None) -> Iterator[None]:
     if turn is None:
@@ -269,10 +259,3 @@ def _turn(turn: threading.Lock | None) -> Iterator[None]:
         return
     with turn:
         yield
-
-
-def _version() -> str:
-    try:
-        return version("edgeforge")
-    except PackageNotFoundError:
-        return "unknown"

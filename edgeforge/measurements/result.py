@@ -56,7 +56,7 @@ def require_measured(bench: Bench) -> None:
     lost = [_of_device(each.name, each.failure) for each in bench.devices if each.failure]
     texts, finite = [], True
     for cell in bench.cells:
-        words = f"{cell.artifact.folder} on {cell.device}, {cell.prompt} + {cell.output} tokens"
+        words = f"{cell.artifact.folder} on {cell.device}, {cell.lengths}"
         if cell.text.verdict == "failed":
             texts.append(f"{words}: {cell.text.reason}")
             finite = finite and not cell.text.is_not_finite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -51,8 +52,9 @@ def export(
         QuantizationError: the recipe or a weight is refused.
         ExportError: a target cannot write the module.
     """
-    from edgeforge.modules.plan import plan_of, quantize
-    from edgeforge.modules.samples import samples_of, write_samples
+    from edgeforge.modules.calibrate import Calibration
+    from edgeforge.modules.plan import calibration_notes, plan_of, quantize
+    from edgeforge.modules.samples import checked_calls, samples_of, write_samples
     from edgeforge.modules.trace import trace
 
     inputs = [Input("the file", path) for path in options.sidecars.values()]
@@ -62,7 +64,9 @@ def export(
     traced = trace(module, example, dynamic_shapes)
     # One quantization as well: all files hold the same integers.
     plan = plan_of(traced, options.recipe)
-    store = quantize(traced, plan, options.threads, progress)
+    calls = checked_calls(traced, options.calibration or options.inputs)
+    store = quantize(traced, plan, options.threads, progress, Calibration(calls))
+    notes = (*options.notes, *calibration_notes(traced, plan, calls, options))
     request = ModuleRequest(traced, store)
     # What the float and the quantized module give travels with each artifact, for `verify`.
     progress("run references", 0, 0)
@@ -76,7 +80,7 @@ def export(
             write_samples(samples, folder / SAMPLES)
             for name, path in options.sidecars.items():
                 shutil.copyfile(path, folder / name)
-            _write_manifest(module, request, target, lowered, options, folder)
+            _write_manifest(module, request, target, lowered, replace(options, notes=notes), folder)
     return [out if len(targets) == 1 else out / target.name for target in targets]
 
 
@@ -88,6 +92,8 @@ def _write_manifest(
     options: ModuleOptions,
     folder: Path,
 ) -> None:
+    from edgeforge.modules.digest import digest_of_tensors
+
     traced, store = request.traced, request.store
     weights = {}
     bits = 0.0
@@ -120,6 +126,7 @@ def _write_manifest(
         notes=(*options.notes, *lowered.notes),
         tools=versions(_TOOLS),
         files=record_files(folder),
+        source_sha256=digest_of_tensors({**traced.program.state_dict, **traced.program.constants}),
     ).write(folder)
 
 

@@ -17,6 +17,8 @@ class ModuleOptions:
         recipe: the recipe's name, or a YAML file of rules.
         source: what the module came from, for the manifest.
         inputs: inputs to verify on; empty for the example inputs and random ones.
+        calibration: inputs that calibrated algorithms are given; empty for ``inputs``, or else for
+            the example inputs.
         sidecars: files to copy beside the model, by their names there: a tokenizer.
         notes: what the manifest says beside what the target says.
         seed: of the random inputs.
@@ -27,6 +29,7 @@ class ModuleOptions:
     recipe: str
     source: str = ""
     inputs: Sequence[Arrays] = ()
+    calibration: Sequence[Arrays] = ()
     sidecars: Mapping[str, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seed: int = 0

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from edgeforge.cache import writable_cache
 from edgeforge.errors import UsageError
+from edgeforge.modules.calibrate import Calibration, fill_calibrated
+from edgeforge.modules.digest import digest_of_tensors
+from edgeforge.modules.options import ModuleOptions
 from edgeforge.stage_progress import Progress
 from exporters.modules.traced import ModuleWeight, TracedModule
 from quant.errors import QuantizationError
 from quant.formats.formats import IntFormat, WeightFormat, parse_format
-from quant.plans.algorithms import is_calibrated
-from quant.plans.plan import Assignment, QuantPlan
+from quant.plans.algorithms import ALGORITHMS, Algorithm
+from quant.plans.plan import Assignment, QuantPlan, calibrated_weights
 from quant.plans.recipes import find_recipe
 from quant.quantizers.rtn import QuantizedRows
 from quant.store.store import WeightStore
@@ -70,12 +72,16 @@ def _is_integer(format: WeightFormat, recipe: str) -> bool:
 
 
 def _chosen(weight: ModuleWeight, asked: Assignment, recipe: str) -> Assignment:
-    if is_calibrated(asked.algorithm) or asked.activation != "none":
+    algorithm = ALGORITHMS.get(asked.algorithm, Algorithm())
+    if algorithm.rescales or algorithm.positive is not None or asked.activation != "none":
         raise UsageError(
-            f"recipe {recipe} calibrates on a text, and a module has none: use int8, int4 or fp32"
+            f"recipe {recipe} ({asked.algorithm}) is for language models: modules take rounding to "
+            f"nearest and GPTQ, such as int8, int4 and int4-gptq, and fp32"
         )
     if weight.role == "conv":
         return _EIGHT
+    if weight.role == "embedding" and algorithm.calibrated:
+        asked = replace(asked, algorithm="rtn")  # a table has no inputs to multiply
     try:
         asked.format.check(weight.name, *weight.matrix)
     except QuantizationError:
@@ -113,18 +119,24 @@ class ModuleWeights:
 
     def digest(self) -> str:
         """SHA-256 of the weights' names, shapes and values."""
-        found = hashlib.sha256()
-        for name in self.names:
-            tensor = self.traced.state(name).detach().contiguous()
-            found.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            found.update(tensor.view(-1).view(torch.uint8).numpy().data)
-        return found.hexdigest()
+        return digest_of_tensors({name: self.traced.state(name) for name in self.names})
 
 
 def quantize(
-    traced: TracedModule, plan: QuantPlan, threads: int | None, progress: Progress
+    traced: TracedModule,
+    plan: QuantPlan,
+    threads: int | None,
+    progress: Progress,
+    calibration: Calibration | None = None,
 ) -> WeightStore | None:
     """Returns the store of a module's weights, from the cache or made now; None for an empty plan.
+
+    Args:
+        traced: the module.
+        plan: of its weights.
+        threads: for the quantizers; None for one per processor, at most four.
+        progress: told when it is done.
+        calibration: what calibrated algorithms of the plan are given.
 
     Raises:
         QuantizationError: a weight cannot be quantized, or the cache cannot be used.
@@ -134,14 +146,46 @@ def quantize(
     from quant.store.cached import find_store, new_store, store_key
     from quant.store.fill import fill_store
 
+    calibrated = set(calibrated_weights(plan))
+    assert calibration is not None or not calibrated
     weights = ModuleWeights(traced, list(plan.weights))
     plan.check(weights.shapes())
     cache = writable_cache() / "stores"
-    key = store_key(weights.digest(), "module", plan)
+    basis = calibration.digest(traced) if calibration is not None and calibrated else ""
+    key = store_key(weights.digest(), "module", plan, basis)
     found = find_store(cache, key)
     if found is None:
         with new_store(cache, key, plan, weights.shapes()) as writer:
-            fill_store(weights, plan, writer, threads=threads)
+            free = {name: each for name, each in plan.weights.items() if name not in calibrated}
+            if free:
+                fill_store(weights, QuantPlan(plan.recipe, free), writer, threads=threads)
+            if calibration is not None and calibrated:
+                fill_calibrated(traced, plan, writer, calibration, threads)
         found = WeightStore(cache / key)
     progress("quantize", 1, 1)
+    return found
+
+
+def calibration_notes(
+    traced: TracedModule,
+    plan: QuantPlan,
+    calls: Sequence[Mapping[str, torch.Tensor]],
+    options: ModuleOptions,
+) -> list[str]:
+    """What a user must know of how the calibrated weights of a plan came about."""
+    calibrated = calibrated_weights(plan)
+    if not calibrated:
+        return []
+    what = "the example inputs alone"
+    if options.calibration or options.inputs:
+        what = f"{len(calls)} calls" if len(calls) > 1 else "one call"
+    if not options.calibration:
+        what += ", which verify runs, too: give others with --calibration"
+    found = [f"{len(calibrated)} linear layers were calibrated on {what}"]
+    rest = [name for name in plan.weights if name not in set(calibrated)]
+    if rest:
+        found.append(
+            f"{len(rest)} weights of convolutions and embeddings were rounded to nearest: GPTQ is "
+            f"for linear layers"
+        )
     return found

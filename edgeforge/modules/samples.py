@@ -48,10 +48,9 @@ def samples_of(
     Raises:
         UsageError: given inputs do not fit the module.
     """
-    calls = [_checked(traced, each) for each in given] or [
-        dict(zip(_names(traced), traced.examples, strict=True)),
-        _random(traced, seed),
-    ]
+    calls = checked_calls(traced, given)
+    if not given:
+        calls.append(_random(traced, seed))
     floats = [_run(traced, None, call) for call in calls]
     found = floats if store is None else [_run(traced, store, call) for call in calls]
     names = [value.name for value in traced.outputs]
@@ -63,6 +62,16 @@ def samples_of(
         )
         for call, first, second in zip(calls, floats, found, strict=True)
     ]
+
+
+def checked_calls(traced: TracedModule, given: Sequence[Arrays]) -> list[dict[str, torch.Tensor]]:
+    """Given inputs as tensors in the order of the module's inputs, or else the example inputs.
+
+    Raises:
+        UsageError: given inputs do not fit the module.
+    """
+    example = dict(zip(_names(traced), traced.examples, strict=True))
+    return [_checked(traced, each) for each in given] or [example]
 
 
 def _names(traced: TracedModule) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from device_harness.errors import DeviceError
-from device_harness.module_run import ModuleFile, Run, open_module
+from device_harness.errors import DeviceError, WorkerEndedError
+from device_harness.module_session import ModuleSession
 from edgeforge.errors import CheckFailed
 from edgeforge.modules.samples import Arrays, Sample, read_samples
 from edgeforge.output_folder.whole_file import whole_file
@@ -36,12 +37,15 @@ class OutputDifference:
         lowering: of the artifact from the quantized module; None where it was not run.
         cosine: the least cosine of the artifact's output with the float module's, over the samples;
             None where it was not run, or for whole numbers.
+        total: the root mean square of the artifact's difference from the float module over that of
+            the float module's output; None where it was not run.
     """
 
     name: str
     quantization: float
     lowering: float | None
     cosine: float | None
+    total: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,15 +116,7 @@ def evaluate(artifact: Path, threads: int | None = None) -> ModuleEvaluation:
     manifest = ModuleManifest.read(artifact)
     integers = require_whole(artifact, manifest)
     samples = read_samples(artifact / SAMPLES)
-    run, not_run = _opened(artifact, manifest, threads)
-    results = None
-    if run is not None:
-        try:
-            results = [run(sample.inputs) for sample in samples]
-        except DeviceError as error:
-            if manifest.target != "coreml":
-                raise
-            not_run = _not_here(error)
+    results, not_run = _run(artifact, manifest, samples, threads)
     found = ModuleEvaluation(
         artifact=str(artifact),
         target=manifest.target,
@@ -160,43 +156,46 @@ def require_whole(artifact: Path, manifest: ModuleManifest) -> int:
     return len(formats)
 
 
-def _opened(
-    artifact: Path, manifest: ModuleManifest, threads: int | None
-) -> tuple[Run | None, str]:
-    """The artifact in its runtime; or None, and why Core ML's interpreter cannot run it."""
-    file = ModuleFile(artifact / manifest.entry, tuple(manifest.inputs), tuple(manifest.outputs))
+def _run(
+    artifact: Path, manifest: ModuleManifest, samples: Sequence[Sample], threads: int | None
+) -> tuple[list[Arrays] | None, str]:
+    """What the artifact gives for samples; or None, and why Core ML's interpreter cannot run it."""
     try:
-        return open_module(manifest.target, file, threads), ""
+        with ModuleSession(artifact, threads) as session:
+            return [session.run(sample.inputs) for sample in samples], ""
+    except WorkerEndedError:
+        raise
     except DeviceError as error:
         # Core ML itself exists only on Apple's systems; the interpreter knows a part of its
         # operations.
         if manifest.target != "coreml":
             raise
-        return None, _not_here(error)
-
-
-def _not_here(error: DeviceError) -> str:
-    return f"not run here: EdgeForge's interpreter of Core ML packages cannot: {error}"
+        return None, f"not run here: EdgeForge's interpreter of Core ML packages cannot: {error}"
 
 
 def _difference(name: str, samples: list[Sample], results: list[Arrays] | None) -> OutputDifference:
     floats, quantized = ([getattr(s, kind)[name] for s in samples] for kind in _REFERENCES)
-    costs = max(map(_relative, quantized, floats))
+    costs = max(map(relative_difference, quantized, floats))
     if results is None:
         return OutputDifference(name, costs, None, None)
     found = [result[name] for result in results]
     cosines = [
         _cosine(a, b) for a, b in zip(found, floats, strict=True) if b.dtype.kind == "f" and b.size
     ]
+    lowering = max(map(relative_difference, found, quantized))
     return OutputDifference(
-        name, costs, max(map(_relative, found, quantized)), min(cosines, default=None)
+        name, costs, lowering, min(cosines, default=None), _root_mean_square(found, floats)
     )
 
 
 _REFERENCES: Final = ("floats", "quantized")
 
 
-def _relative(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
+def relative_difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
+    """The largest difference of any element over the largest magnitude that is wanted.
+
+    Of whole numbers it is the share of elements that differ; it is NaN where shapes differ.
+    """
     if found.shape != wanted.shape:
         return float("nan")
     if wanted.dtype.kind != "f":
@@ -206,6 +205,18 @@ def _relative(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     largest = float(np.abs(wanted).max())
     difference = float(np.abs(found.astype(np.float64) - wanted).max())
     return difference / largest if largest else difference
+
+
+def _root_mean_square(found: list[npt.NDArray[Any]], wanted: list[npt.NDArray[Any]]) -> float:
+    """Of the difference over that of what is wanted; of whole numbers the share that differs."""
+    if any(one.shape != other.shape for one, other in zip(found, wanted, strict=True)):
+        return float("nan")
+    one, other = (np.concatenate([each.ravel() for each in side]) for side in (found, wanted))
+    if other.dtype.kind != "f":
+        return float((one != other).mean()) if other.size else 0.0
+    length = float(np.linalg.norm(other.astype(np.float64)))
+    difference = float(np.linalg.norm(one.astype(np.float64) - other))
+    return difference / length if length else difference
 
 
 def _cosine(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:

@@ -17,6 +17,7 @@ from edgeforge.reports.reported import Reported, read_artifacts, require_reports
 from edgeforge.reports.speeds import Side, Speeds, compare_speeds, side_of_artifact, sides_of_file
 from edgeforge.verification.artifacts import find_artifacts
 from edgeforge.verification.intervals import BlockSums, paired_difference
+from exporters.modules.manifest import is_module
 
 COMPARE_VERSION: Final = 1
 LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -115,8 +116,8 @@ class Comparison:
 def compare(places: Sequence[Path]) -> Comparison:
     """Holds artifacts against the first of them; nothing is run.
 
-    Speeds are compared where `bench` measured at least two of them. Where one is a file, or an
-    artifact that was measured has no report, speeds are all that is compared.
+    Speeds are compared where `bench` measured at least two of them. Where one is a file or an
+    artifact of a module, or was measured and has no report, speeds are all that is compared.
 
     Args:
         places: artifacts that were verified or measured, folders with such in them, or
@@ -126,7 +127,8 @@ def compare(places: Sequence[Path]) -> Comparison:
         UsageError: there are fewer than two, more than 26, or one without a report that holds.
         ExportError: a folder is no artifact.
     """
-    if any(place.is_file() or place.suffix == ".json" for place in places):
+    modules = any(map(is_module, find_artifacts([p for p in places if p.is_dir()])))
+    if modules or any(place.is_file() or place.suffix == ".json" for place in places):
         return Comparison((), (), {}, _speeds(_all_sides(places)))
     artifacts = read_artifacts(places)
     sides = [side_of_artifact(each.folder) for each in artifacts]

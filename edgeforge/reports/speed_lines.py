@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Final
 
-from device_harness.measuring.record import Cell, Figure
+from device_harness.measuring.record import Cell, Figure, lengths_text
 from edgeforge.cards.figures import with_interval
 from edgeforge.reports.paired import LETTERS
 from edgeforge.reports.speeds import SpeedGroup, SpeedRatio, Speeds
@@ -19,6 +19,7 @@ _ROWS: Final[tuple[tuple[Figure, str, float], ...]] = (
     ("decode", "decode, tokens/s", 1.0),
     ("first_token", "first token, ms", 1e3),
 )
+_MODULE_ROWS: Final[tuple[tuple[Figure, str, float], ...]] = (("decode", "calls/s", 1.0),)
 
 
 def speed_lines(speeds: Speeds, *, named: bool) -> list[str]:
@@ -37,7 +38,8 @@ def _lines(speeds: Speeds, *, named: bool) -> Iterator[str]:
             yield from _wrapped(f"{letter}  ", side.name)
     for group in speeds.groups:
         yield ""
-        where = f"{group.device.name}, {group.prompt} + {group.output} tokens"
+        lengths = lengths_text(group.prompt, group.output, group.shapes)
+        where = f"{group.device.name}, {lengths}"
         emulated = "; emulated, so no speed" if group.device.is_emulated else ""
         yield from _wrapped("", f"{where} (medians of warm runs; * UNRELIABLE{emulated})")
         yield from _table(group)
@@ -55,16 +57,18 @@ def _table(group: SpeedGroup) -> Iterator[str]:
     for start in range(0, len(group.cells), _COLUMNS):
         shown = group.cells[start : start + _COLUMNS]
         yield _row("", list(LETTERS[start : start + len(shown)]))
-        for figure, label, factor in _ROWS:
+        for figure, label, factor in _MODULE_ROWS if group.shapes else _ROWS:
             yield _row(label, [_value(cell, figure, factor) for cell in shown])
-        yield _row("cold first token, ms", [_cold(cell) for cell in shown])
+        first = "call" if group.shapes else "token"
+        yield _row(f"cold first {first}, ms", [_cold(cell) for cell in shown])
         yield _row("peak memory", [_peak(cell) for cell in shown])
-        yield _row("text", [_text(cell) for cell in shown])
+        yield _row("outputs" if group.shapes else "text", [_text(cell) for cell in shown])
 
 
 def _ratio_lines(group: SpeedGroup) -> Iterator[str]:
     for each in group.ratios:
-        label = f"{LETTERS[each.side]} against {LETTERS[0]}, {each.figure}"
+        figure = "calls" if group.shapes else each.figure
+        label = f"{LETTERS[each.side]} against {LETTERS[0]}, {figure}"
         yield f"  {label:<{_LABEL}}{ratio_text(each):<34}  {each.outcome}".rstrip()
 
 

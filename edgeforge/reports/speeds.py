@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -13,10 +13,13 @@ from device_harness.measuring.record_json import figures_json
 from edgeforge.errors import UsageError
 from edgeforge.measurements.bench_file import BENCH, of_artifact, read_bench_file
 from edgeforge.verification.freshness import sha256_of
-from exporters.manifest import MANIFEST
+from exporters.manifest import MANIFEST, MODULE_MANIFEST
+from exporters.modules.manifest import is_module
 
 SPEEDS: Final[tuple[Figure, ...]] = ("prefill", "decode")
 Outcome = Literal["faster", "slower", "not told apart"]
+Point = tuple[str, int, int, tuple[tuple[str, str], ...]]
+"""A device, lengths of prompt and output, and of modules the inputs of a call."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class SpeedGroup:
         output: tokens generated.
         cells: of each side; None where it was not measured so.
         ratios: of the others to the first.
+        shapes: of modules, the inputs of a call by name, each as ``dtype[dims]``; else empty.
     """
 
     device: DeviceRecord
@@ -74,6 +78,7 @@ class SpeedGroup:
     output: int
     cells: tuple[Cell | None, ...]
     ratios: tuple[SpeedRatio, ...]
+    shapes: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """For ``--json``."""
@@ -82,6 +87,7 @@ class SpeedGroup:
             "emulated": self.device.is_emulated,
             "prompt": self.prompt,
             "output": self.output,
+            "shapes": dict(self.shapes),
             "figures": [None if cell is None else figures_json(cell) for cell in self.cells],
             "ratios": [asdict(each) for each in self.ratios],
         }
@@ -133,38 +139,37 @@ def side_of_artifact(folder: Path) -> Side | None:
     path = folder / BENCH
     if not path.is_file():
         return None
-    manifest = sha256_of(folder / MANIFEST)
+    manifest = sha256_of(folder / (MODULE_MANIFEST if is_module(folder) else MANIFEST))
     own = of_artifact(read_bench_file(path), manifest)
     return Side(str(folder), manifest, own) if own.cells else None
 
 
 def compare_speeds(sides: Sequence[Side]) -> Speeds:
     """Holds sides against the first, device by device and length by length."""
-    points = dict.fromkeys(
-        (cell.device, cell.prompt, cell.output) for side in sides for cell in side.bench.cells
-    )
-    return Speeds(tuple(sides), tuple(_group(sides, *point) for point in points))
+    points = dict.fromkeys(_point(cell) for side in sides for cell in side.bench.cells)
+    return Speeds(tuple(sides), tuple(_group(sides, point) for point in points))
 
 
-def _group(sides: Sequence[Side], device: str, prompt: int, output: int) -> SpeedGroup:
-    cells = tuple(_cell(side, device, prompt, output) for side in sides)
+def _point(cell: Cell) -> Point:
+    return cell.device, cell.prompt, cell.output, tuple(cell.shapes.items())
+
+
+def _group(sides: Sequence[Side], point: Point) -> SpeedGroup:
+    device, prompt, output, shapes = point
+    cells = tuple(_cell(side, point) for side in sides)
     record = next(each for side in sides for each in side.bench.devices if each.name == device)
     ratios = []
     for place in range(1, len(sides)):
-        for figure in SPEEDS:
+        for figure in SPEEDS[1:] if shapes else SPEEDS:
             found = _ratio(sides, cells, place, figure)
             if found is not None:
                 ratios.append(found)
-    return SpeedGroup(record, prompt, output, cells, tuple(ratios))
+    return SpeedGroup(record, prompt, output, cells, tuple(ratios), dict(shapes))
 
 
-def _cell(side: Side, device: str, prompt: int, output: int) -> Cell | None:
+def _cell(side: Side, point: Point) -> Cell | None:
     """The latest cell of a side there: with other threads or options there may be several."""
-    found = [
-        cell
-        for cell in side.bench.cells
-        if (cell.device, cell.prompt, cell.output) == (device, prompt, output)
-    ]
+    found = [cell for cell in side.bench.cells if _point(cell) == point]
     return max(found, key=lambda cell: cell.at, default=None)
 
 

@@ -42,6 +42,8 @@ class ModuleManifest:
         tools: versions of the packages that made the artifact.
         files: every file of the artifact except the manifest.
         schema_version: the version of this file's schema.
+        source_sha256: SHA-256 of the names, shapes and values of the module's parameters, buffers
+            and constants; empty where an earlier EdgeForge wrote the file.
     """
 
     target: str
@@ -60,6 +62,7 @@ class ModuleManifest:
     tools: Mapping[str, str]
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     schema_version: int = _VERSION
+    source_sha256: str = ""
 
     def write(self, folder: Path) -> None:
         """Writes ``edgeforge-module.json``."""
@@ -101,6 +104,7 @@ def _read_fields(data: Mapping[str, object]) -> dict[str, Any]:
         rows = mapping(data[name], name)
         found[name] = {key: text(rows, key) for key in rows}
     found["notes"] = texts(data, "notes")
+    found["source_sha256"] = text(data, "source_sha256") if "source_sha256" in data else ""
     found |= {name: number(data, name) for name in ("bits_per_weight", "tolerance")}
     weights, files = mapping(data["weights"], "weights"), mapping(data["files"], "files")
     found["weights"] = {name: WeightRecord.from_json(row) for name, row in weights.items()}

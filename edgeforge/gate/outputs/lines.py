@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeforge.gate.metrics import number_text
+from edgeforge.gate.metrics import MODULE_COMPARED, number_text
 from edgeforge.gate.result import ArtifactResult, Finding, GateResult
 
 _WORDS = {"failed": "VIOLATION", "doubtful": "doubtful", "allowed": "allowed"}
@@ -68,14 +68,15 @@ def change_words(finding: Finding) -> str:
     """How a figure changed since the baseline, with what may change."""
     from edgeforge.gate.baseline import change_text
 
-    if finding.change is None or finding.change_low is None or finding.change_high is None:
+    if finding.change is None:
         return ""
-    middle, low, high = (
-        change_text(finding.metric, each)
-        for each in (finding.change, finding.change_low, finding.change_high)
-    )
+    words = change_text(finding.metric, finding.change)
+    if finding.change_low is not None and finding.change_high is not None:
+        ends = (finding.change_low, finding.change_high)
+        low, high = (change_text(finding.metric, each) for each in ends)
+        words += f" [{low}, {high}]"
+    words += f" on the same {'inputs' if finding.metric in MODULE_COMPARED else 'tokens'}"
     limit = "" if finding.limit is None else change_text(finding.metric, finding.limit)
-    words = f"{middle} [{low}, {high}] on the same tokens"
     return f"{words}, where {limit} may be" if limit else words
 
 

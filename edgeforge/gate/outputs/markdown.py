@@ -49,7 +49,7 @@ def _tables(artifact: ArtifactResult) -> Iterator[str]:
     findings = sorted(artifact.findings, key=lambda each: each.outcome == "passed")
     compared = [each for each in findings if each.kind == "baseline"]
     if compared:
-        yield "| | on the same tokens | value | baseline | change | may be |"
+        yield "| | on the same tokens or inputs | value | baseline | change | may be |"
         yield "|---|---|---|---|---|---|"
         yield from map(_compared_row, compared)
         yield ""
@@ -59,7 +59,9 @@ def _tables(artifact: ArtifactResult) -> Iterator[str]:
 
 
 def _compared_row(finding: Finding) -> str:
-    change, _, limit = change_words(finding).partition(" on the same tokens, where ")
+    # Of a module it is "on the same inputs".
+    change, _, rest = change_words(finding).partition(" on the same ")
+    limit = rest.partition(", where ")[2]
     baseline = finding.baseline
     return _joined(
         _OUTCOMES[finding.outcome],

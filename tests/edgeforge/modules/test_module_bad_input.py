@@ -95,9 +95,10 @@ def test_dynamic_shapes(shapes, words):
 
 
 def test_recipes_and_targets():
-    traced = trace(linear(), ROW)
+    traced = trace(nn.Linear(32, 16), torch.ones(1, 32))
     for recipe, words in (
-        ("int4-gptq", "calibrates on a text"),
+        ("int4-awq", r"\(awq\) is for language models: modules take rounding to nearest and GPTQ"),
+        ("int4-g32-signed", "is for language models"),
         ("lut4", "modules do not take"),
         ("int4-g32-asym", "modules do not take"),
     ):

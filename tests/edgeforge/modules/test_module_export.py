@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from edgeforge import api
 from edgeforge.errors import CheckFailed, UsageError
 from exporters.errors import ExportError
-from exporters.manifest import Manifest
+from exporters.manifest import MODULE_MANIFEST, Manifest, record_files
 from exporters.modules.manifest import ModuleManifest
 from exporters.modules.registry import MODULE_TARGETS
 
@@ -115,8 +116,21 @@ def test_commands_take_artifacts_of_modules(artifacts, edgeforge, tmp_path):
     assert shown.code == 0 and "conv.weight: int8-pc" in shown.out
     shown = edgeforge("run", artifacts / "onnx", "-p", "a")
     assert shown.code == 5 and "an artifact of a module" in shown.err
-    with pytest.raises(ExportError, match="verify and inspect take it"):
+    with pytest.raises(ExportError, match="inspect, check, bench and compare take it"):
         Manifest.read(artifacts / "onnx")
+
+
+def test_a_program_that_crashes_the_runtime_is_one_sentence(artifacts, edgeforge, tmp_path):
+    folder = shutil.copytree(artifacts / "executorch", tmp_path / "crashing")
+    data = bytearray((folder / "model.pte").read_bytes())
+    data[100:500] = b"\x7f" * 400  # offsets of tables, which ExecuTorch follows unchecked
+    (folder / "model.pte").write_bytes(data)
+    manifest = ModuleManifest.read(folder)
+    (folder / MODULE_MANIFEST).unlink()
+    replace(manifest, files=record_files(folder)).write(folder)
+    shown = edgeforge("verify", folder, "-q")
+    assert shown.code == 6 and shown.out == "" and shown.err.count("\n") == 1
+    assert "host: the worker ended with SIGSEGV in opening " in shown.err
 
 
 def test_four_bits_where_groups_fit_and_given_inputs(artifacts, tmp_path):
