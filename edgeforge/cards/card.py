@@ -69,6 +69,7 @@ class Verified:
         doubtful: names of checks that more tokens would settle.
         problems: why the artifact is not sound, one phrase each; nothing where it is.
         elsewhere: what was found on devices.
+        routing: what is said of the experts that tokens chose; empty where there is no mixture.
     """
 
     how: Literal["measured", "interpreted"]
@@ -88,6 +89,14 @@ class Verified:
     doubtful: tuple[str, ...]
     problems: tuple[str, ...]
     elsewhere: tuple[VerifiedThere, ...] = ()
+    routing: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """The object that ``card.json`` has under ``verified``."""
+        made = asdict(self)
+        if not self.routing:
+            del made["routing"]
+        return made
 
 
 @dataclass(frozen=True)
@@ -175,5 +184,5 @@ class Card:
             "tools": manifest.tools,
             "warnings": list(manifest.warnings),
             "notes": list(manifest.notes),
-            "verified": None if self.verified is None else asdict(self.verified),
+            "verified": None if self.verified is None else self.verified.to_json(),
         }

@@ -109,6 +109,9 @@ def _verdict(found: Verified | None) -> Iterator[str]:
             f"**Sound**: {weights}, all logits are finite numbers, and {found.passed} figures and "
             f"facts keep to their bounds."
         )
+    if found.routing:
+        yield ""
+        yield plain(f"Experts: {found.routing}.")
     if found.doubtful:
         yield ""
         names = ", ".join(map(code, found.doubtful))

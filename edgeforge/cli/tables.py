@@ -76,6 +76,8 @@ def limit_lines(results: list[Evaluation]) -> list[str]:
     """What the runtimes that stood in for others cannot know, below the tables."""
     lines = []
     for result in results:
+        if result.routing is not None:
+            lines.append(f"{result.target} {result.recipe}: {result.routing.words}.")
         if result.limits:
             lines.append(f"{result.target} {result.recipe} was run by {result.runtime}.")
             lines.append("What that cannot know:")

@@ -112,6 +112,9 @@ def summary_lines(rows: Mapping[str, Evaluation], asked: Sequence[Path]) -> list
         lines += wrapped(sentence, hanging=2)
     for sentence in _about_shipped(labels, evaluations):
         lines += wrapped(sentence, hanging=2)
+    for label, result in rows.items():
+        if result.routing is not None:
+            lines += wrapped(f"{label}: {result.routing.words}.", hanging=2)
     for sentence in _about_devices(evaluations):
         lines += wrapped(sentence, hanging=2)
     for label, result in rows.items():
@@ -282,6 +285,12 @@ def _about_shipped(labels: Sequence[str], results: Sequence[Evaluation]) -> list
             words = (
                 f", and {apart.tokens} against the graph of all positions, whose logits differ by "
                 f"up to {short(apart.max_difference)}"
+            )
+        left = 0 if result.routing is None else result.routing.apart
+        if left:
+            words += (
+                f"; at {left:,} others the two graphs chose other experts there or before, and "
+                f"were not held against each other"
             )
         counts.append(
             f"{label}: {shipped.positions:,} of its positions are held against QUANTIZED{words}."

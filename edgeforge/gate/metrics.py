@@ -42,7 +42,11 @@ FIGURES: Final[Mapping[str, Sense]] = {
 """What ``bounds`` of a policy may name, and which side of a bound is good."""
 
 SHARES: Final = frozenset(
-    {SPREAD, TEXT_AGREEMENT, *(name for name in FIGURES if name.endswith("top1_agreement"))}
+    {
+        SPREAD,
+        TEXT_AGREEMENT,
+        *(name for name in FIGURES if name.endswith((".top1_agreement", "routing.agreement"))),
+    }
 )
 """Figures that are shares, of at most 1."""
 

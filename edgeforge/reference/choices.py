@@ -60,6 +60,8 @@ class Following:
     Attributes:
         own: what each router would have chosen, as `Choice.sets`.
         same: for which tokens that is what it was to choose: ``bool[t]`` for each router.
+        shares: the share of a token's experts that it would have chosen too, ``float32[t]`` for
+            each router; where SparseMixer's candidates are others, so is the expert.
         gaps: how far the choice made is from the router's own, ``float32[t]`` for each router; 0
             where they are the same (`gap_of`).
     """
@@ -68,6 +70,7 @@ class Following:
         self._choices = choices
         self.own: list[Tensor] = []
         self.same: list[Tensor] = []
+        self.shares: list[Tensor] = []
         self.gaps: list[Tensor] = []
 
     def weights(self, node: fx.Node, logits: Tensor) -> Tensor:
@@ -83,6 +86,7 @@ class Following:
         self.own.append(own)
         tokens = logits.shape[1]
         same, gaps = torch.ones(tokens, dtype=torch.bool), torch.zeros(tokens)
+        shares = torch.ones(tokens)
         if self._choices is not None:
             choice = self._choices[len(self.own) - 1]
             same = choice.same(own)
@@ -92,7 +96,9 @@ class Following:
                 made = made.clone()
                 made[0, rows] = weights_by(node, scores, asked).to(made.dtype)
                 gaps[rows] = gap_of(node, scores, asked)
+                shares[rows] = _shared(asked, own[:, rows])
         self.same.append(same)
+        self.shares.append(shares)
         self.gaps.append(gaps)
         return made
 
@@ -181,6 +187,14 @@ def gap_of(node: fx.Node, logits: Tensor, sets: Tensor) -> Tensor:
             wrong |= sets[one].sum(-1) != 1
             left = left & ~sets[one]
     return (gap / spread).masked_fill(wrong, torch.inf)
+
+
+def _shared(sets: Tensor, own: Tensor) -> Tensor:
+    """The share of experts of one choice that another has too, ``float32[t]``."""
+    if len(sets) == 1:
+        return (sets & own)[0].sum(-1) / own[0].sum(-1)
+    turns = (sets == own).all(-1).unflatten(0, (2, 2)).all(1)
+    return turns.float().mean(0)
 
 
 def _behind(logits: Tensor, chosen: Tensor, among: Tensor) -> Tensor:

@@ -25,8 +25,10 @@ from edgeforge.reports.reported import Reported, read_artifacts
 from edgeforge.sizes import size_text
 from edgeforge.verification.bounds import Checked
 from edgeforge.verification.report_file import REPORT
+from edgeforge.verification.routing_words import routing_words
 from exporters.manifest import MANIFEST
-from exporters.manifest_records import mapping
+from exporters.manifest_records import integer, mapping, text
+from exporters.manifest_records import number as decimal
 from exporters.target import Provenance
 
 LARGEST_PAGE: Final = 2_000_000
@@ -75,6 +77,18 @@ class Entry:
         """What an interpreter that ran it cannot know."""
         limits = self.artifact.data.get("limits")
         return [str(each) for each in limits] if isinstance(limits, list) else []
+
+    @property
+    def routing(self) -> str:
+        """What is said of the experts that its tokens chose; empty where there is no mixture."""
+        found = mapping(self.artifact.data.get("routing") or {}, "routing")
+        if not found:
+            return ""
+        kl = mapping(found["own"], "own")["kl_mean"]
+        own = kl if isinstance(kl, float) else math.nan
+        tokens, changed = (integer(found, name) for name in ("tokens", "changed"))
+        agreement, unread = decimal(found, "agreement"), text(found, "unread")
+        return routing_words(tokens, changed, agreement, own, unread)
 
     @property
     def how(self) -> str:

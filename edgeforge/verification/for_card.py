@@ -29,6 +29,7 @@ def for_card(evaluation: Evaluation) -> Verified:
         doubtful=tuple(each.name for each in evaluation.checks if each.verdict == "doubtful"),
         problems=tuple(problems_of(evaluation)),
         elsewhere=tuple(map(_there, evaluation.elsewhere)),
+        routing="" if evaluation.routing is None else evaluation.routing.words,
     )
 
 

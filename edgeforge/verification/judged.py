@@ -28,6 +28,14 @@ _SHIPPED: Final = {
 # At the positions of what ships, the first of a text among them, that graph may itself diverge more
 # than its percentile over all says: kernels that round to 8 bits do on random weights.
 _AT_SAME_POSITIONS: Final = 3.0
+_CHOICES: Final = {
+    "routing.agreement": "; more tokens chose other experts than rounding explains",
+    "routing.gap": "; rounding does not move a router's logits so far: it computes something else",
+}
+_UNREAD: Final = (
+    "; which experts its tokens chose is not known ({why}), and other choices in near ties may be "
+    "the cause"
+)
 # A mean of too little text for an interval may be so many times too large or too small.
 _ROUGH: Final = 3.0
 # Of so few tokens a perplexity alone says nothing.
@@ -109,7 +117,7 @@ def judged(found: Found, bounds: Mapping[str, Bound], given: Mapping[str, float]
             rough=figure.rough,
         )
         checks.append(checked)
-    return _with_activations(checks, found.activations)
+    return _with_activations(_with_choices(checks, found), found.activations)
 
 
 def stored_weights(found: Found) -> Checked:
@@ -264,6 +272,22 @@ def _around(value: float, perfect: float) -> tuple[float, float]:
     """Where a mean over much text may lie, by its distance from the best value there is."""
     ends = sorted((perfect + (value - perfect) / _ROUGH, perfect + (value - perfect) * _ROUGH))
     return ends[0], ends[1]
+
+
+def _with_choices(checks: list[Checked], given: Found) -> list[Checked]:
+    """Tells what failed figures of a mixture say of its choices of experts."""
+    routing = given.figures.routing
+    if routing is None:
+        return checks
+    why, found = routing.unread, []
+    for each in checks:
+        part, words = each.name.partition(".")[0], ""
+        if each.verdict != "passed":
+            words = _CHOICES.get(each.name, "")
+        if each.verdict == "failed" and why and part in ("lowering", "shipped", "greedy"):
+            words = _UNREAD.format(why=why)
+        found.append(replace(each, message=each.message + words))
+    return found
 
 
 def _with_activations(checks: list[Checked], activations: str) -> list[Checked]:

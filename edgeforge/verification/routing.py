@@ -21,6 +21,7 @@ from edgeforge.reference.choices import Choice, Following
 from edgeforge.reference.walk import ReferenceRunner, grouped
 from edgeforge.verification.chosen_experts import RouterReader
 from edgeforge.verification.metrics import Divergence, DivergenceMeter
+from edgeforge.verification.routing_words import routing_words
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Routing:
     Attributes:
         tokens: tokens whose choices were compared.
         changed: those of them for which some router chose others than QUANTIZED's.
-        agreement: share of tokens with QUANTIZED's own choice, of the router where it is least.
+        agreement: share of the chosen experts that QUANTIZED's router chooses too, of the router
+            where it is least.
         router: which one that is, counted from 0.
         gap: how far the furthest choice is from QUANTIZED's router, in standard deviations of a
             token's logits there (`edgeforge.reference.choices.gap_of`); of all texts that ran.
@@ -53,6 +55,13 @@ class Routing:
     apart: int = 0
     unread: str = ""
 
+    @property
+    def words(self) -> str:
+        """What a user must know of it, without a full stop."""
+        return routing_words(
+            self.tokens, self.changed, self.agreement, self.own.kl_mean, self.unread
+        )
+
 
 @dataclass(frozen=True)
 class Followed:
@@ -73,7 +82,7 @@ class RoutingCounter:
     def __init__(self) -> None:
         self.tokens = self.changed = 0
         self.gap = 0.0
-        self.same: Tensor | None = None
+        self.shares: Tensor | None = None
 
     def add(self, tokens: int, following: Following | None) -> None:
         """Adds the first tokens of a text.
@@ -84,22 +93,22 @@ class RoutingCounter:
         """
         self.tokens += tokens
         if following is None:
-            if self.same is not None:
-                self.same += tokens
+            if self.shares is not None:
+                self.shares += tokens
             return
+        shares = torch.stack(following.shares)[:, :tokens].double().sum(-1)
+        self.shares = shares + (self.tokens - tokens if self.shares is None else self.shares)
         same = torch.stack(following.same)[:, :tokens]
-        before = self.tokens - tokens if self.same is None else self.same
-        self.same = before + same.sum(-1)
         self.changed += int((~same.all(0)).sum())
         self.gap = max(self.gap, float(torch.stack(following.gaps)[:, :tokens].max()))
 
     @property
     def least(self) -> tuple[float, int]:
-        """The least share of tokens with QUANTIZED's own choice, and its router."""
-        if self.same is None:
+        """The least share of experts that QUANTIZED's router chooses too, and its router."""
+        if self.shares is None:
             return 1.0, 0
-        at = int(self.same.argmin())
-        return float(self.same[at]) / self.tokens, at
+        at = int(self.shares.argmin())
+        return float(self.shares[at]) / self.tokens, at
 
 
 class RoutingMeter:
