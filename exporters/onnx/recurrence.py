@@ -42,12 +42,13 @@ def emit_recurrence(state: Lowering, node: fx.Node) -> None:
 
     Result::
 
-        %o, present.N.recurrent_state = If(any_begins)
+        %past, %present = past_key_values.N.recurrent_state, present.N.recurrent_state
+        %o, %present = If(any_begins)
             then: # a row of the batch begins, and may end with padding
                 LinearAttention(%q, Where(attended, %k, 0), Where(attended, %v, 0),
-                                Where(begins, 0, past_key_values.N.recurrent_state), Where(attended, %g, 0), %beta)
+                                Where(begins, 0, %past), Where(attended, %g, 0), %beta)
             else:
-                LinearAttention(%q, %k, %v, past_key_values.N.recurrent_state, %g, %beta)
+                LinearAttention(%q, %k, %v, %past, %g, %beta)
         %y = Reshape(%o)                                            # [batch, t, h, p]
 
     So a token that follows others pays for nothing but the kernel, and padding, which is on the
@@ -57,7 +58,7 @@ def emit_recurrence(state: Lowering, node: fx.Node) -> None:
     keys, values and decays one token late: in front of them stands a token that changes nothing,
     and behind the queries one whose result is left out. A token's own key is added apart::
 
-        %o, present.N.recurrent_state = If(...)  # of [%q, 0], [0, %k], [0, %v], [0, %g]: [batch, t + 1, ...]
+        %o, %present = If(...)          # of [%q, 0], [0, %k], [0, %v], [0, %g]: [batch, t + 1, ...]
         %own = Mul(ReduceSum(Mul(Mul(%q, %bonus), %k)), %v)
         %y = Add(Reshape(Slice(%o, 0, -1)), %own)
     """
