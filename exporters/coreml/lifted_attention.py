@@ -14,6 +14,7 @@ from exporters.coreml.lifted_values import (
     Updated,
     Walk,
     cache_label,
+    function_operand,
     number,
     operands,
     whole_numbers,
@@ -210,11 +211,11 @@ def _softmax_operand(value: Value) -> tuple[Value, Value, Value, float, float] |
 
 def _capped(value: Value) -> tuple[Value, Value, float] | None:
     """``cap * tanh(scores * (divisor / cap))``: the scores, their divisor, and the cap."""
-    bent = operands(value.source, "tanh") if isinstance(value, Scaled) else None
-    if bent is None or not isinstance(bent[0], Product):
+    bent = function_operand(value.source, "tanh") if isinstance(value, Scaled) else None
+    if not isinstance(bent, Product):
         return None
     assert isinstance(value, Scaled)
-    scores, factor = bent[0].factors
+    scores, factor = bent.factors
     divided = operands(factor, "real_div")
     if divided is None or number(divided[1]) != value.factor:
         return None

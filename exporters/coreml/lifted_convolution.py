@@ -15,7 +15,7 @@ from exporters.coreml.lifted_values import (
     number,
     whole_numbers,
 )
-from exporters.lifted import Numbers, Product, Recent, ShortConv, Sum, Value
+from exporters.lifted import Numbers, Previous, Product, Recent, ShortConv, Sum, Value
 
 Given = Mapping[str, tuple[Value, ...]]
 Made = tuple[Value, ...] | None
@@ -154,6 +154,19 @@ def convolution(walk: Walk, name: str, pair: tuple[Value, Value]) -> ShortConv |
     label = cache_label(written) if (count, behind) == (width - 1, 0) else "nowhere"
     recent = Recent(cache_label(rows.before.held.cache), label, rows.before.ignored)
     return ShortConv(name, rows.source, factors.part.weight, values.astype(np.float32), recent)
+
+
+def previous(walk: Walk, value: Value) -> Value:
+    """Rows of ``[before, x]`` without the last: each token's predecessor; others as they are."""
+    if not isinstance(value, Shifted) or (value.before, value.behind) != (0, 1):
+        return value
+    written, count, behind = walk.kept.get(value.rows.name, ("", 0, 0))
+    label = cache_label(written) if (count, behind) == (1, 0) else "nowhere"
+    before = value.rows.before
+    recent = Recent(cache_label(before.held.cache), label, before.ignored)
+    found = Previous(value.name, value.rows.source, recent)
+    walk.values[value.name] = found
+    return found
 
 
 def _terms(pair: tuple[Value, Value]) -> list[tuple[Shifted, Factors]] | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from exporters.coreml.lifted_values import Part, number, operands
-from exporters.lifted import LayerNorm, Norm, Product, Scaled, Sum, Value
+from exporters.coreml.lifted_values import Part, number, operands, whole_numbers
+from exporters.lifted import LayerNorm, Norm, Product, Scaled, Sum, UnitNorm, Value
 
 
 def norm_of(name: str, scaled: Value, weight: Part) -> Norm | None:
@@ -50,6 +50,19 @@ def layer_norm_of(name: str, pair: tuple[Value, Value]) -> LayerNorm | None:
         source = half.source if isinstance(half, Scaled) and half.factor == 0.5 else None
         epsilon *= 4
     return None if source is None else LayerNorm(name, source, None, None, None, None, epsilon)
+
+
+def unit_norm_of(name: str, pair: tuple[Value, Value]) -> UnitNorm | None:
+    """``x * rsqrt(sum(x * x), epsilon)``; None for another product."""
+    for x, root in (pair, pair[::-1]):
+        inner = operands(root, "rsqrt")
+        epsilon = None if inner is None else number(inner[0])
+        total = None if inner is None else operands(inner[1], "reduce_sum")
+        if total is None or epsilon is None:
+            continue
+        if whole_numbers(total[0]) == (-1,) and number(total[1]) and _is_square(total[2], x):
+            return UnitNorm(name, x, epsilon)
+    return None
 
 
 def scaled_by(name: str, norm: LayerNorm, weight: Part) -> LayerNorm | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from exporters.coreml.constants import Constant as Stored
 from exporters.coreml.constants import read_constant, read_text
-from exporters.coreml.names import TOKENS, UPDATED, is_weight, weight_name
+from exporters.coreml.names import GAINS, TOKENS, UPDATED, is_weight, weight_name
 from exporters.coreml.numbers import NUMBERS
 from exporters.coreml.package import Package, tensor_type
 from exporters.coreml.weights import DESCALE, HALVED_NAME, INPUT_SCALE_NAME, WIDENED_NAME
@@ -19,6 +19,8 @@ from exporters.errors import ExportError
 from exporters.lifted import (
     Array,
     Constant,
+    Function,
+    FunctionName,
     Numbers,
     Probe,
     StoredFormat,
@@ -32,7 +34,15 @@ from exporters.lifted import (
 )
 
 _FLOATS: Final = {"fp16": "fp16", "fp32": "fp32"}
-_STATES: Final = {"keyCache": "key", "valueCache": "value", "convState": "recent"}
+_STATES: Final = {
+    "keyCache": "key",
+    "valueCache": "value",
+    "convState": "recent",
+    "shiftState": "recent",
+    "channelShiftState": "mlp_recent",
+    "memoryHigh": "memory",
+    "memoryLow": "memory",
+}
 # The weight of a short convolution has at most so many columns.
 _FEW_COLUMNS: Final = 16
 # Constants of so many bytes are weights under an unknown name, and are not read.
@@ -178,6 +188,7 @@ class Operations:
             return Constant(name, self.array(name, value))
         shape = self.shapes[name]
         short = len(shape) == 1 or (shape[-1] is not None and shape[-1] <= _FEW_COLUMNS)
+        short = short or weight_name(plain).endswith(GAINS)
         values = self.array(name, value).astype(np.float32) if short else None
         return Part(name, StoredWeight(weight_name(plain), format), "value", values)
 
@@ -293,6 +304,8 @@ class Walk:
         visible: which tokens a mask shows, by the mask's name.
         kept: by the name of rows, the state or the output that gets some of them, how many those
             are (None where it depends on the number of tokens), and how many are behind them.
+        cast_from: by the name of what a cast or a view gives, the name of what it was given.
+        highs: by the identity of a value, the state or the output that gets it.
     """
 
     operations: Operations
@@ -303,6 +316,8 @@ class Walk:
     outside: list[str] = field(default_factory=list)
     visible: dict[str, tuple[Array, ...] | None] = field(default_factory=dict)
     kept: dict[str, tuple[str, int | None, int]] = field(default_factory=dict)
+    cast_from: dict[str, str] = field(default_factory=dict)
+    highs: dict[int, str] = field(default_factory=dict)
 
     def shape(self, value: Value) -> tuple[int | None, ...]:
         """The shape of a value as the function states it."""
@@ -319,6 +334,12 @@ def number(value: Value) -> float | None:
     if not isinstance(value, Constant) or value.array.size != 1:
         return None
     return float(value.array.ravel()[0])
+
+
+def function_operand(value: Value, function: FunctionName) -> Value | None:
+    """What a function of each element is taken of; None for anything else."""
+    own = isinstance(value, Function) and value.function == function
+    return value.source if own else None  # type: ignore[attr-defined]
 
 
 def operands(value: Value, kind: str) -> tuple[Value, ...] | None:

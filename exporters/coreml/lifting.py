@@ -11,8 +11,10 @@ from exporters.coreml import (
     lifted_adapters,
     lifted_attention,
     lifted_convolution,
+    lifted_memory,
     lifted_mixtures,
     lifted_norms,
+    lifted_recurrence,
 )
 from exporters.coreml.lifted_routes import logits_of
 from exporters.coreml.lifted_values import (
@@ -22,6 +24,7 @@ from exporters.coreml.lifted_values import (
     Updated,
     Walk,
     computed,
+    function_operand,
     number,
     operands,
     probes_of_function,
@@ -40,6 +43,9 @@ from exporters.lifted import (
     Constant,
     Embedding,
     EntryPoint,
+    Function,
+    FunctionName,
+    Gain,
     Gelu,
     Last,
     LayerNorm,
@@ -60,14 +66,15 @@ from exporters.lifted import (
 
 Given = Mapping[str, tuple[Value, ...]]
 # What stays float32 where all else is float16: norms, rotary tables, the scale of scores, softcaps,
-# residual streams that float16 cannot hold, the choice of experts and the sum of their results, and
-# weights that are float32 themselves.
+# residual streams that float16 cannot hold, the choice of experts and the sum of their results,
+# recurrences, and weights that are float32 themselves.
 _MAY_BE_FLOAT32: Final = frozenset(
     {
         *("const", "cast", "gather", "slice_by_index", "add", "sub", "mul", "real_div", "tanh"),
         *("reduce_mean", "reduce_max", "rsqrt"),
         *("topk", "cumsum", "reduce_min", "reduce_sum", "abs", "maximum", "select"),
         *("cond", "identity", "fill_like"),
+        *("reshape", "transpose", "exp", "softplus", "sigmoid"),
     }
 )
 _EMITTED: Final = frozenset(
@@ -86,6 +93,9 @@ _EMITTED: Final = frozenset(
         "silu",
         "gelu",
         "tanh",
+        "relu",
+        "exp",
+        "softplus",
         "clip",
         "select",
         "abs",
@@ -197,6 +207,8 @@ def _check_precision(walk: Walk, kind: str, name: str, made: tuple[Value, ...]) 
         product = logits_of(product)
     if product is not None and lifted_adapters.is_by_factor(product):
         return
+    if kind == "matmul" and isinstance(product, Unknown) and product.kind == "matmul":
+        return  # of a recurrence; attention's are known as such
     if isinstance(product, Unknown) and product.operands:
         product = product.operands[0]
     if isinstance(product, Bias):
@@ -211,8 +223,11 @@ Made = tuple[Value, ...] | None
 
 def _passed(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     """Casts and reshapes change no number; tables' rows and caches stay what they are."""
-    lifted_convolution.kept(walk, name, given["x"][0])
-    return given["x"][:1]
+    source = given["x"][0]
+    lifted_convolution.kept(walk, name, source)
+    lifted_recurrence.written(walk, name, source)
+    walk.cast_from[name] = str(operation.inputs["x"].arguments[0].name)
+    return (source,)
 
 
 def _transpose(walk: Walk, name: str, given: Given, operation: Any) -> Made:
@@ -287,8 +302,10 @@ def _mul(walk: Walk, name: str, given: Given, operation: Any) -> Made:
             return (inner,) if own else None
         if isinstance(other, Part):
             norm: Value | None = lifted_norms.norm_of(name, one, other)
-            if isinstance(one, LayerNorm):
+            if isinstance(one, LayerNorm) and _as_wide(walk, one, other):
                 norm = lifted_norms.scaled_by(name, one, other)
+            if norm is None and other.values is not None and not isinstance(one, Numbers | Part):
+                norm = Gain(name, one, other.weight, other.values)
             if norm is not None:
                 return (norm,)
     found = lifted_attention.scaled_rows(name, pair)
@@ -299,27 +316,33 @@ def _mul(walk: Walk, name: str, given: Given, operation: Any) -> Made:
         factor = number(other)
         if factor is not None:
             return (_by_number(name, one, factor),)
-    layer_norm = lifted_norms.layer_norm_of(name, pair)
-    return (Product(name, pair) if layer_norm is None else layer_norm,)
+    norm = lifted_norms.layer_norm_of(name, pair) or lifted_norms.unit_norm_of(name, pair)
+    return (Product(name, pair) if norm is None else norm,)
+
+
+def _as_wide(walk: Walk, norm: LayerNorm, part: Part) -> bool:
+    """Whether a weight is as wide as what a norm normalises, which may be a head of several."""
+    return part.values is not None and walk.shape(norm)[-1:] == (part.values.size,)
 
 
 def _by_number(name: str, source: Value, factor: float) -> Value:
     """A value times a number: a softcap where it is a tanh of a quotient by the same number."""
-    bent = operands(source, "tanh")
-    divided = None if bent is None else operands(bent[0], "real_div")
+    bent = function_operand(source, "tanh")
+    divided = None if bent is None else operands(bent, "real_div")
     if divided is not None and number(divided[1]) == factor:
         return Softcap(name, divided[0], factor)
     return Scaled(name, source, factor)
 
 
 def _add(walk: Walk, name: str, given: Given, operation: Any) -> Made:
-    pair = given["x"][0], given["y"][0]
+    pair = tuple(lifted_convolution.previous(walk, given[key][0]) for key in ("x", "y"))
+    assert len(pair) == 2
     rope = lifted_attention.rotated(name, pair)
     if rope is not None:
         return (rope,)
     for one, other in (pair, pair[::-1]):
         if isinstance(other, Part) and other.values is not None:
-            if isinstance(one, LayerNorm):
+            if isinstance(one, LayerNorm) and _as_wide(walk, one, other):
                 shifted = lifted_norms.shifted_by(name, one, other)
                 return None if shifted is None else (shifted,)
             return (Bias(name, one, other.weight, other.values),)
@@ -332,6 +355,13 @@ def _add(walk: Walk, name: str, given: Given, operation: Any) -> Made:
 
 def _silu(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     return (Silu(name, given["x"][0]),)
+
+
+def _function(function: FunctionName) -> Callable[[Walk, str, Given, Any], Made]:
+    def lift(walk: Walk, name: str, given: Given, operation: Any) -> Made:
+        return (Function(name, given["x"][0], function),)
+
+    return lift
 
 
 def _sigmoid(walk: Walk, name: str, given: Given, operation: Any) -> Made:
@@ -373,6 +403,8 @@ def _slice(walk: Walk, name: str, given: Given, operation: Any) -> Made:
         return lifted_convolution.shifted(walk, name, given)
     if isinstance(source, Held):  # what is behind is padding
         return (source,)
+    if isinstance(source, lifted_memory.Padded):
+        return lifted_memory.cut(given)
     if isinstance(source, lifted_mixtures.PARTED):
         return lifted_mixtures.part(name, given)
     begin, end = (whole_numbers(given[key][0]) for key in ("begin", "end"))
@@ -380,7 +412,7 @@ def _slice(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     if len(free) < 2:
         return None
     if begin == (0, -1, 0) and free == [(1, 0, 1), (1, 1, 1)]:
-        return (Last(name, source),)
+        return (Last(name, lifted_convolution.previous(walk, source)),)
     whole = free[0] is not None and all(free[0]) and free[1] is not None and all(free[1][:-1])
     if end is None or not whole:
         return None
@@ -402,6 +434,10 @@ def _pad(walk: Walk, name: str, given: Given, operation: Any) -> Made:
         behind = widths is not None and not any(widths[::2])
         lifted_convolution.kept(walk, name, given["x"][0])
         return given["x"][:1] if behind and zero else None
+    padded = lifted_memory.padded(walk, name, given, operation)
+    if padded is not None:
+        lifted_recurrence.written(walk, name, padded[0])
+        return padded
     return given["x"][:1] if widths is not None and not any(widths[:-1]) and zero else None
 
 
@@ -415,12 +451,17 @@ def _write_state(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     if isinstance(data, Updated):
         data = Updated(data.name, data.old, data.new, data.rows, state.name)
     lifted_convolution.kept(walk, state.name, data)
+    lifted_recurrence.written(walk, state.name, data)
     walk.states[state.name] = data
     return ()
 
 
 def _select(walk: Walk, name: str, given: Given, operation: Any) -> Made:
-    return lifted_convolution.select(walk, name, given) or lifted_mixtures.kept(name, given)
+    return (
+        lifted_convolution.select(walk, name, given)
+        or lifted_memory.select(walk, name, given)
+        or lifted_mixtures.kept(name, given)
+    )
 
 
 def _slice_update(walk: Walk, name: str, given: Given, operation: Any) -> Made:
@@ -447,6 +488,11 @@ HANDLERS: Final[Mapping[str, Callable[[Walk, str, Given, Any], Made]]] = {
     "mul": _mul,
     "add": _add,
     "silu": _silu,
+    "tanh": _function("tanh"),
+    "relu": _function("relu"),
+    "exp": _function("exp"),
+    "softplus": _function("softplus"),
+    "sub": lifted_memory.rest,
     "gelu": _gelu,
     "clip": _clip,
     "select": _select,
