@@ -158,7 +158,7 @@ class ShortConvCall:
 
 @dataclass(frozen=True)
 class FactorCall:
-    """``edgeforge::scale(x, factor)``, ``softcap(x, cap)``, ``clamp(x, limit)``, ``l2_norm(x, eps)``.
+    """``edgeforge::scale(x, factor)``, and ``softcap``, ``clamp`` and ``l2_norm`` likewise.
 
     Attributes:
         x: ``float[...]``.

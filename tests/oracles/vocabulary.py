@@ -29,6 +29,7 @@ def small_spec(
     scaled: bool = True,
     shifted: bool = False,
     tied: bool = True,
+    attention_gate: bool = False,
     **fields: object,
 ) -> ModelSpec:
     """A spec with all weights that its fields call for.
@@ -40,6 +41,7 @@ def small_spec(
         scaled: whether norms have a scale.
         shifted: whether norms have a shift; only for LayerNorm.
         tied: whether the head is the embedding.
+        attention_gate: whether attention's result has a gate.
         fields: further fields of `ModelSpec`.
     """
     block, gated = fields.get("block", "pre"), fields.get("gated", True)
@@ -66,6 +68,8 @@ def small_spec(
                 **product("self_attn.v_proj", HIDDEN, k),
                 **product("self_attn.o_proj", q, HIDDEN),
             }
+            if attention_gate:
+                made |= product("self_attn.gate_proj", HIDDEN, q)
             for part, width in (("q", q), ("k", k)):
                 if qk_norm:
                     wide = width if qk_norm < 0 else qk_norm
@@ -203,6 +207,6 @@ RECURRENT = {
     "rwkv6": small_spec((FINCH, FINCH), shifted=True, norm="layer", tied=False),
     "mamba": small_spec((MAMBA, FULL, MAMBA), conv_width=CONV),
     "mamba-mixture": small_spec((MAMBA, replace(MIXED, rope=None)), conv_width=CONV),
-    "delta-net": small_spec((DELTA, FULL, DELTA), conv_width=CONV, tied=False),
+    "delta-net": small_spec((DELTA, FULL, DELTA), conv_width=CONV, tied=False, attention_gate=True),
 }
 """Specs with recurrences, of every form."""

@@ -121,3 +121,30 @@ def with_group_norm(program: Program, epsilon: float) -> Program:
                 node.args = (*node.args[:3], epsilon)
 
     return with_graph(program, change)
+
+
+def without_gate(program: Program) -> Program:
+    """A program whose attention's result is not multiplied by its gate."""
+
+    def change(copied: Program) -> None:
+        (gated,) = _calls(copied, dialect.ATTENTION)[0].users
+        _skipped(copied, gated)
+
+    return with_graph(program, change)
+
+
+def with_gate_of_queries(program: Program) -> Program:
+    """A program whose attention has the product of queries and keys for its gate."""
+
+    def change(copied: Program) -> None:
+        node = _calls(copied, dialect.ATTENTION)[0]
+        (gated,) = node.users
+        gate = node_argument(node_argument(gated, 1), 0)
+        values = next(
+            each
+            for each in _calls(copied, dialect.LINEAR)
+            if "self_attn.v_proj" in copied.inputs[node_argument(each, 1).name].name
+        )
+        gate.replace_input_with(node_argument(gate, 1), node_argument(values, 1))
+
+    return with_graph(program, change)

@@ -39,6 +39,7 @@ from exporters.lifted import (
     Product,
     Recent,
     ShortConv,
+    Sigmoid,
     Sum,
     Unknown,
     Value,
@@ -58,6 +59,8 @@ class Attending:
         qk: the product that gives queries and keys.
         v: the product that gives values.
         out: the product of attention's result.
+        gate: how the gate of attention's result is made; None where it has none.
+        gated: how the operand of the gate's product is made, of the residual stream.
     """
 
     attention: Attention
@@ -68,14 +71,18 @@ class Attending:
     qk: Linear
     v: Linear
     out: Linear
+    gate: Chain | None = None
+    gated: Chain | None = None
 
     def products(self) -> tuple[Linear, ...]:
         """Its products with weights."""
-        return self.qk, self.v, self.out
+        gate = () if self.gate is None else (self.gate.the(Linear, "the gate"),)
+        return self.qk, self.v, *gate, self.out
 
     def chains(self) -> tuple[Chain, ...]:
         """Its chains of steps."""
-        return self.query, self.key, self.value, self.entering
+        gate = [each for each in (self.gate, self.gated) if each is not None]
+        return self.query, self.key, self.value, self.entering, *gate
 
 
 @dataclass(frozen=True)
@@ -238,7 +245,7 @@ def _layer(stream: Value) -> tuple[Layer, Value]:
     operand = plain(out.source)
     if has_recurrence(operand, before):
         mixer: Attending | Convolving | Recurring = recurring(plain(mixed.source), before)
-    elif isinstance(operand, Product):
+    elif isinstance(operand, Product) and not _gated_attention(operand):
         mixer = _convolving(out, operand, before)
     else:
         mixer = _attending(out, before)
@@ -259,8 +266,22 @@ def _fed(fed: Chain, middle: Value, before: Value) -> FeedForward | Mixture | Re
     return feed_forward_of(down, (middle, before))
 
 
+def _gated_attention(product: Product) -> tuple[Value, Sigmoid] | None:
+    """Attention's result and the sigmoid that it is multiplied by; None where it is no such."""
+    factors = [plain(factor) for factor in product.factors]
+    for one, other_factor in (factors, factors[::-1]):
+        if isinstance(one, Sigmoid) and not isinstance(chain(other_factor).source, ShortConv):
+            return other_factor, one
+    return None
+
+
 def _attending(out: Linear, before: Value) -> Attending:
-    attention = _attention(out.source)
+    operand, gate, gated = plain(out.source), None, None
+    parts = _gated_attention(operand) if isinstance(operand, Product) else None
+    if parts is not None:
+        operand, gate = parts[0], chain(parts[1].source)
+        gated = chain(gate.the(Linear, "the gate of attention's result").source, before)
+    attention = _attention(operand)
     query, key, value = (chain(each) for each in (attention.query, attention.key, attention.value))
     qk, v = query.the(Linear, "the queries"), value.the(Linear, "the values")
     if key.source is not qk:
@@ -277,7 +298,14 @@ def _attending(out: Linear, before: Value) -> Attending:
             f"its queries are not made of",
             "caches",
         )
-    return Attending(attention, query, key, value, entering, qk, v, out)
+    if gated is not None and (
+        gated.source is not entering.source or not _same_steps(gated, entering)
+    ):
+        raise NoDecoderError(
+            f"the gate of {described(attention)} is made of {described(gated.source)}, which its "
+            f"queries are not made of"
+        )
+    return Attending(attention, query, key, value, entering, qk, v, out, gate, gated)
 
 
 def _convolving(out: Linear, product: Product, before: Value) -> Convolving:

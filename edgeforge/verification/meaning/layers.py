@@ -16,7 +16,7 @@ from edgeforge.verification.meaning.recurring import Recurring
 from edgeforge.verification.meaning.rotary import Rotary
 from edgeforge.verification.meaning.steps import Steps, open_facts
 from edgeforge.verification.meaning.visible import Visible
-from exporters.lifted import Cache, EntryPoint, Rope, StoredWeight
+from exporters.lifted import Cache, EntryPoint, Linear, Rope, StoredWeight
 
 
 class Layers:
@@ -57,6 +57,9 @@ class Layers:
         fact("attention", "heads, their columns and the scale of scores are the checkpoint's")
         cap = spec.attention_softcap
         fact("attention_softcap", f"the softcap of attention's scores is {cap:g}", cap)
+        gated = any(name.endswith(".self_attn.gate_proj.weight") for name in spec.weights)
+        words = "is multiplied by the sigmoid of a product" if gated else "has no gate"
+        fact("attention_gate", f"attention's result {words}")
         fact("weights", "every operation reads its own layer's weight")
 
     def hold(self, entry: EntryPoint, decoder: Decoder) -> None:
@@ -157,7 +160,8 @@ class Layers:
     def _attending(self, entry: EntryPoint, index: int, part: Attending, wanted: LayerSpec) -> None:
         spec, same, attention = self.spec, self.findings.same, part.attention
         at, place = f"model.layers.{index}.", f"{entry.name}, layer {index}"
-        for name, product in zip(("qk_proj", "v_proj", "o_proj"), part.products(), strict=True):
+        self._gated(place, at, part)
+        for name, product in (("qk_proj", part.qk), ("v_proj", part.v), ("o_proj", part.out)):
             self._weight(place, product.weight, f"{at}self_attn.{name}.weight")
         for name, what, made in (
             ("q", "queries", part.query),
@@ -199,6 +203,22 @@ class Layers:
         self.visible.hold(entry, place, attention.visible, wanted)
         for kind, cache in (("key", attention.keys), ("value", attention.values)):
             self._cache(entry, place, index, kind, cache)
+
+    def _gated(self, place: str, at: str, part: Attending) -> None:
+        """Compares the gate of attention's result."""
+        named = f"{at}self_attn.gate_proj"
+        wants, made = f"{named}.weight" in self.spec.weights, part.gate
+        words = "has a gate" if made is not None else "has no gate"
+        words = f"{place}: attention's result {words}, unlike the checkpoint's"
+        if not self.findings.same("attention_gate", wants == (made is not None), place, words):
+            return
+        if made is not None:
+            product = made.the(Linear, "the gate of attention's result")
+            self._weight(place, product.weight, f"{named}.weight")
+            self.steps.hold(place, "the gate", made, expected.biased(self.spec, named))
+            whole = made.columns is None
+            words = f"{place}: the gate of attention's result is some columns of its product"
+            self.findings.same("attention_gate", whole, place, words)
 
     def _convolving(self, place: str, index: int, part: Convolving) -> None:
         spec, same, hold = self.spec, self.findings.same, self.steps.hold

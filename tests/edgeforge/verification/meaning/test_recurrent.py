@@ -41,6 +41,24 @@ def of_layer(number: int, name: str) -> str:
 
 
 FAULTS = {
+    "attention without its gate": (
+        "delta-net",
+        recurrent.without_gate,
+        "attention_gate",
+        "layer 1: attention's result has no gate, unlike the checkpoint's",
+    ),
+    "attention's gate without its sigmoid": (
+        "delta-net",
+        lambda p: recurrent.without_call(p, dialect.SIGMOID, dialect.LINEAR, 1),
+        "structure",
+        "",
+    ),
+    "attention's gate by another product": (
+        "delta-net",
+        recurrent.with_gate_of_queries,
+        "weights",
+        "self_attn.v_proj.weight",
+    ),
     "decay not negated": (
         "rwkv6",
         lambda p: recurrent.without_call(p, dialect.SCALE, dialect.EXP),
