@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,7 +19,10 @@ from edgeforge.synth.synthesise import write_byte_tokenizer
 from exporters.errors import ExportError
 from exporters.executorch import state, target
 from exporters.executorch.lifted import read_program
-from exporters.executorch.reader import stored_digests
+from exporters.executorch.method import SCALAR_TYPES
+from exporters.executorch.reader import read_pte, stored_digests
+from exporters.executorch.state import MethodLowering
+from exporters.executorch.xnnpack_graph import XnnpackGraph
 from exporters.lifted import Function, Gain, Previous, Recurrence, UnitNorm, Value
 from tests.exporters.executorch.small_programs import Made, make
 from tests.exporters.executorch.test_llm_runner import RUNNER
@@ -258,3 +264,83 @@ def test_a_head_for_each_key_and_one_for_all(run_pte, text, tmp_path):
     made = make(small_spec(layers, conv_width=CONV), tmp_path)
     with run_pte(made.folder) as session:
         assert error(session.logits(text), made.logits(text)) < CLOSE
+
+
+@pytest.mark.parametrize("name", ["rwkv6", "delta-net"])
+def test_what_a_loop_reads_is_kept_until_its_last_turn(name, made):
+    opened = read_pte(made(name).folder / "model.pte")
+    for plan in opened.program["execution_plan"]:
+        if plan["inputs"]:
+            check_places(plan)
+
+
+def check_places(plan) -> None:
+    """Checks that no two tensors that are needed at the same call share memory."""
+    values = [row["val"] for row in plan["values"]]
+    names = [row["name"] for row in plan["operators"]]
+    calls = [row["instr_args"] for row in plan["chains"][0]["instructions"]]
+    loops = [
+        (call["destination_instruction"], place)
+        for place, call in enumerate(calls)
+        if call.table == "JumpFalseCall" and call["destination_instruction"] <= place
+    ]
+    assert loops
+    held_by: dict[int, int] = {}  # of views
+    used: dict[int, list[int]] = {}
+    for place, call in enumerate(calls):
+        if call.table == "JumpFalseCall":
+            continue
+        given = list(call["args"])
+        if call.table == "KernelCall" and names[call["op_index"]] == "executorch_prim::et_view":
+            held_by[given[-1]] = held_by.get(given[0], given[0])
+        for value in given:
+            used.setdefault(held_by.get(value, value), []).append(place)
+    sizes = {number: size for number, size in SCALAR_TYPES.values()}
+    states, places = set[int](), []
+    for call in calls:
+        if call.table == "DelegateCall":
+            states |= {value for value in call["args"] if list(call["args"]).count(value) == 2}
+    assert len(states) == len(loops)
+    for index, tensor in enumerate(values):
+        if tensor.table != "Tensor" or tensor["allocation_info"] is None or index not in used:
+            continue
+        begin = tensor["allocation_info"]["memory_offset_low"]
+        end = begin + math.prod(tensor["sizes"]) * sizes[tensor["scalar_type"]]
+        first, last = used[index][0], used[index][-1]
+        for start, stop in loops:
+            if first < start <= last:
+                last = max(last, stop)
+        if index in plan["inputs"] or index in states:
+            first = -1
+        if index in plan["outputs"] or index in states:
+            last = len(calls)
+        places.append((begin, end, first, last))
+    for one, other in itertools.combinations(places, 2):
+        apart = one[1] <= other[0] or other[1] <= one[0]
+        assert apart or one[3] < other[2] or other[3] < one[2]
+
+
+def test_a_memory_that_begins_late_is_read_back_as_such(tmp_path):
+    def late(self: MethodLowering) -> int:
+        at, one = self.method.computed_boolean(), self.method.integer(1)
+        self.method.call("executorch_prim::eq", "Scalar", self.start, one, at)
+        return at
+
+    with patch.object(MethodLowering, "at_start", late):
+        made = make(RECURRENT["mamba"], tmp_path)
+    for entry in read_program(made.folder / "model.pte", CONTEXT).entry_points:
+        for each in found_in(entry.logits, Recurrence):
+            assert not any(each.memory.ignored)
+
+
+def test_another_step_than_a_recurrences_is_refused(tmp_path):
+    binary = XnnpackGraph.binary
+
+    def turned(self, kind, first, second):
+        """``found - value`` in place of ``value - found``."""
+        return binary(self, kind, *((second, first) if kind == "XNNSubtract" else (first, second)))
+
+    with patch.object(XnnpackGraph, "binary", turned):
+        made = make(small_spec((DELTA,), conv_width=CONV), tmp_path)
+    with pytest.raises(ExportError, match="a loop over tokens that computes no recurrence"):
+        read_program(made.folder / "model.pte", CONTEXT)
