@@ -6,11 +6,13 @@ import sys
 import pytest
 
 from edgeforge.families.registry import FAMILIES, read_spec
+from edgeforge.families.spec import convolved_columns
 from edgeforge.model.trace import trace
 from edgeforge.synth.synthesise import PRESETS
 from quant.program.dialect import FLOAT_DIALECT, check_float
 from quant.program.head import head_of
 from quant.program.program import node_argument, shape_of
+from tests.oracles.vocabulary import RECURRENT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +50,10 @@ def test_a_program_speaks_the_float_dialect_alone(preset, programs):
 def test_all_of_the_dialect_is_spoken_by_some_family(programs):
     spoken = {
         node.target
-        for _, program in programs.values()
+        for program in (
+            *(program for _, program in programs.values()),
+            *(trace(RECURRENT[name], 40) for name in ("rwkv6", "delta-net")),
+        )
         for node in program.graph.nodes
         if node.op == "call_function"
     }
@@ -69,11 +74,16 @@ def test_inputs_are_the_specs_weights_tables_and_caches(preset, programs):
         if layer.mixer == "attention"
     }
     recent = {given.name: shape_of(node) for node, given in program.placeholders("recent")}
-    assert recent == {
-        f"model.layers.{index}.conv.recent": (1, spec.hidden_size, spec.conv_width - 1)
-        for index, layer in enumerate(spec.layers)
-        if layer.mixer == "short_conv"
-    }
+    convolved = {"short_conv": "conv", "mamba": "mamba", "delta_net": "linear_attn"}
+    wanted = {}
+    for index, layer in enumerate(spec.layers):
+        if layer.mixer in convolved:
+            shape = (1, convolved_columns(spec, layer), spec.conv_width - 1)
+            wanted[f"model.layers.{index}.{convolved[layer.mixer]}.recent"] = shape
+    assert recent == wanted
+    memories = [shape_of(node) for node, _ in program.placeholders("memory")]
+    made = [layer.recurrence for layer in spec.layers if layer.recurrence is not None]
+    assert memories == [(1, each.heads, each.key_width, each.value_width) for each in made]
     tables = {given.name: shape_of(node) for node, given in program.placeholders("table")}
     assert tables == {name: tuple(table.shape) for name, table in program.tables.items()}
     assert set(tables.values()) == {(40, rope.width // 2) for rope in spec.ropes}
@@ -100,7 +110,8 @@ def test_operators_carry_the_dimensions_of_their_layer(preset, programs):
     norms = calls(program, "rms_norm" if spec.norm == "rms" else "layer_norm")
     by_layer = {"pre": 2, "post": 2, "sandwich": 4, "parallel": 1}[spec.block]
     of_heads = 2 * len(layers) if spec.qk_norm else 0
-    assert len(norms) == 1 + len(spec.layers) * by_layer + of_heads
+    of_results = sum(layer.recurrence is not None for layer in spec.layers)
+    assert len(norms) == 1 + len(spec.layers) * by_layer + of_heads + of_results
     assert {node.args[-1] for node in norms} == {spec.norm_eps}
 
 
