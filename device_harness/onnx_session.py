@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
     States = dict[str, tuple[str, onnxruntime.OrtValue]]
     """By input: the output that replaces it, and the memory that holds both. A graph reads recent
-    tokens (`quant.program.states`) in one operation, before it computes those that replace them."""
+    tokens (`quant.program.states`) in one operation, before it computes those that replace them,
+    and a memory in the one that replaces it, which copies it first."""
 
 GENERATE, DRAFT, VERIFY = "model.onnx", "draft.onnx", "verify.onnx"
-# How the names of caches begin, and of all states, the recent tokens of a convolution among them.
-_CACHE = "past_key_values."
-_STATES = (_CACHE, "past.")
+# How the names of states begin: of caches, recent tokens and memories.
+_STATES = ("past_key_values.", "past.")
 
 
 class OnnxSession(HostSession):
     """An ONNX artifact in onnxruntime's CPU provider, which updates the states in place.
 
     What they hold is never reset: attention reads no cache row after its position, and a graph
-    ignores recent tokens where a text begins.
+    ignores recent tokens and memories where a text begins.
 
     Args:
         folder: the artifact.
@@ -321,9 +321,8 @@ def _fresh_text(graph: onnxruntime.InferenceSession, tokens: Tokens) -> dict[str
 
 
 def _state_shape(state: onnxruntime.NodeArg, length: int) -> tuple[int, ...]:
-    """The shape of a cache of some length, or of recent tokens, which are always as many."""
-    columns, *rest = state.shape[1:]
-    return (1, columns, length, rest[1]) if state.name.startswith(_CACHE) else (1, columns, *rest)
+    """The shape of a cache of some length, or of another state, whose shape is always the same."""
+    return (1, *(size if isinstance(size, int) else length for size in state.shape[1:]))
 
 
 def _vocab_size(session: onnxruntime.InferenceSession) -> int:

@@ -27,7 +27,7 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing.name} is not installed: pip install onnxruntime tokenizers numpy")
 
-CACHE, STATES = "past_key_values.", ("past_key_values.", "past.")
+STATES = ("past_key_values.", "past.")
 # Caches are float32, or int8 where the artifact was exported with --kv-cache int8. The graph
 # holds the scales of int8 caches, so that an app only has to allocate another type.
 CACHE_TYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
@@ -53,7 +53,7 @@ def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 class Decoder:
-    """The graph and its states: caches, and the last tokens of layers that convolve.
+    """The graph and its states: caches, the last tokens of layers that convolve, and memories.
 
     Args:
         file: ``model.onnx``; onnxruntime finds ``model.onnx.data`` beside it.
@@ -66,9 +66,8 @@ class Decoder:
         self.states: dict[str, onnxruntime.OrtValue] = {}
         for given in self.session.get_inputs():
             if given.name.startswith(STATES):
-                shape = [1, *given.shape[1:]]
-                if given.name.startswith(CACHE):
-                    shape[2] = context
+                # A cache's number of tokens is a name in the graph; other states have one shape.
+                shape = [1, *(n if isinstance(n, int) else context for n in given.shape[1:])]
                 zeros = np.zeros(shape, CACHE_TYPES[given.type])
                 self.states[given.name] = onnxruntime.OrtValue.ortvalue_from_numpy(zeros)
 

@@ -15,10 +15,13 @@ def genai_config(request: ExportRequest, filename: str) -> dict[str, object]:
     The model type tells onnxruntime-genai which inputs and outputs a graph has, not what the graph
     computes: ``llama`` is token ids, an attention mask, and caches of every layer; ``lfm2`` has
     the state of a short convolution in place of some layers' caches. It reads the caches' widths
-    from the graph.
+    from the graph. In every model it looks for layers with a memory by the names of their states,
+    ``past_key_values.N.conv_state`` and ``past_key_values.N.recurrent_state``.
     """
     facts, program = request.facts, request.program
-    recent = [state for state in states_of(program) if state.kind == "recent"]
+    states = list(states_of(program))
+    remembers = any(state.kind == "memory" for state in states)
+    recent = [] if remembers else [state for state in states if state.kind == "recent"]
     model: dict[str, object] = {
         "type": "lfm2" if recent else "llama",
         "vocab_size": program.vocab_size,

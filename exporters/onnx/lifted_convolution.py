@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 _TURNED: Final = [0, 2, 1]
 # Kinds of values on the way to a convolution: the state or zeros, the same with tokens before
 # columns, it and the new tokens, the row's last tokens, and a weight's columns one below another.
-_HELD, _BEFORE, _ROW, _LAST, _TAPS = (
+_HELD, BEFORE, _ROW, LAST, _TAPS = (
     f"{part} of a convolution" for part in ("state", "tokens before", "row", "last tokens", "taps")
 )
+# The last tokens of several rows that one state keeps, and the row of which a shift is made.
+_LASTS, ROW_OF_A_SHIFT = "last tokens of several", "row of a shift"
 
 
 def where(
@@ -55,27 +57,32 @@ def transpose(
     if not isinstance(source, Unknown) or order != _TURNED:
         return None
     if source.kind == _HELD:
-        return (Unknown(node.output[0], _BEFORE, source.operands),)
-    return (source,) if source.kind == _LAST else None
+        return (Unknown(node.output[0], BEFORE, source.operands),)
+    return (source,) if source.kind in (LAST, _LASTS) else None
 
 
 def concat(
     graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
 ) -> Lifted:
-    """Lifts the row of the tokens before a call and its own."""
-    if len(given) != 2 or attributes.get("axis") != 1:
+    """Lifts the row of the tokens before a call and its own, and last tokens in one state."""
+    if attributes.get("axis") != 1:
+        return None
+    if all(isinstance(each, Unknown) and each.kind == LAST for each in given):
+        return (Unknown(node.output[0], _LASTS, given),)
+    if len(given) != 2:
         return None
     before = given[0]
-    if not (isinstance(before, Unknown) and before.kind == _BEFORE):
+    if not (isinstance(before, Unknown) and before.kind == BEFORE):
         return None
     return (Unknown(node.output[0], _ROW, (*before.operands, given[1])),)
 
 
 def last_tokens(graph: Graph, name: str, row: Value, places: Value) -> Value | None:
-    """The last tokens of a convolution's row, which become its state."""
-    if not (isinstance(row, Unknown) and row.kind == _ROW and isinstance(places, Numbers)):
+    """The last tokens of a convolution's or a shift's row, which become its state."""
+    is_row = isinstance(row, Unknown) and row.kind in (_ROW, ROW_OF_A_SHIFT)
+    if not (is_row and isinstance(places, Numbers)):
         return None
-    return Unknown(name, _LAST, (row, places))
+    return Unknown(name, LAST, (row, places))
 
 
 def convolution(
@@ -134,7 +141,7 @@ def _written(graph: Graph, row: Unknown, tokens: int) -> str:
     wanted = tuple(tuple(range(p.count, p.count + tokens)) for p in graph.probes)
     for name in graph.outputs:
         value = graph.values.get(name)
-        if isinstance(value, Unknown) and value.kind == _LAST and value.operands[0] is row:
+        if isinstance(value, Unknown) and value.kind == LAST and value.operands[0] is row:
             if row_numbers(value.operands[1], len(graph.probes)) == wanted:
                 return _layer(name)
             return f"{_layer(name)}, of other tokens"
@@ -143,4 +150,6 @@ def _written(graph: Graph, row: Unknown, tokens: int) -> str:
 
 def _layer(name: str) -> str:
     """A state's name without the side on which it enters or leaves: ``3.recent``."""
-    return f"{name.removeprefix('past.').removeprefix('present.').removesuffix('.conv')}.recent"
+    for side in ("past_key_values.", "past.", "present."):
+        name = name.removeprefix(side)
+    return f"{name.removesuffix('.conv').removesuffix('.conv_state')}.recent"

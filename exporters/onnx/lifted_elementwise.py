@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from exporters.lifted import (
     Clamp,
     Constant,
+    Function,
+    FunctionName,
     Gelu,
     Product,
     Scaled,
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
 _CLOSE: Final = 1e-6
+_FUNCTIONS: Final[Mapping[str, FunctionName]] = {
+    "Tanh": "tanh",
+    "Relu": "relu",
+    "Exp": "exp",
+    "Softplus": "softplus",
+}
 
 
 def silu(
@@ -49,15 +57,23 @@ def sigmoid(
     return (Sigmoid(node.output[0], given[0]),)
 
 
+def function(
+    graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
+) -> Lifted:
+    """Lifts tanh, relu, exp and softplus."""
+    return (Function(node.output[0], given[0], _FUNCTIONS[node.op_type]),)
+
+
 def factor(name: str, source: Value, by: Value) -> Value | None:
     """A value times one number, or a softcap's last step; None where the factor is no number."""
     number = _number(by)
     if number is None:
         return None
-    if isinstance(source, Unknown):
-        inner = source.operands[0] if source.kind == "Tanh" else None
+    if isinstance(source, Function) and source.function == "tanh":
+        inner = source.source
         if isinstance(inner, Scaled) and abs(inner.factor * number - 1) < _CLOSE:
             return Softcap(name, inner.source, number)
+    if isinstance(source, Unknown):
         return None
     return Scaled(name, source, number)
 

@@ -15,6 +15,7 @@ from exporters.lifted import (
     StoredFormat,
     StoredWeight,
     Sum,
+    UnitNorm,
     Unknown,
     Value,
 )
@@ -27,9 +28,21 @@ if TYPE_CHECKING:
 def norm(
     graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
 ) -> Lifted:
-    """Lifts RMSNorm and LayerNorm."""
+    """Lifts RMSNorm and LayerNorm, and RMSNorm with a constant scale as a norm to the length 1."""
+    if node.op_type == "RMSNormalization" and isinstance(given[1], Constant):
+        return _unit(node, given[0], given[1].array, attributes)
     made = _normed(graph, node, node.output[0], given[0], given[1:], attributes)
     return None if made is None else (made,)
+
+
+def _unit(node: NodeProto, source: Value, scale: Array, attributes: Mapping[str, Any]) -> Lifted:
+    width = scale.size
+    if scale.shape != (width,) or not np.allclose(scale, width**-0.5, rtol=1e-6, atol=0):
+        return None
+    if attributes.get("axis", -1) != -1:
+        return None
+    epsilon = float(attributes.get("epsilon", 1e-5)) * width
+    return (UnitNorm(node.output[0], source, epsilon),)
 
 
 def skip_norm(

@@ -96,10 +96,23 @@ class Graph:
         Raises:
             ExportError: there is no such input.
         """
+        return self.input_shape(name)[3]
+
+    def input_shape(self, name: str) -> tuple[int, ...]:
+        """The dimensions of one of the graph's inputs, a state; 0 for those with a name.
+
+        Raises:
+            ExportError: there is no such input of four dimensions.
+        """
         for given in self.graph.input:
-            if given.name == name:
-                return int(given.type.tensor_type.shape.dim[3].dim_value)
-        raise ExportError(f"{self.path} has no input {name}, which attention reads")
+            dimensions = given.type.tensor_type.shape.dim
+            if given.name == name and len(dimensions) == 4:
+                return tuple(int(each.dim_value) for each in dimensions)
+        raise ExportError(f"{self.path} has no input {name} of four dimensions, which it reads")
+
+    def users(self, name: str, op: str) -> list[NodeProto]:
+        """The nodes of an operator that read a value."""
+        return [node for node in self.graph.node if node.op_type == op and name in node.input]
 
 
 Lifted = tuple[Value, ...] | None

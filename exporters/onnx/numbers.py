@@ -42,6 +42,11 @@ def _reduce_sum(given: Sequence[Array], attributes: Attributes) -> Array:
     return np.asarray(given[0].sum(axis=_axes(given), keepdims=kept))
 
 
+def _reduce_min(given: Sequence[Array], attributes: Attributes) -> Array:
+    kept = bool(attributes.get("keepdims", 1))
+    return np.asarray(given[0].min(axis=_axes(given), keepdims=kept))
+
+
 def _concat(given: Sequence[Array], attributes: Attributes) -> Array:
     return np.concatenate(list(given), axis=attributes["axis"])
 
@@ -53,6 +58,9 @@ NUMBERS: Final[Mapping[str, Callable[[Sequence[Array], Attributes], Array]]] = {
     "Max": lambda given, _: reduce(np.maximum, given),
     "Min": lambda given, _: reduce(np.minimum, given),
     "LessOrEqual": lambda given, _: np.less_equal(given[0], given[1]),
+    "Less": lambda given, _: np.less(given[0], given[1]),
+    "Equal": lambda given, _: np.equal(given[0], given[1]),
+    "Where": lambda given, _: np.where(given[0], given[1], given[2]),
     "Cast": _cast,
     "Gather": lambda given, attributes: np.take(given[0], given[1], attributes.get("axis", 0)),
     "Shape": lambda given, _: np.array(given[0].shape, np.int64),
@@ -60,6 +68,7 @@ NUMBERS: Final[Mapping[str, Callable[[Sequence[Array], Attributes], Array]]] = {
     "Reshape": lambda given, _: given[0].reshape(given[1]),
     "Unsqueeze": _unsqueeze,
     "ReduceSum": _reduce_sum,
+    "ReduceMin": _reduce_min,
     "Concat": _concat,
 }
 """By operator: what it makes of its operands' arrays and its attributes."""

@@ -8,35 +8,38 @@ from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.positions import begins, recent_tokens
 
 
+def emit_before(builder: GraphBuilder, name: str, past: str) -> str:
+    """Emits the tokens before a call: ``[batch, n, count] -> [batch, count, n]``.
+
+    A row whose text begins takes zeros in place of what the state holds, whatever that is::
+
+        %name_before = Transpose(Where(begins, 0, %past))
+    """
+    zero = builder.constant("float_zero", np.array(0, np.float32))
+    builder.node("Where", [begins(builder), zero, past], f"{name}_state")
+    return builder.node("Transpose", [f"{name}_state"], f"{name}_before", perm=[0, 2, 1])
+
+
 def emit_row(
-    builder: GraphBuilder, name: str, source: str, past: str, present: str, count: int
-) -> str:
-    """Emits a row of some tokens from before the call and the new ones, and the new state.
+    builder: GraphBuilder, name: str, before: str, source: str, count: int
+) -> tuple[str, str]:
+    """Emits the row of the tokens before a call and the new ones, and its last tokens.
 
     Result, for 2 tokens from before the call::
 
-        %name_before = Transpose(Where(begins, 0, %past))           # [batch, 2, n]
-        %name_row = Concat(%name_before, %source)                   # [batch, 2 + t, n]
-        %present = Transpose(GatherND(%name_row, last_2_tokens))    # [batch, n, 2]
-
-    A row whose text begins takes zeros in place of what the state holds, whatever that is.
+        %name_row = Concat(%before, %source)                    # [batch, 2 + t, n]
+        %name_recent = GatherND(%name_row, last_2_tokens)       # [batch, 2, n]
 
     Args:
         builder: the graph.
         name: what the values' names begin with.
+        before: the tokens before the call, ``float32[batch, count, n]``.
         source: the new tokens, ``float32[batch, t, n]``.
-        past: the graph's input of the state, ``float32[batch, n, count]``.
-        present: its output, in the same shape.
-        count: how many tokens the state holds.
+        count: how many tokens are kept.
 
     Returns:
-        The name of the row, ``float32[batch, count + t, n]``.
+        The names of the row and of its last tokens.
     """
-    zero = builder.constant("float_zero", np.array(0, np.float32))
-    builder.node("Where", [begins(builder), zero, past], f"{name}_state")
-    builder.node("Transpose", [f"{name}_state"], f"{name}_before", perm=[0, 2, 1])
-    row = builder.node("Concat", [f"{name}_before", source], f"{name}_row", axis=1)
+    row = builder.node("Concat", [before, source], f"{name}_row", axis=1)
     kept = recent_tokens(builder, count)
-    builder.node("GatherND", [row, kept], f"{name}_recent", batch_dims=1)
-    builder.node("Transpose", [f"{name}_recent"], present, perm=[0, 2, 1])
-    return row
+    return row, builder.node("GatherND", [row, kept], f"{name}_recent", batch_dims=1)

@@ -42,12 +42,13 @@ def emit_recurrence(state: Lowering, node: fx.Node) -> None:
 
     Result::
 
-        %o, present.N.memory = If(any_begins)
+        %past, %present = past_key_values.N.recurrent_state, present.N.recurrent_state
+        %o, %present = If(any_begins)
             then: # a row of the batch begins, and may end with padding
                 LinearAttention(%q, Where(attended, %k, 0), Where(attended, %v, 0),
-                                Where(begins, 0, past.N.memory), Where(attended, %g, 0), %beta)
+                                Where(begins, 0, %past), Where(attended, %g, 0), %beta)
             else:
-                LinearAttention(%q, %k, %v, past.N.memory, %g, %beta)
+                LinearAttention(%q, %k, %v, %past, %g, %beta)
         %y = Reshape(%o)                                            # [batch, t, h, p]
 
     So a token that follows others pays for nothing but the kernel, and padding, which is on the
@@ -57,14 +58,14 @@ def emit_recurrence(state: Lowering, node: fx.Node) -> None:
     keys, values and decays one token late: in front of them stands a token that changes nothing,
     and behind the queries one whose result is left out. A token's own key is added apart::
 
-        %o, present.N.memory = If(...)  # of [%q, 0], [0, %k], [0, %v], [0, %g]: [batch, t + 1, ...]
+        %o, %present = If(...)          # of [%q, 0], [0, %k], [0, %v], [0, %g]: [batch, t + 1, ...]
         %own = Mul(ReduceSum(Mul(Mul(%q, %bonus), %k)), %v)
         %y = Add(Reshape(Slice(%o, 0, -1)), %own)
     """
     call, builder, name = RecurrenceCall.of(node), state.builder, state.name(node)
     heads, groups, rows, columns = call.shape
     layer = state.layer_of(call.memory)
-    past, present = f"past.{layer}.memory", f"present.{layer}.memory"
+    past, present = (f"{side}.{layer}.recurrent_state" for side in ("past_key_values", "present"))
     query, key, value = (_flat(state, each) for each in (call.query, call.key, call.value))
     decay = _decay(state, call, name)
     late = call.bonus is not None

@@ -13,7 +13,7 @@ import numpy as np
 from torch import fx
 
 from exporters.onnx import quantized
-from exporters.onnx.recent import emit_row
+from exporters.onnx.recent import emit_before, emit_row
 from exporters.onnx.state import LoweredState, Lowering
 from quant.program.calls import ShortConvCall
 from quant.program.program import shape_of
@@ -30,14 +30,17 @@ def emit_short_conv(state: Lowering, node: fx.Node) -> None:
 
     Result::
 
-        %row = ...                  # the last 2 tokens and %x (`emit_row`): [batch, 2 + t, n]
+        %before = Transpose(Where(begins, 0, past.N.conv))           # [batch, 2, n]
+        %row = Concat(%before, %x)                                   # [batch, 2 + t, n]
+        present.N.conv = Transpose(GatherND(%row, last_2_tokens))    # [batch, n, 2]
         %y = Sum(Mul(%row[:, :-2], %w[:, 0]), Mul(%row[:, 1:-1], %w[:, 1]), Mul(%row[:, 2:], ...))
     """
     call, builder, name = ShortConvCall.of(node), state.builder, state.name(node)
     columns, width = shape_of(call.weight)
-    layer = state.layer_of(call.recent)
-    past, present = f"past.{layer}.conv", f"present.{layer}.conv"
-    row = emit_row(builder, name, state.name(call.x), past, present, width - 1)
+    past, present = _state_names(state, state.layer_of(call.recent))
+    before = emit_before(builder, name, past)
+    row, recent = emit_row(builder, name, before, state.name(call.x), width - 1)
+    builder.node("Transpose", [recent], present, perm=[0, 2, 1])
     taps = builder.node(
         "Transpose",
         [quantized.float_weight(state, call.weight)],
@@ -59,3 +62,18 @@ def emit_short_conv(state: Lowering, node: fx.Node) -> None:
         terms.append(builder.node("Mul", factors, f"{name}_term_{tap}"))
     builder.node("Sum", terms, name)
     state.states.append(LoweredState(past, present, "recent", (columns, width - 1)))
+
+
+def _state_names(state: Lowering, layer: int) -> tuple[str, str]:
+    """The names of a convolution's state, as onnxruntime-genai knows them.
+
+    It has one name for the state of a layer that convolves and does nothing else, and another for
+    that of a layer with a memory.
+    """
+    remembers = any(
+        given.kind == "memory" and f".layers.{layer}." in given.name
+        for given in state.program.inputs.values()
+    )
+    if remembers:
+        return f"past_key_values.{layer}.conv_state", f"present.{layer}.conv_state"
+    return f"past.{layer}.conv", f"present.{layer}.conv"

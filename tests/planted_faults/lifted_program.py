@@ -13,13 +13,18 @@ from exporters.lifted import (
     Columns,
     Embedding,
     EntryPoint,
+    Function,
+    FunctionName,
+    Gain,
     Gelu,
     LayerNorm,
     Linear,
     Norm,
+    Previous,
     Probe,
     Product,
     Recent,
+    Recurrence,
     Rope,
     Scaled,
     ShortConv,
@@ -30,6 +35,7 @@ from exporters.lifted import (
     StoredWeight,
     Sum,
     Tokens,
+    UnitNorm,
     Value,
     probes_of,
 )
@@ -41,10 +47,19 @@ from quant.program.calls import (
     GetCall,
     LayerNormCall,
     NormCall,
+    RecurrenceCall,
     ShortConvCall,
     SplitCall,
+    TokenShiftCall,
 )
 from quant.program.program import Program, node_argument, shape_of
+
+FUNCTIONS: dict[object, FunctionName] = {
+    dialect.TANH: "tanh",
+    dialect.RELU: "relu",
+    dialect.EXP: "exp",
+    dialect.SOFTPLUS: "softplus",
+}
 
 
 def lifted_program(program: Program) -> EntryPoint:
@@ -64,6 +79,7 @@ class _Reader:
         self.program, self.probes = program, probes
         self.values: dict[fx.Node, Value] = {}
         self.rows = tuple(tuple(range(p.start, p.start + p.count)) for p in probes)
+        self.begins = tuple(probe.start == 0 for probe in probes)
         self.tables = {name: table.numpy() for name, table in program.tables.items()}
 
     def lifted(self, node: fx.Node) -> Value | None:
@@ -100,8 +116,19 @@ class _Reader:
             return Rope(name, first, cos, sin, self.rows)
         if target is dialect.SHORT_CONV:
             state = self.state(ShortConvCall.of(node).recent)
-            recent = Recent(state, state, tuple(probe.start == 0 for probe in self.probes))
+            recent = Recent(state, state, self.begins)
             return ShortConv(name, first, self.weight(node, 1), np.zeros(1), recent)
+        if target is dialect.TOKEN_SHIFT:
+            state = self.state(TokenShiftCall.of(node).recent)
+            return Previous(name, first, Recent(state, state, self.begins))
+        if target is dialect.RECURRENCE:
+            return self.recurrence(node)
+        if target is dialect.GAIN:
+            return Gain(name, first, self.weight(node, 1), np.zeros(1))
+        if target is dialect.L2_NORM:
+            return UnitNorm(name, first, node.args[1])
+        if target in FUNCTIONS:
+            return Function(name, first, FUNCTIONS[target])
         if target is dialect.GELU:
             return Gelu(name, first, node.args[1] == "tanh")
         if target is dialect.SILU:
@@ -134,6 +161,22 @@ class _Reader:
             call.softcap,
         )
 
+    def recurrence(self, node: fx.Node) -> Recurrence:
+        call, state = RecurrenceCall.of(node), self.state(RecurrenceCall.of(node).memory)
+        read = [self.of(each) for each in (call.query, call.key, call.value)]
+        fixed, zeros = call.constant_decay, np.zeros(1)
+        return Recurrence(
+            node.name,
+            *read,
+            self.weight(node, 3) if fixed else self.of(call.log_decay),
+            zeros if fixed else None,
+            None if call.bonus is None else self.weight(node, 4),
+            None if call.bonus is None else zeros,
+            None if call.beta is None else self.of(call.beta),
+            call.shape,
+            Recent(state, state, self.begins),
+        )
+
     def mixture(self, node: fx.Node, first: Value) -> Value:
         name, target = node.name, node.target
         if target is dialect.ROUTE:
@@ -158,8 +201,10 @@ class _Reader:
         return self.tables[self.program.inputs[node_argument(node, index).name].name]
 
     def state(self, node: fx.Node) -> str:
-        """A state's name as the targets shorten it: ``3.key``, ``3.recent``."""
+        """A state's name as the targets shorten it: ``3.key``, ``3.recent``, ``3.mlp_recent``."""
         words = self.program.inputs[node.name].name.split(".")
+        if words[3] == "mlp":
+            return f"{words[2]}.mlp_{words[-1]}"
         return f"{words[2]}.{ {'k_cache': 'key', 'v_cache': 'value'}.get(words[-1], words[-1]) }"
 
 

@@ -1,6 +1,7 @@
 """Recognises a decoder in what an entry point computes, from the logits back to the tokens.
 
-Products, sums, attentions and convolutions are a decoder's skeleton, which is one for all families.
+Products, sums, attentions and convolutions are a decoder's skeleton, which is one for all families;
+a part with a recurrence is one whole in it.
 What stands between them (norms, biases, factors, bounds, rotations) is kept as it is found, for
 `edgeforge.verification.meaning.layers` to hold against the checkpoint's spec.
 """
@@ -23,6 +24,12 @@ from edgeforge.verification.meaning.chains import (
 )
 from edgeforge.verification.meaning.feed_forward import FeedForward, feed_forward_of
 from edgeforge.verification.meaning.mixture import Mixture, mixture, mixture_parts
+from edgeforge.verification.meaning.recurring import (
+    Recurring,
+    has_recurrence,
+    is_channel_mix,
+    recurring,
+)
 from exporters.lifted import (
     NO_NEW_ROWS,
     Attention,
@@ -30,6 +37,7 @@ from exporters.lifted import (
     Last,
     Linear,
     Product,
+    Recent,
     ShortConv,
     Sum,
     Unknown,
@@ -114,9 +122,9 @@ class Layer:
         result: the residual stream after the layer.
     """
 
-    mixer: Attending | Convolving
+    mixer: Attending | Convolving | Recurring
     mixed: Chain
-    feed_forward: FeedForward | Mixture
+    feed_forward: FeedForward | Mixture | Recurring
     fed: Chain
     parallel: bool
     result: Value
@@ -162,6 +170,23 @@ class Decoder:
         for layer in self.layers:
             if isinstance(layer.mixer, Convolving):
                 yield layer.mixer.convolution
+        for part in self.recurring():
+            yield from part.of(ShortConv)
+
+    def recurring(self) -> Iterator[Recurring]:
+        """Every part with a recurrence or a shift."""
+        for layer in self.layers:
+            for part in (layer.mixer, layer.feed_forward):
+                if isinstance(part, Recurring):
+                    yield part
+
+    def states(self) -> Iterator[Recent]:
+        """Every state that is no cache."""
+        for layer in self.layers:
+            if isinstance(layer.mixer, Convolving):
+                yield layer.mixer.convolution.recent
+        for part in self.recurring():
+            yield from part.states()
 
     def products(self) -> list[Linear]:
         """Every product with a weight."""
@@ -211,8 +236,10 @@ def _layer(stream: Value) -> tuple[Layer, Value]:
     feed_forward = _fed(fed, middle, before)
     out = mixed.the(Linear, "attention's result")
     operand = plain(out.source)
-    if isinstance(operand, Product):
-        mixer: Attending | Convolving = _convolving(out, operand, before)
+    if has_recurrence(operand, before):
+        mixer: Attending | Convolving | Recurring = recurring(plain(mixed.source), before)
+    elif isinstance(operand, Product):
+        mixer = _convolving(out, operand, before)
     else:
         mixer = _attending(out, before)
     _same(mixer.entering.source, before, "attention's norm")
@@ -222,10 +249,12 @@ def _layer(stream: Value) -> tuple[Layer, Value]:
     return Layer(mixer, mixed, feed_forward, fed, parallel, plain(stream)), before
 
 
-def _fed(fed: Chain, middle: Value, before: Value) -> FeedForward | Mixture:
+def _fed(fed: Chain, middle: Value, before: Value) -> FeedForward | Mixture | Recurring:
     parts = mixture_parts(fed.source)
     if parts is not None:
         return mixture(*parts, (middle, before))
+    if is_channel_mix(fed.source):
+        return recurring(fed.source, middle, before)
     down = fed.the(Linear, "the result of the feed-forward part")
     return feed_forward_of(down, (middle, before))
 
@@ -292,7 +321,7 @@ def _residual(stream: Value, what: str) -> tuple[Value, Chain]:
 
 
 def _ends_branch(value: Value) -> bool:
-    return isinstance(value, Linear) or mixture_parts(value) is not None
+    return isinstance(value, Linear) or is_channel_mix(value) or mixture_parts(value) is not None
 
 
 def _same(found: Value, wanted: Value, what: str) -> None:

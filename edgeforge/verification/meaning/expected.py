@@ -14,7 +14,9 @@ Expected = tuple[Wanted, ...]
 
 def embedded(spec: ModelSpec) -> Expected:
     """Between the embedding and the first layer."""
-    return _factor("embedding_multiplier", spec.embedding_multiplier)
+    own = "model.embedding_norm"
+    norm = (_norm(spec, "the embedding's norm", own),) if f"{own}.weight" in spec.weights else ()
+    return *norm, *_factor("embedding_multiplier", spec.embedding_multiplier)
 
 
 def final(spec: ModelSpec) -> Expected:

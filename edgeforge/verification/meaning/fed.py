@@ -9,6 +9,7 @@ from edgeforge.verification.meaning.experts import Experts
 from edgeforge.verification.meaning.feed_forward import FeedForward
 from edgeforge.verification.meaning.findings import Findings
 from edgeforge.verification.meaning.gates import Gates, activation_of
+from edgeforge.verification.meaning.recurring import Recurring
 from edgeforge.verification.meaning.steps import Steps
 
 
@@ -44,6 +45,7 @@ class Fed:
             wanted: its dimensions.
         """
         part, hold = layer.feed_forward, self.steps.hold
+        assert not isinstance(part, Recurring)
         dense = isinstance(part, FeedForward)
         found = 0 if isinstance(part, FeedForward) else len(part.experts)
         words = f"{place} has {found or 'no'} experts, not {wanted.experts or 'none'}"

@@ -11,10 +11,12 @@ from edgeforge.verification.meaning.chains import Chain
 from edgeforge.verification.meaning.decoder import Attending, Convolving, Decoder, Layer
 from edgeforge.verification.meaning.fed import Fed
 from edgeforge.verification.meaning.findings import Findings
+from edgeforge.verification.meaning.recurrent import Recurrent
+from edgeforge.verification.meaning.recurring import Recurring
 from edgeforge.verification.meaning.rotary import Rotary
 from edgeforge.verification.meaning.steps import Steps, open_facts
 from edgeforge.verification.meaning.visible import Visible
-from exporters.lifted import Cache, EntryPoint, Rope, ShortConv, StoredWeight
+from exporters.lifted import Cache, EntryPoint, Rope, StoredWeight
 
 
 class Layers:
@@ -34,6 +36,7 @@ class Layers:
         self.spec, self.context, self.rotary, self.findings = spec, context, rotary, findings
         self.length = -(-context // multiple) * multiple
         self.steps, self.visible = Steps(spec, findings), Visible(spec, context, findings)
+        self.recurrent = Recurrent(spec, findings)
         self.fed = Fed(spec, self.steps, findings)
         self._open()
 
@@ -49,7 +52,8 @@ class Layers:
         fact("block", "every part reads the residual stream where the checkpoint says")
         self.fed.open()
         fact("caches", "every layer reads and writes its own caches")
-        fact("states", "every convolution has its own state, of which a text begins with none")
+        fact("states", "every layer has its own states, of which a text begins with none")
+        self.recurrent.open()
         fact("attention", "heads, their columns and the scale of scores are the checkpoint's")
         cap = spec.attention_softcap
         fact("attention_softcap", f"the softcap of attention's scores is {cap:g}", cap)
@@ -94,11 +98,10 @@ class Layers:
     def _layer(self, entry: EntryPoint, index: int, layer: Layer, wanted: LayerSpec) -> None:
         spec, same = self.spec, self.findings.same
         at, place = f"model.layers.{index}.", f"{entry.name}, layer {index}"
-        is_attention = isinstance(layer.mixer, Attending)
-        words = "attention" if is_attention else "a short convolution"
+        words, fits = _mixing(layer.mixer, wanted)
         if not same(
             "layers",
-            is_attention == (wanted.mixer == "attention"),
+            fits,
             place,
             f"{place} mixes tokens by {words}, not by {wanted.mixer.replace('_', ' ')}",
         ):
@@ -113,6 +116,9 @@ class Layers:
         if isinstance(layer.mixer, Attending):
             self._attending(entry, index, layer.mixer, wanted)
             out = "self_attn.o_proj"
+        elif isinstance(layer.mixer, Recurring):
+            self.recurrent.hold(place, index, layer.mixer, wanted)
+            out = ""  # the form of the whole part has its bias
         else:
             self._convolving(place, index, layer.mixer)
             out = "conv.out_proj"
@@ -120,7 +126,25 @@ class Layers:
         self.steps.hold(place, "the first part's operand", layer.mixer.entering, entering)
         leaving = expected.leaving(spec, at, "attention_output_norm", out)
         self.steps.hold(place, "the first part's result", layer.mixed, leaving)
-        self.fed.hold(place, at, layer, wanted)
+        if isinstance(layer.feed_forward, Recurring) or wanted.feed_forward == "channel_mix":
+            self._channels(place, index, layer, wanted)
+        else:
+            self.fed.hold(place, at, layer, wanted)
+
+    def _channels(self, place: str, index: int, layer: Layer, wanted: LayerSpec) -> None:
+        at, part, same = f"model.layers.{index}.", layer.feed_forward, self.findings.same
+        mixes = isinstance(part, Recurring)
+        words = "mixes channels, which the checkpoint does not do"
+        words = words if mixes else "mixes no channels, which the checkpoint does"
+        wants = wanted.feed_forward == "channel_mix"
+        if not same("channel_mix", mixes == wants, place, f"{place} {words}"):
+            return
+        assert isinstance(part, Recurring)
+        entering = expected.entering_feed_forward(self.spec, at)
+        self.steps.hold(place, "the feed-forward part's operand", part.entering, entering)
+        self.recurrent.hold_channels(place, index, part)
+        leaving = expected.leaving(self.spec, at, "mlp_output_norm", "")
+        self.steps.hold(place, "the feed-forward part's result", layer.fed, leaving)
 
     def _weight(self, place: str, found: StoredWeight, wanted: str) -> None:
         self.findings.same(
@@ -199,19 +223,7 @@ class Layers:
             place,
             f"{place} gates and convolves other columns than {wanted}",
         )
-        self._recent(place, index, part.convolution)
-
-    def _recent(self, place: str, index: int, convolution: ShortConv) -> None:
-        same, state = self.findings.same, convolution.recent
-        named = f"{index}.recent"
-        own = "." not in state.read or state.read == named  # where states have no names
-        same("states", own, place, f"{place} reads {state.read} as its {named}")
-        same(
-            "states",
-            state.read == state.written,
-            place,
-            f"{place} writes its last tokens to {state.written} and reads {state.read}",
-        )
+        self.recurrent.state(place, part.convolution.recent, f"{index}.recent")
 
     def _rope(
         self, entry: EntryPoint, index: int, what: str, made: Chain, steps: expected.Expected
@@ -278,14 +290,14 @@ class Layers:
         """No two layers may share a cache or a state; a text's first call takes states as zeros."""
         for fact, words, names in (
             ("caches", "caches", _caches(decoder)),
-            ("states", "states", [each.recent.read for each in decoder.convolutions()]),
+            ("states", "states", [each.read for each in decoder.states()]),
         ):
             shared = sorted({name for name in names if names.count(name) > 1})
             if names:
                 several = f"{entry.name}: several layers share the {words} {', '.join(shared)}"
                 self.findings.same(fact, not shared, entry.name, several)
-        for convolution in decoder.convolutions():
-            ignored, state = convolution.recent.ignored, convolution.recent.read
+        for each in decoder.states():
+            ignored, state = each.ignored, each.read
             if ignored is None:
                 self.findings.unread(f"whether {entry.name} begins a text with empty states")
                 continue
@@ -303,3 +315,12 @@ def _caches(decoder: Decoder) -> list[str]:
     mixers = [layer.mixer for layer in decoder.layers]
     attentions = [mixer.attention for mixer in mixers if isinstance(mixer, Attending)]
     return [cache.read for each in attentions for cache in (each.keys, each.values)]
+
+
+def _mixing(mixer: Attending | Convolving | Recurring, wanted: LayerSpec) -> tuple[str, bool]:
+    """How a layer mixes tokens, in words, and whether it must."""
+    if isinstance(mixer, Attending):
+        return "attention", wanted.mixer == "attention"
+    if isinstance(mixer, Convolving):
+        return "a short convolution", wanted.mixer == "short_conv"
+    return "a recurrence", wanted.recurrence is not None

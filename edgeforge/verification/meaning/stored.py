@@ -14,11 +14,13 @@ from exporters.lifted import (
     Array,
     Bias,
     EntryPoint,
+    Gain,
     LayerNorm,
     Linear,
     Norm,
     Precision,
     Reading,
+    Recurrence,
     StoredFormat,
     StoredWeight,
 )
@@ -58,6 +60,7 @@ class Stored:
         findings.fact("norm_weights", "every norm's weight is the checkpoint's")
         findings.fact("bias_weights", "every bias holds the checkpoint's numbers")
         findings.fact("convolution_weights", "every convolution's weight is the checkpoint's")
+        findings.fact("recurrence_weights", "factors, decays and bonuses are the checkpoint's")
 
     def hold(self, entry: EntryPoint, decoder: Decoder) -> None:
         """Compares an entry point."""
@@ -167,6 +170,14 @@ def _vectors(decoder: Decoder) -> Iterator[tuple[str, StoredWeight, Array]]:
             yield "bias_weights", step.weight, step.values
     for convolution in decoder.convolutions():
         yield "convolution_weights", convolution.weight, convolution.values
+    for part in decoder.recurring():
+        for gain in part.of(Gain):
+            yield "recurrence_weights", gain.weight, gain.values
+        for made in part.of(Recurrence):
+            if isinstance(made.decay, StoredWeight) and made.decays is not None:
+                yield "recurrence_weights", made.decay, made.decays
+            if made.bonus is not None and made.bonuses is not None:
+                yield "recurrence_weights", made.bonus, made.bonuses
 
 
 def planned(record: WeightRecord) -> StoredFormat:

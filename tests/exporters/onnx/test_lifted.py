@@ -18,12 +18,16 @@ from exporters.lifted import (
     Attention,
     Bias,
     Clamp,
+    Function,
+    Gain,
     Gelu,
     LayerNorm,
     Linear,
     Norm,
+    Previous,
     Probe,
     Product,
+    Recurrence,
     Rope,
     Scaled,
     ShortConv,
@@ -31,6 +35,7 @@ from exporters.lifted import (
     Silu,
     Softcap,
     Sum,
+    UnitNorm,
     Unknown,
     Value,
 )
@@ -48,6 +53,7 @@ from tests.exporters.onnx.vocabulary_cases import (
 from tests.oracles.traced import difference
 
 FLOAT = 2e-4  # of the range of the logits
+FUNCTIONS = (dialect.TANH, dialect.RELU, dialect.EXP, dialect.SOFTPLUS)
 
 
 def lifted(value: Value, found: dict[int, Value]) -> dict[int, Value]:
@@ -96,6 +102,11 @@ def test_graphs_are_lifted_whole(lower, name, recipe):
             RouteSparseMixer: nodes[dialect.ROUTE_SPARSE_MIXER],
             ChosenTokens: nodes[dialect.CHOSEN],
             Combine: nodes[dialect.COMBINE],
+            Recurrence: nodes[dialect.RECURRENCE],
+            Previous: nodes[dialect.TOKEN_SHIFT],
+            Gain: nodes[dialect.GAIN],
+            UnitNorm: nodes[dialect.L2_NORM],
+            Function: sum(nodes[f] for f in FUNCTIONS),
         }
         assert {kind: kinds[kind] for kind in wanted} == wanted
         for value in values:
@@ -106,7 +117,7 @@ def check_lifted(value: Value, made: Made, probes: tuple[Probe, ...]) -> None:
     """A lifted value says what the spec and the weights say."""
     spec, weights = made.case.spec(), made.source.weights.tensors
     match value:
-        case Bias() | ShortConv():
+        case Bias() | ShortConv() | Gain():
             assert (value.values == weights[value.weight.name].numpy()).all()
         case LayerNorm():
             for stored, values in ((value.weight, value.values), (value.bias, value.shift)):
@@ -141,6 +152,25 @@ def check_lifted(value: Value, made: Made, probes: tuple[Probe, ...]) -> None:
             window = spec.layers[number].window or CONTEXT
             for probe, seen in zip(probes, value.visible, strict=True):
                 assert seen[-1].sum() == min(window, probe.start + probe.count)
+        case UnitNorm():
+            assert value.epsilon == pytest.approx(1e-6)
+        case Recurrence():
+            for stored, values in ((value.decay, value.decays), (value.bonus, value.bonuses)):
+                assert values is None or (values == weights[stored.name].numpy()).all()
+            number = int(value.memory.read.partition(".")[0])
+            made_by = spec.layers[number].recurrence
+            assert value.dimensions == (
+                made_by.heads, made_by.key_heads, made_by.key_width, made_by.value_width
+            )  # fmt: skip
+            assert value.memory.read == value.memory.written == f"{number}.memory"
+            assert value.memory.ignored == tuple(probe.start == 0 for probe in probes)
+            is_time_mix = spec.layers[number].mixer == "time_mix"
+            assert (value.bonus is not None) == is_time_mix
+            assert (value.beta is not None) == (spec.layers[number].mixer == "delta_net")
+        case Previous():
+            assert value.recent.read == value.recent.written
+            assert re.fullmatch(r"[01]\.(mlp_)?recent", value.recent.read)
+            assert value.recent.ignored == tuple(probe.start == 0 for probe in probes)
     if isinstance(value, ShortConv):
         number = re.search(r"layers\.(\d+)\.", value.weight.name)[1]
         assert value.recent.read == value.recent.written == f"{number}.recent"
@@ -153,7 +183,20 @@ def one(graph: onnx.GraphProto, op: str, among: str = "") -> onnx.NodeProto:
 
 
 def attribute(graph: onnx.GraphProto, op: str, name: str) -> onnx.AttributeProto:
-    return next(each for each in one(graph, op).attribute if each.name == name)
+    return attribute_of(one(graph, op), name)
+
+
+def attribute_of(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
+    return next(each for each in node.attribute if each.name == name)
+
+
+def kernel(graph: onnx.GraphProto, branch: str) -> onnx.NodeProto:
+    """The first recurrence's node in one of its branches."""
+    return attribute_of(one(graph, "If"), branch).g.node[-1]
+
+
+def swap_inputs_at(node: onnx.NodeProto, names: list[str]) -> None:
+    node.input[1:3] = names
 
 
 def set_number(graph: onnx.GraphProto, name: str, value) -> None:
@@ -206,6 +249,37 @@ ALTERED = {
         ),
     ),
     "a state one token late": ("short-conv", lambda g: set_number(g, "steps_2", [1, 2])),
+    "a memory that is never zeros": (
+        "mamba",
+        lambda g: kernel(g, "then_branch").input.__setitem__(3, kernel(g, "else_branch").input[3]),
+    ),
+    "a memory of another layer": (
+        "delta-net",
+        lambda g: kernel(g, "else_branch").input.__setitem__(
+            3, "past_key_values.2.recurrent_state"
+        ),
+    ),
+    "queries for keys in later calls": (
+        "mamba",
+        lambda g: swap_inputs(kernel(g, "else_branch"), 0, 1),
+    ),
+    "a recurrence without its bonus": (
+        "rwkv5",
+        lambda g: one(g, "Add", "recurrence").input.__setitem__(1, "one_more"),
+    ),
+    "the other shift's token": (
+        "rwkv6",
+        lambda g: swap_inputs_at(one(g, "Slice", "token_shift"), ["from_1", "to_2"]),
+    ),
+    "shifts exchanged in their state": (
+        "rwkv6",
+        lambda g: swap_inputs(one(g, "Concat", "layer_0_recent"), 0, 1),
+    ),
+    "another function": ("mamba", lambda g: setattr(one(g, "Softplus"), "op_type", "Relu")),
+    "another length of keys": (
+        "delta-net",
+        lambda g: setattr(attribute_of(one(g, "RMSNormalization", "l2"), "epsilon"), "f", 1e-5),
+    ),
     "taps in another order": ("short-conv", lambda g: swap_inputs_of(g, "tap_0", "tap_1")),
     "a shift by another step": (
         "short-conv",

@@ -89,19 +89,15 @@ def test_a_row_padded_on_the_left_is_refused(lower, case_text, name, graph):
 def test_states_have_the_names_and_shapes_that_the_manual_says(lower):
     assert {name: lower(name).lowered.states for name in ("rwkv6", "mamba")} == {
         "rwkv6": {
-            f"past.{layer}.{state}": f"float[batch_size, {shape}]"
+            f"past_key_values.{layer}.{state}": f"float[batch_size, {shape}]"
             for layer in (0, 1)
-            for state, shape in (
-                ("shift", "64, 1"),
-                ("memory", "4, 16, 16"),
-                ("mlp_shift", "64, 1"),
-            )
+            for state, shape in (("conv_state", "64, 2"), ("recurrent_state", "4, 16, 16"))
         },
         "mamba": {
             **{
-                f"past.{layer}.{state}": f"float[batch_size, {shape}]"
+                f"past_key_values.{layer}.{state}": f"float[batch_size, {shape}]"
                 for layer in (0, 2)
-                for state, shape in (("conv", "96, 3"), ("memory", "4, 8, 16"))
+                for state, shape in (("conv_state", "96, 3"), ("recurrent_state", "4, 8, 16"))
             },
             "past_key_values.1.key": "float[batch_size, 2, past_length, 16]",
             "past_key_values.1.value": "float[batch_size, 2, past_length, 16]",
@@ -115,11 +111,11 @@ def test_a_memory_is_read_by_the_node_that_replaces_it_alone(lower):
     for name in NAMES:
         for graph in ("model.onnx", "verify.onnx"):
             nodes = onnx.load(lower(name).folder / graph, load_external_data=False).graph.node
-            assert not [each for node in nodes for each in node.input if ".memory" in each]
+            assert not [each for node in nodes for each in node.input if ".recurrent_state" in each]
             for node in (node for node in nodes if node.op_type == "If"):
-                (layer,) = re.findall(r"present\.(\d+)\.memory", node.output[1])
+                (layer,) = re.findall(r"present\.(\d+)\.recurrent_state", node.output[1])
                 then, other = (attribute.g.node for attribute in sorted_branches(node))
-                past = f"past.{layer}.memory"
+                past = f"past_key_values.{layer}.recurrent_state"
                 assert [n.op_type for n in then if past in n.input] == ["Where"]
                 assert [(n.op_type, n.input[3]) for n in other] == [("LinearAttention", past)]
 
