@@ -33,6 +33,7 @@ COMPARED = (
     *("idx__granite-3.x-8b", "ome__gemma3", "ome__gemma3_text", "ome__gemma_2_9b"),
     *("ome__gemma_7b", "ome__stablelm_3b", "tt__LFM2-1.2B-text", "tt__Olmo-3.1-32B"),
     *("ome__mixtral", "ome__phimoe", "ome__qwen3_30b", "aic__Qwen--Qwen3.5-27B"),
+    "idx__granite-4-hybrid-tiny",
 )
 
 

@@ -81,6 +81,32 @@ def test_older_files_name_the_kinds_otherwise(field, tmp_path, hugging_face, tra
         assert traced.model(folder).spec == new
 
 
+@pytest.mark.parametrize("given", [{}, {"layer_types": ["attention"] * 4}])
+def test_what_a_file_leaves_out_is_what_transformers_assumes(given):
+    from transformers import GraniteMoeHybridConfig
+
+    needed = {"hidden_size": 512, "intermediate_size": 64, "num_hidden_layers": 4}
+    needed |= {"num_attention_heads": 32, "vocab_size": 1000}
+    theirs = GraniteMoeHybridConfig(**needed, **given)
+    spec = read_spec({"model_type": "granitemoehybrid", **needed, **given})
+    assert spec.max_context == theirs.max_position_embeddings
+    assert (spec.tied, spec.norm_eps) == (theirs.tie_word_embeddings, theirs.rms_norm_eps)
+    assert spec.ropes == () and theirs.position_embedding_type is None
+    assert (spec.scale, spec.logit_multiplier, spec.residual_multiplier) == (1, 1, 1)
+    for layer in spec.layers:
+        assert (layer.experts, layer.chosen_experts) == (8, 2)
+        assert layer.shared_width == theirs.shared_intermediate_size
+        if given:
+            assert layer.num_kv_heads == theirs.num_key_value_heads
+            continue
+        made = layer.recurrence
+        assert (made.heads, made.value_width) == (theirs.mamba_n_heads, theirs.mamba_d_head)
+        assert (made.key_heads, made.key_width) == (theirs.mamba_n_groups, theirs.mamba_d_state)
+        assert spec.conv_width == theirs.mamba_d_conv
+    biases = {name.rpartition("mamba.")[2] for name in spec.weights if name.endswith(".bias")}
+    assert biases == (set() if given else {"dt_proj.bias", "conv.bias"})
+
+
 def test_presets_are_the_released_sizes():
     spec = read_spec(PRESETS["granite-4.0-h-350m"].config)
     attention = [index for index, each in enumerate(spec.layers) if each.mixer == "attention"]

@@ -53,7 +53,7 @@ def test_all_of_the_dialect_is_spoken_by_some_family(programs):
         node.target
         for program in (
             *(program for _, program in programs.values()),
-            *(trace(RECURRENT[name], 40) for name in ("mamba", "delta-net")),
+            *(trace(RECURRENT[name], 40) for name in RECURRENT),
         )
         for node in program.graph.nodes
         if node.op == "call_function"
