@@ -12,7 +12,12 @@ from edgeforge.artifact_manifest import adapter_record
 from edgeforge.cards.write import write_cards
 from edgeforge.checkpoint.adapter import open_adapters
 from edgeforge.errors import CheckFailed, UsageError
-from edgeforge.model.low_rank import SeparateAdapter, adaptable, check_adapters
+from edgeforge.model.low_rank import (
+    SeparateAdapter,
+    adaptable,
+    check_adapters,
+    refuse_rounded,
+)
 from edgeforge.model.model import Model
 from edgeforge.output_folder.atomic import atomic_folder, check_output
 from edgeforge.output_folder.inputs import Input
@@ -82,6 +87,8 @@ def export_adapter(
     model = reopen(manifest, checkpoint)
     target = find_target(manifest.target)
     ready = check_adapters(model, [opened], [target.name], manifest.options)
+    rounded = {name: record.activation for name, record in manifest.weights.items()}
+    refuse_rounded(ready, manifest.recipe, rounded)
     inputs = [Input("the adapter", opened.place, whole=True)]
     check_output(artifact, True, inputs)
     progress("write adapter", 0, 0)
