@@ -174,6 +174,7 @@ def evaluate(
                 made,
                 sample.blocks,
                 options.threads,
+                options.runtime,
                 progress,
             )
         )

@@ -271,8 +271,14 @@ def test_adding_an_adapter_leaves_the_artifact_as_it_was_where_it_cannot(places,
     with pytest.raises(CheckpointError, match="too few for a safetensors file"):
         api.export_adapter(artifact, other)
     assert {path.name: path.read_bytes() for path in artifact.iterdir()} == before
-    (artifact / "mine.txt").write_text("mine")
+    manifest = json.loads(before["edgeforge.json"])
+    manifest["rotation"] = {"name": "hadamard", "version": 1, "seed": 0}
+    (artifact / "edgeforge.json").write_text(json.dumps(manifest))
     third = shutil.copytree(places / "second", tmp_path / "third")
+    with pytest.raises(UsageError, match=r"are rotated \(hadamard\), and an adapter fits them"):
+        api.export_adapter(artifact, third)
+    (artifact / "edgeforge.json").write_bytes(before["edgeforge.json"])
+    (artifact / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"holds mine.txt, which EdgeForge did not write"):
         api.export_adapter(artifact, third)
     (artifact / "model.onnx.data").write_bytes(b"")
