@@ -22,6 +22,11 @@ from exporters.manifest import Manifest
 DOWN, Q = "model.layers.{}.mlp.down_proj", "model.layers.{}.self_attn.q_proj"
 SHAPES = {DOWN: (128, 256), Q: (128, 128)}
 EVERYWHERE = {name.format(at): shape for at in range(2) for name, shape in SHAPES.items()}
+CHANGED = [
+    f"model.layers.{at}.{part}.weight"
+    for at in range(2)
+    for part in ("mlp.down_proj", "self_attn.qk_proj")
+]
 OPTIONS = {"targets": ["executorch"], "context": 64}
 TOKENS = np.arange(40, 52, dtype=np.int64)
 
@@ -62,10 +67,15 @@ def test_the_bases_methods_and_weights_are_the_same(places):
         assert pieces[0] == pieces[1]
     weights = [places / each / "model.ptd" for each in ("base", "beside")]
     assert os.path.samefile(*weights)
-    # What is new of the .pte: methods, and the graphs of their delegates; no weight a second time.
-    assert (places / "beside" / "model.pte").stat().st_size < 6 * sum(
-        4 * 4 * sum(shape) for shape in EVERYWHERE.values()
-    )
+    keys = [[row["key"] for row in each.program["named_data"]] for each in (plain, beside)]
+    assert keys[1][: len(keys[0])] == keys[0]
+    added = [
+        factor_key(name, part, weight)
+        for name in ("first", "second")
+        for part in "AB"
+        for weight in CHANGED
+    ]
+    assert sorted(keys[1][len(keys[0]) :]) == sorted(added)
 
 
 def test_a_program_with_its_weights_within_gives_the_same(places, tmp_path):
