@@ -18,7 +18,7 @@ from edgeforge.export_inputs import ExportInputs, inputs_of
 from edgeforge.export_options import ExportOptions, ExportRun, check_drafts, has_static_caches
 from edgeforge.export_warnings import warnings_of, warnings_of_target
 from edgeforge.families.facts import choose_context, facts_of
-from edgeforge.model.low_rank import SeparateAdapter, check_adapters
+from edgeforge.model.low_rank import SeparateAdapter, check_adapters, refuse_rounded
 from edgeforge.model.model import Model
 from edgeforge.output_folder.atomic import atomic_folder, check_output
 from edgeforge.planning.advice import check_targets
@@ -86,6 +86,9 @@ def export(
     # The plan says which format each weight gets; it is checked before any weight is read.
     facts = replace(facts_of(model.spec, context), eos=model.eos)
     planned = choose_plan(model, options.plan_request(targets, facts, rotated), progress)
+    # An adapter beside the weights takes activations as they are.
+    rounded = {name: given.activation for name, given in planned.plan.weights.items()}
+    refuse_rounded(adapters, planned.plan.recipe, rounded)
     # Each target refuses a plan that its format, its kernels or the device's memory cannot hold.
     check_targets(planned.plan, model.weights.shapes(), targets, facts, options.target)
     # A calibration text that is too short or overlaps the held-out text is refused early as well.

@@ -12,7 +12,12 @@ from edgeforge.artifact_manifest import adapter_record
 from edgeforge.cards.write import write_cards
 from edgeforge.checkpoint.adapter import open_adapters
 from edgeforge.errors import CheckFailed, UsageError
-from edgeforge.model.low_rank import SeparateAdapter, adaptable, check_adapters
+from edgeforge.model.low_rank import (
+    SeparateAdapter,
+    adaptable,
+    check_adapters,
+    refuse_rounded,
+)
 from edgeforge.model.model import Model
 from edgeforge.output_folder.atomic import atomic_folder, check_output
 from edgeforge.output_folder.inputs import Input
@@ -54,8 +59,8 @@ def export_adapter(
 ) -> AdapterRecord:
     """Adds an adapter to an artifact, which takes it while it runs; its weights stay as they are.
 
-    A copy of the artifact takes its place once it is whole. The copy's large files are the same
-    files on the disk.
+    A copy of the artifact takes its place once it is whole. Files of the copy that the adapter does
+    not change are the same files on the disk.
 
     Args:
         artifact: the artifact.
@@ -67,13 +72,19 @@ def export_adapter(
         CheckFailed: a file of the artifact was changed.
         CheckpointError: the checkpoint or the adapter cannot be read, or they do not fit.
         ExportError: the artifact's target takes no adapters.
-        UsageError: the artifact has an adapter of that name, or holds files of others.
+        UsageError: the artifact has an adapter of that name, its weights are rotated, its recipe
+            rounds activations, or it holds files of others.
     """
     manifest = Manifest.read(artifact)
     (opened,) = open_adapters([adapter])
     if any(record.name == opened.name for record in manifest.adapters):
         raise UsageError(
             f"{artifact} has an adapter named {opened.name} already: rename the folder"
+        )
+    if manifest.rotation is not None:
+        raise UsageError(
+            f"the weights of {artifact} are rotated ({manifest.rotation.name}), and an adapter "
+            f"fits them as they were: export the base again without a rotation"
         )
     progress("files", 0, 0)
     problems = check_files(artifact, manifest)
@@ -82,6 +93,8 @@ def export_adapter(
     model = reopen(manifest, checkpoint)
     target = find_target(manifest.target)
     ready = check_adapters(model, [opened], [target.name], manifest.options)
+    rounded = {name: record.activation for name, record in manifest.weights.items()}
+    refuse_rounded(ready, manifest.recipe, rounded)
     inputs = [Input("the adapter", opened.place, whole=True)]
     check_output(artifact, True, inputs)
     progress("write adapter", 0, 0)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 def no_product(where: str, weight: str) -> ExportError:
     """The error of a file that has no product with a weight which an adapter changes."""
     return ExportError(
-        f"{where} has no product with {weight} that an adapter could be added to, as "
-        f"where a recipe rounds activations: leave --adapter-mode out, and the adapter is merged "
-        f"into the weights"
+        f"{where} has no product with {weight} that an adapter could be added to: leave "
+        f"--adapter-mode out, and the adapter is merged into the weights"
     )

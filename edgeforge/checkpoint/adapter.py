@@ -143,11 +143,20 @@ def open_adapter(source: str, weight: float = 1.0) -> Adapter:
     config = read_lora_config(folder)
     factors, replaced = _sorted_out(file, tensors, config)
     _refuse_nan(file, tensors)
-    files = [(path.name, path) for path in (folder / ADAPTER_CONFIG, file)]
-    digest = digest_files(files).sha256
+    digest = adapter_digest(folder)
     tensors.require_unchanged()
     name = folder.resolve().name
     return Adapter(name, source, weight, config, tensors, factors, replaced, digest)
+
+
+def adapter_digest(folder: Path) -> str:
+    """Returns the digest of an adapter's two files; see `Adapter.sha256`.
+
+    Raises:
+        CheckpointError: one cannot be read.
+    """
+    paths = folder / ADAPTER_CONFIG, folder / ADAPTER_WEIGHTS
+    return digest_files([(path.name, path) for path in paths]).sha256
 
 
 def _parsed(text: str) -> tuple[str, float]:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgeforge.checkpoint.adapter import adapter_digest
 from edgeforge.checkpoint.checkpoint import Checkpoint
 from edgeforge.errors import EdgeForgeError, UsageError
 from edgeforge.gate.metrics import MODULE
@@ -17,6 +18,7 @@ from edgeforge.model.model import DEMO, DEMO_FOLDER
 from edgeforge.verification.artifacts import find_artifacts
 from edgeforge.verification.freshness import freshness_of
 from exporters.manifest import MANIFEST, MODULE_MANIFEST, Manifest, check_files
+from exporters.manifest_records import AdapterRecord
 from exporters.modules.manifest import ModuleManifest, is_module
 from quant.processors import default_threads
 
@@ -167,8 +169,20 @@ def _look_at_report(checking: Checking, digest: str | None) -> None:
     checking.stale = made.changes(now, report.tokens)
     if digest is not None and digest != made.checkpoint:
         checking.stale.append("the checkpoint changed")
+    changed = filter(_is_changed, checking.manifest.adapters)
+    checking.stale += [f"the adapter {record.name} changed" for record in changed]
     if not checking.stale:
         checking.report = report
+
+
+def _is_changed(record: AdapterRecord) -> bool:
+    """Whether an adapter is at hand and is no more the one that the artifact was made with."""
+    if not Path(record.path).is_dir():
+        return False
+    try:
+        return adapter_digest(Path(record.path)) != record.sha256
+    except (EdgeForgeError, OSError):
+        return True
 
 
 def _checkpoint_place(manifest: Manifest) -> str:

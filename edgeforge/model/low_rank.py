@@ -17,6 +17,7 @@ from edgeforge.families.spec import WeightSpec
 from edgeforge.model.adaptation import Adaptation, Change, adapt
 from edgeforge.model.model import Model
 from exporters.adapters import check_separate
+from quant.formats.activations import NONE
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,29 @@ def check_adapters(
                 f"folder of one"
             )
     return [SeparateAdapter(adapter, low_rank(model, adapter)) for adapter in adapters]
+
+
+def refuse_rounded(
+    adapters: Sequence[SeparateAdapter], recipe: str, activations: Mapping[str, str]
+) -> None:
+    """Refuses adapters of products whose activations the recipe rounds.
+
+    Args:
+        adapters: the adapters.
+        recipe: the recipe's name.
+        activations: how activations are rounded, by the weight's name.
+
+    Raises:
+        UsageError: names a weight.
+    """
+    for each in adapters:
+        for name in each.pairs:
+            if activations[name] != NONE:
+                raise UsageError(
+                    f"the recipe {recipe} rounds what {name} multiplies to 8 bits, and an adapter "
+                    f"beside the weights takes it unrounded: use a recipe that rounds weights "
+                    f"alone, or leave --adapter-mode out, and the adapter is merged"
+                )
 
 
 def adaptable(model: Model) -> list[str]:

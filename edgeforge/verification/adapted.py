@@ -7,12 +7,13 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from device_harness.registry import taken_options
 from edgeforge.checkpoint.adapter import open_adapters
 from edgeforge.checkpoint.imported.method import DecodableMethod
 from edgeforge.model.low_rank import added, low_rank
@@ -57,6 +58,7 @@ def run_adapters(
     made: References,
     blocks: Sequence[Sequence[int]],
     threads: int | None,
+    runtime: Mapping[str, str | None],
     progress: Callable[[str, int, int], None],
 ) -> Iterator[AdapterFigures]:
     """Runs an artifact with each of its adapters.
@@ -68,6 +70,7 @@ def run_adapters(
         made: what the artifact without an adapter is held against.
         blocks: token ids, each a fresh text.
         threads: for the runtime; None for its default.
+        runtime: further options of any runtimes, by name.
         progress: told of each stage.
 
     Raises:
@@ -77,7 +80,8 @@ def run_adapters(
     few = list(_first(blocks, TOKENS))
     for record in manifest.separate_adapters:
         stage = partial(progress, f"adapter {record.name}")
-        yield _run(folder, manifest, record, model, made, few, threads, stage)
+        options = {**taken_options(manifest.target, runtime), "adapter": record.name}
+        yield _run(folder, manifest, record, model, made, few, threads, options, stage)
 
 
 def _run(
@@ -88,6 +92,7 @@ def _run(
     made: References,
     blocks: list[Sequence[int]],
     threads: int | None,
+    options: Mapping[str, str],
     progress: Callable[[int, int], None],
 ) -> AdapterFigures:
     import torch
@@ -123,7 +128,6 @@ def _run(
         change,
     )
     quantized = ReferenceRunner(made.quantized.program, store_reader(made.store), added=beside)
-    options = {"adapter": record.name}
     with open_on(HostDevice(), folder, manifest, threads, options) as session:
         (found,) = compare(blocks, original, quantized, [session], progress)
     first, meter = torch.tensor(blocks[0], dtype=torch.int64), DivergenceMeter()

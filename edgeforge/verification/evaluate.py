@@ -196,6 +196,7 @@ def evaluate(
                 made,
                 sample.blocks,
                 options.threads,
+                options.runtime,
                 progress,
             )
         )

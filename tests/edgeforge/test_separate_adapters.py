@@ -14,6 +14,8 @@ import torch
 from device_harness.errors import DeviceError
 from edgeforge import api
 from edgeforge.errors import CheckFailed, CheckpointError, UsageError
+from edgeforge.gate.policy import Terms
+from edgeforge.gate.subjects import Checking, look
 from edgeforge.model.model import open_model
 from edgeforge.synth.synthesise import synthesise
 from exporters.errors import ExportError
@@ -102,6 +104,29 @@ def test_verify_holds_the_artifact_against_the_checkpoint_with_each_adapter(plac
         "`second` times 0.5, in `second.onnx_adapter`"
         in (places / "beside" / "CARD.md").read_text()
     )
+
+
+def test_check_notices_an_adapter_that_changed(places):
+    """`test_verify_...` above left reports."""
+    config = places / "first" / "adapter_config.json"
+    before = config.read_bytes()
+    for name in ("beside", "merged"):
+        folder = places / name
+        if not (folder / "report.json").is_file():
+            api.verify(folder, tokens=96, timed=False)
+
+        def stale(folder: Path = folder) -> list[str]:
+            checking = Checking(folder, "", Manifest.read(folder), Terms(tokens=96))
+            look([checking], None)
+            return [*checking.changed, *checking.stale]
+
+        assert stale() == []
+        config.write_bytes(before + b" ")
+        assert stale() == ["the adapter first changed"]
+        config.unlink()
+        assert stale() == ["the adapter first changed"]
+        config.write_bytes(before)
+        assert stale() == []
 
 
 def test_the_command_line_switches_adapters(edgeforge, places):
@@ -232,8 +257,8 @@ def test_what_cannot_lie_beside_the_weights_is_refused_before_any_work(
     refused(ExportError, "files of an artifact are named after it: rename it", named)
     twin = shutil.copytree(good, tmp_path / "twin" / "second")
     refused(UsageError, "two adapters are named second", good, adapters=[str(good), str(twin)])
-    rounded = "no product with .* that an adapter could be added to"
-    refused(ExportError, rounded, good, recipe="w8a8", context=96, calibrate=False)
+    rounded = "the recipe w8a8 rounds what .* multiplies to 8 bits"
+    refused(UsageError, rounded, good, recipe="w8a8", context=96, calibrate=False)
 
 
 def test_adding_an_adapter_leaves_the_artifact_as_it_was_where_it_cannot(places, tmp_path):
@@ -246,8 +271,14 @@ def test_adding_an_adapter_leaves_the_artifact_as_it_was_where_it_cannot(places,
     with pytest.raises(CheckpointError, match="too few for a safetensors file"):
         api.export_adapter(artifact, other)
     assert {path.name: path.read_bytes() for path in artifact.iterdir()} == before
-    (artifact / "mine.txt").write_text("mine")
+    manifest = json.loads(before["edgeforge.json"])
+    manifest["rotation"] = {"name": "hadamard", "version": 1, "seed": 0}
+    (artifact / "edgeforge.json").write_text(json.dumps(manifest))
     third = shutil.copytree(places / "second", tmp_path / "third")
+    with pytest.raises(UsageError, match=r"are rotated \(hadamard\), and an adapter fits them"):
+        api.export_adapter(artifact, third)
+    (artifact / "edgeforge.json").write_bytes(before["edgeforge.json"])
+    (artifact / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"holds mine.txt, which EdgeForge did not write"):
         api.export_adapter(artifact, third)
     (artifact / "model.onnx.data").write_bytes(b"")

@@ -102,7 +102,7 @@ def _hold_draft(
 
 
 def _is_draft(entry: EntryPoint) -> bool:
-    return Path(entry.name).stem == _DRAFT
+    return Path(entry.name).stem.partition("_")[0] == _DRAFT  # with an adapter, its name follows
 
 
 @contextmanager
