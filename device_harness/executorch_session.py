@@ -199,7 +199,10 @@ class ExecutorchSession(HostSession):
         method = self._verify if whole else self._generate
         with tempfile.TemporaryDirectory(prefix="edgeforge-") as folder:
             copy = Path(folder) / MODEL
-            shown = write_probing(self._file, self.context, method, names, copy)
+            try:
+                shown = write_probing(self._file, self.context, method, names, copy)
+            except OSError as error:
+                raise DeviceError(f"the copy that shows values is not written: {error}") from error
             if not shown:
                 return [{} for _ in texts]
             with ExecutorchSession(Path(folder), self.context, self._threads) as probing:

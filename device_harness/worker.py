@@ -228,7 +228,7 @@ def _first_not_finite(
 
 def _values(session: Session, words: Mapping[str, Any], arrays: Sequence[Array]) -> Answer:
     try:
-        shown = session.values(arrays, words["names"], words["calls"])
+        shown = session.values(arrays, words["names"], words.get("calls"))
     except ModuleNotFoundError as error:
         raise DeviceError(f"{error.name} is not on the device, and shows values there") from None
     counts = [{name: len(calls) for name, calls in text.items()} for text in shown]

@@ -20,8 +20,10 @@ from edgeforge.diagnosis.outliers import Outlier, OutlierMeter
 from edgeforge.diagnosis.points import ArtifactPoints, Point, arranged, artifact_points
 from edgeforge.diagnosis.weights import Upgrade, WeightCost, weight_costs
 from edgeforge.model.model import Model
-from edgeforge.reference.walk import Walk, store_reader
+from edgeforge.reference.choices import Following
+from edgeforge.reference.walk import ReferenceRunner, Walk, store_reader
 from edgeforge.stage_progress import Progress, no_progress
+from edgeforge.verification.chosen_experts import RouterReader, artifact_routers
 from edgeforge.verification.references import references, reopen
 from edgeforge.verification.rounding import rounds_activations
 from edgeforge.verification.sample import TokenCount, choose_sample
@@ -68,6 +70,7 @@ class Diagnosis:
         rounds_activations: whether the runtime's kernels round activations that QUANTIZED does not.
         unshown: what could not be measured, one sentence each.
         mixture: whether tokens choose experts.
+        followed: whether QUANTIZED has the experts that the artifact's tokens chose.
         schema_version: of the record.
     """
 
@@ -84,6 +87,7 @@ class Diagnosis:
     rounds_activations: bool = False
     unshown: tuple[str, ...] = field(default=())
     mixture: bool = False
+    followed: bool = False
     schema_version: int = DIAGNOSIS_VERSION
 
     def to_json(self) -> dict[str, object]:
@@ -97,7 +101,10 @@ class Diagnosis:
             }
             for each in self.noise
         ]
-        return {**asdict(self), "noise": rows, "advice": advice(self)}
+        own = asdict(self)
+        if not self.mixture:
+            del own["followed"]
+        return {**own, "noise": rows, "advice": advice(self)}
 
 
 def diagnose(folder: Path, options: DiagnoseOptions, progress: Progress = no_progress) -> Diagnosis:
@@ -127,10 +134,11 @@ def diagnose(folder: Path, options: DiagnoseOptions, progress: Progress = no_pro
         runtime = session.runtime
         progress("run the artifact", 0, 0)
         values, missing = _artifact_values(session, points, blocks, model)
-    unshown += missing
+        following, unread = _following(session, folder, manifest, made.quantized, blocks)
+    unshown += [*missing, *unread]
     progress("compare", 0, 0)
     outliers = OutlierMeter(original)
-    noise = noise_at_points(original, quantized, blocks, values, outliers.look)
+    noise = noise_at_points(original, quantized, blocks, values, outliers.look, following)
     del values
     found = leaves(noise)
     costs: list[WeightCost] = []
@@ -164,6 +172,7 @@ def diagnose(folder: Path, options: DiagnoseOptions, progress: Progress = no_pro
         rounds_activations=rounds_activations(manifest),
         unshown=tuple(unshown),
         mixture=model.spec.mixture,
+        followed=following is not None,
     )
 
 
@@ -176,7 +185,7 @@ def advice(diagnosis: Diagnosis) -> list[str]:
             f"compute something else there, which no format mends; `edgeforge verify` says what "
             f"the files hold otherwise"
         )
-        if diagnosis.mixture:
+        if diagnosis.mixture and not diagnosis.followed:
             found.append(
                 "or tokens choose other experts there: where a router's logits lie close together, "
                 "the last bit of an activation decides, and all of a token's sum changes"
@@ -197,6 +206,24 @@ def advice(diagnosis: Diagnosis) -> list[str]:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _following(
+    session: Session,
+    folder: Path,
+    manifest: Manifest,
+    quantized: ReferenceRunner,
+    blocks: Sequence[Tensor],
+) -> tuple[list[Following] | None, list[str]]:
+    """What makes QUANTIZED follow the artifact's choices of experts, and why nothing does."""
+    routers = quantized.routers
+    if not routers:
+        return None, []
+    reader = RouterReader(session, artifact_routers(folder, manifest), routers)
+    chosen = reader.choices([block.numpy() for block in blocks])
+    if chosen is None:
+        return None, [f"which experts tokens choose: {reader.why_none}"]
+    return [Following(choices) for choices in chosen], []
 
 
 def _artifact_values(

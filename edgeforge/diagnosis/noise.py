@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeforge.diagnosis.points import Point, program_points
+from edgeforge.reference.choices import Following
 from edgeforge.reference.walk import Values, Walk, block_pool
 from quant.program.head import head_of
 
@@ -61,6 +62,7 @@ def noise_at_points(
     blocks: Sequence[Tensor],
     artifact: Mapping[Point, Tensor],
     look: Look | None = None,
+    following: Sequence[Following] | None = None,
 ) -> list[PointNoise]:
     """Runs FLOAT and QUANTIZED side by side, and compares the artifact's values.
 
@@ -71,9 +73,12 @@ def noise_at_points(
         artifact: the artifact's values, of all texts one after the other: ``float32[tokens,
             width]``.
         look: called before each of FLOAT's calls, the head included.
+        following: for each text, the artifact's choices of experts, which QUANTIZED follows.
     """
     found = []
-    pairs = zip(_points(original, blocks, look), _points(quantized, blocks), strict=True)
+    pairs = zip(
+        _points(original, blocks, look), _points(quantized, blocks, None, following), strict=True
+    )
     for (point, exact), (other, rounded) in pairs:
         assert point == other
         own = artifact.get(point)
@@ -108,11 +113,15 @@ def leaves(noise: Sequence[PointNoise]) -> PointNoise | None:
 
 
 def _points(
-    walk: Walk, blocks: Sequence[Tensor], look: Look | None = None
+    walk: Walk,
+    blocks: Sequence[Tensor],
+    look: Look | None = None,
+    following: Sequence[Following] | None = None,
 ) -> Iterator[tuple[Point, Tensor]]:
     """Yields the value of each point, ``float32[tokens, width]``, while the program runs."""
     points, head = program_points(walk.program), head_of(walk.program)
-    values: list[Values] = [walk.begin(block) for block in blocks]
+    each = [None for _ in blocks] if following is None else following
+    values: list[Values] = [walk.begin(*given) for given in zip(blocks, each, strict=True)]
     for node in walk.order:
         if look is not None:
             look(node, values)

@@ -101,6 +101,7 @@ def _run(
     from device_harness.device_session import open_on
     from device_harness.devices.host import HostDevice
     from edgeforge.reference.walk import ReferenceRunner, store_reader
+    from edgeforge.verification.chosen_experts import RouterReader, artifact_routers
     from edgeforge.verification.comparison import compare
     from edgeforge.verification.metrics import DivergenceMeter
     from edgeforge.verification.references import find_adapter, require_same
@@ -129,7 +130,10 @@ def _run(
     )
     quantized = ReferenceRunner(made.quantized.program, store_reader(made.store), added=beside)
     with open_on(HostDevice(), folder, manifest, threads, options) as session:
-        (found,) = compare(blocks, original, quantized, [session], progress)
+        routers, readers = quantized.routers, []
+        if routers:
+            readers = [RouterReader(session, artifact_routers(folder, manifest), routers)]
+        (found,) = compare(blocks, original, quantized, [session], progress, readers)
     first, meter = torch.tensor(blocks[0], dtype=torch.int64), DivergenceMeter()
     meter.add(next(made.original.logits([first])), next(original.logits([first])))
     return AdapterFigures(

@@ -19,6 +19,7 @@ from edgeforge.verification.finite import NotFinite
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import DivergenceIntervals, Interval, Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
+from edgeforge.verification.routing import Routing
 from edgeforge.verification.shipped import Shipped
 
 NAN = float("nan")
@@ -382,3 +383,9 @@ def test_what_ships_is_told_with_its_positions():
         "onnx: 88 of its positions are held against QUANTIZED, and 46 against the graph of all "
         "positions, whose logits differ by up to 0.0954."
     ) in told
+    own = replace(DIVERGENCE, kl_mean=0.0074)
+    routing = Routing(256, 10, agreement=0.98, router=0, gap=0.07, own=own, apart=5)
+    told = " ".join(" ".join(plain(replace(RESULT, shipped=shipped, routing=routing))).split())
+    assert "by up to 0.0954; at 5 others the two graphs chose other experts there" in told
+    assert "onnx: 10 of 256 tokens chose other experts than QUANTIZED's" in told
+    assert "with QUANTIZED's own it is 0.0074." in told

@@ -26,22 +26,34 @@ TOKENS = np.arange(40, dtype=np.int64)
 CALLS = [17, 16, 1, 1, 5]
 
 
-@pytest.fixture(scope="module", params=["tiny-mixtral", "tiny-phimoe"])
-def exported(request, tmp_path_factory):
-    root = tmp_path_factory.mktemp(request.param)
-    model = open_model(str(synthesise(request.param, root / "model")))
-    for target in ("onnx", "coreml", "executorch"):
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    found = {}
+    for preset, targets in (
+        ("tiny-phimoe", ("onnx", "coreml", "executorch")),
+        ("tiny-mixtral", ("onnx",)),
+    ):
+        root = tmp_path_factory.mktemp(preset)
+        model = open_model(str(synthesise(preset, root / "model")))
         options = ExportOptions("fp16", context=64, threads=1)
-        export(model, [find_target(target)], root / target, options)
-    made = references(Manifest.read(root / "onnx"), model, no_progress)
-    own = Following()
-    next(made.quantized.logits([torch.from_numpy(TOKENS)], [own]))
-    return root, made.quantized, own.own
+        for target in targets:
+            export(model, [find_target(target)], root / target, options)
+        made = references(Manifest.read(root / "onnx"), model, no_progress)
+        found[preset] = root, made.quantized
+    return found
 
 
-@pytest.mark.parametrize("target", ["onnx", "coreml", "executorch"])
-def test_an_artifact_that_rounds_little_chooses_as_quantized_does(exported, target):
-    root, quantized, own = exported
+@pytest.mark.parametrize(
+    ("preset", "target"),
+    [
+        ("tiny-phimoe", "onnx"),
+        ("tiny-phimoe", "coreml"),
+        ("tiny-phimoe", "executorch"),
+        ("tiny-mixtral", "onnx"),
+    ],
+)
+def test_an_artifact_that_rounds_little_chooses_as_quantized_does(exported, preset, target):
+    root, quantized = exported[preset]
     manifest = Manifest.read(root / target)
     found = artifact_routers(root / target, manifest)
     assert not found.why_none
@@ -49,20 +61,21 @@ def test_an_artifact_that_rounds_little_chooses_as_quantized_does(exported, targ
     with open_sessions([Place(root / target, manifest)], 1, {}) as (session,):
         (whole,) = read_choices(session, found, quantized.routers, [TOKENS])
         (called,) = read_choices(session, found, quantized.routers, [TOKENS], [CALLS])
-    # float16 moves SparseMixer's candidates at a token or two.
-    wrong = 2 if target == "coreml" else 0
     for choices in (whole, called):
-        for choice, sets in zip(choices, own, strict=True):
-            assert int((~choice.same(sets)).sum()) <= wrong
+        following = Following(choices)
+        next(quantized.logits([torch.from_numpy(TOKENS)], [following]))
+        changed = int((~torch.stack(following.same)).sum())
+        # float16 moves near ties. Tokens after one are held against what attended to it.
+        assert changed <= (2 if target == "coreml" else 0)
+        assert float(torch.stack(following.gaps).max()) < 0.01
     assert all(bool(choice.known.all()) for choice in whole)
     assert bool(called[0].known.all())
     # What ships computes the last layer for the last token of a call alone.
-    ends = np.cumsum(CALLS) - 1
-    assert bool(called[1].known[ends].all())
+    assert bool(called[1].known[np.cumsum(CALLS) - 1].all())
 
 
 def test_values_that_a_runtime_does_not_show_are_said(exported):
-    _, quantized, _ = exported
+    _, quantized = exported["tiny-mixtral"]
 
     class Silent:
         has_all_positions = True

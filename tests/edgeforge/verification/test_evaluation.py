@@ -12,9 +12,11 @@ import pytest
 from edgeforge.verification.bounds import Bound, decide
 from edgeforge.verification.evaluation import Evaluation
 from edgeforge.verification.finite import NotFinite
+from edgeforge.verification.for_card import for_card
 from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import DivergenceIntervals, Interval, Intervals
 from edgeforge.verification.metrics import Divergence, Perplexity
+from edgeforge.verification.routing import Routing
 from edgeforge.verification.soundness import UnsoundError, problems_of, require_sound
 from quant.json_output import json_text
 from quant.sealed_json import unseal
@@ -72,6 +74,20 @@ def test_the_report_reads_back_as_json(evaluation, tmp_path):
     assert data["intervals"]["lowering"]["kl_mean"] == {"low": 0.05, "high": 0.15}
     assert data["greedy_quantized"]["same"] == 40.5
     assert unseal(path.read_bytes()) == json.loads(json.dumps(evaluation.to_json()))
+
+
+def test_choices_of_experts_are_in_reports_of_mixtures_alone(evaluation):
+    assert "routing" not in evaluation.to_json()
+    own = replace(evaluation.lowering, kl_mean=0.5)
+    routing = Routing(tokens=10, changed=2, agreement=0.9, router=1, gap=0.05, own=own)
+    made = replace(evaluation, routing=routing)
+    assert made.to_json()["routing"]["own"]["kl_mean"] == 0.5
+    assert made.to_json() == evaluation.to_json() | {"routing": made.to_json()["routing"]}
+    assert for_card(evaluation).to_json().keys() == for_card(made).to_json().keys() - {"routing"}
+    said = for_card(made).routing
+    assert "2 of 10 tokens chose other experts" in said and "with QUANTIZED's own it is 0.5" in said
+    unread = replace(routing, unread="no onnx")
+    assert "is not known everywhere (no onnx)" in replace(made, routing=unread).routing.words
 
 
 def test_numbers_that_are_not_finite_are_strict_json(evaluation):

@@ -12,6 +12,7 @@ from edgeforge.verification.greedy import GreedyAgreement
 from edgeforge.verification.intervals import DivergenceIntervals, Interval, Intervals
 from edgeforge.verification.judged import Found, judged
 from edgeforge.verification.metrics import Divergence, Perplexity
+from edgeforge.verification.routing import Routing
 from edgeforge.verification.shipped import Shipped
 
 GOOD = Divergence(8192, 2e-4, 1e-3, 4e-3, 0.99, 0.98, 0.03, 0.01, 40.0)
@@ -193,3 +194,39 @@ def test_too_little_text_for_an_interval_fails_by_a_wide_margin_alone():
     assert checked(small(0.05))["lowering.kl_mean"].verdict == "doubtful"
     assert checked(small(0.07))["lowering.kl_mean"].verdict == "failed"
     assert checked(small(0.005))["lowering.kl_mean"].verdict == "passed"
+
+
+ROUTING = Routing(tokens=8192, changed=300, agreement=0.97, router=3, gap=0.05, own=GOOD)
+
+
+def chosen(found: Found, **fields) -> Found:
+    figures = replace(found.figures, routing=replace(ROUTING, **fields))
+    return replace(found, figures=figures)
+
+
+def test_a_dense_model_has_no_figures_of_choices():
+    assert not [name for name in checked() if name.startswith("routing.")]
+
+
+def test_choices_of_experts_have_bounds_of_their_own():
+    checks = checked(chosen(FOUND))
+    assert {each.verdict for each in checks.values()} == {"passed"}
+    assert (checks["routing.agreement"].value, checks["routing.gap"].value) == (0.97, 0.05)
+    # Where nothing is rounded, so many other choices are no near ties.
+    assert failed(checked(chosen(FOUND), rounds=False)) >= {"routing.agreement", "routing.gap"}
+
+
+def test_a_router_that_computes_something_else_is_told():
+    checks = checked(chosen(FOUND, gap=2.5, agreement=0.3))
+    assert failed(checks) == {"routing.gap", "routing.agreement"}
+    assert "rounding does not move a router's logits so far" in checks["routing.gap"].message
+    assert "(worst: router 3)" in checks["routing.agreement"].message
+    assert failed(checked(chosen(FOUND, gap=float("inf")))) == {"routing.gap"}
+
+
+def test_choices_that_could_not_be_read_are_told_where_a_figure_fails():
+    unread = chosen(replace(lowered(0.24), activations=""), tokens=0, unread="no onnx there")
+    checks = checked(unread)
+    assert failed(checks) == {"lowering.kl_mean"}
+    assert "is not known (no onnx there), and other choices" in checks["lowering.kl_mean"].message
+    assert "routing.gap" not in checks
