@@ -8,6 +8,7 @@ from typing import Final
 from exporters.damaged_files import one_sentence
 from exporters.executorch.lifted_kernels import KERNELS
 from exporters.executorch.lifted_method import Method, stated_by
+from exporters.executorch.lifted_recurrence import lift_loop
 from exporters.executorch.lifted_values import Files
 from exporters.executorch.reader import read_pte
 from exporters.executorch.stock.names import NAMES
@@ -37,7 +38,11 @@ def read_program(file: Path, context: int) -> Reading:
             unread = ("the methods of a program that ExecuTorch's own exporter wrote",)
         else:
             files = Files(pte)
-            methods = [Method(p, files, context, KERNELS).lift() for p in plans if p["inputs"]]
+            methods = [
+                Method(plan, files, context, KERNELS, lift_loop).lift()
+                for plan in plans
+                if plan["inputs"]
+            ]
     lengths = {_CONTEXT: told[_CONTEXT][0]} if told.get(_CONTEXT) else {}
     ids = {name: told.get(method, ()) for name, method in _IDS.items()}
     return Reading(tuple(methods), integers="int8-token", context=lengths, ids=ids, unread=unread)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exporters.executorch.lifted_forms import tanh_of
 from exporters.executorch.lifted_values import LastRows, Repeated, Updated, operands
 from exporters.lifted import (
     Array,
@@ -67,8 +68,8 @@ def mixed(name: str, weights: Value, values: Value, seen: Seen) -> Value | None:
     bounded, mask = shown[0].terms
     if not isinstance(bounded, Scaled):
         return None
-    bent = operands(bounded.source, "XNNTanh")
-    product = operands(bent[0], "scores") if bent else None
+    bent = tanh_of(bounded.source)
+    product = None if bent is None else operands(bent, "scores")
     if product is None:
         return None
     scaled, keys = product

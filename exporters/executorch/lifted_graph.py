@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from exporters.executorch import xnnpack_graph
 from exporters.executorch.blobs import TAPS, WIDE
 from exporters.executorch.flatbuffer import Record
 from exporters.executorch.lifted_capped import Seen, mixed, turned
-from exporters.executorch.lifted_forms import plus, times
+from exporters.executorch.lifted_forms import plus, rotated, times
 from exporters.executorch.lifted_values import (
     Files,
     Grouped,
@@ -19,7 +20,6 @@ from exporters.executorch.lifted_values import (
     Part,
     Recalled,
     Rounded,
-    TableRows,
     operands,
 )
 from exporters.executorch.pte_file import is_weight
@@ -30,12 +30,14 @@ from exporters.lifted import (
     Columns,
     Constant,
     Embedding,
+    Function,
     Gelu,
     Last,
+    LayerNorm,
     Linear,
+    Previous,
     Product,
     Recent,
-    Rope,
     ShortConv,
     Sigmoid,
     StoredFormat,
@@ -82,6 +84,7 @@ class Delegate:
         self.values: dict[int, Value] = {}
         self.dims: dict[int, tuple[int, ...]] = {}
         self.datatypes: dict[int, int] = {}
+        self.widths: dict[int, int] = {}  # of what norms normalise, by the norm's id
 
     def run(self, inputs: Sequence[Value]) -> list[Value]:
         """Lifts the graph for what its inputs are; returns its outputs in their order."""
@@ -154,7 +157,8 @@ class Delegate:
         kind, dtype = _FLOATS[datatype]
         if key == name or part == WIDE:
             weight = StoredWeight(name, StoredFormat("bf16" if part == WIDE else kind))
-            vector = self._array(key, dtype, dims).astype(np.float32) if len(dims) == 1 else None
+            matrix = len(dims) == 2 and dims[1] > 1
+            vector = None if matrix else self._array(key, dtype, dims).astype(np.float32)
             if is_weight(key):
                 return Part(key, weight, values=vector)
         if part == TAPS and is_weight(key):
@@ -221,10 +225,12 @@ def _columns_of(run: Delegate, number: int) -> int:
 
 
 def _by_constant(name: str, source: Value, filter: Constant) -> Value | None:
-    """A mean, columns that are selected, or a product with values of such columns."""
+    """A mean, a sum, columns that are selected, or a product with values of such columns."""
     values, key = filter.array, filter.name
     if values.shape[0] == 1 and np.all(values == np.float32(1 / values.shape[1])):
         return Unknown(name, "mean", (source,))
+    if values.shape[0] == 1 and np.all(values == 1):
+        return Unknown(name, "sum", (source,))
     if key.startswith("float columns of "):
         places = values.argmax(1)
         chosen = np.zeros_like(values)
@@ -283,15 +289,29 @@ def _parted(name: str, rounded: Value, added: Value) -> Value | None:
 def _multiply(run: Delegate, node: Record) -> Value | None:
     name = run.label(node["output_id"])
     pair = run.value(node["input1_id"]), run.value(node["input2_id"])
-    return times(name, *pair) or times(name, *pair[::-1]) or Product(name, pair)
+    found = times(name, *pair, run.widths) or times(name, *pair[::-1], run.widths)
+    if isinstance(found, LayerNorm):
+        run.widths[id(found)] = run.dims[node["output_id"]][-1]
+    return found or Product(name, pair)
 
 
 def _clamp(run: Delegate, node: Record) -> Value | None:
     limits = run.limits.get(node["output_id"])
-    if limits is None or limits["output_min"] != -limits["output_max"]:
+    if limits is None:
         return None
-    name = run.label(node["output_id"])
-    return Clamp(name, run.value(node["input_id"]), float(limits["output_max"]))
+    name, source = run.label(node["output_id"]), run.value(node["input_id"])
+    low, high = float(limits["output_min"]), float(limits["output_max"])
+    if (low, high) == (0.0, math.inf):
+        return Function(name, source, "relu")
+    return Clamp(name, source, high) if low == -high else None
+
+
+def _tanh(run: Delegate, node: Record) -> Value | None:
+    return Function(run.label(node["output_id"]), run.value(node["input_id"]), "tanh")
+
+
+def _exp(run: Delegate, node: Record) -> Value | None:
+    return Function(run.label(node["output_id"]), run.value(node["input_id"]), "exp")
 
 
 def _gelu(run: Delegate, node: Record) -> Value | None:
@@ -317,11 +337,12 @@ def _batched(run: Delegate, node: Record) -> Value | None:
 
 
 def _convolve(run: Delegate, node: Record) -> Value | None:
-    """A convolution of each column over rows that are joined to those before them."""
+    """A convolution of each column over rows that are joined to those before them, or a shift."""
     row, filter = run.value(node["input1_id"]), run.value(node["filter_id"])
-    if not (isinstance(row, Joined) and isinstance(filter, Part) and filter.values is not None):
+    taps = filter.values if isinstance(filter, Part) else _shift_of(filter)
+    if not isinstance(row, Joined) or taps is None:
         return None
-    columns, width = filter.values.shape
+    columns, width = taps.shape
     plain = all(node[f"padding_{side}"] == 0 for side in ("top", "right", "bottom", "left"))
     steps = (f"{what}_{side}" for what in ("subsampling", "dilation") for side in _SIDES)
     plain = plain and all(node[step] == 1 for step in steps)
@@ -330,7 +351,17 @@ def _convolve(run: Delegate, node: Record) -> Value | None:
         return None
     recent = Recent(row.before.state, row.written, row.before.ignored)
     name = run.label(node["output_id"])
-    return ShortConv(name, row.source, filter.weight, filter.values, recent)
+    if not isinstance(filter, Part):
+        return Previous(name, row.source, recent)
+    return ShortConv(name, row.source, filter.weight, taps, recent)
+
+
+def _shift_of(filter: Value) -> Array | None:
+    """The taps ``[n, 2]`` of a constant that gives each row's predecessor; None for another."""
+    if not isinstance(filter, Constant) or filter.array.shape[:3] != (1, 1, 2):
+        return None
+    taps = filter.array[0, 0].T
+    return taps if np.all(taps == (1, 0)) else None
 
 
 def _subtract(run: Delegate, node: Record) -> Value | None:
@@ -346,7 +377,7 @@ def _concatenate(run: Delegate, node: Record) -> Value | None:
         return _joined(run, node, parts)
     if count == 2 and all(isinstance(part, Columns) for part in parts):
         return _exchanged(parts[0], parts[1])
-    return _rotated(name, parts)
+    return rotated(name, parts)
 
 
 def _joined(run: Delegate, node: Record, parts: Sequence[Value]) -> Value | None:
@@ -372,40 +403,6 @@ def _exchanged(first: Value, second: Value) -> Value | None:
     return Last(source.name, inner[0]) if isinstance(source, Last) else inner[0]
 
 
-def _rotated(name: str, parts: Sequence[Value]) -> Value | None:
-    """``[first * cos - second * sin, second * cos + first * sin]``, and columns behind them."""
-    low, high = operands(parts[0], "difference"), parts[1]
-    if low is None or not isinstance(high, Sum):
-        return None
-    terms = [_by_rows(term) for term in (*low, *high.terms)]
-    if any(term is None for term in terms):
-        return None
-    (a, cos), (b, sin), (c, cos_again), (d, sin_again) = (term for term in terms if term)
-    if not (isinstance(a, Columns) and isinstance(b, Columns) and a.source is b.source):
-        return None
-    half = cos.table.shape[1]
-    same = _same(a, d) and _same(b, c) and cos is cos_again and sin is sin_again
-    halves = (a.start, a.stop, b.start, b.stop) == (0, half, half, 2 * half)
-    if not same or not halves or cos.rows != sin.rows:
-        return None
-    for rest in parts[2:]:
-        if not isinstance(rest, Columns) or rest.source is not a.source:
-            return None
-        if rest.start != 2 * half:
-            return None
-    return Rope(name, a.source, cos.table, sin.table, cos.rows)
-
-
-def _same(one: Value, other: Value) -> bool:
-    return one is other
-
-
-def _by_rows(term: Value) -> tuple[Value, TableRows] | None:
-    if not isinstance(term, Product) or not isinstance(term.factors[1], TableRows):
-        return None
-    return term.factors[0], term.factors[1]
-
-
 _HANDLERS: Final[Mapping[str, Callable[[Delegate, Any], Value | None]]] = {
     "XNNConvert": _convert,
     "XNNStaticReshape": _reshape,
@@ -415,6 +412,8 @@ _HANDLERS: Final[Mapping[str, Callable[[Delegate, Any], Value | None]]] = {
     "XNNMultiply": _multiply,
     "XNNSubtract": _subtract,
     "XNNClamp": _clamp,
+    "XNNTanh": _tanh,
+    "XNNExp": _exp,
     "XNNGelu": _gelu,
     "XNNSigmoid": _sigmoid,
     "XNNStaticTranspose": _transpose,

@@ -9,6 +9,7 @@ import numpy as np
 from exporters.executorch.blobs import WIDE
 from exporters.executorch.lifted_method import LAST_INDEX, Kernels, Method, recent_name
 from exporters.executorch.lifted_mixtures import MIXTURE_KERNELS
+from exporters.executorch.lifted_recurrence import RECURRENCE_KERNELS
 from exporters.executorch.lifted_routes import Sampled, sampled_kernel
 from exporters.executorch.lifted_values import (
     Held,
@@ -287,6 +288,7 @@ def _repeat(method: Method, kernel: str, arguments: list[int]) -> bool:
 
 KERNELS: Final[Kernels] = {
     **MIXTURE_KERNELS,
+    **RECURRENCE_KERNELS,
     "aten::sym_size": _count,
     "aten::slice_copy": _slice,
     "aten::embedding": _rows,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -59,6 +59,21 @@ class Guard:
     weights: Value
 
 
+@dataclass(frozen=True, eq=False)
+class Begun(Value):
+    """A memory as a call takes it: zeros where a text begins, else what the state holds.
+
+    Attributes:
+        ignored: for each probe, whether it is zeros.
+    """
+
+    ignored: tuple[bool, ...]
+
+
+Loops = Callable[["Method", Sequence[Record]], str | None]
+"""Lifts the calls of a loop; says what of them is otherwise than expected, None for nothing."""
+
+
 class Method:
     """One method being lifted.
 
@@ -67,10 +82,13 @@ class Method:
         files: reads the program's constants.
         context: the declared context, tokens.
         kernels: what lifts each kernel's calls, by the kernel's name.
+        loops: what lifts a loop.
     """
 
-    def __init__(self, plan: Record, files: Files, context: int, kernels: Kernels) -> None:
-        self.kernels = kernels
+    def __init__(
+        self, plan: Record, files: Files, context: int, kernels: Kernels, loops: Loops
+    ) -> None:
+        self.kernels, self.loops = kernels, loops
         self.plan, self.files, self.name = plan, files, str(plan["name"])
         self.records = [row["val"] for row in plan["values"]]
         self.limit = int(self.records[plan["inputs"][0]]["sizes"][1])
@@ -83,6 +101,7 @@ class Method:
         self.samples: dict[int, Value] = {}  # what sample logits stand for, by the value's id
         self.guards: Guard | None = None
         self.guard: tuple[Value, int] | None = None  # of the calls that a jump may leave out
+        self.at_start: Numbers | None = None  # the same, of those that run where a text begins
         self.outside: list[str] = []
         self.delegates = 0
 
@@ -97,11 +116,22 @@ class Method:
         starts = tuple(np.array([probe.start], np.int64) for probe in self.probes)
         self.values[position] = Numbers("position", starts)
         land, within = -1, set[int]()
-        for place, row in enumerate(self.plan["chains"][0]["instructions"]):
-            call = row["instr_args"]
+        calls = [row["instr_args"] for row in self.plan["chains"][0]["instructions"]]
+        loops = {
+            int(call["destination_instruction"]): place
+            for place, call in enumerate(calls)
+            if call.table == "JumpFalseCall" and call["destination_instruction"] <= place
+        }
+        end = 0  # of the last loop
+        for place, call in enumerate(calls):
             if place == land:
                 self._leave(within)
                 land = -1
+            if place in loops and land == -1:
+                end = loops[place] + 1
+                self._loop(place, calls[place:end])
+            if place < end:
+                continue
             if call.table == "JumpFalseCall" and land == -1:
                 land, within = self._enter(call, place), set()
             elif call.table == "DelegateCall":
@@ -124,7 +154,10 @@ class Method:
             ExportError: it leads back, or depends on something else than who chose an expert.
         """
         condition, land = call["cond_value_index"], int(call["destination_instruction"])
-        record, of = self.records[condition], self.guards
+        record, of, started = self.records[condition], self.guards, self.value(condition)
+        if record.table == "Bool" and isinstance(started, Numbers) and land > place + 1:
+            self.at_start = started
+            return land
         if of is not None and record.table == "Tensor" and list(record["sizes"]) == [1]:
             expert = self.offset(condition) - of.offset
             if 0 <= expert < of.experts and land > place + 1:
@@ -132,16 +165,28 @@ class Method:
                 return land
         raise ExportError(
             f"{self.files.pte.file}: {self.name} has a jump at call {place} that leaves out "
-            f"something else than an expert that no token chose"
+            f"something else than an expert that no token chose or what begins a text"
         )
 
+    def _loop(self, place: int, calls: Sequence[Record]) -> None:
+        """Lifts the calls of a loop.
+
+        Raises:
+            ExportError: it is another loop than the lowering emits.
+        """
+        self.delegates += sum(call.table == "DelegateCall" for call in calls)
+        wrong = self.loops(self, calls)
+        if wrong is not None:
+            where = f"{self.files.pte.file}: {self.name} has at call {place}"
+            raise ExportError(f"{where} {wrong}")
+
     def _leave(self, within: set[int]) -> None:
-        """Where a jump leads: what calls within wrote is not known, except sums of experts."""
-        self.guard = None
+        """Where a jump leads: what calls within wrote is not known, but experts' sums and zeros."""
+        self.guard = self.at_start = None
         for index in within:
-            if not isinstance(self.values[index], Combine):
+            if not isinstance(self.values[index], Combine | Begun):
                 name = f"{self.name}, value {index}, which a jump leaves out"
-                self.values[index] = Unknown(name, "of an expert alone")
+                self.values[index] = Unknown(name, "of some runs alone")
 
     def _recents(self) -> dict[int, tuple[str, int]]:
         """The states that get the last rows of a value, and how many, by the value's number.
@@ -204,6 +249,11 @@ class Method:
         at = self.records[index]["allocation_info"]
         return (at["memory_offset_high"] << 32 | at["memory_offset_low"]) if at else index
 
+    def has_memory(self, index: int) -> bool:
+        """Whether a value has a place of its own in the arena: not a number, nor a view."""
+        record = self.records[index]
+        return record.table == "Tensor" and record["allocation_info"] is not None
+
     def sizes(self, index: int) -> tuple[int, ...]:
         """A tensor's largest shape."""
         record = self.records[index]
@@ -211,14 +261,12 @@ class Method:
 
     def _delegate(self, call: Record) -> set[int]:
         """Lifts a delegate's call; returns the numbers of the values that it writes."""
-        delegate = self.plan["delegates"][call["delegate_index"]]
         number, arguments = call["delegate_index"], list(call["args"])
-        graph = None
-        if delegate["id"] == BACKEND:
-            graph = self.files.pte.delegates.get(delegate["processed"]["index"])
+        graph = self.graph_of(call)
         self.delegates += 1
         if graph is None:
-            self.outside.append(f"the delegate {number} of the backend {delegate['id']}")
+            backend = self.plan["delegates"][number]["id"]
+            self.outside.append(f"the delegate {number} of the backend {backend}")
             return set()
         inputs = len(graph["input_ids"])
         name = f"{self.name}, delegate {number}"
@@ -233,6 +281,14 @@ class Method:
         for index, value in zip(outputs, found, strict=True):
             self.values[index] = value
         return set(outputs)
+
+    def graph_of(self, call: Record) -> Record | None:
+        """The graph of a delegate's call; None for one of another backend."""
+        delegate = self.plan["delegates"][call["delegate_index"]]
+        if delegate["id"] != BACKEND:
+            return None
+        graph: Record | None = self.files.pte.delegates.get(delegate["processed"]["index"])
+        return graph
 
     def _kernel(self, kernel: str, arguments: list[int]) -> None:
         handler = self.kernels.get(kernel)
@@ -257,6 +313,7 @@ class Method:
 
 _OPERANDS: Final = {
     "executorch_prim::add": 2,
+    "executorch_prim::eq": 2,
     "executorch_prim::sub": 2,
     "executorch_prim::sym_max": 2,
     "aten::sub": 3,

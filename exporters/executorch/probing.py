@@ -19,6 +19,7 @@ from exporters.damaged_files import one_sentence
 from exporters.executorch.flatbuffer import Record
 from exporters.executorch.lifted_kernels import KERNELS
 from exporters.executorch.lifted_method import Method
+from exporters.executorch.lifted_recurrence import lift_loop
 from exporters.executorch.lifted_values import Files
 from exporters.executorch.method import SCALAR_TYPES
 from exporters.executorch.pte_file import HEADER, HEADER_MAGIC
@@ -53,9 +54,12 @@ def write_probing(
     with one_sentence(file, "an ExecuTorch program"):
         plans = list(pte.program["execution_plan"])
         place = next(i for i, plan in enumerate(plans) if plan["name"] == method)
-        lifted = Method(plans[place], Files(pte), context, KERNELS)
+        lifted = Method(plans[place], Files(pte), context, KERNELS, lift_loop)
         lifted.lift()
-        numbers = {value.name: number for number, value in lifted.values.items()}
+        numbers: dict[str, int] = {}
+        for number, value in lifted.values.items():
+            if lifted.has_memory(number):  # a view of a tensor has the tensor's
+                numbers[value.name] = number
         shown = [name for name in dict.fromkeys(names) if name in numbers]
         plans[place] = _returning(plans[place], [numbers[name] for name in shown])
         _rewrite(file, _with(pte.program, execution_plan=plans), out)

@@ -6,11 +6,9 @@ The method jumps back to the first of these calls until each token had its turn:
     memory, row = delegate(q, k, v, ..., memory)
     rows[token] = row
 
-A token's delegate is the same in every loop, so that a text gives the same numbers, bit by bit, in
-one call or in several. The memory is stored with its columns first, ``float32[h, p, n]``: products
-with queries and keys are then those of a matrix that XNNPACK need not pack anew for each token.
-
-At position 0 the memory is filled with zeros, whatever it holds; other calls jump past this.
+A token's delegate is the same in every run, so that a text gives the same numbers in one run or in
+several, as far as those before it do. At position 0 the memory is filled with zeros, whatever it
+holds; other runs jump past this.
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ def recurrence(state: MethodLowering, node: fx.Node) -> None:
     call, method = RecurrenceCall.of(node), state.method
     heads, _, rows, columns = call.shape
     integer, scalar = method.integer, "Scalar"
-    memory = method.state("float32", [heads, columns, rows])
+    memory = method.state("float32", [heads, rows, columns])
     land = method.jump(state.at_start())
     method.call("aten::fill", "Scalar_out", memory, method.double(0.0), out=memory)
     land()
     operands = _operands(state, call)
-    sizes = method.computed_integers([state.count, *map(integer, (heads, columns, 1))])
-    result = method.tensor("float32", [state.limit, heads, columns, 1], dynamic=True)
+    sizes = method.computed_integers([state.count, *map(integer, (heads, 1, columns))])
+    result = method.tensor("float32", [state.limit, heads, 1, columns], dynamic=True)
     method.call("aten::empty", "out", sizes, method.none(), out=result)
     token, done = method.computed_integer(), method.computed_boolean()
     method.call("executorch_prim::add", scalar, integer(0), integer(0), token)
@@ -48,7 +46,7 @@ def recurrence(state: MethodLowering, node: fx.Node) -> None:
         select = "aten::select_copy", "int_out"
         method.call(*select, operand.value, integer(0), token, out=row)
         given.append(row)
-    new = method.tensor("float32", [heads, columns, 1], dynamic=False)
+    new = method.tensor("float32", [heads, 1, columns], dynamic=False)
     # The delegate writes the memory where it reads it, after all that reads it.
     segment = _segment(state, node, call, operands)
     method.delegate(segment, [*given, memory, memory, new])
@@ -77,13 +75,13 @@ def _operands(state: MethodLowering, call: RecurrenceCall) -> dict[str, _Operand
     """Views of what the call reads, with tokens first and in the shapes that the delegate takes."""
     heads, groups, rows, columns = call.shape
     wanted = {
-        "query": (call.query, (groups, rows, 1)),
-        "key": (call.key, (groups, 1, rows)),
-        "value": (call.value, (heads, columns, 1)),
+        "query": (call.query, (groups, 1, rows)),
+        "key": (call.key, (groups, rows, 1)),
+        "value": (call.value, (heads, 1, columns)),
     }
     if not call.constant_decay:
         by_row = len(shape_of(call.log_decay)) == 4
-        wanted["decay"] = call.log_decay, (heads, 1, rows if by_row else 1)
+        wanted["decay"] = call.log_decay, (heads, rows if by_row else 1, 1)
     if call.beta is not None:
         wanted["beta"] = call.beta, (heads, 1, 1)
     method, found = state.method, {}
@@ -105,11 +103,11 @@ def _segment(
     state.begin_delegate()
     graph = state.graph
     given = {name: graph.input(operand.dims) for name, operand in operands.items()}
-    memory = graph.input([heads, columns, rows])
+    memory = graph.input([heads, rows, columns])
     query, key = (_for_heads(graph, given[name], heads) for name in ("query", "key"))
     value = given["value"]
     if call.constant_decay:
-        held = graph.weight(state.weight_name(node, 3), [heads, 1, rows])
+        held = graph.weight(state.weight_name(node, 3), [heads, rows, 1])
     else:
         held = given["decay"]
     kept = graph.binary("XNNMultiply", memory, graph.unary("XNNExp", held))
@@ -117,12 +115,12 @@ def _segment(
     if call.bonus is not None:
         result = _read_before(state, node, memory, query, key, value)
     if call.beta is not None:
-        found = graph.batched(kept, graph.reshape(key, [heads, rows, 1]))
+        found = graph.batched(graph.reshape(key, [heads, 1, rows]), kept)
         value = graph.binary("XNNSubtract", value, found)
         value = graph.binary("XNNMultiply", value, given["beta"])
-    new = graph.binary("XNNAdd", kept, graph.binary("XNNMultiply", value, key))
+    new = graph.binary("XNNAdd", kept, graph.binary("XNNMultiply", key, value))
     if result is None:
-        result = graph.batched(new, query)
+        result = graph.batched(query, new)
     graph.output(new)
     graph.output(result)
     return state.file.payload(graph.encode())
@@ -142,9 +140,10 @@ def _for_heads(graph: XnnpackGraph, source: int, heads: int) -> int:
 def _read_before(
     state: MethodLowering, node: fx.Node, memory: int, query: int, key: int, value: int
 ) -> int:
-    """Emits what RWKV reads, the memory before the token and the token itself: ``[h, p, 1]``."""
-    graph, (heads, rows, _) = state.graph, state.graph.dims(query)
+    """Emits what RWKV reads, the memory before the token and the token itself: ``[h, 1, p]``."""
+    graph, (heads, _, rows) = state.graph, state.graph.dims(query)
     bonus = graph.weight(state.weight_name(node, 4), [heads, 1, rows])
-    own = graph.binary("XNNMultiply", graph.reshape(query, [heads, 1, rows]), bonus)
-    own = graph.binary("XNNMultiply", value, total(graph, graph.binary("XNNMultiply", own, key)))
-    return graph.binary("XNNAdd", graph.batched(memory, query), own)
+    own = graph.binary("XNNMultiply", query, bonus)
+    own = graph.binary("XNNMultiply", own, graph.reshape(key, [heads, 1, rows]))
+    own = graph.binary("XNNMultiply", value, total(graph, own))
+    return graph.binary("XNNAdd", graph.batched(query, memory), own)

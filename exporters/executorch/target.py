@@ -93,6 +93,11 @@ class ExecutorchTarget:
         check_backend(plan, options)
         if is_stock(options):
             _check_stock_operators(facts)
+        if has_int8_caches(options) and not any(facts.num_kv_heads):
+            raise ExportError(
+                f"this {facts.model_type} model has no attention, and so no keys and values to "
+                f"keep in 8 bits: leave out --kv-cache int8"
+            )
         check_float_activations(plan, options)
         check_draft_positions(options, facts.context)
         refuse_activation(
@@ -179,6 +184,7 @@ def _check_stock_operators(facts: ModelFacts) -> None:
         ExportError: names the operator.
     """
     for asked, operator in (
+        (facts.memory, "recurrent layers"),
         (facts.recent, "short convolutions with a state"),
         (facts.attention_softcap, "attention with bounded scores"),
         (facts.experts, "mixtures of experts"),
@@ -247,7 +253,12 @@ def _kernel_notes(program: Program) -> list[str]:
             "no kernel of ExecuTorch bounds attention's scores: the delegates compute attention, "
             "and kernels outside of them copy the keys and values that a run sees"
         )
-    if any(program.placeholders("recent")):
+    if any(program.placeholders("memory")):
+        notes.append(
+            "a recurrent layer is a loop over a run's tokens around a delegate of one token, and "
+            "its memory is float32: a text's last tokens cannot be taken back"
+        )
+    elif any(program.placeholders("recent")):
         notes.append(
             "short convolutions run in the delegates, and kernels outside of them keep the tokens "
             "that they read: a text's last tokens cannot be taken back"
@@ -281,6 +292,9 @@ def _states(program: Program, options: TargetOptions) -> dict[str, str]:
     for node, given in program.placeholders("recent"):
         _, columns, tokens = node.meta["val"].shape
         states[given.name] = f"float32[1, {tokens}, {columns}]"
+    for node, given in program.placeholders("memory"):
+        _, heads, rows, columns = node.meta["val"].shape
+        states[given.name] = f"float32[{heads}, {rows}, {columns}]"
     for node, given in program.placeholders("cache"):
         _, heads, context, width = node.meta["val"].shape
         if has_int8_caches(options):

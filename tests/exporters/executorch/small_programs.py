@@ -106,6 +106,17 @@ class Made:
         return (result[0] if isinstance(result, tuple | list) else result)[0].numpy()
 
 
+_TRACED: dict[tuple[int, int], tuple[ModelSpec, Program]] = {}
+
+
+def _traced(spec: ModelSpec, context: int) -> Program:
+    """A spec's program, traced once for all tests of a process."""
+    key = id(spec), context
+    if key not in _TRACED:  # the spec is kept, so that no other gets its id
+        _TRACED[key] = spec, trace(spec, context)
+    return _TRACED[key][1]
+
+
 def make(
     spec: ModelSpec,
     folder: Path,
@@ -120,14 +131,14 @@ def make(
     source = source or SpecWeights(spec)
     assigned = {}
     for name, weight in spec.weights.items():
-        whole = weight.role in ("norm", "bias", "conv", "router")
+        whole = weight.role in ("norm", "bias", "conv", "router", "gain", "gate")
         form = parse_format("fp32" if whole else format)
         assigned[name] = Assignment(form, "cast" if isinstance(form, FloatFormat) else "rtn")
     plan = QuantPlan("mine", assigned)
     with new_store(folder, KEY, plan, source.shapes()) as writer:
         fill_store(source, plan, writer, threads=1)
     store = WeightStore(folder / KEY)
-    program, facts = quantize_program(trace(spec, context), plan), facts_of(spec, context)
+    program, facts = quantize_program(_traced(spec, context), plan), facts_of(spec, context)
     asked, target, out = TargetOptions(**options), ExecutorchTarget(), folder / "artifact"
     target.check(plan, source.shapes(), facts, asked)
     out.mkdir()
