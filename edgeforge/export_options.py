@@ -137,6 +137,19 @@ def check_drafts(spec: ModelSpec, options: TargetOptions) -> None:
         )
 
 
+def check_caches(spec: ModelSpec, options: TargetOptions) -> None:
+    """Refuses integer caches of a model that has no caches.
+
+    Raises:
+        UsageError: names the model's type.
+    """
+    if options.kv_cache == "int8" and not spec.attends:
+        raise UsageError(
+            f"--kv-cache int8 is not possible: no layer of this {spec.model_type} model keeps keys "
+            f"and values, and its states stay float32"
+        )
+
+
 def scale_name(text: str) -> ScaleName:
     """Returns the dtype of imported scales from its name on the command line.
 

@@ -15,7 +15,13 @@ from edgeforge.checkpoint.adapter import open_adapters
 from edgeforge.checkpoint.model_card import provenance
 from edgeforge.errors import CheckpointError, UsageError
 from edgeforge.export_inputs import ExportInputs, inputs_of
-from edgeforge.export_options import ExportOptions, ExportRun, check_drafts, has_static_caches
+from edgeforge.export_options import (
+    ExportOptions,
+    ExportRun,
+    check_caches,
+    check_drafts,
+    has_static_caches,
+)
 from edgeforge.export_warnings import warnings_of, warnings_of_target
 from edgeforge.families.facts import choose_context, facts_of
 from edgeforge.model.low_rank import SeparateAdapter, check_adapters, refuse_rounded
@@ -76,6 +82,7 @@ def export(
     context = choose_context(model.spec, options.context)
     # Drafts need a text that can be taken back, whatever the target.
     check_drafts(model.spec, options.target)
+    check_caches(model.spec, options.target)
     # Options that no target takes are refused here; those that only some take become warnings.
     check_options(options.target, targets)
     # Adapters that lie beside the weights must fit the base, and every target must take them.

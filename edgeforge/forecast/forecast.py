@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from edgeforge.errors import UsageError
+from edgeforge.export_options import check_caches
 from edgeforge.families.facts import choose_context, facts_of
 from edgeforge.families.spec import ModelSpec
 from edgeforge.forecast.limits import HEADROOM, AppMemory, app_memory, parse_version
@@ -177,6 +178,7 @@ def forecast(
     given = options or TargetOptions()
     chosen = [find_target(name) for name in dict.fromkeys(targets or DEFAULT_TARGETS[phone.os])]
     check_options(given, chosen)
+    check_caches(model.spec, given)
     length = choose_context(model.spec, context)
     app = app_memory(phone, os_version, memory)
     names = tuple(dict.fromkeys(recipes)) or (*([AS_IS] if model.as_is else []), *RECIPES)

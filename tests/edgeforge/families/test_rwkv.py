@@ -5,8 +5,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgeforge.errors import CheckpointError, UsageError
+from edgeforge.export_options import check_caches, check_drafts
 from edgeforge.families.facts import choose_context, facts_of
 from edgeforge.families.registry import read_spec
+from exporters.options import TargetOptions
 from tests.oracles import rwkv_numpy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -133,3 +135,12 @@ def test_a_text_may_be_longer_than_those_of_the_training():
     assert {fact.memory for fact in facts} == {3 * 5 * 12 * 12}
     assert {fact.recent for fact in facts} == {3 * 2 * 60}
     assert {(sum(fact.num_kv_heads), fact.rope_width) for fact in facts} == {(0, 0)}
+
+
+def test_integer_caches_and_drafts_are_refused_where_there_are_none():
+    spec = read_spec(FINCH)
+    check_caches(spec, TargetOptions(kv_cache="fp32"))
+    with pytest.raises(UsageError, match="--kv-cache int8 is not possible: no layer of this rwkv6"):
+        check_caches(spec, TargetOptions(kv_cache="int8"))
+    with pytest.raises(UsageError, match="--draft-positions is not possible: layers of this rwkv6"):
+        check_drafts(spec, TargetOptions(draft_positions=4))
