@@ -66,8 +66,7 @@ def estimate(
         buffers=run * _FLOAT,
         caches_per_token=2 * sum(facts.num_kv_heads) * facts.head_dim * costs.cache_element,
         buffers_per_token=(tables + scores) * _FLOAT,  # cosines and sines
-        # A memory takes four bytes a number on every target.
-        states=facts.recent * costs.state_element + facts.memory * _FLOAT,
+        states=facts.recent * costs.state_element + facts.memory * costs.memory_element,
         stored=stored,
         run_tokens=costs.run_tokens,
     )

@@ -18,7 +18,8 @@ class RuntimeCosts:
         float_element: bytes of one element of a float weight once loaded; None when the weight
             stays as it is stored.
         stored_copies: how many copies the files hold of a matrix that is both embedding and head.
-        state_element: bytes of one number in the states of short convolutions.
+        state_element: bytes of one number in the states of short convolutions and token shifts.
+        memory_element: bytes of one number in the memories of recurrences.
         expert_rows: how many hidden vectors it holds of each token for each expert that the token
             chose; 0 where a mixture's experts are computed one after another.
     """
@@ -30,6 +31,7 @@ class RuntimeCosts:
     float_element: int | None = None
     stored_copies: int = 1
     state_element: int = 4
+    memory_element: int = 4
     expert_rows: int = 0
 
 

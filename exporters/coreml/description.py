@@ -10,9 +10,15 @@ from exporters.checks import activation_notes
 from exporters.coreml import names
 from exporters.coreml.carried import ANE_MULTIPLE
 from exporters.coreml.emitter import Emitter
+from exporters.coreml.memory import FINER, UNIT
 from exporters.coreml.package_writer import Metadata
 from exporters.coreml.state import Style
-from exporters.coreml.stream import has_mixtures, may_exceed_half, wide_stream
+from exporters.coreml.stream import (
+    has_mixtures,
+    has_recurrences,
+    may_exceed_half,
+    wide_stream,
+)
 from exporters.target import ExportRequest
 from quant.formats.formats import FloatFormat
 from quant.program.calls import AttentionCall
@@ -147,6 +153,7 @@ def _profile(request: ExportRequest, style: Style) -> tuple[str, ...]:
     if style.wide:
         wide = ["norms", "rotary tables", *["softcaps"] * caps, *["residual stream"] * bool(stream)]
         wide += ["routers and the sums of experts' results"] * has_mixtures(request.program)
+        wide += ["recurrences with their decays"] * has_recurrences(request.program)
         return (
             f"written for the GPU (profile gpu): float16 except for {', '.join(wide[:-1])} and "
             f"{wide[-1]}, which are float32",
@@ -154,9 +161,15 @@ def _profile(request: ExportRequest, style: Style) -> tuple[str, ...]:
     context, padded = request.facts.context, style.context
     width = request.facts.head_dim
     stored = math.ceil(width / ANE_MULTIPLE) * ANE_MULTIPLE
+    plain = "no float32 arithmetic"
+    if has_recurrences(request.program):
+        plain = (
+            "no float32 arithmetic but that of recurrences, which float16 would spoil and which "
+            "Core ML therefore runs on another processor"
+        )
     return (
-        "written for the Neural Engine (profile ane): no float32 arithmetic; each norm first "
-        "divides by the largest magnitude; attention is matrix products and a softmax",
+        f"written for the Neural Engine (profile ane): {plain}; each norm first divides by the "
+        f"largest magnitude; attention is matrix products and a softmax",
         f"the caches' last two dimensions are multiples of {ANE_MULTIPLE}: {padded} positions for "
         f"a context of {context}, {stored} columns for heads of {width}",
         *([_STREAM] if may_exceed_half(request.program) else []),
@@ -190,11 +203,23 @@ def _has_caps(program: Program) -> bool:
 
 
 def _states(program: Program) -> tuple[str, ...]:
-    if all(state.can_rewind for state in states_of(program)):
+    kinds = {state.kind for state in states_of(program)}
+    if kinds <= {"cache"}:
         return ()
+    kept = "convolutions keep the last tokens' inputs"
+    if "memory" in kinds:
+        kept = "recurrent layers keep a memory and the last tokens' inputs"
+    told = (
+        f"{kept}, so that a call at another position than 0 must follow the call before it: a "
+        f"shorter position takes no tokens back",
+    )
+    if "memory" not in kinds:
+        return told
     return (
-        "convolutions keep the last tokens' inputs, so that a call at another position than 0 must "
-        "follow the call before it: a shorter position takes no tokens back",
+        *told,
+        f"a memory is kept in two float16 states, {UNIT:g} * (memoryHigh + memoryLow / {FINER:g}), "
+        f"which hold 22 bits of it, to {UNIT * 65504:g}: what is larger becomes NaN, which "
+        f"`verify` would say",
     )
 
 
@@ -226,7 +251,7 @@ def _floats(store: WeightStore, style: Style) -> tuple[str, ...]:
 def _no_states(request: ExportRequest, style: Style) -> str:
     facts = request.facts
     nbytes = sum(4 * heads * style.context * facts.head_dim for heads in facts.num_kv_heads)
-    nbytes += 2 * facts.recent
+    nbytes += 2 * facts.recent + 4 * facts.memory
     return (
         f"iOS 17 has no states: the caches, {nbytes / 1e6:.1f} MB, go into every call as inputs "
         f"and come out as outputs whose names end in {names.UPDATED}; the first call takes zeros. "

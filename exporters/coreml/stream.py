@@ -44,6 +44,11 @@ def has_mixtures(program: Program) -> bool:
     return any(node.target in dialect.ROUTES for node in program.graph.nodes)
 
 
+def has_recurrences(program: Program) -> bool:
+    """Whether layers have a memory."""
+    return any(node.target is dialect.RECURRENCE for node in program.graph.nodes)
+
+
 def may_exceed_half(program: Program) -> bool:
     """Whether the residual stream may exceed float16's range.
 

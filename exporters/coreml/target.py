@@ -195,6 +195,7 @@ def costs(style: Style, chunks: tuple[int, ...]) -> RuntimeCosts:
     return RuntimeCosts(
         cache_element=2 if style.states else 4,
         state_element=2 if style.states else 4,
+        memory_element=4 if style.states else 8,
         tied_copies=1,
         run_tokens=max(chunks),
         scores=True,
