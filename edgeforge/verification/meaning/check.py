@@ -67,14 +67,8 @@ def check_meaning(folder: Path, manifest: Manifest, model: Model) -> list[Checke
     layers = Layers(spec, manifest.context, reading.cache_multiple, rotary, findings)
     stored = Stored(manifest, model, reading, findings)
     # What strangers write may have shapes that nothing here foresees.
-    recurs = any(layer.recurrence is not None for layer in spec.layers)
-    if recurs:
-        findings.unread("what layers with recurrences compute; they are held by running them alone")
     with one_sentence(folder / manifest.entry, "what EdgeForge writes"):
         for entry in reading.entry_points:
-            if recurs:
-                stored.operators(entry)
-                continue
             try:
                 decoder = decoder_of(entry.logits)
             except NoDecoderError as error:
