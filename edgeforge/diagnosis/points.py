@@ -14,7 +14,9 @@ from torch import Tensor, fx
 
 from edgeforge.verification.meaning.chains import NoDecoderError, plain
 from edgeforge.verification.meaning.decoder import Attending, Convolving, Decoder, decoder_of
+from edgeforge.verification.meaning.recurring import Recurring, operands
 from edgeforge.verification.meaning.registry import READERS
+from exporters.lifted import Linear
 from exporters.manifest import Manifest
 from quant.program import dialect
 from quant.program.program import Program, node_argument
@@ -144,13 +146,18 @@ def artifact_points(folder: Path, manifest: Manifest) -> ArtifactPoints:
     for index, layer in enumerate(whole[-1].layers):
         if isinstance(layer.mixer, Attending):
             names[Point(index, "attention")] = layer.mixer.attention.name
+        elif isinstance(layer.mixer, Recurring):
+            last = plain(layer.mixer.result)
+            while not isinstance(last, Linear):  # a bias may follow the product
+                last = plain(operands(last)[0])
+            names[Point(index, "recurrence")] = plain(last.source).name
         else:
             names[Point(index, "convolution")] = plain(layer.mixer.out.source).name
         names[Point(index, "layer")] = layer.result.name
     return ArtifactPoints(names, tuple(_heads(layer.mixer) for layer in whole[-1].layers))
 
 
-def _heads(mixer: Attending | Convolving) -> tuple[int, int, int]:
+def _heads(mixer: Attending | Convolving | Recurring) -> tuple[int, int, int]:
     return mixer.attention.heads if isinstance(mixer, Attending) else (0, 0, 0)
 
 

@@ -149,8 +149,17 @@ class Forms:
         found = self._recurrence(made, at, (q, k, stepped), decay)
         skipped = self._gain(f"{at}skip", v, "skip")
         total = Form(Sum, "the sum with the values that are skipped", "skip", (found, skipped))
-        normed = self._norm(f"{at}norm", _gated(total, gate))
+        normed = self._group_norm(f"{at}norm", _gated(total, gate), inner, made.key_heads)
         return self._linear(f"{at}out_proj", normed, "recurrence")
+
+    def _group_norm(self, name: str, source: Form, columns: int, groups: int) -> Form:
+        """Mamba's norm of the values that share a head of queries and keys."""
+        if groups == 1:
+            return self._norm(name, source)
+        width, fact = columns // groups, "recurrence_norms"
+        words, numbers = "the norm of each group", {"epsilon": self.spec.norm_eps * width}
+        unit = Form(UnitNorm, words, fact, (source,), numbers=numbers)
+        return self._gain(name, _scaled(unit, width**0.5, fact), fact)
 
     def _delta(self, layer: LayerSpec, made: RecurrenceSpec) -> Form:
         at, columns = "linear_attn.", convolved_columns(self.spec, layer)
@@ -215,7 +224,8 @@ class Forms:
         )
 
     def _step(self, at: str) -> Form:
-        return _function("softplus", self._linear(f"{at}dt_proj", self.x, "decay"), "decay")
+        step = self._linear(f"{at}dt_proj", self.x, "decay")
+        return _function("softplus", self._biased(f"{at}step", step, "biases"), "decay")
 
     def _linear(self, name: str, source: Form, fact: str) -> Form:
         weight = {"weight": f"{self.at}{name}.weight"}
