@@ -68,9 +68,12 @@ class Decoder:
         self.caches = {}
         self.tokens: list[int] = []
         for name, entry in self.inputs.items():
-            if name.startswith("past_key_values."):
+            if name.endswith((".key", ".value")):
                 _, heads, _, width = entry.shape
                 shape = (1, heads, capacity, width if isinstance(width, int) else head_size)
+            elif name.startswith("past"):  # a state of one size
+                shape = (1, *entry.shape[1:])
+            if name.startswith("past"):
                 zeros = np.zeros(shape, numpy_type(entry.type))
                 self.caches[name] = ort.OrtValue.ortvalue_from_numpy(zeros)
 
@@ -99,7 +102,7 @@ class Decoder:
         for name, entry in self.inputs.items():
             if name in self.caches:
                 binding.bind_ortvalue_input(name, self.caches[name])
-                present = name.replace("past_key_values", "present")
+                present = f"present.{name.partition('.')[2]}"
                 binding.bind_ortvalue_output(present, self.caches[name])
             elif name in feeds:
                 value = np.ascontiguousarray(feeds[name], numpy_type(entry.type))

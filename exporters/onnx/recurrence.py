@@ -69,7 +69,7 @@ def emit_recurrence(state: Lowering, node: fx.Node) -> None:
     query, key, value = (_flat(state, each) for each in (call.query, call.key, call.value))
     decay = _decay(state, call, name)
     late = call.bonus is not None
-    given = (query, key, value, decay)
+    given: tuple[str, ...] = (query, key, value, decay)
     if late:
         given = _one_late(builder, name, given, (groups * rows, groups * rows, heads * columns))
     beta = [] if call.beta is None else [state.name(call.beta)]

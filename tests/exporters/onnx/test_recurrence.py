@@ -15,6 +15,7 @@ from device_harness.errors import DeviceError
 from device_harness.onnx_session import OnnxSession
 from exporters.onnx.target import OnnxTarget
 from exporters.options import TargetOptions
+from quant.program.states import states_of as states_of_program
 from tests.exporters.onnx.vocabulary_cases import CONTEXT, VOCAB
 from tests.oracles.traced import difference
 
@@ -190,6 +191,32 @@ def test_a_stripped_artifact_gives_all_logits_beside_the_text_in_hand(lower, cas
     session.extend(case_text[:6])
     assert difference(session.logits(case_text), wanted) < FLOAT
     assert difference(session.extend(case_text[6:7]), wanted[6]) < FLOAT
+
+
+def test_int8_caches_beside_memories(lower, case_text, tmp_path):
+    """Memories stay float32; the codes of keys and values are fine enough to change little."""
+    made, folder = lower("mamba"), tmp_path / "made"
+    ranges = {
+        state.name: np.full((2, 16), 4.0, np.float32)
+        for state in states_of_program(made.source.program)
+        if state.kind == "cache"
+    }
+    options = TargetOptions(kv_cache="int8")
+    lowered = made.source.write(OnnxTarget(), folder, options=options, cache_ranges=ranges)
+    assert {name: kind.split("[")[0] for name, kind in lowered.states.items()} == {
+        **{f"past_key_values.1.{part}": "int8" for part in ("key", "value")},
+        **{
+            f"past_key_values.{layer}.{state}": "float"
+            for layer in (0, 2)
+            for state in ("conv_state", "recurrent_state")
+        },
+    }
+    wanted = made.reference.logits(case_text)
+    session = OnnxSession(folder, CONTEXT, 1)
+    session.extend(case_text[:20])
+    found = difference(session.extend(case_text[20:21]), wanted[20])
+    assert 0 < found < 0.02
+    assert difference(session.logits(case_text), wanted) < 0.02
 
 
 def test_the_manifest_says_what_a_graph_has_and_keeps(lower):

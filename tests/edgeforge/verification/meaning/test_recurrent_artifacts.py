@@ -24,17 +24,18 @@ SOUND = [("onnx", name) for name in RECURRENT]
 
 @pytest.fixture(scope="module")
 def captures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
-    """A sound export by its spec's name and its target, made once."""
+    """A sound export by its spec's name, its target and its recipe, made once."""
     root = tmp_path_factory.mktemp("recurrent")
-    made: dict[tuple[str, str], Captured] = {}
+    made: dict[tuple[str, ...], Captured] = {}
 
-    def captures(name: str, target: str) -> Captured:
-        if (name, target) not in made:
-            at = root / f"{name}-{target}"
-            options = ExportOptions(recipe="fp16", context=CONTEXT, threads=1)
+    def captures(name: str, target: str, recipe: str = "fp16") -> Captured:
+        key = name, target, recipe
+        if key not in made:
+            at = root / "-".join(key)
+            options = ExportOptions(recipe=recipe, context=CONTEXT, threads=1)
             model = small_model(RECURRENT[name], at / "checkpoint")
-            made[name, target] = capture(model, [TARGETS[target]], options, at / "out")[target]
-        return made[name, target]
+            made[key] = capture(model, [TARGETS[target]], options, at / "out")[target]
+        return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEFORGE_CACHE", str(root / "cache"))
@@ -52,6 +53,18 @@ def test_a_sound_artifact_has_no_fault(captures, tmp_path, target, name):
     assert [check.message for check in checks if check.verdict != "passed"] == []
     names = {check.name for check in checks}
     assert {"meaning.recurrence", "meaning.states", "meaning.recurrence_weights"} <= names
+
+
+def test_quantized_products_of_a_recurrence_are_read_and_held(captures, tmp_path):
+    captured = captures("rwkv6", "onnx", "int8")
+    checks = checked(captured, None, tmp_path)
+    assert [check.message for check in checks if check.verdict != "passed"] == []
+    kept = {
+        name: record.format
+        for name, record in captured.made.store.plan.weights.items()
+        if ".decay" in name or ".mix_" in name or ".bonus" in name
+    }
+    assert set(map(str, kept.values())) == {"fp32"}
 
 
 def exchanged(one: str, other: str) -> Callable[[Path, Captured], None]:
