@@ -170,7 +170,7 @@ ALTERED: dict[Callable[[Record], None], str] = {
     of_another_expert: "",
     too_early: "",
     too_late: "JumpFalseCall",
-    back: "leaves out something else",
+    back: "a loop that is none over tokens",
     accumulated: "",
     of_another_column: "",
     kept_once: "",
