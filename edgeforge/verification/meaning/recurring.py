@@ -73,11 +73,10 @@ def is_channel_mix(result: Value) -> bool:
     if not isinstance(result, Product):
         return False
     first, second = (plain(factor) for factor in result.factors)
-    return any(
-        isinstance(one, Sigmoid) and isinstance(plain(one.source), Linear)
-        and isinstance(rest, Linear)
-        for one, rest in ((first, second), (second, first))
-    )  # fmt: skip
+    for one, rest in ((first, second), (second, first)):
+        if isinstance(one, Sigmoid) and isinstance(rest, Linear):
+            return isinstance(plain(one.source), Linear)
+    return False
 
 
 def recurring(result: Value, *streams: Value) -> Recurring:

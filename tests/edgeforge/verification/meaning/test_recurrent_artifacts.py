@@ -60,11 +60,11 @@ def test_quantized_products_of_a_recurrence_are_read_and_held(captures, tmp_path
     checks = checked(captured, None, tmp_path)
     assert [check.message for check in checks if check.verdict != "passed"] == []
     kept = {
-        name: record.format
+        name: record.format.name
         for name, record in captured.made.store.plan.weights.items()
         if ".decay" in name or ".mix_" in name or ".bonus" in name
     }
-    assert set(map(str, kept.values())) == {"fp32"}
+    assert set(kept.values()) == {"fp32"}
 
 
 def exchanged(one: str, other: str) -> Callable[[Path, Captured], None]:
