@@ -9,8 +9,8 @@ would drift. So there are two states::
 
 Together they hold 22 bits. ``low`` is stretched by `FINER`, so that it is about as large as
 ``high``: stored as it is, it would be a subnormal number, which has fewer bits, wherever the memory
-is below 4. ``UNIT`` moves the largest number that they hold from 65,504 to 1,048,064; what exceeds that
-becomes infinite in ``high`` and NaN at the next call, and is never a wrong number.
+is below 4. ``UNIT`` moves the largest number that they hold from 65,504 to 1,048,064; what exceeds
+that becomes infinite in ``high`` and NaN at the next call, and is never a wrong number.
 """
 
 from __future__ import annotations
