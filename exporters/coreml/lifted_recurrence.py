@@ -169,7 +169,8 @@ def _of_constant(walk: Walk, early: bool) -> _Sums:
         return times(walk, _bounded(), lambda probe: count(np.arange(probe.count), probe.count))
 
     def between(places: Array, _: int) -> Array:
-        return np.maximum(places[:, None] - places[None] - early, 0)
+        found: Array = np.maximum(places[:, None] - places[None] - early, 0)
+        return found
 
     return _Sums(
         of(lambda places, _: places + (not early)),
@@ -226,7 +227,8 @@ def _inverse(walk: Walk, links: Pattern) -> Pattern:
     while size < most:
 
         def apart(t: Array, j: Array, size: int = size) -> Array:
-            return (t // (2 * size) == j // (2 * size)) & (t // size != j // size)
+            found: Array = (t // (2 * size) == j // (2 * size)) & (t // size != j // size)
+            return found
 
         inner = named(f"inverse_{size}", inverse)
         part = product(numbers(walk, _mask(apart)), links)

@@ -109,17 +109,9 @@ class CoremlTarget:
             plans = [(names.MAIN, last, -1 if len(chunks) > 1 else 1)]
         functions = []
         for name, program, tokens in plans:
-            emitter = lower_function(
-                FunctionLowering(
-                    program,
-                    bank,
-                    name,
-                    tokens,
-                    style,
-                    max(chunks, default=1) if tokens == -1 else tokens,
-                )
-            )
             given = chunks if tokens == -1 else ()
+            most = max(given, default=tokens)
+            emitter = lower_function(FunctionLowering(program, bank, name, tokens, style, most))
             functions.append(WrittenFunction(emitter, given, describe_function(emitter)))
         model = model_message(functions, OPSETS[style.opset][1], metadata(request, style, chunks))
         package = folder / names.PACKAGE

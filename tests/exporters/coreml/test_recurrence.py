@@ -26,7 +26,8 @@ from exporters.lifted import (
     Value,
 )
 from tests.exporters.coreml.vocabulary_model import CONTEXT, made
-from tests.oracles.vocabulary import RECURRENT, VOCAB
+from tests.oracles.recurrent_layers import CONV, MAMBA
+from tests.oracles.vocabulary import RECURRENT, VOCAB, small_spec
 
 TEXT = np.random.default_rng(5).integers(0, VOCAB, 40)
 # Each layer in several ways: functions of a fixed and of a chosen number of tokens, both profiles,
@@ -264,3 +265,31 @@ def test_keys_that_repeat_do_not_spoil_the_delta_rule(way, run_package):
     text = np.full(48, 7)
     wanted = package.reference().logits(text)
     assert largest_error(run_package(package.folder).logits(text), wanted) < bound
+
+
+def test_coremltools_reopens_them_and_infers_the_same_types(way, reopen):
+    package, _, _ = way
+    _, program = reopen(package.folder)
+    for function in program.functions.values():
+        assert function.outputs[0].shape[2] == VOCAB
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("exporters.coreml.memory.FINER", 1024.0),
+        ("exporters.coreml.memory.UNIT", 1.0),
+        ("exporters.coreml.recurrence.FORGOTTEN", -1.0),
+    ],
+)
+def test_what_computes_something_else_is_not_read_as_a_recurrence(
+    place, value, monkeypatch, tmp_path
+):
+    asked = small_spec((MAMBA,), conv_width=CONV)
+    monkeypatch.setattr(place, value)
+    package = made(tmp_path, asked, format="fp32", chunk="4", strip=True)
+    opened = open_package(package.folder / names.PACKAGE)
+    _, prefill = read_package(opened, CONTEXT, cache_multiple=1).entry_points
+    values = values_of(prefill.logits)
+    assert not any(isinstance(each, Recurrence) for each in values)
+    assert any(isinstance(each, Unknown) for each in values)
