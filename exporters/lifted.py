@@ -423,7 +423,8 @@ class Previous(Value):
 
     Attributes:
         source: the tokens.
-        recent: the state, which holds the last token.
+        recent: the state, which holds the last token: ``3.recent`` of layer 3's mix of tokens,
+            ``3.mlp_recent`` of its mix of channels, where states have names.
     """
 
     source: Value

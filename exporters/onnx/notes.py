@@ -58,6 +58,7 @@ def outside_notes(program: Program) -> tuple[str, ...]:
     )
     within = {bias for node in nodes for bias in bias_within(node)}
     convolutions, factors = (_count(nodes, it) for it in (dialect.SHORT_CONV, dialect.SCALE))
+    shifts = _count(nodes, dialect.TOKEN_SHIFT)
     biases = sum(node.target is dialect.BIAS and node not in within for node in nodes)
     added = [n for n in nodes if n.target is dialect.ADD and following_norm(n) is None]
     shared = sum(node_argument(node, 0).target is dialect.COMBINE for node in added)
@@ -67,6 +68,7 @@ def outside_notes(program: Program) -> tuple[str, ...]:
         *([f"rotations of queries and keys in {_layers(rotated)}"] if rotated else []),
         *([f"norms of queries and keys in {_layers(normed)}"] if normed else []),
         *([f"short convolutions in {_layers(convolutions)}"] if convolutions else []),
+        *([f"shifts of tokens ({shifts})"] if shifts else []),
         *([f"biases ({biases})"] if biases else []),
         *([f"residual additions that no norm follows ({sums})"] if sums else []),
         *([f"additions of a shared expert ({shared})"] if shared else []),
@@ -87,6 +89,17 @@ def mixture_notes(program: Program) -> tuple[str, ...]:
     return (
         f"in {_layers(len(found))} a call computes only the experts that its tokens chose, each "
         f"for its own tokens; a token has {words}",
+    )
+
+
+def recurrence_notes(program: Program) -> tuple[str, ...]:
+    """A note on the program's recurrences; none where there are none."""
+    count = _count(list(program.graph.nodes), dialect.RECURRENCE)
+    if not count:
+        return ()
+    return (
+        f"in {_layers(count)} a memory is kept in float32, which LinearAttention reads and "
+        f"changes: ONNX Runtime has it since 1.25.1",
     )
 
 

@@ -100,7 +100,12 @@ class OnnxTarget:
         from exporters.onnx.caches import NOTE
         from exporters.onnx.genai import genai_config
         from exporters.onnx.genai_tokenizer import write_tokenizer
-        from exporters.onnx.notes import mixture_notes, outside_notes, rounding_notes
+        from exporters.onnx.notes import (
+            mixture_notes,
+            outside_notes,
+            recurrence_notes,
+            rounding_notes,
+        )
         from exporters.onnx.weight_file import WeightFile
 
         weights = WeightFile(WEIGHTS)
@@ -138,6 +143,7 @@ class OnnxTarget:
             notes=(
                 *rounding_notes(graph, request.store.plan, kept),
                 *mixture_notes(request.program),
+                *recurrence_notes(request.program),
                 *outside_notes(request.program),
                 *((NOTE,) if request.cache_ranges else ()),
                 *((_drafts(positions),) if positions is not None else ()),

@@ -218,7 +218,7 @@ def test_the_manifest_says_how_many_experts_a_token_has(build):
 
 def test_the_structure_names_the_states_of_convolutions(convolving):
     sections = convolving.manifest.structure
-    assert sections["Recent tokens of convolutions"] == [
+    assert sections["Recent tokens"] == [
         {"graph": graph, "type": "float", "tokens": 2, "states": 2}
         for graph in ("model.onnx", "verify.onnx")
     ]

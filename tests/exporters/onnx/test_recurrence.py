@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
-from tests.exporters.onnx.vocabulary_cases import CONTEXT
+from device_harness.errors import DeviceError
+from device_harness.onnx_session import OnnxSession
+from exporters.onnx.target import OnnxTarget
+from exporters.options import TargetOptions
+from tests.exporters.onnx.vocabulary_cases import CONTEXT, VOCAB
 from tests.oracles.traced import difference
 
 FLOAT = 2e-6  # of the range of the logits
@@ -136,3 +142,64 @@ def test_a_text_in_many_calls_leaves_the_memory_of_one_call(lower, case_text, na
         _, states = call(session, case_text[None, at - size : at], mask[:, :at], states)
     for name, state in whole.items():
         assert difference(states[name], state) < FLOAT
+
+
+@pytest.mark.parametrize("name", ["rwkv6", "mamba"])
+def test_onnxruntime_genai_keeps_the_states(lower, tmp_path, name):
+    """A batch of unequal prompts, and a prompt in two chunks."""
+    from tests.oracles.genai import genai_greedy, genai_steps
+
+    made, folder = lower(name), tmp_path / "made"
+    shutil.copytree(made.folder, folder)
+    config = json.loads((folder / "genai_config.json").read_text())
+    assert config["model"]["type"] == "llama"
+    config["model"] |= {"eos_token_id": [VOCAB - 1], "pad_token_id": VOCAB - 1}
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    draw = np.random.default_rng(3)
+    rows = [draw.integers(0, VOCAB - 1, count).tolist() for count in (1, 23, 9)]
+    logits, tokens = genai_steps(folder, rows, 3)
+    for index, row in enumerate(rows):
+        wanted = made.reference.logits(np.array([*row, *tokens[index]]))
+        for step, found in enumerate(logits):
+            assert difference(found[index], wanted[len(row) - 1 + step]) < FLOAT
+    text = [*rows[1], *genai_greedy(folder, rows[1][:9], rows[1][9:], count=12)]
+    greedy = made.reference.logits(np.array(text)).argmax(1)
+    assert text[23:] == greedy[22:-1].tolist()
+
+
+def test_a_session_keeps_the_states_of_one_text(lower, case_text):
+    made = lower("mamba")
+    wanted = made.reference.logits(case_text)
+    session = OnnxSession(made.folder, CONTEXT, 1)
+    session.extend(case_text[20:40])
+    session.reset()
+    session.extend(case_text[:6])
+    # Neither another text in between nor a call that is refused changes what the states hold.
+    session.logits(case_text[30:41])
+    with pytest.raises(DeviceError, match="no token -1"):
+        session.extend(np.array([4, -1]))
+    assert difference(session.extend(case_text[6:7]), wanted[6]) < FLOAT
+
+
+def test_a_stripped_artifact_gives_all_logits_beside_the_text_in_hand(lower, case_text, tmp_path):
+    made = lower("rwkv6")
+    made.source.write(OnnxTarget(), tmp_path / "made", options=TargetOptions(strip=True))
+    assert not (tmp_path / "made" / "verify.onnx").exists()
+    wanted = made.reference.logits(case_text)
+    session = OnnxSession(tmp_path / "made", CONTEXT, 1)
+    session.extend(case_text[:6])
+    assert difference(session.logits(case_text), wanted) < FLOAT
+    assert difference(session.extend(case_text[6:7]), wanted[6]) < FLOAT
+
+
+def test_the_manifest_says_what_a_graph_has_and_keeps(lower):
+    notes = " ".join(lower("rwkv6").lowered.notes)
+    assert "in 2 layers a memory is kept in float32, which LinearAttention reads and" in notes
+    assert "outside of the fused kernels: shifts of tokens (4), biases" in notes
+    tables = {table.title: table for table in OnnxTarget().structure(lower("mamba").folder)}
+    graphs = ("model.onnx", "verify.onnx")
+    assert tables["Recent tokens"].rows == tuple((graph, "float", 3, 2) for graph in graphs)
+    assert tables["Memories"].rows == tuple((graph, "float", 4, 8, 16, 2) for graph in graphs)
+    counted = {row[:2]: row[2] for row in tables["Operators"].rows}
+    assert counted["model.onnx", "com.microsoft::LinearAttention"] == 4  # in both branches
+    assert counted["model.onnx", "ai.onnx::If"] == 2
