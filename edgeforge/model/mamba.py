@@ -72,11 +72,12 @@ class Mamba(nn.Module):
 
     def _normed(self, x: Tensor) -> Tensor:
         """RMS-normalises the values of each head of queries and keys: ``float[1, t, inner]``."""
-        groups = self.made.key_heads
+        groups, normed = self.made.key_heads, x
         if groups == 1:
-            normed: Tensor = self.norm(x)
+            normed = self.norm(x)
             return normed
         width = self.inner // groups
         parts = x.view(1, x.shape[1], groups, width)
         parts = token_ops.scale(token_ops.l2_norm(parts, self.norm.eps * width), width**0.5)
-        return token_ops.gain(parts.view(1, x.shape[1], self.inner), self.norm.weight)
+        normed = token_ops.gain(parts.view(1, x.shape[1], self.inner), self.norm.weight)
+        return normed
