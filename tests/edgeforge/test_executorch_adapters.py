@@ -78,18 +78,23 @@ def test_the_bases_methods_and_weights_are_the_same(places):
     assert sorted(keys[1][len(keys[0]) :]) == sorted(added)
 
 
+def first_logits(artifact: Path) -> np.ndarray:
+    with api.load(artifact, threads=1, adapter="first") as session:
+        return session.extend(TOKENS)
+
+
 def test_a_program_with_its_weights_within_gives_the_same(places, tmp_path):
-    """And so does one whose products keep activations float32 by groups of columns."""
-    for activations in ("int8", "float"):
-        logits = []
-        for weights in ("internal", "external"):
-            out = tmp_path / f"{activations} {weights}"
-            given = {"recipe": "int4", "weights": weights, "activations": activations, **OPTIONS}
-            adapters = {"adapters": [str(places / "first")], "adapter_mode": "separate"}
-            api.export(places / "checkpoint", out, **given, **adapters)
-            with api.load(out, threads=1, adapter="first") as session:
-                logits.append(session.extend(TOKENS))
-        np.testing.assert_array_equal(*logits)
+    given = {"adapters": [str(places / "first")], "adapter_mode": "separate", **OPTIONS}
+    api.export(places / "checkpoint", tmp_path / "within", recipe="int4", **given)
+    np.testing.assert_array_equal(
+        first_logits(tmp_path / "within"), first_logits(places / "beside")
+    )
+    # Activations that stay float32 are multiplied by groups of columns, whose products are added.
+    given["activations"] = "float"
+    (artifact,) = api.export(places / "checkpoint", tmp_path / "float", recipe="int4", **given)
+    assert not failed(artifact, open_model(str(places / "checkpoint")))
+    found, rounded = first_logits(artifact), first_logits(places / "beside")
+    assert 0 < np.abs(found - rounded).max() < 0.1 * np.ptp(found)
 
 
 def failed(artifact: Path, model: Model) -> dict[str, str]:
@@ -106,7 +111,8 @@ def test_the_change_of_another_product_is_found_in_the_files(places, tmp_path):
         one, other = (factor_key("second", factor, f"{DOWN.format(at)}.weight") for at in (0, 1))
         # The first layer's delegates ask for the second layer's factor: both have one length.
         blob = (artifact / "model.pte").read_bytes()
-        assert len(one) == len(other) and blob.count(one.encode()) >= 3
+        assert len(one) == len(other)  # once where the key is listed, once in a shared delegate
+        assert blob.count(one.encode()) == 2
         for start, size in pte.segments:
             segment = blob[start : start + size]
             if one.encode() in segment:
