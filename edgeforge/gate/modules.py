@@ -122,7 +122,7 @@ def _not_for_modules(terms: Terms) -> list[str]:
 
 def _figures(found: ModuleEvaluation) -> dict[str, tuple[float, tuple[str, ...]]]:
     """The worst output's figures by dotted name, and which output that is."""
-    figures = {}
+    figures: dict[str, tuple[float, tuple[str, ...]]] = {}
     for name, sense in MODULE_FIGURES.items():
         field = name.removeprefix(MODULE)
         values = [(_worse(each, field), each.name) for each in found.outputs]

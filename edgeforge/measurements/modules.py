@@ -149,7 +149,9 @@ def _refuse(folders: Sequence[Path], options: BenchOptions) -> None:
     others = [folder for folder in folders if not is_module(folder)]
     if others:
         raise UsageError(f"{others[0]} is no artifact of a module: measure it in a call of its own")
-    given = {f"--{name.replace('_', '-')}": value for name, value in options.runtime.items()}
+    given: dict[str, object] = {
+        f"--{name.replace('_', '-')}": value for name, value in options.runtime.items()
+    }
     given |= {"--instructions": options.instructions or None, "--runner": options.runner}
     given |= {"--prompt": options.prompts or None, "--output": options.outputs or None}
     for name, value in given.items():
