@@ -174,7 +174,9 @@ def gap_of(node: fx.Node, logits: Tensor, sets: Tensor) -> Tensor:
     spread = logits.std(-1, correction=0).clamp_min(1e-12)
     if node.target is dialect.ROUTE:
         gap = _behind(logits, sets[0], torch.ones_like(sets[0]))
-        wrong = sets[0].sum(-1) != node.args[1]
+        chosen = node.args[1]
+        assert isinstance(chosen, int)
+        wrong = sets[0].sum(-1).ne(chosen)
     else:
         left = torch.ones_like(sets[0])
         gap, wrong = torch.zeros(len(logits)), torch.zeros(len(logits), dtype=torch.bool)
@@ -182,9 +184,9 @@ def gap_of(node: fx.Node, logits: Tensor, sets: Tensor) -> Tensor:
             gap = torch.maximum(gap, _behind(logits, sets[one], left))
             largest = logits.masked_fill(~left, -torch.inf).amax(-1, keepdim=True)
             beyond = _beyond(node, logits, largest)
-            moved = (sets[candidates] != (beyond <= 0)) & left
+            moved = sets[candidates].ne(beyond <= 0) & left
             gap = torch.maximum(gap, beyond.abs().masked_fill(~moved, 0).amax(-1))
-            wrong |= sets[one].sum(-1) != 1
+            wrong = wrong | sets[one].sum(-1).ne(1)
             left = left & ~sets[one]
     return (gap / spread).masked_fill(wrong, torch.inf)
 
@@ -192,9 +194,10 @@ def gap_of(node: fx.Node, logits: Tensor, sets: Tensor) -> Tensor:
 def _shared(sets: Tensor, own: Tensor) -> Tensor:
     """The share of experts of one choice that another has too, ``float32[t]``."""
     if len(sets) == 1:
-        return (sets & own)[0].sum(-1) / own[0].sum(-1)
-    turns = (sets == own).all(-1).unflatten(0, (2, 2)).all(1)
-    return turns.float().mean(0)
+        return (sets & own)[0].sum(-1).div(own[0].sum(-1))
+    same = sets.eq(own).all(-1)
+    turns = [same[list(each)].all(0).float() for each in (_FIRST, _SECOND)]
+    return torch.stack(turns).mean(0)
 
 
 def _behind(logits: Tensor, chosen: Tensor, among: Tensor) -> Tensor:

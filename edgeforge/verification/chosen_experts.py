@@ -240,11 +240,11 @@ def _sets(node: fx.Node, logits: Tensor, weights: Tensor, indices: Sequence[Tens
         # Of the two the first has the larger logit.
         ranked = chosen.gather(-1, order).float()
         places = ranked.topk(2, -1).indices.sort(-1).values
-        first, second = order.gather(-1, places).split(1, -1)
+        first, second = order.gather(-1, places).tensor_split(2, -1)
         own = torch.cat([weights.gather(-1, each) for each in (first, second)], -1)
     found = []
     left = logits
-    for index, share in zip((first, second), own.split(1, -1), strict=True):
+    for index, share in zip((first, second), own.tensor_split(2, -1), strict=True):
         found += [_marked(logits, index), _candidates(left, index, share)]
         left = left.scatter(-1, index, -torch.inf)
     return torch.stack(found)

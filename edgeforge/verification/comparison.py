@@ -167,7 +167,9 @@ def compare(
     """
     tokens = [torch.tensor(block, dtype=torch.int64) for block in blocks]
     longest = max(map(len, tokens))
-    meters = [RoutingMeter(reader) for reader in readers] or [None for _ in sessions]
+    meters: list[RoutingMeter | None] = [None for _ in sessions]
+    if readers:
+        meters = [RoutingMeter(reader) for reader in readers]
     references, artifacts = _References(), [_Artifact(longest, meter) for meter in meters]
     progress(0, len(tokens))
     with EachSession(sessions) as each:

@@ -175,14 +175,13 @@ def evaluate(
             readers,
             counters,
         )
-        comparisons = (
-            [
-                replace(each, routing=with_shipped(each.routing, *found))
-                for each, *found in zip(comparisons, followed, counters, readers, strict=True)
+        if readers:
+            comparisons = [
+                replace(figures, routing=with_shipped(figures.routing, *given))
+                for figures, given in zip(
+                    comparisons, zip(followed, counters, readers, strict=True), strict=True
+                )
             ]
-            if readers
-            else comparisons
-        )
         bad = [
             located(found.not_finite, sample.blocks, reference, quantized, session)
             for found, session in zip(comparisons, sessions, strict=True)

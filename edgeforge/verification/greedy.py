@@ -138,7 +138,7 @@ def _followings(
             for prompt, text in zip(prompts, own, strict=True)
         ]
         chosen = reader.choices([text.numpy() for text in own], calls)
-        found += [Following(choices) for choices in chosen or [None for _ in own]]
+        found += [Following() for _ in own] if chosen is None else map(Following, chosen)
     return found
 
 

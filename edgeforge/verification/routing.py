@@ -163,7 +163,8 @@ def follow(
         would be the same.
     """
     if all(each is None for each in chosen):
-        yield from ((logits, [None for _ in chosen]) for logits in quantized.logits(blocks))
+        for logits in quantized.logits(blocks):
+            yield logits, [None for _ in chosen]
         return
     done = 0
     for group in grouped(blocks):

@@ -51,7 +51,7 @@ class Shipped:
         kl_max: the largest.
         interval: a rough 95 % interval of the mean; None where there are too few positions.
         all_positions: of the graph that gives all logits against what ships, at the positions that
-            both gave; None where the artifact has no such graph.
+            both gave, and before which they chose the same experts; None where there are none.
         all_positions_max: the largest divergence of that graph from QUANTIZED at those positions; 0
             where the artifact has no such graph.
         entropy: what QUANTIZED's predictions leave open there, in the mean, nats.
