@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from edgeforge.checkpoint.gguf.architectures import find_architecture
 from edgeforge.errors import CheckpointError, UsageError
 from edgeforge.export_options import check_caches, check_drafts
 from edgeforge.families.facts import choose_context, facts_of
@@ -144,3 +145,9 @@ def test_integer_caches_and_drafts_are_refused_where_there_are_none():
         check_caches(spec, TargetOptions(kv_cache="int8"))
     with pytest.raises(UsageError, match="--draft-positions is not possible: layers of this rwkv6"):
         check_drafts(spec, TargetOptions(draft_positions=4))
+
+
+@pytest.mark.parametrize("family", ["rwkv6", "rwkv7"])
+def test_files_of_llama_cpp_are_refused_by_name(family):
+    with pytest.raises(CheckpointError, match=f"has the general.architecture '{family}'"):
+        find_architecture(family, "model.gguf")
