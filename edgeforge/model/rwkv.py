@@ -6,7 +6,7 @@ one mix of each kind for all tokens; RWKV 6 makes mixes and decays of each token
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +25,15 @@ GROUP_NORM_EPS: Final = 64e-5
 
 def _mixed(x: Tensor, difference: Tensor, mix: Tensor) -> Tensor:
     """``x + (previous - x) * mix``."""
-    return x + token_ops.gain(difference, mix)
+    mixed: Tensor = x + token_ops.gain(difference, mix)
+    return mixed
 
 
 def _difference(x: Tensor, recent: Tensor, position: Tensor) -> Tensor:
     """The token before, minus the token: ``float[1, t, n]``."""
     before = recurrence_ops.token_shift(x, recent, position)
-    return before + token_ops.scale(x, -1.0)
+    difference: Tensor = before + token_ops.scale(x, -1.0)
+    return difference
 
 
 class TimeMix(nn.Module):
@@ -41,6 +43,9 @@ class TimeMix(nn.Module):
     ``float[1, heads, width, width]``. A mix is how much of the token before there is; checkpoints
     of RWKV 5 hold its complement.
     """
+
+    recent: Tensor
+    memory: Tensor
 
     def __init__(self, spec: ModelSpec, layer: LayerSpec, at: str, context: int) -> None:
         super().__init__()
@@ -96,9 +101,10 @@ class TimeMix(nn.Module):
         weights = {name: self.get_parameter(f"mix_{name}.weight") for name in self.mixes}
         if not self.dynamic:
             return {name: _mixed(x, difference, weight) for name, weight in weights.items()}
-        down = torch.tanh(self.mix_down(_mixed(x, difference, self.mix_all.weight)))
+        shared = self.get_parameter("mix_all.weight")
+        down: Any = torch.tanh(self.mix_down(_mixed(x, difference, shared)))
         rank = down.shape[-1] // len(self.mixes)
-        parts = down.split([rank] * len(self.mixes), -1)
+        parts: tuple[Tensor, ...] = down.split([rank] * len(self.mixes), -1)
         made = {}
         for (name, weight), part in zip(weights.items(), parts, strict=True):
             own = token_ops.bias(self.get_submodule(f"mix_up_{name}")(part), weight)
@@ -112,6 +118,8 @@ class ChannelMix(nn.Module):
     ``sigmoid(receptance) * value(relu(key) ** 2)``. The state is the token before,
     ``float[1, hidden, 1]``.
     """
+
+    recent: Tensor
 
     def __init__(self, spec: ModelSpec, at: str) -> None:
         super().__init__()
