@@ -49,7 +49,7 @@ class Mamba(nn.Module):
         if self.conv.bias is not None:
             packed = token_ops.bias(packed, self.conv.bias)
         width = made.key_heads * made.key_width
-        v, k, q = F.silu(packed).split([self.inner, width, width], -1)
+        v, k, q = torch.split(F.silu(packed), [self.inner, width, width], -1)
         steps = self.dt_proj(x)
         if self.step.bias is not None:
             steps = token_ops.bias(steps, self.step.bias)
@@ -72,12 +72,13 @@ class Mamba(nn.Module):
 
     def _normed(self, x: Tensor) -> Tensor:
         """RMS-normalises the values of each head of queries and keys: ``float[1, t, inner]``."""
-        groups, normed = self.made.key_heads, x
+        groups = self.made.key_heads
         if groups == 1:
-            normed = self.norm(x)
-            return normed
+            whole: Tensor = self.norm(x)
+            return whole
         width = self.inner // groups
         parts = x.view(1, x.shape[1], groups, width)
         parts = token_ops.scale(token_ops.l2_norm(parts, self.norm.eps * width), width**0.5)
-        normed = token_ops.gain(parts.view(1, x.shape[1], self.inner), self.norm.weight)
+        flat = parts.view(1, x.shape[1], self.inner)
+        normed: Tensor = token_ops.gain(flat, self.norm.weight)
         return normed
