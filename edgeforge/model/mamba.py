@@ -79,6 +79,6 @@ class Mamba(nn.Module):
         width = self.inner // groups
         parts = x.view(1, x.shape[1], groups, width)
         parts = token_ops.scale(token_ops.l2_norm(parts, self.norm.eps * width), width**0.5)
-        parts = parts.view(1, x.shape[1], self.inner)
-        normed: Tensor = token_ops.gain(parts, self.norm.weight)
+        flat = parts.view(1, x.shape[1], self.inner)
+        normed: Tensor = token_ops.gain(flat, self.norm.weight)
         return normed
