@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 PROGRAM: Final = "model.pte"
 _OWNER: Final = "ExecuTorch's exporter"
-ROUNDED: Final = "products with quantized weights round each row of their inputs to 8 bits"
+_LEAST_SCALE: Final = 1e-9
+"""Of what is rounded to 8 bits: images of smaller values become zeros."""
+ROUNDED: Final = (
+    "products with quantized weights round each row of their inputs to 8 bits, and convolutions "
+    "each image"
+)
 
 
 class ExecutorchModules:
@@ -33,7 +38,12 @@ class ExecutorchModules:
         """Lowers the program and writes the .pte."""
         import torch
 
-        from exporters.modules.integer_program import EMBEDDING, LINEAR, integer_program
+        from exporters.modules.integer_program import (
+            EMBEDDING,
+            IMAGE_CONVOLUTIONS,
+            LINEAR,
+            integer_program,
+        )
         from exporters.modules.places import write_places
         from exporters.vendor_output import quiet
 
@@ -45,10 +55,16 @@ class ExecutorchModules:
             # torch's own definitions of the `quantized_decomposed` operators.
             from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401
 
-            readers = {LINEAR: _linear, EMBEDDING: _embedding, None: _linear}
+            images = {operator: _convolution for operator in IMAGE_CONVOLUTIONS}
+            readers = {LINEAR: _linear, EMBEDDING: _embedding, **images, None: _linear}
             program = integer_program(request, readers, floats)
             notes = _lower(program, folder / PROGRAM)
-        floats = write_places(folder / PROGRAM, folder, request.store, "xnnpack", floats)
+        taps = {
+            name: weight.shape[2] * weight.shape[3]
+            for name, weight in request.traced.weights.items()
+            if len(weight.shape) == 4
+        }
+        floats = write_places(folder / PROGRAM, folder, request.store, "xnnpack", floats, taps)
         kept = request.store is not None and len(floats) < len(request.store.plan.weights)
         return LoweredModule(PROGRAM, floats, (*((ROUNDED,) if kept else ()), *notes))
 
@@ -117,7 +133,9 @@ def _floats(request: ModuleRequest) -> dict[str, str]:
 
 def _refusal(weight: ModuleWeight, format: IntFormat, request: ModuleRequest) -> str:
     if weight.role == "conv":
-        return "XNNPACK multiplies integers of a convolution only with rounded activations"
+        if _convolves_images(weight, request):
+            return ""
+        return "XNNPACK multiplies integers of convolutions of images alone, and of no depthwise"
     if format.bits not in (4, 8):
         return f"XNNPACK has integers of 4 and 8 bits, not {format.name}"
     if format.bits == 8 and format.group_size is not None:
@@ -157,6 +175,72 @@ def _linear(parts: Parts, graph: fx.Graph, user: fx.Node) -> fx.Node:
         kernels.dequantize_per_token.default, (narrow, scale, zero, *bounds, torch.float32)
     )
     user.args = (rounded, _matrix(parts, graph), *user.args[2:])
+    return rounded
+
+
+def _convolves_images(weight: ModuleWeight, request: ModuleRequest) -> bool:
+    """Whether all readers of a kernel are convolutions of images, and none is depthwise."""
+    from exporters.modules.integer_program import IMAGE_CONVOLUTIONS
+    from exporters.modules.traced import PREFIX
+
+    program = request.traced.program
+    names = {
+        node
+        for node, target in program.graph_signature.inputs_to_parameters.items()
+        if target.removeprefix(PREFIX) == weight.name
+    }
+    for node in program.graph.find_nodes(op="placeholder"):
+        for user in node.users if node.name in names else ():
+            groups = user.args[6] if len(user.args) > 6 else 1
+            depthwise = groups != 1 and weight.shape[1] == 1
+            if user.target not in IMAGE_CONVOLUTIONS or depthwise:
+                return False
+    return len(weight.shape) == 4
+
+
+def _convolution(parts: Parts, graph: fx.Graph, user: fx.Node) -> fx.Node:
+    """Rounds each image to 8 bits, in the operators that XNNPACK's partitioner knows.
+
+    They round all images of a batch by one scale; XNNPACK, which computes them, rounds each image
+    by its own.
+
+    Given::
+
+        %y = aten::conv2d(%x, %w, %b, ...)
+
+    Result::
+
+        %s, %z = choose_qparams(%x)
+        %r = dequantize_per_tensor(quantize_per_tensor(%x, %s, %z), %s, %z)
+        %y = aten::conv2d(%r, dequantize_per_channel(codes, scale), %b, ...)
+    """
+    import operator
+
+    import torch
+
+    kernels: Any = torch.ops.quantized_decomposed
+    source, bounds = user.args[0], (-128, 127, torch.int8)
+    asked = graph.call_function(
+        kernels.choose_qparams.tensor, (source, -128, 127, _LEAST_SCALE, torch.int8)
+    )
+    scale = graph.call_function(operator.getitem, (asked, 0))
+    zero = graph.call_function(operator.getitem, (asked, 1))
+    narrow = graph.call_function(kernels.quantize_per_tensor.tensor, (source, scale, zero, *bounds))
+    rounded = graph.call_function(
+        kernels.dequantize_per_tensor.tensor, (narrow, scale, zero, *bounds)
+    )
+    held = parts.scale()
+    kernel = graph.call_function(
+        kernels.dequantize_per_channel.default,
+        (
+            parts.buffer(graph, "kernel", parts.codes().view(parts.weight.shape)),
+            parts.buffer(graph, "scale", held[:, 0]),
+            parts.buffer(graph, "zero", torch.zeros(len(held), dtype=torch.int64)),
+            0,
+            *bounds,
+        ),
+    )
+    user.args = (rounded, kernel, *user.args[2:])
     return rounded
 
 

@@ -24,6 +24,7 @@ Reader = Callable[["Parts", fx.Graph, fx.Node], fx.Node]
 aten = torch.ops.aten
 LINEAR: Final = aten.linear.default
 EMBEDDING: Final = aten.embedding.default
+IMAGE_CONVOLUTIONS: Final[tuple[Any, ...]] = (aten.conv2d.default, aten.conv2d.padding)
 _POOLS: Final = tuple(f"aten.{kind}_pool{axes}d" for kind in ("max", "avg") for axes in (1, 2, 3))
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from exporters.damaged_files import one_sentence
 from exporters.errors import ExportError
-from exporters.executorch.stock.bytes_found import digests_of_bytes, find_bytes
+from exporters.executorch.stock.bytes_found import channels_last, digests_of_bytes, find_bytes
 from quant.input_files import read_input
 from quant.json_input import JsonError, parse_json
 from quant.store.store import WeightStore
@@ -25,7 +25,12 @@ _LARGEST: Final = 64 << 20
 
 
 def write_places(
-    file: Path, folder: Path, store: WeightStore | None, layout: str, floats: Mapping[str, str]
+    file: Path,
+    folder: Path,
+    store: WeightStore | None,
+    layout: str,
+    floats: Mapping[str, str],
+    taps: Mapping[str, int] | None = None,
 ) -> dict[str, str]:
     """Finds the weights in a file, and writes their places into the artifact's folder.
 
@@ -35,6 +40,7 @@ def write_places(
         store: the weights; None for none.
         layout: whose layouts the file has: ``xnnpack`` or ``coreml``.
         floats: the weights that the file holds as floats, with the reason.
+        taps: of kernels whose channels may lie last in the file, how many taps each has.
 
     Returns:
         ``floats``, and the weights that the frontend changed.
@@ -47,7 +53,8 @@ def write_places(
         if name in floats:
             continue
         try:
-            places |= find_bytes(file, store, layout, [name])
+            more = (channels_last(taps[name]),) if taps is not None and name in taps else ()
+            places |= find_bytes(file, store, layout, [name], more)
         except ExportError:
             lost[name] = "the frontend wrote its integers or scales in another form"
     noted = {

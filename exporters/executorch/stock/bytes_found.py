@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -81,12 +81,46 @@ _SCALES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _VALUES: Final = {"vulkan": "values in float32", "coreml": _ROUNDED, "xnnpack": "values in float32"}
 
+_CHANNELS_LAST: Final = "signed of 8 bits, channels last, taps "
+
+
+def channels_last(taps: int) -> str:
+    """The layout of a kernel's 8-bit codes in which the channels of each of its taps lie together.
+
+    The store has the taps of each channel together.
+    """
+    return f"{_CHANNELS_LAST}{taps}"
+
+
+def _layout(name: str) -> Layout:
+    """A layout by its name.
+
+    Raises:
+        KeyError: there is none of this name.
+    """
+    if not name.startswith(_CHANNELS_LAST):
+        return _LAYOUTS[name]
+    taps = int(name.removeprefix(_CHANNELS_LAST))
+
+    def laid(codes: torch.Tensor) -> torch.Tensor:
+        return (codes ^ 0x80).reshape(len(codes), -1, taps).transpose(1, 2)
+
+    def undone(data: bytes, rows: int) -> bytes:
+        return _bytes(_as(torch.uint8, data).view(rows, taps, -1).transpose(1, 2) ^ 0x80)
+
+    return laid, undone
+
+
 Place = dict[str, object]
 """A part's ``offset``, ``nbytes`` and ``layout``, and its ``sha256`` if that cannot be undone."""
 
 
 def find_bytes(
-    program: Path, store: WeightStore, backend: str, names: Iterable[str] | None = None
+    program: Path,
+    store: WeightStore,
+    backend: str,
+    names: Iterable[str] | None = None,
+    more: Sequence[str] = (),
 ) -> dict[str, dict[str, list[Place]]]:
     """Finds the places of each part of each weight, by the weight's name and the part.
 
@@ -95,6 +129,7 @@ def find_bytes(
         store: the store of the weights.
         backend: whose layouts the file has.
         names: the weights to look for; None for all of the store.
+        more: further layouts that codes may have there, such as `channels_last`.
 
     Raises:
         ExportError: the file does not hold a part.
@@ -104,7 +139,8 @@ def find_bytes(
         for name in store.names() if names is None else names:
             format, places = store.plan.weights[name].format, found.setdefault(name, {})
             if isinstance(format, IntFormat):
-                wanted = {"codes": _CODES[backend][format.bits], "scale": _SCALES[backend]}
+                codes = (*_CODES[backend][format.bits], *more)
+                wanted = {"codes": codes, "scale": _SCALES[backend]}
             else:
                 wanted = {"value": (_VALUES[backend],)}
             for part, layouts in wanted.items():
@@ -112,7 +148,7 @@ def find_bytes(
                     place
                     for layout in layouts
                     for place in _find(
-                        m, _bytes(_LAYOUTS[layout][0](store.part(name, part))), layout
+                        m, _bytes(_layout(layout)[0](store.part(name, part))), layout
                     )
                 ]
                 if not places[part]:
@@ -176,7 +212,7 @@ def digests_of_bytes(
                     if place.get("sha256") == hashlib.sha256(data).hexdigest():
                         seen.add(digests[name])
                     else:
-                        undo = _LAYOUTS[str(place["layout"])][1]
+                        undo = _layout(str(place["layout"]))[1]
                         restored[part] = [undo(data, rows[name])]
                 if restored:
                     seen.add(weight_digest(restored))
