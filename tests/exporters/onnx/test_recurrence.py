@@ -55,6 +55,7 @@ def test_each_row_of_a_padded_batch_is_a_text_of_its_own(lower, case_text, name)
     rows = [case_text[:12], case_text[12:13], case_text[13:20]]
     ids = np.stack([np.r_[row, np.full(12 - len(row), 7)] for row in rows])
     mask = np.stack([np.arange(12) < len(row) for row in rows]).astype(np.int64)
+    empty = states_of(session, 1, 0.0)
     logits, states = call(session, ids, mask, states_of(session, 3, np.nan))
     for row, found in zip(rows, logits, strict=True):
         assert difference(found[0], made.reference.logits(row)[-1]) < FLOAT
@@ -64,7 +65,11 @@ def test_each_row_of_a_padded_batch_is_a_text_of_its_own(lower, case_text, name)
         mask = np.stack([np.arange(longest) < len(row) for row in rows]).astype(np.int64)
         logits, states = call(session, np.array(step)[:, None], mask, states)
         for row, found in zip(rows, logits, strict=True):
-            assert difference(found[0], made.reference.logits(row)[-1]) < FLOAT
+            # Alone in one call, by the same kernels: the norm of a nearly empty result may enlarge
+            # what kernels and the reference round differently.
+            alone, _ = call(session, [row], np.ones((1, len(row)), np.int64), empty)
+            assert difference(found[0], alone[0, -1]) < FLOAT
+            assert difference(found[0], made.reference.logits(row)[-1]) < 5 * FLOAT
 
 
 @pytest.mark.parametrize("name", NAMES)
