@@ -8,9 +8,9 @@ would drift. So there are two states::
     high = float16(memory / UNIT),  low = float16((memory / UNIT - high) * FINER)
 
 Together they hold 22 bits. ``low`` is stretched by `FINER`, so that it is about as large as
-``high``: stored as it is, it would be below float16's smallest numbers wherever the memory is below
-0.1. ``UNIT`` moves the largest number that they hold from 65,504 to 1,048,064; what exceeds that
-becomes infinite in ``high`` and NaN at the next call, and is never a wrong number.
+``high``: stored as it is, it would be a subnormal number, which has fewer bits, wherever the memory
+is below 4. ``UNIT`` moves the largest number that they hold from 65,504 to 1,048,064; what exceeds
+that becomes infinite in ``high`` and NaN at the next call, and is never a wrong number.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from exporters.coreml.state import FunctionLowering
 
 UNIT: Final = 16.0
 FINER: Final = 2048.0
-"""Two to the number of float16's bits: a number's rest is at most so much smaller than it."""
+"""What float16 rounds away of a number is at most the number divided by this."""
 
 
 class Memory:
