@@ -158,7 +158,7 @@ class ShortConvCall:
 
 @dataclass(frozen=True)
 class FactorCall:
-    """``edgeforge::scale(x, factor)``, ``softcap(x, cap)``, ``clamp(x, limit)``, ``l2_norm(x, eps)``.
+    """``scale(x, factor)``, ``softcap(x, cap)``, ``clamp(x, limit)`` or ``l2_norm(x, eps)``.
 
     Attributes:
         x: ``float[...]``.
