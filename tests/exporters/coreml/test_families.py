@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.oracles.tiny_families import CONFIGS, MIXTURES
+from tests.oracles.tiny_families import CONFIGS, MIXTURES, RECURRENT
 
-ALL = CONFIGS | MIXTURES
+ALL = CONFIGS | MIXTURES | RECURRENT
 # Between them they have every placement of norms, kind of norm, bias, bound, table and state, and
 # every way to choose experts.
 DISTINCT = ("gemma2", "gemma3_text", "granite", "lfm2", "olmo", "phi", "phimoe", "qwen2_moe")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edgeforge.verification.bounds import DEFAULTS
-from tests.oracles.tiny_families import CONFIGS, MIXTURES
+from tests.oracles.tiny_families import CONFIGS, MIXTURES, RECURRENT
 from tests.oracles.traced import difference
 
 FLOAT = 2e-4  # of the range of the logits
@@ -16,7 +16,7 @@ CONTEXT = 48
 ROUNDED = DEFAULTS["executorch"][1]
 
 
-HERE = CONFIGS | MIXTURES
+HERE = CONFIGS | MIXTURES | RECURRENT
 # Mixtures differ in who chooses experts, which is float: products with integers are the same.
 INTEGERS = [*CONFIGS, "mixtral", "qwen2_moe"]
 

@@ -16,7 +16,7 @@ from device_harness.onnx_session import OnnxSession
 from edgeforge.verification.bounds import DEFAULTS
 from exporters.options import TargetOptions
 from tests.oracles.genai import genai_greedy, genai_steps, session_greedy
-from tests.oracles.tiny_families import BOS, CONFIGS, EOS, MIXTURES
+from tests.oracles.tiny_families import BOS, CONFIGS, EOS, MIXTURES, RECURRENT
 from tests.oracles.traced import difference
 
 FLOAT = 2e-4  # of the range of the logits
@@ -24,7 +24,7 @@ CONTEXT = 48
 ROUNDED = DEFAULTS["onnx"][1]
 
 
-FAMILIES = CONFIGS | MIXTURES
+FAMILIES = CONFIGS | MIXTURES | RECURRENT
 
 
 @pytest.fixture(params=FAMILIES)
