@@ -186,6 +186,8 @@ OUTSIDE = {
     "gemma3_text": f"{_NORMED.format(3)}, factors (1)",
     "granite": "factors (6)",
     "granitemoe": "factors (6)",
+    "granitemoehybrid": "short convolutions in 2 layers, biases (4), residual additions that no "
+    "norm follows (2), additions of a shared expert (3), factors (8)",
     "lfm2": f"{_NORMED.format(2)}, short convolutions in 2 layers",
     "ministral3": _ROTATED,
     "olmo": "bounds of queries, keys and values (4)",
@@ -195,6 +197,8 @@ OUTSIDE = {
     "phi": f"{_ROTATED}, {_ADDED.format(2)}",
     "qwen2_moe": "additions of a shared expert (2)",
     "qwen3": f"{_ROTATED}, {_NORMED.format(2)}",
+    "qwen3_5_text": f"{_ROTATED}, {_NORMED.format(2)}, short convolutions in 2 layers, biases (2), "
+    "factors (2)",
     "qwen3_moe": f"{_ROTATED.replace('2', '3')}, {_NORMED.format(3)}",
     "stablelm": _ROTATED,
 }
