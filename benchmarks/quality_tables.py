@@ -291,11 +291,15 @@ TABLES: Final = {
         scores_rows((DATA_FREE, OWN_TEXT, MIXED, CALIBRATED)),
         "Recipes that look at weights alone come first, then those that choose integers on what "
         "the model itself writes, then mixed plans, then those that choose integers on the "
-        "calibration text. A dash is a recipe whose groups do not divide the model's rows.",
+        "calibration text. A dash was not measured: the groups of that recipe do not divide the "
+        "model's rows, or the search takes too long.",
         ("own",),
     ),
     "peers": Table(
-        scores_rows((PEER,)), "A dash is a format whose groups do not divide the rows.", (PEER,)
+        scores_rows((PEER,)),
+        "A dash was not measured: the groups of that format do not divide the rows, or the peer "
+        "takes too long.",
+        (PEER,),
     ),
     "equal-bytes": Table(
         equal_bytes,
