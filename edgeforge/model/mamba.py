@@ -4,52 +4,34 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from edgeforge.families.spec import LayerSpec, ModelSpec, convolved_columns
-from edgeforge.model.parts import Norm, Projection, Weights
-from quant.program import recurrence_ops, state_ops, token_ops
+from edgeforge.families.spec import LayerSpec, ModelSpec
+from edgeforge.model.convolved_recurrence import ConvolvedRecurrence
+from edgeforge.model.parts import Weights
+from quant.program import recurrence_ops, token_ops
 
 
-class Mamba(nn.Module):
+class Mamba(ConvolvedRecurrence):
     """Mamba 2's mix of tokens: ``float[1, t, hidden] -> float[1, t, hidden]``.
 
     ``in_proj`` gives the gate, and values, keys and queries side by side (x, B and C);
     ``dt_proj``, whose bias is the checkpoint's ``dt_bias``, gives each head its step. Where the
     products have biases of their own, ``dt_bias`` is ``step.bias``. The norm is of the values that
-    share a head of queries and keys. The states
-    are the convolution's last inputs, ``float[1, columns, conv_width - 1]``, and the memory,
-    ``float[1, heads, key_width, value_width]``.
+    share a head of queries and keys.
     """
 
     def __init__(self, spec: ModelSpec, layer: LayerSpec, at: str, context: int) -> None:
-        super().__init__()
-        made = layer.recurrence
-        assert made is not None
-        self.made, self.columns = made, convolved_columns(spec, layer)
-        self.inner = made.heads * made.value_width
-        self.in_proj = Projection(spec, f"{at}.in_proj")
-        self.dt_proj = Projection(spec, f"{at}.dt_proj")
+        super().__init__(spec, layer, at, context)
         self.step = Weights(spec, f"{at}.step")
-        self.conv = Weights(spec, f"{at}.conv")
-        self.decay = Weights(spec, f"{at}.decay")
         self.skip = Weights(spec, f"{at}.skip")
-        self.norm = Norm(spec, f"{at}.norm")
-        self.out_proj = Projection(spec, f"{at}.out_proj")
-        recent = torch.zeros(1, self.columns, spec.conv_width - 1, device="meta")
-        self.register_buffer("recent", recent)
-        memory = torch.zeros(1, made.heads, made.key_width, made.value_width, device="meta")
-        self.register_buffer("memory", memory)
 
     def forward(self, x: Tensor, tables: tuple[Tensor, ...], position: Tensor) -> Tensor:
         """Mixes each token with those before it."""
         count, made = x.shape[1], self.made
         gate, packed = self.in_proj(x).split([self.inner, self.columns], -1)
-        packed = state_ops.short_conv(packed, self.conv.weight, self.recent, position)
-        if self.conv.bias is not None:
-            packed = token_ops.bias(packed, self.conv.bias)
-        width = made.key_heads * made.key_width
-        v, k, q = torch.split(F.silu(packed), [self.inner, width, width], -1)
+        parts = [self.inner, self.width, self.width]
+        v, k, q = torch.split(self.convolved(packed, position), parts, -1)
         steps = self.dt_proj(x)
         if self.step.bias is not None:
             steps = token_ops.bias(steps, self.step.bias)

@@ -15,7 +15,17 @@ from exporters.coreml.lifted_values import (
     number,
     whole_numbers,
 )
-from exporters.lifted import Numbers, Previous, Product, Recent, ShortConv, Sum, Value
+from exporters.lifted import (
+    Numbers,
+    Product,
+    Recent,
+    ShortConv,
+    Sum,
+    Value,
+)
+from exporters.lifted_recurrent import (
+    Previous,
+)
 
 Given = Mapping[str, tuple[Value, ...]]
 Made = tuple[Value, ...] | None

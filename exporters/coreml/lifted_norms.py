@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from exporters.coreml.lifted_values import Part, number, operands, whole_numbers
-from exporters.lifted import LayerNorm, Norm, Product, Scaled, Sum, UnitNorm, Value
+from exporters.lifted import (
+    LayerNorm,
+    Norm,
+    Product,
+    Scaled,
+    Sum,
+    Value,
+)
+from exporters.lifted_recurrent import (
+    UnitNorm,
+)
 
 
 def norm_of(name: str, scaled: Value, weight: Part) -> Norm | None:

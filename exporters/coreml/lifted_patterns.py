@@ -14,9 +14,6 @@ from exporters.coreml.lifted_values import Walk, number
 from exporters.lifted import (
     Array,
     Constant,
-    Function,
-    FunctionName,
-    Gain,
     Numbers,
     Probe,
     Product,
@@ -25,6 +22,11 @@ from exporters.lifted import (
     Unknown,
     Value,
     at,
+)
+from exporters.lifted_recurrent import (
+    Function,
+    FunctionName,
+    Gain,
 )
 
 Bound = Mapping[str, Value]

@@ -30,7 +30,18 @@ from exporters.coreml.lifted_patterns import (
     total,
 )
 from exporters.coreml.lifted_values import Part, Walk
-from exporters.lifted import Array, Gain, Probe, Recent, Recurrence, StoredWeight, Unknown, Value
+from exporters.lifted import (
+    Array,
+    Probe,
+    Recent,
+    StoredWeight,
+    Unknown,
+    Value,
+)
+from exporters.lifted_recurrent import (
+    Gain,
+    Recurrence,
+)
 
 _FORGOTTEN = -104.0  # float32's exponential of this, and of every lower number, is 0
 

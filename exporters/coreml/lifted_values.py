@@ -19,8 +19,6 @@ from exporters.errors import ExportError
 from exporters.lifted import (
     Array,
     Constant,
-    Function,
-    FunctionName,
     Numbers,
     Probe,
     StoredFormat,
@@ -31,6 +29,10 @@ from exporters.lifted import (
     are_numbers,
     at,
     probes_of,
+)
+from exporters.lifted_recurrent import (
+    Function,
+    FunctionName,
 )
 
 _FLOATS: Final = {"fp16": "fp16", "fp32": "fp32"}

@@ -43,9 +43,6 @@ from exporters.lifted import (
     Constant,
     Embedding,
     EntryPoint,
-    Function,
-    FunctionName,
-    Gain,
     Gelu,
     Last,
     LayerNorm,
@@ -62,6 +59,11 @@ from exporters.lifted import (
     Tokens,
     Unknown,
     Value,
+)
+from exporters.lifted_recurrent import (
+    Function,
+    FunctionName,
+    Gain,
 )
 
 Given = Mapping[str, tuple[Value, ...]]

@@ -15,8 +15,6 @@ from exporters.lifted import (
     Bias,
     Columns,
     Constant,
-    Function,
-    Gain,
     Gelu,
     LayerNorm,
     Norm,
@@ -27,8 +25,12 @@ from exporters.lifted import (
     Silu,
     Softcap,
     Sum,
-    UnitNorm,
     Value,
+)
+from exporters.lifted_recurrent import (
+    Function,
+    Gain,
+    UnitNorm,
 )
 
 _CUBIC = 0.044715  # of GELU's form with a tanh

@@ -31,12 +31,10 @@ from exporters.lifted import (
     Columns,
     Constant,
     Embedding,
-    Function,
     Gelu,
     Last,
     LayerNorm,
     Linear,
-    Previous,
     Product,
     Recent,
     ShortConv,
@@ -46,6 +44,10 @@ from exporters.lifted import (
     Sum,
     Unknown,
     Value,
+)
+from exporters.lifted_recurrent import (
+    Function,
+    Previous,
 )
 
 _INPUT, _OUTPUT = 1, 2

@@ -18,16 +18,18 @@ from exporters.executorch.lifted_values import Part, operands
 from exporters.lifted import (
     Array,
     Constant,
-    Function,
-    Gain,
     Numbers,
     Product,
     Recent,
-    Recurrence,
     Sum,
     Value,
     are_numbers,
     at,
+)
+from exporters.lifted_recurrent import (
+    Function,
+    Gain,
+    Recurrence,
 )
 
 _BATCHED: Final = "XNNBatchMatrixMultiply"

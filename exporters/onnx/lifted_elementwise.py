@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 from exporters.lifted import (
     Clamp,
     Constant,
-    Function,
-    FunctionName,
     Gelu,
     Product,
     Scaled,
@@ -18,6 +16,10 @@ from exporters.lifted import (
     Softcap,
     Unknown,
     Value,
+)
+from exporters.lifted_recurrent import (
+    Function,
+    FunctionName,
 )
 from exporters.onnx.lifted_values import Graph, Lifted
 

@@ -15,9 +15,11 @@ from exporters.lifted import (
     StoredFormat,
     StoredWeight,
     Sum,
-    UnitNorm,
     Unknown,
     Value,
+)
+from exporters.lifted_recurrent import (
+    UnitNorm,
 )
 from exporters.onnx.lifted_values import Graph, Lifted, Part
 

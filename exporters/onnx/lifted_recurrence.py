@@ -11,15 +11,17 @@ import numpy as np
 from exporters.lifted import (
     Array,
     Constant,
-    Gain,
     Numbers,
     Product,
     Recent,
-    Recurrence,
     StoredFormat,
     StoredWeight,
     Unknown,
     Value,
+)
+from exporters.lifted_recurrent import (
+    Gain,
+    Recurrence,
 )
 from exporters.onnx.lifted_values import Graph, Lifted, Part
 

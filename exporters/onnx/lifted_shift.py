@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from exporters.lifted import Constant, Numbers, Previous, Recent, Unknown, Value, row_numbers
+from exporters.lifted import (
+    Constant,
+    Numbers,
+    Recent,
+    Unknown,
+    Value,
+    row_numbers,
+)
+from exporters.lifted_recurrent import (
+    Previous,
+)
 from exporters.onnx.lifted_convolution import BEFORE, LAST, ROW_OF_A_SHIFT
 from exporters.onnx.lifted_values import Graph, Lifted
 

@@ -13,18 +13,13 @@ from exporters.lifted import (
     Columns,
     Embedding,
     EntryPoint,
-    Function,
-    FunctionName,
-    Gain,
     Gelu,
     LayerNorm,
     Linear,
     Norm,
-    Previous,
     Probe,
     Product,
     Recent,
-    Recurrence,
     Rope,
     Scaled,
     ShortConv,
@@ -35,11 +30,18 @@ from exporters.lifted import (
     StoredWeight,
     Sum,
     Tokens,
-    UnitNorm,
     Value,
     probes_of,
 )
 from exporters.lifted_mixture import ChosenTokens, Combine, Route, RouteSparseMixer
+from exporters.lifted_recurrent import (
+    Function,
+    FunctionName,
+    Gain,
+    Previous,
+    Recurrence,
+    UnitNorm,
+)
 from quant.program import dialect
 from quant.program.calls import (
     AttentionCall,

@@ -7,7 +7,14 @@ from edgeforge.verification.meaning.findings import Findings
 from edgeforge.verification.meaning.forms import Form, Matching
 from edgeforge.verification.meaning.recurrent_forms import FACTS, Forms
 from edgeforge.verification.meaning.recurring import Recurring
-from exporters.lifted import Previous, Recent, Recurrence, ShortConv
+from exporters.lifted import (
+    Recent,
+    ShortConv,
+)
+from exporters.lifted_recurrent import (
+    Previous,
+    Recurrence,
+)
 
 
 class Recurrent:

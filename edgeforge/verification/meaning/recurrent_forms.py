@@ -11,21 +11,23 @@ from edgeforge.verification.meaning.forms import Form
 from exporters.lifted import (
     Bias,
     Columns,
-    Function,
-    Gain,
     LayerNorm,
     Linear,
     Norm,
-    Previous,
     Product,
-    Recurrence,
     Scaled,
     ShortConv,
     Sigmoid,
     Silu,
     Sum,
-    UnitNorm,
     Value,
+)
+from exporters.lifted_recurrent import (
+    Function,
+    Gain,
+    Previous,
+    Recurrence,
+    UnitNorm,
 )
 
 FACTS: Final = {

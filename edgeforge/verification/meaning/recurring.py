@@ -13,13 +13,15 @@ from typing import TypeVar
 from edgeforge.verification.meaning.chains import Chain, Step, chain, other, plain
 from exporters.lifted import (
     Linear,
-    Previous,
     Product,
     Recent,
-    Recurrence,
     ShortConv,
     Sigmoid,
     Value,
+)
+from exporters.lifted_recurrent import (
+    Previous,
+    Recurrence,
 )
 
 Kind = TypeVar("Kind", bound=Value)

@@ -14,15 +14,17 @@ from exporters.lifted import (
     Array,
     Bias,
     EntryPoint,
-    Gain,
     LayerNorm,
     Linear,
     Norm,
     Precision,
     Reading,
-    Recurrence,
     StoredFormat,
     StoredWeight,
+)
+from exporters.lifted_recurrent import (
+    Gain,
+    Recurrence,
 )
 from exporters.manifest import Manifest
 from exporters.manifest_records import WeightRecord

@@ -15,15 +15,17 @@ from exporters.coreml.memory import FINER, UNIT
 from exporters.coreml.package import open_package
 from exporters.coreml.reader import stored_digests
 from exporters.lifted import (
+    ShortConv,
+    StoredWeight,
+    Unknown,
+    Value,
+)
+from exporters.lifted_recurrent import (
     Function,
     Gain,
     Previous,
     Recurrence,
-    ShortConv,
-    StoredWeight,
     UnitNorm,
-    Unknown,
-    Value,
 )
 from tests.exporters.coreml.vocabulary_model import CONTEXT, made
 from tests.oracles.recurrent_layers import CONV, MAMBA

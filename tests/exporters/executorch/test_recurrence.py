@@ -23,7 +23,16 @@ from exporters.executorch.method import SCALAR_TYPES
 from exporters.executorch.reader import read_pte, stored_digests
 from exporters.executorch.state import MethodLowering
 from exporters.executorch.xnnpack_graph import XnnpackGraph
-from exporters.lifted import Function, Gain, Previous, Recurrence, UnitNorm, Value
+from exporters.lifted import (
+    Value,
+)
+from exporters.lifted_recurrent import (
+    Function,
+    Gain,
+    Previous,
+    Recurrence,
+    UnitNorm,
+)
 from tests.exporters.executorch.small_programs import Made, make
 from tests.exporters.executorch.test_llm_runner import RUNNER
 from tests.oracles import vocabulary

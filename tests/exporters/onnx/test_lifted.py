@@ -18,16 +18,12 @@ from exporters.lifted import (
     Attention,
     Bias,
     Clamp,
-    Function,
-    Gain,
     Gelu,
     LayerNorm,
     Linear,
     Norm,
-    Previous,
     Probe,
     Product,
-    Recurrence,
     Rope,
     Scaled,
     ShortConv,
@@ -35,11 +31,17 @@ from exporters.lifted import (
     Silu,
     Softcap,
     Sum,
-    UnitNorm,
     Unknown,
     Value,
 )
 from exporters.lifted_mixture import ChosenTokens, Combine, Route, RouteSparseMixer
+from exporters.lifted_recurrent import (
+    Function,
+    Gain,
+    Previous,
+    Recurrence,
+    UnitNorm,
+)
 from exporters.onnx.lifted import read_graphs
 from exporters.onnx.target import OnnxTarget, graphs_of
 from quant.program import dialect

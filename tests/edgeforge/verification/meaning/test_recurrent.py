@@ -9,7 +9,12 @@ import pytest
 from edgeforge.families.assembly import norm
 from edgeforge.verification.meaning.decoder import decoder_of
 from edgeforge.verification.meaning.recurrent_forms import FACTS
-from exporters.lifted import Recurrence, Unknown
+from exporters.lifted import (
+    Unknown,
+)
+from exporters.lifted_recurrent import (
+    Recurrence,
+)
 from quant.program import dialect
 from tests.edgeforge.verification.meaning.test_vocabulary import held
 from tests.oracles.recurrent_layers import DELTA, FINCH, MAMBA
