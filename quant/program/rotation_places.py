@@ -133,6 +133,8 @@ def residual_places(program: Program) -> ResidualPlaces:
 def value_places(program: Program) -> tuple[ValuePlace, ...]:
     """Finds the values of every attention call of a program in the float dialect.
 
+    Attention whose result is multiplied by a gate has none: the gate belongs to single columns.
+
     Raises:
         QuantizationError: something other than attention lies between the linear that produces
             the values and the linear that reads attention's output.
@@ -143,6 +145,8 @@ def value_places(program: Program) -> tuple[ValuePlace, ...]:
             continue
         query, value = node_argument(node, 0), node_argument(node, 2)
         (reader, *others) = node.users
+        if reader.target is MUL and not others:
+            continue
         fold = None
         if value.target is VIEW and len(value.users) == 1:
             fold = linear_before(program, node_argument(value, 0), None, "")

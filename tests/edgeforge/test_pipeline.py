@@ -250,6 +250,7 @@ class Positions:
     """As much of a spec as the choice of a context reads."""
 
     max_context: int
+    attends: bool = True
 
 
 def test_the_declared_context():

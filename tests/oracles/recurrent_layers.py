@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgeforge.families.assembly import bias, convolution, matrix, norm
-from edgeforge.families.spec import LayerSpec, Piece, RecurrenceSpec, WeightSpec
+from edgeforge.families.spec import LayerSpec, ModelSpec, Piece, RecurrenceSpec, WeightSpec
+from edgeforge.model.delta_net import UNIT_EPS
 from edgeforge.model.rwkv import MIXED
 
 FFN, CONV = 48, 4
@@ -97,3 +98,15 @@ def channel_mix_weights(layer: LayerSpec, hidden: int) -> dict[str, WeightSpec]:
         "mlp.value_proj": matrix("linear", width, ("mlp.value", hidden)),
         "mlp.receptance_proj": matrix("linear", hidden, ("mlp.receptance", hidden)),
     }
+
+
+def unit_epsilon(spec: ModelSpec) -> float:
+    """What the norms to the length 1 of a spec's recurrences add to the sum of squares.
+
+    Mamba normalises groups of columns by their mean square, which is their sum over their number.
+    """
+    layer = next(each for each in spec.layers if each.recurrence is not None)
+    made = layer.recurrence
+    if layer.mixer == "delta_net":
+        return UNIT_EPS
+    return spec.norm_eps * made.heads * made.value_width / made.key_heads

@@ -146,9 +146,9 @@ def _shipped_from(shipped: Program, sound: Program) -> Iterator[None]:
 
     keep, lowering = last_token.keep_last_token, state.FunctionLowering
 
-    def lower(program, bank, name, tokens, style):
+    def lower(program, bank, name, *rest):
         given = sound if name == names.VERIFY else program
-        return lowering(given, bank, name, tokens, style)
+        return lowering(given, bank, name, *rest)
 
     with (
         patch.object(last_token, "keep_last_token", lambda program: keep(shipped)),

@@ -24,7 +24,7 @@ class Table:
         self.calls.append(len(tokens))
         return self.table[tokens[-1]]
 
-    def logits(self, tokens):
+    def logits(self, tokens, choices=None):
         if isinstance(tokens, np.ndarray):
             return self.table[tokens]
         return (torch.from_numpy(self.table[block.numpy()]) for block in tokens)

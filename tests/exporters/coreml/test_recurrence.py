@@ -28,7 +28,7 @@ from exporters.lifted_recurrent import (
     UnitNorm,
 )
 from tests.exporters.coreml.vocabulary_model import CONTEXT, made
-from tests.oracles.recurrent_layers import CONV, MAMBA
+from tests.oracles.recurrent_layers import CONV, MAMBA, unit_epsilon
 from tests.oracles.vocabulary import RECURRENT, VOCAB, small_spec
 
 TEXT = np.random.default_rng(5).integers(0, VOCAB, 40)
@@ -133,7 +133,7 @@ def test_what_is_read_back(way):
                 held = package.store.part(value.weight.name, "value").numpy()
                 np.testing.assert_array_equal(value.values.ravel(), held.ravel())
             if isinstance(value, UnitNorm):
-                np.testing.assert_allclose(value.epsilon, 1e-6, rtol=1e-6)
+                np.testing.assert_allclose(value.epsilon, unit_epsilon(RECURRENT[name]), rtol=1e-6)
         functions = {value.function for value in values if isinstance(value, Function)}
         assert functions == {
             "rwkv5": {"relu"},

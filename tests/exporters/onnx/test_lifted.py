@@ -52,6 +52,7 @@ from tests.exporters.onnx.vocabulary_cases import (
     Made,
     with_accuracy_level,
 )
+from tests.oracles.recurrent_layers import unit_epsilon
 from tests.oracles.traced import difference
 
 FLOAT = 2e-4  # of the range of the logits
@@ -155,7 +156,7 @@ def check_lifted(value: Value, made: Made, probes: tuple[Probe, ...]) -> None:
             for probe, seen in zip(probes, value.visible, strict=True):
                 assert seen[-1].sum() == min(window, probe.start + probe.count)
         case UnitNorm():
-            assert value.epsilon == pytest.approx(1e-6)
+            assert value.epsilon == pytest.approx(unit_epsilon(spec))
         case Recurrence():
             for stored, values in ((value.decay, value.decays), (value.bonus, value.bonuses)):
                 assert values is None or (values == weights[stored.name].numpy()).all()

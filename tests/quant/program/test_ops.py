@@ -262,6 +262,7 @@ def samples() -> dict[str, tuple[object, ...]]:
     tokens, position = torch.tensor([[3, 0, 8]]), torch.tensor([2])
     table = random(8, 2)
     q, kv, cache = random(1, 3, 4, 6), random(1, 3, 2, 6), torch.zeros(1, 2, 8, 6)
+    memory = torch.zeros(1, 8, 6, 5)
     return {
         "embedding": (tokens, random(9, 5)),
         "linear": (random(1, 3, 7), random(5, 7)),
@@ -275,6 +276,19 @@ def samples() -> dict[str, tuple[object, ...]]:
         "scale": (random(1, 3, 7), 0.5),
         "softcap": (random(1, 3, 7), 2.0),
         "clamp": (random(1, 3, 7), 0.5),
+        "gain": (random(1, 3, 4, 7), random(4, 1)),
+        "l2_norm": (random(1, 3, 7), 1e-6),
+        "token_shift": (random(1, 3, 5), random(1, 5, 1), position),
+        "recurrence": (
+            q,
+            q,
+            random(1, 3, 8, 5),
+            -random(1, 3, 8).exp(),
+            None,
+            None,
+            memory,
+            position,
+        ),
         "quant_linear": (random(1, 3, 64), *stored),
         "quant_embedding": (tokens, eight.codes, eight.scale, None, "int8-pc"),
         "round_per_token": (random(1, 3, 7),),
