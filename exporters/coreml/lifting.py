@@ -16,6 +16,7 @@ from exporters.coreml import (
     lifted_norms,
     lifted_recurrence,
 )
+from exporters.coreml.emitted import EMITTED, MAY_BE_FLOAT32
 from exporters.coreml.lifted_routes import logits_of
 from exporters.coreml.lifted_values import (
     Held,
@@ -31,7 +32,6 @@ from exporters.coreml.lifted_values import (
     whole_numbers,
 )
 from exporters.coreml.names import LOGITS, POSITION, TOKENS
-from exporters.coreml.numbers import NUMBERS
 from exporters.coreml.package import Package
 from exporters.errors import ExportError
 from exporters.lifted import (
@@ -67,67 +67,6 @@ from exporters.lifted_recurrent import (
 )
 
 Given = Mapping[str, tuple[Value, ...]]
-# What stays float32 where all else is float16: norms, rotary tables, the scale of scores, softcaps,
-# residual streams that float16 cannot hold, the choice of experts and the sum of their results,
-# recurrences, and weights that are float32 themselves.
-_MAY_BE_FLOAT32: Final = frozenset(
-    {
-        *("const", "cast", "gather", "slice_by_index", "add", "sub", "mul", "real_div", "tanh"),
-        *("reduce_mean", "reduce_max", "rsqrt"),
-        *("topk", "cumsum", "reduce_min", "reduce_sum", "abs", "maximum", "select"),
-        *("cond", "identity", "fill_like"),
-        *("reshape", "transpose", "exp", "softplus", "sigmoid"),
-    }
-)
-_EMITTED: Final = frozenset(
-    {
-        *NUMBERS,
-        "const",
-        "constexpr_blockwise_shift_scale",
-        "constexpr_affine_dequantize",
-        "constexpr_lut_to_dense",
-        "concat",
-        "shape",
-        "linear",
-        "matmul",
-        "softmax",
-        "scaled_dot_product_attention",
-        "silu",
-        "gelu",
-        "tanh",
-        "relu",
-        "exp",
-        "softplus",
-        "clip",
-        "select",
-        "abs",
-        "maximum",
-        "sigmoid",
-        "topk",
-        "cumsum",
-        "reduce_min",
-        "less",
-        "not_equal",
-        "logical_or",
-        "logical_not",
-        "fill_like",
-        "identity",
-        "cond",
-        "real_div",
-        "reduce_mean",
-        "reduce_max",
-        "rsqrt",
-        "split",
-        "transpose",
-        "pad",
-        "slice_by_index",
-        "slice_update",
-        "read_state",
-        "write_state",
-        "quantize",
-        "dequantize",
-    }
-)
 
 
 def lift_function(
@@ -177,7 +116,7 @@ def _take_input(walk: Walk, name: str, kind: Any) -> None:
 def _lifted(walk: Walk, operation: Any) -> tuple[Value, ...]:
     kind = str(operation.type)
     name = str(operation.outputs[0].name) if operation.outputs else kind
-    if kind not in _EMITTED:
+    if kind not in EMITTED:
         walk.outside.append(f"{kind} at {name}")
     if kind == "const":
         return (walk.operations.lifted_constant(operation),)
@@ -202,7 +141,7 @@ def _lifted(walk: Walk, operation: Any) -> tuple[Value, ...]:
 
 
 def _check_precision(walk: Walk, kind: str, name: str, made: tuple[Value, ...]) -> None:
-    if walk.operations.dtypes.get(name) != "fp32" or kind in _MAY_BE_FLOAT32:
+    if walk.operations.dtypes.get(name) != "fp32" or kind in MAY_BE_FLOAT32:
         return
     product = made[0] if made else None
     if kind == "softmax" and product is not None:

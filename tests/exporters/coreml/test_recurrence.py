@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
 
@@ -18,7 +16,6 @@ from exporters.lifted import (
     ShortConv,
     StoredWeight,
     Unknown,
-    Value,
 )
 from exporters.lifted_recurrent import (
     Function,
@@ -27,7 +24,7 @@ from exporters.lifted_recurrent import (
     Recurrence,
     UnitNorm,
 )
-from tests.exporters.coreml.vocabulary_model import CONTEXT, made
+from tests.exporters.coreml.vocabulary_model import CONTEXT, made, values_of
 from tests.oracles.recurrent_layers import CONV, MAMBA, unit_epsilon
 from tests.oracles.vocabulary import RECURRENT, VOCAB, small_spec
 
@@ -42,6 +39,9 @@ WAYS = {
     "delta-net": ("delta-net", {"chunk": "16,48"}, "fp32", 5e-6),
 }
 
+# A package for iOS 17 has inputs in place of states.
+WITH_STATES = [name for name, (_, options, *_) in WAYS.items() if options.get("opset") != "ios17"]
+
 
 def largest_error(found, wanted):
     return np.abs(found - wanted).max() / np.ptp(wanted)
@@ -53,30 +53,6 @@ def way(request, tmp_path_factory):
     name, options, format, bound = WAYS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     return made(folder, RECURRENT[name], format=format, size=0.5, **options), name, bound
-
-
-@pytest.fixture
-def with_states(way):
-    """A package whose functions have states."""
-    if "inputs" in way[0].folder.parent.name:
-        pytest.skip("a package for iOS 17 has inputs in place of states")
-    return way
-
-
-def values_of(root: Value) -> list[Value]:
-    """All values that a result depends on."""
-    found: dict[int, Value] = {}
-    left = [root]
-    while left:
-        value = left.pop()
-        if id(value) in found:
-            continue
-        found[id(value)] = value
-        for field in fields(value):
-            inner = getattr(value, field.name)
-            left += [each for each in (inner if isinstance(inner, tuple) else [inner])
-                     if isinstance(each, Value)]  # fmt: skip
-    return list(found.values())
 
 
 def test_logits(way, run_package):
@@ -174,8 +150,9 @@ def decoded(interpreter, tokens, states=None, start=0):
     return logits, states
 
 
-def test_a_text_at_position_0_reads_nothing_of_a_broken_one(with_states):
-    package, _, _ = with_states
+@pytest.mark.parametrize("way", WITH_STATES, indirect=True)
+def test_a_text_at_position_0_reads_nothing_of_a_broken_one(way):
+    package, _, _ = way
     interpreter = Interpreter(open_package(package.folder / names.PACKAGE), Precision.FP16)
     broken = [name for name in interpreter.states() if not name.startswith(("key", "value"))]
     wanted, _ = decoded(interpreter, TEXT[:1])
@@ -240,8 +217,9 @@ def test_a_memory_in_one_float16_drifts_over_4000_tokens_and_in_two_does_not(dec
     assert plain > 300 * halves
 
 
-def test_the_interpreter_keeps_a_memory_in_two_states(with_states):
-    package, name, _ = with_states
+@pytest.mark.parametrize("way", WITH_STATES, indirect=True)
+def test_the_interpreter_keeps_a_memory_in_two_states(way):
+    package, name, _ = way
     opened, first = open_package(package.folder / names.PACKAGE), RECURRENT[name].layers[0]
     made = first.recurrence
     held = {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
 
@@ -23,9 +21,16 @@ from exporters.lifted import (
     ShortConv,
     Softcap,
     Unknown,
-    Value,
 )
-from tests.exporters.coreml.vocabulary_model import CONTEXT, FFN, VOCAB, WIDTH, made, spec
+from tests.exporters.coreml.vocabulary_model import (
+    CONTEXT,
+    FFN,
+    VOCAB,
+    WIDTH,
+    made,
+    spec,
+    values_of,
+)
 
 TEXT = np.random.default_rng(5).integers(0, VOCAB, 40)
 WAYS = {
@@ -53,22 +58,6 @@ def way(request, tmp_path_factory):
     changes, options, format, bound = WAYS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     return made(folder, spec(**changes), format=format, **options), bound
-
-
-def values_of(root: Value) -> list[Value]:
-    """All values that a result depends on."""
-    found: dict[int, Value] = {}
-    left = [root]
-    while left:
-        value = left.pop()
-        if id(value) in found:
-            continue
-        found[id(value)] = value
-        for field in fields(value):
-            inner = getattr(value, field.name)
-            left += [each for each in (inner if isinstance(inner, tuple) else [inner])
-                     if isinstance(each, Value)]  # fmt: skip
-    return list(found.values())
 
 
 def test_logits(way, run_package):

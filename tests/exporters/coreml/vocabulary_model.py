@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from edgeforge.families.facts import facts_of
 from edgeforge.families.spec import LayerSpec, ModelSpec, RopeSpec, WeightSpec
 from edgeforge.model.trace import trace
 from exporters.coreml.target import CoremlTarget
+from exporters.lifted import Value
 from exporters.options import TargetOptions
 from exporters.target import ExportRequest
 from quant.formats.formats import parse_format
@@ -205,3 +206,19 @@ def made(folder: Path, asked: ModelSpec, *, format="fp32", size=1.0, **options: 
     out.mkdir()
     target.write(ExportRequest(quantized, store, facts, options=given), out)
     return Made(out, quantized, store)
+
+
+def values_of(root: Value) -> list[Value]:
+    """All values that a result depends on."""
+    found: dict[int, Value] = {}
+    left = [root]
+    while left:
+        value = left.pop()
+        if id(value) in found:
+            continue
+        found[id(value)] = value
+        for field in fields(value):
+            inner = getattr(value, field.name)
+            left += [each for each in (inner if isinstance(inner, tuple) else [inner])
+                     if isinstance(each, Value)]  # fmt: skip
+    return list(found.values())
