@@ -6,9 +6,9 @@ import torch
 from torch import fx
 
 from quant.program.dialect import (
-    CHOSEN,
-    COMBINE,
+    BRANCHING,
     EMBEDDING,
+    GATHERING,
     GET,
     LAST,
     POINTWISE,
@@ -17,9 +17,9 @@ from quant.program.dialect import (
 )
 from quant.program.program import Program, node_argument
 
-# A mixture of experts works token by token as a whole: `combine` and every branch before it. A
+# A mixture of experts works token by token as a whole: what gathers and every branch before it. A
 # lookup reads the tokens themselves, and there is nothing to select before it.
-_MOVED = (POINTWISE | {CHOSEN, COMBINE}) - {EMBEDDING, QUANT_EMBEDDING}
+_MOVED = (POINTWISE | BRANCHING | GATHERING) - {EMBEDDING, QUANT_EMBEDDING}
 
 
 def keep_last_token(program: Program, positions: int = 1) -> Program:

@@ -79,3 +79,45 @@ class Combine(Value):
 
     weights: Value
     terms: tuple[tuple[int, Value], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Slots(Value):
+    """What each token's experts computed, side by side (``edgeforge::slots``).
+
+    As of `Combine`, a file may compute an expert for all tokens, if what it gives for tokens that
+    did not choose the expert does not count. The order in which a file keeps a token's experts is
+    its own, as long as `ChosenSlots` reads the same one: attention treats all of them alike.
+
+    Attributes:
+        weights: each token's weight of each expert.
+        terms: the column of ``weights``, and the result, in the file's order.
+        chosen: how many experts a token has.
+        heads: how many heads a result has; the columns are ``[heads, chosen, width of a head]``.
+    """
+
+    weights: Value
+    terms: tuple[tuple[int, Value], ...]
+    chosen: int
+    heads: int
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenSlots(Value):
+    """An expert's own slots of the tokens that chose it (``edgeforge::chosen_slots``).
+
+    A file that computes an expert for all tokens is lifted as this too.
+
+    Attributes:
+        source: the slots of all experts, laid out as `Slots`.
+        weights: each token's weight of each expert.
+        expert: the column of ``weights`` that is not zero for the tokens.
+        chosen: how many experts a token has.
+        heads: how many heads a slot has.
+    """
+
+    source: Value
+    weights: Value
+    expert: int
+    chosen: int
+    heads: int

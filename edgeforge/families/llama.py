@@ -31,6 +31,7 @@ class Conventions:
         max_context: default of ``max_position_embeddings``, tokens.
         kv_heads: default of ``num_key_value_heads``; 0 for as many as query heads.
         head_dim: default of ``head_dim``; 0 for the hidden size over the query heads.
+        heads: default of ``num_attention_heads``; 0 where the file must have it.
         tied: default of ``tie_word_embeddings``.
         activation_field: the field that names the activation function.
         activation: that field's default.
@@ -57,6 +58,7 @@ class Conventions:
     max_context: int = 2048
     kv_heads: int = 0
     head_dim: int = 0
+    heads: int = 0
     tied: bool = False
     activation_field: str = "hidden_act"
     activation: str = "silu"
@@ -95,7 +97,9 @@ def read_llama_like(
     Raises:
         CheckpointError: a field is missing, wrong or not implemented.
     """
-    hidden, heads, kv_heads, head_dim = read_head_counts(config, family.kv_heads, family.head_dim)
+    hidden, heads, kv_heads, head_dim = read_head_counts(
+        config, family.kv_heads, family.head_dim, family.heads
+    )
     layer = LayerSpec(heads, kv_heads, config.integer("intermediate_size"), family.window)
     layers = (layer,) * config.layer_count("num_hidden_layers")
     if family.feed_forward is not None:
@@ -151,7 +155,7 @@ def read_llama_like(
 
 
 def read_head_counts(
-    config: ConfigReader, absent_kv_heads: int = 0, absent_head_dim: int = 0
+    config: ConfigReader, absent_kv_heads: int = 0, absent_head_dim: int = 0, absent_heads: int = 0
 ) -> tuple[int, int, int, int]:
     """Returns hidden size, query heads, key/value heads and head width.
 
@@ -160,13 +164,14 @@ def read_head_counts(
         absent_kv_heads: key/value heads where the file has no such field, 0 for as many as query
             heads; null in the file always means as many as query heads.
         absent_head_dim: head width where the file has none, 0 for the hidden size over the heads.
+        absent_heads: query heads where the file has none, 0 where it must have them.
 
     Raises:
         CheckpointError: query heads are not a multiple of key/value heads, or the file has no
             ``head_dim`` and the hidden size is not a multiple of query heads.
     """
     hidden = config.integer("hidden_size")
-    heads = config.integer("num_attention_heads")
+    heads = config.integer("num_attention_heads", absent_heads or None)
     named = "num_key_value_heads" in config.fields()
     kv_heads = config.integer("num_key_value_heads", heads if named else absent_kv_heads or heads)
     if heads % kv_heads:

@@ -105,6 +105,10 @@ class LayerSpec:
         recurrence: the recurrence's dimensions, where the mixer is one.
         feed_forward: what follows the mixer: a dense part or a mixture, or RWKV's channel mix,
             which also sees the token before.
+        attention_experts: how many experts attention has, each with queries and an output of its
+            own (`edgeforge.model.attention_mixture`); 0 for none. Keys and values are one for all.
+        chosen_attention_experts: how many of them each token has. ``num_heads`` counts the query
+            heads of these; of one expert there are as many as key/value heads.
     """
 
     num_heads: int
@@ -119,6 +123,8 @@ class LayerSpec:
     shared_width: int = 0
     recurrence: RecurrenceSpec | None = None
     feed_forward: FeedForwardKind = "mlp"
+    attention_experts: int = 0
+    chosen_attention_experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -291,8 +297,8 @@ class ModelSpec:
 
     @property
     def mixture(self) -> bool:
-        """Whether some layer's feed-forward part is a mixture of experts."""
-        return any(layer.experts for layer in self.layers)
+        """Whether some layer's feed-forward part or attention is a mixture of experts."""
+        return any(layer.experts or layer.attention_experts for layer in self.layers)
 
     @property
     def num_parameters(self) -> int:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeforge.families.spec import LayerSpec, Mixer, ModelSpec
+from edgeforge.model.attention_mixture import AttentionMixture
 from edgeforge.model.delta_net import DeltaNet
 from edgeforge.model.mamba import Mamba
 from edgeforge.model.parts import Norm, Projection, Weights
@@ -148,6 +149,7 @@ class Mixture(nn.Module):
         self.spec, self.layer = spec, layer
         self.router = Projection(spec, f"{at}.router")
         self.experts = Experts(spec, layer, f"{at}.experts")
+        self.output = Weights(spec, f"{at}.output")
         if layer.shared_width:
             self.shared_expert = FeedForward(spec, layer.shared_width, f"{at}.shared_expert")
             self.shared_expert_gate = Weights(spec, f"{at}.shared_expert_gate")
@@ -166,6 +168,8 @@ class Mixture(nn.Module):
             *(self.experts.get_parameter(part) for part in EXPERT_PARTS),
             spec.activation,
         )
+        if self.output.bias is not None:
+            made = token_ops.bias(made, self.output.bias)
         if not self.layer.shared_width:
             return made
         shared: Tensor = self.shared_expert(x)
@@ -197,6 +201,8 @@ class Layer(nn.Module):
         if spec.block != "post":
             self.input_layernorm = Norm(spec, f"{at}.input_layernorm")
         self.mixer, kind = MIXERS[layer.mixer]
+        if layer.attention_experts:
+            kind = AttentionMixture
         self.add_module(self.mixer, kind(spec, layer, f"{at}.{self.mixer}", context))
         if spec.block in ("sandwich", "post"):
             self.attention_output_norm = Norm(spec, f"{at}.attention_output_norm")

@@ -165,6 +165,31 @@ def _phimoe(**changes: object) -> Preset:
     return _mixture("phimoe", "PhimoeForCausalLM", "4.43.3", **{**fields, **changes})
 
 
+def _jetmoe(**changes: object) -> Preset:
+    fields: Config = {
+        "activation_function": "silu",
+        "aux_loss_coef": 0.01,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "kv_channels": 128,
+        "max_position_embeddings": 4096,
+        "num_attention_heads": 32,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 16,
+        "num_local_experts": 8,
+        "output_router_logits": False,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "vocab_size": 32000,
+    }
+    fields |= changes
+    return make_preset(model_config("jetmoe", "JetMoeForCausalLM", "4.40.0.dev0", **fields))
+
+
 def _stretched(short: list[float], long: list[float], original: int, magnitude: float) -> Config:
     return {
         "long_factor": long,
@@ -223,6 +248,7 @@ MIXTURE_PRESETS: Final[dict[str, Preset]] = {
     "phi-3.5-moe": _phimoe(
         rope_scaling=_stretched(_PHIMOE_SHORT, _PHIMOE_LONG, 4096, 1.243163121016122)
     ),
+    "jetmoe-8b": _jetmoe(),
     "tiny-mixtral": _mixtral(**TINY),
     "tiny-qwen3-moe": _qwen3_moe(
         **TINY, head_dim=32, moe_intermediate_size=64, num_experts=8, num_experts_per_tok=2
@@ -254,4 +280,5 @@ MIXTURE_PRESETS: Final[dict[str, Preset]] = {
         ),
         sliding_window=47,
     ),
+    "tiny-jetmoe": _jetmoe(**TINY, kv_channels=32, num_local_experts=4),
 }

@@ -46,6 +46,8 @@ ROUTE = _edgeforge.route.default
 ROUTE_SPARSE_MIXER = _edgeforge.route_sparse_mixer.default
 CHOSEN = _edgeforge.chosen_tokens.default
 COMBINE = _edgeforge.combine.default
+CHOSEN_SLOTS = _edgeforge.chosen_slots.default
+SLOTS = _edgeforge.slots.default
 QUANT_LINEAR = _edgeforge.quant_linear.default
 QUANT_EMBEDDING = _edgeforge.quant_embedding.default
 ROUND_PER_TOKEN = _edgeforge.round_per_token.default
@@ -74,8 +76,11 @@ ELEMENTWISE: frozenset[Callable[..., object]] = frozenset(
 )
 # What gives each token its weights of a mixture's experts.
 ROUTES: frozenset[Callable[..., object]] = frozenset({ROUTE, ROUTE_SPARSE_MIXER})
+# What begins the branch of an expert, and what gathers the branches' results.
+BRANCHING: frozenset[Callable[..., object]] = frozenset({CHOSEN, CHOSEN_SLOTS})
+GATHERING: frozenset[Callable[..., object]] = frozenset({COMBINE, SLOTS})
 # A mixture of experts (`quant.program.expert_branches`).
-MIXTURE = ROUTES | {CHOSEN, COMBINE}
+MIXTURE = ROUTES | BRANCHING | GATHERING
 FLOAT_DIALECT: frozenset[Callable[..., object]] = (
     STATEFUL
     | ELEMENTWISE

@@ -119,6 +119,125 @@ def _(weights: Tensor, results: Sequence[Tensor]) -> Tensor:
     return results[0].new_empty(1, weights.shape[1], results[0].shape[-1])
 
 
+def _slot(weights: Tensor, expert: int) -> tuple[Tensor, Tensor]:
+    """The tokens that chose an expert, and the slot of each that the expert has: ``int64[n]``.
+
+    A token's slots are its chosen experts in ascending order, from 0.
+    """
+    chosen = weights[0] != 0
+    (where,) = chosen[:, expert].nonzero(as_tuple=True)
+    return where, chosen.cumsum(-1)[where, expert] - 1
+
+
+@torch.library.custom_op("edgeforge::slots", mutates_args=())
+def slots(weights: Tensor, results: Sequence[Tensor], chosen: int, heads: int) -> Tensor:
+    """Places what each token's experts computed side by side, head by head.
+
+    A token has a slot for each expert that it chose, in the ascending order of the experts; a slot
+    that no expert fills (a weight may be too small for float32) is zero. The first heads of all
+    slots come first, then the second ones.
+
+    Args:
+        weights: ``float[1, t, E]``, what `route` gives.
+        results: ``float[1, n, o]`` for each expert, of the tokens that `chosen_tokens` gives.
+        chosen: how many experts a token has, and so slots.
+        heads: how many heads the ``o`` columns of an expert are.
+
+    Returns:
+        ``float[1, t, chosen * o]``, whose columns are ``[heads, chosen, o / heads]``.
+    """
+    count, tokens = results[0].shape[-1], weights.shape[1]
+    made = results[0].new_zeros(tokens, heads, chosen, count // heads)
+    for expert, result in enumerate(results):
+        where, slot = _slot(weights, expert)
+        made[where, :, slot] = result[0].unflatten(-1, (heads, -1))
+    return made.flatten(1)[None]
+
+
+@slots.register_fake
+def _(weights: Tensor, results: Sequence[Tensor], chosen: int, heads: int) -> Tensor:
+    return results[0].new_empty(1, weights.shape[1], chosen * results[0].shape[-1])
+
+
+@torch.library.custom_op("edgeforge::chosen_slots", mutates_args=())
+def chosen_slots(x: Tensor, weights: Tensor, expert: int, chosen: int, heads: int) -> Tensor:
+    """An expert's own slots of the tokens that chose it, in the tokens' order.
+
+    Args:
+        x: ``float[1, t, chosen * o]``, laid out as `slots` returns it.
+        weights: ``float[1, t, E]``, what `route` gives.
+        expert: the expert's index.
+        chosen: how many experts a token has.
+        heads: how many heads an expert's columns are.
+
+    Returns:
+        ``float[1, n, o]``.
+    """
+    where, slot = _slot(weights, expert)
+    return x[0].unflatten(-1, (heads, chosen, -1))[where, :, slot].flatten(1)[None]
+
+
+@chosen_slots.register_fake
+def _(x: Tensor, weights: Tensor, expert: int, chosen: int, heads: int) -> Tensor:
+    # As in `chosen_tokens`, the number of all tokens stands for n.
+    return x.new_empty(*x.shape[:-1], x.shape[-1] // chosen)
+
+
+@torch.library.custom_op("edgeforge::expert_queries", mutates_args=())
+def expert_queries(x: Tensor, weights: Tensor, matrices: Tensor, chosen: int, heads: int) -> Tensor:
+    """The queries of a mixture of attention heads (Zhang et al. 2022, arXiv 2210.05144).
+
+    Like `experts`, it stands for products of the experts' own while a model is traced.
+
+    Args:
+        x: ``float[1, t, i]``.
+        weights: ``float[1, t, E]``, what `route` gives.
+        matrices: ``float[E, o, i]``.
+        chosen: how many experts a token has.
+        heads: how many heads an expert's queries are.
+
+    Returns:
+        ``float[1, t, chosen * o]``, as `slots`.
+    """
+    results = [F.linear(chosen_tokens(x, weights, e), each) for e, each in enumerate(matrices)]
+    made: Tensor = slots(weights, results, chosen, heads)
+    return made
+
+
+@expert_queries.register_fake
+def _(x: Tensor, weights: Tensor, matrices: Tensor, chosen: int, heads: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], chosen * matrices.shape[1])
+
+
+@torch.library.custom_op("edgeforge::expert_outputs", mutates_args=())
+def expert_outputs(x: Tensor, weights: Tensor, matrices: Tensor, chosen: int, heads: int) -> Tensor:
+    """What a mixture of attention heads adds to the residual stream: each expert's own product.
+
+    Like `experts`, it stands for products of the experts' own while a model is traced.
+
+    Args:
+        x: ``float[1, t, chosen * i]``, what attention gives for queries of `expert_queries`.
+        weights: ``float[1, t, E]``, what `route` gives.
+        matrices: ``float[E, o, i]``.
+        chosen: how many experts a token has.
+        heads: how many heads an expert's ``i`` columns are.
+
+    Returns:
+        ``float[1, t, o]``.
+    """
+    results = [
+        F.linear(chosen_slots(x, weights, expert, chosen, heads), matrix)
+        for expert, matrix in enumerate(matrices)
+    ]
+    made: Tensor = combine(weights, results)
+    return made
+
+
+@expert_outputs.register_fake
+def _(x: Tensor, weights: Tensor, matrices: Tensor, chosen: int, heads: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], matrices.shape[1])
+
+
 @torch.library.custom_op("edgeforge::experts", mutates_args=())
 def experts(
     x: Tensor,

@@ -12,7 +12,10 @@ from torch import Tensor
 
 @torch.library.custom_op("edgeforge::bias", mutates_args=())
 def bias(x: Tensor, weight: Tensor) -> Tensor:
-    """``x + weight``: ``float[..., n], float[n] -> float[..., n]``; follows a `linear`."""
+    """``x + weight``: ``float[..., n], float[n] -> float[..., n]``.
+
+    It follows a `linear`, or the `combine` of a mixture's experts.
+    """
     return x + weight.to(x.dtype)
 
 

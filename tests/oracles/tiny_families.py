@@ -182,6 +182,17 @@ MIXTURES: dict[str, Config] = {
         max_window_layers=3,
         rms_norm_eps=1e-6,
     ),
+    "jetmoe": _config(
+        "jetmoe",
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        kv_channels=24,
+        num_local_experts=5,
+        num_experts_per_tok=3,
+        intermediate_size=32,
+        activation_function="silu",
+        tie_word_embeddings=True,
+    ),
 }
 
 # Models whose layers carry a memory from token to token.
