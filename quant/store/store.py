@@ -12,6 +12,7 @@ import hashlib
 import mmap
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,8 @@ _BLOCK_BYTES = 1 << 20
 _LARGEST_NOTES = 64 << 20
 # What the system says of a folder that holds something else than a store's files.
 _NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, NotRegularError)
+# Python names it from 3.13 on; the number is that of x86 and ARM.
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 # The names that torch gives the dtypes of the file.
 _TORCH = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8"}
 
@@ -157,7 +160,7 @@ class WeightStore:
         if notes["header"] != zlib.crc32(header):
             raise ValueError("the header of its weights is damaged")
         with open_input(self.file) as stream:
-            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._map = _mapped(stream.fileno())
 
     def check(self) -> None:
         """Reads all stored parts and holds them against their checksums.
@@ -217,6 +220,18 @@ class WeightStore:
         """Tells the system to drop mapped pages, so that they do not count as resident memory."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapped(descriptor: int) -> mmap.mmap:
+    """Maps a whole file; what is written to the map stays in memory and never reaches the file.
+
+    Linux sets memory aside for a map that may be written to, and refuses one larger than all of
+    its memory, unless it is told that none is needed: a store may be larger than the machine.
+    """
+    if sys.platform != "linux":
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+    return mmap.mmap(descriptor, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def _read_header(file: Path) -> tuple[bytes, dict[str, dict[str, Extent]]]:

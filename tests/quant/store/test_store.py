@@ -1,8 +1,15 @@
 """Weight stores: their bytes, their parts, the notes and digests beside them."""
 
 import hashlib
+import json
 import math
+import os
+import re
+import struct
+import sys
 import threading
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +17,7 @@ import torch
 from safetensors import safe_open
 
 from quant.quantizers import rtn
+from quant.sealed_json import seal, unseal
 from quant.store import fill as quantize
 from quant.store.store import WeightStore, weight_digest
 from tests.oracles.small_store import PLAN, SHAPES, Source, digest_of, make
@@ -52,6 +60,32 @@ def test_notes_do_not_depend_on_the_order_of_chunks(tmp_path, monkeypatch):
     forwards = make(tmp_path / "forwards", threads=1)
     texts = [(store.folder / "store.json").read_text() for store in (turned, forwards)]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_store_larger_than_the_machines_memory_is_read(tmp_path):
+    store = make(tmp_path / "store", threads=1)
+    name = next(store.names())
+    part = next(iter(store.extents(name)))
+    expected = store.part(name, part).clone()
+    notes_file = store.folder / "store.json"
+    notes = unseal(notes_file.read_bytes())
+    memory = int(re.search(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
+    # One more part, a hole of the file: as large as the memory is, and a half of it.
+    text = json.loads(store.file.read_bytes()[8:].split(b"}}", 1)[0] + b"}}")
+    begin = max(row["data_offsets"][1] for key, row in text.items() if key != "__metadata__")
+    hole = memory * 3 // 2 + 8 * 1024**3
+    extra = {"dtype": "U8", "shape": [hole], "data_offsets": [begin, begin + hole]}
+    header = json.dumps(text | {f"{name}:hole": extra}).encode()
+    whole = store.file.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    store.file.write_bytes(struct.pack("<Q", len(header)) + header + whole[8 + length :])
+    os.truncate(store.file, 8 + len(header) + begin + hole)
+    notes_file.write_text(seal(notes | {"header": zlib.crc32(header)}))
+    large = WeightStore(store.folder)
+    assert torch.equal(large.part(name, part), expected)
+    large.part(name, part).zero_()
+    assert torch.equal(WeightStore(store.folder).part(name, part), expected)
 
 
 class Together(Source):
