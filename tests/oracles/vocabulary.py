@@ -61,7 +61,9 @@ def small_spec(
         return made
 
     def layer_weights(index: int, layer: LayerSpec) -> dict[str, WeightSpec]:
-        if layer.mixer == "attention":
+        if layer.attention_experts:
+            made = heads_weights(layer)
+        elif layer.mixer == "attention":
             q, k = layer.num_heads * HEAD, layer.num_kv_heads * HEAD
             made = {
                 **product("self_attn.qk_proj", HIDDEN, q + k),
@@ -137,6 +139,22 @@ def small_spec(
     return replace(spec, **fields)  # type: ignore[arg-type]
 
 
+def heads_weights(layer: LayerSpec) -> dict[str, WeightSpec]:
+    """The weights of a mixture of attention heads, and the bias that it adds."""
+    kv = layer.num_kv_heads * HEAD
+    made = {
+        "self_attn.router": matrix("router", HIDDEN, ("heads_router", layer.attention_experts)),
+        "self_attn.k_proj": matrix("linear", HIDDEN, ("k_proj", kv)),
+        "self_attn.v_proj": matrix("linear", HIDDEN, ("v_proj", kv)),
+        "self_attn.output.bias": bias(("heads_bias", HIDDEN)),
+    }
+    for expert in range(layer.attention_experts):
+        at = f"heads.{expert}"
+        made[f"self_attn.experts.{expert}.q_proj"] = matrix("linear", HIDDEN, (f"{at}.q", kv))
+        made[f"self_attn.experts.{expert}.o_proj"] = matrix("linear", kv, (f"{at}.o", HIDDEN))
+    return made
+
+
 def mixture_weights(layer: LayerSpec) -> dict[str, WeightSpec]:
     """The weights of a mixture of experts, and of a shared expert with its gate."""
     made = {"mlp.router": matrix("router", HIDDEN, ("router", layer.experts))}
@@ -148,6 +166,8 @@ def mixture_weights(layer: LayerSpec) -> dict[str, WeightSpec]:
         gate_up, down = f"{name}.gate_up_proj", f"{name}.down_proj"
         made[f"mlp.{gate_up}"] = matrix("linear", HIDDEN, (gate_up, 2 * width))
         made[f"mlp.{down}"] = matrix("linear", width, (down, HIDDEN))
+    if layer.attention_experts:
+        made["mlp.output.bias"] = bias(("mixture_bias", HIDDEN))
     return made
 
 
@@ -184,6 +204,8 @@ SPECS = {
 
 # Of many experts a short text chooses few, of some no token any.
 MIXED = replace(FULL, experts=8, chosen_experts=2, ffn_width=16)
+# Query heads and outputs that are experts', two heads each.
+HEADS = replace(FULL, num_heads=6, attention_experts=5, chosen_attention_experts=3)
 MIXTURES = {
     "mixture": small_spec((FULL, MIXED), router="normalized_softmax"),
     "shared": small_spec(
@@ -197,6 +219,11 @@ MIXTURES = {
     "normalized": small_spec((MIXED, FULL, MIXED), router="normalized_softmax"),
     "biased": small_spec(
         (MIXED,), biased=True, shifted=True, norm="layer", router="normalized_softmax"
+    ),
+    "heads": small_spec((HEADS, FULL), router="normalized_softmax"),
+    "heads-and-mixture": small_spec(
+        (replace(HEADS, experts=4, chosen_experts=2, ffn_width=16), HEADS),
+        tied=False, router="normalized_softmax",
     ),
     "one-expert": small_spec((replace(MIXED, experts=1, chosen_experts=1),)),
 }  # fmt: skip
