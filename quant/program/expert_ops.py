@@ -150,7 +150,7 @@ def slots(weights: Tensor, results: Sequence[Tensor], chosen: int, heads: int) -
     made = results[0].new_zeros(tokens, heads, chosen, count // heads)
     for expert, result in enumerate(results):
         where, slot = _slot(weights, expert)
-        made[where, :, slot] = result[0].unflatten(-1, (heads, -1))
+        made[where, :, slot] = result[0].view(len(where), heads, -1)
     return made.flatten(1)[None]
 
 
@@ -174,7 +174,8 @@ def chosen_slots(x: Tensor, weights: Tensor, expert: int, chosen: int, heads: in
         ``float[1, n, o]``.
     """
     where, slot = _slot(weights, expert)
-    return x[0].unflatten(-1, (heads, chosen, -1))[where, :, slot].flatten(1)[None]
+    own = x.reshape(x.shape[1], heads, chosen, -1)[where, :, slot]
+    return own.reshape(1, len(where), x.shape[-1] // chosen)
 
 
 @chosen_slots.register_fake
