@@ -146,11 +146,11 @@ def slots(weights: Tensor, results: Sequence[Tensor], chosen: int, heads: int) -
     Returns:
         ``float[1, t, chosen * o]``, whose columns are ``[heads, chosen, o / heads]``.
     """
-    count, tokens = results[0].shape[-1], weights.shape[1]
-    made = results[0].new_zeros(tokens, heads, chosen, count // heads)
+    width, tokens = results[0].shape[-1] // heads, weights.shape[1]
+    made = results[0].new_zeros(tokens, heads, chosen, width)
     for expert, result in enumerate(results):
         where, slot = _slot(weights, expert)
-        made[where, :, slot] = result[0].view(len(where), heads, -1)
+        made[where, :, slot] = result.view(len(where), heads, width)
     return made.flatten(1)[None]
 
 
