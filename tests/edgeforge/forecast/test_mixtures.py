@@ -45,7 +45,9 @@ def test_experts_of_attention_count_too():
     assert found.active == 24 * layer + 2048 + 32000 * 2048
     line = found.line(spec.num_parameters)
     assert "2 of 8 experts in each of 24 layers and 2 of 8 attention experts in each of 24" in line
-    only = replace(spec, layers=tuple(replace(each, experts=0) for each in spec.layers))
+    layers = tuple(replace(each, experts=0) for each in spec.layers)
+    kept = {name: given for name, given in spec.weights.items() if ".mlp.experts." not in name}
+    only = replace(spec, layers=layers, weights=kept)
     assert mixture_sizes(only).line(10**9).startswith("mixture: 2 of 8 attention experts in each")
 
 
