@@ -91,7 +91,7 @@ CASES = {
     "biases": ("qwen2", dict(target_modules=["q_proj", "v_proj"], bias="lora_only")),
     "all biases": ("qwen2", dict(target_modules=["q_proj"], bias="all", fan_in_fan_out=True)),
     "fused": ("phi3", dict(target_modules=["qkv_proj", "gate_up_proj", "down_proj"])),
-    # Of a mixture of attention heads: keys and values, a router, and all experts as they were saved.
+    # Of a mixture of heads: keys and values, a router, and all experts as they were saved.
     "keys, values and routers": ("jetmoe", dict(target_modules=["kv_proj", "layer"])),
     "saved experts": ("jetmoe", dict(target_modules=["kv_proj"], modules_to_save=["experts"])),
     "one layer": ("llama", dict(target_modules=["q_proj"], layers_to_transform=[1])),
