@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from exporters.lifted import Constant, Unknown, Value
+from exporters.lifted import Constant, Last, Unknown, Value
 from exporters.lifted_mixture import Route, RouteSparseMixer
+from exporters.onnx import lifted_attention
 from exporters.onnx.lifted_values import Graph, Lifted
 
 if TYPE_CHECKING:
@@ -27,11 +28,11 @@ class Experts(Value):
     """The experts that each token chose, ``int64[1, t, chosen]``.
 
     Attributes:
-        route: what chose them.
+        route: what chose them, or the last tokens' rows of it.
         chosen: how many a token has.
     """
 
-    route: Route | RouteSparseMixer
+    route: Route | RouteSparseMixer | Last
     chosen: int
 
 
@@ -40,12 +41,12 @@ class Shares(Value):
     """Each token's weights of the experts that it chose, ``float[1, t, chosen]``.
 
     Attributes:
-        route: what chose them.
-        experts: the name of the experts; empty where two values hold them.
+        route: what chose them, or the last tokens' rows of it.
+        experts: the name of the experts; empty where two values hold them, or of the last tokens.
         indices: of SparseMixer, the two values.
     """
 
-    route: Route | RouteSparseMixer
+    route: Route | RouteSparseMixer | Last
     experts: str
     indices: tuple[Value, ...] = ()
 
@@ -152,6 +153,25 @@ def sparse_mixer(
     names = first.index.name, second.index.name
     route = RouteSparseMixer(name, scores, first.limit / 2, names)
     return (Shares(name, route, "", (first.index, second.index)),)
+
+
+def last(
+    graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
+) -> Lifted:
+    """Lifts the last tokens' choice: of their experts and of their weights it is the same one."""
+    source = given[0]
+    rows = lifted_attention.last(graph, node, given, attributes)
+    if not isinstance(source, Experts | Shares) or rows is None or not isinstance(rows[0], Last):
+        return rows
+    positions, route = rows[0].positions, Last(rows[0].name, source.route, rows[0].positions)
+    for known in graph.values.values():
+        match known:
+            case Experts(route=Last() as same) | Shares(route=Last() as same):
+                if same.source is source.route and same.positions == positions:
+                    route = same
+    if isinstance(source, Experts):
+        return (Experts(node.output[0], route, source.chosen),)
+    return (Shares(node.output[0], route, ""),)
 
 
 @dataclass(frozen=True)

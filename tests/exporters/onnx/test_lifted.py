@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections import Counter
 from dataclasses import fields
@@ -22,7 +21,6 @@ from exporters.lifted import (
     LayerNorm,
     Linear,
     Norm,
-    Probe,
     Product,
     Rope,
     Scaled,
@@ -34,7 +32,14 @@ from exporters.lifted import (
     Unknown,
     Value,
 )
-from exporters.lifted_mixture import ChosenTokens, Combine, Route, RouteSparseMixer
+from exporters.lifted_mixture import (
+    ChosenSlots,
+    ChosenTokens,
+    Combine,
+    Route,
+    RouteSparseMixer,
+    Slots,
+)
 from exporters.lifted_recurrent import (
     Function,
     Gain,
@@ -45,34 +50,17 @@ from exporters.lifted_recurrent import (
 from exporters.onnx.lifted import read_graphs
 from exporters.onnx.target import OnnxTarget, graphs_of
 from quant.program import dialect
+from tests.exporters.onnx.lifted_checks import check_lifted, lifted
 from tests.exporters.onnx.vocabulary_cases import (
     CASES,
     CONTEXT,
     QUANTIZED,
-    Made,
     with_accuracy_level,
 )
-from tests.oracles.recurrent_layers import unit_epsilon
 from tests.oracles.traced import difference
 
 FLOAT = 2e-4  # of the range of the logits
 FUNCTIONS = (dialect.TANH, dialect.RELU, dialect.EXP, dialect.SOFTPLUS)
-
-
-def lifted(value: Value, found: dict[int, Value]) -> dict[int, Value]:
-    """All values that a value is computed of, by identity."""
-    if id(value) not in found:
-        found[id(value)] = value
-        for each in fields(value):
-            for part in parts(getattr(value, each.name)):
-                lifted(part, found)
-    return found
-
-
-def parts(field: object) -> list[Value]:
-    if isinstance(field, tuple):
-        return [part for each in field for part in parts(each)]
-    return [field] if isinstance(field, Value) else []
 
 
 @pytest.mark.parametrize(("recipe", "name"), [*(("fp32", name) for name in CASES), *QUANTIZED])
@@ -104,7 +92,9 @@ def test_graphs_are_lifted_whole(lower, name, recipe):
             Route: nodes[dialect.ROUTE],
             RouteSparseMixer: nodes[dialect.ROUTE_SPARSE_MIXER],
             ChosenTokens: nodes[dialect.CHOSEN],
+            ChosenSlots: nodes[dialect.CHOSEN_SLOTS],
             Combine: nodes[dialect.COMBINE],
+            Slots: nodes[dialect.SLOTS],
             Recurrence: nodes[dialect.RECURRENCE],
             Previous: nodes[dialect.TOKEN_SHIFT],
             Gain: nodes[dialect.GAIN],
@@ -114,70 +104,6 @@ def test_graphs_are_lifted_whole(lower, name, recipe):
         assert {kind: kinds[kind] for kind in wanted} == wanted
         for value in values:
             check_lifted(value, made, entry.probes)
-
-
-def check_lifted(value: Value, made: Made, probes: tuple[Probe, ...]) -> None:
-    """A lifted value says what the spec and the weights say."""
-    spec, weights = made.case.spec(), made.source.weights.tensors
-    match value:
-        case Bias() | ShortConv() | Gain():
-            assert (value.values == weights[value.weight.name].numpy()).all()
-        case LayerNorm():
-            for stored, values in ((value.weight, value.values), (value.bias, value.shift)):
-                assert (stored is None) == (values is None)
-                assert stored is None or (values == weights[stored.name].numpy()).all()
-        case Gelu():
-            assert value.tanh == (spec.activation == "gelu_tanh")
-        case Clamp():
-            assert value.limit == pytest.approx(spec.clip_qkv)
-        case Softcap():
-            assert value.cap == pytest.approx(spec.logit_softcap)
-        case Route():
-            assert value.normalized == (spec.router == "normalized_softmax")
-            assert value.chosen in {each.chosen_experts for each in spec.layers}
-        case RouteSparseMixer():
-            assert value.jitter == pytest.approx(spec.router_jitter)
-        case Combine():
-            for number, (expert, result) in enumerate(value.terms):
-                assert expert == number
-                assert re.sub(r".*\.mlp\.", "", result.weight.name) == (
-                    f"experts.{expert}.down_proj.weight"
-                )
-                gate, up = result.source.factors
-                assert gate.source.source is up.source
-                assert f".experts.{expert}.gate_up_proj." in up.source.weight.name
-                assert up.source.source.expert == expert
-                assert up.source.source.weights is value.weights
-        case Attention():
-            number = int(value.keys.read.partition(".")[0])
-            assert value.scale == pytest.approx(spec.scale)
-            assert value.softcap == pytest.approx(spec.attention_softcap)
-            window = spec.layers[number].window or CONTEXT
-            for probe, seen in zip(probes, value.visible, strict=True):
-                assert seen[-1].sum() == min(window, probe.start + probe.count)
-        case UnitNorm():
-            assert value.epsilon == pytest.approx(unit_epsilon(spec))
-        case Recurrence():
-            for stored, values in ((value.decay, value.decays), (value.bonus, value.bonuses)):
-                assert values is None or (values == weights[stored.name].numpy()).all()
-            number = int(value.memory.read.partition(".")[0])
-            made_by = spec.layers[number].recurrence
-            assert value.dimensions == (
-                made_by.heads, made_by.key_heads, made_by.key_width, made_by.value_width
-            )  # fmt: skip
-            assert value.memory.read == value.memory.written == f"{number}.memory"
-            assert value.memory.ignored == tuple(probe.start == 0 for probe in probes)
-            is_time_mix = spec.layers[number].mixer == "time_mix"
-            assert (value.bonus is not None) == is_time_mix
-            assert (value.beta is not None) == (spec.layers[number].mixer == "delta_net")
-        case Previous():
-            assert value.recent.read == value.recent.written
-            assert re.fullmatch(r"[01]\.(mlp_)?recent", value.recent.read)
-            assert value.recent.ignored == tuple(probe.start == 0 for probe in probes)
-    if isinstance(value, ShortConv):
-        number = re.search(r"layers\.(\d+)\.", value.weight.name)[1]
-        assert value.recent.read == value.recent.written == f"{number}.recent"
-        assert value.recent.ignored == tuple(probe.start == 0 for probe in probes)
 
 
 def one(graph: onnx.GraphProto, op: str, among: str = "") -> onnx.NodeProto:
