@@ -46,7 +46,7 @@ WORDS = {
     "capped, one head for all": small_spec((LayerSpec(4, 1, 40),), attention_softcap=1.5),
     "convolution before attention": small_spec((CONV, FULL)),
     "capped heads": small_spec(
-        (replace(HEADS, window=7), HEADS), router="normalized_softmax", attention_softcap=1.5
+        (HEADS, FULL, HEADS), router="normalized_softmax", attention_softcap=1.5
     ),
 }
 
