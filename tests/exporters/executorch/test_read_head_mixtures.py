@@ -183,6 +183,16 @@ def rows_of_all_tokens_for_the_last(program: Record) -> None:
     outputs["args"][0] = queries["args"][0]
 
 
+def attention_of_all_tokens_for_the_last(program: Record) -> None:
+    """The last layer's outputs read the first tokens' slots in place of the last token's."""
+    calls = forward_of(program)["chains"][0]["instructions"]
+    delegates = [row["instr_args"] for row in calls if row["instr_args"].table == "DelegateCall"]
+    attention = kernels(program, "llama::custom_sdpa")[-1]["args"][-1]
+    last = next(e for e in kernels(program, "aten::slice_copy") if e["args"][0] == attention)
+    (permuting,) = (e for e in delegates if e["args"][0] == last["args"][-1])
+    permuting["args"][0] = attention
+
+
 def of_another_condition(program: Record) -> None:
     first, second = calls_of(program, "JumpFalseCall")[:2]
     second.fields["cond_value_index"] = first["cond_value_index"]
@@ -206,6 +216,7 @@ ALTERED: tuple[Callable[[Record], None], ...] = (
     outputs_from_the_tokens_rows,
     rows_by_another_router,
     rows_of_all_tokens_for_the_last,
+    attention_of_all_tokens_for_the_last,
     of_another_condition,
     too_early,
 )
