@@ -10,7 +10,8 @@ from exporters.executorch.blobs import WIDE
 from exporters.executorch.lifted_method import LAST_INDEX, Kernels, Method, recent_name
 from exporters.executorch.lifted_mixtures import MIXTURE_KERNELS
 from exporters.executorch.lifted_recurrence import RECURRENCE_KERNELS
-from exporters.executorch.lifted_routes import Sampled, sampled_kernel
+from exporters.executorch.lifted_routes import Sampled, sampled_kernel, weights_of
+from exporters.executorch.lifted_slots import SLOT_KERNELS
 from exporters.executorch.lifted_values import (
     Held,
     Joined,
@@ -51,10 +52,11 @@ _EMBEDDING: Final = "quantized_decomposed::embedding_"
 
 
 def _count(method: Method, kernel: str, arguments: list[int]) -> bool:
-    tokens, axis, result = arguments[:3]
-    if not isinstance(method.value(tokens), Tokens) or at(method.value(axis), 0) != 1:
+    value, axis, result = method.value(arguments[0]), *arguments[1:3]
+    if not isinstance(value, Tokens | Last) or method.constants(axis) != (1,):
         return False
-    counts = tuple(np.asarray(probe.count) for probe in method.probes)
+    most = value.positions if isinstance(value, Last) else method.limit
+    counts = tuple(np.asarray(min(probe.count, most)) for probe in method.probes)
     method.values[result] = Numbers("tokens of a call", counts)
     return True
 
@@ -62,10 +64,11 @@ def _count(method: Method, kernel: str, arguments: list[int]) -> bool:
 def _slice(method: Method, kernel: str, arguments: list[int]) -> bool:
     source, result = method.value(arguments[0]), arguments[-1]
     bounds = tuple(method.value(index) for index in arguments[1:5])
-    if not are_numbers(bounds):
+    along = method.constants(arguments[1], arguments[4])
+    if not are_numbers(bounds) or along is None:
         return False
     name, steps = f"{method.name}, value {result}", range(len(method.probes))
-    axis, step = int(at(bounds[0], 0)), int(at(bounds[3], 0))
+    axis, step = along
     spans = [(int(at(bounds[1], i)), int(at(bounds[2], i))) for i in steps]
     if isinstance(source, Updated) and (axis, step) == (1, 1):
         first = tuple(span[0] for span in spans)
@@ -91,7 +94,7 @@ def _slice(method: Method, kernel: str, arguments: list[int]) -> bool:
         own = method.recents.get(arguments[0])
         return own is not None and own[1] == source.before.tokens
     if (axis, step) == (1, 1) and spans[0][0] < 0 and set(spans) == {(spans[0][0], LAST_INDEX)}:
-        method.values[result] = Last(name, source, -spans[0][0])
+        method.values[result] = Last(name, weights_of(method, arguments[0]), -spans[0][0])
         return True
     return False
 
@@ -151,20 +154,19 @@ def _update(method: Method, kernel: str, arguments: list[int]) -> bool:
 
 def _attention(method: Method, kernel: str, arguments: list[int]) -> bool:
     name = f"{method.name}, value {arguments[-1]}"
-    query, keys, values, start, mask, _, causal, scale = (
-        method.value(index) for index in arguments[:8]
-    )
+    query, keys, values, start, mask, _, _, scale = (method.value(index) for index in arguments[:8])
     if isinstance(query, Unknown) and query.kind == _ROUND:
         query = query.operands[0]
     if not (isinstance(keys, Updated) and isinstance(values, Updated)):
         method.values[arguments[-1]] = Unknown(name, NO_NEW_ROWS, (query, keys, values))
         return True
-    if not (isinstance(start, Numbers) and isinstance(scale, Constant)):
+    causal = method.constants(arguments[6])
+    if not (isinstance(start, Numbers) and isinstance(scale, Constant)) or causal is None:
         return False
     # Where keys and values are slices of their caches, both must begin at the same token.
     if keys.first != values.first:
         return False
-    visible = _visible(method, keys, start, mask, bool(at(causal, 0)))
+    visible = _visible(method, keys, start, mask, *causal)
     if visible is None:
         return False
     of_query, of_key = method.sizes(arguments[0]), method.sizes(arguments[1])
@@ -273,8 +275,8 @@ def _recall(method: Method, kernel: str, arguments: list[int]) -> bool:
 
 def _repeat(method: Method, kernel: str, arguments: list[int]) -> bool:
     """A mask several times, one below the other."""
-    record, axis = method.records[arguments[0]], method.value(arguments[1])
-    if record.table != "TensorList" or int(at(axis, 0)) != 0:
+    record, axis = method.records[arguments[0]], method.constants(arguments[1])
+    if record.table != "TensorList" or axis != (0,):
         return False
     items = list(record["items"])
     mask = method.value(items[0])
@@ -289,6 +291,7 @@ def _repeat(method: Method, kernel: str, arguments: list[int]) -> bool:
 KERNELS: Final[Kernels] = {
     **MIXTURE_KERNELS,
     **RECURRENCE_KERNELS,
+    **SLOT_KERNELS,
     "aten::sym_size": _count,
     "aten::slice_copy": _slice,
     "aten::embedding": _rows,

@@ -12,6 +12,7 @@ from exporters.errors import ExportError
 from exporters.executorch.flatbuffer import Record
 from exporters.executorch.lifted_capped import Seen
 from exporters.executorch.lifted_graph import Delegate
+from exporters.executorch.lifted_heads import SlotRows
 from exporters.executorch.lifted_values import (
     NUMBERS,
     Files,
@@ -49,12 +50,14 @@ class Guard:
     """Booleans on which jumps depend: for each expert whether any token chose it.
 
     Attributes:
-        offset: their place in the arena, in bytes.
+        index: the number of the tensor that they are.
+        made: the tensor's value; the booleans are others where it has another.
         experts: how many there are, a byte each.
         weights: each token's weight of each expert.
     """
 
-    offset: int
+    index: int
+    made: Value
     experts: int
     weights: Value
 
@@ -159,8 +162,9 @@ class Method:
             self.at_start = started
             return land
         if of is not None and record.table == "Tensor" and list(record["sizes"]) == [1]:
-            expert = self.offset(condition) - of.offset
-            if 0 <= expert < of.experts and land > place + 1:
+            expert = self.offset(condition) - self.offset(of.index)
+            same = self.values[of.index] is of.made
+            if same and 0 <= expert < of.experts and land > place + 1:
                 self.guard = of.weights, expert
                 return land
         raise ExportError(
@@ -181,10 +185,13 @@ class Method:
             raise ExportError(f"{where} {wrong}")
 
     def _leave(self, within: set[int]) -> None:
-        """Where a jump leads: what calls within wrote is not known, but experts' sums and zeros."""
+        """Where a jump leads: what calls within wrote is not known.
+
+        Experts' sums and slots are, and zeros.
+        """
         self.guard = self.at_start = None
         for index in within:
-            if not isinstance(self.values[index], Combine | Begun):
+            if not isinstance(self.values[index], Combine | SlotRows | Begun):
                 name = f"{self.name}, value {index}, which a jump leaves out"
                 self.values[index] = Unknown(name, "of some runs alone")
 
@@ -225,6 +232,17 @@ class Method:
         if index not in self.values:
             self.values[index] = self._given(index)
         return self.values[index]
+
+    def constants(self, *indices: int) -> tuple[Any, ...] | None:
+        """Numbers that are the same in every call, by the values' numbers; None where one is not.
+
+        A kernel's axis must be one: a number that a call computes may be right in some calls only.
+        """
+        values = [self.value(index) for index in indices]
+        found = [each.array for each in values if isinstance(each, Constant)]
+        if len(found) < len(values) or any(array.ndim for array in found):
+            return None
+        return tuple(array.item() for array in found)
 
     def _given(self, index: int) -> Value:
         record, name = self.records[index], f"{self.name}, value {index}"
@@ -314,6 +332,7 @@ class Method:
 _OPERANDS: Final = {
     "executorch_prim::add": 2,
     "executorch_prim::eq": 2,
+    "executorch_prim::mul": 2,
     "executorch_prim::sub": 2,
     "executorch_prim::sym_max": 2,
     "aten::sub": 3,
