@@ -13,7 +13,7 @@ from exporters.coreml.package import open_package
 from exporters.coreml.reader import stored_digests
 from tests.exporters.coreml import vocabulary_model
 from tests.exporters.coreml.changed_packages import overwrite, products
-from tests.exporters.coreml.slot_models import SPECS, TEXT, WAYS, WIDTH
+from tests.exporters.coreml.slot_models import SPECS, TEXT, WAYS, WIDTH, exported
 
 # Experts' results and their sums keep float32 there; elsewhere tables and routers are float16.
 BOUNDS = {"gpu": 5e-6, "ane": 4e-4, "inputs": 5e-6}
