@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from quant.program import dialect
+from quant.program.program import Program, node_argument
 
 _FIRST, _SECOND = (0, 1), (2, 3)
 
@@ -118,6 +119,22 @@ class Following:
 def routers(order: Sequence[fx.Node]) -> list[fx.Node]:
     """The calls of routers among a program's calls."""
     return [node for node in order if node.target in dialect.ROUTES]
+
+
+def router_places(program: Program) -> list[str]:
+    """Where each router of a program is, in words: ``layer 3``, or ``layer 3, attention``.
+
+    A layer has a router for each of its mixtures of experts, in the program's order.
+    """
+    return [_place(program, node) for node in routers(list(program.graph.nodes))]
+
+
+def _place(program: Program, node: fx.Node) -> str:
+    while node.target not in (dialect.LINEAR, dialect.QUANT_LINEAR):
+        node = node_argument(node, 0)
+    name = program.inputs[node_argument(node, 1).name].name
+    _, _, layer, part, *_ = name.split(".")
+    return f"layer {layer}, attention" if part == "self_attn" else f"layer {layer}"
 
 
 def own_sets(node: fx.Node, logits: Tensor) -> Tensor:
