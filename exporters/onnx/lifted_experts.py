@@ -1,4 +1,4 @@
-"""Lifts the rows that experts compute, and their sum; see `exporters.onnx.experts`."""
+"""Lifts the rows that experts compute, and what gathers them; see `exporters.onnx.experts`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from exporters.lifted import Constant, Unknown, Value
-from exporters.lifted_mixture import ChosenTokens, Combine
+from exporters.lifted import Constant, Last, Unknown, Value
+from exporters.lifted_mixture import ChosenSlots, ChosenTokens, Combine, Slots
 from exporters.onnx.lifted_routing import Experts, Shares, are_in_order
 from exporters.onnx.lifted_values import Graph, Lifted, Part
 
@@ -27,33 +27,96 @@ _RESULTS, _SORTED, _OWN, _FACTORS, _WEIGHTED = (
     f"{part} of experts"
     for part in ("results", "sorted results", "own results", "factors", "weighted results")
 )
+# Kinds of values around attention whose heads are experts': the own results of each token with
+# their heads apart, and the heads in front of the slots; of what attention gives the heads and
+# slots apart, the slots in front of the heads, and the slots one below another.
+_HEADS, _BY_HEAD, _APART, _BY_SLOT, _SLOTS = (
+    f"{part} of slots"
+    for part in ("heads", "results by head", "heads and slots", "heads by slot", "rows")
+)
+_APART_TURNED, _HEADS_TURNED = [0, 2, 1, 3], [0, 1, 3, 2, 4]
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows(Value):
-    """Rows for all experts, sorted by expert: of each token as often as it chose one."""
+    """Rows for all experts, sorted by expert: of each token as often as it chose one.
+
+    Attributes:
+        source: the rows of all tokens, or their slots.
+        experts: the experts that the tokens chose.
+        heads: how many heads a slot has; 0 where rows are the tokens' own.
+    """
 
     source: Value
     experts: Experts
+    heads: int = 0
 
 
 def reshape(
     graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
 ) -> Lifted:
-    """Lifts the ids of the chosen experts in a row, and each token's own results."""
+    """Lifts the ids of the chosen experts in a row, each token's own results, and slots."""
     source, shape = given
     name = node.output[0]
+    to = shape.array.tolist() if isinstance(shape, Constant) else []
     if isinstance(source, Experts):
-        flat = isinstance(shape, Constant) and shape.array.tolist() == [-1]
-        return (Unknown(name, _IDS if flat else "Reshape", (source,)),)
-    if _is(source, _SORTED):
-        match shape:
-            case Unknown(
-                kind="Concat",
-                operands=(Unknown(kind="Shape", operands=(Shares() as shares,)), Constant()),
-            ):
-                return (Unknown(name, _OWN, (source, shares)),)
-        return (Unknown(name, "Reshape", given),)
+        return (Unknown(name, _IDS if to == [-1] else "Reshape", (source,)),)
+    if isinstance(source, Unknown) and source.kind in (_SORTED, _BY_HEAD, _BY_SLOT):
+        made = {_SORTED: _own, _BY_HEAD: _side_by_side, _BY_SLOT: _slot_rows}[source.kind]
+        return (made(name, source, shape) or Unknown(name, "Reshape", given),)
+    if len(to) == 4 and to[0] == -1:
+        return (Unknown(name, _APART, given),)
+    return None
+
+
+def _own(name: str, source: Unknown, shape: Value) -> Value | None:
+    """Each token's own results; with their heads apart, where the shape has these."""
+    match shape:
+        case Unknown(
+            kind="Concat",
+            operands=(Unknown(kind="Shape", operands=(Shares() as shares,)), Constant() as widths),
+        ):
+            count = widths.array.size
+            if count == 1:
+                return Unknown(name, _OWN, (source, shares))
+            return Unknown(name, _HEADS, (source, shares, widths)) if count == 2 else None
+    return None
+
+
+def _side_by_side(name: str, source: Unknown, shape: Value) -> Value | None:
+    """What each token's experts computed, side by side."""
+    rows, shares, widths = source.operands
+    experts = _experts(rows)
+    assert isinstance(rows, Unknown) and isinstance(shares, Shares)
+    assert isinstance(widths, Constant)
+    together = isinstance(shape, Constant) and shape.array.tolist() == [0, 0, -1]
+    terms = _terms(experts, rows.operands[1:])
+    if not together or terms is None or experts.route is not shares.route:
+        return None
+    return Slots(name, experts.route, terms, experts.chosen, int(widths.array[0]))
+
+
+def _slot_rows(name: str, source: Unknown, shape: Value) -> Value | None:
+    """Slots one below another."""
+    apart = source.operands[1]
+    assert isinstance(apart, Constant)
+    _, heads, _, width = apart.array.tolist()
+    flat = isinstance(shape, Constant) and shape.array.tolist() == [-1, heads * width]
+    return Unknown(name, _SLOTS, source.operands) if flat and min(heads, width) > 0 else None
+
+
+def transpose(
+    graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
+) -> Lifted:
+    """Lifts the change between a token's slots before heads and heads before slots."""
+    source, order = given[0], list(attributes.get("perm", []))
+    for kind, turned, made in (
+        (_HEADS, _HEADS_TURNED, _BY_HEAD),
+        (_APART, _APART_TURNED, _BY_SLOT),
+    ):
+        if _is(source, kind) and order == turned:
+            assert isinstance(source, Unknown)
+            return (Unknown(node.output[0], made, source.operands),)
     return None
 
 
@@ -96,10 +159,27 @@ def gather(
         return None
     if _is(places, _TOKENS):
         return (_Rows(node.output[0], source, _experts(places)),)
+    if _is(places, _ORDER) and _is(source, _SLOTS):
+        return _rows_of_slots(node.output[0], source, _experts(places))
     if _is(places, _PLACES) and _is(source, _RESULTS):
         assert isinstance(source, Unknown)
         return (Unknown(node.output[0], _SORTED, (_experts(places), *source.operands)),)
     return None
+
+
+def _rows_of_slots(name: str, source: Value, experts: Experts) -> Lifted:
+    """Slots sorted by the experts that have them; None where they are not of the same tokens."""
+    assert isinstance(source, Unknown)
+    every, apart = source.operands
+    assert isinstance(apart, Constant)
+    _, heads, chosen, _ = apart.array.tolist()
+    same = _last_positions(every) == _last_positions(experts.route) and chosen == experts.chosen
+    return (_Rows(name, every, experts, heads),) if same else None
+
+
+def _last_positions(value: Value) -> int:
+    """How many last tokens a value is of; 0 for all of them."""
+    return value.positions if isinstance(value, Last) else 0
 
 
 def equal(
@@ -155,8 +235,11 @@ def split(
     assert isinstance(numbers, Constant)
     if experts is not rows.experts or numbers.array.size != len(node.output):
         return None
+    route, chosen = rows.experts.route, rows.experts.chosen
     return tuple(
-        ChosenTokens(name, rows.source, rows.experts.route, expert)
+        ChosenSlots(name, rows.source, route, expert, chosen, rows.heads)
+        if rows.heads
+        else ChosenTokens(name, rows.source, route, expert)
         for expert, name in enumerate(node.output)
     )
 
@@ -205,13 +288,13 @@ def _terms(experts: Experts, results: tuple[Value, ...]) -> tuple[tuple[int, Val
     return tuple(enumerate(results))
 
 
-def _chosen(value: Value) -> ChosenTokens | None:
+def _chosen(value: Value) -> ChosenTokens | ChosenSlots | None:
     """The only rows that a value of a branch is computed from; None where there are others."""
     found: dict[Value | None, None] = {}
     waiting, seen = [value], {value}
     while waiting and len(found) < 2:
         one = waiting.pop()
-        if isinstance(one, ChosenTokens):
+        if isinstance(one, ChosenTokens | ChosenSlots):
             found[one] = None
             continue
         inner = [getattr(one, each.name) for each in fields(one)]
@@ -222,7 +305,7 @@ def _chosen(value: Value) -> ChosenTokens | None:
         waiting += [each for each in operands if each not in seen]
         seen.update(operands)
     (only, *others) = found or (None,)
-    return only if not others and isinstance(only, ChosenTokens) else None
+    return only if not others and isinstance(only, ChosenTokens | ChosenSlots) else None
 
 
 def _is(value: Value, kind: str) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import numpy as np
 
-from exporters.lifted import Constant, Unknown, Value
+from exporters.lifted import Constant, Last, Unknown, Value
 from exporters.lifted_mixture import Route, RouteSparseMixer
+from exporters.onnx import lifted_attention
 from exporters.onnx.lifted_values import Graph, Lifted
 
 if TYPE_CHECKING:
@@ -27,11 +28,11 @@ class Experts(Value):
     """The experts that each token chose, ``int64[1, t, chosen]``.
 
     Attributes:
-        route: what chose them.
+        route: what chose them, or the last tokens' rows of it.
         chosen: how many a token has.
     """
 
-    route: Route | RouteSparseMixer
+    route: Route | RouteSparseMixer | Last
     chosen: int
 
 
@@ -40,12 +41,12 @@ class Shares(Value):
     """Each token's weights of the experts that it chose, ``float[1, t, chosen]``.
 
     Attributes:
-        route: what chose them.
-        experts: the name of the experts; empty where two values hold them.
+        route: what chose them, or the last tokens' rows of it.
+        experts: the name of the experts; empty where two values hold them, or of the last tokens.
         indices: of SparseMixer, the two values.
     """
 
-    route: Route | RouteSparseMixer
+    route: Route | RouteSparseMixer | Last
     experts: str
     indices: tuple[Value, ...] = ()
 
@@ -152,6 +153,29 @@ def sparse_mixer(
     names = first.index.name, second.index.name
     route = RouteSparseMixer(name, scores, first.limit / 2, names)
     return (Shares(name, route, "", (first.index, second.index)),)
+
+
+def last(
+    graph: Graph, node: NodeProto, given: tuple[Value, ...], attributes: Mapping[str, Any]
+) -> Lifted:
+    """Lifts the last tokens' choice: of their experts and of their weights it is the same one."""
+    source = given[0]
+    rows = lifted_attention.last(graph, node, given, attributes)
+    if not isinstance(source, Experts | Shares) or rows is None or not isinstance(rows[0], Last):
+        return rows
+    name, route = node.output[0], Last(rows[0].name, source.route, rows[0].positions)
+    for known in graph.values.values():
+        if isinstance(known, Experts | Shares) and _is_same_last(known.route, route):
+            route = known.route
+    if isinstance(source, Experts):
+        return (Experts(name, route, source.chosen),)
+    return (Shares(name, route, ""),)
+
+
+def _is_same_last(known: Value, wanted: Last) -> TypeGuard[Last]:
+    """Whether a known value is the same rows of the same value."""
+    same = isinstance(known, Last) and known.source is wanted.source
+    return same and known.positions == wanted.positions
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,9 @@ def _last(state: Lowering, node: fx.Node) -> None:
     """
     positions = node.meta["positions"]
     indices = last_token(state.builder) if positions == 1 else last_tokens(state.builder, positions)
+    if node_argument(node, 0).target in dialect.ROUTES:
+        routing.emit_last_choice(state, node, indices)
+        return
     state.builder.node(
         "GatherND", [state.operand(node, 0), indices], state.name(node), batch_dims=1
     )
@@ -179,7 +182,9 @@ HANDLERS: dict[object, Callable[[Lowering, fx.Node], None]] = {
     dialect.ROUTE: routing.emit_route,
     dialect.ROUTE_SPARSE_MIXER: routing.emit_sparse_mixer,
     dialect.CHOSEN: experts.emit_chosen,
+    dialect.CHOSEN_SLOTS: experts.emit_chosen,
     dialect.COMBINE: experts.emit_combine,
+    dialect.SLOTS: experts.emit_slots,
     dialect.ADD: norms.emit_add,
     dialect.L2_NORM: norms.emit_l2_norm,
     dialect.BIAS: elementwise.emit_bias,

@@ -16,7 +16,7 @@ from torch import fx
 from exporters.onnx.graph import GraphBuilder
 from exporters.onnx.state import Lowering
 from quant.program import dialect
-from quant.program.program import shape_of
+from quant.program.program import node_argument, shape_of
 
 
 class Choice(NamedTuple):
@@ -28,10 +28,16 @@ class Choice(NamedTuple):
 
 
 def choice_of(node: fx.Node) -> Choice:
-    """What `emit_route` or `emit_sparse_mixer` gives for a node."""
-    chosen = node.args[1] if node.target is dialect.ROUTE else 2
+    """What `emit_route`, `emit_sparse_mixer` or `emit_last_choice` gives for a node."""
+    route = route_of(node)
+    chosen = route.args[1] if route.target is dialect.ROUTE else 2
     assert isinstance(chosen, int)
     return Choice(f"{node.name}_experts", f"{node.name}_shares", chosen)
+
+
+def route_of(weights: fx.Node) -> fx.Node:
+    """The node that chooses, where a node gives its weights or those of the last tokens alone."""
+    return node_argument(weights, 0) if weights.target is dialect.LAST else weights
 
 
 def emit_route(state: Lowering, node: fx.Node) -> None:
@@ -96,6 +102,31 @@ def emit_sparse_mixer(state: Lowering, node: fx.Node) -> None:
             left = builder.node("Where", [f"{at}_taken", none, scores], f"{name}_left")
     for part, whole in (("share", choice.shares), ("index", choice.experts)):
         builder.node("Concat", [f"{name}_first_{part}", f"{name}_second_{part}"], whole, axis=-1)
+
+
+def emit_last_choice(state: Lowering, node: fx.Node, indices: str) -> None:
+    """Emits what the last tokens chose.
+
+    The last layer of a mixture of attention heads chooses for all tokens, because the caches need
+    them, and computes the outputs of the last ones alone.
+
+    Given::
+
+        %l = aten::slice(%r, 1, -1, max)
+
+    Result::
+
+        %l_experts = GatherND(%r_experts, last_token)
+        %l_shares = GatherND(%r_shares, last_token)
+
+    Args:
+        state: the graph being lowered.
+        node: the slice.
+        indices: the name of the last tokens' places.
+    """
+    every, last = choice_of(route_of(node)), choice_of(node)
+    for source, made in ((every.experts, last.experts), (every.shares, last.shares)):
+        state.builder.node("GatherND", [source, indices], made, batch_dims=1)
 
 
 def _largest(builder: GraphBuilder, source: str, count: int, values: str, indices: str) -> None:

@@ -54,7 +54,7 @@ class Lowering:
         cache_ranges: the range of every int8 cache; empty for float32 caches.
         float_columns: the columns whose activations are to stay float32, by weight.
         kept: those that do in this graph.
-        mixtures: the mixture of experts of each ``combine`` and each ``chosen_tokens``.
+        mixtures: the mixture of experts of each call that begins a branch or gathers branches.
         in_branches: the calls of experts' branches, whose values are ``[n, columns]``: the n rows
             of the tokens that chose the expert, in place of ``[batch, t, columns]``.
     """

@@ -13,12 +13,14 @@ import onnx
 import pytest
 
 from device_harness.onnx_session import OnnxSession
+from edgeforge.families.spec import ModelSpec
 from exporters.float_columns import ALL
 from exporters.lifted import (
     Attention,
     Bias,
     Clamp,
     Gelu,
+    Last,
     LayerNorm,
     Linear,
     Norm,
@@ -34,7 +36,14 @@ from exporters.lifted import (
     Unknown,
     Value,
 )
-from exporters.lifted_mixture import ChosenTokens, Combine, Route, RouteSparseMixer
+from exporters.lifted_mixture import (
+    ChosenSlots,
+    ChosenTokens,
+    Combine,
+    Route,
+    RouteSparseMixer,
+    Slots,
+)
 from exporters.lifted_recurrent import (
     Function,
     Gain,
@@ -104,7 +113,9 @@ def test_graphs_are_lifted_whole(lower, name, recipe):
             Route: nodes[dialect.ROUTE],
             RouteSparseMixer: nodes[dialect.ROUTE_SPARSE_MIXER],
             ChosenTokens: nodes[dialect.CHOSEN],
+            ChosenSlots: nodes[dialect.CHOSEN_SLOTS],
             Combine: nodes[dialect.COMBINE],
+            Slots: nodes[dialect.SLOTS],
             Recurrence: nodes[dialect.RECURRENCE],
             Previous: nodes[dialect.TOKEN_SHIFT],
             Gain: nodes[dialect.GAIN],
@@ -134,20 +145,26 @@ def check_lifted(value: Value, made: Made, probes: tuple[Probe, ...]) -> None:
             assert value.cap == pytest.approx(spec.logit_softcap)
         case Route():
             assert value.normalized == (spec.router == "normalized_softmax")
-            assert value.chosen in {each.chosen_experts for each in spec.layers}
+            counts = ((one.chosen_experts, one.chosen_attention_experts) for one in spec.layers)
+            assert value.chosen in {count for each in counts for count in each} - {0}
         case RouteSparseMixer():
             assert value.jitter == pytest.approx(spec.router_jitter)
-        case Combine():
+        case Slots() | Combine():
+            at = re.match(r"(.*\.experts\.)0\.", value.terms[0][1].weight.name)[1]
+            kind = "q" if isinstance(value, Slots) else "o" if ".self_attn." in at else "down"
             for number, (expert, result) in enumerate(value.terms):
                 assert expert == number
-                assert re.sub(r".*\.mlp\.", "", result.weight.name) == (
-                    f"experts.{expert}.down_proj.weight"
-                )
-                gate, up = result.source.factors
-                assert gate.source.source is up.source
-                assert f".experts.{expert}.gate_up_proj." in up.source.weight.name
-                assert up.source.source.expert == expert
-                assert up.source.source.weights is value.weights
+                assert result.weight.name == f"{at}{expert}.{kind}_proj.weight"
+                begin = result.source
+                if kind == "down":
+                    gate, up = result.source.factors
+                    assert gate.source.source is up.source
+                    assert up.source.weight.name == f"{at}{expert}.gate_up_proj.weight"
+                    begin = up.source.source
+                assert isinstance(begin, ChosenSlots if kind == "o" else ChosenTokens)
+                assert begin.expert == expert and begin.weights is value.weights
+                assert begin.source is value.terms[0][1].source.source or kind == "down"
+            check_slots(value, spec)
         case Attention():
             number = int(value.keys.read.partition(".")[0])
             assert value.scale == pytest.approx(spec.scale)
@@ -178,6 +195,26 @@ def check_lifted(value: Value, made: Made, probes: tuple[Probe, ...]) -> None:
         number = re.search(r"layers\.(\d+)\.", value.weight.name)[1]
         assert value.recent.read == value.recent.written == f"{number}.recent"
         assert value.recent.ignored == tuple(probe.start == 0 for probe in probes)
+
+
+def check_slots(value: Slots | Combine, spec: ModelSpec) -> None:
+    """The queries of a mixture of heads, or its outputs, have the slots that the spec says."""
+    if isinstance(value, Combine) and isinstance(value.terms[0][1].source, ChosenSlots):
+        attention = plain(value.terms[0][1].source.source)
+        queries = attention.query
+        queries = queries.source if isinstance(queries, Rope) else queries
+        assert isinstance(queries, Slots) and plain(value.weights) is queries.weights
+        layer = spec.layers[int(attention.keys.read.partition(".")[0])]
+        slots = layer.chosen_attention_experts, layer.num_kv_heads
+        assert attention.heads == (slots[0] * slots[1], slots[1], spec.head_dim)
+        assert (queries.chosen, queries.heads) == slots
+        assert len(queries.terms) == len(value.terms) == layer.attention_experts
+        assert {(term.source.chosen, term.source.heads) for _, term in value.terms} == {slots}
+
+
+def plain(value: Value) -> Value:
+    """The value of which the last tokens' rows are taken; any other value itself."""
+    return value.source if isinstance(value, Last) else value
 
 
 def one(graph: onnx.GraphProto, op: str, among: str = "") -> onnx.NodeProto:

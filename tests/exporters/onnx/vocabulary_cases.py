@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -34,6 +34,12 @@ def layer(window: int = 0, rope: int | None = 0, **more) -> LayerSpec:
 
 def mixture(experts: int = 8, chosen_experts: int = 2, **more) -> LayerSpec:
     return layer(experts=experts, chosen_experts=chosen_experts, **more)
+
+
+def heads(of: int = 5, chosen: int = 3, **more) -> LayerSpec:
+    """A layer whose query heads and outputs are experts', two heads each."""
+    counts = {"attention_experts": of, "chosen_attention_experts": chosen}
+    return replace(layer(**more), num_heads=2 * chosen, **counts)
 
 
 CONVOLUTION = LayerSpec(0, 0, FFN, mixer="short_conv")
@@ -79,7 +85,9 @@ class Case:
             return {**made, f"{name}.bias": bias((name, rows))} if self.biases else made
 
         def weights_of(_: int, of: LayerSpec) -> dict:
-            if of.mixer == "attention":
+            if of.attention_experts:
+                made = self._heads(of)
+            elif of.mixer == "attention":
                 q, k = of.num_heads * self.head_dim, of.num_kv_heads * self.head_dim
                 made = product("self_attn.qk_proj", HIDDEN, q + k)
                 made |= product("self_attn.v_proj", HIDDEN, k)
@@ -132,8 +140,24 @@ class Case:
             **given,
         )
 
+    def _heads(self, of: LayerSpec) -> dict:
+        kv = of.num_kv_heads * self.head_dim
+        made = {
+            "self_attn.router": matrix("router", HIDDEN, ("r", of.attention_experts)),
+            "self_attn.k_proj": matrix("linear", HIDDEN, ("k", kv)),
+            "self_attn.v_proj": matrix("linear", HIDDEN, ("v", kv)),
+            "self_attn.output.bias": bias(("o", HIDDEN)),
+        }
+        for expert in range(of.attention_experts):
+            at = f"self_attn.experts.{expert}"
+            made[f"{at}.q_proj"] = matrix("linear", HIDDEN, ("q", kv))
+            made[f"{at}.o_proj"] = matrix("linear", kv, ("p", HIDDEN))
+        return made
+
     def _mixture(self, of: LayerSpec) -> dict:
         made = expert_weights(0, of, HIDDEN, ExpertNames())
+        if of.attention_experts:
+            made["mlp.output.bias"] = bias(("b", HIDDEN))
         if of.shared_width:
             shared = "mlp.shared_expert"
             made |= {
@@ -235,6 +259,22 @@ CASES = {
         norms=("weight", "bias"),
         has=("TopK", "GatherElements"),
     ),
+    # A mixture of heads before a dense layer, and one that ends: the last layer's queries are
+    # computed for all tokens, and its outputs for the last one alone.
+    "heads": of(
+        ("router", "normalized_softmax"),
+        layers=(heads(window=7), layer()),
+        has=("TopK", "GroupQueryAttention"),
+    ),
+    "heads-and-mixture": of(
+        ("router", "normalized_softmax"),
+        layers=(
+            heads(4, 2, experts=6, chosen_experts=2),
+            heads(rope=3, experts=4, chosen_experts=2),
+            heads(8, 2),
+        ),
+        has=("TopK",),
+    ),
     # Layers that begin and end with a recurrence: the last one's output is the last token's alone.
     **{
         name: of(
@@ -278,6 +318,7 @@ class Made:
 QUANTIZED = [
     *(("int4-g32", name) for name in CASES),
     *(("int8", name) for name in ("biases", "phi", "gemma", "short-conv-5-biases", "mixture")),
+    ("int8", "heads-and-mixture"),
     *(("int8", name) for name in ("rwkv6", "mamba", "delta-net")),
 ]
 
