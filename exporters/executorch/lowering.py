@@ -18,7 +18,7 @@ from exporters.executorch.attention import attention
 from exporters.executorch.delegates import emit
 from exporters.executorch.lookups import embedding, last, quant_embedding
 from exporters.executorch.method import MethodBuilder
-from exporters.executorch.mixtures import combine
+from exporters.executorch.mixtures import gather
 from exporters.executorch.recurrence import recurrence
 from exporters.executorch.routes import route, route_sparse_mixer
 from exporters.executorch.state import MethodLowering
@@ -34,7 +34,8 @@ _KERNELS: Final[dict[object, Callable[[MethodLowering, fx.Node], None]]] = {
     dialect.LAST: last,
     dialect.ROUTE: route,
     dialect.ROUTE_SPARSE_MIXER: route_sparse_mixer,
-    dialect.COMBINE: combine,
+    dialect.COMBINE: gather,
+    dialect.SLOTS: gather,
 }
 
 

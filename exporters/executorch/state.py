@@ -135,6 +135,8 @@ class MethodLowering:
         # Which experts of a mixture any token chose: a tensor for each number of experts, and the
         # tensors that are its elements.
         self.used: dict[int, tuple[int, list[int]]] = {}
+        # The rows of experts' slots, by the node of the tokens' weights of experts.
+        self.slot_rows: dict[fx.Node, int] = {}
         # Embeddings whose kernel returns the columns of each pair exchanged.
         self.exchanged: set[fx.Node] = set()
 
@@ -222,24 +224,29 @@ class MethodLowering:
                 user not in inside and user.target is not dialect.SIZE for user in node.users
             )
             if node in self._local and leaves:
-                self.graph.output(self._local[node])
-                dims = self.graph.dims(self._local[node])
-                self.tensors[node] = self.method.tensor(
-                    "float32", dims, dynamic=self.is_dynamic(node)
-                )
-                self._arguments.append(self.tensors[node])
-        rows = [self._leaving_row(value) for value, _ in self._remembered]
-        self.method.delegate(self.file.payload(self.graph.encode()), self._arguments)
+                self.tensors[node] = self.leave(self._local[node], dynamic=self.is_dynamic(node))
+        rows = [self.leave(value, dynamic=True) for value, _ in self._remembered]
+        self.run_delegate()
         for row, (_, recent) in zip(rows, self._remembered, strict=True):
             tokens = shape_of(recent)[2]
             ends = self.method.integer(-tokens), self.method.integer(LAST_INDEX)
             self.slice(row, 1, *ends, self._recent[recent])
 
-    def _leaving_row(self, value: int) -> int:
+    def leave(self, value: int, *, dynamic: bool) -> int:
+        """Makes a value of the current delegate a tensor of the method; call it after all inputs.
+
+        Args:
+            value: the delegate's value.
+            dynamic: whether its shape depends on the number of tokens.
+        """
         self.graph.output(value)
-        row = self.method.tensor("float32", self.graph.dims(value), dynamic=True)
-        self._arguments.append(row)
-        return row
+        made = self.method.tensor("float32", self.graph.dims(value), dynamic=dynamic)
+        self._arguments.append(made)
+        return made
+
+    def run_delegate(self) -> None:
+        """Emits the call of the current delegate."""
+        self.method.delegate(self.file.payload(self.graph.encode()), self._arguments)
 
     def given(self, tensor: int, dims: Sequence[int]) -> int:
         """Makes a float32 tensor of the method an input of the current delegate."""
