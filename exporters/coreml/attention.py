@@ -238,14 +238,7 @@ class Attention:
             return self._masks[window, groups]
         name = f"mask_window_{window}_groups_{groups}"
         if groups > 1:
-            made = emitter.call(
-                "tile",
-                name,
-                "fp16",
-                (1, 1, -1 if t == -1 else groups * t, self.context),
-                x=self._mask(window, 1),
-                reps=[1, 1, groups, 1],
-            )
+            made = emitter.tile(name, self._mask(window, 1), (1, 1, groups, 1))
         else:
             keys, queries = self.positions.keys(), self.positions.queries()
             seen = emitter.binary("less_equal", f"{name}_past", keys, queries)

@@ -99,10 +99,14 @@ class Emitter(FunctionBuilder):
         low, high = (self.constant(bound, x.dtype) for bound in (-limit, limit))
         return self.call("clip", name, x.dtype, x.shape, x=x, alpha=low, beta=high)
 
-    def select(self, name: str, condition: Value, x: Value, otherwise: float) -> Value:
-        """``x`` where a condition that broadcasts to it holds, one number elsewhere."""
-        b = self.constant(otherwise, x.dtype)
-        return self.call("select", name, x.dtype, x.shape, cond=condition, a=x, b=b)
+    def select(self, name: str, condition: Value, x: Value, otherwise: Value | float) -> Value:
+        """``x`` where a condition holds, another value or one number elsewhere.
+
+        The condition broadcasts to the shape that both values broadcast to.
+        """
+        b = otherwise if isinstance(otherwise, Value) else self.constant(otherwise, x.dtype)
+        shape = broadcast(x.shape, b.shape)
+        return self.call("select", name, x.dtype, shape, cond=condition, a=x, b=b)
 
     def replace(self, name: str, x: Value, condition: Value, number: float) -> Value:
         """One number where a condition that broadcasts to ``x`` holds, ``x`` elsewhere."""
@@ -299,17 +303,24 @@ class Emitter(FunctionBuilder):
             end_mask=[False] * rank,
         )
 
+    def tile(self, name: str, x: Value, times: Sequence[int]) -> Value:
+        """Repeats a value along each axis as often as is said for it."""
+        sizes = zip(x.shape, times, strict=True)
+        shape = tuple(-1 if size == -1 else size * each for size, each in sizes)
+        return self.call("tile", name, x.dtype, shape, x=x, reps=list(times))
+
     def column(self, name: str, x: Value, index: int) -> Value:
-        """Selects one column of three axes, ``[1, t, width]`` to ``[1, t, 1]``."""
-        free = [True, True, False]
+        """Selects one column of the last axis, ``[..., width]`` to ``[..., 1]``."""
+        others = len(x.shape) - 1
+        free = [True] * others + [False]
         return self.call(
             "slice_by_index",
             name,
             x.dtype,
             (*x.shape[:-1], 1),
             x=x,
-            begin=[0, 0, index],
-            end=[0, 0, index + 1],
+            begin=[0] * others + [index],
+            end=[0] * others + [index + 1],
             begin_mask=free,
             end_mask=free,
         )

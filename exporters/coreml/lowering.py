@@ -65,6 +65,7 @@ def lower_function(state: FunctionLowering) -> Emitter:
         dialect.TOKEN_SHIFT: TokenShift(state, recent).emit,
         dialect.RECURRENCE: Recurrences(state, positions, carried).emit,
         dialect.COMBINE: mixtures.emit,
+        dialect.SLOTS: mixtures.emit,
     }
     for node in state.program.graph.nodes:
         if node.op == "call_function" and not mixtures.owns(node):

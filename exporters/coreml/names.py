@@ -48,7 +48,7 @@ _GATES: Final = tuple(
 # How the names of all weights end that are float32 in every recipe, besides vectors.
 FLOAT: Final = (
     *(CONVOLUTION, ".mamba.conv.weight", ".linear_attn.conv.weight"),
-    *(".mlp.router.weight", ".mlp.shared_expert_gate.weight"),
+    *(".mlp.router.weight", ".mlp.shared_expert_gate.weight", ".self_attn.router.weight"),
     *GAINS,
     *_GATES,
 )

@@ -30,8 +30,8 @@ def wide_stream(program: Program) -> frozenset[fx.Node]:
     nearly equal.
 
     Returns:
-        The embedding's rows, the sums, and the norms and factors whose results are added; nothing
-        for any other model.
+        The embedding's rows, the sums, and the norms, factors and mixtures' biases whose results
+        are added; nothing for any other model.
     """
     stream, added = _stream(program)
     if has_mixtures(program) or may_exceed_half(program):
@@ -67,7 +67,7 @@ def may_exceed_half(program: Program) -> bool:
 
 
 def _stream(program: Program) -> tuple[set[fx.Node], set[fx.Node]]:
-    """The embedding's rows with all sums that begin there, and norms and factors that are added."""
+    """The embedding's rows with all sums that begin there, and what else `_added` finds."""
     stream: set[fx.Node] = set()
     added: set[fx.Node] = set()
     for node in program.graph.nodes:
@@ -132,9 +132,14 @@ def around_recurrences(program: Program, *, products: bool) -> frozenset[fx.Node
 
 
 def _added(term: fx.Node) -> list[fx.Node]:
-    """A norm, or a factor on one or on a product, that is added to the stream."""
+    """A norm, a mixture's bias, or a factor on one or on a product, that is added to the stream."""
     found = []
     while term.target in _PASSING:
         found.append(term)
         term = node_argument(term, 0)
-    return [*found, term] if term.target in _NORMS else found
+    return [*found, term] if term.target in _NORMS or _is_mixtures(term) else found
+
+
+def _is_mixtures(bias: fx.Node) -> bool:
+    """Whether a node adds a bias to the sum of experts' results, which is float32."""
+    return bias.target is dialect.BIAS and node_argument(bias, 0).target is dialect.COMBINE
