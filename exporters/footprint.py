@@ -49,6 +49,8 @@ def estimate(
         weights += size * (costs.tied_copies if tied else 1)
         if name not in (_EMBEDDING, _HEAD):
             widest = max(widest, rows)
+    # The queries of all experts that a token chose are wider than one expert's product.
+    widest = max(widest, facts.head_dim * max(facts.num_heads))
     vocab = shapes[_EMBEDDING][0]
     # Three hidden vectors (the residual stream, its norm, attention's result), the widest
     # product and its two halves, for every token of a run; logits of one token.

@@ -44,8 +44,8 @@ class ModelFacts:
             together.
         memory: numbers that the memories of recurrences hold, of all layers together.
         attention_softcap: the bound on attention's scores by a tanh; 0 for none.
-        experts: the largest number of experts in a layer; 0 where no layer is a mixture of them.
-        chosen_experts: the largest number of experts that a layer computes for a token.
+        experts: the largest number of experts in a mixture; 0 where no layer has one.
+        chosen_experts: the largest number of experts that a mixture computes for a token.
     """
 
     model_type: str

@@ -38,8 +38,11 @@ def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
             layer.recurrence.memory for layer in spec.layers if layer.recurrence is not None
         ),
         attention_softcap=spec.attention_softcap,
-        experts=max((layer.experts for layer in spec.layers), default=0),
-        chosen_experts=max((layer.chosen_experts for layer in spec.layers), default=0),
+        experts=max((max(each.experts, each.attention_experts) for each in spec.layers), default=0),
+        chosen_experts=max(
+            (max(each.chosen_experts, each.chosen_attention_experts) for each in spec.layers),
+            default=0,
+        ),
     )
 
 

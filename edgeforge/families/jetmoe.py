@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
 
 from edgeforge.checkpoint.config_reader import ConfigReader
 from edgeforge.errors import CheckpointError
@@ -16,14 +17,26 @@ from edgeforge.families.expert_weights import read_counts, stacked
 from edgeforge.families.llama import Conventions, read_llama_like
 from edgeforge.families.projections import PRE_NORMS
 from edgeforge.families.spec import LayerSpec, ModelSpec, Piece, WeightSpec
+from quant.quoted import quoted
+
+
+# What the authors' own files call fields of transformers' class.
+_AUTHORS: Final = {
+    "num_local_experts": "moe_num_experts",
+    "num_experts_per_tok": "moe_top_k",
+    "intermediate_size": "ffn_hidden_size",
+    "head_dim": "kv_channels",
+}
 
 
 def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSpec:
-    """Reads a JetMoe configuration (transformers' ``JetMoeConfig`` fields)."""
+    """Reads a JetMoe configuration (fields of transformers' ``JetMoeConfig``, or the authors')."""
+    config = _renamed(config)
     experts, chosen = read_counts(config, {"num_local_experts": 8}, ("num_experts_per_tok", 2))
-    for field in ("aux_loss_coef", "attention_dropout"):
-        config.get(field)
-    kv_heads, width = config.integer("num_key_value_heads", 16), config.integer("kv_channels", 128)
+    config.get("aux_loss_coef")
+    for field in ("bias", "glu"):  # the authors' files may leave either out of the experts
+        config.require(field, True)
+    kv_heads, width = config.integer("num_key_value_heads"), config.integer("head_dim", 128)
     heads = config.integer("num_attention_heads", kv_heads * chosen)
     if heads != kv_heads * chosen:
         raise CheckpointError(
@@ -43,7 +56,7 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
     family = Conventions(
         "jetmoe",
         max_context=4096,
-        kv_heads=16,
+        kv_heads=kv_heads,
         head_dim=width,
         heads=heads,
         tied=True,
@@ -53,6 +66,23 @@ def read_spec(config: ConfigReader, generation: Mapping[str, object]) -> ModelSp
     )
     # A softmax over the chosen experts alone is one over all, divided by the sum of what is kept.
     return replace(read_llama_like(config, generation, family), router="normalized_softmax")
+
+
+def _renamed(config: ConfigReader) -> ConfigReader:
+    """Returns a reader that also knows the fields that the authors' files name otherwise.
+
+    Raises:
+        CheckpointError: the file has a field under both names, with two values.
+    """
+    given = {ours: config.get(theirs) for ours, theirs in _AUTHORS.items()}
+    for ours, theirs in _AUTHORS.items():
+        if None not in (given[ours], config.get(ours)) and given[ours] != config.get(ours):
+            raise CheckpointError(
+                f"{config.where}: {theirs} is {quoted(given[ours])} and {ours} is "
+                f"{quoted(config.get(ours))}; keep one"
+            )
+    named = {ours: value for ours, value in given.items() if value is not None}
+    return config.with_defaults({"num_key_value_heads": 16, **named})
 
 
 def _layer_weights(

@@ -173,7 +173,7 @@ class RotatedWeights(CheckpointWeights):
         self._stream = random_hadamard(spec.hidden_size, f"{seed}/stream")
         self._norms = frozenset(self._residual.readers.values())
         self._makers = {place.maker: place for place in values}
-        self._readers = {place.reader: place for place in values}
+        self._readers = {reader: place for place in values for reader in place.readers}
         self._biases = {place.bias: place for place in values if place.bias is not None}
         self._kept: dict[str, torch.Tensor] = {}
         self._lock = threading.Lock()

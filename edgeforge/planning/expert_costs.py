@@ -46,6 +46,8 @@ class MatrixErrors:
 class ExpertLayers:
     """The mixtures of a program while costs are measured.
 
+    Those of attention are two in a layer: the experts' queries, and their outputs.
+
     Args:
         program: a program in the float dialect.
     """

@@ -205,7 +205,7 @@ class _Forks:
             if layers.begins(node):
                 before = index, [dict(known) for known in values]
             name = self._weight_of(node)
-            if node.target is dialect.COMBINE:
+            if node.target in dialect.GATHERING:
                 for matrices in layers.take():
                     costs |= costs_of(matrices, partial(self._fork_all, *before))
                 before = 0, []

@@ -174,8 +174,9 @@ def chosen_slots(x: Tensor, weights: Tensor, expert: int, chosen: int, heads: in
         ``float[1, n, o]``.
     """
     where, slot = _slot(weights, expert)
-    own = x.reshape(x.shape[1], heads, chosen, -1)[where, :, slot]
-    return own.reshape(1, len(where), x.shape[-1] // chosen)
+    width = x.shape[-1] // chosen
+    own = x.reshape(x.shape[1], heads, chosen, width // heads)[where, :, slot]
+    return own.reshape(1, len(where), width)
 
 
 @chosen_slots.register_fake

@@ -6,7 +6,7 @@ graph, so a family need not name them:
 - the residual stream: the embedding's output, the sums to which linears add, the norms that read
   it. Factors on either commute with a rotation, and biases are rotated like the linears' rows;
 - attention's values, head by head, between the linear that produces them and the linear that reads
-  attention's output.
+  attention's output, or the linears of the experts that read their own heads of it.
 
 LayerNorm and norms on what is added to the stream do not commute with a rotation.
 """
@@ -24,6 +24,7 @@ from quant.program.dialect import (
     ATTENTION,
     BIAS,
     CHOSEN,
+    CHOSEN_SLOTS,
     CLAMP,
     COMBINE,
     EMBEDDING,
@@ -65,16 +66,16 @@ class ValuePlace:
     Attributes:
         maker: the name of the linear that produces the values, among other outputs.
         first_row: the linear's first row that produces values.
-        reader: the name of the linear that reads attention's output.
+        readers: names of the linears that read attention's output: one, or one of each expert.
         kv_heads: number of value heads.
-        heads: number of query heads.
+        heads: number of query heads whose output a reader reads.
         width: the width of a head.
         bias: the name of the maker's bias; None where it has none.
     """
 
     maker: str
     first_row: int
-    reader: str
+    readers: tuple[str, ...]
     kv_heads: int
     heads: int
     width: int
@@ -143,14 +144,15 @@ def value_places(program: Program) -> tuple[ValuePlace, ...]:
     for node in program.graph.nodes:
         if node.target is not ATTENTION:
             continue
-        query, value = node_argument(node, 0), node_argument(node, 2)
-        (reader, *others) = node.users
-        if reader.target is MUL and not others:
+        value = node_argument(node, 2)
+        users = list(node.users)
+        if [user.target for user in users] == [MUL]:
             continue
         fold = None
         if value.target is VIEW and len(value.users) == 1:
             fold = linear_before(program, node_argument(value, 0), None, "")
-        if fold is None or others or reader.target is not LINEAR:
+        readers = _output_readers(node)
+        if fold is None or not readers:
             bound = ""
             if value.target is VIEW and node_argument(value, 0).target is CLAMP:
                 bound = ", for they are bounded"
@@ -159,18 +161,30 @@ def value_places(program: Program) -> tuple[ValuePlace, ...]:
                 f"{bound}"
             )
         _, _, kv_heads, width = value.meta["val"].shape
+        # An expert reads its own heads alone.
+        columns = node_argument(readers[0], 0).meta["val"].shape[-1]
         places.append(
             ValuePlace(
                 fold.weight,
                 int(fold.rows[0]),
-                _weight(program, reader, alone=True),
+                tuple(_weight(program, reader, alone=True) for reader in readers),
                 int(kv_heads),
-                int(query.meta["val"].shape[2]),
+                int(columns // width),
                 int(width),
                 fold.added,
             )
         )
     return tuple(places)
+
+
+def _output_readers(attention: fx.Node) -> list[fx.Node]:
+    """The linear that reads attention's output, or those of experts; none if others read it."""
+    users = list(attention.users)
+    if all(user.target is CHOSEN_SLOTS for user in users):
+        users = [linear for user in users for linear in user.users]
+    elif len(users) != 1:
+        return []
+    return users if all(user.target is LINEAR for user in users) else []
 
 
 def _add_writers(
@@ -185,7 +199,7 @@ def _add_writers(
         term = node_argument(add, index)
         if term in stream:
             continue
-        for each in _summands(term):
+        for each in _summands(program, term, biases):
             _add_writer(program, add, each, writers, biases)
 
 
@@ -208,22 +222,27 @@ def _add_writer(
     writers.add(_weight(program, linear, alone=True))
 
 
-def _summands(term: fx.Node) -> list[fx.Node]:
+def _summands(program: Program, term: fx.Node, biases: set[str]) -> list[fx.Node]:
     """What a mixture of experts adds to the stream: the result of each expert and the shared one.
 
     Every expert's result is multiplied by one number for each token, which commutes with a
-    rotation. Of a shared expert that number is a sigmoid's. Any other term is itself.
+    rotation. Of a shared expert that number is a sigmoid's. Any other term is itself. The name of
+    a bias that is added to the experts' sum joins ``biases``.
     """
     if len(term.users) != 1:
         return [term]
-    if term.target is SCALE and node_argument(term, 0).target in (COMBINE, ADD, MUL):
-        return _summands(node_argument(term, 0))
+    if term.target is SCALE and node_argument(term, 0).target in (COMBINE, ADD, MUL, BIAS):
+        return _summands(program, node_argument(term, 0), biases)
+    if term.target is BIAS and node_argument(term, 0).target is COMBINE:
+        biases.add(_weight(program, term, alone=True))
+        return _summands(program, node_argument(term, 0), biases)
     if term.target is COMBINE:
         results = term.args[1]
         assert isinstance(results, list | tuple)
         return [each for each in results if isinstance(each, fx.Node)]
     if term.target is ADD:
-        return [each for index in (0, 1) for each in _summands(node_argument(term, index))]
+        terms = [node_argument(term, index) for index in (0, 1)]
+        return [each for one in terms for each in _summands(program, one, biases)]
     if term.target is MUL:
         factors = [node_argument(term, index) for index in (0, 1)]
         rest = [each for each in factors if each.target is not SIGMOID]

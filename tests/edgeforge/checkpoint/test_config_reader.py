@@ -34,7 +34,7 @@ MINICPM = {"model_type": "minicpm", "scale_emb": 10, "scale_depth": 1.4, "dim_mo
 NO_RMS_NORM = {field: value for field, value in LLAMA.items() if field != "rms_norm_eps"}
 LIKE_LLAMA = ("gemma", "gemma2", "gemma3", "gemma3_text", "granite", "minicpm", "ministral3")
 LIKE_LLAMA += ("olmo2", "olmo3", "qwen2", "qwen3", "qwen3_5", "qwen3_5_text", "smollm3")
-MIXTURES = ("granitemoe", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe")
+MIXTURES = ("granitemoe", "jetmoe", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe")
 GRANITES = ("granite", "granitemoe", "granitemoehybrid")
 BY_FAMILY = {
     "llama": LLAMA,
@@ -54,6 +54,8 @@ BY_FAMILY["granitemoehybrid"] = LLAMA | {
     "mamba_n_heads": 4,
     "position_embedding_type": "rope",
 }
+# Its query heads are the key/value heads of each expert that a token chose.
+BY_FAMILY["jetmoe"] |= {"num_experts_per_tok": 3}
 BY_FAMILY["minicpm"] |= {"scale_emb": 10, "scale_depth": 1.4, "dim_model_base": 24}
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 
@@ -334,7 +336,7 @@ def test_wrong_types_and_missing_fields_name_the_field(family, value):
             "hidden_size",
             "intermediate_size",
             "num_hidden_layers",
-            "num_attention_heads",
+            *([] if family == "jetmoe" else ["num_attention_heads"]),
             "vocab_size",
         ],
     )

@@ -48,6 +48,24 @@ VARIANTS = {
         {"decoder_sparse_step": 1, "qkv_bias": False, "norm_topk_prob": True}
         | {"use_sliding_window": False},
     ),
+    "jetmoe: one expert a token": ("jetmoe", {"num_experts_per_tok": 1, "num_attention_heads": 2}),
+    "jetmoe: every token has every expert": (
+        "jetmoe",
+        {"num_experts_per_tok": 5, "num_attention_heads": 10},
+    ),
+    "jetmoe: one expert in all": (
+        "jetmoe",
+        {"num_local_experts": 1, "num_experts_per_tok": 1, "num_attention_heads": 2},
+    ),
+    "jetmoe: GELU, untied, narrow heads": (
+        "jetmoe",
+        {"activation_function": "gelu", "tie_word_embeddings": False, "kv_channels": 10},
+    ),
+    "jetmoe: one key/value head, a stretched rope": (
+        "jetmoe",
+        {"num_key_value_heads": 1, "num_attention_heads": 3}
+        | {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}},
+    ),
 }
 
 
@@ -141,6 +159,23 @@ def test_half_of_phi_moes_rules_are_constants_of_the_release():
         ),
         ("granitemoe", {"mlp_bias": True}, "'mlp_bias' to True"),
         ("olmoe", {"clip_qkv": -1.0}, "clip_qkv is -1.0"),
+        (
+            "jetmoe",
+            {"num_attention_heads": 4},
+            "num_attention_heads is 4, but a token of this family has 3 experts of 2 heads: 6",
+        ),
+        (
+            "jetmoe",
+            {"num_experts_per_tok": 6, "num_attention_heads": 12},
+            "num_experts_per_tok is 6, but num_local_experts is only 5",
+        ),
+        ("jetmoe", {"moe_top_k": 2}, "moe_top_k is 2 and num_experts_per_tok is 3; keep one"),
+        ("jetmoe", {"moe_num_experts": "5"}, "moe_num_experts is '5' and num_local_experts is 5"),
+        ("jetmoe", {"head_dim": 8}, "kv_channels is 24 and head_dim is 8; keep one"),
+        ("jetmoe", {"kv_channels": 9}, "head_dim 9"),
+        ("jetmoe", {"glu": False}, "'glu' to False"),
+        ("jetmoe", {"bias": False}, "'bias' to False"),
+        ("jetmoe", {"num_key_value_heads": 0}, "num_key_value_heads is 0"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused_in_one_sentence(family, changes, words):
@@ -149,26 +184,83 @@ def test_a_configuration_that_does_not_fit_is_refused_in_one_sentence(family, ch
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_the_authors_own_names_of_fields_are_read_too():
+    given = dict(MIXTURES["jetmoe"])
+    renamed = {
+        "moe_num_experts": given.pop("num_local_experts"),
+        "moe_top_k": given.pop("num_experts_per_tok"),
+        "ffn_hidden_size": given.pop("intermediate_size"),
+        "glu": True,
+        "bias": True,
+    }
+    spec = read_spec(MIXTURES["jetmoe"])
+    assert read_spec(given | renamed) == spec
+    assert read_spec(MIXTURES["jetmoe"] | renamed) == spec
+    counts = {(each.attention_experts, each.chosen_attention_experts) for each in spec.layers}
+    assert counts == {(5, 3)} and spec.layers[0].num_heads == 6
+
+
 AT = "model.layers.1.block_sparse_moe."
+JET = "model.layers.1.self_attention."
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("family", "change", "words"),
     [
-        ({f"{AT}experts.7.w1.weight": None}, f"lacks {AT}experts.7.w1.weight, which its config"),
         (
+            "mixtral",
+            {f"{AT}experts.7.w1.weight": None},
+            f"lacks {AT}experts.7.w1.weight, which its config",
+        ),
+        (
+            "mixtral",
             {f"{AT}experts.7.w1.weight": None, f"{AT}experts.7.w2.weight": None},
             f"lacks {AT}experts.7.w1.weight and 1 more",
         ),
-        ({f"{AT}experts.8.w1.weight": (96, 64)}, f"holds {AT}experts.8.w1.weight, which"),
-        ({f"{AT}gate.weight": (4, 64)}, f"{AT}gate.weight has shape [4, 64]; config.json calls"),
-        ({f"{AT}gate.weight": None}, f"lacks {AT}gate.weight"),
-        ({f"{AT}experts.3.w2.weight": (64, 90)}, f"{AT}experts.3.w2.weight has shape [64, 90]"),
-        ({f"{AT}experts.3.w3.weight": (90, 64)}, f"{AT}experts.3.w3.weight has shape [90, 64]"),
+        (
+            "mixtral",
+            {f"{AT}experts.8.w1.weight": (96, 64)},
+            f"holds {AT}experts.8.w1.weight, which",
+        ),
+        (
+            "mixtral",
+            {f"{AT}gate.weight": (4, 64)},
+            f"{AT}gate.weight has shape [4, 64]; config.json calls",
+        ),
+        ("mixtral", {f"{AT}gate.weight": None}, f"lacks {AT}gate.weight"),
+        (
+            "mixtral",
+            {f"{AT}experts.3.w2.weight": (64, 90)},
+            f"{AT}experts.3.w2.weight has shape [64, 90]",
+        ),
+        (
+            "mixtral",
+            {f"{AT}experts.3.w3.weight": (90, 64)},
+            f"{AT}experts.3.w3.weight has shape [90, 64]",
+        ),
+        (
+            "jetmoe",
+            {f"{JET}experts.input_linear.weight": (5, 50, 64)},
+            f"{JET}experts.input_linear.weight has shape [5, 50, 64]; config.json calls for [5, 48",
+        ),
+        (
+            "jetmoe",
+            {f"{JET}experts.output_linear.weight": (4, 64, 48)},
+            f"{JET}experts.output_linear.weight has shape [4, 64, 48]",
+        ),
+        (
+            "jetmoe",
+            {f"{JET}experts.router.layer.weight": (4, 64)},
+            f"{JET}experts.router.layer.weight has shape [4, 64]",
+        ),
+        ("jetmoe", {f"{JET}experts.bias": None}, f"lacks {JET}experts.bias"),
+        ("jetmoe", {f"{JET}kv_proj.weight": (48, 64)}, f"{JET}kv_proj.weight has shape [48, 64]"),
+        ("jetmoe", {f"{JET}q_proj.weight": (48, 64)}, f"holds {JET}q_proj.weight, which"),
+        ("jetmoe", {"model.layers.0.mlp.bias": (63,)}, "mlp.bias has shape [63]"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(change, words, tmp_path, hugging_face, traced):
-    folder = hugging_face.save(tmp_path, MIXTURES["mixtral"])
+def test_tensors_that_do_not_fit_are_named(family, change, words, tmp_path, hugging_face, traced):
+    folder = hugging_face.save(tmp_path, MIXTURES[family])
     held = load_file(folder / "model.safetensors")
     for name, shape in change.items():
         held.pop(name, None)

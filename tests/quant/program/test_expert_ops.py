@@ -120,3 +120,69 @@ def test_combine_adds_each_result_where_its_token_stands():
     weights = torch.tensor([[[0.0, 2.0], [3.0, 0.0], [5.0, 7.0]]])
     results = [torch.tensor([[[1.0], [10.0]]]), torch.tensor([[[100.0], [1000.0]]])]
     assert expert_ops.combine(weights, results).tolist() == [[[200.0], [3.0], [7050.0]]]
+
+
+def slots_by_hand(row: np.ndarray) -> list[int]:
+    """The experts that a token chose, in ascending order: the slots that they have."""
+    return [expert for expert, weight in enumerate(row) if weight != 0]
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 3, 1000])
+def test_slots_stand_by_head_and_then_by_ascending_expert(tokens):
+    chosen, heads, width = 2, 3, 4
+    weights = weights_of(tokens, 5, idle=2)
+    results = [
+        random(1, int((weights[0, :, expert] != 0).sum()), heads * width, seed=expert)
+        for expert in range(5)
+    ]
+    found = expert_ops.slots(weights, results, chosen, heads)
+    assert found.shape == (1, tokens, chosen * heads * width)
+    placed = found[0].numpy().reshape(tokens, heads, chosen, width)
+    met = [0] * 5
+    for token in range(tokens):
+        for slot, expert in enumerate(slots_by_hand(weights[0, token].numpy())):
+            row = results[expert][0, met[expert]].numpy().reshape(heads, width)
+            np.testing.assert_array_equal(placed[token, :, slot], row)
+            met[expert] += 1
+    # Each expert reads back what it wrote.
+    for expert, result in enumerate(results):
+        own = expert_ops.chosen_slots(found, weights, expert, chosen, heads)
+        assert torch.equal(own, result)
+    assert results[2].shape[1] == 0
+
+
+def test_a_slot_that_no_expert_fills_is_zero():
+    weights = torch.tensor([[[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]])
+    results = [torch.full((1, n, 2), float(value)) for n, value in ((1, 1), (1, 2), (1, 3))]
+    found = expert_ops.slots(weights, results, 2, 1)
+    assert found.tolist() == [[[2, 2, 0, 0], [1, 1, 3, 3]]]
+    assert expert_ops.chosen_slots(found, weights, 1, 2, 1).tolist() == [[[2, 2]]]
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7])
+def test_a_mixture_of_heads_is_each_tokens_own_products(tokens):
+    chosen, heads, width = 2, 3, 4
+    x, weights = random(1, tokens, 6), weights_of(tokens, 4, idle=1)
+    into, out = random(4, heads * width, 6, seed=10), random(4, 6, heads * width, seed=20)
+    queries = expert_ops.expert_queries(x, weights, into, chosen, heads)
+    made = expert_ops.expert_outputs(queries, weights, out, chosen, heads)
+    assert queries.shape == (1, tokens, chosen * heads * width) and made.shape == (1, tokens, 6)
+    placed = queries[0].numpy().reshape(tokens, heads, chosen, width)
+    for token, row in enumerate(x[0].double().numpy()):
+        shares = weights[0, token].double().numpy()
+        expected = np.zeros(6)
+        for slot, expert in enumerate(slots_by_hand(shares)):
+            query = into[expert].double().numpy() @ row
+            expected += shares[expert] * (out[expert].double().numpy() @ query)
+            own = query.reshape(heads, width)
+            np.testing.assert_allclose(placed[token, :, slot], own, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(made[0, token].numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_attention_expert_that_no_token_chose_is_not_computed():
+    x, weights = random(1, 8, 6), weights_of(8, 4, idle=1)
+    into, out = random(4, 4, 6), random(4, 6, 4)
+    into[1], out[1] = torch.nan, torch.nan
+    queries = expert_ops.expert_queries(x, weights, into, 2, 2)
+    made = expert_ops.expert_outputs(queries, weights, out, 2, 2)
+    assert bool(queries.isfinite().all()) and bool(made.isfinite().all())

@@ -298,6 +298,10 @@ def samples() -> dict[str, tuple[object, ...]]:
         # Every token has chosen every expert: shapes state the number of all tokens.
         "chosen_tokens": (random(1, 3, 7), torch.ones(1, 3, 2), 1),
         "combine": (torch.ones(1, 3, 2), [random(1, 3, 7), random(1, 3, 7, seed=1)]),
+        "slots": (torch.ones(1, 3, 2), [random(1, 3, 8), random(1, 3, 8, seed=1)], 2, 4),
+        "chosen_slots": (random(1, 3, 16), torch.ones(1, 3, 2), 1, 2, 4),
+        "expert_queries": (random(1, 3, 7), torch.ones(1, 3, 2), random(2, 8, 7), 2, 4),
+        "expert_outputs": (random(1, 3, 16), torch.ones(1, 3, 2), random(2, 7, 8), 2, 4),
         "experts": (
             random(1, 3, 7),
             torch.ones(1, 3, 2),
