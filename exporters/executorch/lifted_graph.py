@@ -11,9 +11,11 @@ import numpy as np
 from exporters.executorch import xnnpack_graph
 from exporters.executorch.blobs import TAPS, WIDE
 from exporters.executorch.flatbuffer import Record
-from exporters.executorch.lifted_adapters import adapted, by_factor
+from exporters.executorch.lifted_adapters import adapted
 from exporters.executorch.lifted_capped import Seen, mixed, turned
 from exporters.executorch.lifted_forms import plus, rotated, times
+from exporters.executorch.lifted_heads import permuted
+from exporters.executorch.lifted_products import by_constant, parted, whole
 from exporters.executorch.lifted_values import (
     Files,
     Grouped,
@@ -200,7 +202,7 @@ def _product(run: Delegate, node: Record) -> Value | None:
     name, source = run.label(node["output_id"]), run.value(node["input1_id"])
     filter = run.value(node["filter_id"])
     if isinstance(filter, Constant):
-        return _by_constant(name, source, filter)
+        return by_constant(name, source, filter)
     if not isinstance(filter, Part):
         return None
     if isinstance(source, Rounded):
@@ -215,7 +217,7 @@ def _product(run: Delegate, node: Record) -> Value | None:
     weight = StoredWeight(
         filter.weight.name, StoredFormat("int", filter.weight.format.bits, width // size)
     )
-    return _whole(Grouped(name, source.source, weight, size, (filter.group,)))
+    return whole(Grouped(name, source.source, weight, size, (filter.group,)))
 
 
 def _columns_of(run: Delegate, number: int) -> int:
@@ -227,25 +229,6 @@ def _columns_of(run: Delegate, number: int) -> int:
     return number
 
 
-def _by_constant(name: str, source: Value, filter: Constant) -> Value | None:
-    """A mean, a sum, columns that are selected, or a product with values of such columns."""
-    values, key = filter.array, filter.name
-    if values.shape[0] == 1 and np.all(values == np.float32(1 / values.shape[1])):
-        return Unknown(name, "mean", (source,))
-    if values.shape[0] == 1 and np.all(values == 1):
-        return Unknown(name, "sum", (source,))
-    if key.startswith("float columns of "):
-        places = values.argmax(1)
-        chosen = np.zeros_like(values)
-        chosen[np.arange(len(places)), places] = 1
-        if np.array_equal(chosen, values):
-            return Unknown(name, "chosen", (source, Constant(key, places)))
-    if key.startswith("float values of "):
-        weight = Constant(key.removeprefix("float values of "), values)
-        return Unknown(name, "exact", (source, weight))
-    return by_factor(name, source, filter)
-
-
 def _add(run: Delegate, node: Record) -> Value | None:
     name = run.label(node["output_id"])
     first, second = run.value(node["input1_id"]), run.value(node["input2_id"])
@@ -253,40 +236,13 @@ def _add(run: Delegate, node: Record) -> Value | None:
         same = (first.source, first.weight) == (second.source, second.weight)
         groups = first.groups + second.groups
         return (
-            _whole(Grouped(name, first.source, first.weight, first.size, groups)) if same else None
+            whole(Grouped(name, first.source, first.weight, first.size, groups)) if same else None
         )
     if isinstance(first, Bias) and operands(second, "exact") is not None:
-        parted = _parted(name, first.source, second)
-        return None if parted is None else Bias(name, parted, first.weight, first.values)
-    found = adapted(first, second) or _parted(name, first, second) or plus(name, first, second)
+        product = parted(name, first.source, second)
+        return None if product is None else Bias(name, product, first.weight, first.values)
+    found = adapted(first, second) or parted(name, first, second) or plus(name, first, second)
     return found or Sum(name, (first, second))
-
-
-def _whole(part: Grouped) -> Value:
-    """The product with a whole weight, when all of its groups are there."""
-    if sorted(part.groups) != list(range(part.weight.format.groups)):
-        return part
-    return Linear(part.name, part.source, part.weight, "float32")
-
-
-def _parted(name: str, rounded: Value, added: Value) -> Value | None:
-    """A product of which some columns are multiplied apart."""
-    exact = operands(added, "exact")
-    if not isinstance(rounded, Linear) or exact is None:
-        return None
-    chosen, rest = operands(exact[0], "chosen"), rounded.source
-    if chosen is None or not isinstance(rest, Product):
-        return None
-    source, columns = chosen
-    mask = rest.factors[1]
-    if not isinstance(mask, Constant) or not isinstance(columns, Constant):
-        return None
-    kept = tuple(map(int, columns.array))
-    whole = tuple(map(int, np.flatnonzero(mask.array == 0))) == kept
-    own = exact[1].name == rounded.weight.name and rest.factors[0] is source
-    if not (whole and own and set(mask.array.ravel().tolist()) <= {0.0, 1.0}):
-        return None
-    return Linear(name, source, rounded.weight, rounded.precision, kept)
 
 
 def _multiply(run: Delegate, node: Record) -> Value | None:
@@ -328,7 +284,8 @@ def _sigmoid(run: Delegate, node: Record) -> Value | None:
 def _transpose(run: Delegate, node: Record) -> Value | None:
     number = node["input_id"]
     name, order = run.label(node["output_id"]), tuple(node["perm"])
-    return turned(name, run.value(number), order, run.dims[number])
+    given = name, run.value(number), order, run.dims[number]
+    return permuted(*given) or turned(*given)
 
 
 def _batched(run: Delegate, node: Record) -> Value | None:

@@ -10,7 +10,8 @@ from exporters.executorch.blobs import WIDE
 from exporters.executorch.lifted_method import LAST_INDEX, Kernels, Method, recent_name
 from exporters.executorch.lifted_mixtures import MIXTURE_KERNELS
 from exporters.executorch.lifted_recurrence import RECURRENCE_KERNELS
-from exporters.executorch.lifted_routes import Sampled, sampled_kernel
+from exporters.executorch.lifted_routes import Sampled, sampled_kernel, weights_of
+from exporters.executorch.lifted_slots import SLOT_KERNELS
 from exporters.executorch.lifted_values import (
     Held,
     Joined,
@@ -51,10 +52,11 @@ _EMBEDDING: Final = "quantized_decomposed::embedding_"
 
 
 def _count(method: Method, kernel: str, arguments: list[int]) -> bool:
-    tokens, axis, result = arguments[:3]
-    if not isinstance(method.value(tokens), Tokens) or at(method.value(axis), 0) != 1:
+    value, axis, result = method.value(arguments[0]), *arguments[1:3]
+    if not isinstance(value, Tokens | Last) or at(method.value(axis), 0) != 1:
         return False
-    counts = tuple(np.asarray(probe.count) for probe in method.probes)
+    most = value.positions if isinstance(value, Last) else method.limit
+    counts = tuple(np.asarray(min(probe.count, most)) for probe in method.probes)
     method.values[result] = Numbers("tokens of a call", counts)
     return True
 
@@ -91,7 +93,7 @@ def _slice(method: Method, kernel: str, arguments: list[int]) -> bool:
         own = method.recents.get(arguments[0])
         return own is not None and own[1] == source.before.tokens
     if (axis, step) == (1, 1) and spans[0][0] < 0 and set(spans) == {(spans[0][0], LAST_INDEX)}:
-        method.values[result] = Last(name, source, -spans[0][0])
+        method.values[result] = Last(name, weights_of(method, arguments[0]), -spans[0][0])
         return True
     return False
 
@@ -289,6 +291,7 @@ def _repeat(method: Method, kernel: str, arguments: list[int]) -> bool:
 KERNELS: Final[Kernels] = {
     **MIXTURE_KERNELS,
     **RECURRENCE_KERNELS,
+    **SLOT_KERNELS,
     "aten::sym_size": _count,
     "aten::slice_copy": _slice,
     "aten::embedding": _rows,

@@ -12,6 +12,7 @@ from exporters.errors import ExportError
 from exporters.executorch.flatbuffer import Record
 from exporters.executorch.lifted_capped import Seen
 from exporters.executorch.lifted_graph import Delegate
+from exporters.executorch.lifted_heads import SlotRows
 from exporters.executorch.lifted_values import (
     NUMBERS,
     Files,
@@ -181,10 +182,13 @@ class Method:
             raise ExportError(f"{where} {wrong}")
 
     def _leave(self, within: set[int]) -> None:
-        """Where a jump leads: what calls within wrote is not known, but experts' sums and zeros."""
+        """Where a jump leads: what calls within wrote is not known.
+
+        Experts' sums and slots are, and zeros.
+        """
         self.guard = self.at_start = None
         for index in within:
-            if not isinstance(self.values[index], Combine | Begun):
+            if not isinstance(self.values[index], Combine | SlotRows | Begun):
                 name = f"{self.name}, value {index}, which a jump leaves out"
                 self.values[index] = Unknown(name, "of some runs alone")
 
@@ -314,6 +318,7 @@ class Method:
 _OPERANDS: Final = {
     "executorch_prim::add": 2,
     "executorch_prim::eq": 2,
+    "executorch_prim::mul": 2,
     "executorch_prim::sub": 2,
     "executorch_prim::sym_max": 2,
     "aten::sub": 3,

@@ -11,10 +11,20 @@ from typing import Final
 import numpy as np
 
 from exporters.executorch.lifted_method import Guard, Method
-from exporters.executorch.lifted_routes import sampled_kernel, weights_of
+from exporters.executorch.lifted_routes import is_choice, sampled_kernel, weights_of
+from exporters.executorch.lifted_slots import (
+    OwnRows,
+    chosen_slots,
+    filled,
+    flat_weights,
+    has_rows,
+    is_zeros,
+    own_rows,
+    rows_of_expert,
+)
 from exporters.executorch.lifted_values import operands
 from exporters.lifted import Constant, Product, Sum, Unknown, Value, are_numbers, at
-from exporters.lifted_mixture import ChosenTokens, Combine, Route, RouteSparseMixer
+from exporters.lifted_mixture import ChosenTokens, Combine
 
 _LARGEST: Final = "largest weight of each expert"
 _NOTHING: Final = "zeros"
@@ -29,15 +39,11 @@ def _name(method: Method, arguments: list[int]) -> str:
     return f"{method.name}, value {arguments[-1]}"
 
 
-def _is_route(value: Value) -> bool:
-    return isinstance(value, Route | RouteSparseMixer)
-
-
 def _largest(method: Method, kernel: str, arguments: list[int]) -> bool:
     """``amax(weights, [0, 1])``."""
     weights, axes = weights_of(method, arguments[0]), method.records[arguments[1]]
     keep = method.value(arguments[2])
-    if not _is_route(weights) or axes.table != "IntList" or not are_numbers((keep,)):
+    if not is_choice(weights) or axes.table != "IntList" or not are_numbers((keep,)):
         return False
     along = [int(at(method.value(item), 0)) for item in axes["items"]]
     if along != [0, 1] or bool(at(keep, 0)):
@@ -83,10 +89,14 @@ def _select(method: Method, kernel: str, arguments: list[int]) -> bool:
         method.values[arguments[-1]] = Unknown(name, _WHICH, places)
         return True
     weights = weights_of(method, arguments[0])
-    if not _is_route(weights) or where[0] != 2:
+    made = rows_of_expert(name, weights, *where)
+    if is_choice(weights) and where == (0, 0):
+        made = flat_weights(name, weights)
+    elif is_choice(weights) and where[0] == 2:
+        made = Unknown(name, _COLUMN, (weights, Constant(name, np.asarray(where[1]))))
+    if made is None:
         return False
-    expert = Constant(name, np.asarray(where[1]))
-    method.values[arguments[-1]] = Unknown(name, _COLUMN, (weights, expert))
+    method.values[arguments[-1]] = made
     return True
 
 
@@ -99,19 +109,38 @@ def _nonzero(method: Method, kernel: str, arguments: list[int]) -> bool:
 
 
 def _gather(method: Method, kernel: str, arguments: list[int]) -> bool:
-    """The rows of an expert's tokens: of what it reads, of their weights, or of the sum so far."""
+    """The rows of an expert's tokens: of what it reads, of their weights, or of the sum so far.
+
+    Of a mixture of heads, also the numbers of their slots' rows, and these rows.
+    """
     source, axis, which = (method.value(index) for index in arguments[:3])
-    column = operands(which, _WHICH)
-    if column is None or not are_numbers((axis,)) or int(at(axis, 0)) != 1:
+    name, column = _name(method, arguments), operands(which, _WHICH)
+    made: Value | None = None
+    if not are_numbers((axis,)) or int(at(axis, 0)) not in (0, 1):
         return False
-    name, (weights, expert) = _name(method, arguments), _column(column[0])
-    made: Value = ChosenTokens(name, source, weights, expert)
-    if source is column[0]:
-        made = Unknown(name, _FACTOR, column)
-    elif isinstance(source, Combine) or operands(source, _NOTHING) is not None:
-        made = Unknown(name, _OLD, (source, column[0]))
+    if int(at(axis, 0)) == 0:
+        made = None if column is None else own_rows(name, source, *_column(column[0]))
+    elif isinstance(which, OwnRows):
+        made = chosen_slots(method, name, source, which)
+    elif column is not None:
+        made = _tokens_rows(name, source, column[0])
+    if made is None:
+        return False
     method.values[arguments[-1]] = made
     return True
+
+
+def _tokens_rows(name: str, source: Value, column: Value) -> Value:
+    """The rows of the tokens that chose an expert."""
+    if source is column:
+        return Unknown(name, _FACTOR, (column,))
+    if isinstance(source, Combine) or _is_nothing(source):
+        return Unknown(name, _OLD, (source, column))
+    return ChosenTokens(name, source, *_column(column))
+
+
+def _is_nothing(value: Value) -> bool:
+    return operands(value, _NOTHING) is not None or is_zeros(value)
 
 
 def _column(column: Value) -> tuple[Value, int]:
@@ -122,28 +151,43 @@ def _column(column: Value) -> tuple[Value, int]:
 
 
 def _put(method: Method, kernel: str, arguments: list[int]) -> bool:
-    """``total[:, which] = total[:, which] + result * weights``: one more term of the sum."""
+    """One more term of a sum, or an expert's results in its own slots.
+
+    ``total[:, which] = total[:, which] + result * weights`` or ``slots[:, own] = result``.
+    """
     total, (places, new, accumulate) = arguments[0], arguments[1:4]
-    listed, added, adds = method.records[places], method.value(new), method.value(accumulate)
+    listed, adds = method.records[places], method.value(accumulate)
     if total != arguments[-1] or listed.table != "OptionalTensorList" or bool(at(adds, 0)):
         return False
     absent, *where = listed["items"]
-    column = operands(method.value(where[0]), _WHICH) if absent == -1 and len(where) == 1 else None
-    result = None if column is None else _result(added, method.value(total), column[0])
-    if column is None or result is None:
+    if absent != -1 or len(where) != 1:
         return False
-    weights, expert = _column(column[0])
-    if method.guard not in (None, (weights, expert)):
+    own, before, added = method.value(where[0]), method.value(total), method.value(new)
+    name, column = _name(method, arguments), operands(own, _WHICH)
+    made: Value | None = None
+    if isinstance(own, OwnRows):
+        if method.guard in (None, (own.weights, own.expert)):
+            made = filled(method, name, before, own, added)
+    elif column is not None and method.guard in (None, _column(column[0])):
+        made = _added(method, name, before, added, column[0])
+    if made is None:
         return False
-    terms: tuple[tuple[int, Value], ...] = ()
-    before = method.value(total)
-    if isinstance(before, Combine):
-        if before.weights is not weights:
-            return False
-        terms = before.terms
-    name = _name(method, arguments)
-    method.values[total] = Combine(name, weights, (*terms, (expert, result)))
+    method.values[total] = made
     return True
+
+
+def _added(method: Method, name: str, before: Value, added: Value, column: Value) -> Combine | None:
+    """A sum with an expert's term; None where it is no sum or is of another router."""
+    weights, expert = _column(column)
+    result = _result(added, before, column)
+    if result is None:
+        return None
+    if isinstance(before, Combine):
+        same = before.weights is weights
+        return Combine(name, weights, (*before.terms, (expert, result))) if same else None
+    if is_zeros(before) and not has_rows(method, before, weights, 1):
+        return None
+    return Combine(name, weights, ((expert, result),))
 
 
 def _result(added: Value, total: Value, column: Value) -> Value | None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from exporters.executorch.lifted_method import Method
-from exporters.lifted import Array, Constant, Numbers, Unknown, Value
+from exporters.lifted import Array, Constant, Last, Numbers, Unknown, Value
 from exporters.lifted_mixture import Route, RouteSparseMixer
 
 _SAME: Final = 1e-5
@@ -77,8 +77,13 @@ def _operand(method: Method, index: int) -> Value:
     return found
 
 
+def is_choice(value: Value) -> bool:
+    """Whether a value is tokens' weights of experts, of all tokens or of the last ones."""
+    return isinstance(value.source if isinstance(value, Last) else value, Route | RouteSparseMixer)
+
+
 def weights_of(method: Method, index: int) -> Value:
-    """The tokens' weights of the experts that a value is, as one of the rules that there are."""
+    """A value by its number; one that is made of logits becomes one of the rules that there are."""
     value = method.value(index)
     if isinstance(value, Sampled):
         method.values[index] = value = _rule(value)

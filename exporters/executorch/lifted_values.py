@@ -233,6 +233,7 @@ def _slice(source: Array, axis: Array, start: Array, end: Array, step: Array) ->
 NUMBERS: Final[Mapping[str, Callable[..., Array]]] = {
     "executorch_prim::add": np.add,
     "executorch_prim::eq": np.equal,
+    "executorch_prim::mul": np.multiply,
     "executorch_prim::sub": np.subtract,
     "executorch_prim::sym_max": np.maximum,
     "aten::sub": lambda x, y, alpha: x - alpha * y,

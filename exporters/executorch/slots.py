@@ -44,7 +44,7 @@ def _row_numbers(state: MethodLowering, node: fx.Node, chosen: int) -> int:
     counts = method.tensor("int64", dims, dynamic=True)
     method.call("aten::cumsum", "out", taken, integer(1), integer(int64), out=counts)
     key = f"rows before each token's {chosen} slots"
-    data = np.arange(-1, state.limit * chosen - 1, chosen, np.int64).tobytes()
+    data = np.arange(-1, state.limit * chosen - 1, chosen, dtype=np.int64).tobytes()
     all_firsts = method.constant(
         "int64", [state.limit, 1], state.file.constant(key, Blob(data)), key
     )
