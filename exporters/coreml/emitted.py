@@ -14,7 +14,7 @@ MAY_BE_FLOAT32: Final = frozenset(
         *("const", "cast", "gather", "slice_by_index", "add", "sub", "mul", "real_div", "tanh"),
         *("reduce_mean", "reduce_max", "rsqrt"),
         *("topk", "cumsum", "reduce_min", "reduce_sum", "abs", "maximum", "select"),
-        *("cond", "identity", "fill_like"),
+        *("cond", "identity", "fill_like", "tile"),
         *("reshape", "transpose", "exp", "softplus", "sigmoid"),
     }
 )

@@ -11,12 +11,15 @@ from exporters.coreml import (
     lifted_adapters,
     lifted_attention,
     lifted_convolution,
+    lifted_marks,
     lifted_memory,
     lifted_mixtures,
     lifted_norms,
     lifted_recurrence,
+    lifted_slots,
 )
 from exporters.coreml.emitted import EMITTED, MAY_BE_FLOAT32
+from exporters.coreml.lifted_pieces import PIECES
 from exporters.coreml.lifted_routes import logits_of
 from exporters.coreml.lifted_values import (
     Held,
@@ -29,22 +32,18 @@ from exporters.coreml.lifted_values import (
     number,
     operands,
     probes_of_function,
-    whole_numbers,
 )
 from exporters.coreml.names import LOGITS, POSITION, TOKENS
 from exporters.coreml.package import Package
 from exporters.errors import ExportError
 from exporters.lifted import (
     Array,
-    Attention,
     Bias,
     Clamp,
-    Columns,
     Constant,
     Embedding,
     EntryPoint,
     Gelu,
-    Last,
     LayerNorm,
     Linear,
     Numbers,
@@ -160,22 +159,6 @@ def _check_precision(walk: Walk, kind: str, name: str, made: tuple[Value, ...]) 
 
 
 Made = tuple[Value, ...] | None
-
-
-def _passed(walk: Walk, name: str, given: Given, operation: Any) -> Made:
-    """Casts and reshapes change no number; tables' rows and caches stay what they are."""
-    source = given["x"][0]
-    lifted_convolution.kept(walk, name, source)
-    lifted_recurrence.written(walk, name, source)
-    walk.cast_from[name] = str(operation.inputs["x"].arguments[0].name)
-    return (source,)
-
-
-def _transpose(walk: Walk, name: str, given: Given, operation: Any) -> Made:
-    if whole_numbers(given["perm"][0]) == (1, 0):
-        return lifted_convolution.turned(given)
-    swapped = whole_numbers(given["perm"][0]) == (0, 2, 1, 3)
-    return given["x"][:1] if swapped else None
 
 
 def _shape(walk: Walk, name: str, given: Given, operation: Any) -> Made:
@@ -322,66 +305,6 @@ def _clip(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     return (Clamp(name, given["x"][0], high),)
 
 
-def _split(walk: Walk, name: str, given: Given, operation: Any) -> Made:
-    sizes = whole_numbers(given["split_sizes"][0])
-    axis = whole_numbers(given["axis"][0])
-    source = given["x"][0]
-    if isinstance(source, lifted_convolution.Turned) and sizes is not None and axis == (0,):
-        names = [str(output.name) for output in operation.outputs]
-        return lifted_convolution.columns(names, source, sizes)
-    if sizes is None or axis != (-1,):
-        return None
-    ends = np.cumsum(sizes).tolist()
-    return tuple(
-        Columns(str(output.name), given["x"][0], stop - size, stop)
-        for output, size, stop in zip(operation.outputs, sizes, ends, strict=True)
-    )
-
-
-def _slice(walk: Walk, name: str, given: Given, operation: Any) -> Made:
-    source = given["x"][0]
-    if isinstance(source, lifted_convolution.Rows):
-        return lifted_convolution.shifted(walk, name, given)
-    if isinstance(source, Held):  # what is behind is padding
-        return (source,)
-    if isinstance(source, lifted_memory.Padded):
-        return lifted_memory.cut(given)
-    if isinstance(source, lifted_mixtures.PARTED):
-        return lifted_mixtures.part(name, given)
-    begin, end = (whole_numbers(given[key][0]) for key in ("begin", "end"))
-    free = [whole_numbers(given[key][0]) for key in ("begin_mask", "end_mask") if key in given]
-    if len(free) < 2:
-        return None
-    if begin == (0, -1, 0) and free == [(1, 0, 1), (1, 1, 1)]:
-        return (Last(name, lifted_convolution.previous(walk, source)),)
-    whole = free[0] is not None and all(free[0]) and free[1] is not None and all(free[1][:-1])
-    if end is None or not whole:
-        return None
-    if isinstance(source, Attention):  # the columns behind are padding
-        return (source,)
-    return (Columns(name, source, 0, end[-1]),)
-
-
-def _concat(walk: Walk, name: str, given: Given, operation: Any) -> Made:
-    rows = lifted_convolution.joined(name, given["values"], whole_numbers(given["axis"][0]))
-    return rows or lifted_attention.joined(name, given["values"])
-
-
-def _pad(walk: Walk, name: str, given: Given, operation: Any) -> Made:
-    """Zeros at the end of a head's columns change no product of queries and keys."""
-    widths, filled = whole_numbers(given["pad"][0]), given["constant_val"][0]
-    zero = isinstance(filled, Constant) and not np.any(filled.array)
-    if isinstance(given["x"][0], lifted_convolution.Shifted):
-        behind = widths is not None and not any(widths[::2])
-        lifted_convolution.kept(walk, name, given["x"][0])
-        return given["x"][:1] if behind and zero else None
-    padded = lifted_memory.padded(walk, name, given, operation)
-    if padded is not None:
-        lifted_recurrence.written(walk, name, padded[0])
-        return padded
-    return given["x"][:1] if widths is not None and not any(widths[:-1]) and zero else None
-
-
 def _read_state(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     source = given["input"][0]
     return (walk.states.get(source.name, source),)
@@ -401,6 +324,7 @@ def _select(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     return (
         lifted_convolution.select(walk, name, given)
         or lifted_memory.select(walk, name, given)
+        or lifted_slots.select(walk, name, given, operation)
         or lifted_mixtures.kept(name, given)
     )
 
@@ -418,9 +342,7 @@ def _matmul(walk: Walk, name: str, given: Given, operation: Any) -> Made:
 
 
 HANDLERS: Final[Mapping[str, Callable[[Walk, str, Given, Any], Made]]] = {
-    "cast": _passed,
-    "reshape": _passed,
-    "transpose": _transpose,
+    **PIECES,
     "shape": _shape,
     "gather": _gather,
     "linear": _linear,
@@ -437,20 +359,19 @@ HANDLERS: Final[Mapping[str, Callable[[Walk, str, Given, Any], Made]]] = {
     "gelu": _gelu,
     "clip": _clip,
     "select": _select,
-    "split": _split,
-    "slice_by_index": _slice,
-    "concat": _concat,
-    "pad": _pad,
     "read_state": _read_state,
     "write_state": _write_state,
     "slice_update": _slice_update,
     "scaled_dot_product_attention": _attention,
     "matmul": _matmul,
     "sigmoid": _sigmoid,
-    "identity": _passed,
-    "not_equal": lifted_mixtures.marks,
-    "reduce_max": lifted_mixtures.used,
-    "greater": lifted_mixtures.above_zero,
-    "fill_like": lifted_mixtures.zeros,
+    "not_equal": lifted_marks.marks,
+    "reduce_max": lifted_marks.used,
+    "greater": lifted_marks.above_zero,
+    "fill_like": lifted_marks.zeros,
+    "tile": lifted_marks.tiled,
+    "cumsum": lifted_slots.counted,
+    "equal": lifted_slots.own,
+    "reduce_sum": lifted_slots.summed,
     "cond": lifted_mixtures.cond,
 }
