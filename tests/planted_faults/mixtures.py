@@ -60,13 +60,13 @@ def with_matrices_swapped(program: Program, part: str) -> Program:
             next(
                 node
                 for node in copied.graph.nodes
-                if node.target is dialect.LINEAR
+                if node.target in (dialect.LINEAR, dialect.QUANT_LINEAR)
                 and _weight(copied, node).endswith(f".experts.{expert}.{part}.weight")
             )
             for expert in (1, 2)
         )
-        weights = node_argument(one, 1), node_argument(other, 1)
-        one.args, other.args = (one.args[0], weights[1]), (other.args[0], weights[0])
+        weights = one.args[1:], other.args[1:]
+        one.args, other.args = (one.args[0], *weights[1]), (other.args[0], *weights[0])
 
     return with_graph(program, change)
 
@@ -184,9 +184,10 @@ def with_matrix_of(program: Program, weight: str, other: str) -> Program:
     """A program in which a product reads another one's matrix."""
 
     def change(copied: Program) -> None:
-        by_name = {given.name: node for node, given in copied.placeholders("weight")}
-        for node in list(by_name[weight].users):
-            node.replace_input_with(by_name[weight], by_name[other])
+        parts = {(g.name, g.part): node for node, g in copied.placeholders("weight")}
+        for (name, part), own in parts.items():
+            for node in list(own.users) if name == weight else ():
+                node.replace_input_with(own, parts[other, part])
 
     return with_graph(program, change)
 
