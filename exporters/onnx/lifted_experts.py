@@ -76,10 +76,10 @@ def _own(name: str, source: Unknown, shape: Value) -> Value | None:
             kind="Concat",
             operands=(Unknown(kind="Shape", operands=(Shares() as shares,)), Constant() as widths),
         ):
-            count = widths.array.size
-            if count == 1:
+            if widths.array.shape == (1,):
                 return Unknown(name, _OWN, (source, shares))
-            return Unknown(name, _HEADS, (source, shares, widths)) if count == 2 else None
+            if widths.array.shape == (2,):
+                return Unknown(name, _HEADS, (source, shares, widths))
     return None
 
 

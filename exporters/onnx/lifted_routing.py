@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -163,19 +163,15 @@ def last(
     rows = lifted_attention.last(graph, node, given, attributes)
     if not isinstance(source, Experts | Shares) or rows is None or not isinstance(rows[0], Last):
         return rows
-    name, route = node.output[0], Last(rows[0].name, source.route, rows[0].positions)
+    positions, route = rows[0].positions, Last(rows[0].name, source.route, rows[0].positions)
     for known in graph.values.values():
-        if isinstance(known, Experts | Shares) and _is_same_last(known.route, route):
-            route = known.route
+        match known:
+            case Experts(route=Last() as same) | Shares(route=Last() as same):
+                if same.source is source.route and same.positions == positions:
+                    route = same
     if isinstance(source, Experts):
-        return (Experts(name, route, source.chosen),)
-    return (Shares(name, route, ""),)
-
-
-def _is_same_last(known: Value, wanted: Last) -> TypeGuard[Last]:
-    """Whether a known value is the same rows of the same value."""
-    same = isinstance(known, Last) and known.source is wanted.source
-    return same and known.positions == wanted.positions
+        return (Experts(node.output[0], route, source.chosen),)
+    return (Shares(node.output[0], route, ""),)
 
 
 @dataclass(frozen=True)

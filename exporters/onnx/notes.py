@@ -14,7 +14,7 @@ from exporters.onnx.quantized import bias_within
 from exporters.onnx.routing import choice_of
 from quant.plans.plan import QuantPlan
 from quant.program import dialect
-from quant.program.expert_branches import mixtures
+from quant.program.expert_branches import Mixture, mixtures
 from quant.program.program import Program, node_argument
 
 if TYPE_CHECKING:
@@ -80,16 +80,31 @@ def outside_notes(program: Program) -> tuple[str, ...]:
 
 
 def mixture_notes(program: Program) -> tuple[str, ...]:
-    """A note on the program's mixtures of experts; none where there are none."""
+    """A note on each kind of mixture that the program has, of experts and of attention heads."""
     found = list(mixtures(program).values())
-    if not found:
-        return ()
+    of_experts = [each for each in found if not each.fills_slots and not each.reads_slots]
+    of_heads = [each for each in found if each.fills_slots]
+    notes = []
+    for groups, computed in (
+        (of_experts, "a call computes only the experts"),
+        (
+            of_heads,
+            "the query heads and the outputs of attention are experts', and a call computes only "
+            "those",
+        ),
+    ):
+        if groups:
+            notes.append(
+                f"in {_layers(len(groups))} {computed} that its tokens chose, each for its own "
+                f"tokens; a token has {_chosen(groups)}"
+            )
+    return tuple(notes)
+
+
+def _chosen(found: list[Mixture]) -> str:
+    """How many experts a token has in these mixtures, in words."""
     counts = {(choice_of(each.weights).chosen, len(each.branches)) for each in found}
-    words = " or ".join(f"{chosen} of {experts}" for chosen, experts in sorted(counts))
-    return (
-        f"in {_layers(len(found))} a call computes only the experts that its tokens chose, each "
-        f"for its own tokens; a token has {words}",
-    )
+    return " or ".join(f"{chosen} of {experts}" for chosen, experts in sorted(counts))
 
 
 def recurrence_notes(program: Program) -> tuple[str, ...]:

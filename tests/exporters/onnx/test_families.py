@@ -188,6 +188,7 @@ OUTSIDE = {
     "granitemoe": "factors (6)",
     "granitemoehybrid": "short convolutions in 2 layers, biases (4), residual additions that no "
     "norm follows (2), additions of a shared expert (3), factors (8)",
+    "jetmoe": f"{_ROTATED}, biases (4)",
     "lfm2": f"{_NORMED.format(2)}, short convolutions in 2 layers",
     "ministral3": _ROTATED,
     "olmo": "bounds of queries, keys and values (4)",
@@ -215,6 +216,13 @@ def test_the_manifest_says_how_many_experts_a_token_has(build):
     assert [note for note in notes if "experts" in note] == [
         "in 2 layers a call computes only the experts that its tokens chose, each for its own "
         "tokens; a token has 2 of 8"
+    ]
+    notes = build(MIXTURES["jetmoe"], "int8").manifest.notes
+    assert [note for note in notes if "experts" in note] == [
+        "in 2 layers a call computes only the experts that its tokens chose, each for its own "
+        "tokens; a token has 3 of 5",
+        "in 2 layers the query heads and the outputs of attention are experts', and a call "
+        "computes only those that its tokens chose, each for its own tokens; a token has 3 of 5",
     ]
     notes = build(CONFIGS["qwen2"], "int8").manifest.notes
     assert not [note for note in notes if "experts" in note]

@@ -24,7 +24,13 @@ from tests.oracles.lowered_spec import LoweredSpec
 from tests.oracles.traced import ReferenceSession, difference
 
 FLOAT = 2e-4  # of the range of the logits
-MIXTURES = [name for name in CASES if name.startswith("mixture")]
+MIXTURES = [name for name in CASES if name.startswith(("mixture", "heads"))]
+# The experts whose rows the first router of a case chooses: where they are in a layer, their
+# matrices, how many there are, and how many a token has.
+FIRST = {
+    "mixture": ("mlp", ("gate_up", "down"), 8, 2),
+    "heads-and-mixture": ("self_attn", ("q", "o"), 4, 2),
+}
 
 
 def chosen_by(folder: Path, token: int) -> set[int]:
@@ -39,13 +45,14 @@ def chosen_by(folder: Path, token: int) -> set[int]:
     return {int(expert) for expert in shown[0][name][0].ravel()}
 
 
-def poison(source: Path, folder: Path, experts: Collection[int]) -> Path:
+def poison(source: Path, folder: Path, name: str, experts: Collection[int]) -> Path:
     """A copy of an artifact in which experts of the first layer have no finite number."""
     shutil.copytree(source, folder)
+    at, parts, _, _ = FIRST[name]
     wanted = {
-        f"model.layers.0.mlp.experts.{expert}.{part}_proj.weight{suffix}"
+        f"model.layers.0.{at}.experts.{expert}.{part}_proj.weight{suffix}"
         for expert in experts
-        for part in ("gate_up", "down")
+        for part in parts
         for suffix in ("", ".scale_bf16")
     }
     model, found = onnx.load(folder / "model.onnx", load_external_data=False), 0
@@ -62,27 +69,29 @@ def poison(source: Path, folder: Path, experts: Collection[int]) -> Path:
     return folder
 
 
-def check_skipped(made: Path, scratch: Path) -> None:
+def check_skipped(made: Path, name: str, scratch: Path) -> None:
     token = np.array([5])
-    chosen = chosen_by(made, 5)
-    others = set(range(8)) - chosen
-    assert len(chosen) == 2
+    chosen, (_, _, count, own) = chosen_by(made, 5), FIRST[name]
+    others = set(range(count)) - chosen
+    assert len(chosen) == own
     wanted = OnnxSession(made, CONTEXT, 1).extend(token)
-    finite = poison(made, scratch / "others", others)
+    finite = poison(made, scratch / "others", name, others)
     for threads in (1, 2):
         assert (OnnxSession(finite, CONTEXT, threads).extend(token) == wanted).all()
     for expert in chosen:
-        broken = poison(made, scratch / f"{expert}", {expert})
+        broken = poison(made, scratch / f"{expert}", name, {expert})
         assert not np.isfinite(OnnxSession(broken, CONTEXT, 1).extend(token)).any()
 
 
 @pytest.mark.parametrize("recipe", ["fp32", "int4-g32", "int8"])
-def test_experts_that_no_token_chose_do_not_run(lower, tmp_path, recipe):
-    check_skipped(lower("mixture", recipe).folder, tmp_path)
+@pytest.mark.parametrize("name", FIRST)
+def test_experts_that_no_token_chose_do_not_run(lower, tmp_path, name, recipe):
+    check_skipped(lower(name, recipe).folder, name, tmp_path)
 
 
-def test_texts_of_a_thousand_tokens(tmp_path):
-    spec = replace(CASES["mixture"].spec(), max_context=1024)
+@pytest.mark.parametrize("name", FIRST)
+def test_texts_of_a_thousand_tokens(tmp_path, name):
+    spec = replace(CASES[name].spec(), max_context=1024)
     source = LoweredSpec(spec, tmp_path / "store", "fp32", 1024)
     source.write(OnnxTarget(), tmp_path / "artifact", options=TargetOptions(strip=True))
     text = np.random.default_rng(2).integers(0, spec.vocab_size, 1001)
@@ -92,9 +101,10 @@ def test_texts_of_a_thousand_tokens(tmp_path):
     assert difference(session.extend(text[1000:]), wanted[1000]) < FLOAT
 
 
-def test_products_of_rounded_activations(case_text, tmp_path):
+@pytest.mark.parametrize("name", FIRST)
+def test_products_of_rounded_activations(case_text, tmp_path, name):
     """The program rounds them itself, so that the graph computes with the same integers."""
-    spec = CASES["mixture"].spec()
+    spec = CASES[name].spec()
     source = LoweredSpec(spec, tmp_path / "store", "int8", CONTEXT, TOKEN)
     folder = tmp_path / "artifact"
     source.write(OnnxTarget(), folder)
@@ -106,13 +116,15 @@ def test_products_of_rounded_activations(case_text, tmp_path):
     assert OnnxTarget().stored_digests(folder) == source.store.digests
     for entry in read_graphs(folder, graphs_of(folder), CONTEXT).entry_points:
         assert unknown(entry.logits) == []
-    check_skipped(folder, tmp_path)
+    check_skipped(folder, name, tmp_path)
 
 
-def test_columns_that_stay_float_and_drafts(lower, case_text, tmp_path):
-    made, folder = lower("mixture", "int4-g32"), tmp_path / "artifact"
-    expert = "model.layers.0.mlp.experts.{}.{}_proj.weight"
-    columns = {expert.format(0, "gate_up"): (3, 40), expert.format(7, "down"): (1,)}
+@pytest.mark.parametrize("name", FIRST)
+def test_columns_that_stay_float_and_drafts(lower, case_text, tmp_path, name):
+    made, folder = lower(name, "int4-g32"), tmp_path / "artifact"
+    at, (first, second), count, _ = FIRST[name]
+    expert = f"model.layers.0.{at}.experts.{{}}.{{}}_proj.weight"
+    columns = {expert.format(0, first): (3, 40), expert.format(count - 1, second): (1,)}
     drafts = TargetOptions(draft_positions=4)
     lowered = made.source.write(OnnxTarget(), folder, float_columns=columns, options=drafts)
     assert {name: lowered.float_columns[name] for name in columns} == columns
@@ -127,8 +139,9 @@ def test_columns_that_stay_float_and_drafts(lower, case_text, tmp_path):
         assert unknown(entry.logits) == []
 
 
-def test_int8_caches(lower, case_text, tmp_path):
-    made, folder = lower("mixture"), tmp_path / "artifact"
+@pytest.mark.parametrize("name", ["mixture", "heads"])
+def test_int8_caches(lower, case_text, tmp_path, name):
+    made, folder = lower(name), tmp_path / "artifact"
     caches = [given.name for _, given in made.source.program.placeholders("cache")]
     ranges = {name: np.full((2, 16), 16.0, np.float32) for name in caches}
     options = TargetOptions(kv_cache="int8")

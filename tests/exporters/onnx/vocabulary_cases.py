@@ -263,14 +263,14 @@ CASES = {
     # computed for all tokens, and its outputs for the last one alone.
     "heads": of(
         ("router", "normalized_softmax"),
-        layers=(heads(window=7), layer()),
+        layers=(heads(), layer()),
         has=("TopK", "GroupQueryAttention"),
     ),
     "heads-and-mixture": of(
         ("router", "normalized_softmax"),
         layers=(
             heads(4, 2, experts=6, chosen_experts=2),
-            heads(rope=3, experts=4, chosen_experts=2),
+            heads(4, 2, rope=3, experts=4, chosen_experts=2),
             heads(8, 2),
         ),
         has=("TopK",),
