@@ -62,8 +62,10 @@ def own_rows(name: str, rows: Value, weights: Value, expert: int) -> OwnRows | N
 
 
 def chosen_slots(method: Method, name: str, source: Value, own: OwnRows) -> ChosenSlots | None:
-    """An expert's own slots of what attention gives; None for other rows."""
+    """An expert's own slots of what attention gives for the weights' tokens; None for others."""
     if not isinstance(source, SlotsApart) or not _fit(method, own, source.chosen):
+        return None
+    if _positions(source.source) != _positions(own.weights):
         return None
     return ChosenSlots(name, source.source, own.weights, own.expert, source.chosen, source.heads)
 
@@ -98,12 +100,15 @@ def has_rows(method: Method, zeros: Value, weights: Value, slots: int) -> bool:
     return found is not None and [int(at(found[0], i)) for i in range(len(method.probes))] == wanted
 
 
+def _positions(value: Value) -> int | None:
+    """Of how many last tokens a value is at most; None for all tokens."""
+    return value.positions if isinstance(value, Last) else None
+
+
 def _tokens(method: Method, weights: Value) -> list[int]:
     """How many tokens the weights are of, for each probe."""
-    counts = [probe.count for probe in method.probes]
-    if isinstance(weights, Last):
-        return [min(count, weights.positions) for count in counts]
-    return counts
+    most = _positions(weights)
+    return [probe.count if most is None else min(probe.count, most) for probe in method.probes]
 
 
 def _fit(method: Method, own: OwnRows, chosen: int) -> bool:

@@ -17,8 +17,9 @@ ROUNDED = DEFAULTS["executorch"][1]
 
 
 HERE = CONFIGS | MIXTURES | RECURRENT
-# Mixtures differ in who chooses experts, which is float: products with integers are the same.
-INTEGERS = [*CONFIGS, "mixtral", "qwen2_moe"]
+# Mixtures differ in who chooses experts, which is float: products with integers are the same, but
+# those of attention heads.
+INTEGERS = [*CONFIGS, "mixtral", "qwen2_moe", "jetmoe"]
 
 
 @pytest.fixture(params=HERE)

@@ -47,15 +47,16 @@ print("RESULT" + json.dumps(texts))
 """
 
 
-def write_mixture(folder: Path) -> Path:
+def write_mixture(preset: str, folder: Path) -> Path:
     """Writes a mixture of random weights whose tokens are bytes; it writes printable ones."""
-    synthesise("tiny-mixtral", folder)
+    synthesise(preset, folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["max_position_embeddings"] = 2048
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tensors = load_file(folder / "model.safetensors")
+    head = "lm_head" if "lm_head.weight" in tensors else "model.embed_tokens"
     for rows in (slice(0, ord(" ")), slice(ord("~") + 1, None)):
-        tensors["lm_head.weight"][rows] = 0
+        tensors[f"{head}.weight"][rows] = 0
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
@@ -66,15 +67,16 @@ def write_mixture(folder: Path) -> Path:
         {"weights": "internal"},
         {"weights": "external"},
         {"kv_cache": "int8"},
-        {"mixture": True, "weights": "external"},
+        {"mixture": "tiny-mixtral", "weights": "external"},
+        {"mixture": "tiny-jetmoe"},
     ],
     ids=str,
 )
 def demo(request, cache, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     asked, out = dict(request.param), folder / "artifact"
-    mixture = asked.pop("mixture", False)
-    source = write_mixture(folder / "mixture") if mixture else edgeforge.model.model.DEMO
+    mixture = asked.pop("mixture", "")
+    source = write_mixture(mixture, folder / "mixture") if mixture else edgeforge.model.model.DEMO
     model, context = open_model(str(source)), 2048 if mixture else 512
     options = ExportOptions("int4", context=context, target=TargetOptions(**asked))
     export(model, [find_target("executorch")], out, options)

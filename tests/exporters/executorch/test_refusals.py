@@ -73,12 +73,13 @@ def test_formats(cache, tmp_path, monkeypatch, checkpoint_of, llama_config, form
 
 
 @pytest.mark.parametrize("asked", [{"lowering": "stock"}, {"backend": "vulkan"}], ids=str)
-def test_mixtures_by_executorchs_own_exporter(cache, tmp_path, checkpoint_of, asked):
+@pytest.mark.parametrize("family", ["mixtral", "jetmoe"])
+def test_mixtures_by_executorchs_own_exporter(cache, tmp_path, checkpoint_of, family, asked):
     options = ExportOptions("int4-g32", context=48, target=TargetOptions(**asked))
-    words = "this mixtral model has mixtures of experts, which EdgeForge does not write"
+    words = f"this {family} model has mixtures of experts, which EdgeForge does not write"
     with pytest.raises(ExportError, match=words):
         export(
-            checkpoint_of(MIXTURES["mixtral"]),
+            checkpoint_of(MIXTURES[family]),
             [find_target("executorch")],
             tmp_path / "out",
             options,

@@ -20,7 +20,7 @@ from exporters.executorch.reader import stored_digests
 from exporters.lifted import ShortConv, Value
 from tests.exporters.executorch.small_programs import Made, make
 from tests.oracles.lowered_spec import SpecWeights
-from tests.oracles.vocabulary import FACTORS, FULL, MIXTURES, SPECS, VOCAB, small_spec
+from tests.oracles.vocabulary import FACTORS, FULL, HEADS, MIXTURES, SPECS, VOCAB, small_spec
 
 CONTEXT = 48
 CLOSE = 2e-5
@@ -45,6 +45,9 @@ WORDS = {
     "capped, a head for each": small_spec((LayerSpec(4, 4, 40),), attention_softcap=1.5),
     "capped, one head for all": small_spec((LayerSpec(4, 1, 40),), attention_softcap=1.5),
     "convolution before attention": small_spec((CONV, FULL)),
+    "capped heads": small_spec(
+        (HEADS, FULL, HEADS), router="normalized_softmax", attention_softcap=1.5
+    ),
 }
 
 
@@ -133,7 +136,7 @@ def test_int8_caches_beside_bounded_scores(run_pte, text, tmp_path):
     assert any("attention rounds keys and values" in note for note in made.lowered.notes)
 
 
-@pytest.mark.parametrize("name", ["biases", "convolutions"])
+@pytest.mark.parametrize("name", ["biases", "convolutions", "heads"])
 def test_weights_in_a_file_of_their_own(name, run_pte, text, tmp_path):
     made = make(WORDS[name], tmp_path, weights="external")
     with run_pte(made.folder) as session:
@@ -141,7 +144,9 @@ def test_weights_in_a_file_of_their_own(name, run_pte, text, tmp_path):
     assert stored_digests(made.folder / "model.pte") == dict(made.store.digests)
 
 
-@pytest.mark.parametrize("name", ["capped", "convolution before attention"])
+@pytest.mark.parametrize(
+    "name", ["capped", "capped heads", "convolution before attention", "heads-and-mixture"]
+)
 def test_several_positions_of_a_run(name, run_pte, text, tmp_path):
     made = make(WORDS[name], tmp_path, draft_positions=3)
     wanted = made.logits(text)
