@@ -12,6 +12,7 @@ from device_harness.coreml_session import CoremlSession
 from exporters.coreml import names
 from exporters.coreml.package import open_package
 from exporters.options import TargetOptions
+from tests.exporters.coreml import slot_models, vocabulary_model
 
 CHUNK = "16"  # so that the 48 tokens of a context take three calls
 
@@ -25,6 +26,20 @@ def package(build):
         return build(config, recipe, context, "coreml", asked)
 
     return package
+
+
+@pytest.fixture(scope="session")
+def slots_package(tmp_path_factory):
+    """Exports a mixture of attention heads by its name and the way to export it, each once."""
+    known: dict[tuple[str, str], vocabulary_model.Made] = {}
+
+    def slots_package(spec: str, way: str) -> vocabulary_model.Made:
+        if (spec, way) not in known:
+            folder = tmp_path_factory.mktemp(f"{spec}-{way}")
+            known[spec, way] = slot_models.exported(folder, spec, way)
+        return known[spec, way]
+
+    return slots_package
 
 
 @pytest.fixture(scope="session")

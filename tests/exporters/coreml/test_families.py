@@ -10,7 +10,9 @@ from tests.oracles.tiny_families import CONFIGS, MIXTURES, RECURRENT
 ALL = CONFIGS | MIXTURES | RECURRENT
 # Between them they have every placement of norms, kind of norm, bias, bound, table and state, and
 # every way to choose experts.
-DISTINCT = ("gemma2", "gemma3_text", "granite", "lfm2", "olmo", "phi", "phimoe", "qwen2_moe")
+DISTINCT = (
+    *("gemma2", "gemma3_text", "granite", "jetmoe", "lfm2", "olmo", "phi", "phimoe", "qwen2_moe"),
+)
 
 
 def largest_error(found, wanted):
@@ -40,10 +42,14 @@ def test_float_weights(family, package, run_package, tokens):
 
 @pytest.mark.parametrize(
     ("family", "format"),
-    [*((family, "int4-g32") for family in CONFIGS), ("qwen2", "int8-pc"), ("lfm2", "int8-pc")],
+    [
+        *((family, "int4-g32") for family in CONFIGS),
+        *((family, "int8-pc") for family in ("qwen2", "lfm2", "jetmoe")),
+        ("jetmoe", "int4-g16"),
+    ],
 )
 def test_integers(family, format, package, run_package, tokens):
-    artifact = package(CONFIGS[family], format)
+    artifact = package(ALL[family], format)
     text = tokens[:32]
     wanted = artifact.quantized_logits(text)
     assert largest_error(run_package(artifact.folder).logits(text), wanted) < 5e-6
@@ -61,7 +67,7 @@ def test_the_neural_engines_profile(family, package, run_package, tokens):
     assert largest_error(found, wanted[[end - 1 for end in ends]]) < 1e-2
 
 
-@pytest.mark.parametrize("family", ["gemma2", "lfm2", "granitemoe"])
+@pytest.mark.parametrize("family", ["gemma2", "lfm2", "granitemoe", "jetmoe"])
 def test_packages_without_states(family, package, run_package, tokens):
     artifact = package(ALL[family], opset="ios17")
     text = tokens[:48]
@@ -73,7 +79,7 @@ def test_packages_without_states(family, package, run_package, tokens):
 
 
 @pytest.mark.parametrize("options", [{}, {"profile": "ane"}, {"opset": "ios17", "chunk": "4,16"}])
-@pytest.mark.parametrize("family", ["gemma2", "lfm2", "phi", "phimoe"])
+@pytest.mark.parametrize("family", ["gemma2", "jetmoe", "lfm2", "phi", "phimoe"])
 def test_coremltools_reopens_them_and_infers_the_same_types(family, options, package, reopen):
     format = "fp16" if options.get("profile") == "ane" else "fp32"
     _, program = reopen(package(ALL[family], format, **options).folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +11,18 @@ import pytest
 import torch
 
 from exporters.coreml import names
-from exporters.coreml.lifted import read_package
 from exporters.coreml.package import open_package
 from exporters.coreml.reader import stored_digests
-from exporters.lifted import Unknown, Value
+from exporters.lifted import Unknown
 from exporters.lifted_mixture import Combine, Route
 from tests.exporters.coreml import vocabulary_model
+from tests.exporters.coreml.changed_packages import changed_number, lifted, overwrite, products
 from tests.oracles import vocabulary
 from tests.oracles.tiny_families import MIXTURES
 
 ROUTE = "op_route"
 EXPERTS = MIXTURES["mixtral"]["num_local_experts"]
 NAN = np.float16(np.nan)
-MARK = "_changed"
 
 
 def down(expert: int, layer: int = 0) -> str:
@@ -55,38 +54,10 @@ def made(request, package, run_package, tokens):
     return Made(folder, request.param, shown[ROUTE][0][0] != 0)
 
 
-def overwrite(folder: Path, weight: str, value: np.generic) -> None:
-    """Fills a matrix's scales, or a float weight, with one value."""
-    package = folder / names.PACKAGE
-    path = package / names.WEIGHTS_PATH
-    data = bytearray(path.read_bytes())
-    for operation in open_package(package).operations(names.DECODE):
-        if operation.outputs and operation.outputs[0].name == names.identifier(weight):
-            given = {key: value.arguments[0].value for key, value in operation.inputs.items()}
-            stored = given.get("scale", operation.attributes["val"])
-            dims = stored.type.tensorType.dimensions
-            count = int(np.prod([each.constant.size for each in dims]))
-            start = stored.blobFileValue.offset + 64
-            data[start : start + value.nbytes * count] = value.tobytes() * count
-    path.write_bytes(data)
-
-
-def products(folder: Path) -> dict[str, int]:
-    """The last products of the first layer's experts, by name."""
-    weights = {names.identifier(down(expert)): expert for expert in range(EXPERTS)}
-    found = {}
-    for operation in open_package(folder / names.PACKAGE).operations(names.DECODE):
-        if operation.type == "linear":
-            weight = operation.inputs["weight"].arguments[0].name
-            if weight in weights:
-                found[operation.outputs[0].name] = weights[weight]
-    return found
-
-
 def test_experts_that_no_token_chose_run_only_where_there_are_no_branches(
     made, run_package, tokens
 ):
-    every = products(made.folder)
+    every = products(made.folder, {down(expert): expert for expert in range(EXPERTS)})
     assert sorted(every.values()) == list(range(EXPERTS))
     session = run_package(made.folder, "fp16")
     (shown,) = session.values([tokens[:1]], list(every))
@@ -167,21 +138,6 @@ def test_the_manifest_says_what_is_computed(made):
     assert words in notes
 
 
-def lifted(opened) -> list[Value]:
-    """All values that the logits of the first entry point depend on."""
-    root = read_package(opened, 48, cache_multiple=1).entry_points[0].logits
-    found: dict[int, Value] = {}
-    left: list[object] = [root]
-    while left:
-        value = left.pop()
-        if isinstance(value, tuple):
-            left += value
-        elif isinstance(value, Value) and id(value) not in found:
-            found[id(value)] = value
-            left += [getattr(value, field.name) for field in fields(value)]
-    return list(found.values())
-
-
 def test_what_is_read_back(made):
     values = lifted(open_package(made.folder / names.PACKAGE))
     assert [value for value in values if isinstance(value, Unknown)] == []
@@ -189,33 +145,6 @@ def test_what_is_read_back(made):
     sums = [value for value in values if isinstance(value, Combine)]
     assert [(each.chosen, each.normalized) for each in routes] == [(2, True)] * 2
     assert {tuple(column for column, _ in each.terms) for each in sums} == {tuple(range(EXPERTS))}
-
-
-def changed_number(opened, name: str, parameter: str, changes: dict[int, int]) -> None:
-    """Gives an operation of every function other numbers, as constants of its own."""
-    for function in opened.functions:
-        block = opened.block(function)
-        inner = [each for outer in block.operations for each in outer.blocks]
-        for each in (block, *inner):
-            for operation in each.operations:
-                if operation.outputs and operation.outputs[0].name == name:
-                    source = operation.inputs[parameter].arguments[0].name
-                    (const,) = (
-                        one for one in block.operations
-                        if one.outputs and one.outputs[0].name == source
-                    )  # fmt: skip
-                    made = block.operations.add()
-                    made.CopyFrom(const)
-                    made.outputs[0].name = f"{name}_{parameter}{MARK}"
-                    values = made.attributes["val"].immediateValue.tensor.ints.values
-                    for index, value in changes.items():
-                        values[index] = value
-                    operation.inputs[parameter].arguments[0].name = made.outputs[0].name
-        # What is read must stand before what reads it.
-        ordered = sorted(block.operations, key=lambda each: not str(each.outputs[:1]).count(MARK))
-        copies = [type(each).FromString(each.SerializeToString()) for each in ordered]
-        del block.operations[:]
-        block.operations.extend(copies)
 
 
 @pytest.mark.parametrize(

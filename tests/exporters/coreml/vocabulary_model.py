@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def spec(layers: tuple[LayerSpec, ...] = LAYERS, *, biases: bool = True, **chang
 class _Random:
     """Random weights, rounded to bfloat16 as checkpoints are."""
 
-    def __init__(self, made: ModelSpec, size: float) -> None:
+    def __init__(self, made: ModelSpec, size: float, larger: Mapping[str, float]) -> None:
         draw = torch.Generator().manual_seed(3)
         self.made, self.values = made, {}
         for name, weight in made.weights.items():
@@ -136,6 +137,8 @@ class _Random:
                 value = value / weight.shape[1] ** 0.5
             if weight.form == "negative_exponential":
                 value = -value.exp()
+            for end, times in larger.items():
+                value = value * times if name.endswith(end) else value
             self.values[name] = value.bfloat16().float()
 
     def shapes(self):
@@ -171,7 +174,15 @@ class Made:
         return ReferenceSession(self.program, part)
 
 
-def made(folder: Path, asked: ModelSpec, *, format="fp32", size=1.0, **options: object) -> Made:
+def made(
+    folder: Path,
+    asked: ModelSpec,
+    *,
+    format: str = "fp32",
+    size: float = 1.0,
+    larger: Mapping[str, float] | None = None,
+    **options: object,
+) -> Made:
     """Exports a model of random weights.
 
     Args:
@@ -179,10 +190,11 @@ def made(folder: Path, asked: ModelSpec, *, format="fp32", size=1.0, **options: 
         asked: the model.
         format: the format of every matrix.
         size: how large the weights are.
+        larger: how many times larger some are, by the ends of their names.
         options: the target's options.
     """
     given = TargetOptions(**{"chunk": "16", **options})
-    program, source = trace(asked, CONTEXT), _Random(asked, size)
+    program, source = trace(asked, CONTEXT), _Random(asked, size, larger or {})
     check_float(program)
     chosen = parse_format(format)
     plain = Assignment(parse_format("fp32"), "cast")

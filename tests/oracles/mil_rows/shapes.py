@@ -249,8 +249,9 @@ def clipped(d: Draw) -> Arguments:
 
 
 def chosen(d: Draw) -> Arguments:
-    shape = d.shape()
-    return {"cond": d.bools(shape), "a": d.floats(shape), "b": d.floats(shape)}
+    one, other = d.broadcast()
+    cond = tuple(1 if d.flag() else dim for dim in np.broadcast_shapes(one, other))
+    return {"cond": d.bools(cond), "a": d.floats(one), "b": d.floats(other)}
 
 
 def casts(d: Draw) -> Arguments:
