@@ -19,7 +19,6 @@ from edgeforge.families.projections import PRE_NORMS
 from edgeforge.families.spec import LayerSpec, ModelSpec, Piece, WeightSpec
 from quant.quoted import quoted
 
-
 # What the authors' own files call fields of transformers' class.
 _AUTHORS: Final = {
     "num_local_experts": "moe_num_experts",

@@ -170,7 +170,7 @@ def _matched(
             replaced[tensor] = Replacement(adapter.tensors, stored)
         for module, factors in adapter.factors.items():
             tensor = _known(adapter, f"{module}.weight", names, spec)
-            _check_factors(adapter, factors, pieces[tensor].tensor_shape, module)
+            _check_factors(adapter, factors, pieces[tensor], module)
             changes.setdefault(tensor, []).append(Change(adapter, factors))
         _check_whole(adapter, names)
     for tensor, given in changes.items():
@@ -280,10 +280,16 @@ def _check_shape(adapter: Adapter, stored: str, wanted: tuple[int, ...], name: s
         )
 
 
-def _check_factors(adapter: Adapter, factors: Factors, shape: tuple[int, ...], module: str) -> None:
-    entries = adapter.tensors.tensors
+def _check_factors(adapter: Adapter, factors: Factors, piece: Piece, module: str) -> None:
+    entries, shape = adapter.tensors.tensors, piece.tensor_shape
     down, up = entries[factors.down].shape, entries[factors.up].shape
     made = (down[1], up[0]) if factors.embedding else (up[0], down[1])
+    if piece.matrices:
+        raise CheckpointError(
+            f"the adapter {adapter.source} changes {module} by one matrix of shape {list(made)}; "
+            f"the model's tensor holds the matrices of {piece.matrices} experts, which EdgeForge "
+            f"changes only one by one: train the adapter for other modules"
+        )
     if len(shape) != 2 or made != shape:
         raise CheckpointError(
             f"the adapter {adapter.source} changes {module} by a matrix of shape {list(made)}; the "

@@ -132,6 +132,8 @@ def low_rank(model: Model, adapter: Adapter) -> dict[str, Pair]:
             continue
         if _EXPERTS.search(name):
             raise CheckpointError(f"{apart} {changed[0]}, of a mixture's experts, {advice}")
+        if weight.role == "router":
+            raise CheckpointError(f"{apart} {changed[0]}, of a mixture's router, {advice}")
         if name not in allowed or spec.tied != model.spec.tied:
             raise CheckpointError(f"{apart} {changed[0]}, the embedding or the head, {advice}")
         pairs[name] = _stacked(weight, found, adapter)

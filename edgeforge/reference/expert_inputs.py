@@ -122,7 +122,10 @@ def _read_by_experts(mixture: Mixture, read: Tensor) -> Tensor:
     if not mixture.reads_slots:
         return read.clone()
     chosen, heads = mixture.slots
-    return read.unflatten(1, (heads, chosen, -1)).transpose(1, 2).flatten(2).flatten(0, 1).clone()
+    width = read.shape[1] // chosen
+    slots = read.reshape(len(read), heads, chosen, width // heads).transpose(1, 2)
+    apart = slots.clone(memory_format=torch.contiguous_format)
+    return apart.reshape(len(read) * chosen, width)
 
 
 def _leading(branch: Branch, node: fx.Node) -> list[fx.Node]:

@@ -134,3 +134,13 @@ def test_experts_and_the_rows_of_those_that_a_token_chose(counted):
     together = estimate(plan, SHAPES, facts, replace(COSTS, expert_rows=4))
     assert together.buffers == one_by_one.buffers + 8 * 4 * 2 * 64 * 4
     assert together.weights == counted.weights
+
+
+def test_the_queries_of_all_chosen_experts_are_wider_than_one_experts_product(counted):
+    plan = find_recipe("int8").plan(SHAPES, ROLES)
+    widest = max(shape[0] for name, shape in SHAPES.items() if "embed" not in name)
+    facts = replace(FACTS, num_heads=(4, 40), num_kv_heads=(2, 10), experts=8, chosen_experts=4)
+    made = estimate(plan, SHAPES, facts, COSTS)
+    wider = 40 * FACTS.head_dim - widest
+    assert wider > 0
+    assert made.buffers == counted.buffers + 8 * (3 * 64 + 2 * 8 + 2 * wider) * 4

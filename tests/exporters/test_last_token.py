@@ -126,9 +126,23 @@ def test_a_mixture_is_computed_for_the_last_positions(name, positions, tmp_path)
     }
     final = str(len(spec.layers) - 1)
     assert lengths == {layer: expected if layer == final else -1 for layer in lengths}
-    # What a mixture reads is selected before the router and never within a branch.
+    # What a mixture reads is selected before the router and never within a branch. Queries of
+    # attention's experts are needed of all tokens, so of its router the weights are selected.
     selected = {node_argument(node, 0).target for node in calls(kept, dialect.LAST)}
-    assert selected <= {dialect.ATTENTION, dialect.ADD, dialect.EMBEDDING}
+    routed = {dialect.ROUTE} if spec.layers[-1].attention_experts else set()
+    assert selected <= {dialect.ATTENTION, dialect.ADD, dialect.EMBEDDING} | routed
+    if routed:
+        outputs = [
+            node for node in calls(kept, dialect.CHOSEN_SLOTS) if shape_of(node)[1] == expected
+        ]
+        assert len(outputs) >= spec.layers[-1].attention_experts
+        queries = [
+            shape_of(node)[1]
+            for node in calls(kept, dialect.LINEAR)
+            if f"layers.{final}.self_attn.experts." in weight_name(kept, node)
+            and weight_name(kept, node).endswith("q_proj.weight")
+        ]
+        assert queries == [-1] * spec.layers[-1].attention_experts
 
 
 def test_a_mixture_of_experts_is_computed_for_one_position(tmp_path, tokens):

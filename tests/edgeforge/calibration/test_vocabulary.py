@@ -98,8 +98,11 @@ def folds_of_a_layer(spec):
 
 @pytest.mark.parametrize(
     "spec",
-    [UNBOUNDED, SHIFTED, MIXTURES["normalized"], RECURRENT["mamba"]],
-    ids=["biases", "shifts", "experts", "mamba"],
+    [
+        *(UNBOUNDED, SHIFTED, MIXTURES["normalized"], MIXTURES["heads-and-mixture"]),
+        RECURRENT["mamba"],
+    ],
+    ids=["biases", "shifts", "experts", "experts of attention", "mamba"],
 )
 def test_rescaling_leaves_the_model_as_it_was(spec, tmp_path, monkeypatch):
     monkeypatch.setitem(registry.RESCALING, "awq", Wild())
@@ -135,7 +138,11 @@ def test_gptq_is_not_worse_than_rounding(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["everything", "parallel", "convolutions", "queries-own", "normalized", *RECURRENT]
+    "name",
+    [
+        *("everything", "parallel", "convolutions", "queries-own", "normalized"),
+        *("heads-and-mixture", *RECURRENT),
+    ],
 )
 def test_one_token_at_a_time_gives_the_logits_of_whole_sequences(name, tmp_path):
     spec = {**SPECS, **MIXTURES, **RECURRENT}[name]
@@ -149,8 +156,8 @@ def test_one_token_at_a_time_gives_the_logits_of_whole_sequences(name, tmp_path)
 
 
 def test_only_layers_with_caches_have_ranges(tmp_path):
-    for name in ("everything", "convolutions", "mamba"):
-        spec = {**SPECS, **RECURRENT}[name]
+    for name in ("everything", "convolutions", "heads-and-mixture", "mamba"):
+        spec = {**SPECS, **MIXTURES, **RECURRENT}[name]
         model, program = small_model(spec, tmp_path / name), program_of(spec)
         recipe = Recipe("mine", "", (Rule("*", "fp32"),))
         plan, store = filled(model, program, recipe, tmp_path / f"{name}-store")

@@ -10,6 +10,20 @@ def record(error: float, format: str = "int4-g32") -> WeightRecord:
     return WeightRecord((64, 32), format, "rtn", error, "digest")
 
 
+def test_experts_of_attention_have_rows_of_their_own():
+    weights = {}
+    for part, places in (("mlp", ("down_proj",)), ("self_attn", ("q_proj", "o_proj"))):
+        for place in places:
+            for expert in range(4):
+                name = f"model.layers.0.{part}.experts.{expert}.{place}.weight"
+                weights[name] = record(0.1)
+    assert [row[0] for row in weight_rows(weights)] == [
+        "model.layers.0.mlp.experts.{0-3}.down_proj.weight",
+        "model.layers.0.self_attn.experts.{0-3}.q_proj.weight",
+        "model.layers.0.self_attn.experts.{0-3}.o_proj.weight",
+    ]
+
+
 def test_experts_that_are_stored_alike_share_a_row():
     at = "model.layers.0.mlp.experts."
     weights = {"lm_head.weight": record(0.0, "float16")}

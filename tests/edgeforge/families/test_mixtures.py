@@ -1,11 +1,15 @@
 """Variants of the families of mixtures against transformers, and what does not fit together."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from edgeforge.errors import CheckpointError
+from edgeforge.families.expert_names import token_share
+from edgeforge.families.facts import facts_of
 from edgeforge.families.registry import read_spec
 from edgeforge.synth.synthesise import PRESETS
 from tests.oracles.tiny_families import MIXTURES, VOCAB
@@ -198,6 +202,20 @@ def test_the_authors_own_names_of_fields_are_read_too():
     assert read_spec(MIXTURES["jetmoe"] | renamed) == spec
     counts = {(each.attention_experts, each.chosen_attention_experts) for each in spec.layers}
     assert counts == {(5, 3)} and spec.layers[0].num_heads == 6
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_targets_are_told_of_attentions_experts(dense):
+    spec = read_spec(MIXTURES["jetmoe"])
+    assert spec.mixture
+    if dense:
+        layers = tuple(replace(each, experts=0, chosen_experts=0) for each in spec.layers)
+        spec = replace(spec, layers=layers)
+    facts = facts_of(spec, 64)
+    assert (facts.experts, facts.chosen_experts) == (5, 3)
+    assert (facts.num_heads[0], facts.num_kv_heads[0]) == (6, 2)
+    share = token_share(spec, "model.layers.0.self_attn.experts.4.o_proj.weight")
+    assert share == 3 / 5 and token_share(spec, "model.layers.0.self_attn.k_proj.weight") == 1
 
 
 AT = "model.layers.1.block_sparse_moe."

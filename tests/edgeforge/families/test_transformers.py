@@ -192,7 +192,7 @@ def test_partial_rotary_longrope_as_in_phi_4_mini(tmp_path, hugging_face, traced
 NOT_NULL = {
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "lfm2", "ministral3", "stablelm")),
     **dict.fromkeys(("mistral", "mixtral", "phimoe", "qwen2_moe", "qwen3_moe")),
-    "qwen3_5_text": None,
+    **dict.fromkeys(("jetmoe", "qwen3_5_text")),
 }
 
 

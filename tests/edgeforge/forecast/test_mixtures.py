@@ -1,5 +1,7 @@
 """What a forecast says of mixtures of experts, on real shapes."""
 
+from dataclasses import replace
+
 import pytest
 
 from edgeforge.cli.forecast_report import head_lines, target_lines
@@ -17,8 +19,12 @@ def spec_of(preset):
 @pytest.mark.parametrize(
     ("preset", "total", "active", "experts"),
     # Parameters as released: 46.7 B of which 12.9 B act (with the embedding's 0.13 B), and 1.3 B
-    # of which 0.4 B act.
-    [("mixtral-8x7b", 46.7, 12.7, 45.1), ("granite-3.1-1b-a400m", 1.3, 0.4, 1.2)],
+    # of which 0.4 B act. JetMoE's authors count 2.2 B of 8.5 B without the head.
+    [
+        ("mixtral-8x7b", 46.7, 12.7, 45.1),
+        ("granite-3.1-1b-a400m", 1.3, 0.4, 1.2),
+        ("jetmoe-8b", 8.5, 2.3, 8.3),
+    ],
 )
 def test_the_sizes_of_a_mixture(preset, total, active, experts):
     spec = spec_of(preset)
@@ -26,6 +32,23 @@ def test_the_sizes_of_a_mixture(preset, total, active, experts):
     assert spec.num_parameters / 1e9 == pytest.approx(total, abs=0.06)
     assert found.active / 1e9 == pytest.approx(active, abs=0.06)
     assert found.parameters / 1e9 == pytest.approx(experts, abs=0.06)
+
+
+def test_experts_of_attention_count_too():
+    spec = spec_of("jetmoe-8b")
+    found = mixture_sizes(spec)
+    # A layer's queries, outputs and feed-forward part, each of 8 experts of which 2 act.
+    heads, feed_forward = 2 * 2048 * 2048, 3 * 2048 * 5632
+    assert found.parameters == 24 * 8 * (heads + feed_forward)
+    keys, routers, vectors = 2 * 2048 * 2048, 2 * 8 * 2048, 4 * 2048
+    layer = 2 * (heads + feed_forward) + keys + routers + vectors
+    assert found.active == 24 * layer + 2048 + 32000 * 2048
+    line = found.line(spec.num_parameters)
+    assert "2 of 8 experts in each of 24 layers and 2 of 8 attention experts in each of 24" in line
+    layers = tuple(replace(each, experts=0) for each in spec.layers)
+    kept = {name: given for name, given in spec.weights.items() if ".mlp.experts." not in name}
+    only = replace(spec, layers=layers, weights=kept)
+    assert mixture_sizes(only).line(10**9).startswith("mixture: 2 of 8 attention experts in each")
 
 
 def test_a_dense_model_has_none():
@@ -40,7 +63,8 @@ def test_why_a_mixture_does_not_fit_and_which_does():
     assert "the smallest, int4, takes 27.47 GB, 25.89 GB of it experts" in target.needs
     assert "although a token reads 7.39 GB" in target.needs
     assert target.mixtures == ("granite-3.1-1b-a400m",)
-    assert any("2 of 8 experts act on a token in each of 32 layers" in x for x in head_lines(found))
+    words = "2 of 8 experts in each of 32 layers act on a token, so 12.7 of 46.7 billion"
+    assert any(words in line for line in head_lines(found))
     lines = target_lines(target)
     assert "mixtures that fit, at int4: granite-3.1-1b-a400m" in lines
     assert any(line.startswith("a token reads 7.39 GB of the weights of int4") for line in lines)

@@ -73,3 +73,15 @@ def test_of_a_mixture_the_chosen_experts_are_read():
     matrices = 32 * (attention + 2 * expert) + 32000 * 4096
     assert found.weights == matrices * 4.5 / 8 + (32 * router + 65 * 4096) * 4
     assert found.operations == 2 * 32 * (attention + 2 * expert + router)
+
+
+def test_of_a_mixture_of_heads_the_chosen_queries_and_outputs_are_read():
+    heads, feed_forward = 2 * 2048 * 2048, 3 * 2048 * 5632
+    keys, routers = 2 * 2048 * 2048, 2 * 8 * 2048
+    found = work("jetmoe-8b", "int4-g32")
+    matrices = 24 * (keys + 2 * (heads + feed_forward)) + 32000 * 2048
+    # Two routers, two norms and two biases in each layer, and the last norm.
+    assert found.weights == matrices * 4.5 / 8 + (24 * (routers + 4 * 2048) + 2048) * 4
+    assert found.operations == 2 * 24 * (keys + 2 * (heads + feed_forward) + routers)
+    # The caches hold one key and one value for all experts.
+    assert found.rows == (CacheRows(2 * 24 * 16 * 128 * 4, 0),)

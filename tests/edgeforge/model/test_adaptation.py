@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from edgeforge.checkpoint.adapter import open_adapters
 from edgeforge.errors import CheckpointError, UsageError
+from edgeforge.families.spec import Piece
+from edgeforge.model.low_rank import added, low_rank
 from edgeforge.model.model import open_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,13 +48,18 @@ def bases(tmp_path_factory, hugging_face):
     return base
 
 
+def rows_of(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
+    rows = tensor.flatten(0, 1) if piece.matrices else tensor
+    return rows[piece.first : piece.first + piece.shape[0]]
+
+
 def assert_merged(base: Path, given: list[str], state: dict[str, torch.Tensor]) -> None:
     """Every weight is peft's merged one, and reading it by rows gives the same rows."""
     weights = open_model(str(base), adapters=given).weights
     changed = 0
     plain = open_model(str(base)).weights
     for name, spec in weights.spec.weights.items():
-        parts = [state[p.tensor][p.first : p.first + p.shape[0]] for p in spec.pieces]
+        parts = [rows_of(state[p.tensor], p) for p in spec.pieces]
         wanted = torch.cat(parts).reshape(spec.shape)
         found = weights.float_weight(name)
         bound = 1e-5 * float(wanted.max() - wanted.min())
@@ -84,6 +91,9 @@ CASES = {
     "biases": ("qwen2", dict(target_modules=["q_proj", "v_proj"], bias="lora_only")),
     "all biases": ("qwen2", dict(target_modules=["q_proj"], bias="all", fan_in_fan_out=True)),
     "fused": ("phi3", dict(target_modules=["qkv_proj", "gate_up_proj", "down_proj"])),
+    # Of a mixture of heads: keys and values, a router, and all experts as they were saved.
+    "keys, values and routers": ("jetmoe", dict(target_modules=["kv_proj", "layer"])),
+    "saved experts": ("jetmoe", dict(target_modules=["kv_proj"], modules_to_save=["experts"])),
     "one layer": ("llama", dict(target_modules=["q_proj"], layers_to_transform=[1])),
 }
 
@@ -246,6 +256,41 @@ def test_what_does_not_fit_is_refused_in_one_sentence(case, bases, tmp_path, pef
     with pytest.raises(CheckpointError, match=re.escape(told)) as caught:
         open_model(str(bases()), adapters=[str(folder)])
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+JET = "model.layers.0.self_attention.experts.{}"
+
+
+@pytest.mark.parametrize("part", ["input_linear", "output_linear"])
+def test_a_stack_of_attentions_experts_takes_no_adapter(part, bases, tmp_path, peft_adapters):
+    tensors = peft_adapters.factors({JET.format(part): (256, 32)})
+    folder = peft_adapters.write(tmp_path / "a", tensors)
+    told = (
+        f"changes {JET.format(part)} by one matrix of shape [256, 32]; the model's tensor holds "
+        f"the matrices of 8 experts, which EdgeForge changes only one by one"
+    )
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        open_model(str(bases("jetmoe")), adapters=[str(folder)])
+
+
+def test_what_lies_beside_a_mixture_of_heads(bases, tmp_path, peft_adapters):
+    model = open_model(str(bases("jetmoe")))
+    keys = {f"model.layers.{layer}.self_attention.kv_proj": (512, 32) for layer in range(2)}
+    given = peft_adapters.write(tmp_path / "keys", peft_adapters.factors(keys))
+    pairs = low_rank(model, open_adapters([str(given)])[0])
+    at = "model.layers.{}.self_attn.{}_proj.weight"
+    assert pairs.keys() == {at.format(layer, part) for layer in range(2) for part in "kv"}
+    merged = open_model(str(bases("jetmoe")), adapters=[str(given)]).weights
+    for name in pairs:
+        wanted, found = (
+            merged.float_weight(name),
+            added(pairs, name, model.weights.float_weight(name)),
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    router = peft_adapters.factors({JET.format("router.layer"): (8, 32)})
+    given = peft_adapters.write(tmp_path / "router", router)
+    with pytest.raises(CheckpointError, match=r"router.layer.weight, of a mixture's router, which"):
+        low_rank(model, open_adapters([str(given)])[0])
 
 
 def test_files_that_are_not_there_or_not_read(tmp_path, peft_adapters):

@@ -53,6 +53,13 @@ CONFIGS = {
         "num_local_experts": 6,
         "num_experts_per_tok": 2,
     },
+    "jetmoe": {
+        "model_type": "jetmoe",
+        **SHAPE,
+        "kv_channels": 12,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+    },
     "granitemoehybrid": {
         "model_type": "granitemoehybrid",
         **SHAPE,

@@ -30,6 +30,8 @@ ROTATED = {
     "experts": replace(MIXTURES["normalized"], residual_multiplier=0.2),
     "mamba": replace(RECURRENT["mamba"], residual_multiplier=0.2),
     "delta net": RECURRENT["delta-net"],
+    "experts of attention": MIXTURES["heads"],
+    "experts of both parts": replace(MIXTURES["heads-and-mixture"], residual_multiplier=0.2),
     "a shared expert": small_spec((FULL, replace(MIXED, shared_width=24)), tied=False),
 }
 REFUSED = {
@@ -58,6 +60,23 @@ def test_a_rotated_model_gives_the_same_logits(name, rotation, tmp_path):
             weight = f"model.layers.0.self_attn.{each}"
             before = model.weights.float_weight(weight)
             assert not torch.allclose(before, made.model.weights.float_weight(weight), atol=1e-3)
+
+
+@pytest.mark.parametrize("rotation", ["hadamard", "hadamard-values"])
+def test_the_biases_of_mixtures_and_each_experts_outputs_are_turned(rotation, tmp_path):
+    model = small_model(MIXTURES["heads-and-mixture"], tmp_path / "m")
+    made = rotate(model, rotation, CONTEXT)
+
+    def turned(name: str) -> bool:
+        before = model.weights.float_weight(name)
+        return not torch.allclose(before, made.model.weights.float_weight(name), atol=1e-3)
+
+    stream = rotation == "hadamard"
+    for name in ("self_attn.output.bias", "mlp.output.bias", "self_attn.experts.4.q_proj.weight"):
+        assert turned(f"model.layers.0.{name}") == stream
+    for name in ("v_proj.weight", *(f"experts.{each}.o_proj.weight" for each in range(5))):
+        assert turned(f"model.layers.0.self_attn.{name}")
+    assert turned("model.layers.0.self_attn.router.weight") == stream
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -3,12 +3,15 @@
 import pytest
 
 from edgeforge.families.facts import facts_of
+from edgeforge.families.registry import read_spec
 from edgeforge.model.model import open_model
 from edgeforge.planning import choose
 from edgeforge.planning.choose import PlanRequest, choose_plan, default_recipe
+from edgeforge.synth.presets import PRESETS
 from exporters.registry import find_target
 from quant.formats.formats import IntFormat
 from quant.plans.plan import QuantPlan
+from quant.plans.recipes import find_recipe
 
 ALL = ("coreml", "executorch", "onnx")
 
@@ -67,3 +70,21 @@ def test_a_small_model_is_calibrated_by_default(demo, monkeypatch):
 def test_a_model_without_a_tokenizer_is_not_calibrated(demo, monkeypatch):
     monkeypatch.setattr(demo.checkpoint, "tokenizer_files", {})
     assert default_recipe(demo, calibrate=True) == "int4"
+
+
+def test_int4_gives_shared_values_more_bits_than_attentions_experts():
+    spec = read_spec(PRESETS["jetmoe-8b"].config)
+    shapes = {name: weight.shape for name, weight in spec.weights.items()}
+    roles = {name: weight.role for name, weight in spec.weights.items()}
+    plan = find_recipe("int4").plan(shapes, roles)
+    formats = {name: given.format.name for name, given in plan.weights.items()}
+    for index in range(len(spec.layers)):
+        at = f"model.layers.{index}.self_attn."
+        experts = {formats[f"{at}experts.{e}.{p}_proj.weight"] for e in range(8) for p in "qo"}
+        assert experts == {"int4-g32"}
+        assert (formats[f"{at}v_proj.weight"], formats[f"{at}k_proj.weight"]) == (
+            "int8-pc",
+            "int4-g32",
+        )
+        # A small error of the router sends a token to another expert.
+        assert {formats[f"{at}router.weight"], formats[f"{at}output.bias"]} == {"fp32"}

@@ -52,3 +52,29 @@ def test_the_costs_of_a_layer_are_those_of_its_fork(tmp_path, monkeypatch):
     added = sum(found.costs[name]["int4-g8"] for name in part)
     # Each of the 8 experts counts as one token more; 48 were chosen.
     assert added == pytest.approx(wanted * (48 + 8) / 48, rel=0.02)
+
+
+def test_experts_of_attention_share_forks_by_kind_and_cost_by_their_tokens(tmp_path, monkeypatch):
+    model = small_model(MIXTURES["heads"], tmp_path / "m")
+    program, weights = program_of(model.spec), model.weights
+    names = [name for name in weights.shapes() if ".experts." in name]
+    assert len(names) == 2 * 5
+    forks = []
+    finish = measured._Forks._finish
+    monkeypatch.setattr(measured, "MEASURED_PARAMETERS", 0)
+    monkeypatch.setattr(
+        measured._Forks,
+        "_finish",
+        lambda self, walk, index, values: forks.append(index) or finish(self, walk, index, values),
+    )
+    candidates = dict.fromkeys(names, GIVEN)
+    found = sensitivity(weights, program, candidates, BLOCKS, "digest", tmp_path / "cache")
+    assert found.costs.keys() == set(names)
+    assert len(forks) == 1 + 2  # FLOAT, the queries and the outputs of the one mixture
+    assert forks[1] < forks[2]  # the outputs' fork begins after attention
+    for kind in ("q_proj", "o_proj"):
+        part = [name for name in names if kind in name]
+        wanted = plan_divergence(weights, program, dict.fromkeys(part, GIVEN[1]), BLOCKS)
+        added = sum(found.costs[name]["int4-g8"] for name in part)
+        # Each of the 5 experts counts as one token more; 3 were chosen for each of 24 tokens.
+        assert added == pytest.approx(wanted * (72 + 5) / 72, rel=0.02)

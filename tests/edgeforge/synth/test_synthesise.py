@@ -76,6 +76,7 @@ def rows_of(tensors: dict[str, torch.Tensor], piece: Piece) -> torch.Tensor:
         ("olmoe-1b-7b", 6_919_161_856),
         ("granite-3.1-1b-a400m", 1_334_628_352),
         ("phi-3.5-moe", 41_873_153_344),
+        ("jetmoe-8b", 8_522_237_952),
         ("qwen3.5-0.8b", 752_393_024),
         ("granite-4.0-h-350m", 340_332_224),
         ("granite-4.0-h-1b", 1_461_538_368),

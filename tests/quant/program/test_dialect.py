@@ -50,6 +50,14 @@ def test_the_dialects_lie_in_each_other():
     assert dialect.QUANTIZED_DIALECT >= dialect.POINTWISE
     assert dialect.ATTENTION not in dialect.POINTWISE
     assert dialect.VIEW not in dialect.POINTWISE
+    assert dialect.BRANCHING | dialect.GATHERING < dialect.MIXTURE <= dialect.FLOAT_DIALECT
+    # Slots hold a token's own results, but only a whole mixture can be computed for fewer tokens.
+    assert not (dialect.BRANCHING | dialect.GATHERING) & dialect.POINTWISE
+
+
+@pytest.mark.parametrize("name", ["experts", "expert_queries", "expert_outputs"])
+def test_what_stands_for_experts_while_tracing_is_in_no_dialect(name):
+    assert getattr(torch.ops.edgeforge, name).default not in dialect.LOWERED_DIALECT
 
 
 def test_a_foreign_operator_is_refused_by_name():
