@@ -241,7 +241,7 @@ def _artifact_values(
     for block, shown in zip(blocks, texts, strict=True):
         for point, name in points.names.items():
             heads = points.heads[point.layer]
-            is_attention = point.part == "attention"
+            is_attention = point.part == "attention" and heads[0] > 0
             width = heads[0] * heads[2] if is_attention else model.spec.hidden_size
             rows = arranged(shown[name], width, heads) if name in shown else None
             if rows is None or len(rows) != len(block):

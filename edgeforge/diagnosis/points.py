@@ -12,13 +12,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
+from edgeforge.verification.meaning.attending import Attending
 from edgeforge.verification.meaning.chains import NoDecoderError, plain
-from edgeforge.verification.meaning.decoder import Attending, Convolving, Decoder, decoder_of
+from edgeforge.verification.meaning.decoder import Decoder, Mixer, decoder_of
+from edgeforge.verification.meaning.head_mixture import HeadMixture
 from edgeforge.verification.meaning.recurring import Recurring, operands
 from edgeforge.verification.meaning.registry import READERS
 from exporters.lifted import Linear
 from exporters.manifest import Manifest
 from quant.program import dialect
+from quant.program.expert_branches import mixture_of
 from quant.program.program import Program, node_argument
 
 Part = Literal["attention", "convolution", "recurrence", "layer"]
@@ -41,7 +44,9 @@ class Point:
     Attributes:
         layer: the layer's number, counted from 0.
         part: ``attention``, ``convolution`` or ``recurrence`` for what that gives to its last
-            product, ``layer`` for the residual stream after the layer.
+            product, ``layer`` for the residual stream after the layer. Of a mixture of attention
+            heads, ``attention`` is the sum of its experts' outputs: in which order a token's
+            experts stand before it is a file's own choice.
     """
 
     layer: int
@@ -55,8 +60,12 @@ def program_points(program: Program) -> dict[fx.Node, Point]:
     """Returns the calls of a program that compute the points, in the program's order."""
     found: dict[fx.Node, Point] = {}
     layer = 0
+    heads = _head_mixtures(program)
     for node in program.graph.nodes:
         if node.target is dialect.ATTENTION:
+            if node not in heads.values():
+                found[node] = Point(layer, "attention")
+        elif node in heads:
             found[node] = Point(layer, "attention")
         elif node.target in _PRODUCTS and _weight(program, node).endswith(tuple(_LAST)):
             before = node_argument(node, 0)
@@ -73,6 +82,12 @@ def program_points(program: Program) -> dict[fx.Node, Point]:
             found[_added(node)] = Point(layer, "layer")
             layer += 1
     return found
+
+
+def _head_mixtures(program: Program) -> dict[fx.Node, fx.Node]:
+    """The sums of attention's experts, and the attention whose result each is made of."""
+    mixtures = [mixture_of(n) for n in program.graph.nodes if n.target is dialect.COMBINE]
+    return {each.combine: each.source for each in mixtures if each.reads_slots}
 
 
 def _part(weight: str) -> Part:
@@ -112,7 +127,7 @@ class ArtifactPoints:
     Attributes:
         names: each point's value, as the files name it.
         heads: of each layer's attention: query heads, key/value heads, width of a head; zeros where
-            there is none.
+            the mixer's point is no attention's own result.
         why_none: why there are none; empty where there are.
     """
 
@@ -146,6 +161,8 @@ def artifact_points(folder: Path, manifest: Manifest) -> ArtifactPoints:
     for index, layer in enumerate(whole[-1].layers):
         if isinstance(layer.mixer, Attending):
             names[Point(index, "attention")] = layer.mixer.attention.name
+        elif isinstance(layer.mixer, HeadMixture):
+            names[Point(index, "attention")] = layer.mixer.combine.name
         elif isinstance(layer.mixer, Recurring):
             last = plain(layer.mixer.result)
             while not isinstance(last, Linear):  # a bias may follow the product
@@ -157,7 +174,7 @@ def artifact_points(folder: Path, manifest: Manifest) -> ArtifactPoints:
     return ArtifactPoints(names, tuple(_heads(layer.mixer) for layer in whole[-1].layers))
 
 
-def _heads(mixer: Attending | Convolving | Recurring) -> tuple[int, int, int]:
+def _heads(mixer: Mixer) -> tuple[int, int, int]:
     return mixer.attention.heads if isinstance(mixer, Attending) else (0, 0, 0)
 
 

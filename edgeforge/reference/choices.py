@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from quant.program import dialect
+from quant.program.program import Program, node_argument
 
 _FIRST, _SECOND = (0, 1), (2, 3)
 
@@ -95,7 +96,8 @@ class Following:
                 asked, scores = choice.sets[:, rows], logits[0, rows].float()
                 made = made.clone()
                 made[0, rows] = weights_by(node, scores, asked).to(made.dtype)
-                gaps[rows] = gap_of(node, scores, asked)
+                typical = _spread(logits[0].float()).square().mean().sqrt()
+                gaps[rows] = gap_of(node, scores, asked, float(typical))
                 shares[rows] = _shared(asked, own[:, rows])
         self.same.append(same)
         self.shares.append(shares)
@@ -118,6 +120,22 @@ class Following:
 def routers(order: Sequence[fx.Node]) -> list[fx.Node]:
     """The calls of routers among a program's calls."""
     return [node for node in order if node.target in dialect.ROUTES]
+
+
+def router_places(program: Program) -> list[str]:
+    """Where each router of a program is, in words: ``layer 3``, or ``layer 3, attention``.
+
+    A layer has a router for each of its mixtures of experts, in the program's order.
+    """
+    return [_place(program, node) for node in routers(list(program.graph.nodes))]
+
+
+def _place(program: Program, node: fx.Node) -> str:
+    while node.target not in (dialect.LINEAR, dialect.QUANT_LINEAR):
+        node = node_argument(node, 0)
+    name = program.inputs[node_argument(node, 1).name].name
+    _, _, layer, part, *_ = name.split(".")
+    return f"layer {layer}, attention" if part == "self_attn" else f"layer {layer}"
 
 
 def own_sets(node: fx.Node, logits: Tensor) -> Tensor:
@@ -156,22 +174,26 @@ def weights_by(node: fx.Node, logits: Tensor, sets: Tensor) -> Tensor:
     return made
 
 
-def gap_of(node: fx.Node, logits: Tensor, sets: Tensor) -> Tensor:
+def gap_of(node: fx.Node, logits: Tensor, sets: Tensor, typical: float = 0.0) -> Tensor:
     """How far a choice is from what a router's logits say, in standard deviations of these.
 
     By so much the logits of a token would have to move for the choice to be the router's own: the
     best expert that was not chosen beyond the worst that was, or a candidate of SparseMixer beyond
     the bound that it is compared with. Infinite where another number of experts was chosen.
 
+    The few logits of a token may all lie close together by chance, and rounding moves them as far
+    as those of other tokens: then the router's typical deviation counts, and not the token's.
+
     Args:
         node: the call.
         logits: ``float32[t, E]``.
         sets: the choice, `Choice.sets`.
+        typical: the root mean square of the standard deviations of all tokens of the text.
 
     Returns:
         ``float32[t]``.
     """
-    spread = logits.std(-1, correction=0).clamp_min(1e-12)
+    spread = _spread(logits).clamp_min(max(typical, 1e-12))
     if node.target is dialect.ROUTE:
         gap = _behind(logits, sets[0], torch.ones_like(sets[0]))
         chosen = node.args[1]
@@ -189,6 +211,11 @@ def gap_of(node: fx.Node, logits: Tensor, sets: Tensor) -> Tensor:
             wrong = wrong | sets[one].sum(-1).ne(1)
             left = left & ~sets[one]
     return (gap / spread).masked_fill(wrong, torch.inf)
+
+
+def _spread(logits: Tensor) -> Tensor:
+    """The standard deviation of each token's logits, ``float32[t]``."""
+    return logits.std(-1, correction=0)
 
 
 def _shared(sets: Tensor, own: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from device_harness.finite import described
-from edgeforge.reference.choices import Following, routers
+from edgeforge.reference.choices import Following, router_places, routers
 from quant.formats import packing
 from quant.formats.formats import PaletteFormat
 from quant.kernels import native
@@ -270,6 +270,11 @@ class ReferenceRunner:
     def routers(self) -> list[fx.Node]:
         """The program's routers, in order; none where it has no mixture of experts."""
         return routers(self._walk.order)
+
+    @property
+    def router_places(self) -> list[str]:
+        """Where each of the routers is, in words."""
+        return router_places(self.program)
 
     def logits(
         self, blocks: Sequence[Tensor], following: Sequence[Following] | None = None

@@ -88,7 +88,8 @@ class Entry:
         own = kl if isinstance(kl, float) else math.nan
         tokens, changed = (integer(found, name) for name in ("tokens", "changed"))
         agreement, unread = decimal(found, "agreement"), text(found, "unread")
-        return routing_words(tokens, changed, agreement, own, unread)
+        place = str(found.get("place", ""))  # reports before this field have none
+        return routing_words(tokens, changed, agreement, own, unread, place)
 
     @property
     def how(self) -> str:

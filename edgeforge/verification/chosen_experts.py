@@ -16,7 +16,6 @@ from device_harness.session import Session, Shown, Tokens
 from edgeforge.reference.choices import Choice
 from edgeforge.verification.meaning.chains import NoDecoderError
 from edgeforge.verification.meaning.decoder import decoder_of
-from edgeforge.verification.meaning.mixture import Mixture
 from edgeforge.verification.meaning.registry import READERS
 from exporters.lifted import EntryPoint
 from exporters.manifest import Manifest
@@ -92,8 +91,7 @@ def artifact_routers(folder: Path, manifest: Manifest) -> ArtifactRouters:
 
 def _routers(entry: EntryPoint) -> tuple[tuple[RouterNames, ...], int]:
     decoder = decoder_of(entry.logits)
-    parts = [layer.feed_forward for layer in decoder.layers]
-    routes = [part.route for part in parts if isinstance(part, Mixture)]
+    routes = [router.route for layer in decoder.layers for router in layer.routers()]
     names = tuple(RouterNames(each.source.name, each.name, each.experts) for each in routes)
     return names, decoder.last
 

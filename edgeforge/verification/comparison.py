@@ -169,7 +169,8 @@ def compare(
     longest = max(map(len, tokens))
     meters: list[RoutingMeter | None] = [None for _ in sessions]
     if readers:
-        meters = [RoutingMeter(reader) for reader in readers]
+        places = quantized.router_places
+        meters = [RoutingMeter(reader, places) for reader in readers]
     references, artifacts = _References(), [_Artifact(longest, meter) for meter in meters]
     progress(0, len(tokens))
     with EachSession(sessions) as each:

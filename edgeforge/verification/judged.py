@@ -259,10 +259,10 @@ def _figures(found: Found) -> dict[str, _Figure]:
     if shipped.all_positions is not None:
         apart = shipped.all_positions.kl_max
         result["shipped.difference"] = _Figure(apart, where=shipped.furthest)
-    if figures.routing is not None and figures.routing.tokens:
-        found_at = (f"router {figures.routing.router}",)
-        result["routing.agreement"] = _Figure(figures.routing.agreement, where=found_at)
-        result["routing.gap"] = _Figure(figures.routing.gap)
+    routing = figures.routing
+    if routing is not None and routing.tokens:
+        result["routing.agreement"] = _Figure(routing.agreement, where=(routing.place,))
+        result["routing.gap"] = _Figure(routing.gap)
     worst = (greedy.worst,) if greedy.worst else ()
     result["greedy.quantized"] = _Figure(greedy.worst_gap, where=worst)
     return result

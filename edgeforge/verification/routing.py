@@ -37,6 +37,7 @@ class Routing:
         gap: how far the furthest choice is from QUANTIZED's router, in standard deviations of a
             token's logits there (`edgeforge.reference.choices.gap_of`); of all texts that ran.
         own: ARTIFACT against QUANTIZED that follows no choices but its own.
+        place: where ``router`` is, in words: ``layer 3``, or ``layer 3, attention``.
         shipped_tokens: as ``tokens``, of what ships and of greedy text.
         shipped_changed: as ``changed``.
         apart: positions at which what ships is not held against the graph of all positions, because
@@ -50,6 +51,7 @@ class Routing:
     router: int
     gap: float
     own: Divergence
+    place: str
     shipped_tokens: int = 0
     shipped_changed: int = 0
     apart: int = 0
@@ -59,7 +61,12 @@ class Routing:
     def words(self) -> str:
         """What a user must know of it, without a full stop."""
         return routing_words(
-            self.tokens, self.changed, self.agreement, self.own.kl_mean, self.unread
+            self.tokens,
+            self.changed,
+            self.agreement,
+            self.own.kl_mean,
+            self.unread,
+            self.place,
         )
 
 
@@ -116,14 +123,15 @@ class RoutingMeter:
 
     Args:
         reader: reads them.
+        places: where each router is, in words.
 
     Attributes:
         choices: of each block; None where they were not read.
         apart: takes ARTIFACT against QUANTIZED with its own choices.
     """
 
-    def __init__(self, reader: RouterReader) -> None:
-        self._reader, self._count = reader, RoutingCounter()
+    def __init__(self, reader: RouterReader, places: Sequence[str]) -> None:
+        self._reader, self._count, self._places = reader, RoutingCounter(), places
         self.choices: list[list[Choice]] | None = None
         self.apart = DivergenceMeter()
 
@@ -142,7 +150,14 @@ class RoutingMeter:
         agreement, router = count.least
         own, unread = self.apart.result(), self._reader.why_none
         return Routing(
-            count.tokens, count.changed, agreement, router, count.gap, own, unread=unread
+            count.tokens,
+            count.changed,
+            agreement,
+            router,
+            count.gap,
+            own,
+            self._places[router],
+            unread=unread,
         )
 
 

@@ -14,6 +14,7 @@ from exporters.lifted import (
     Embedding,
     EntryPoint,
     Gelu,
+    Last,
     LayerNorm,
     Linear,
     Norm,
@@ -33,7 +34,14 @@ from exporters.lifted import (
     Value,
     probes_of,
 )
-from exporters.lifted_mixture import ChosenTokens, Combine, Route, RouteSparseMixer
+from exporters.lifted_mixture import (
+    ChosenSlots,
+    ChosenTokens,
+    Combine,
+    Route,
+    RouteSparseMixer,
+    Slots,
+)
 from exporters.lifted_recurrent import (
     Function,
     FunctionName,
@@ -65,7 +73,7 @@ FUNCTIONS: dict[object, FunctionName] = {
 
 
 def lifted_program(program: Program) -> EntryPoint:
-    """Lifts a program in the float dialect; vectors hold zeros."""
+    """Lifts a program in the float dialect, or one of the last tokens; vectors hold zeros."""
     probes = probes_of(program.context, (1, 8))
     reader = _Reader(program, probes)
     for node in program.graph.nodes:
@@ -100,6 +108,8 @@ class _Reader:
         first = self.of(node_argument(node, 0))
         if target is dialect.VIEW:
             return first
+        if target is dialect.LAST:
+            return Last(name, first, -node.args[2])
         if target is dialect.LINEAR:
             return Linear(name, first, self.weight(node, 1), "float32")
         if target is dialect.BIAS:
@@ -187,8 +197,12 @@ class _Reader:
             return RouteSparseMixer(name, first, node.args[1])
         if target is dialect.CHOSEN:
             return ChosenTokens(name, first, self.of(node_argument(node, 1)), node.args[2])
-        results = [self.of(result) for result in node.args[1]]
-        return Combine(name, first, tuple(enumerate(results)))
+        if target is dialect.CHOSEN_SLOTS:
+            return ChosenSlots(name, first, self.of(node_argument(node, 1)), *node.args[2:])
+        terms = tuple(enumerate(self.of(result) for result in node.args[1]))
+        if target is dialect.SLOTS:
+            return Slots(name, first, terms, *node.args[2:])
+        return Combine(name, first, terms)
 
     def of(self, node: fx.Node) -> Value:
         if node.op == "placeholder":

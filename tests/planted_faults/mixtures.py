@@ -31,13 +31,18 @@ def with_softmax(program: Program) -> Program:
     return with_graph(program, change)
 
 
-def with_results_swapped(program: Program) -> Program:
-    """A program whose first two experts' results are multiplied by each other's weights."""
+def with_results_swapped(program: Program, gathered: object = dialect.COMBINE) -> Program:
+    """A program in which two experts' results take each other's places.
+
+    Args:
+        program: the sound one.
+        gathered: what reads the results; those of its first call are swapped.
+    """
 
     def change(copied: Program) -> None:
-        node = _first(copied, dialect.COMBINE)
+        node = _first(copied, gathered)
         one, other, *rest = node.args[1]
-        node.args = (node.args[0], [other, one, *rest])
+        node.args = (node.args[0], [other, one, *rest], *node.args[2:])
 
     return with_graph(program, change)
 
@@ -47,7 +52,7 @@ def with_matrices_swapped(program: Program, part: str) -> Program:
 
     Args:
         program: the sound one.
-        part: ``gate_up_proj`` or ``down_proj``.
+        part: ``gate_up_proj`` or ``down_proj``; of a mixture of heads ``q_proj`` or ``o_proj``.
     """
 
     def change(copied: Program) -> None:
@@ -55,13 +60,13 @@ def with_matrices_swapped(program: Program, part: str) -> Program:
             next(
                 node
                 for node in copied.graph.nodes
-                if node.target is dialect.LINEAR
+                if node.target in (dialect.LINEAR, dialect.QUANT_LINEAR)
                 and _weight(copied, node).endswith(f".experts.{expert}.{part}.weight")
             )
             for expert in (1, 2)
         )
-        weights = node_argument(one, 1), node_argument(other, 1)
-        one.args, other.args = (one.args[0], weights[1]), (other.args[0], weights[0])
+        weights = one.args[1:], other.args[1:]
+        one.args, other.args = (one.args[0], *weights[1]), (other.args[0], *weights[0])
 
     return with_graph(program, change)
 
@@ -76,12 +81,17 @@ def with_tokens_of_another(program: Program) -> Program:
     return with_graph(program, change)
 
 
-def without_last_expert(program: Program) -> Program:
-    """A program whose first mixture leaves its last expert's result out."""
+def without_last_expert(program: Program, gathered: object = dialect.COMBINE) -> Program:
+    """A program whose first mixture leaves its last expert's result out.
+
+    Args:
+        program: the sound one.
+        gathered: what reads the results.
+    """
 
     def change(copied: Program) -> None:
-        node = _first(copied, dialect.COMBINE)
-        node.args = (node.args[0], list(node.args[1])[:-1])
+        node = _first(copied, gathered)
+        node.args = (node.args[0], list(node.args[1])[:-1], *node.args[2:])
 
     return with_graph(program, change)
 
@@ -120,6 +130,64 @@ def with_router_before_norm(program: Program) -> Program:
             if node.target is dialect.LINEAR and "router" in _weight(copied, node)
         )
         router.args = (node_argument(node_argument(router, 0), 0), router.args[1])
+
+    return with_graph(program, change)
+
+
+def with_slots(program: Program, target: object, chosen: int, heads: int) -> Program:
+    """A program whose slots are laid out otherwise.
+
+    Args:
+        program: the sound one.
+        target: where: ``slots`` or ``chosen_slots``.
+        chosen: how many experts a token has there.
+        heads: how many heads each has there.
+    """
+
+    def change(copied: Program) -> None:
+        for node in copied.graph.nodes:
+            if node.target is target:
+                node.args = (*node.args[:-2], chosen, heads)
+
+    return with_graph(program, change)
+
+
+def with_slots_of_another(program: Program) -> Program:
+    """A program whose second expert makes its output of the slots of the third."""
+
+    def change(copied: Program) -> None:
+        node = [each for each in copied.graph.nodes if each.target is dialect.CHOSEN_SLOTS][1]
+        node.args = (*node.args[:2], 2, *node.args[3:])
+
+    return with_graph(program, change)
+
+
+def with_weights_of_first_router(program: Program, target: object) -> Program:
+    """A program whose last calls of an operator read the first router's weights.
+
+    Args:
+        program: the sound one, of several routers.
+        target: ``combine``, ``chosen_slots`` or ``chosen_tokens``; calls that belong to the last
+            router are changed.
+    """
+
+    def change(copied: Program) -> None:
+        routes = [node for node in copied.graph.nodes if node.target in dialect.ROUTES]
+        for node in copied.graph.nodes:
+            if node.target is target and routes[-1] in node.all_input_nodes:
+                node.replace_input_with(routes[-1], routes[0])
+
+    return with_graph(program, change)
+
+
+def with_matrix_of(program: Program, weight: str, other: str) -> Program:
+    """A program in which a product reads another one's matrix."""
+
+    def change(copied: Program) -> None:
+        parts = {(g.name, g.part): node for node, g in copied.placeholders("weight")}
+        for (name, part), own in parts.items():
+            for node in list(own.users) if name == weight else ():
+                node.replace_input_with(own, parts[other, part])
 
     return with_graph(program, change)
 

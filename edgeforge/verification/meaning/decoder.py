@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
+from edgeforge.verification.meaning.attending import Attending, attending, gated_attention
 from edgeforge.verification.meaning.chains import (
     Chain,
     NoDecoderError,
@@ -23,6 +24,7 @@ from edgeforge.verification.meaning.chains import (
     plain,
 )
 from edgeforge.verification.meaning.feed_forward import FeedForward, feed_forward_of
+from edgeforge.verification.meaning.head_mixture import HeadMixture, head_mixture
 from edgeforge.verification.meaning.mixture import Mixture, mixture, mixture_parts
 from edgeforge.verification.meaning.recurring import (
     Recurring,
@@ -30,59 +32,18 @@ from edgeforge.verification.meaning.recurring import (
     is_channel_mix,
     recurring,
 )
+from edgeforge.verification.meaning.router import Router
 from exporters.lifted import (
-    NO_NEW_ROWS,
-    Attention,
     Embedding,
     Last,
     Linear,
     Product,
     Recent,
     ShortConv,
-    Sigmoid,
     Sum,
-    Unknown,
     Value,
 )
-
-
-@dataclass(frozen=True)
-class Attending:
-    """The part of a layer that mixes tokens by attention.
-
-    Attributes:
-        attention: the attention.
-        query: how its queries are made, of ``qk``.
-        key: how its keys are made, of ``qk``.
-        value: how its values are made, of ``v``.
-        entering: how the operand of ``qk`` and ``v`` is made, of the residual stream.
-        qk: the product that gives queries and keys.
-        v: the product that gives values.
-        out: the product of attention's result.
-        gate: how the gate of attention's result is made; None where it has none.
-        gated: how the operand of the gate's product is made, of the residual stream.
-    """
-
-    attention: Attention
-    query: Chain
-    key: Chain
-    value: Chain
-    entering: Chain
-    qk: Linear
-    v: Linear
-    out: Linear
-    gate: Chain | None = None
-    gated: Chain | None = None
-
-    def products(self) -> tuple[Linear, ...]:
-        """Its products with weights."""
-        gate = () if self.gate is None else (self.gate.the(Linear, "the gate"),)
-        return self.qk, self.v, *gate, self.out
-
-    def chains(self) -> tuple[Chain, ...]:
-        """Its chains of steps."""
-        gate = [each for each in (self.gate, self.gated) if each is not None]
-        return self.query, self.key, self.value, self.entering, *gate
+from exporters.lifted_mixture import Combine
 
 
 @dataclass(frozen=True)
@@ -116,6 +77,10 @@ class Convolving:
         return *self.factors, self.gate, self.convolved, self.entering
 
 
+Mixer = Attending | HeadMixture | Convolving | Recurring
+"""The part of a layer that mixes tokens."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer, as an entry point computes it.
@@ -129,12 +94,21 @@ class Layer:
         result: the residual stream after the layer.
     """
 
-    mixer: Attending | Convolving | Recurring
+    mixer: Mixer
     mixed: Chain
     feed_forward: FeedForward | Mixture | Recurring
     fed: Chain
     parallel: bool
     result: Value
+
+    def routers(self) -> tuple[Router, ...]:
+        """The routers of its mixtures of experts, attention's first, as in the program."""
+        found = []
+        if isinstance(self.mixer, HeadMixture):
+            found.append(self.mixer.router)
+        if isinstance(self.feed_forward, Mixture):
+            found.append(self.feed_forward.router)
+        return tuple(found)
 
     def chains(self) -> tuple[Chain, ...]:
         """Its chains of steps."""
@@ -241,19 +215,24 @@ def _layer(stream: Value) -> tuple[Layer, Value]:
     middle, fed = _residual(stream, "the feed-forward part")
     before, mixed = _residual(middle, "attention")
     feed_forward = _fed(fed, middle, before)
-    out = mixed.the(Linear, "attention's result")
-    operand = plain(out.source)
-    if has_recurrence(operand, before):
-        mixer: Attending | Convolving | Recurring = recurring(plain(mixed.source), before)
-    elif isinstance(operand, Product) and not _gated_attention(operand):
-        mixer = _convolving(out, operand, before)
-    else:
-        mixer = _attending(out, before)
+    mixer = _mixer(mixed, before)
     _same(mixer.entering.source, before, "attention's norm")
     parallel = feed_forward.entering.source is plain(before)
     if not parallel:
         _same(feed_forward.entering.source, middle, "the feed-forward part's norm")
     return Layer(mixer, mixed, feed_forward, fed, parallel, plain(stream)), before
+
+
+def _mixer(mixed: Chain, before: Value) -> Mixer:
+    if isinstance(mixed.source, Combine):
+        return head_mixture(mixed.source, before)
+    out = mixed.the(Linear, "attention's result")
+    operand = plain(out.source)
+    if has_recurrence(operand, before):
+        return recurring(plain(mixed.source), before)
+    if isinstance(operand, Product) and not gated_attention(operand):
+        return _convolving(out, operand, before)
+    return attending(out, before)
 
 
 def _fed(fed: Chain, middle: Value, before: Value) -> FeedForward | Mixture | Recurring:
@@ -264,48 +243,6 @@ def _fed(fed: Chain, middle: Value, before: Value) -> FeedForward | Mixture | Re
         return recurring(fed.source, middle, before)
     down = fed.the(Linear, "the result of the feed-forward part")
     return feed_forward_of(down, (middle, before))
-
-
-def _gated_attention(product: Product) -> tuple[Value, Sigmoid] | None:
-    """Attention's result and the sigmoid that it is multiplied by; None where it is no such."""
-    factors = [plain(factor) for factor in product.factors]
-    for one, other_factor in (factors, factors[::-1]):
-        if isinstance(one, Sigmoid) and not isinstance(chain(other_factor).source, ShortConv):
-            return other_factor, one
-    return None
-
-
-def _attending(out: Linear, before: Value) -> Attending:
-    operand, gate, gated = plain(out.source), None, None
-    parts = _gated_attention(operand) if isinstance(operand, Product) else None
-    if parts is not None:
-        operand, gate = parts[0], chain(parts[1].source)
-        gated = chain(gate.the(Linear, "the gate of attention's result").source, before)
-    attention = _attention(operand)
-    query, key, value = (chain(each) for each in (attention.query, attention.key, attention.value))
-    qk, v = query.the(Linear, "the queries"), value.the(Linear, "the values")
-    if key.source is not qk:
-        found = key.source if key.columns is None else key.columns
-        raise NoDecoderError(
-            f"{described(attention)} reads keys of {described(found)}, which belong to "
-            f"another layer than its queries",
-            "caches",
-        )
-    entering, also = chain(qk.source, before), chain(v.source, before)
-    if also.source is not entering.source or not _same_steps(also, entering):
-        raise NoDecoderError(
-            f"{described(attention)} reads values that are made of {described(v.source)}, which "
-            f"its queries are not made of",
-            "caches",
-        )
-    if gated is not None and (
-        gated.source is not entering.source or not _same_steps(gated, entering)
-    ):
-        raise NoDecoderError(
-            f"the gate of {described(attention)} is made of {described(gated.source)}, which its "
-            f"queries are not made of"
-        )
-    return Attending(attention, query, key, value, entering, qk, v, out, gate, gated)
 
 
 def _convolving(out: Linear, product: Product, before: Value) -> Convolving:
@@ -324,17 +261,6 @@ def _convolving(out: Linear, product: Product, before: Value) -> Convolving:
             raise other(each.source, "columns of the product that gives the convolution's gate")
     entering = chain(into.source, before)
     return Convolving(convolution, (first, second), gate, convolved, entering, into, out)
-
-
-def _same_steps(one: Chain, another: Chain) -> bool:
-    return one.steps == another.steps and one.columns is another.columns
-
-
-def _attention(value: Value) -> Attention:
-    inner = plain(value)
-    if isinstance(inner, Unknown) and inner.kind == NO_NEW_ROWS:
-        raise NoDecoderError(f"{inner.name} is {NO_NEW_ROWS}", "caches")
-    return expect(value, Attention, "the operand of attention's last product")
 
 
 def _residual(stream: Value, what: str) -> tuple[Value, Chain]:

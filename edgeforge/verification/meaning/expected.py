@@ -87,7 +87,10 @@ def projected(spec: ModelSpec, layer: LayerSpec, at: str, part: str) -> Expected
     # Of a norm over all heads the result is bounded, of one over each head what it reads.
     is_whole = norm is not None and norm.shape[0] != spec.head_dim
     found += [*bound, *normed] if is_whole else [*normed, *bound]
-    return *found, *_bias(spec, f"{at}self_attn.qk_proj")
+    if not layer.attention_experts:
+        return *found, *_bias(spec, f"{at}self_attn.qk_proj")
+    # Experts' queries have products of their own.
+    return *found, *(_bias(spec, f"{at}self_attn.k_proj") if part == "k" else ())
 
 
 def biased(spec: ModelSpec, product: str) -> Expected:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeforge.families.spec import LayerSpec, ModelSpec
 from edgeforge.verification.meaning import expected
+from edgeforge.verification.meaning.choosing import Choosing
 from edgeforge.verification.meaning.decoder import Layer
 from edgeforge.verification.meaning.experts import Experts
 from edgeforge.verification.meaning.feed_forward import FeedForward
@@ -19,13 +20,16 @@ class Fed:
     Args:
         spec: the spec of the program.
         steps: compares what stands between products.
+        choosing: compares routers.
         findings: takes what is found.
     """
 
-    def __init__(self, spec: ModelSpec, steps: Steps, findings: Findings) -> None:
+    def __init__(
+        self, spec: ModelSpec, steps: Steps, choosing: Choosing, findings: Findings
+    ) -> None:
         self.spec, self.steps, self.findings = spec, steps, findings
-        self.gates = Gates(spec, steps, findings)
-        self.experts = Experts(spec, steps, self.gates, findings)
+        self.gates, self.choosing = Gates(spec, steps, findings), choosing
+        self.experts = Experts(spec, steps, self.gates, choosing, findings)
 
     def open(self) -> None:
         """Opens the facts that `hold` looks at."""
@@ -46,21 +50,16 @@ class Fed:
         """
         part, hold = layer.feed_forward, self.steps.hold
         assert not isinstance(part, Recurring)
-        dense = isinstance(part, FeedForward)
         found = 0 if isinstance(part, FeedForward) else len(part.experts)
-        words = f"{place} has {found or 'no'} experts, not {wanted.experts or 'none'}"
-        if wanted.experts or found:
-            if not self.findings.same("experts", found == wanted.experts, place, words):
-                self.findings.number("experts", found)
-            if dense != (wanted.experts == 0):
-                return
+        if not self.choosing.count(place, found, wanted.experts):
+            return
         entering = expected.entering_feed_forward(self.spec, at)
         hold(place, "the feed-forward part's operand", part.entering, entering)
-        down = ""
+        last = "mlp.output"
         if isinstance(part, FeedForward):
             self.gates.hold(place, f"{at}mlp.", part, wanted.ffn_width)
-            down = "mlp.down_proj"
+            last = "mlp.down_proj"
         else:
             self.experts.hold(place, at, part, wanted)
-        leaving = expected.leaving(self.spec, at, "mlp_output_norm", down)
+        leaving = expected.leaving(self.spec, at, "mlp_output_norm", last)
         hold(place, "the feed-forward part's result", layer.fed, leaving)

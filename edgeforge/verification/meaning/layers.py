@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 from edgeforge.families.assembly import EMBEDDING, HEAD, NORM_MATRIX
 from edgeforge.families.spec import LayerSpec, ModelSpec
 from edgeforge.verification.meaning import expected
-from edgeforge.verification.meaning.chains import Chain
-from edgeforge.verification.meaning.decoder import Attending, Convolving, Decoder, Layer
+from edgeforge.verification.meaning.attending import Attending
+from edgeforge.verification.meaning.attentions import Attentions
+from edgeforge.verification.meaning.choosing import Choosing
+from edgeforge.verification.meaning.decoder import Convolving, Decoder, Layer, Mixer
 from edgeforge.verification.meaning.fed import Fed
 from edgeforge.verification.meaning.findings import Findings
+from edgeforge.verification.meaning.head_mixture import HeadMixture
 from edgeforge.verification.meaning.recurrent import Recurrent
 from edgeforge.verification.meaning.recurring import Recurring
 from edgeforge.verification.meaning.rotary import Rotary
 from edgeforge.verification.meaning.steps import Steps, open_facts
-from edgeforge.verification.meaning.visible import Visible
-from exporters.lifted import Cache, EntryPoint, Linear, Rope, StoredWeight
+from exporters.lifted import EntryPoint, StoredWeight
 
 
 class Layers:
@@ -34,32 +34,31 @@ class Layers:
         self, spec: ModelSpec, context: int, multiple: int, rotary: Rotary, findings: Findings
     ) -> None:
         self.spec, self.context, self.rotary, self.findings = spec, context, rotary, findings
-        self.length = -(-context // multiple) * multiple
-        self.steps, self.visible = Steps(spec, findings), Visible(spec, context, findings)
-        self.recurrent = Recurrent(spec, findings)
-        self.fed = Fed(spec, self.steps, findings)
+        self.steps, self.recurrent = Steps(spec, findings), Recurrent(spec, findings)
+        self.choosing = Choosing(spec, self.steps, findings)
+        self.fed = Fed(spec, self.steps, self.choosing, findings)
+        length = -(-context // multiple) * multiple
+        self.attentions = Attentions(
+            spec, context, length, rotary, self.steps, self.choosing, findings
+        )
         self._open()
 
     def _open(self) -> None:
         spec, fact = self.spec, self.findings.fact
         fact("layers", f"there are {len(spec.layers)} layers", len(spec.layers))
         self.rotary.open(self.findings)
-        self.visible.open()
+        self.attentions.visible.open()
         fact("context", f"caches and tables are made for {self.context} tokens", self.context)
         fact("positions", "tokens are rotated and cached at their own positions")
         fact("ties", f"the head is {'' if spec.tied else 'not '}the embedding")
         open_facts(spec, self.findings)
         fact("block", "every part reads the residual stream where the checkpoint says")
+        self.choosing.open()
         self.fed.open()
         fact("caches", "every layer reads and writes its own caches")
         fact("states", "every layer has its own states, of which a text begins with none")
         self.recurrent.open()
-        fact("attention", "heads, their columns and the scale of scores are the checkpoint's")
-        cap = spec.attention_softcap
-        fact("attention_softcap", f"the softcap of attention's scores is {cap:g}", cap)
-        gated = any(name.endswith(".self_attn.gate_proj.weight") for name in spec.weights)
-        words = "is multiplied by the sigmoid of a product" if gated else "has no gate"
-        fact("attention_gate", f"attention's result {words}")
+        self.attentions.open()
         fact("weights", "every operation reads its own layer's weight")
 
     def hold(self, entry: EntryPoint, decoder: Decoder) -> None:
@@ -116,9 +115,10 @@ class Layers:
             place,
             f"{place}: the feed-forward part reads the residual stream {where}",
         )
-        if isinstance(layer.mixer, Attending):
-            self._attending(entry, index, layer.mixer, wanted)
-            out = "self_attn.o_proj"
+        if isinstance(layer.mixer, Attending | HeadMixture):
+            self.attentions.hold(entry, index, layer.mixer, wanted)
+            mixed = isinstance(layer.mixer, HeadMixture)
+            out = "self_attn.output" if mixed else "self_attn.o_proj"
         elif isinstance(layer.mixer, Recurring):
             self.recurrent.hold(place, index, layer.mixer, wanted)
             out = ""  # the form of the whole part has its bias
@@ -157,69 +157,6 @@ class Layers:
             f"{place} reads {found.name} where it must read {wanted}",
         )
 
-    def _attending(self, entry: EntryPoint, index: int, part: Attending, wanted: LayerSpec) -> None:
-        spec, same, attention = self.spec, self.findings.same, part.attention
-        at, place = f"model.layers.{index}.", f"{entry.name}, layer {index}"
-        self._gated(place, at, part)
-        for name, product in (("qk_proj", part.qk), ("v_proj", part.v), ("o_proj", part.out)):
-            self._weight(place, product.weight, f"{at}self_attn.{name}.weight")
-        for name, what, made in (
-            ("q", "queries", part.query),
-            ("k", "keys", part.key),
-            ("v", "values", part.value),
-        ):
-            steps = expected.projected(spec, wanted, at, name)
-            self.steps.hold(place, what, made, steps)
-            self._rope(entry, index, what, made, steps)
-        heads = wanted.num_heads, wanted.num_kv_heads, spec.head_dim
-        same(
-            "attention",
-            attention.heads == heads,
-            place,
-            f"{place} has heads, key heads and columns of {attention.heads}, not {heads}",
-        )
-        same(
-            "attention",
-            math.isclose(attention.scale, spec.scale, rel_tol=1e-3),
-            place,
-            f"{place} multiplies scores by {attention.scale:.6g}, not {spec.scale:.6g}",
-        )
-        split = wanted.num_heads * spec.head_dim
-        end = split + wanted.num_kv_heads * spec.head_dim
-        same(
-            "attention",
-            [part.query.span("queries"), part.key.span("keys")] == [(0, split), (split, end)],
-            place,
-            f"{place} takes queries and keys from other columns than 0, {split} and {end}",
-        )
-        whole = part.value.columns is None
-        same("attention", whole, place, f"{place} takes some columns of the values alone")
-        if spec.attention_softcap or attention.softcap:
-            cap, own = attention.softcap, spec.attention_softcap
-            words = f"{place} bounds scores by {cap:g}, not by {own:g}"
-            near = math.isclose(cap, own, rel_tol=1e-3)
-            if not same("attention_softcap", near, place, words):
-                self.findings.number("attention_softcap", cap)
-        self.visible.hold(entry, place, attention.visible, wanted)
-        for kind, cache in (("key", attention.keys), ("value", attention.values)):
-            self._cache(entry, place, index, kind, cache)
-
-    def _gated(self, place: str, at: str, part: Attending) -> None:
-        """Compares the gate of attention's result."""
-        named = f"{at}self_attn.gate_proj"
-        wants, made = f"{named}.weight" in self.spec.weights, part.gate
-        words = "has a gate" if made is not None else "has no gate"
-        words = f"{place}: attention's result {words}, unlike the checkpoint's"
-        if not self.findings.same("attention_gate", wants == (made is not None), place, words):
-            return
-        if made is not None:
-            product = made.the(Linear, "the gate of attention's result")
-            self._weight(place, product.weight, f"{named}.weight")
-            self.steps.hold(place, "the gate", made, expected.biased(self.spec, named))
-            whole = made.columns is None
-            words = f"{place}: the gate of attention's result is some columns of its product"
-            self.findings.same("attention_gate", whole, place, words)
-
     def _convolving(self, place: str, index: int, part: Convolving) -> None:
         spec, same, hold = self.spec, self.findings.same, self.steps.hold
         at, width = f"model.layers.{index}.conv.", spec.hidden_size
@@ -244,67 +181,6 @@ class Layers:
             f"{place} gates and convolves other columns than {wanted}",
         )
         self.recurrent.state(place, part.convolution.recent, f"{index}.recent")
-
-    def _rope(
-        self, entry: EntryPoint, index: int, what: str, made: Chain, steps: expected.Expected
-    ) -> None:
-        """Compares the rotation of queries, keys or values, which have one or none."""
-        same, place = self.findings.same, f"{entry.name}, layer {index}, {what}"
-        found = [step for step in made.steps if isinstance(step, Rope)]
-        wanted = [step.index for step in steps if isinstance(step, expected.WantedRope)]
-        if not (found or wanted):
-            return
-        words = "are not rotated" if not found else "are rotated, which the checkpoint does not do"
-        if len(found) > 1 and wanted:
-            words = "are rotated more than once"
-        if not same("rope_type", len(found) == len(wanted), place, f"{place} {words}"):
-            return
-        (rope,), (number,) = found, wanted
-        # The rotation comes last: what stands after it would work on rotated columns.
-        last = made.steps[0] is rope
-        same("rope_type", last, place, f"{place} are changed again after they were rotated")
-        several = len(self.spec.ropes) > 1
-        where = f"{entry.name}, layer {index}" if several else entry.name
-        self.rotary.hold(number, rope.cos, rope.sin, where, self.findings)
-        rows = len(rope.cos)
-        same(
-            "context",
-            rows == self.context,
-            entry.name,
-            f"{entry.name} has rotary tables for {rows} tokens, not {self.context}",
-        )
-        self._rows(entry, f"{place} are rotated", rope.rows)
-
-    def _cache(self, entry: EntryPoint, place: str, index: int, kind: str, cache: Cache) -> None:
-        same = self.findings.same
-        same(
-            "caches",
-            cache.read == cache.written,
-            place,
-            f"{place} writes new {kind}s to {cache.written} and reads {cache.read}",
-        )
-        named = f"{index}.{kind}"
-        own = "." not in cache.read or cache.read == named  # where caches have no names
-        same("caches", own, place, f"{place} reads {cache.read} as its {named}")
-        if cache.length is not None:
-            same(
-                "context",
-                cache.length == self.length,
-                place,
-                f"{place} has a cache of {cache.length} tokens, not {self.length}",
-            )
-        self._rows(entry, f"{place}: new {kind}s are cached", cache.rows)
-
-    def _rows(self, entry: EntryPoint, what: str, rows: tuple[tuple[int, ...], ...]) -> None:
-        for probe, found in zip(entry.probes, rows, strict=True):
-            wanted = tuple(range(probe.start, probe.start + probe.count))
-            first = found[0] if found else "nowhere"
-            self.findings.same(
-                "positions",
-                found == wanted,
-                what,
-                f"{what} from position {first} on where {probe.start} tokens come before",
-            )
 
     def _distinct(self, entry: EntryPoint, decoder: Decoder) -> None:
         """No two layers may share a cache or a state; a text's first call takes states as zeros."""
@@ -333,13 +209,13 @@ class Layers:
 
 def _caches(decoder: Decoder) -> list[str]:
     mixers = [layer.mixer for layer in decoder.layers]
-    attentions = [mixer.attention for mixer in mixers if isinstance(mixer, Attending)]
+    attentions = [each.attention for each in mixers if isinstance(each, Attending | HeadMixture)]
     return [cache.read for each in attentions for cache in (each.keys, each.values)]
 
 
-def _mixing(mixer: Attending | Convolving | Recurring, wanted: LayerSpec) -> tuple[str, bool]:
+def _mixing(mixer: Mixer, wanted: LayerSpec) -> tuple[str, bool]:
     """How a layer mixes tokens, in words, and whether it must."""
-    if isinstance(mixer, Attending):
+    if isinstance(mixer, Attending | HeadMixture):
         return "attention", wanted.mixer == "attention"
     if isinstance(mixer, Convolving):
         return "a short convolution", wanted.mixer == "short_conv"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from edgeforge.verification.meaning.chains import Chain, chain, expect, other, plain
 from edgeforge.verification.meaning.feed_forward import FeedForward, feed_forward_of
+from edgeforge.verification.meaning.router import Router, router_of
 from exporters.lifted import Linear, Product, Sigmoid, Sum, Value
-from exporters.lifted_mixture import ChosenTokens, Combine, Route, RouteSparseMixer
+from exporters.lifted_mixture import ChosenTokens, Combine
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,7 @@ class Mixture:
     """The part of a layer that works token by token, as a mixture of experts.
 
     Attributes:
-        route: how tokens choose experts.
-        weights: the weights that results are multiplied by.
-        logits: the steps between the router's product and the choice.
-        router: the router's product.
-        entering: how the operand of the router is made, of the residual stream.
+        router: how tokens choose experts; its weights are those that results are multiplied by.
         experts: the experts, in the file's order.
         shared: what every token has beside the experts that it chose; None for nothing.
         shared_result: the steps after its last product.
@@ -48,16 +45,17 @@ class Mixture:
         shared_entering: how the operand of that product is made; None where there is none.
     """
 
-    route: Route | RouteSparseMixer
-    weights: Value
-    logits: Chain
-    router: Linear
-    entering: Chain
+    router: Router
     experts: tuple[Expert, ...]
     shared: FeedForward | None = None
     shared_result: Chain | None = None
     shared_gate: Linear | None = None
     shared_entering: Chain | None = None
+
+    @property
+    def entering(self) -> Chain:
+        """How the operand of the router is made, of the residual stream."""
+        return self.router.entering
 
     def parts(self) -> Iterator[FeedForward]:
         """The experts' parts and the shared one."""
@@ -70,7 +68,7 @@ class Mixture:
         """Its products with weights."""
         gate = () if self.shared_gate is None else (self.shared_gate,)
         inner = [product for part in self.parts() for product in part.products()]
-        return self.router, *inner, *gate
+        return self.router.product, *inner, *gate
 
     def chains(self) -> tuple[Chain, ...]:
         """Its chains of steps."""
@@ -78,7 +76,7 @@ class Mixture:
         results = [expert.result for expert in self.experts]
         others = (self.shared_result, self.shared_entering)
         ends = (each for each in others if each is not None)
-        return self.logits, self.entering, *inner, *results, *ends
+        return self.router.logits, self.entering, *inner, *results, *ends
 
 
 def mixture_parts(value: Value) -> tuple[Combine, Value | None] | None:
@@ -109,22 +107,17 @@ def mixture(combine: Combine, added: Value | None, streams: tuple[Value, ...]) -
     Raises:
         NoDecoderError: names the first value that is another.
     """
-    route = plain(combine.weights)
-    if not isinstance(route, Route | RouteSparseMixer):
-        raise other(route, "the choice of experts")
-    logits = chain(route.source)
-    router = logits.the(Linear, "the router's logits")
+    router = router_of(combine.weights, *streams)
     experts = tuple(_expert(*term, combine.weights, streams) for term in combine.terms)
-    entering = chain(router.source, *streams)
     if added is None:
-        return Mixture(route, route, logits, router, entering, experts)
+        return Mixture(router, experts)
     result, gate = added, None
     if isinstance(plain(added), Product):
         result, gate = _gated(expect(added, Product, "the shared expert's result"))
     made = chain(result)
     shared = feed_forward_of(made.the(Linear, "the shared expert's result"), streams)
     before = None if gate is None else chain(gate.source, *streams)
-    return Mixture(route, route, logits, router, entering, experts, shared, made, gate, before)
+    return Mixture(router, experts, shared, made, gate, before)
 
 
 def _expert(column: int, result: Value, weights: Value, streams: tuple[Value, ...]) -> Expert:

@@ -384,7 +384,9 @@ def test_what_ships_is_told_with_its_positions():
         "positions, whose logits differ by up to 0.0954."
     ) in told
     own = replace(DIVERGENCE, kl_mean=0.0074)
-    routing = Routing(256, 10, agreement=0.98, router=0, gap=0.07, own=own, apart=5)
+    routing = Routing(
+        256, 10, agreement=0.98, router=0, gap=0.07, own=own, place="layer 0", apart=5
+    )
     told = " ".join(" ".join(plain(replace(RESULT, shipped=shipped, routing=routing))).split())
     assert "by up to 0.0954; at 5 others the two graphs chose other experts there" in told
     assert "onnx: 10 of 256 tokens chose other experts than QUANTIZED's" in told

@@ -48,16 +48,31 @@ def sound(place):
 @pytest.fixture(scope="module")
 def faulty(sound, place):
     """The same, of which one layer's down_proj has the wrong sign."""
-    checkpoint = place / "other"
-    shutil.copytree(place / "model", checkpoint)
-    tensors = load_file(checkpoint / "model.safetensors")
     name = f"model.layers.{FAULTY}.mlp.down_proj.weight"
+    return with_wrong_sign(place / "model", name, sound, place / "faulty")
+
+
+def with_wrong_sign(
+    checkpoint: Path, name: str, sound: Path, out: Path, recipe: str = "int8"
+) -> Path:
+    """Artifacts of a checkpoint with a tensor of the wrong sign, with the manifests of sound ones.
+
+    Args:
+        checkpoint: the sound checkpoint.
+        name: the tensor.
+        sound: its artifacts.
+        out: where the faulty ones are written.
+        recipe: of both.
+    """
+    other = out.parent / f"{out.name}-model"
+    shutil.copytree(checkpoint, other)
+    tensors = load_file(other / "model.safetensors")
     tensors[name] = -tensors[name]
-    save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
-    artifacts(checkpoint, place / "faulty")
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    artifacts(other, out, recipe)
     for target in TARGETS:
-        shutil.copyfile(sound / target / MANIFEST, place / "faulty" / target / MANIFEST)
-    return place / "faulty"
+        shutil.copyfile(sound / target / MANIFEST, out / target / MANIFEST)
+    return out
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -130,3 +145,24 @@ def test_a_recipe_that_rescales_columns_has_no_costs_by_weight_and_says_so(place
     found = diagnose(out, DiagnoseOptions(tokens=60, threads=1))
     assert found.weights == () and "rescales columns" in found.unshown[0]
     assert found.leaves is None
+
+
+@pytest.fixture(scope="module")
+def heads(place):
+    """Artifacts of a mixture of attention heads, and the same with outputs of the wrong sign."""
+    checkpoint, sound = synthesise("tiny-jetmoe", place / "jetmoe"), place / "heads"
+    artifacts(checkpoint, sound, "fp16")
+    name = f"model.layers.{FAULTY}.self_attention.experts.output_linear.weight"
+    return sound, with_wrong_sign(checkpoint, name, sound, place / "faulty-heads", "fp16")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_attention_of_experts_is_compared_whatever_the_order_of_a_tokens_slots(heads, target):
+    sound, faulty = heads
+    found = diagnose(sound / target, OPTIONS)
+    assert found.followed and found.leaves is None
+    by_point = {each.point: each.lowering for each in found.noise}
+    for layer in (0, 1):
+        noise = by_point[Point(layer, "attention")]
+        assert noise is not None and noise < 1e-4
+    assert diagnose(faulty / target, OPTIONS).leaves == Point(FAULTY, "attention")

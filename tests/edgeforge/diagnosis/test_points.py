@@ -23,7 +23,7 @@ def test_every_layer_has_two_points(name):
     assert sorted(found.values()) == sorted(wanted)
     for node, point in found.items():
         kinds = {
-            "attention": (dialect.ATTENTION,),
+            "attention": (dialect.COMBINE if _mixes_heads(name, point) else dialect.ATTENTION,),
             "convolution": (dialect.MUL,),
             # Mamba normalises before its last product, and the others gate.
             "recurrence": (dialect.MUL, dialect.RMS_NORM, dialect.GAIN),
@@ -35,6 +35,17 @@ def test_every_layer_has_two_points(name):
         dialect.RMS_NORM,
         dialect.LAYER_NORM,
     }
+
+
+def _mixes_heads(name: str, point: Point) -> bool:
+    return HERE[name].layers[point.layer].attention_experts > 0
+
+
+def test_the_point_of_a_mixture_of_heads_is_before_its_bias():
+    found = program_points(program_of(MIXTURES["heads-and-mixture"]))
+    for node, point in found.items():
+        if point.part == "attention":
+            assert {user.target for user in node.users} == {dialect.BIAS}
 
 
 def test_a_convolution_is_named():

@@ -10,6 +10,7 @@ from edgeforge.reference.choices import (
     Following,
     gap_of,
     own_sets,
+    router_places,
     routers,
     weights_by,
 )
@@ -21,7 +22,7 @@ from quant.program import dialect
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
     found = {}
-    for preset in ("tiny-mixtral", "tiny-phimoe", "tiny-olmoe"):
+    for preset in ("tiny-mixtral", "tiny-phimoe", "tiny-olmoe", "tiny-jetmoe"):
         model = open_model(str(synthesise(preset, tmp_path_factory.mktemp("models") / preset)))
         found[preset] = model, trace(model.spec, 64)
     return found
@@ -54,6 +55,12 @@ def test_the_weights_of_a_routers_own_choice_are_the_operators(programs, preset,
     assert float(gap_of(node, logits, own).max()) < 1e-6
 
 
+def test_routers_of_a_layer_are_told_apart(programs):
+    places = ["layer 0, attention", "layer 0", "layer 1, attention", "layer 1"]
+    assert router_places(programs["tiny-jetmoe"][1]) == places
+    assert router_places(programs["tiny-olmoe"][1]) == ["layer 0", "layer 1"]
+
+
 def test_the_gap_is_what_the_logits_would_have_to_move(programs):
     node = router_of(programs["tiny-mixtral"][1])  # two experts of a token
     logits = torch.tensor([[4.0, 3.0, 2.9, 0.0, 0.0, 0.0, 0.0, 0.0]])
@@ -70,6 +77,21 @@ def test_the_gap_is_what_the_logits_would_have_to_move(programs):
     assert gap(0, 1, 2) == gap(0) == float("inf")  # another number of experts
 
 
+def test_a_token_whose_few_logits_are_alike_by_chance_has_no_large_gap(programs):
+    node = router_of(programs["tiny-mixtral"][1])  # two experts of a token
+    logits = torch.randn(1, 200, 4, generator=torch.Generator().manual_seed(0))
+    typical = float(logits[0].std(-1, correction=0).square().mean().sqrt())
+    logits[0, 7] = torch.tensor([0.012, 0.01, 0.005, 0.0])
+    sets = own_sets(node, logits[0])
+    sets[0, 7] = torch.tensor([False, False, True, True])
+    following = Following([Choice(sets, torch.ones(200, dtype=torch.bool))])
+    following.weights(node, logits)
+    (gaps,) = following.gaps
+    assert float(gap_of(node, logits[0, 7:8], sets[:, 7:8])) > 2
+    assert float(gaps[7]) == pytest.approx(0.012 / typical, rel=0.05)
+    assert float(gaps.sum()) == float(gaps[7])
+
+
 def test_a_candidate_beyond_sparse_mixers_bound_has_a_gap(programs):
     node = router_of(programs["tiny-phimoe"][1])
     jitter = node.args[1]
@@ -83,7 +105,7 @@ def test_a_candidate_beyond_sparse_mixers_bound_has_a_gap(programs):
     assert float(gap_of(node, logits, sets)) == pytest.approx(1e-3 / spread, rel=0.05)
 
 
-@pytest.mark.parametrize("preset", ["tiny-mixtral", "tiny-phimoe"])
+@pytest.mark.parametrize("preset", ["tiny-mixtral", "tiny-phimoe", "tiny-jetmoe"])
 def test_following_explains_what_a_nudged_router_changes(programs, preset):
     """A walk whose routers are moved a little jumps; the sound one that follows it does not."""
     model, program = programs[preset]

@@ -32,6 +32,7 @@ def exported(tmp_path_factory):
     for preset, targets in (
         ("tiny-phimoe", ("onnx", "coreml", "executorch")),
         ("tiny-mixtral", ("onnx",)),
+        ("tiny-jetmoe", ("onnx", "coreml", "executorch")),
     ):
         root = tmp_path_factory.mktemp(preset)
         model = open_model(str(synthesise(preset, root / "model")))
@@ -50,6 +51,9 @@ def exported(tmp_path_factory):
         ("tiny-phimoe", "coreml"),
         ("tiny-phimoe", "executorch"),
         ("tiny-mixtral", "onnx"),
+        ("tiny-jetmoe", "onnx"),
+        ("tiny-jetmoe", "coreml"),
+        ("tiny-jetmoe", "executorch"),
     ],
 )
 def test_an_artifact_that_rounds_little_chooses_as_quantized_does(exported, preset, target):
@@ -57,7 +61,8 @@ def test_an_artifact_that_rounds_little_chooses_as_quantized_does(exported, pres
     manifest = Manifest.read(root / target)
     found = artifact_routers(root / target, manifest)
     assert not found.why_none
-    assert len(found.whole) == len(found.shipped) == 2  # layers
+    # Two layers; of JetMoE, attention has a router in each too.
+    assert len(found.whole) == len(found.shipped) == (4 if preset == "tiny-jetmoe" else 2)
     with open_sessions([Place(root / target, manifest)], 1, {}) as (session,):
         (whole,) = read_choices(session, found, quantized.routers, [TOKENS])
         (called,) = read_choices(session, found, quantized.routers, [TOKENS], [CALLS])
@@ -69,9 +74,9 @@ def test_an_artifact_that_rounds_little_chooses_as_quantized_does(exported, pres
         assert changed <= (2 if target == "coreml" else 0)
         assert float(torch.stack(following.gaps).max()) < 0.01
     assert all(bool(choice.known.all()) for choice in whole)
-    assert bool(called[0].known.all())
-    # What ships computes the last layer for the last token of a call alone.
-    assert bool(called[1].known[np.cumsum(CALLS) - 1].all())
+    assert all(bool(choice.known.all()) for choice in called[:-1])
+    # What ships computes the last feed-forward part for the last token of a call alone.
+    assert bool(called[-1].known[np.cumsum(CALLS) - 1].all())
 
 
 def test_values_that_a_runtime_does_not_show_are_said(exported):

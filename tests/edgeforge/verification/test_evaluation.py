@@ -79,13 +79,16 @@ def test_the_report_reads_back_as_json(evaluation, tmp_path):
 def test_choices_of_experts_are_in_reports_of_mixtures_alone(evaluation):
     assert "routing" not in evaluation.to_json()
     own = replace(evaluation.lowering, kl_mean=0.5)
-    routing = Routing(tokens=10, changed=2, agreement=0.9, router=1, gap=0.05, own=own)
+    routing = Routing(
+        tokens=10, changed=2, agreement=0.9, router=1, gap=0.05, own=own, place="layer 1, attention"
+    )
     made = replace(evaluation, routing=routing)
     assert made.to_json()["routing"]["own"]["kl_mean"] == 0.5
     assert made.to_json() == evaluation.to_json() | {"routing": made.to_json()["routing"]}
     assert for_card(evaluation).to_json().keys() == for_card(made).to_json().keys() - {"routing"}
     said = for_card(made).routing
     assert "2 of 10 tokens chose other experts" in said and "with QUANTIZED's own it is 0.5" in said
+    assert "the router of layer 1, attention agrees least, in 90.0 % of experts" in said
     unread = replace(routing, unread="no onnx")
     assert "is not known everywhere (no onnx)" in replace(made, routing=unread).routing.words
 

@@ -196,7 +196,9 @@ def test_too_little_text_for_an_interval_fails_by_a_wide_margin_alone():
     assert checked(small(0.005))["lowering.kl_mean"].verdict == "passed"
 
 
-ROUTING = Routing(tokens=8192, changed=300, agreement=0.97, router=3, gap=0.05, own=GOOD)
+ROUTING = Routing(
+    tokens=8192, changed=300, agreement=0.97, router=3, gap=0.05, own=GOOD, place="layer 3"
+)
 
 
 def chosen(found: Found, **fields) -> Found:
@@ -220,7 +222,7 @@ def test_a_router_that_computes_something_else_is_told():
     checks = checked(chosen(FOUND, gap=2.5, agreement=0.3))
     assert failed(checks) == {"routing.gap", "routing.agreement"}
     assert "rounding does not move a router's logits so far" in checks["routing.gap"].message
-    assert "(worst: router 3)" in checks["routing.agreement"].message
+    assert "(worst: layer 3)" in checks["routing.agreement"].message
     assert failed(checked(chosen(FOUND, gap=float("inf")))) == {"routing.gap"}
 
 

@@ -129,3 +129,49 @@ def test_a_planted_fault_is_no_near_tie(mixture, fault, named):
             changed = with_route(program, 2, False)
     found = compared(mixture, runner(model, changed, change))
     assert named in failing(found)
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    model = open_model(str(synthesise("tiny-jetmoe", tmp_path_factory.mktemp("h") / "model")))
+    return model, trace(model.spec, 64)
+
+
+@pytest.mark.parametrize(
+    ("router", "place"),
+    [("layers.1.self_attn.router", "layer 1, attention"), ("layers.1.mlp.router", "layer 1")],
+)
+def test_both_routers_of_a_layer_are_followed_and_told_apart(heads, router, place):
+    """One router moved a little: its choices are followed, so the rest of the model is the same."""
+    found = compared(heads, runner(*heads, lambda name: (name, 0.02 if router in name else 0.0)))
+    routing = found.routing
+    assert not failing(found)
+    assert routing.place == place and 0.9 < routing.agreement < 1
+    assert f"the router of {place} agrees least, in" in routing.words
+    # What is left is the weights of experts, which the moved router computes.
+    assert routing.own.kl_max > 10 * found.lowering.kl_max
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ("routers of the layer exchanged", "routing.gap"),
+        ("outputs of other experts", "lowering.kl_p99"),
+        ("queries of other experts", "lowering.kl_p99"),
+    ],
+)
+def test_a_planted_fault_in_a_mixture_of_heads_is_no_near_tie(heads, fault, named):
+    (model, changed), change = heads, lambda name: (name, 0.0)
+    match fault:
+        case "routers of the layer exchanged":
+
+            def change(name):
+                parts = ("self_attn.router", "mlp.router")
+                one, other = parts if parts[0] in name else parts[::-1]
+                return name.replace(one, other), 0.0
+
+        case "outputs of other experts":
+            changed = with_matrices_swapped(changed, "o_proj")
+        case _:
+            changed = with_matrices_swapped(changed, "q_proj")
+    assert named in failing(compared(heads, runner(model, changed, change)))
