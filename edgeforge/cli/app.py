@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from edgeforge.cli import adapter_options
 from edgeforge.cli import options as option
 from edgeforge.cli.bench import AfterDashes, bench
+from edgeforge.cli.cache_warning import print_cache_warning
 from edgeforge.cli.chat import chat
 from edgeforge.cli.devices import devices
+from edgeforge.cli.export import export, export_adapter
 from edgeforge.cli.export_module import export_module
 from edgeforge.cli.plan import plan
 from edgeforge.cli.printable import json_text, printable, printable_lines, table_console
 from edgeforge.cli.run import run
-
-if TYPE_CHECKING:
-    from exporters.manifest import Manifest
 
 app = typer.Typer(
     name="edgeforge",
@@ -58,127 +55,8 @@ def _options(
     """Declares the options before the command for --help; `edgeforge.cli.entry` reads them."""
 
 
-@app.command()
-def export(
-    model: option.Model,
-    out: option.Out,
-    target: option.Targets = "onnx",
-    recipe: option.Recipe = None,
-    rotation: option.Rotation = None,
-    imported_scales: option.ImportedScales = "float16",
-    context: option.Context = None,
-    tokenizer: option.Tokenizer = None,
-    revision: option.Revision = None,
-    ignore_config: option.IgnoreConfig = None,
-    strip: option.Strip = False,
-    weights: option.Weights = None,
-    profile: option.Profile = None,
-    chunk: option.Chunk = None,
-    cache_write: option.CacheWrite = None,
-    opset: option.Opset = None,
-    lowering: option.Lowering = None,
-    backend: option.Backend = None,
-    kv_cache: option.KvCache = None,
-    activations: option.Activations = None,
-    max_memory: option.MaxMemory = None,
-    draft_positions: option.DraftPositions = None,
-    exit_layer: option.ExitLayer = None,
-    adapter: adapter_options.Adapters = None,
-    adapter_mode: adapter_options.AdapterMode = "merged",
-    bits_per_weight: option.BitsPerWeight = None,
-    max_size: option.MaxSize = None,
-    max_kl: option.MaxKl = None,
-    save_plan: option.SavePlan = None,
-    calibrate: option.Calibrate = True,
-    calibration: option.Calibration = None,
-    calibration_tokens: option.CalibrationTokens = None,
-    calibration_length: option.CalibrationLength = 256,
-    seed: option.CalibrationSeed = 0,
-    resume: option.Resume = None,
-    force: option.Force = False,
-    threads: option.Threads = None,
-    quiet: option.Quiet = False,
-) -> None:
-    """Trace and quantize a model, and write it for one or more runtimes."""
-    from edgeforge import api
-    from edgeforge.cli.progress import Reporter
-    from edgeforge.planning.vocabulary import vocabulary_note
-    from edgeforge.sizes import parse_size, size_text
-    from exporters.manifest import Manifest
-
-    with Reporter(quiet) as progress:
-        folders = api.export(
-            model,
-            out,
-            targets=[name.strip() for name in target.split(",")],
-            recipe=recipe,
-            rotation=rotation,
-            imported_scales=imported_scales,
-            context=context,
-            tokenizer=tokenizer,
-            revision=revision,
-            ignore_config=ignore_config or (),
-            strip=strip,
-            weights=weights,
-            profile=profile,
-            chunk=chunk,
-            cache_write=cache_write,
-            opset=opset,
-            lowering=lowering,
-            backend=backend,
-            kv_cache=kv_cache,
-            activations=activations,
-            max_memory=None if max_memory is None else parse_size(max_memory),
-            draft_positions=draft_positions,
-            exit_layer=exit_layer,
-            adapters=adapter or (),
-            adapter_mode=adapter_mode,
-            bits_per_weight=bits_per_weight,
-            max_size=None if max_size is None else parse_size(max_size),
-            max_kl=max_kl,
-            save_plan=save_plan,
-            calibrate=calibrate,
-            calibration=calibration,
-            calibration_tokens=calibration_tokens,
-            calibration_length=calibration_length,
-            seed=seed,
-            resume=resume,
-            force=force,
-            threads=threads,
-            progress=progress,
-        )
-    manifests = [Manifest.read(folder) for folder in folders]
-    for folder, manifest in zip(folders, manifests, strict=True):
-        size = size_text(sum(record.size for record in manifest.files.values()))
-        line = f"{folder}: {manifest.target}, {manifest.recipe}, context {manifest.context}, "
-        print(printable(f"{line}{manifest.bits_per_weight:.3f} bits a weight, {size}"))
-    records = manifests[0].weights
-    told = vocabulary_note(
-        manifests[0].recipe,
-        {name: record.format for name, record in records.items()},
-        {name: record.shape for name, record in records.items()},
-    )
-    if told:
-        print(printable(told))
-    _print_warnings(manifests)
-
-
-@app.command()
-def export_adapter(
-    artifact: option.Artifact,
-    adapter: adapter_options.AdapterFolder,
-    checkpoint: option.CheckpointPlace = None,
-    quiet: option.Quiet = False,
-) -> None:
-    """Add an adapter to an artifact that is already out, beside its weights."""
-    from edgeforge import api
-    from edgeforge.cli.progress import Reporter
-
-    with Reporter(quiet) as progress:
-        name = api.export_adapter(artifact, adapter, checkpoint=checkpoint, progress=progress)
-    print(printable(f"{artifact}: adapter {name} added; edgeforge run --adapter {name}"))
-
-
+app.command()(export)
+app.command()(export_adapter)
 app.command(name="export-module")(export_module)
 app.command()(plan)
 
@@ -229,7 +107,7 @@ def verify(
     )
     with Reporter(quiet) as progress:
         results = verify_together(folders, options, progress)
-    _print_cache_warning()
+    print_cache_warning()
     if json:
         _print_json([result.to_json() for result in results])
     else:
@@ -272,7 +150,7 @@ def check(
     refuse_places(files, options, artifacts or [])
     with Reporter(quiet) as progress:
         result = run_check(artifacts or [], options, progress)
-    _print_cache_warning()
+    print_cache_warning()
     if json:
         _print_json(result.to_json())
     else:
@@ -309,7 +187,7 @@ def diagnose(
     )
     with Reporter(quiet) as progress:
         found = find(artifact, options, progress)
-    _print_cache_warning()
+    print_cache_warning()
     if json:
         _print_json(found.to_json())
     else:
@@ -466,34 +344,6 @@ def synth(
             progress=lambda done, size: progress("synthesise", done, size),
         )
     print(printable(str(folder)))
-
-
-def _print_warnings(manifests: Sequence[Manifest]) -> None:
-    """Prints each warning once, on stderr, with the targets that it concerns if not all."""
-    from edgeforge.cli.exits import one_line
-    from quant.kernels import native
-
-    _print_cache_warning()
-    if not native.available():
-        print(
-            "warning: quantization ran without compiled kernels, with the same results but slowly: "
-            "`edgeforge doctor` says how to get them",
-            file=sys.stderr,
-        )
-    for warning in dict.fromkeys(each for manifest in manifests for each in manifest.warnings):
-        concerned = [manifest.target for manifest in manifests if warning in manifest.warnings]
-        where = f"{', '.join(concerned)}: " if len(concerned) < len(manifests) else ""
-        print(one_line(f"warning: {where}{warning}"), file=sys.stderr)
-
-
-def _print_cache_warning() -> None:
-    """Prints, on stderr, that results are kept elsewhere, where the cache can only be read."""
-    from edgeforge.cache import cache_note
-    from edgeforge.cli.exits import one_line
-
-    note = cache_note()
-    if note is not None:
-        print(one_line(f"warning: {note}"), file=sys.stderr)
 
 
 def _print_json(value: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from edgeforge.cli import export_options
 from edgeforge.cli import options as shared
 from edgeforge.cli import plan_options as option
 from edgeforge.cli.printable import json_text, printable_lines, table_console
@@ -12,18 +13,18 @@ from edgeforge.cli.printable import json_text, printable_lines, table_console
 def plan(
     model: option.Sized,
     device: option.PlannedDevice,
-    context: shared.Context = None,
+    context: export_options.Context = None,
     target: option.PlannedTargets = None,
     recipe: option.PlannedRecipes = None,
     os: option.SystemVersion = None,
     memory: option.AppMemory = None,
-    kv_cache: shared.KvCache = None,
-    profile: shared.Profile = None,
-    chunk: shared.Chunk = None,
-    opset: shared.Opset = None,
-    exit_layer: shared.ExitLayer = None,
-    revision: shared.Revision = None,
-    ignore_config: shared.IgnoreConfig = None,
+    kv_cache: export_options.KvCache = None,
+    profile: export_options.Profile = None,
+    chunk: export_options.Chunk = None,
+    opset: export_options.Opset = None,
+    exit_layer: export_options.ExitLayer = None,
+    revision: export_options.Revision = None,
+    ignore_config: export_options.IgnoreConfig = None,
     json: shared.Json = False,
 ) -> None:
     """Tell what a model would take on a phone, recipe by recipe; nothing is exported."""
