@@ -194,9 +194,7 @@ def _in_place(package: Package, tensor: Any, kind: TensorType, where: str) -> Co
     return Constant(kind.dtype, shape, values.astype(_NUMPY[kind.dtype]).reshape(shape))
 
 
-def _constant(
-    kind: TensorType, data: npt.NDArray[np.uint8], blob: Blob | None = None
-) -> Constant:
+def _constant(kind: TensorType, data: npt.NDArray[np.uint8], blob: Blob | None = None) -> Constant:
     shape = tuple(dim or 0 for dim in kind.shape)
     if BITS[kind.dtype] < 8:
         return Constant(kind.dtype, shape, data, blob)
