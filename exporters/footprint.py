@@ -2,7 +2,7 @@
 
 An estimate counts what a runtime keeps: every weight once, a tied embedding as often as the runtime
 holds it, caches filled to the context (those of layers that have them: a window masks tokens, but
-no runtime keeps fewer for it), and the buffers of one run of 128 tokens. It leaves out the
+no runtime keeps fewer for it), and the buffers of one run of a prompt. It leaves out the
 runtime's own code, the process around it, and pages of the weight file that the system may drop.
 Llama-3.2-1B's shape at int4-g128 with a context of 4096 took 1.05 GB of anonymous and locked pages
 in ExecuTorch, where this says 1.06 GB. The demo model at int4, whose weights are fewer than the
@@ -61,6 +61,13 @@ def estimate(
         run += costs.run_tokens * (3 * facts.hidden_size + 2 * facts.experts)
         rows = costs.expert_rows * facts.chosen_experts
         run += costs.run_tokens * rows * facts.hidden_size
+    run += max(
+        (
+            costs.run_tokens * each.operands + costs.recurrence(each, costs.run_tokens)
+            for each in facts.recurrences
+        ),
+        default=0,
+    )
     scores = costs.run_tokens * max(facts.num_heads) if costs.scores else 0
     tables = facts.head_dim if facts.rope_width is None else facts.rope_width
     return Footprint(

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
+
+from exporters.recurrence_size import RecurrenceSize, in_place
+
+UNLIMITED: Final = 1 << 40
+"""The longest context, in tokens, of a model of which nothing grows with the context."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,8 @@ class RuntimeCosts:
         memory_element: bytes of one number in the memories of recurrences.
         expert_rows: how many hidden vectors it holds of each token for each expert that the token
             chose; 0 where a mixture's experts are computed one after another.
+        recurrence: counts the numbers that a run of so many tokens holds of a recurrence besides
+            its operands.
     """
 
     cache_element: float
@@ -33,6 +42,7 @@ class RuntimeCosts:
     state_element: int = 4
     memory_element: int = 4
     expert_rows: int = 0
+    recurrence: Callable[[RecurrenceSize, int], int] = in_place
 
 
 @dataclass(frozen=True)
@@ -78,11 +88,16 @@ class Footprint:
     def largest_context(self, memory: int) -> int:
         """The longest context, in tokens, that fits into so many bytes; 0 when none fits.
 
+        Where nothing grows with the context, it is `UNLIMITED` when the model fits at all.
+
         >>> Footprint(1000, 100, 2.0, 0.5).largest_context(1200)
         40
         """
         left = memory - self.weights - self.buffers - self.states
-        tokens = max(0, math.floor(left / (self.caches_per_token + self.buffers_per_token)))
+        each = self.caches_per_token + self.buffers_per_token
+        if not each:
+            return UNLIMITED if left >= 0 else 0
+        tokens = max(0, math.floor(left / each))
         tokens -= tokens % self.context_multiple
         fits = self.total(tokens) <= memory or not tokens
         return tokens if fits else tokens - self.context_multiple

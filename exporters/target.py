@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from exporters.float_columns import FloatColumns
 from exporters.options import Choices, TargetOptions
+from exporters.recurrence_size import RecurrenceSize
 from exporters.runtime_memory import Footprint
 from exporters.structure import Section
 
@@ -43,6 +44,7 @@ class ModelFacts:
         recent: numbers that the states of short convolutions and token shifts hold, of all layers
             together.
         memory: numbers that the memories of recurrences hold, of all layers together.
+        recurrences: the recurrences of its layers; equal ones once.
         attention_softcap: the bound on attention's scores by a tanh; 0 for none.
         experts: the largest number of experts in a mixture; 0 where no layer has one.
         chosen_experts: the largest number of experts that a mixture computes for a token.
@@ -60,6 +62,7 @@ class ModelFacts:
     rope_width: int | None = None
     recent: int = 0
     memory: int = 0
+    recurrences: tuple[RecurrenceSize, ...] = ()
     attention_softcap: float = 0.0
     experts: int = 0
     chosen_experts: int = 0

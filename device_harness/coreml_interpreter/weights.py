@@ -200,17 +200,20 @@ class BlockWeight(Weight):
         budget: Budget,
     ) -> None:
         super().__init__(data.shape, budget)
-        self._data, self._scale, self._offset, self._half = data, scale, offset, half
+        self._data, self._half = data, half
         self._block = data.shape[0] // scale.shape[0]
         self.blocks = _blocks_of(data, scale, offset, half)
+        # Scales take an eighth of the codes' bytes or more: the kernels' own are all that is kept.
+        self._parts = None if self.blocks else (scale, offset)
 
     def make(self, start: int, stop: int) -> Tensor:
         """Rows from ``start`` to ``stop``."""
-        if self.blocks:
+        if self._parts is None:
+            assert self.blocks is not None
             return self.blocks.dequantize(start, stop).reshape(stop - start, *self.shape[1:])
         values = code_rows(self._data, start, stop).to(torch.float32)
-        scale = self._of_rows(self._scale, start, stop)
-        offset = None if self._offset is None else self._of_rows(self._offset, start, stop)
+        scale = self._of_rows(self._parts[0], start, stop)
+        offset = None if self._parts[1] is None else self._of_rows(self._parts[1], start, stop)
         made = shift_scale(values, scale, offset)
         return round_to_half(made) if self._half else made
 
@@ -266,7 +269,9 @@ def _blocks_of(data: Constant, scale: Tensor, offset: Tensor | None, half: bool)
     repeat = data.shape[0] // scale.shape[0]
 
     def of_rows(parts: Tensor) -> Tensor:
-        return parts.reshape(-1, groups).repeat_interleave(repeat, 0).float().contiguous()
+        rows = parts.reshape(-1, groups)
+        rows = rows if repeat == 1 else rows.repeat_interleave(repeat, 0)
+        return rows.float().contiguous()
 
     return Blocks(
         packed=data.data.reshape(-1).view(np.uint8),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from edgeforge.errors import UsageError
 from edgeforge.families.spec import LayerSpec, ModelSpec, convolved_columns
+from exporters.recurrence_size import RecurrenceSize
 from exporters.target import ModelFacts
 
 DEFAULT_CONTEXT: Final = 4096
@@ -37,6 +39,7 @@ def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
         memory=sum(
             layer.recurrence.memory for layer in spec.layers if layer.recurrence is not None
         ),
+        recurrences=tuple(dict.fromkeys(recurrence_sizes(spec))),
         attention_softcap=spec.attention_softcap,
         experts=max((max(each.experts, each.attention_experts) for each in spec.layers), default=0),
         chosen_experts=max(
@@ -44,6 +47,21 @@ def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
             default=0,
         ),
     )
+
+
+def recurrence_sizes(spec: ModelSpec) -> Iterator[RecurrenceSize]:
+    """Yields the dimensions of the recurrence of each layer that has one."""
+    for layer in spec.layers:
+        made = layer.recurrence
+        if made is not None:
+            yield RecurrenceSize(
+                made.heads,
+                made.key_heads,
+                made.key_width,
+                made.value_width,
+                by_row=layer.mixer == "time_mix",
+                replaces=layer.mixer == "delta_net",
+            )
 
 
 def recent_numbers(spec: ModelSpec, layer: LayerSpec) -> int:

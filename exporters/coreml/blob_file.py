@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -80,12 +81,38 @@ class Blob:
     Attributes:
         dtype: MIL's name of the element type.
         elements: how many elements there are.
-        data: uint8 ``[ceil(elements * bits / 8)]``, a view of the file.
+        data: uint8 ``[ceil(elements * bits / 8)]``, a view of the mapped file. Pages that are read
+            through it stay resident as long as the file is mapped.
+        file: the weight file.
+        start: where the bytes begin in it.
     """
 
     dtype: str
     elements: int
     data: npt.NDArray[np.uint8]
+    file: Path
+    start: int
+
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """Yields the bytes, at most ``size`` at a time.
+
+        They are read from the file and not through the map, so that none of them stays resident.
+
+        Raises:
+            ExportError: the file cannot be read, or was cut short since it was opened.
+        """
+        left = self.data.nbytes
+        try:
+            with open_input(self.file) as stream:
+                stream.seek(self.start)
+                while left:
+                    block = stream.read(min(size, left))
+                    if not block:
+                        raise ExportError(f"{self.file} is {left} bytes too short")
+                    left -= len(block)
+                    yield block
+        except OSError as error:
+            raise _unreadable(self.file, error) from error
 
 
 class BlobFile:
@@ -106,9 +133,7 @@ class BlobFile:
                 empty = self.size == 0
                 self._map = b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise ExportError(
-                f"the weight file {path} cannot be read: {error.strerror or error}"
-            ) from error
+            raise _unreadable(path, error) from error
         if self.size < ALIGNMENT:
             raise ExportError(
                 f"{path} has {self.size} bytes, less than the {ALIGNMENT} of a weight file's "
@@ -158,4 +183,8 @@ class BlobFile:
                 f"changed"
             )
         data = np.frombuffer(self._map, np.uint8, size, start)
-        return Blob(dtype, used // bits, data)
+        return Blob(dtype, used // bits, data, self.path, start)
+
+
+def _unreadable(path: Path, error: OSError) -> ExportError:
+    return ExportError(f"the weight file {path} cannot be read: {error.strerror or error}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from exporters.coreml.blob_file import BITS
+from exporters.coreml.blob_file import BITS, Blob
 from exporters.coreml.package import Package, TensorType, tensor_type
 from exporters.errors import ExportError
 
@@ -50,11 +51,13 @@ class Constant:
         shape: the constant's dimensions.
         data: for elements of a byte or more, an array of that shape (bf16 and 8-bit floats as
             their bits); for smaller elements, the packed bytes, low bits first.
+        blob: where a weight file holds the data; None where no file does.
     """
 
     dtype: str
     shape: tuple[int, ...]
     data: npt.NDArray[Any]
+    blob: Blob | None = None
 
     @property
     def bits(self) -> int:
@@ -65,6 +68,15 @@ class Constant:
     def elements(self) -> int:
         """How many elements there are."""
         return math.prod(self.shape)
+
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """Yields the data's bytes, at most ``size`` at a time; none of a file's stays resident."""
+        if self.blob is not None:
+            yield from self.blob.blocks(size)
+            return
+        flat = np.ascontiguousarray(self.data).reshape(-1).view(np.uint8)
+        for start in range(0, len(flat), size):
+            yield flat[start : start + size].tobytes()
 
     def codes(self) -> npt.NDArray[Any]:
         """The elements in their shape; those of less than a byte are unpacked to (u)int8."""
@@ -152,7 +164,7 @@ def _from_file(package: Package, named: Any, kind: TensorType, where: str) -> Co
             f"{where} is {kind}, {kind.elements} elements, but the weight file holds "
             f"{blob.elements} at its offset {named.offset}: the package was changed"
         )
-    return _constant(kind, blob.data)
+    return _constant(kind, blob.data, blob)
 
 
 def _in_place(package: Package, tensor: Any, kind: TensorType, where: str) -> Constant:
@@ -182,8 +194,8 @@ def _in_place(package: Package, tensor: Any, kind: TensorType, where: str) -> Co
     return Constant(kind.dtype, shape, values.astype(_NUMPY[kind.dtype]).reshape(shape))
 
 
-def _constant(kind: TensorType, data: npt.NDArray[np.uint8]) -> Constant:
+def _constant(kind: TensorType, data: npt.NDArray[np.uint8], blob: Blob | None = None) -> Constant:
     shape = tuple(dim or 0 for dim in kind.shape)
     if BITS[kind.dtype] < 8:
-        return Constant(kind.dtype, shape, data)
-    return Constant(kind.dtype, shape, data.view(_NUMPY[kind.dtype]).reshape(shape))
+        return Constant(kind.dtype, shape, data, blob)
+    return Constant(kind.dtype, shape, data.view(_NUMPY[kind.dtype]).reshape(shape), blob)

@@ -78,15 +78,14 @@ class StoredPart:
     def blocks(self) -> Iterator[bytes]:
         """Yields the bytes as the store holds them, one block at a time."""
         if self.exponents is not None:
-            rows = self.constant.data.view(np.uint16).reshape(len(self.exponents), -1)
-            step = max(1, _BLOCK // (2 * rows.shape[1]))
-            for start in range(0, len(rows), step):
-                end = start + step
-                yield from_half(rows[start:end], self.exponents[start:end]).tobytes()
+            columns = self.constant.data.view(np.uint16).reshape(len(self.exponents), -1).shape[1]
+            step = max(1, _BLOCK // (2 * columns))
+            for number, block in enumerate(self.constant.blocks(step * 2 * columns)):
+                rows = np.frombuffer(block, np.uint16).reshape(-1, columns)
+                start = number * step
+                yield from_half(rows, self.exponents[start : start + len(rows)]).tobytes()
             return
-        flat = self.constant.data.reshape(-1).view(np.uint8)
-        for start in range(0, len(flat), _BLOCK):
-            block = flat[start : start + _BLOCK].tobytes()
+        for block in self.constant.blocks(_BLOCK):
             yield self.restore(block) if self.restore else block
 
 
@@ -147,7 +146,7 @@ def _parts_of(
         part = _PARTS[parameter]
         if part == "scale":
             exponents, known_by = _exponents(package, operations.get(name + DESCALE), constant)
-            widened = known_by is not None or not are_half(constant.data.view(np.uint16))
+            widened = known_by is not None or not _are_half(constant)
             stored = StoredPart(
                 constant, (place, known_by), exponents=exponents if widened else None
             )
@@ -200,6 +199,11 @@ def _exponents(package: Package, inverse: Any, scale: Constant) -> tuple[Exponen
             f"its {rows} rows: the package was changed"
         )
     return (1 - exponents)[:, None].astype(np.int32), place
+
+
+def _are_half(scale: Constant) -> bool:
+    """Whether scales are float16 in the store too; see `exporters.coreml.scales.are_half`."""
+    return any(are_half(np.frombuffer(block, np.uint16)) for block in scale.blocks(_BLOCK))
 
 
 def _padded_rows(constant: Constant) -> Constant:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from exporters.checks import check_draft_positions
 from exporters.coreml import names
+from exporters.coreml.closed_form import closed_form
 from exporters.errors import ExportError
 from exporters.footprint import check_memory, estimate
 from exporters.options import Choices, TargetOptions
@@ -64,7 +65,11 @@ class CoremlTarget:
         check_draft_positions(options, facts.context)
         check_formats(plan, shapes, options)
         footprint = self.footprint(plan, shapes, facts, options)
-        check_memory(self.name, footprint, style.context, options.max_memory)
+        # A prefill call holds numbers of all pairs of its tokens (`exporters.coreml.closed_form`).
+        too_long = bool(facts.recurrences) and footprint.run_tokens > 1
+        shorter = too_long and footprint.weights < (options.max_memory or 0)
+        note = ", or prefill fewer tokens at a time (--chunk)" if shorter else ""
+        check_memory(self.name, footprint, style.context, options.max_memory, note=note)
 
     def footprint(
         self,
@@ -191,6 +196,7 @@ def costs(style: Style, chunks: tuple[int, ...]) -> RuntimeCosts:
         tied_copies=1,
         run_tokens=max(chunks),
         scores=True,
+        recurrence=closed_form,
     )
 
 

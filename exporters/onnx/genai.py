@@ -1,12 +1,20 @@
-"""The configuration that onnxruntime-genai reads beside a graph."""
+"""The configuration that onnxruntime-genai reads beside a graph, and graphs that it cannot load."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from exporters.target import ExportRequest, ModelFacts
 from quant.processors import default_threads
 from quant.program.states import State, states_of
 
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
+# The states of which onnxruntime-genai makes one tensor's shape for all layers, by their names.
+_OF_ONE_SHAPE: Final[Mapping[str, str]] = {
+    ".recurrent_state": "memories",
+    ".conv_state": "states of recent tokens",
+}
 
 
 def genai_config(request: ExportRequest, filename: str) -> dict[str, object]:
@@ -70,6 +78,43 @@ def genai_config(request: ExportRequest, filename: str) -> dict[str, object]:
     }
     search |= {k: v for k in _SAMPLING if isinstance(v := request.generation.get(k), int | float)}
     return {"model": model, "search": search}
+
+
+def refusals(states: Iterable[tuple[str, tuple[int | str, ...]]]) -> tuple[str, ...]:
+    """Says why onnxruntime-genai cannot load a graph, one sentence each; empty where it can.
+
+    Each was found with onnxruntime-genai 0.18. It gives all layers states of one layer's shape, and
+    looks for the states of short convolutions only in a model without memories.
+
+    Args:
+        states: the name and the shape of each input that is a state, without the batch.
+
+    >>> refusals([("past_key_values.0.conv_state", (96, 3)), ("past.1.conv", (64, 2))])[0][:72]
+    'onnxruntime-genai cannot load this artifact: layer 1 is a short convolut'
+    """
+    given = list(states)
+    shapes: dict[str, dict[tuple[int | str, ...], str]] = {end: {} for end in _OF_ONE_SHAPE}
+    for name, shape in given:
+        for end, found in shapes.items():
+            if name.endswith(end):
+                found.setdefault(shape, name.removesuffix(end).rpartition(".")[2])
+    told = [
+        f"all layers must have {words} of one shape there, and "
+        + " and ".join(
+            f"layer {layer} has {' x '.join(map(str, shape))}"
+            for shape, layer in list(shapes[end].items())[:2]
+        )
+        for end, words in _OF_ONE_SHAPE.items()
+        if len(shapes[end]) > 1
+    ]
+    short = [name.split(".")[1] for name, _ in given if name.endswith(".conv")]
+    if short and any(shapes.values()):
+        told.insert(0, f"layer {short[0]} is a short convolution beside layers with a recurrence")
+    return tuple(
+        f"onnxruntime-genai cannot load this artifact: {reason} (ONNX Runtime alone, `edgeforge "
+        f"run` and `verify` are not concerned)"
+        for reason in told
+    )
 
 
 def _layer_kinds(facts: ModelFacts, recent: list[State]) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +26,7 @@ from quant.formats.formats import IntFormat
 from quant.plans.plan import QuantPlan, matrix_shape
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, ValueInfoProto
 
     from exporters.onnx.weight_file import WeightFile
     from quant.program.program import Program
@@ -98,7 +98,7 @@ class OnnxTarget:
 
         from exporters.last_token import keep_last_token
         from exporters.onnx.caches import NOTE
-        from exporters.onnx.genai import genai_config
+        from exporters.onnx.genai import genai_config, refusals
         from exporters.onnx.genai_tokenizer import write_tokenizer
         from exporters.onnx.notes import (
             mixture_notes,
@@ -139,7 +139,7 @@ class OnnxTarget:
                 for v in models[name].graph.output
                 if not v.name.startswith("present.")
             },
-            states={v.name: _describe(v) for v in graph.input if v.name.startswith("past")},
+            states={v.name: _describe(v) for v in _past(graph)},
             notes=(
                 *rounding_notes(graph, request.store.plan, kept),
                 *mixture_notes(request.program),
@@ -148,7 +148,7 @@ class OnnxTarget:
                 *((NOTE,) if request.cache_ranges else ()),
                 *((_drafts(positions),) if positions is not None else ()),
             ),
-            warnings=warnings,
+            warnings=(*warnings, *refusals(_states(graph))),
             float_columns=kept,
         )
 
@@ -210,6 +210,18 @@ def _model(
             inputs.append(tensor(each.past, TensorProto.FLOAT, [batch, *each.shape]))
             outputs.append(tensor(each.present, TensorProto.FLOAT, [batch, *each.shape]))
     return builder.model(inputs, outputs), lowered.kept
+
+
+def _past(graph: GraphProto) -> list[ValueInfoProto]:
+    """The inputs that are states."""
+    return [given for given in graph.input if given.name.startswith("past")]
+
+
+def _states(graph: GraphProto) -> Iterator[tuple[str, tuple[int | str, ...]]]:
+    """The name and the shape of each state, without the batch."""
+    for given in _past(graph):
+        dims = given.type.tensor_type.shape.dim
+        yield given.name, tuple(d.dim_param or d.dim_value for d in dims[1:])
 
 
 def _drafts(positions: int) -> str:

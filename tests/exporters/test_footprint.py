@@ -12,7 +12,9 @@ from edgeforge.pipeline import export
 from exporters.errors import ExportError
 from exporters.footprint import Footprint, RuntimeCosts, check_memory, estimate
 from exporters.options import TargetOptions
+from exporters.recurrence_size import RecurrenceSize
 from exporters.registry import find_target
+from exporters.runtime_memory import UNLIMITED
 from exporters.target import ModelFacts
 from quant.plans.recipes import find_recipe
 
@@ -144,3 +146,34 @@ def test_the_queries_of_all_chosen_experts_are_wider_than_one_experts_product(co
     wider = 40 * FACTS.head_dim - widest
     assert wider > 0
     assert made.buffers == counted.buffers + 8 * (3 * 64 + 2 * 8 + 2 * wider) * 4
+
+
+def test_recurrences_are_counted_once_for_the_largest(counted):
+    plan = find_recipe("int8").plan(SHAPES, ROLES)
+    small, large = RecurrenceSize(4, 2, 8, 12), RecurrenceSize(4, 4, 8, 12, replaces=True)
+    facts = replace(FACTS, recurrences=(small, large))
+    loop = estimate(plan, SHAPES, facts, COSTS)
+    # Queries and keys, values and results, a decay of each head, and the delta rule's betas.
+    assert loop.buffers == counted.buffers + 8 * (2 * 4 * 8 + 2 * 4 * 12 + 4 + 4) * 4
+    pairs = replace(COSTS, recurrence=lambda size, tokens: size.heads * tokens**2)
+    assert estimate(plan, SHAPES, facts, pairs).buffers == loop.buffers + 4 * 8**2 * 4
+
+
+def test_a_model_of_which_nothing_grows_fits_at_any_context_or_at_none():
+    footprint = Footprint(1000, 100, 0.0, 0.0, states=50)
+    assert footprint.largest_context(1150) == UNLIMITED
+    assert footprint.largest_context(1149) == 0
+    with pytest.raises(ExportError, match="leave no room for a context: choose a recipe of fewer"):
+        check_memory("coreml", footprint, 100, 1149)
+
+
+def test_core_ml_advises_shorter_calls_for_a_recurrence():
+    plan, target = find_recipe("int8").plan(SHAPES, ROLES), find_target("coreml")
+    large = RecurrenceSize(4, 4, 64, 64, by_row=True)
+    facts = replace(FACTS, recurrences=(large,))
+    options = TargetOptions(max_memory=2_000_000)
+    target.check(plan, SHAPES, FACTS, options)
+    words = r"--max-memory is 2\.0 MB: .*, or prefill fewer tokens at a time \(--chunk\)$"
+    with pytest.raises(ExportError, match=words):
+        target.check(plan, SHAPES, facts, options)
+    target.check(plan, SHAPES, facts, replace(options, chunk="8"))

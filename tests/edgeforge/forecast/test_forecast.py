@@ -128,6 +128,22 @@ def test_where_none_fits_the_longest_context_is_told():
         assert again.targets[0].best == best
 
 
+def test_a_model_of_which_nothing_grows_with_the_context():
+    """RWKV: what a prefill holds of its recurrence depends on the tokens of a call."""
+    targets, rwkv = list(TARGETS), model("rwkv6-1.6b")
+    found = forecast(rwkv, "iphone-15-pro", recipes=["int8"], targets=targets, memory=10**8)
+    assert {each.needs for each in found.targets} == {
+        "none fits, at any context: choose a smaller model or a phone of more memory"
+    }
+    chunks = [TargetOptions(chunk="64"), TargetOptions(chunk="16")]
+    large, small = (
+        rows_of(forecast(rwkv, "iphone-15-pro", recipes=["int8"], options=each))["int8"].buffers
+        for each in chunks
+    )
+    pairs = 2 * 32 * 64 * 4  # two numbers of each head and row of its memory, in float32
+    assert large - small > pairs * (64**2 - 16**2)
+
+
 def test_a_mixed_plan_of_each_target_is_its_own():
     found = forecast(model("openelm-270m"), "iphone-15-pro", targets=list(TARGETS))
     sizes = {

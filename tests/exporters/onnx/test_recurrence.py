@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,14 +14,30 @@ import pytest
 
 from device_harness.errors import DeviceError
 from device_harness.onnx_session import OnnxSession
+from edgeforge.families.spec import LayerSpec, RecurrenceSpec
+from edgeforge.reference.walk import store_reader
 from exporters.onnx.target import OnnxTarget
 from exporters.options import TargetOptions
 from quant.program.states import states_of as states_of_program
-from tests.exporters.onnx.vocabulary_cases import CONTEXT, VOCAB
-from tests.oracles.traced import difference
+from tests.exporters.onnx.vocabulary_cases import (
+    CASES,
+    CONTEXT,
+    CONVOLUTION,
+    FFN,
+    VOCAB,
+    layer,
+)
+from tests.oracles.lowered_spec import LoweredSpec
+from tests.oracles.traced import ReferenceSession, difference
 
 FLOAT = 2e-6  # of the range of the logits
 NAMES = ("rwkv5", "rwkv6", "mamba", "delta-net")
+
+
+def with_memory(heads: int, key_heads: int, rows: int, columns: int) -> LayerSpec:
+    """A layer of Mamba 2 with a memory of this shape."""
+    made = RecurrenceSpec(heads, key_heads, rows, columns)
+    return LayerSpec(0, 0, FFN, rope=None, mixer="mamba", recurrence=made)
 
 
 def opened(folder, graph: str = "model.onnx") -> onnxruntime.InferenceSession:
@@ -171,6 +188,52 @@ def test_onnxruntime_genai_keeps_the_states(lower, tmp_path, name):
     text = [*rows[1], *genai_greedy(folder, rows[1][:9], rows[1][9:], count=12)]
     greedy = made.reference.logits(np.array(text)).argmax(1)
     assert text[23:] == greedy[22:-1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (with_memory(4, 2, 8, 16), None),
+        (
+            with_memory(8, 2, 8, 8),
+            "must have memories of one shape there, and layer 0 has 4 x 8 x 16 and layer 2 has "
+            "8 x 8 x 8",
+        ),
+        (
+            with_memory(4, 1, 16, 16),
+            "must have memories of one shape there, and layer 0 has 4 x 8 x 16 and layer 2 has "
+            "4 x 16 x 16",
+        ),
+        (
+            with_memory(4, 4, 8, 16),
+            "must have states of recent tokens of one shape there, and layer 0 has 96 x 3 and "
+            "layer 2 has 128 x 3",
+        ),
+        (CONVOLUTION, "layer 2 is a short convolution beside layers with a recurrence"),
+    ],
+)
+def test_states_that_onnxruntime_genai_cannot_load_are_told(case_text, tmp_path, last, reason):
+    """ONNX Runtime alone runs the graph, whatever the states' shapes."""
+    from tests.oracles.genai import genai_greedy
+
+    spec = replace(CASES["mamba"], layers=(with_memory(4, 2, 8, 16), layer(), last)).spec()
+    source, folder = LoweredSpec(spec, tmp_path / "store", "fp32", CONTEXT), tmp_path / "made"
+    lowered = source.write(OnnxTarget(), folder)
+    reference = ReferenceSession(source.program, store_reader(source.store))
+    wanted = reference.logits(case_text)
+    assert difference(OnnxSession(folder, CONTEXT, 1).logits(case_text), wanted) < FLOAT
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"] |= {"eos_token_id": [VOCAB - 1], "pad_token_id": VOCAB - 1}
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    told = [each for each in lowered.warnings if "cannot load this artifact" in each]
+    if reason is None:
+        assert told == []
+        assert len(genai_greedy(folder, [3, 5, 7], count=2)) == 2
+        return
+    (sentence,) = told
+    assert reason in sentence
+    with pytest.raises(Exception, match=r"invalid dimensions for input|Missing Input"):
+        genai_greedy(folder, [3, 5, 7], count=2)
 
 
 def test_a_session_keeps_the_states_of_one_text(lower, case_text):
