@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ _LEAST_SCALE: Final = 1e-9
 """Of what is rounded to 8 bits: images of smaller values become zeros."""
 ROUNDED: Final = (
     "products with quantized weights round each row of their inputs to 8 bits, and convolutions "
-    "each image"
+    "each image or sequence"
 )
 
 
@@ -39,8 +40,8 @@ class ExecutorchModules:
         import torch
 
         from exporters.modules.integer_program import (
+            CONVOLUTIONS,
             EMBEDDING,
-            IMAGE_CONVOLUTIONS,
             LINEAR,
             integer_program,
         )
@@ -55,14 +56,14 @@ class ExecutorchModules:
             # torch's own definitions of the `quantized_decomposed` operators.
             from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401
 
-            images = {operator: _convolution for operator in IMAGE_CONVOLUTIONS}
-            readers = {LINEAR: _linear, EMBEDDING: _embedding, **images, None: _linear}
+            rounded = {operator: _convolution for operator in CONVOLUTIONS}
+            readers = {LINEAR: _linear, EMBEDDING: _embedding, **rounded, None: _linear}
             program = integer_program(request, readers, floats)
             notes = _lower(program, folder / PROGRAM)
         taps = {
-            name: weight.shape[2] * weight.shape[3]
+            name: prod(weight.shape[2:])
             for name, weight in request.traced.weights.items()
-            if len(weight.shape) == 4
+            if weight.role == "conv"
         }
         floats = write_places(folder / PROGRAM, folder, request.store, "xnnpack", floats, taps)
         kept = request.store is not None and len(floats) < len(request.store.plan.weights)
@@ -96,14 +97,16 @@ def _lower(program: ExportedProgram, file: Path) -> tuple[str, ...]:
     )
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
+    from exporters.modules.channels_last import layouts_kept
     from exporters.vendor_output import first_words
 
     def write(*partitioners: object) -> None:
-        edge = to_edge_transform_and_lower(
-            program,
-            partitioner=list(partitioners),
-            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-        )
+        with layouts_kept():
+            edge = to_edge_transform_and_lower(
+                program,
+                partitioner=list(partitioners),
+                compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+            )
         edge.to_executorch().save(str(file))
 
     try:
@@ -133,9 +136,7 @@ def _floats(request: ModuleRequest) -> dict[str, str]:
 
 def _refusal(weight: ModuleWeight, format: IntFormat, request: ModuleRequest) -> str:
     if weight.role == "conv":
-        if _convolves_images(weight, request):
-            return ""
-        return "XNNPACK multiplies integers of convolutions of images alone, and of no depthwise"
+        return _refused_convolution(weight, request)
     if format.bits not in (4, 8):
         return f"XNNPACK has integers of 4 and 8 bits, not {format.name}"
     if format.bits == 8 and format.group_size is not None:
@@ -178,9 +179,9 @@ def _linear(parts: Parts, graph: fx.Graph, user: fx.Node) -> fx.Node:
     return rounded
 
 
-def _convolves_images(weight: ModuleWeight, request: ModuleRequest) -> bool:
-    """Whether all readers of a kernel are convolutions of images, and none is depthwise."""
-    from exporters.modules.integer_program import IMAGE_CONVOLUTIONS
+def _refused_convolution(weight: ModuleWeight, request: ModuleRequest) -> str:
+    """Why XNNPACK cannot hold the integers of a kernel; empty if it can."""
+    from exporters.modules.integer_program import CONVOLUTIONS
     from exporters.modules.traced import PREFIX
 
     program = request.traced.program
@@ -190,12 +191,66 @@ def _convolves_images(weight: ModuleWeight, request: ModuleRequest) -> bool:
         if target.removeprefix(PREFIX) == weight.name
     }
     for node in program.graph.find_nodes(op="placeholder"):
-        for user in node.users if node.name in names else ():
-            groups = user.args[6] if len(user.args) > 6 else 1
-            depthwise = groups != 1 and weight.shape[1] == 1
-            if user.target not in IMAGE_CONVOLUTIONS or depthwise:
-                return False
-    return len(weight.shape) == 4
+        if node.name in names and any(user.target not in CONVOLUTIONS for user in node.users):
+            return "XNNPACK multiplies integers of convolutions of images and sequences alone"
+    # Its exporter takes every such convolution for depthwise, one of a single group, too.
+    if weight.shape[1] == 1:
+        return (
+            "XNNPACK's depthwise kernels, which it takes for one input channel a group, multiply "
+            "integers only with activations whose range is fixed before they are known"
+        )
+    return ""
+
+
+def _of_images(parts: Parts, graph: fx.Graph, user: fx.Node) -> fx.Node:
+    """Makes a convolution one of a batch of images, the only ones that the partitioner knows.
+
+    A sequence becomes an image of height 1, what has no batch dimension a batch of one, and a
+    padding by name a number; where it adds one more behind than before, zeros are appended.
+
+    Given::
+
+        %y = aten::conv1d(%x, %w, %b, [s], [p], [d], groups)
+
+    Result::
+
+        %c = aten::conv2d(unsqueeze(%x, 2), %w, %b, [1, s], [0, p], [1, d], groups)
+        %y = squeeze(%c, 2)
+    """
+    import torch
+
+    aten: Any = torch.ops.aten
+    shape = parts.weight.shape
+    axes = len(shape) - 2
+    defaults = None, [1] * axes, [0] * axes, [1] * axes, 1
+    source, kernel, *given = user.args
+    bias, stride, padding, dilation, groups = (*given, *defaults[len(given) :])
+    assert isinstance(source, torch.fx.Node)
+    added = [0] if source.meta["val"].ndim < len(shape) else []
+    if axes == 1:
+        added.append(2)
+    for dim in added:
+        source = graph.call_function(aten.unsqueeze.default, (source, dim))
+    taps = shape[2:]
+    if padding == "valid":
+        padding = [0] * axes
+    elif padding == "same":
+        around = [d * (tap - 1) for d, tap in zip(dilation, taps, strict=True)]
+        padding = [both // 2 for both in around]
+        if any(both % 2 for both in around):
+            behind = [size for both in reversed(around) for size in (0, both % 2)]
+            source = graph.call_function(aten.constant_pad_nd.default, (source, behind))
+    settings = [[1, *stride], [0, *padding], [1, *dilation]]
+    made = graph.call_function(
+        aten.conv2d.default, (source, kernel, bias, *(each[-2:] for each in settings), groups)
+    )
+    last = made
+    for dim in reversed(added):
+        last = graph.call_function(aten.squeeze.dim, (last, dim))
+    last.meta["val"] = user.meta["val"]
+    user.replace_all_uses_with(last)
+    graph.erase_node(user)
+    return made
 
 
 def _convolution(parts: Parts, graph: fx.Graph, user: fx.Node) -> fx.Node:
@@ -219,27 +274,33 @@ def _convolution(parts: Parts, graph: fx.Graph, user: fx.Node) -> fx.Node:
     import torch
 
     kernels: Any = torch.ops.quantized_decomposed
+    user = _of_images(parts, graph, user)
     source, bounds = user.args[0], (-128, 127, torch.int8)
-    asked = graph.call_function(
-        kernels.choose_qparams.tensor, (source, -128, 127, _LEAST_SCALE, torch.int8)
-    )
-    scale = graph.call_function(operator.getitem, (asked, 0))
-    zero = graph.call_function(operator.getitem, (asked, 1))
-    narrow = graph.call_function(kernels.quantize_per_tensor.tensor, (source, scale, zero, *bounds))
-    rounded = graph.call_function(
-        kernels.dequantize_per_tensor.tensor, (narrow, scale, zero, *bounds)
-    )
     held = parts.scale()
-    kernel = graph.call_function(
-        kernels.dequantize_per_channel.default,
-        (
-            parts.buffer(graph, "kernel", parts.codes().view(parts.weight.shape)),
-            parts.buffer(graph, "scale", held[:, 0]),
-            parts.buffer(graph, "zero", torch.zeros(len(held), dtype=torch.int64)),
-            0,
-            *bounds,
-        ),
-    )
+    rows, channels, *taps = parts.weight.shape
+    shape = rows, channels, *(1, *taps)[-2:]
+    with graph.inserting_before(user):
+        asked = graph.call_function(
+            kernels.choose_qparams.tensor, (source, -128, 127, _LEAST_SCALE, torch.int8)
+        )
+        scale = graph.call_function(operator.getitem, (asked, 0))
+        zero = graph.call_function(operator.getitem, (asked, 1))
+        narrow = graph.call_function(
+            kernels.quantize_per_tensor.tensor, (source, scale, zero, *bounds)
+        )
+        rounded = graph.call_function(
+            kernels.dequantize_per_tensor.tensor, (narrow, scale, zero, *bounds)
+        )
+        kernel = graph.call_function(
+            kernels.dequantize_per_channel.default,
+            (
+                parts.buffer(graph, "kernel", parts.codes().view(shape)),
+                parts.buffer(graph, "scale", held[:, 0]),
+                parts.buffer(graph, "zero", torch.zeros(len(held), dtype=torch.int64)),
+                0,
+                *bounds,
+            ),
+        )
     user.args = (rounded, kernel, *user.args[2:])
     return rounded
 
@@ -285,6 +346,7 @@ def _embedding(parts: Parts, graph: fx.Graph, user: fx.Node) -> fx.Node:
         (*held, None, -half, half - 1, user.args[1]),
         {"dtype": torch.float32},
     )
+    made.meta["val"] = user.meta["val"]
     user.replace_all_uses_with(made)
     graph.erase_node(user)
     return made

@@ -24,7 +24,13 @@ Reader = Callable[["Parts", fx.Graph, fx.Node], fx.Node]
 aten = torch.ops.aten
 LINEAR: Final = aten.linear.default
 EMBEDDING: Final = aten.embedding.default
-IMAGE_CONVOLUTIONS: Final[tuple[Any, ...]] = (aten.conv2d.default, aten.conv2d.padding)
+CONVOLUTIONS: Final[tuple[Any, ...]] = (
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+)
+"""Of sequences and of images; not transposed."""
 _POOLS: Final = tuple(f"aten.{kind}_pool{axes}d" for kind in ("max", "avg") for axes in (1, 2, 3))
 
 

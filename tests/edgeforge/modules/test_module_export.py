@@ -159,36 +159,101 @@ def test_floats_are_exact(artifacts, tmp_path):
     assert all(e.quantization == 0 and e.lowering < 1e-5 for e in found.outputs)
 
 
-def test_convolutions_of_images_are_integers_in_xnnpack(tmp_path, monkeypatch):
+class Block(nn.Module):
+    """What MobileNet begins with: zeros behind an image, a convolution, and a block."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 3, stride=2)
+        self.expand = nn.Sequential(nn.Conv2d(16, 32, 1, bias=False), nn.BatchNorm2d(32))
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False)
+        self.norm = nn.BatchNorm2d(32)
+        self.project = nn.Conv2d(32, 16, 1, bias=False)
+
+    def forward(self, x):
+        x = F.relu6(self.stem(F.pad(x, (0, 1, 0, 1))))
+        wide = F.relu6(self.expand(x))
+        return x + self.project(F.relu6(self.norm(self.depthwise(wide))))
+
+
+class FrontEnd(nn.Module):
+    """What Whisper's encoder begins with: convolutions of a sequence, and positions."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv1d(16, 32, 3, padding=1)
+        self.second = nn.Conv1d(32, 32, 3, stride=2, padding=1)
+        self.positions = nn.Embedding(10, 32)
+        self.last = nn.Linear(32, 16)
+
+    def forward(self, x):
+        x = F.gelu(self.second(F.gelu(self.first(x)))).permute(0, 2, 1)
+        return self.last(x + self.positions.weight)
+
+
+@pytest.mark.parametrize(
+    ("made", "size", "floats"),
+    [(Block, (3, 16, 16), {"depthwise.weight"}), (FrontEnd, (16, 20), set())],
+)
+def test_convolutions_are_the_same_integers_everywhere(made, size, floats, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEFORGE_CACHE", str(tmp_path / "cache"))
+    batch = {"x": {0: torch.export.Dim("batch", max=4)}}
+    given, targets = torch.randn(2, *size), list(MODULE_TARGETS)
+    folders = api.export_module(
+        made(), given, tmp_path / "out", targets=targets, dynamic_shapes=batch
+    )
+    for folder in folders:
+        manifest = ModuleManifest.read(folder)
+        on_executorch = manifest.target == "executorch"
+        assert set(manifest.floats) == (floats if on_executorch else set())
+        found = api.verify_module(folder)
+        assert found.integers == len(manifest.weights) - len(manifest.floats)
+        assert found.outputs[0].lowering < 0.02
+        wanted = {n: w.digest for n, w in manifest.weights.items() if n not in manifest.floats}
+        if manifest.target != "onnx":
+            read = MODULE_TARGETS[manifest.target].stored_digests(folder, manifest.entry, {})
+            assert read == wanted
+    digests = [{n: w.digest for n, w in ModuleManifest.read(f).weights.items()} for f in folders]
+    assert digests[0] == digests[1] == digests[2]
+
+
+def test_all_convolutions_that_xnnpack_has_kernels_for_run_there(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEFORGE_CACHE", str(tmp_path / "cache"))
 
     class Convolving(nn.Module):
-        """A plain, a depthwise and a grouped convolution of images, and one of a sequence."""
+        """Images, a depthwise and a grouped convolution, sequences, and an even kernel."""
 
         def __init__(self):
             super().__init__()
             torch.manual_seed(0)
-            self.plain = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+            self.gray = nn.Conv2d(1, 16, 3, stride=2, padding=1)
             self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
-            self.grouped = nn.Conv2d(16, 32, 3, padding="same", groups=2, bias=False)
+            self.grouped = nn.Conv2d(16, 32, 4, padding="same", groups=2, bias=False)
             self.sequence = nn.Conv1d(32, 16, 3)
+            self.causal = nn.Conv1d(16, 16, 4, padding="same", dilation=3)
 
         def forward(self, x):
-            x = torch.relu(self.depthwise(torch.relu(self.plain(x))))
-            return self.sequence(self.grouped(x).flatten(2))
+            x = torch.relu(self.depthwise(torch.relu(self.gray(x))))
+            x = self.sequence(self.grouped(x).flatten(2))
+            # Without a batch dimension: torch takes the first of the batch for all of it.
+            return self.causal(x[0])
 
     batch = {"x": {0: torch.export.Dim("batch", max=4)}}
-    given = torch.randn(2, 3, 12, 12) * torch.tensor([1.0, 30.0]).view(2, 1, 1, 1)
+    given = torch.randn(2, 1, 12, 12) * torch.tensor([1.0, 30.0]).view(2, 1, 1, 1)
     options = {"targets": ["executorch"], "dynamic_shapes": batch}
     (folder,) = api.export_module(Convolving(), given, tmp_path / "out", **options)
     manifest = ModuleManifest.read(folder)
-    assert set(manifest.floats) == {"depthwise.weight", "sequence.weight"}
-    assert "of no depthwise" in manifest.floats["depthwise.weight"]
+    assert set(manifest.floats) == {"gray.weight", "depthwise.weight"}
+    assert "XNNPACK's depthwise kernels" in manifest.floats["gray.weight"]
     found = api.verify_module(folder)
-    assert found.integers == 2 and found.outputs[0].lowering < 0.02
+    assert found.integers == 3 and found.outputs[0].lowering < 0.02
+    # ExecuTorch's portable kernels compute no convolution: they are far slower.
+    assert b"aten::convolution" not in (folder / "model.pte").read_bytes()
     # Channels lie last in the file; what was read back is the store's, undone.
     places = json.loads((folder / "weight_places.json").read_text())["places"]
-    assert places["plain.weight"]["codes"][0]["layout"].endswith("channels last, taps 9")
+    assert places["grouped.weight"]["codes"][0]["layout"].endswith("channels last, taps 16")
 
 
 def test_what_xnnpacks_partitioner_fails_on_runs_in_portable_kernels(artifacts, tmp_path):
