@@ -97,6 +97,7 @@ class Method:
         self.limit = int(self.records[plan["inputs"][0]]["sizes"][1])
         self.probes = probes_of(context, tuple(dict.fromkeys((1, self.limit))))
         self.values: dict[int, Value] = {}
+        self._computed = {arguments[-1] for _, arguments in self._calls()}
         self.caches: dict[int, Updated] = {}
         self.seen: Seen = {}
         self.capped: Seen = {}
@@ -246,7 +247,8 @@ class Method:
 
     def _given(self, index: int) -> Value:
         record, name = self.records[index], f"{self.name}, value {index}"
-        if record.table in _SCALARS:
+        # Before its call a number is that of the run before, whatever the file says.
+        if record.table in _SCALARS and index not in self._computed:
             return Constant(name, np.asarray(record[_SCALARS[record.table]]))
         if record.table != "Tensor":
             return Unknown(name, record.table)

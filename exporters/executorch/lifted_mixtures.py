@@ -66,7 +66,8 @@ def _zeros(method: Method, kernel: str, arguments: list[int]) -> bool:
     """What results are added to; or a step of a choice of experts."""
     if id(method.value(arguments[0])) in method.samples:
         return sampled_kernel(method, kernel, arguments)
-    if method.constants(arguments[1]) != (0,):
+    same = method.sizes(arguments[0]) == method.sizes(arguments[-1])
+    if not same or method.constants(arguments[1]) != (0,):
         return False
     method.values[arguments[-1]] = Unknown(_name(method, arguments), _NOTHING)
     return True

@@ -166,6 +166,13 @@ def sums_not_begun(program: Record) -> None:
     gathers[2]["args"][0] = gathers[0]["args"][0]
 
 
+def zeros_in_another_shape(program: Record) -> None:
+    """The sum begins with as many columns as there are experts."""
+    zeros = calls_of(program, "KernelCall", "aten::full_like")[0]
+    largest = calls_of(program, "KernelCall", "aten::amax")[0]
+    zeros["args"][0] = largest["args"][0]
+
+
 ALTERED: dict[Callable[[Record], None], str] = {
     of_another_expert: "",
     too_early: "",
@@ -176,6 +183,7 @@ ALTERED: dict[Callable[[Record], None], str] = {
     kept_once: "",
     over_tokens: "leaves out something else",
     sums_not_begun: "",
+    zeros_in_another_shape: "",
 }
 
 
