@@ -53,7 +53,7 @@ _EMBEDDING: Final = "quantized_decomposed::embedding_"
 
 def _count(method: Method, kernel: str, arguments: list[int]) -> bool:
     value, axis, result = method.value(arguments[0]), *arguments[1:3]
-    if not isinstance(value, Tokens | Last) or at(method.value(axis), 0) != 1:
+    if not isinstance(value, Tokens | Last) or method.constants(axis) != (1,):
         return False
     most = value.positions if isinstance(value, Last) else method.limit
     counts = tuple(np.asarray(min(probe.count, most)) for probe in method.probes)
@@ -64,10 +64,11 @@ def _count(method: Method, kernel: str, arguments: list[int]) -> bool:
 def _slice(method: Method, kernel: str, arguments: list[int]) -> bool:
     source, result = method.value(arguments[0]), arguments[-1]
     bounds = tuple(method.value(index) for index in arguments[1:5])
-    if not are_numbers(bounds):
+    along = method.constants(arguments[1], arguments[4])
+    if not are_numbers(bounds) or along is None:
         return False
     name, steps = f"{method.name}, value {result}", range(len(method.probes))
-    axis, step = int(at(bounds[0], 0)), int(at(bounds[3], 0))
+    axis, step = along
     spans = [(int(at(bounds[1], i)), int(at(bounds[2], i))) for i in steps]
     if isinstance(source, Updated) and (axis, step) == (1, 1):
         first = tuple(span[0] for span in spans)
@@ -153,20 +154,19 @@ def _update(method: Method, kernel: str, arguments: list[int]) -> bool:
 
 def _attention(method: Method, kernel: str, arguments: list[int]) -> bool:
     name = f"{method.name}, value {arguments[-1]}"
-    query, keys, values, start, mask, _, causal, scale = (
-        method.value(index) for index in arguments[:8]
-    )
+    query, keys, values, start, mask, _, _, scale = (method.value(index) for index in arguments[:8])
     if isinstance(query, Unknown) and query.kind == _ROUND:
         query = query.operands[0]
     if not (isinstance(keys, Updated) and isinstance(values, Updated)):
         method.values[arguments[-1]] = Unknown(name, NO_NEW_ROWS, (query, keys, values))
         return True
-    if not (isinstance(start, Numbers) and isinstance(scale, Constant)):
+    causal = method.constants(arguments[6])
+    if not (isinstance(start, Numbers) and isinstance(scale, Constant)) or causal is None:
         return False
     # Where keys and values are slices of their caches, both must begin at the same token.
     if keys.first != values.first:
         return False
-    visible = _visible(method, keys, start, mask, bool(at(causal, 0)))
+    visible = _visible(method, keys, start, mask, *causal)
     if visible is None:
         return False
     of_query, of_key = method.sizes(arguments[0]), method.sizes(arguments[1])
@@ -275,8 +275,8 @@ def _recall(method: Method, kernel: str, arguments: list[int]) -> bool:
 
 def _repeat(method: Method, kernel: str, arguments: list[int]) -> bool:
     """A mask several times, one below the other."""
-    record, axis = method.records[arguments[0]], method.value(arguments[1])
-    if record.table != "TensorList" or int(at(axis, 0)) != 0:
+    record, axis = method.records[arguments[0]], method.constants(arguments[1])
+    if record.table != "TensorList" or axis != (0,):
         return False
     items = list(record["items"])
     mask = method.value(items[0])

@@ -50,12 +50,14 @@ class Guard:
     """Booleans on which jumps depend: for each expert whether any token chose it.
 
     Attributes:
-        offset: their place in the arena, in bytes.
+        index: the number of the tensor that they are.
+        made: the tensor's value; the booleans are others where it has another.
         experts: how many there are, a byte each.
         weights: each token's weight of each expert.
     """
 
-    offset: int
+    index: int
+    made: Value
     experts: int
     weights: Value
 
@@ -160,8 +162,9 @@ class Method:
             self.at_start = started
             return land
         if of is not None and record.table == "Tensor" and list(record["sizes"]) == [1]:
-            expert = self.offset(condition) - of.offset
-            if 0 <= expert < of.experts and land > place + 1:
+            expert = self.offset(condition) - self.offset(of.index)
+            same = self.values[of.index] is of.made
+            if same and 0 <= expert < of.experts and land > place + 1:
                 self.guard = of.weights, expert
                 return land
         raise ExportError(
@@ -229,6 +232,17 @@ class Method:
         if index not in self.values:
             self.values[index] = self._given(index)
         return self.values[index]
+
+    def constants(self, *indices: int) -> tuple[Any, ...] | None:
+        """Numbers that are the same in every call, by the values' numbers; None where one is not.
+
+        A kernel's axis must be one: a number that a call computes may be right in some calls only.
+        """
+        values = [self.value(index) for index in indices]
+        found = [each.array for each in values if isinstance(each, Constant)]
+        if len(found) < len(values) or any(array.ndim for array in found):
+            return None
+        return tuple(array.item() for array in found)
 
     def _given(self, index: int) -> Value:
         record, name = self.records[index], f"{self.name}, value {index}"

@@ -23,7 +23,7 @@ from exporters.executorch.lifted_slots import (
     rows_of_expert,
 )
 from exporters.executorch.lifted_values import operands
-from exporters.lifted import Constant, Product, Sum, Unknown, Value, are_numbers, at
+from exporters.lifted import Constant, Product, Sum, Unknown, Value, at
 from exporters.lifted_mixture import ChosenTokens, Combine
 
 _LARGEST: Final = "largest weight of each expert"
@@ -42,11 +42,9 @@ def _name(method: Method, arguments: list[int]) -> str:
 def _largest(method: Method, kernel: str, arguments: list[int]) -> bool:
     """``amax(weights, [0, 1])``."""
     weights, axes = weights_of(method, arguments[0]), method.records[arguments[1]]
-    keep = method.value(arguments[2])
-    if not is_choice(weights) or axes.table != "IntList" or not are_numbers((keep,)):
+    if not is_choice(weights) or axes.table != "IntList":
         return False
-    along = [int(at(method.value(item), 0)) for item in axes["items"]]
-    if along != [0, 1] or bool(at(keep, 0)):
+    if method.constants(*axes["items"], arguments[2]) != (0, 1, False):
         return False
     method.values[arguments[-1]] = Unknown(_name(method, arguments), _LARGEST, (weights,))
     return True
@@ -54,23 +52,21 @@ def _largest(method: Method, kernel: str, arguments: list[int]) -> bool:
 
 def _greater(method: Method, kernel: str, arguments: list[int]) -> bool:
     """Which experts any token chose, ``largest > 0``; or a step of a choice of experts."""
-    largest, bound = operands(method.value(arguments[0]), _LARGEST), method.value(arguments[1])
+    largest, out = operands(method.value(arguments[0]), _LARGEST), arguments[-1]
     if largest is None:
         return sampled_kernel(method, kernel, arguments)
-    if not are_numbers((bound,)) or float(at(bound, 0)) != 0:
+    if method.constants(arguments[1]) != (0,):
         return False
-    experts = method.sizes(arguments[-1])[0]
-    method.guards = Guard(method.offset(arguments[-1]), experts, largest[0])
-    method.values[arguments[-1]] = Unknown(_name(method, arguments), "chosen experts", largest)
+    method.values[out] = made = Unknown(_name(method, arguments), "chosen experts", largest)
+    method.guards = Guard(out, made, method.sizes(out)[0], largest[0])
     return True
 
 
 def _zeros(method: Method, kernel: str, arguments: list[int]) -> bool:
     """What results are added to; or a step of a choice of experts."""
-    value, filled = method.value(arguments[0]), method.value(arguments[1])
-    if id(value) in method.samples:
+    if id(method.value(arguments[0])) in method.samples:
         return sampled_kernel(method, kernel, arguments)
-    if not are_numbers((filled,)) or float(at(filled, 0)) != 0:
+    if method.constants(arguments[1]) != (0,):
         return False
     method.values[arguments[-1]] = Unknown(_name(method, arguments), _NOTHING)
     return True
@@ -78,10 +74,9 @@ def _zeros(method: Method, kernel: str, arguments: list[int]) -> bool:
 
 def _select(method: Method, kernel: str, arguments: list[int]) -> bool:
     """An expert's column of the weights, or the tokens among the places of what is not zero."""
-    axis, index = method.value(arguments[1]), method.value(arguments[2])
-    if not are_numbers((axis, index)):
+    where = method.constants(*arguments[1:3])
+    if where is None:
         return False
-    where = int(at(axis, 0)), int(at(index, 0))
     name, places = _name(method, arguments), operands(method.value(arguments[0]), _PLACES)
     if places is not None:
         if where != (1, 1):
@@ -113,13 +108,14 @@ def _gather(method: Method, kernel: str, arguments: list[int]) -> bool:
 
     Of a mixture of heads, also the numbers of their slots' rows, and these rows.
     """
-    source, axis, which = (method.value(index) for index in arguments[:3])
-    name, column = _name(method, arguments), operands(which, _WHICH)
+    source, which = (method.value(arguments[index]) for index in (0, 2))
+    axis, name = method.constants(arguments[1]), _name(method, arguments)
+    column = operands(which, _WHICH)
     made: Value | None = None
-    if not are_numbers((axis,)) or int(at(axis, 0)) not in (0, 1):
-        return False
-    if int(at(axis, 0)) == 0:
+    if axis == (0,):
         made = None if column is None else own_rows(name, source, *_column(column[0]))
+    elif axis != (1,):
+        return False
     elif isinstance(which, OwnRows):
         made = chosen_slots(method, name, source, which)
     elif column is not None:
@@ -156,8 +152,8 @@ def _put(method: Method, kernel: str, arguments: list[int]) -> bool:
     ``total[:, which] = total[:, which] + result * weights`` or ``slots[:, own] = result``.
     """
     total, (places, new, accumulate) = arguments[0], arguments[1:4]
-    listed, adds = method.records[places], method.value(accumulate)
-    if total != arguments[-1] or listed.table != "OptionalTensorList" or bool(at(adds, 0)):
+    listed, adds = method.records[places], method.constants(accumulate)
+    if total != arguments[-1] or listed.table != "OptionalTensorList" or adds != (False,):
         return False
     absent, *where = listed["items"]
     if absent != -1 or len(where) != 1:

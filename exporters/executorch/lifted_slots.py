@@ -122,23 +122,22 @@ def _fit(method: Method, own: OwnRows, chosen: int) -> bool:
 
 def _zeros(method: Method, kernel: str, arguments: list[int]) -> bool:
     """``full([1, rows, width], 0)``."""
-    sizes, number = method.records[arguments[0]], method.value(arguments[1])
-    if sizes.table != "IntList" or not are_numbers((number,)) or float(at(number, 0)) != 0:
+    sizes = method.records[arguments[0]]
+    if sizes.table != "IntList" or len(sizes["items"]) != 3:
         return False
-    dims = tuple(method.value(index) for index in sizes["items"])
-    if len(dims) != 3 or not are_numbers(dims):
-        return False
-    if (int(at(dims[0], 0)), int(at(dims[2], 0))) != (1, method.sizes(arguments[-1])[-1]):
+    one, count, width = sizes["items"]
+    wanted, rows = (1, method.sizes(arguments[-1])[-1], 0), method.value(count)
+    if method.constants(one, width, arguments[1]) != wanted or not are_numbers((rows,)):
         return False
     name = f"{method.name}, value {arguments[-1]}"
-    method.values[arguments[-1]] = Unknown(name, _ZEROS, (dims[1],))
+    method.values[arguments[-1]] = Unknown(name, _ZEROS, (rows,))
     return True
 
 
 def _taken(method: Method, kernel: str, arguments: list[int]) -> bool:
     """``weights != 0``."""
-    weights, number = operands(method.value(arguments[0]), _FLAT), method.value(arguments[1])
-    if weights is None or not are_numbers((number,)) or float(at(number, 0)) != 0:
+    weights = operands(method.value(arguments[0]), _FLAT)
+    if weights is None or method.constants(arguments[1]) != (0,):
         return False
     method.values[arguments[-1]] = Unknown(f"{method.name}, value {arguments[-1]}", _TAKEN, weights)
     return True
@@ -146,11 +145,8 @@ def _taken(method: Method, kernel: str, arguments: list[int]) -> bool:
 
 def _counts(method: Method, kernel: str, arguments: list[int]) -> bool:
     """The sum of booleans over the experts up to each, as integers."""
-    taken, axis, dtype = (method.value(index) for index in arguments[:3])
-    weights = operands(taken, _TAKEN)
-    if weights is None or not are_numbers((axis, dtype)):
-        return False
-    if (int(at(axis, 0)), int(at(dtype, 0))) != (1, SCALAR_TYPES["int64"][0]):
+    weights, int64 = operands(method.value(arguments[0]), _TAKEN), SCALAR_TYPES["int64"][0]
+    if weights is None or method.constants(*arguments[1:3]) != (1, int64):
         return False
     name = f"{method.name}, value {arguments[-1]}"
     method.values[arguments[-1]] = Unknown(name, _COUNTS, weights)
@@ -159,9 +155,9 @@ def _counts(method: Method, kernel: str, arguments: list[int]) -> bool:
 
 def _rows(method: Method, kernel: str, arguments: list[int]) -> bool:
     """``counts + firsts``."""
-    counts, firsts, factor = (method.value(index) for index in arguments[:3])
+    counts, firsts = (method.value(index) for index in arguments[:2])
     weights = operands(counts, _COUNTS)
-    if weights is None or not are_numbers((firsts, factor)) or int(at(factor, 0)) != 1:
+    if weights is None or not are_numbers((firsts,)) or method.constants(arguments[2]) != (1,):
         return False
     name = f"{method.name}, value {arguments[-1]}"
     method.values[arguments[-1]] = Unknown(name, _ROWS, (*weights, firsts))
