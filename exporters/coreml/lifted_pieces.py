@@ -41,7 +41,7 @@ def _transpose(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     shape = walk.operations.shapes.get(str(operation.inputs["x"].arguments[0].name), ())
     tokens = walk.operations.shapes[TOKENS][-1]
     swapped = whole_numbers(given["perm"][0]) == (0, 2, 1, 3)
-    if not swapped or shape[0] != 1 or tokens not in shape[1:3]:
+    if not swapped or shape[:1] != (1,) or tokens not in shape[1:3]:
         return None  # no heads and tokens that change places
     return given["x"][:1]
 

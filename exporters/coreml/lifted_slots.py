@@ -107,6 +107,8 @@ def counted(walk: Walk, name: str, given: Given, operation: Any) -> Made:
     plain = [whole_numbers(given[key][0]) for key in ("exclusive", "reverse")] == [(0,), (0,)]
     if not isinstance(source, Marks) or axis != (-1,) or not plain:
         return None
+    if len(walk.shape(source)) != 3:
+        return None
     return (Counted(name, source.weights),) if _as_made(walk, operation, "x", source) else None
 
 

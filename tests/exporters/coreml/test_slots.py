@@ -1,4 +1,4 @@
-"""Mixtures of attention heads: logits, what runs, what is dropped, and what is read back."""
+"""Mixtures of attention heads: logits, what runs, what is dropped, and what is float32."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from exporters.coreml import names
 from exporters.coreml.package import open_package
 from exporters.coreml.reader import stored_digests
+from exporters.coreml.schema import DATA_TYPES
 from tests.exporters.coreml import vocabulary_model
 from tests.exporters.coreml.changed_packages import overwrite, products
 from tests.exporters.coreml.slot_models import SPECS, TEXT, WAYS, WIDTH, exported
@@ -85,6 +86,23 @@ def test_experts_that_no_token_chose_run_only_where_there_are_no_branches(
         assert sorted(part.values()) == list(range(5))
         ran = {part[name] for name in shown if name in part}
         assert ran == (chosen if way == "gpu" else set(range(5)))
+
+
+@pytest.mark.parametrize("way", ["gpu", "ane"])
+def test_the_choice_the_sum_and_its_bias_are_float32_for_the_gpu(way, slots_package, operations):
+    made = slots_package("heads", way)
+    dtypes = {
+        (each.type, output.name): output.type.tensorType.dataType
+        for each in operations(made.folder, names.DECODE)
+        for output in each.outputs
+    }
+    kinds = {dtype for (kind, _), dtype in dtypes.items() if kind in ("topk", "cumsum")}
+    total = dtypes[
+        "cond" if way == "gpu" else "add",
+        f"op_combine_default_4_{'total' if way == 'gpu' else 'sum'}",
+    ]
+    wanted = DATA_TYPES["fp32" if way == "gpu" else "fp16"]
+    assert kinds == {total} == {dtypes["add", "op_bias"]} == {wanted}
 
 
 @pytest.mark.parametrize(
