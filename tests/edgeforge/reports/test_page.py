@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
 from edgeforge.cards.figures import number, ratio, share
 from edgeforge.reports.charts import Point, front
-from edgeforge.reports.page import LARGEST_PAGE
+from edgeforge.reports.heat import Heat
+from edgeforge.reports.page import LARGEST_PAGE, Entry
 from edgeforge.reports.peers import peers_of
 from quant.sealed_json import seal, unseal
 
@@ -187,3 +189,17 @@ def test_a_browser_has_nothing_to_complain_of(made, tmp_path, width):
     # The page itself asks for nothing but its own file.
     asked = set(re.findall(r'"url":"(https?://[^"]+)"', log.read_text()))
     assert not {url for url in asked if "google" not in url and "gvt1" not in url}
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ({"place": "layer 3, attention"}, "the router of layer 3, attention agrees least,"),
+        ({}, "the least router agrees"),
+    ],
+)
+def test_the_router_that_agrees_least_is_told_where_a_report_says_its_place(place, words):
+    routing = {"tokens": 100, "changed": 2, "agreement": 0.9, "unread": "", "own": {"kl_mean": 0.5}}
+    shown = SimpleNamespace(data={"routing": routing | place})
+    entry = Entry("A", shown, "SOUND", "passed", Heat((), ()), (), "")
+    assert f"{words} in 90.0 % of experts" in entry.routing
