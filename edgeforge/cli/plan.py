@@ -22,6 +22,7 @@ def plan(
     chunk: shared.Chunk = None,
     opset: shared.Opset = None,
     exit_layer: shared.ExitLayer = None,
+    adapter: option.PlannedAdapters = None,
     revision: shared.Revision = None,
     ignore_config: shared.IgnoreConfig = None,
     json: shared.Json = False,
@@ -45,6 +46,7 @@ def plan(
         chunk=chunk,
         opset=opset,
         exit_layer=exit_layer,
+        adapters=adapter or (),
         revision=revision,
         ignore_config=ignore_config or (),
     )
