@@ -91,11 +91,13 @@ def export(
     rotated = rotate_if_asked(model, options, context, progress)
     model = model if rotated is None else rotated.model
     # The plan says which format each weight gets; it is checked before any weight is read.
-    facts = replace(facts_of(model.spec, context), eos=model.eos)
+    beside = sum(adapter.numbers for adapter in adapters)
+    facts = replace(facts_of(model.spec, context, beside), eos=model.eos)
     planned = choose_plan(model, options.plan_request(targets, facts, rotated), progress)
     # An adapter beside the weights takes activations as they are.
     rounded = {name: given.activation for name, given in planned.plan.weights.items()}
-    refuse_rounded(adapters, planned.plan.recipe, rounded)
+    adapted = [name for adapter in adapters for name in adapter.pairs]
+    refuse_rounded(adapted, planned.plan.recipe, rounded)
     # Each target refuses a plan that its format, its kernels or the device's memory cannot hold.
     check_targets(planned.plan, model.weights.shapes(), targets, facts, options.target)
     # A calibration text that is too short or overlaps the held-out text is refused early as well.

@@ -94,7 +94,7 @@ def export_adapter(
     target = find_target(manifest.target)
     ready = check_adapters(model, [opened], [target.name], manifest.options)
     rounded = {name: record.activation for name, record in manifest.weights.items()}
-    refuse_rounded(ready, manifest.recipe, rounded)
+    refuse_rounded(ready[0].pairs, manifest.recipe, rounded)
     inputs = [Input("the adapter", opened.place, whole=True)]
     check_output(artifact, True, inputs)
     progress("write adapter", 0, 0)

@@ -78,6 +78,7 @@ def estimate(
         states=facts.recent * costs.state_element + facts.memory * costs.memory_element,
         stored=stored,
         run_tokens=costs.run_tokens,
+        adapters=facts.adapter_numbers * costs.adapter_element,
     )
 
 
@@ -103,9 +104,10 @@ def check_memory(
     """
     if memory is None or footprint.total(context) <= memory:
         return
+    beside = f"adapters {_text(footprint.adapters)}, " if footprint.adapters else ""
     parts = (
-        f"weights {_text(footprint.weights)}, caches {_text(footprint.caches_at(context))}, "
-        f"buffers {_text(footprint.buffers_at(context))}"
+        f"weights {_text(footprint.weights)}, {beside}caches "
+        f"{_text(footprint.caches_at(context))}, buffers {_text(footprint.buffers_at(context))}"
     )
     largest = footprint.largest_context(memory)
     if footprint.weights > memory:

@@ -29,6 +29,7 @@ class RuntimeCosts:
         memory_element: bytes of one number in the memories of recurrences.
         expert_rows: how many hidden vectors it holds of each token for each expert that the token
             chose; 0 where a mixture's experts are computed one after another.
+        adapter_element: bytes of one number of an adapter's factors.
         recurrence: counts the numbers that a run of so many tokens holds of a recurrence besides
             its operands.
     """
@@ -42,6 +43,7 @@ class RuntimeCosts:
     state_element: int = 4
     memory_element: int = 4
     expert_rows: int = 0
+    adapter_element: int = 4
     recurrence: Callable[[RecurrenceSize, int], int] = in_place
 
 
@@ -58,6 +60,7 @@ class Footprint:
         run_tokens: how many tokens one run of a prompt takes.
         context_multiple: the context is rounded up to a multiple of so many tokens.
         states: bytes of the states that do not grow with the context.
+        adapters: bytes of the factors of all adapters beside the weights, as if all were loaded.
     """
 
     weights: int
@@ -68,6 +71,7 @@ class Footprint:
     run_tokens: int = 1
     context_multiple: int = 1
     states: int = 0
+    adapters: int = 0
 
     def caches_at(self, context: int) -> int:
         """Bytes of the caches and of all other states, for a context of so many tokens."""
@@ -78,12 +82,13 @@ class Footprint:
         return self.buffers + math.ceil(self._positions(context) * self.buffers_per_token)
 
     def total(self, context: int) -> int:
-        """Bytes of weights, caches and buffers together, for a context of so many tokens.
+        """Bytes of weights, adapters, caches and buffers, for a context of so many tokens.
 
         >>> Footprint(1000, 100, 2.0, 0.5).total(40)
         1200
         """
-        return self.weights + self.caches_at(context) + self.buffers_at(context)
+        kept = self.weights + self.adapters
+        return kept + self.caches_at(context) + self.buffers_at(context)
 
     def largest_context(self, memory: int) -> int:
         """The longest context, in tokens, that fits into so many bytes; 0 when none fits.
@@ -93,7 +98,7 @@ class Footprint:
         >>> Footprint(1000, 100, 2.0, 0.5).largest_context(1200)
         40
         """
-        left = memory - self.weights - self.buffers - self.states
+        left = memory - self.weights - self.adapters - self.buffers - self.states
         each = self.caches_per_token + self.buffers_per_token
         if not each:
             return UNLIMITED if left >= 0 else 0

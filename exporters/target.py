@@ -45,6 +45,7 @@ class ModelFacts:
             together.
         memory: numbers that the memories of recurrences hold, of all layers together.
         recurrences: the recurrences of its layers; equal ones once.
+        adapter_numbers: numbers of the factors of all adapters that lie beside the weights.
         attention_softcap: the bound on attention's scores by a tanh; 0 for none.
         experts: the largest number of experts in a mixture; 0 where no layer has one.
         chosen_experts: the largest number of experts that a mixture computes for a token.
@@ -63,6 +64,7 @@ class ModelFacts:
     recent: int = 0
     memory: int = 0
     recurrences: tuple[RecurrenceSize, ...] = ()
+    adapter_numbers: int = 0
     attention_softcap: float = 0.0
     experts: int = 0
     chosen_experts: int = 0

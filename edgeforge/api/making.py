@@ -228,6 +228,7 @@ def plan(
     chunk: str | None = None,
     opset: str | None = None,
     exit_layer: int | None = None,
+    adapters: Sequence[str] = (),
     revision: str | None = None,
     ignore_config: Sequence[str] = (),
 ) -> Forecast:
@@ -248,6 +249,8 @@ def plan(
         chunk: as `export` takes it.
         opset: as `export` takes it.
         exit_layer: as `export` takes it.
+        adapters: folders of adapters that are to lie beside the weights, as `export` leaves them
+            with ``adapter_mode="separate"``.
         revision: branch, tag or commit of a hub id.
         ignore_config: fields of ``config.json`` that you know not to change the maths.
 
@@ -256,6 +259,7 @@ def plan(
         QuantizationError: there is no such recipe.
         ExportError: there is no such target, or none of them holds any of the recipes.
     """
+    from edgeforge.checkpoint.adapter import open_adapters
     from edgeforge.forecast.forecast import forecast
     from edgeforge.forecast.sized_model import size_model
     from exporters.options import TargetOptions
@@ -271,4 +275,5 @@ def plan(
         targets=targets,
         recipes=recipes,
         options=TargetOptions(kv_cache=kv_cache, profile=profile, chunk=chunk, opset=opset),
+        adapters=open_adapters(adapters),
     )

@@ -27,8 +27,14 @@ def head_lines(forecast: Forecast) -> list[str]:
         f"{forecast.context} tokens" + _windows(forecast),
         f"{phone.title}: {', '.join(figures)}",
         forecast.memory.told,
+        *_named_adapters(forecast),
         *([] if forecast.mixture is None else [forecast.mixture.line(forecast.parameters)]),
     ]
+
+
+def _named_adapters(forecast: Forecast) -> list[str]:
+    names = ", ".join(forecast.adapters)
+    return [f"adapters beside the base: {names}"] if names else []
 
 
 def _windows(forecast: Forecast) -> str:
@@ -62,9 +68,10 @@ def target_lines(made: TargetForecast) -> list[str]:
     lines = []
     if made.rows:
         row = made.rows[0]
+        runs = f"runs of {row.work.run_tokens} tokens"
         lines.append(
-            f"memory: weights as the runtime holds them, caches {size_text(row.caches)}, buffers "
-            f"{size_text(row.buffers)} (runs of {row.work.run_tokens} tokens)"
+            f"memory: weights as the runtime holds them, {_adapters(row)}caches "
+            f"{size_text(row.caches)}, buffers {size_text(row.buffers)} ({runs})"
         )
         if row.experts:
             each = next((row for row in made.rows if row.recipe == made.best), made.rows[-1])
@@ -122,6 +129,11 @@ def foot_lines(forecast: Forecast) -> list[str]:
         source = forecast.profiles.sources[key]
         lines.append(f"  [{key}] {source.title}" + (f" <{source.url}>" if source.url else ""))
     return lines
+
+
+def _adapters(row: Row) -> str:
+    """What the adapters take, as a part of a list; empty where there are none."""
+    return f"adapters {size_text(row.adapters)}, " if row.adapters else ""
 
 
 def _cells(row: Row, is_best: bool) -> tuple[str, ...]:

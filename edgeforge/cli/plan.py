@@ -23,6 +23,7 @@ def plan(
     chunk: export_options.Chunk = None,
     opset: export_options.Opset = None,
     exit_layer: export_options.ExitLayer = None,
+    adapter: option.PlannedAdapters = None,
     revision: export_options.Revision = None,
     ignore_config: export_options.IgnoreConfig = None,
     json: shared.Json = False,
@@ -46,6 +47,7 @@ def plan(
         chunk=chunk,
         opset=opset,
         exit_layer=exit_layer,
+        adapters=adapter or (),
         revision=revision,
         ignore_config=ignore_config or (),
     )

@@ -32,6 +32,15 @@ PlannedRecipes = Annotated[
         "several; by default all.",
     ),
 ]
+PlannedAdapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR",
+        help="An adapter (a folder of peft) that `export --adapter-mode separate` would leave "
+        "beside the weights; several times for several. A merged one changes no size.",
+    ),
+]
 SystemVersion = Annotated[
     str | None,
     typer.Option(

@@ -17,12 +17,13 @@ LONGEST_CONTEXT: Final = 1 << 20
 """The longest that a model may declare whose states do not grow with the text."""
 
 
-def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
+def facts_of(spec: ModelSpec, context: int, adapter_numbers: int = 0) -> ModelFacts:
     """Returns what targets need to know about a model.
 
     Args:
         spec: the model's dimensions.
         context: declared context in tokens.
+        adapter_numbers: numbers of the factors of all adapters that lie beside the weights.
     """
     return ModelFacts(
         model_type=spec.model_type,
@@ -40,6 +41,7 @@ def facts_of(spec: ModelSpec, context: int) -> ModelFacts:
             layer.recurrence.memory for layer in spec.layers if layer.recurrence is not None
         ),
         recurrences=tuple(dict.fromkeys(recurrence_sizes(spec))),
+        adapter_numbers=adapter_numbers,
         attention_softcap=spec.attention_softcap,
         experts=max((max(each.experts, each.attention_experts) for each in spec.layers), default=0),
         chosen_experts=max(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
+from edgeforge.checkpoint.adapter import Adapter
 from edgeforge.errors import UsageError
 from edgeforge.export_options import check_caches
 from edgeforge.families.facts import choose_context, facts_of
@@ -17,6 +18,7 @@ from edgeforge.forecast.profiles import Figure, Measurement, Phone, Profiles, lo
 from edgeforge.forecast.rows import RULE, TargetForecast, recipes_on
 from edgeforge.forecast.sized_model import SizedModel
 from edgeforge.forecast.speed import CACHED_BYTES
+from edgeforge.model.low_rank import factor_numbers, refuse_names
 from edgeforge.planning.choose import AS_IS, PLANNED
 from exporters.checks import check_options
 from exporters.errors import ExportError
@@ -52,6 +54,7 @@ class Forecast:
         warnings: what a reader must know, one sentence each.
         profiles: the sources.
         mixture: the sizes of a mixture of experts; None for a dense model.
+        adapters: the names of the adapters beside the weights.
     """
 
     model: str
@@ -69,6 +72,7 @@ class Forecast:
     warnings: tuple[str, ...]
     profiles: Profiles = field(repr=False)
     mixture: MixtureSizes | None = None
+    adapters: tuple[str, ...] = ()
 
     def share(self, measured: Measurement) -> float | None:
         """Returns a measurement's share of its own bound; None where the bound is not known."""
@@ -109,6 +113,7 @@ class Forecast:
             },
             "rule": RULE,
             "mixture": None if self.mixture is None else asdict(self.mixture),
+            "adapters": list(self.adapters),
             "targets": [
                 {
                     "target": each.target,
@@ -154,6 +159,7 @@ def forecast(
     targets: Sequence[str] | None = None,
     recipes: Sequence[str] = (),
     options: TargetOptions | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> Forecast:
     """Returns what a model takes on a phone, recipe by recipe; nothing is exported.
 
@@ -166,12 +172,15 @@ def forecast(
         targets: names of targets; None for the usual one of the phone's system.
         recipes: names, or YAML files of rules; none for all.
         options: options of the targets.
+        adapters: adapters that are to lie beside the weights.
 
     Raises:
+        CheckpointError: an adapter is of another model, or cannot lie beside the weights.
         UsageError: there is no such profile, the context is longer than the model's, or the version
             or an option cannot be.
         QuantizationError: there is no such recipe.
-        ExportError: there is no such target, or none of them holds any of the recipes.
+        ExportError: there is no such target, none of them holds any of the recipes, or one takes
+            no adapters.
     """
     profiles = load_profiles()
     phone = profiles.phone(device)
@@ -180,12 +189,17 @@ def forecast(
     check_options(given, chosen)
     check_caches(model.spec, given)
     length = choose_context(model.spec, context)
+    refuse_names(adapters, [each.name for each in chosen], given.given())
+    beside = [factor_numbers(model.spec, adapter) for adapter in adapters]
     app = app_memory(phone, os_version, memory)
     names = tuple(dict.fromkeys(recipes)) or (*([AS_IS] if model.as_is else []), *RECIPES)
     for name in names:
         _check_name(name, model)
-    facts = facts_of(model.spec, length)
-    made = tuple(recipes_on(each, names, model, facts, given, phone, app) for each in chosen)
+    facts = facts_of(model.spec, length, sum(sum(each.values()) for each in beside))
+    adapted = frozenset().union(*beside)
+    made = tuple(
+        recipes_on(each, names, model, facts, given, phone, app, adapted) for each in chosen
+    )
     if not any(each.rows for each in made):
         # What refuses every recipe is the model or an option: that is what the user must hear.
         raise ExportError(next(iter(made[0].refused.values())))
@@ -206,6 +220,7 @@ def forecast(
         warnings=(*app.warnings, *_warnings(phone, os_version, made, given)),
         profiles=profiles,
         mixture=mixture_sizes(model.spec),
+        adapters=tuple(adapter.name for adapter in adapters),
     )
 
 

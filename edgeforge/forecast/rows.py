@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from edgeforge.errors import UsageError
 from edgeforge.forecast.accuracy import measured_kl, measured_model
 from edgeforge.forecast.fitting_mixtures import fitting_mixtures
 from edgeforge.forecast.limits import HEADROOM, AppMemory
@@ -14,6 +15,7 @@ from edgeforge.forecast.mixtures import expert_bytes
 from edgeforge.forecast.profiles import Phone
 from edgeforge.forecast.sized_model import SizedModel
 from edgeforge.forecast.speed import Work, work_of
+from edgeforge.model.low_rank import refuse_rounded
 from edgeforge.planning.advice import PlanCheck
 from edgeforge.planning.choose import AS_IS, plan_of
 from edgeforge.sizes import size_text
@@ -48,6 +50,7 @@ class Row:
         footprint: the memory that the runtime takes, by part.
         stored: bytes of the weights in the artifact's files.
         weights: bytes of the weights in memory.
+        adapters: bytes of the adapters beside the weights, as if all were loaded.
         caches: bytes of the keys and values of the whole context.
         buffers: bytes of everything else that one run takes.
         verdict: ``yes``, ``entitled``, ``tight`` or ``no``; see `AppMemory.verdict`.
@@ -68,6 +71,7 @@ class Row:
     footprint: Footprint
     stored: int
     weights: int
+    adapters: int
     caches: int
     buffers: int
     verdict: str
@@ -81,8 +85,8 @@ class Row:
 
     @property
     def total(self) -> int:
-        """Bytes of weights, caches and buffers together."""
-        return self.weights + self.caches + self.buffers
+        """Bytes of weights, adapters, caches and buffers together."""
+        return self.weights + self.adapters + self.caches + self.buffers
 
     def to_json(self) -> dict[str, object]:
         """The row for ``--json``; sizes are in bytes, speeds in tokens a second."""
@@ -92,6 +96,7 @@ class Row:
             "formats": self.formats,
             "stored_bytes": self.stored,
             "weights_bytes": self.weights,
+            "adapters_bytes": self.adapters,
             "caches_bytes": self.caches,
             "buffers_bytes": self.buffers,
             "memory_bytes": self.total,
@@ -134,6 +139,7 @@ def recipes_on(
     options: TargetOptions,
     phone: Phone,
     app: AppMemory,
+    adapted: Collection[str] = (),
 ) -> TargetForecast:
     """Returns what a target's artifacts take on a phone, recipe by recipe.
 
@@ -145,6 +151,7 @@ def recipes_on(
         options: the options of all targets.
         phone: the phone.
         app: the memory that an app may take there.
+        adapted: the weights that adapters beside them change.
     """
     own = replace(options.only(target.options), max_memory=None)
     check = PlanCheck(model.shapes(), [target], facts, own)
@@ -154,7 +161,9 @@ def recipes_on(
             plan = _plan(name, model, check)
             plan.check(check.shapes)
             target.check(plan, check.shapes, facts, own)
-        except (QuantizationError, ExportError) as error:
+            activations = {weight: given.activation for weight, given in plan.weights.items()}
+            refuse_rounded(adapted, name, activations)
+        except (QuantizationError, ExportError, UsageError) as error:
             refused[name] = str(error)
             continue
         footprint = target.footprint(plan, check.shapes, facts, own)
@@ -209,6 +218,7 @@ def _row(
         footprint=footprint,
         stored=footprint.stored,
         weights=footprint.weights,
+        adapters=footprint.adapters,
         caches=footprint.caches_at(context),
         buffers=footprint.buffers_at(context),
         verdict=app.verdict(footprint.total(context)),

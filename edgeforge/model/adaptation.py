@@ -145,6 +145,15 @@ def adapt(
     return spec, _matched(adapters, spec, replaced, own_head)
 
 
+def changes_of(adapters: Sequence[Adapter], spec: ModelSpec) -> Adaptation:
+    """Returns how adapters that replace no tensor change a model's; a tied head takes none.
+
+    Raises:
+        CheckpointError: an adapter is of another model.
+    """
+    return _matched(adapters, spec, {}, None)
+
+
 def _matched(
     adapters: Sequence[Adapter],
     spec: ModelSpec,

@@ -7,14 +7,14 @@ A program's weight may stack several of the checkpoint's: its factors then lie b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from edgeforge.checkpoint.adapter import Adapter, read_floats
 from edgeforge.errors import CheckpointError, UsageError
-from edgeforge.families.spec import WeightSpec
-from edgeforge.model.adaptation import Adaptation, Change, adapt
+from edgeforge.families.spec import ModelSpec, Piece, WeightSpec
+from edgeforge.model.adaptation import Adaptation, Change, adapt, changes_of, untied
 from edgeforge.model.model import Model
 from exporters.adapters import check_separate
 from quant.formats.activations import NONE
@@ -36,6 +36,11 @@ class SeparateAdapter:
     adapter: Adapter
     pairs: dict[str, Pair]
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers its factors have."""
+        return sum(factor.size for pair in self.pairs.values() for factor in pair)
+
 
 def check_adapters(
     model: Model,
@@ -56,39 +61,48 @@ def check_adapters(
         ExportError: a target's files hold no adapters.
         UsageError: two adapters have one name.
     """
-    names = [adapter.name for adapter in adapters]
+    refuse_names(adapters, targets, options)
+    return [SeparateAdapter(adapter, low_rank(model, adapter)) for adapter in adapters]
+
+
+def refuse_names(
+    adapters: Sequence[Adapter], targets: Iterable[str], options: Mapping[str, object]
+) -> None:
+    """Refuses adapters by their names, and targets and options with which none lies beside weights.
+
+    Raises:
+        ExportError: a target's files hold no adapters.
+        UsageError: two adapters have one name.
+    """
+    names, known = [adapter.name for adapter in adapters], tuple(targets)
     for name in names:
-        for target in targets:
+        for target in known:
             check_separate(target, name, options)
         if names.count(name) > 1:
             raise UsageError(
                 f"two adapters are named {name}, and each is switched on by its name: rename the "
                 f"folder of one"
             )
-    return [SeparateAdapter(adapter, low_rank(model, adapter)) for adapter in adapters]
 
 
-def refuse_rounded(
-    adapters: Sequence[SeparateAdapter], recipe: str, activations: Mapping[str, str]
-) -> None:
+def refuse_rounded(weights: Iterable[str], recipe: str, activations: Mapping[str, str]) -> None:
     """Refuses adapters of products whose activations the recipe rounds.
 
     Args:
-        adapters: the adapters.
+        weights: the weights that the adapters change.
         recipe: the recipe's name.
         activations: how activations are rounded, by the weight's name.
 
     Raises:
         UsageError: names a weight.
     """
-    for each in adapters:
-        for name in each.pairs:
-            if activations[name] != NONE:
-                raise UsageError(
-                    f"the recipe {recipe} rounds what {name} multiplies to 8 bits, and an adapter "
-                    f"beside the weights takes it unrounded: use a recipe that rounds weights "
-                    f"alone, or leave --adapter-mode out, and the adapter is merged"
-                )
+    for name in weights:
+        if activations[name] != NONE:
+            raise UsageError(
+                f"the recipe {recipe} rounds what {name} multiplies to 8 bits, and an adapter "
+                f"beside the weights takes it unrounded: use a recipe that rounds weights "
+                f"alone, or leave --adapter-mode out, and the adapter is merged"
+            )
 
 
 def adaptable(model: Model) -> list[str]:
@@ -96,9 +110,13 @@ def adaptable(model: Model) -> list[str]:
 
     They are those of products that every token has: no embeddings, and no mixture's experts.
     """
+    return _adaptable(model.spec)
+
+
+def _adaptable(spec: ModelSpec) -> list[str]:
     return [
         name
-        for name, weight in model.spec.weights.items()
+        for name, weight in spec.weights.items()
         if weight.role in _ROLES and not _EXPERTS.search(name)
     ]
 
@@ -116,28 +134,87 @@ def low_rank(model: Model, adapter: Adapter) -> dict[str, Pair]:
     Raises:
         CheckpointError: the adapter is of another model, or changes what no pair of factors can.
     """
-    apart = f"the adapter {adapter.source} changes"
-    advice = "which cannot lie beside the weights: leave --adapter-mode out to merge it"
+    _refuse_more_than_factors(adapter)
+    spec, found = adapt([adapter], model.checkpoint, model.spec, plain=True)
+    changed = _changed(adapter, found, spec, model.spec)
+    return {name: _stacked(weight, found, adapter) for name, weight in changed.items()}
+
+
+def factor_numbers(spec: ModelSpec, adapter: Adapter) -> dict[str, int]:
+    """Returns how many numbers the factors of each weight have; see `low_rank`. None is read.
+
+    Args:
+        spec: the base's dimensions.
+        adapter: the adapter.
+
+    Raises:
+        CheckpointError: the adapter is of another model, or changes what no pair of factors can.
+    """
+    _refuse_more_than_factors(adapter)
+    apart = untied(spec) if spec.tied else spec
+    found = changes_of([adapter], apart)
+    counts = {}
+    for name, weight in _changed(adapter, found, apart, spec).items():
+        ranks = {p.tensor: change.factors.rank for p, change in _changes(weight, found)}
+        counts[name] = sum(ranks.values()) * sum(weight.shape)
+    return counts
+
+
+def _refuse_more_than_factors(adapter: Adapter) -> None:
+    """Refuses an adapter that changes weights by more than two factors each.
+
+    Raises:
+        CheckpointError: names what it changes.
+    """
     if adapter.replaced:
-        raise CheckpointError(f"{apart} {next(iter(adapter.replaced))} as a whole, {advice}")
+        raise _merge_only(adapter, f"{next(iter(adapter.replaced))} as a whole")
     for module, factors in adapter.factors.items():
         if factors.magnitude is not None:
-            raise CheckpointError(f"{apart} {module} by DoRA, {advice}")
-    spec, found = adapt([adapter], model.checkpoint, model.spec, plain=True)
-    allowed = set(adaptable(model))
-    pairs: dict[str, Pair] = {}
+            raise _merge_only(adapter, f"{module} by DoRA")
+
+
+def _merge_only(adapter: Adapter, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"the adapter {adapter.source} changes {what}, which cannot lie beside the weights: leave "
+        f"--adapter-mode out to merge it"
+    )
+
+
+def _changed(
+    adapter: Adapter, found: Adaptation, spec: ModelSpec, base: ModelSpec
+) -> dict[str, WeightSpec]:
+    """Returns the weights that an adapter changes, by name.
+
+    Args:
+        adapter: the adapter.
+        found: what it changes.
+        spec: the spec in which the changed tensors are; its head may be a matrix of its own where
+            the base's is tied.
+        base: the base's spec.
+
+    Raises:
+        CheckpointError: a weight takes no adapter beside it.
+    """
+    allowed, weights = set(_adaptable(base)), {}
     for name, weight in spec.weights.items():
-        changed = [piece.tensor for piece in weight.pieces if piece.tensor in found.changes]
+        changed = [piece.tensor for piece, _ in _changes(weight, found)]
         if not changed:
             continue
         if _EXPERTS.search(name):
-            raise CheckpointError(f"{apart} {changed[0]}, of a mixture's experts, {advice}")
+            raise _merge_only(adapter, f"{changed[0]}, of a mixture's experts")
         if weight.role == "router":
-            raise CheckpointError(f"{apart} {changed[0]}, of a mixture's router, {advice}")
-        if name not in allowed or spec.tied != model.spec.tied:
-            raise CheckpointError(f"{apart} {changed[0]}, the embedding or the head, {advice}")
-        pairs[name] = _stacked(weight, found, adapter)
-    return pairs
+            raise _merge_only(adapter, f"{changed[0]}, of a mixture's router")
+        if name not in allowed:
+            raise _merge_only(adapter, f"{changed[0]}, the embedding or the head")
+        weights[name] = weight
+    return weights
+
+
+def _changes(weight: WeightSpec, found: Adaptation) -> Iterator[tuple[Piece, Change]]:
+    """Yields the pieces of a weight that change, each with what is added to it."""
+    for piece in weight.pieces:
+        for change in found.changes.get(piece.tensor, ()):
+            yield piece, change
 
 
 def _stacked(weight: WeightSpec, found: Adaptation, adapter: Adapter) -> Pair:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from edgeforge.errors import CheckpointError
@@ -43,6 +43,9 @@ def find_forms(
             packed[piece.tensor] = found
         elif found is not None:
             decoded[piece.tensor] = found
+    read = {piece.tensor for piece in _pieces(spec)}
+    for integers in packed.values():
+        _refuse_unread_bias(checkpoint, integers, read, spec.model_type)
     if not packed and not decoded and method.sign != "*":
         raise CheckpointError(
             f"config.json says that the checkpoint is quantized ({method.method}), but no tensor "
@@ -68,6 +71,22 @@ def find_forms(
             if piece.tensor in packed:
                 decoded[piece.tensor] = method.as_floats(packed.pop(piece.tensor))
     return packed, decoded
+
+
+def _refuse_unread_bias(
+    checkpoint: Checkpoint, held: IntegerTensor, read: Collection[str], model_type: str
+) -> None:
+    """Refuses a bias beside integers that the model does not read; some tools write one of zeros.
+
+    Raises:
+        CheckpointError: it is not zero.
+    """
+    for name in held.tensors:
+        if name.endswith(".bias") and name not in read and checkpoint.read(name).any():
+            raise CheckpointError(
+                f"the checkpoint holds {name}, which is not zero: a {model_type} model with this "
+                f"config.json has no bias there"
+            )
 
 
 def _changed(

@@ -197,6 +197,7 @@ def costs(style: Style, chunks: tuple[int, ...]) -> RuntimeCosts:
         run_tokens=max(chunks),
         scores=True,
         recurrence=closed_form,
+        adapter_element=2,
     )
 
 

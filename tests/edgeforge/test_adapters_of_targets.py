@@ -12,9 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 from edgeforge import api
+from edgeforge.checkpoint.adapter import open_adapters
+from edgeforge.cli.forecast_report import head_lines, target_lines
 from edgeforge.errors import CheckpointError
+from edgeforge.model.low_rank import low_rank
+from edgeforge.model.model import open_model
+from edgeforge.sizes import size_text
 from edgeforge.synth.synthesise import synthesise
 from exporters.adapters import SEPARATE
+from exporters.errors import ExportError, MemoryRefused
+from exporters.executorch.reader import read_pte
 from exporters.manifest import Manifest
 
 TOKENS = np.arange(40, 63, dtype=np.int64)
@@ -70,6 +77,101 @@ def test_without_an_adapter_the_logits_are_the_bases_bit_for_bit(places, target)
         sum(file.size for file in Manifest.read(each).files.values()) for each in (plain, beside)
     ]
     assert sizes[1] < 1.5 * sizes[0]
+
+
+def held_of_adapters(artifact: Path, target: str, grown: int) -> int:
+    """The bytes of an artifact's files that hold factors of adapters.
+
+    Args:
+        artifact: the artifact.
+        target: its target.
+        grown: by how much adapters made its largest file larger.
+    """
+    if target == "onnx":
+        return sum(path.stat().st_size for path in artifact.glob("*.onnx_adapter"))
+    if target == "coreml":
+        return grown  # of `weight.bin`, to which nothing else is added
+    pte = read_pte(artifact / "model.pte")
+    segments = {
+        each["segment_index"]
+        for each in pte.program["named_data"]
+        if str(each["key"]).startswith("adapter ")
+    }
+    return sum(pte.segments[index][1] for index in segments)
+
+
+def largest_file(artifact: Path) -> int:
+    return max(file.size for file in Manifest.read(artifact).files.values())
+
+
+def test_a_plan_counts_the_bytes_that_the_files_hold_of_adapters(places, target):
+    """Beside them are a name, a shape or a record of each factor."""
+    artifact, plain = places / "beside" / target, places / "base" / target
+    model, adapters = open_model(str(places / "checkpoint")), [places / "first"]
+    adapters.append(places / "my-second.v2")
+    found = api.plan(
+        places / "checkpoint",
+        "iphone-15-pro",
+        context=96,
+        targets=[target],
+        recipes=["int8"],
+        adapters=[str(each) for each in adapters],
+    )
+    (row,) = found.targets[0].rows
+    grown = largest_file(artifact) - largest_file(plain)
+    held = held_of_adapters(artifact, target, grown)
+    factors = 2 * (4 + 2)  # of three matrices in two layers; queries and keys are one
+    assert row.adapters <= held <= row.adapters + 512 * factors
+    without = api.plan(
+        places / "checkpoint", "iphone-15-pro", context=96, targets=[target], recipes=["int8"]
+    )
+    (base,) = without.targets[0].rows
+    assert base.adapters == 0 and row.adapters > 0
+    assert row.total == base.total + row.adapters
+    assert (row.stored, row.weights) == (base.stored, base.weights)
+    assert found.adapters == ("first", "my-second.v2")
+    told = "\n".join([*head_lines(found), *target_lines(found.targets[0])])
+    assert "adapters beside the base: first, my-second.v2" in told
+    assert f"holds them, adapters {size_text(row.adapters)}, caches" in told
+    assert "adapters" not in "\n".join(target_lines(without.targets[0]))
+    pairs = [low_rank(model, each).values() for each in open_adapters(map(str, adapters))]
+    numbers = sum(factor.size for each in pairs for pair in each for factor in pair)
+    assert row.adapters == numbers * (2 if target == "coreml" else 4)
+
+
+def test_max_memory_counts_adapters(places, target, tmp_path):
+    given = {"recipe": "int8", "context": 96, "targets": [target]}
+    beside = {"adapters": [str(places / "first")], "adapter_mode": "separate"}
+    (row,) = (
+        api.plan(
+            places / "checkpoint", "iphone-15-pro", context=96, targets=[target], recipes=["int8"]
+        )
+        .targets[0]
+        .rows
+    )
+    memory = row.total + 1000
+    api.export(places / "checkpoint", tmp_path / "base", max_memory=memory, **given)
+    with pytest.raises(MemoryRefused, match=r"weights 0\.\d MB, adapters 0\.\d MB, caches"):
+        api.export(places / "checkpoint", tmp_path / "out", max_memory=memory, **beside, **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_refuses_what_an_export_with_adapters_refuses(places, peft_adapters, tmp_path):
+    asked = {"context": 96, "targets": ["coreml"], "recipes": ["int8"]}
+    base, phone = places / "checkpoint", "iphone-15-pro"
+    with pytest.raises(ExportError, match="a package for iOS 17 holds only one"):
+        api.plan(base, phone, opset="ios17", adapters=[str(places / "first")], **asked)
+    head = peft_adapters.factors({"lm_head": (512, 128)})
+    folder = peft_adapters.write(tmp_path / "head", head)
+    with pytest.raises(CheckpointError, match="the embedding or the head, which cannot lie beside"):
+        api.plan(base, phone, adapters=[str(folder)], **asked)
+    other = peft_adapters.write(tmp_path / "other", peft_adapters.factors({"model.no": (4, 4)}))
+    with pytest.raises(CheckpointError, match=r"model\.no\.weight, which this llama model does"):
+        api.plan(base, phone, adapters=[str(other)], **asked)
+    rounded = {**asked, "targets": ["executorch"], "recipes": ["int8", "w8a8"]}
+    found = api.plan(base, phone, adapters=[str(places / "first")], **rounded).targets[0]
+    assert [row.recipe for row in found.rows] == ["int8"]
+    assert "an adapter beside the weights takes it unrounded" in found.refused["w8a8"]
 
 
 @pytest.fixture(scope="module")

@@ -232,7 +232,9 @@ def write(folder: Path, config: dict[str, object], case: Case, seed: int = 0) ->
     layers: dict[str, Layer] = {}
     for name, shape in tensor_shapes(config):
         module = name.removesuffix(".weight")
-        if "_proj" in module:
+        if name.endswith(".bias"):
+            continue  # below: a method may store a bias of its own beside a layer
+        if "_proj" in module or ".experts." in module:
             layers[module] = case.draw(*shape, draw)
             packed = case.tensors(layers[module])
             tensors |= {f"{module}.{part}": value for part, value in packed.items()}
@@ -240,6 +242,9 @@ def write(folder: Path, config: dict[str, object], case: Case, seed: int = 0) ->
             tensors[name] = draw.normal(1, 0.1, shape).astype(np.float16)
         else:
             tensors[name] = (draw.normal(0, 1, shape) / np.sqrt(shape[1])).astype(np.float16)
+    for name, shape in tensor_shapes(config):
+        if name.endswith(".bias"):
+            tensors[name] = draw.normal(0, 0.1, shape).astype(np.float16)
     save_file(tensors, folder / "model.safetensors")
     write_byte_tokenizer(folder, VOCAB)
     return layers
@@ -268,6 +273,8 @@ def family(kind: str, **changes: object) -> dict[str, object]:
     }
     if kind == "phi3":
         config |= {"original_max_position_embeddings": 256, "sliding_window": None}
+    if kind == "mixtral":
+        config |= {"num_local_experts": 4, "num_experts_per_tok": 2}
     if kind == "mistral":
         config |= {"sliding_window": 24}
     return config

@@ -25,8 +25,8 @@ class PackedTensor(IntegerTensor):
         shape: rows and columns that the configuration calls for.
 
     Raises:
-        CheckpointError: a part is missing or has another shape or dtype, columns are not grouped in
-            their order, or there is a bias.
+        CheckpointError: a part is missing or has another shape or dtype, or columns are not grouped
+            in their order.
     """
 
     def __init__(
@@ -44,11 +44,10 @@ class PackedTensor(IntegerTensor):
         super().__init__(module, shape, packing.bits, packing.group_size)
         self._check_parts()
         self._check_order()
-        self._check_bias()
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """The checkpoint's tensors that belong to this layer."""
+        """The checkpoint's tensors that belong to this layer, its bias among them."""
         names = (*self.packing.parts(*self.shape), "bias")
         found = (f"{self.module}.{name}" for name in names)
         return tuple(name for name in found if name in self.checkpoint.tensors)
@@ -128,14 +127,6 @@ class PackedTensor(IntegerTensor):
                 f"{name} puts input columns into groups out of their order (desc_act true and "
                 f"static_groups false), which no target can store: give a checkpoint made with "
                 f"desc_act false or static_groups true, or the original one"
-            )
-
-    def _check_bias(self) -> None:
-        """Refuses a bias that is not zero; some tools write one of zeros."""
-        name = f"{self.module}.bias"
-        if name in self.checkpoint.tensors and self.checkpoint.read(name).any():
-            raise CheckpointError(
-                f"the checkpoint holds {name}, which is not zero: this family has no biases"
             )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
@@ -19,7 +20,7 @@ from exporters.manifest import Manifest
 from exporters.options import TargetOptions
 from exporters.registry import find_target
 
-FAMILIES = ("llama", "mistral", "phi3")
+FAMILIES = ("llama", "mistral", "phi3", "qwen2", "mixtral")
 CASES = (
     "gptq-symmetric",
     "gptq-asymmetric",
@@ -90,6 +91,24 @@ def test_float_weights_are_the_integers_times_the_scales(checkpoint, kind, case)
         assert (found.double().numpy() == wanted).all()
         seen |= set(modules(model, weight))
     assert seen == set(layers)
+
+
+@pytest.mark.parametrize("case", ["gptq-symmetric", "awq", "compressed-4"])
+def test_biases_of_a_family_that_has_them_are_read(checkpoint, case):
+    """Those of Qwen2 stand beside integers, where some tools write a bias of zeros for any family.
+
+    A bias that the family does not have is refused: see `test_damage_is_named`.
+    """
+    folder, _ = checkpoint("qwen2", case)
+    model = open_model(str(folder))
+    stored = load_file(folder / "model.safetensors")
+    biases = [name for name in model.spec.weights if name.endswith(".bias")]
+    assert len(biases) == 2 * 2  # of queries and keys, which are one, and of values
+    for name in biases:
+        pieces = model.spec.weights[name].pieces
+        wanted = np.concatenate([stored[piece.tensor] for piece in pieces])
+        assert wanted.any()
+        np.testing.assert_array_equal(model.weights.float_weight(name).numpy(), wanted)
 
 
 def nibbles(packed, count):
