@@ -155,7 +155,7 @@ class _WatchedWalk(Walk):
         values = super().matrix(node)
         # In blocks that stay in the processor's cache: a ninth of the time of the whole at once.
         norms = torch.zeros(values.shape[1])
-        for rows in values.split(_NORM_ROWS):
+        for rows in torch.split(values, _NORM_ROWS):
             norms += rows.square().sum(0)
         self.norms[node] = norms
         return values
