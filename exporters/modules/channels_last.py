@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def layouts_kept() -> Iterator[None]:
     from executorch.exir.dialects._ops import ops
     from torch import fx
 
-    class Kept(ChannelsLastTaggedReshapePass):
+    class Kept(ChannelsLastTaggedReshapePass):  # type: ignore[misc]
         def input_to_nhwc(
             self, graph_module: fx.GraphModule, input_node: fx.Node, target_node: fx.Node
         ) -> None:
@@ -43,7 +44,7 @@ def layouts_kept() -> Iterator[None]:
             if not (is_dequant(input_node) and is_dynamic_qdq(input_node)):
                 super().input_to_nhwc(graph_module, input_node, target_node)
                 return
-            narrow = input_node.args[0]
+            narrow: Any = input_node.args[0]
             source, scale = narrow.args[:2]
             if self.input_dim_order(source, InputDimOrder.NHWC):
                 return

@@ -51,9 +51,10 @@ class ExecutorchModules:
         require_largest_sizes(request.traced, "ExecuTorch")
         floats = _floats(request)
         with quiet(_OWNER, "this module", "executorch"), torch.no_grad():
+            import executorch.exir.passes._quant_patterns_and_replacements
             import executorch.kernels.quantized  # noqa: F401
 
-            # torch's own definitions of the `quantized_decomposed` operators.
+            # ExecuTorch's and torch's own definitions of the `quantized_decomposed` operators.
             from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401
 
             rounded = {operator: _convolution for operator in CONVOLUTIONS}
@@ -222,10 +223,11 @@ def _of_images(parts: Parts, graph: fx.Graph, user: fx.Node) -> fx.Node:
     aten: Any = torch.ops.aten
     shape = parts.weight.shape
     axes = len(shape) - 2
-    defaults = None, [1] * axes, [0] * axes, [1] * axes, 1
-    source, kernel, *given = user.args
-    bias, stride, padding, dilation, groups = (*given, *defaults[len(given) :])
-    assert isinstance(source, torch.fx.Node)
+    defaults: Any = (None, [1] * axes, [0] * axes, [1] * axes, 1)
+    arguments: Any = user.args
+    source, kernel, *given = arguments
+    settings: Any = (*given, *defaults[len(given) :])
+    bias, stride, padding, dilation, groups = settings
     added = [0] if source.meta["val"].ndim < len(shape) else []
     if axes == 1:
         added.append(2)
@@ -240,9 +242,9 @@ def _of_images(parts: Parts, graph: fx.Graph, user: fx.Node) -> fx.Node:
         if any(both % 2 for both in around):
             behind = [size for both in reversed(around) for size in (0, both % 2)]
             source = graph.call_function(aten.constant_pad_nd.default, (source, behind))
-    settings = [[1, *stride], [0, *padding], [1, *dilation]]
+    along = [[1, *stride], [0, *padding], [1, *dilation]]
     made = graph.call_function(
-        aten.conv2d.default, (source, kernel, bias, *(each[-2:] for each in settings), groups)
+        aten.conv2d.default, (source, kernel, bias, *(each[-2:] for each in along), groups)
     )
     last = made
     for dim in reversed(added):

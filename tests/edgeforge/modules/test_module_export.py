@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -274,3 +277,16 @@ def test_what_xnnpacks_partitioner_fails_on_runs_in_portable_kernels(artifacts, 
     assert any("XNNPACK's partitioner failed (" in note for note in notes)
     found = api.verify_module(folder)
     assert found.failures == () and found.integers == 1
+
+
+def test_a_process_that_imported_nothing_else_writes_embeddings_for_executorch(tmp_path):
+    script = (
+        "import sys, torch\n"
+        "from edgeforge import api\n"
+        "net = torch.nn.Embedding(40, 64)\n"
+        "api.export_module(net, torch.tensor([[1, 2]]), sys.argv[1], targets=['executorch'])\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    environment = {**os.environ, "EDGEFORGE_CACHE": str(tmp_path / "cache")}
+    subprocess.run(command, check=True, env=environment)
+    assert api.verify_module(tmp_path / "out").integers == 1
