@@ -14,25 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from edgeforge.families.spec import LayerSpec, ModelSpec
-from edgeforge.model.parts import Projection, Weights
+from edgeforge.model.parts import Projection, StackedExperts, Weights, routed
 from quant.program import expert_ops, ops, state_ops, token_ops
 
 HEAD_PARTS: Final = ("q_proj", "o_proj")
 """The names of an attention expert's matrices."""
-
-
-class HeadExperts(nn.Module):
-    """The matrices of attention's experts, each kind in one tensor while the model is traced.
-
-    `quant.program.expert_branches.expand` parts them into the weights of the spec.
-    """
-
-    def __init__(self, spec: ModelSpec, layer: LayerSpec, at: str) -> None:
-        super().__init__()
-        for part in HEAD_PARTS:
-            shape = spec.weights[f"{at}.0.{part}.weight"].shape
-            empty = torch.empty(layer.attention_experts, *shape, device="meta")
-            self.register_parameter(part, nn.Parameter(empty, requires_grad=False))
 
 
 class AttentionMixture(nn.Module):
@@ -48,17 +34,19 @@ class AttentionMixture(nn.Module):
         self.router = Projection(spec, f"{at}.router")
         self.k_proj = Projection(spec, f"{at}.k_proj")
         self.v_proj = Projection(spec, f"{at}.v_proj")
-        self.experts = HeadExperts(spec, layer, f"{at}.experts")
+        self.experts = StackedExperts(spec, f"{at}.experts", layer.attention_experts, HEAD_PARTS)
         self.output = Weights(spec, f"{at}.output")
         cache = torch.zeros(1, layer.num_kv_heads, context, spec.head_dim, device="meta")
         self.register_buffer("k_cache", cache)
         self.register_buffer("v_cache", torch.zeros_like(cache))
+        # A window as wide as the context masks nothing, so the program can do without it.
+        self.window = layer.window if layer.window < context else 0
 
     def forward(self, x: Tensor, tables: tuple[Tensor, ...], position: Tensor) -> Tensor:
         """Attends from each token to itself and to the tokens before it."""
         spec, layer, matrices = self.spec, self.layer, self.experts.get_parameter
         chosen, heads, width = layer.chosen_attention_experts, layer.num_kv_heads, spec.head_dim
-        weights = expert_ops.route(self.router(x), chosen, spec.router == "normalized_softmax")
+        weights = routed(spec, self.router(x), chosen)
         q = expert_ops.expert_queries(x, weights, matrices("q_proj"), chosen, heads)
         k, v = self.k_proj(x), self.v_proj(x)
         q = q.view(1, q.shape[1], layer.num_heads, width)
@@ -73,7 +61,7 @@ class AttentionMixture(nn.Module):
             self.k_cache,
             self.v_cache,
             position,
-            0,
+            self.window,
             spec.scale,
             spec.attention_softcap,
         )

@@ -3,7 +3,8 @@
 `edgeforge.families.spec.ModelSpec` says what a layer consists of, and its map of weights says which
 biases and norms there are. The module uses only the ``edgeforge::`` operators and a few ATen views.
 It is built on the meta device, so a model of any size takes no memory here. Submodules are named so
-that ``state_dict`` keys are the weight names of the spec, but for those of `Experts`.
+that ``state_dict`` keys are the weight names of the spec, but for those of
+`edgeforge.model.parts.StackedExperts`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edgeforge.families.spec import LayerSpec, Mixer, ModelSpec
 from edgeforge.model.attention_mixture import AttentionMixture
 from edgeforge.model.delta_net import DeltaNet
 from edgeforge.model.mamba import Mamba
-from edgeforge.model.parts import Norm, Projection, Weights
+from edgeforge.model.parts import Norm, Projection, StackedExperts, Weights, routed
 from edgeforge.model.rwkv import ChannelMix, TimeMix
 from edgeforge.model.short_convolution import ShortConvolution
 from quant.program import expert_ops, ops, state_ops, token_ops
@@ -124,20 +125,6 @@ class FeedForward(nn.Module):
         return made
 
 
-class Experts(nn.Module):
-    """The matrices of a mixture's experts, each kind in one tensor while the model is traced.
-
-    `quant.program.expert_branches.expand` parts them into the weights of the spec.
-    """
-
-    def __init__(self, spec: ModelSpec, layer: LayerSpec, at: str) -> None:
-        super().__init__()
-        for part in EXPERT_PARTS:
-            shape = spec.weights[f"{at}.0.{part}.weight"].shape
-            empty = torch.empty(layer.experts, *shape, device="meta")
-            self.register_parameter(part, nn.Parameter(empty, requires_grad=False))
-
-
 class Mixture(nn.Module):
     """A mixture of experts, and the shared one that every token has, if any.
 
@@ -148,7 +135,7 @@ class Mixture(nn.Module):
         super().__init__()
         self.spec, self.layer = spec, layer
         self.router = Projection(spec, f"{at}.router")
-        self.experts = Experts(spec, layer, f"{at}.experts")
+        self.experts = StackedExperts(spec, f"{at}.experts", layer.experts, EXPERT_PARTS)
         self.output = Weights(spec, f"{at}.output")
         if layer.shared_width:
             self.shared_expert = FeedForward(spec, layer.shared_width, f"{at}.shared_expert")
@@ -156,12 +143,8 @@ class Mixture(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transforms each token on its own, by the experts that it chooses."""
-        logits, spec = self.router(x), self.spec
-        if spec.router == "sparse_mixer":
-            weights = expert_ops.route_sparse_mixer(logits, spec.router_jitter)
-        else:
-            normalized = spec.router == "normalized_softmax"
-            weights = expert_ops.route(logits, self.layer.chosen_experts, normalized)
+        spec = self.spec
+        weights = routed(spec, self.router(x), self.layer.chosen_experts)
         made: Tensor = expert_ops.experts(
             x,
             weights,
