@@ -211,7 +211,9 @@ def main() -> None:
             for asked in options.activations.split(","):
                 folder = folders[f"{target} {asked}"] = Path(root) / f"{target}-{asked}"
                 given = ExportOptions(
-                    options.recipe, context=BLOCK * 2, target=TargetOptions(activations=asked)
+                    options.recipe,
+                    context=min(2 * BLOCK, model.spec.max_context),
+                    target=TargetOptions(activations=asked),
                 )
                 export(model, [find_target(target)], folder, given)
         manifest = Manifest.read(next(iter(folders.values())))

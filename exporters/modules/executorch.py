@@ -7,8 +7,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from exporters.errors import ExportError
 from exporters.modules.target import LoweredModule, ModuleRequest
-from exporters.modules.traced import require_largest_sizes
+from exporters.modules.traced import TracedModule, require_largest_sizes, user_line
 from quant.formats.formats import IntFormat
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class ExecutorchModules:
         from exporters.vendor_output import quiet
 
         require_largest_sizes(request.traced, "ExecuTorch")
+        _refuse_volumes(request.traced)
         floats = _floats(request)
         with quiet(_OWNER, "this module", "executorch"), torch.no_grad():
             import executorch.exir.passes._quant_patterns_and_replacements
@@ -77,6 +79,25 @@ class ExecutorchModules:
         from exporters.modules.places import read_digests
 
         return read_digests(folder)
+
+
+def _refuse_volumes(traced: TracedModule) -> None:
+    """Refuses convolutions over three axes: a program with one is written, and fails when it runs.
+
+    Raises:
+        ExportError: shows the line.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    convolutions = aten.conv3d, aten.conv_transpose3d, aten.convolution
+    for node in traced.program.graph.nodes:
+        packet = getattr(node.target, "overloadpacket", None)
+        if packet in convolutions and node.args[1].meta["val"].dim() == 5:
+            raise ExportError(
+                f"ExecuTorch 1.4 has no kernel for a convolution over three "
+                f"axes{user_line(node)}: leave executorch out of the targets"
+            )
 
 
 def _lower(program: ExportedProgram, file: Path) -> tuple[str, ...]:

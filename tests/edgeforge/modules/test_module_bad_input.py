@@ -122,6 +122,16 @@ def test_inputs_that_a_target_does_not_have(target, tmp_path):
             find_module_target(target).write(ModuleRequest(traced, None), tmp_path)
 
 
+@pytest.mark.parametrize("kind", [nn.Conv3d, nn.ConvTranspose3d])
+def test_executorch_has_no_convolution_over_three_axes(kind, tmp_path):
+    traced = trace(nn.Sequential(kind(2, 3, 3)), torch.ones(1, 2, 4, 4, 4))
+    request = ModuleRequest(traced, None)
+    with pytest.raises(ExportError, match=r"no kernel for a convolution over three axes at .*py"):
+        find_module_target("executorch").write(request, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    find_module_target("onnx").write(request, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [
