@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgeforge.calibration.few_tokens import few_tokens_note
 from edgeforge.checkpoint.adapter import Adapter
-from edgeforge.checkpoint.checkpoint import CheckpointDigest
+from edgeforge.checkpoint.checkpoint import Checkpoint, CheckpointDigest
 from edgeforge.export_options import ExportRun
 from edgeforge.model.model import Model
 from edgeforge.tokenizer import TOKENIZER, Tokenizer
@@ -79,7 +79,7 @@ def write_manifest(
         processor=processor_kind(),
         files=record_files(folder),
         structure=to_json(target.structure(folder)),
-        tokenizer=_tokenizer_record(run.model.checkpoint.tokenizer_files, folder),
+        tokenizer=_tokenizer_record(run.model.checkpoint, folder),
         adapters=(*map(adapter_record, run.model.adapters), *beside),
     ).write(folder)
 
@@ -95,15 +95,16 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _tokenizer_record(files: Mapping[str, Path], folder: Path) -> TokenizerRecord | None:
+def _tokenizer_record(checkpoint: Checkpoint, folder: Path) -> TokenizerRecord | None:
     """Returns what the artifact's tokenizer adds; None where it has none.
 
-    All targets copy the checkpoint's file, which was tried already: a copy would be tried again.
+    All targets copy the file, which was tried already: a copy would be tried again.
     """
     if not (folder / TOKENIZER).is_file():
         return None
-    prefix, suffix = Tokenizer(files[TOKENIZER], str(folder)).added()
-    return TokenizerRecord(prefix, suffix, num_bos=1 if prefix or suffix else 0)
+    prefix, suffix = Tokenizer(checkpoint.tokenizer_files[TOKENIZER], str(folder)).added()
+    num_bos = 1 if prefix or suffix else 0
+    return TokenizerRecord(prefix, suffix, num_bos, checkpoint.named_tokenizer)
 
 
 def _source_record(model: Model, digest: CheckpointDigest) -> SourceRecord:

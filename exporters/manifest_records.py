@@ -152,11 +152,14 @@ class TokenizerRecord:
         suffix: the tokens behind it.
         num_bos: what ExecuTorch's runner must be given as ``num_bos`` to feed the same tokens: its
             tokenizer adds them only where that is 1.
+        given: where the tokenizer was named that is not the checkpoint's own, an absolute path or a
+            hub id; empty for the checkpoint's.
     """
 
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     num_bos: int
+    given: str = ""
 
     @classmethod
     def from_json(cls, data: object) -> Self | None:
@@ -168,6 +171,7 @@ class TokenizerRecord:
             prefix=integers(row, "prefix"),
             suffix=integers(row, "suffix"),
             num_bos=integer(row, "num_bos"),
+            given=text(row, "given") if "given" in row else "",
         )
 
 

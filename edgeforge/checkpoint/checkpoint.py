@@ -103,6 +103,8 @@ class Checkpoint:
         warnings: What a user must know, one sentence each.
         notes: What was made of its files, one sentence each.
         tokenizer_refusal: Why its tokenizer cannot be used, or None.
+        named_tokenizer: The absolute path or the hub id of a tokenizer that was named in place of
+            its own; empty where none was.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class Checkpoint:
         self.warnings: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
         self.tokenizer_refusal: str | None = None
+        self.named_tokenizer = ""
         self.source_files = source_files
         self.config, self.generation_config = contents.config, contents.generation_config
         self.files, self.tokenizer_files = contents.files, contents.tokenizer_files
@@ -164,6 +167,7 @@ class Checkpoint:
             where, files = find_tokenizer(str(tokenizer))
         watched.watch((*(folder / name for name in layout.files), *files.values()))
         opened = cls(folder, str(source), commit, _read_folder(folder, layout, files), watched)
+        opened.named_tokenizer = _place_of(tokenizer)
         absent = (name for name in TOKENIZER_FILES if name not in files)
         opened.warnings = (
             *left_out(folder, (CONFIG, GENERATION_CONFIG)),
@@ -198,7 +202,9 @@ class Checkpoint:
             gguf=found.rows,
             about=found.about,
         )
-        return cls(found.path, source, None, contents, watched)
+        opened = cls(found.path, source, None, contents, watched)
+        opened.named_tokenizer = _place_of(tokenizer)
+        return opened
 
     @classmethod
     def of_tensors(cls, folder: Path, file: Path, source: str) -> Checkpoint:
@@ -430,6 +436,14 @@ class Checkpoint:
 
 def read_config(path: Path) -> dict[str, object]:
     return parse_object(read_small_file(path, MAX_CONFIG_BYTES), str(path), strict=False)
+
+
+def _place_of(tokenizer: str | Path | None) -> str:
+    """Where a tokenizer that was named is found again: an absolute path, or a hub id."""
+    if tokenizer is None:
+        return ""
+    path = Path(tokenizer).expanduser()
+    return str(path.absolute()) if path.exists() else str(tokenizer)
 
 
 def _read_folder(folder: Path, layout: WeightLayout, tokenizer: dict[str, Path]) -> _Contents:

@@ -46,7 +46,7 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
 
     Raises:
         UsageError: it is another checkpoint.
-        CheckpointError: it is not there.
+        CheckpointError: it is not there, or the tokenizer that was named in place of its own.
     """
     source = manifest.source
     where, revision = checkpoint or source.path, None
@@ -58,6 +58,7 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
     model = open_model(
         where,
         revision=revision,
+        tokenizer=_named_tokenizer(manifest),
         ignore_config=manifest.model.ignored_config,
         exit_layer=manifest.model.exit_layer,
         adapters=[find_adapter(record) for record in adapters],
@@ -71,6 +72,21 @@ def reopen(manifest: Manifest, checkpoint: str | None) -> Model:
             f"name the right one with --checkpoint"
         )
     return model
+
+
+def _named_tokenizer(manifest: Manifest) -> str | None:
+    """Returns the tokenizer that was named in place of the checkpoint's own; None if none was.
+
+    Raises:
+        CheckpointError: it is not there any more.
+    """
+    given = "" if manifest.tokenizer is None else manifest.tokenizer.given
+    if Path(given).is_absolute() and not Path(given).exists():
+        raise CheckpointError(
+            f"the tokenizer that the artifact was made with is not at {given} any more: put it "
+            f"back there"
+        )
+    return given or None
 
 
 def find_adapter(record: AdapterRecord) -> str:

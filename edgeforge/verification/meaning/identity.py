@@ -56,7 +56,9 @@ def hold_identity(
 
 def _tokenizer(folder: Path, model: Model, findings: Findings) -> None:
     """The tokenizer's own file is copied as it is; others may be changed for a runtime."""
-    findings.fact("tokenizer", "the tokenizer is the checkpoint's")
+    named = model.checkpoint.named_tokenizer
+    whose = f"that of {named}" if named else "the checkpoint's"
+    findings.fact("tokenizer", f"the tokenizer is {whose}")
     theirs = model.checkpoint.tokenizer_files.get(TOKENIZER)
     ours = folder / TOKENIZER
     if theirs is None and not ours.is_file():
@@ -73,6 +75,6 @@ def _tokenizer(folder: Path, model: Model, findings: Findings) -> None:
         "tokenizer",
         digests[0] == digests[1],
         TOKENIZER,
-        f"{TOKENIZER} is not the checkpoint's: its SHA-256 begins with {digests[0][:8]}, not "
+        f"{TOKENIZER} is not {whose}: its SHA-256 begins with {digests[0][:8]}, not "
         f"{digests[1][:8]}",
     )

@@ -15,6 +15,7 @@ from edgeforge.export_options import ExportOptions
 from edgeforge.model.model import open_model
 from edgeforge.pipeline import export
 from edgeforge.synth.synthesise import synthesise
+from edgeforge.verification.meaning.check import check_meaning
 from edgeforge.verification.references import reopen
 from edgeforge.verification.soundness import UnsoundError
 from edgeforge.verification.stored_weights import may_differ
@@ -70,6 +71,46 @@ def test_a_checkpoint_that_moved_is_asked_for(tmp_path):
     with pytest.raises(CheckpointError, match="model"):
         reopen(Manifest.read(out), None)
     assert reopen(Manifest.read(out), str(tmp_path / "elsewhere")).spec.model_type == "llama"
+
+
+def with_a_named_tokenizer(folder, recipe):
+    """An artifact of a model whose tokenizer lies in another folder."""
+    source = synthesise("tiny-llama", folder / "model")
+    (folder / "words").mkdir()
+    (source / "tokenizer.json").rename(folder / "words" / "tokenizer.json")
+    out = folder / "out"
+    given = ExportOptions(recipe, context=64, calibration=CalibrationOptions(None, 512, 32))
+    model = open_model(str(source), tokenizer=str(folder / "words"))
+    export(model, [find_target("onnx")], out, given)
+    return out
+
+
+def verdicts(checks):
+    return [check.verdict for check in checks if check.name == "tokenizer"]
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4-gptq"])
+def test_a_tokenizer_named_at_export_is_the_one_that_counts(recipe, tmp_path, monkeypatch):
+    out = with_a_named_tokenizer(tmp_path, recipe)
+    assert Manifest.read(out).tokenizer.given == str(tmp_path / "words")
+    # The store is made again from the tokens of the calibration text.
+    monkeypatch.setenv("EDGEFORGE_CACHE", str(tmp_path / "another"))
+    evaluation = verify(out, VerifyOptions(tokens=100, timed=False))
+    assert evaluation.stored_weights_equal
+    manifest = Manifest.read(out)
+    assert verdicts(check_meaning(out, manifest, reopen(manifest, None))) == ["passed"]
+    with (tmp_path / "words" / "tokenizer.json").open("a") as stream:
+        stream.write(" ")
+    found = check_meaning(out, manifest, reopen(manifest, None))
+    assert verdicts(found) == ["failed"]
+    assert any("tokenizer.json is not that of" in check.message for check in found)
+
+
+def test_a_named_tokenizer_that_is_gone_is_asked_for(tmp_path):
+    out = with_a_named_tokenizer(tmp_path, "int8")
+    (tmp_path / "words").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"the tokenizer .* is not at .*words any more"):
+        reopen(Manifest.read(out), None)
 
 
 @pytest.fixture
