@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from device_harness.errors import DeviceError
+from device_harness.memory import meminfo
 from device_harness.onnx_adapter import read_adapter
 from device_harness.session import (
     NO_DRAFTS,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     and a memory in the one that replaces it, which copies it first."""
 
 GENERATE, DRAFT, VERIFY = "model.onnx", "draft.onnx", "verify.onnx"
+WEIGHTS = "model.onnx.data"
+LOADED = 1.6
+"""Bytes that a loaded graph takes for each byte of weights: 1.4 were measured at 4.8 GB of int4."""
 ADAPTER = ".onnx_adapter"  # how the name of an adapter's file ends
 # How the names of states begin: of caches, recent tokens and memories.
 _STATES = ("past_key_values.", "past.")
@@ -47,6 +51,9 @@ class OnnxSession(HostSession):
 
     What they hold is never reset: attention reads no cache row after its position, and a graph
     ignores recent tokens and memories where a text begins.
+
+    Each graph that is loaded holds all weights. Where the memory has no room for one more, those
+    that are loaded are released, and loaded again when they are needed: a text goes on as it was.
 
     Args:
         folder: the artifact.
@@ -80,6 +87,9 @@ class OnnxSession(HostSession):
         without = "" if self._has_kleidiai else ", without KleidiAI"
         self.runtime = f"onnxruntime {version} (CPU, {self._threads} threads{without})"
         self.has_all_positions = (folder / VERIFY).is_file()
+        weights = folder / WEIGHTS
+        self._weight_bytes = weights.stat().st_size if weights.is_file() else 0
+        self._width: int | None = None
         self._graph = GENERATE
         self._generator: onnxruntime.InferenceSession | None = None
         self._verifier: onnxruntime.InferenceSession | None = None
@@ -122,12 +132,20 @@ class OnnxSession(HostSession):
         """Loads the graph that generates and makes its states; `extend` does it when needed."""
         self._require_open()
         if self._generator is None:
+            self._make_room()
             self._generator = self._open(self._graph)
+            self._width = _vocab_size(self._generator)
             used = self._generator.get_providers()
             self.processor = ", ".join(name.removesuffix("ExecutionProvider") for name in used)
-            self._states = self._make_states(self._generator)
+            self._states = self._states or self._make_states(self._generator)
             if self._adapter is not None and not self._given:
                 self._given = read_adapter(self._adapter, self._generator)
+
+    def _make_room(self) -> None:
+        """Releases the graphs that are loaded, where another does not fit beside them."""
+        available = meminfo("MemAvailable")
+        if available is not None and available < self._weight_bytes * LOADED:
+            self._generator = self._verifier = None
 
     def _make_states(self, generator: onnxruntime.InferenceSession) -> States:
         import onnxruntime
@@ -145,9 +163,10 @@ class OnnxSession(HostSession):
     @property
     def vocab_size(self) -> int:
         """Width of the logits."""
-        self.load()
-        assert self._generator is not None
-        return _vocab_size(self._generator)
+        if self._width is None:
+            self.load()
+        assert self._width is not None
+        return self._width
 
     def use_drafts(self, wanted: bool) -> None:
         """Makes `extend` run the graph of `extend_draft`, or again the one without drafts."""
@@ -156,7 +175,7 @@ class OnnxSession(HostSession):
         if not (self._folder / graph).is_file():
             raise DeviceError(NO_DRAFTS)
         if self._graph != graph:
-            self._graph, self._generator = graph, None
+            self._graph, self._generator, self._states = graph, None, {}
 
     def extend(self, tokens: Tokens) -> Logits:
         """Appends tokens and returns the last one's logits, ``float32[vocab]``."""
@@ -221,6 +240,7 @@ class OnnxSession(HostSession):
         if not self.has_all_positions:
             return self._token_by_token(tokens)
         if self._verifier is None:
+            self._make_room()
             self._verifier = self._open(VERIFY)
             if self._adapter is not None and not self._given:
                 self._given = read_adapter(self._adapter, self._verifier)
@@ -235,6 +255,7 @@ class OnnxSession(HostSession):
         from device_harness.onnx_finite import first_not_finite
 
         graph, feeds = self._whole(tokens)
+        self._make_room()
         found: str | None = self._call(lambda: first_not_finite(graph, feeds, self._open_bytes))
         return found
 
@@ -250,6 +271,7 @@ class OnnxSession(HostSession):
             return called
         whole = [self._whole(tokens) for tokens in texts]
         feeds = [given for _, given in whole]
+        self._make_room()
         found: list[Shown] = self._call(
             lambda: shown_values(whole[0][0], feeds, names, self._open_bytes)
         )
@@ -262,6 +284,7 @@ class OnnxSession(HostSession):
         from device_harness.onnx_values import showing
 
         graph, shown = showing(self._folder / GENERATE, names, alone=False)
+        self._make_room()
         session = self._open_bytes(graph)
         self._apart = self._apart or self._make_states(session)
         texts_shown = []

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from device_harness.child_process import python_command, python_environment
 from device_harness.devices.device import Condition, Core, Facts, Place, Reachable
 from device_harness.errors import DeviceError
+from device_harness.memory import meminfo
 from exporters.manifest import Manifest
 from quant.processors import processor_name
 
@@ -118,7 +119,7 @@ class HostDevice(Place):
             system=f"{platform.system()} {platform.release()}",
             processor=processor_name(),
             cores=tuple(_cores()),
-            memory_bytes=_meminfo("MemTotal"),
+            memory_bytes=meminfo("MemTotal"),
         )
 
     def condition(self) -> Condition:
@@ -129,7 +130,7 @@ class HostDevice(Place):
             governors=_each_core("cpufreq/scaling_governor"),
             clocks=_hertz("cpufreq/scaling_cur_freq"),
             clock_limits=_hertz("cpufreq/scaling_max_freq"),
-            available_bytes=_meminfo("MemAvailable"),
+            available_bytes=meminfo("MemAvailable"),
         )
 
     def start(self, folder: Path, manifest: Manifest, arguments: Sequence[str]) -> ProcessChannel:
@@ -169,12 +170,3 @@ def _temperatures() -> dict[str, float]:
             name = (zone / "type").read_text().strip()
             found[f"{zone.name} {name}"] = int((zone / "temp").read_text()) / 1000
     return found
-
-
-def _meminfo(name: str) -> int | None:
-    """A line of ``/proc/meminfo``, in bytes."""
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    return None

@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 
+from device_harness import onnx_session
 from device_harness.errors import DeviceError
 from device_harness.onnx_session import OnnxSession
 from device_harness.registry import RUNTIMES, open_session
@@ -61,6 +62,32 @@ def test_logits_leave_the_running_text_alone(session):
     every = session.logits(TOKENS[30:60])
     assert every.shape == (30, 512) and every.dtype == np.float32
     assert (session.extend(TOKENS[10:11]) == wanted).all()
+
+
+def test_graphs_that_do_not_fit_together_are_loaded_one_at_a_time(artifact, session, monkeypatch):
+    session.reset()
+    session.extend(TOKENS[:10])
+    wanted = session.extend(TOKENS[10:30]), session.extend(TOKENS[30:31])
+    whole, (shown,) = session.logits(TOKENS[:40]), session.values([TOKENS[:40]], ["logits"])
+    with OnnxSession(artifact, 64, 1) as small:
+        monkeypatch.setattr(onnx_session, "meminfo", lambda name: 1000)
+        small.extend(TOKENS[:10])
+        assert (small.extend(TOKENS[10:30]) == wanted[0]).all()
+        assert (small.logits(TOKENS[:40]) == whole).all()
+        assert loaded(small) == ["_verifier"]
+        (found,) = small.values([TOKENS[:40]], ["logits"])
+        assert all((a == b).all() for a, b in zip(found["logits"], shown["logits"], strict=True))
+        assert loaded(small) == []
+        # The text goes on where it was.
+        assert (small.extend(TOKENS[30:31]) == wanted[1]).all()
+        assert loaded(small) == ["_generator"]
+        monkeypatch.setattr(onnx_session, "meminfo", lambda name: 1 << 40)
+        small.logits(TOKENS[:40])
+        assert loaded(small) == ["_generator", "_verifier"]
+
+
+def loaded(session):
+    return [name for name in ("_generator", "_verifier") if getattr(session, name) is not None]
 
 
 def test_the_context_is_used_to_its_last_position_and_not_beyond(session):
