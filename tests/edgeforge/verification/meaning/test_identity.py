@@ -10,7 +10,7 @@ from edgeforge.verification.meaning.identity import hold_identity
 
 def checked(tmp_path, recorded, in_files):
     """The verdicts of ``eos`` and ``pad`` for a model whose template adds the end 9 to 2."""
-    checkpoint = SimpleNamespace(tokenizer_files={})
+    checkpoint = SimpleNamespace(tokenizer_files={}, named_tokenizer="")
     spec = SimpleNamespace(bos=1, eos=(2,), pad=None)
     model = SimpleNamespace(checkpoint=checkpoint, spec=spec, eos=(2, 9))
     manifest = SimpleNamespace(model=SimpleNamespace(bos=1, eos=recorded), context=8)
