@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -50,6 +51,19 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root / "artifact"
 
 
+def _free_port() -> int:
+    """A port that nobody listens on, and that the system gives no connection as its own end.
+
+    A client that connects to a port from which the system also takes the client's own reaches
+    itself now and then, where no server listens yet, and reads what it wrote.
+    """
+    while True:
+        port = random.SystemRandom().randrange(15_000, 30_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+
+
 @pytest.fixture
 def adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Answer]]:
     """The adb that adbutils carries, with a server, a port and a home of this test's own.
@@ -58,9 +72,7 @@ def adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     """
     import adbutils
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(_free_port())
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", port)
