@@ -163,6 +163,7 @@ class OnnxSession(HostSession):
     @property
     def vocab_size(self) -> int:
         """Width of the logits."""
+        self._require_open()
         if self._width is None:
             self.load()
         assert self._width is not None
