@@ -112,6 +112,7 @@ class OnnxSession(HostSession):
         """Opens a graph in memory whose weights are in the artifact's weight file."""
         import onnxruntime
 
+        self._make_room()
         options, place = self._options(), "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(place, str(self._folder))
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -119,6 +120,7 @@ class OnnxSession(HostSession):
     def _open(self, name: str) -> onnxruntime.InferenceSession:
         import onnxruntime
 
+        self._make_room()
         options = self._options()
         path = self._folder / name
         try:
@@ -132,7 +134,6 @@ class OnnxSession(HostSession):
         """Loads the graph that generates and makes its states; `extend` does it when needed."""
         self._require_open()
         if self._generator is None:
-            self._make_room()
             self._generator = self._open(self._graph)
             self._width = _vocab_size(self._generator)
             used = self._generator.get_providers()
@@ -241,7 +242,6 @@ class OnnxSession(HostSession):
         if not self.has_all_positions:
             return self._token_by_token(tokens)
         if self._verifier is None:
-            self._make_room()
             self._verifier = self._open(VERIFY)
             if self._adapter is not None and not self._given:
                 self._given = read_adapter(self._adapter, self._verifier)
@@ -256,7 +256,6 @@ class OnnxSession(HostSession):
         from device_harness.onnx_finite import first_not_finite
 
         graph, feeds = self._whole(tokens)
-        self._make_room()
         found: str | None = self._call(lambda: first_not_finite(graph, feeds, self._open_bytes))
         return found
 
@@ -272,7 +271,6 @@ class OnnxSession(HostSession):
             return called
         whole = [self._whole(tokens) for tokens in texts]
         feeds = [given for _, given in whole]
-        self._make_room()
         found: list[Shown] = self._call(
             lambda: shown_values(whole[0][0], feeds, names, self._open_bytes)
         )
@@ -285,7 +283,6 @@ class OnnxSession(HostSession):
         from device_harness.onnx_values import showing
 
         graph, shown = showing(self._folder / GENERATE, names, alone=False)
-        self._make_room()
         session = self._open_bytes(graph)
         self._apart = self._apart or self._make_states(session)
         texts_shown = []
