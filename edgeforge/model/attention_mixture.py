@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from typing import Final
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgeforge.families.spec import LayerSpec, ModelSpec
+from edgeforge.model.cached_attention import CachedAttention
 from edgeforge.model.parts import Projection, StackedExperts, Weights, routed
-from quant.program import expert_ops, ops, state_ops, token_ops
+from quant.program import expert_ops, ops, token_ops
 
 HEAD_PARTS: Final = ("q_proj", "o_proj")
 """The names of an attention expert's matrices."""
 
 
-class AttentionMixture(nn.Module):
+class AttentionMixture(CachedAttention):
     """Attention whose query heads are experts, with a key/value cache.
 
     ``float[1, t, hidden], int64[1] -> float[1, t, hidden]``; the caches are
@@ -29,18 +29,12 @@ class AttentionMixture(nn.Module):
     """
 
     def __init__(self, spec: ModelSpec, layer: LayerSpec, at: str, context: int) -> None:
-        super().__init__()
-        self.spec, self.layer = spec, layer
+        super().__init__(spec, layer, context)
         self.router = Projection(spec, f"{at}.router")
         self.k_proj = Projection(spec, f"{at}.k_proj")
         self.v_proj = Projection(spec, f"{at}.v_proj")
         self.experts = StackedExperts(spec, f"{at}.experts", layer.attention_experts, HEAD_PARTS)
         self.output = Weights(spec, f"{at}.output")
-        cache = torch.zeros(1, layer.num_kv_heads, context, spec.head_dim, device="meta")
-        self.register_buffer("k_cache", cache)
-        self.register_buffer("v_cache", torch.zeros_like(cache))
-        # A window as wide as the context masks nothing, so the program can do without it.
-        self.window = layer.window if layer.window < context else 0
 
     def forward(self, x: Tensor, tables: tuple[Tensor, ...], position: Tensor) -> Tensor:
         """Attends from each token to itself and to the tokens before it."""
@@ -54,16 +48,6 @@ class AttentionMixture(nn.Module):
         if layer.rope is not None:
             cos, sin = tables[2 * layer.rope : 2 * layer.rope + 2]
             q, k = (ops.rope(each, cos, sin, position) for each in (q, k))
-        mixed = state_ops.attention(
-            q,
-            k,
-            v,
-            self.k_cache,
-            self.v_cache,
-            position,
-            self.window,
-            spec.scale,
-            spec.attention_softcap,
-        )
+        mixed = self.attend(q, k, v, position)
         made: Tensor = expert_ops.expert_outputs(mixed, weights, matrices("o_proj"), chosen, heads)
         return made if self.output.bias is None else token_ops.bias(made, self.output.bias)

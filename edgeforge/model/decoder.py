@@ -17,18 +17,19 @@ from torch import Tensor, nn
 
 from edgeforge.families.spec import LayerSpec, Mixer, ModelSpec
 from edgeforge.model.attention_mixture import AttentionMixture
+from edgeforge.model.cached_attention import CachedAttention
 from edgeforge.model.delta_net import DeltaNet
 from edgeforge.model.mamba import Mamba
 from edgeforge.model.parts import Norm, Projection, StackedExperts, Weights, routed
 from edgeforge.model.rwkv import ChannelMix, TimeMix
 from edgeforge.model.short_convolution import ShortConvolution
-from quant.program import expert_ops, ops, state_ops, token_ops
+from quant.program import expert_ops, ops, token_ops
 
 EXPERT_PARTS: Final = ("gate_up_proj", "down_proj")
 """The names of an expert's matrices."""
 
 
-class Attention(nn.Module):
+class Attention(CachedAttention):
     """Grouped-query self-attention with a key/value cache.
 
     ``float[1, t, hidden], int64[1] -> float[1, t, hidden]``; the caches are
@@ -36,8 +37,7 @@ class Attention(nn.Module):
     """
 
     def __init__(self, spec: ModelSpec, layer: LayerSpec, at: str, context: int) -> None:
-        super().__init__()
-        self.spec, self.layer = spec, layer
+        super().__init__(spec, layer, context)
         self.qk_proj = Projection(spec, f"{at}.qk_proj")
         self.v_proj = Projection(spec, f"{at}.v_proj")
         self.q_norm = Weights(spec, f"{at}.q_norm")
@@ -46,11 +46,6 @@ class Attention(nn.Module):
         self.o_proj = Projection(spec, f"{at}.o_proj")
         scale = self.q_norm.weight
         self.whole_norm = scale is not None and scale.shape[0] != spec.head_dim
-        cache = torch.zeros(1, layer.num_kv_heads, context, spec.head_dim, device="meta")
-        self.register_buffer("k_cache", cache)
-        self.register_buffer("v_cache", torch.zeros_like(cache))
-        # A window as wide as the context masks nothing, so the program can do without it.
-        self.window = layer.window if layer.window < context else 0
 
     def forward(self, x: Tensor, tables: tuple[Tensor, ...], position: Tensor) -> Tensor:
         """Attends from each token to itself and to the tokens before it."""
@@ -66,17 +61,7 @@ class Attention(nn.Module):
             own = layer.rope if layer.query_rope is None else layer.query_rope
             q = ops.rope(q, tables[2 * own], tables[2 * own + 1], position)
             k = ops.rope(k, tables[2 * layer.rope], tables[2 * layer.rope + 1], position)
-        mixed = state_ops.attention(
-            q,
-            k,
-            v,
-            self.k_cache,
-            self.v_cache,
-            position,
-            self.window,
-            spec.scale,
-            spec.attention_softcap,
-        )
+        mixed = self.attend(q, k, v, position)
         if self.gate_proj.weight is not None:
             mixed = mixed * F.sigmoid(self.gate_proj(x))
         out: Tensor = self.o_proj(mixed)
